@@ -1,0 +1,64 @@
+"""A Hydra sweeper for unions of grids: the presets of conf/sweep, multiplied by what the command line varies.
+
+Hydra's own sweeper makes one Cartesian product. This one runs the entries of `sweep.grids` one after the other,
+names every job before it runs any, keeps those that `only` asks for, and hands all results to the task.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from latentwire.harness import app
+from latentwire.harness.grids import Job, expand, keep, print_jobs, variants
+
+
+@dataclass
+class GridUnionSweeperConf:
+    """How many jobs are handed to the launcher at a time; with a parallel launcher set it to null (all)."""
+
+    _target_: str = "hydra_plugins.grid_union_sweeper.GridUnionSweeper"
+    max_batch_size: int | None = 1
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="grid_union", node=GridUnionSweeperConf, provider="latentwire"
+)
+
+
+class GridUnionSweeper(BasicSweeper):
+    """Runs a union of grids; without a preset, the one grid of the command line."""
+
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        """Run every job and return what they returned, in order."""
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        jobs = [self._compose(job) for job in expand(self.config.sweep.grids, parser.parse_overrides(arguments))]
+        jobs = [
+            self._compose([*job.overrides, f"variant='{variant}'"]) if variant else job
+            for job, variant in zip(jobs, variants(jobs), strict=True)
+        ]
+        jobs = keep(jobs, self.config.only)
+        if self.config.task == "list":
+            print_jobs(jobs)
+            return []
+        size = self.max_batch_size or len(jobs)
+        returns: list[Any] = []
+        for start in range(0, len(jobs), size):
+            batch = jobs[start : start + size]
+            app.position = (start + 1, len(jobs)) if len(batch) == 1 else None
+            for job in self.launcher.launch([job.overrides for job in batch], initial_job_idx=start):
+                returns.append(job.return_value)  # raises what the job raised
+        app.finish(self.config, returns)
+        return returns
+
+    def _compose(self, overrides: Sequence[str]) -> Job:
+        assert self.config is not None
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        return Job(list(overrides), loader.load_sweep_config(self.config, list(overrides)))

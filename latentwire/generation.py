@@ -1,0 +1,229 @@
+"""Batched greedy decoding from embeddings over a shared prefix.
+
+Row i of a batch is laid out as [padding][prefix][its own prompt][what it generates]: the prefix's keys and
+values, computed once, are copied to where each row needs them, and the padding stands at the far left as in
+transformers' own generate. So positions have no gaps, also for models that attend within a sliding window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from latentwire.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A shared beginning of all prompts: its length and its keys and values, (1, H, P, d) for each layer."""
+
+    length: int
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the LM answered to one prompt."""
+
+    token_ids: tuple[int, ...]  # without the end token; a token that brings the newline is still there
+    text: str  # up to the first newline, stripped
+    cut_off: bool  # max_new_tokens came before a newline or an end token
+
+
+@torch.no_grad()
+def encode_prefix(lm: LanguageModel, token_ids: Tensor) -> Prefix:
+    """Run the shared prefix through the model once: (P,) token ids -> keys and values."""
+    if len(token_ids) == 0:
+        return Prefix(0, ())
+    cache = DynamicCache()
+    lm.model(input_ids=token_ids[None].to(lm.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return Prefix(len(token_ids), tuple((layer.keys, layer.values) for layer in cache.layers))
+
+
+def plan_batches(lengths: list[int], prefix_length: int, max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
+    """Group prompts of similar length, longest first, so that no batch has more than `batch_tokens` positions.
+
+    The plan depends on the lengths alone: the same examples are decoded in the same batches by every
+    configuration and whatever the number of processes. A prompt too long for the budget gets a batch of its own.
+
+    Returns:
+        Indices into `lengths`, batch by batch.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches:
+            longest = lengths[batches[-1][0]] + prefix_length + max_new_tokens
+            if (len(batches[-1]) + 1) * longest <= batch_tokens:
+                batches[-1].append(index)
+                continue
+        batches.append([index])
+    return batches
+
+
+class Decoder:
+    """Decodes greedily until a newline, an end token or max_new_tokens.
+
+    Batches of bit-identical embeddings are decoded once and remembered: on real text every anchor_offset is
+    the baseline.
+
+    Args:
+        lm: The frozen model.
+        prefix: What every prompt begins with.
+        max_new_tokens: At most this many tokens are generated.
+    """
+
+    def __init__(self, lm: LanguageModel, prefix: Prefix, max_new_tokens: int) -> None:
+        self.lm, self.prefix, self.max_new_tokens = lm, prefix, max_new_tokens
+        ends = lm.model.generation_config.eos_token_id
+        self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
+        self._known: dict[bytes, list[Generated]] = {}
+
+    def decode(self, prompts: list[Tensor]) -> tuple[list[Generated], bool]:
+        """Decode one batch of prompts, each (T_i, D) in the model's dtype.
+
+        Returns:
+            What each prompt generated, and whether it had been decoded before.
+        """
+        key = _digest(prompts)
+        if key in self._known:
+            return self._known[key], True
+        self._known[key] = self._generate(prompts)
+        return self._known[key], False
+
+    @torch.no_grad()
+    def _generate(self, prompts: list[Tensor]) -> list[Generated]:
+        rows = _Rows(self.lm, self.prefix, prompts, self.max_new_tokens)
+        token_ids: list[list[int]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        running = list(range(len(prompts)))
+        logits = rows.prefill()  # (B, V)
+        for step in range(self.max_new_tokens):
+            chosen = logits.argmax(dim=-1)  # (rows still running,)
+            going_on = []
+            for place, (row, token) in enumerate(zip(running, chosen.tolist(), strict=True)):
+                if token not in self.end_ids:
+                    token_ids[row].append(token)
+                ended[row] = token in self.end_ids or "\n" in self._text(token_ids[row])
+                if not ended[row]:
+                    going_on.append(place)
+            if not going_on or step == self.max_new_tokens - 1:
+                break
+            if len(going_on) < len(running):
+                rows.keep(going_on)
+                running = [running[place] for place in going_on]
+                chosen = chosen[going_on]
+            logits = rows.step(chosen)
+        return [
+            Generated(tuple(ids), self._text(ids).split("\n")[0].strip(), cut_off=not done)
+            for ids, done in zip(token_ids, ended, strict=True)
+        ]
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.lm.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+class _Rows:
+    """The running rows of a batch: cache, mask and positions, all sized once for the whole generation."""
+
+    def __init__(self, lm: LanguageModel, prefix: Prefix, prompts: list[Tensor], max_new_tokens: int) -> None:
+        self.lm = lm
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=lm.device)  # (B,)
+        self.own = int(lengths.max())  # columns of the prompts themselves, S
+        self.padding = self.own - lengths  # (B,)
+        self.total = prefix.length + lengths  # (B,) positions used so far
+        self.embeds = torch.zeros(len(prompts), self.own, prompts[0].shape[-1], dtype=lm.dtype, device=lm.device)
+        for row, prompt in enumerate(prompts):
+            self.embeds[row, self.own - len(prompt) :] = prompt
+        width = prefix.length + self.own
+        columns = torch.arange(width, device=lm.device)
+        self.mask = (columns >= self.padding[:, None]).long()  # (B, P + S)
+        layers = [_RowLayer(k, v, self.padding.tolist(), self.own, max_new_tokens) for k, v in prefix.layers]
+        self.cache = Cache(layers=layers) if layers else DynamicCache()
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; return the logits of the last position of each, (B, V)."""
+        own_columns = torch.arange(self.own, device=self.lm.device)
+        positions = (own_columns + (self.mask.shape[1] - self.own) - self.padding[:, None]).clamp_min(0)
+        return self._forward(positions, inputs_embeds=self.embeds)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token to each row, (B,) ids; return the next logits, (B, V)."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        positions = self.total[:, None]
+        self.total = self.total + 1
+        return self._forward(positions, input_ids=tokens[:, None])
+
+    def keep(self, rows: list[int]) -> None:
+        """Let the other rows go."""
+        index = torch.tensor(rows, device=self.lm.device)
+        self.mask, self.total = self.mask[index], self.total[index]
+        self.cache.batch_select_indices(index)
+
+    def _forward(self, positions: Tensor, **inputs: Tensor) -> Tensor:
+        return self.lm.model(
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **inputs,
+        ).logits[:, -1]
+
+
+class _RowLayer(DynamicLayer):
+    """Keys and values of one layer in a buffer as long as the rows can become; nothing is copied to grow.
+
+    The first update brings the prompts' own columns. In rows shorter than the longest, these begin with
+    padding, and the prefix ends where it begins: there the prefix's values stay.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, padding: list[int], own: int, room: int) -> None:
+        super().__init__()
+        self.dtype, self.device = keys.dtype, keys.device
+        _, heads, self.used, _ = keys.shape
+        self._buffers = [
+            prefix.new_zeros(len(padding), heads, self.used + own + room, prefix.shape[-1]) for prefix in (keys, values)
+        ]
+        for row, pad in enumerate(padding):
+            for buffer, prefix in zip(self._buffers, (keys, values), strict=True):
+                buffer[row, :, pad : pad + self.used] = prefix[0]
+        columns = torch.arange(own, device=self.device)
+        padded = torch.tensor(padding, device=self.device)
+        self._not_own = (columns < padded[:, None])[:, None, :, None] if any(padding) else None  # (B, 1, S, 1)
+        self._show()
+        self.is_initialized = True
+
+    def _show(self) -> None:
+        self.keys, self.values = (buffer[:, :, : self.used] for buffer in self._buffers)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Write new columns in place and return all columns used so far."""
+        end = self.used + key_states.shape[-2]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            place = buffer[:, :, self.used : end]
+            place.copy_(new if self._not_own is None else torch.where(self._not_own, place, new))
+        self._not_own = None
+        self.used = end
+        self._show()
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self._show()
+
+
+def _digest(prompts: list[Tensor]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for prompt in prompts:
+        digest.update(str(tuple(prompt.shape)).encode())
+        digest.update(prompt.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.digest()
+

@@ -1,0 +1,1 @@
+"""What every job stands on; knows nothing of transforms or density."""

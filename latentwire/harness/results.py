@@ -1,0 +1,211 @@
+"""Results as JSON files, keyed by a hash of what produced them; written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from latentwire.harness.errors import UserError
+
+Result = dict[str, Any]
+
+
+class ResultWriteError(UserError):
+    """The output folder cannot be written; going on would lose what is computed next."""
+
+
+class DamagedResultError(UserError):
+    """A result file that cannot be read; it is left as it is."""
+
+
+def config_hash(identity: Any) -> str:
+    """Return the sha256 of a plain structure (dicts, lists, numbers, strings), 16 hexadecimal digits."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResultWriteError(
+            f"{path} cannot be written ({error.strerror or error}): free some space or choose another folder "
+            "with out=FOLDER, then run the same command again; finished configurations are kept"
+        ) from error
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all: temporary file beside it, fsync, rename.
+
+    Raises:
+        ResultWriteError: The folder is not writable, or the disk is full.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; NaN and infinity are refused, being no JSON."""
+    write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_text_atomically(path, "".join(lines))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        DamagedResultError: It is not JSON; says where, and what to do.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DamagedResultError(
+            f"{path} is not readable as JSON ({error}): restore it, or delete it to run that configuration again"
+        ) from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a JSONL file of ours.
+
+    Raises:
+        DamagedResultError: A line is not JSON; says which.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise DamagedResultError(
+                f"{path}, line {number}, is not readable as JSON ({error}): restore the file, or delete it "
+                "to run that configuration again"
+            ) from error
+    return rows
+
+
+class ResultStore:
+    """The folder of a sweep: `<name>.json` with its predictions beside it in `<name>.predictions.jsonl`.
+
+    A result of another configuration under the same name is moved to `replaced/` before it is overwritten,
+    and taken back from there when its configuration is asked for again: nothing finished is lost.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        """Return where the result called `name` lies."""
+        return self.folder / f"{name}.json"
+
+    def predictions_path(self, name: str) -> Path:
+        """Return where the predictions of the result called `name` lie."""
+        return self.folder / f"{name}.predictions.jsonl"
+
+    def finished(self, name: str, key: str) -> Result | None:
+        """Return the finished result of this name and hash, or None.
+
+        Raises:
+            DamagedResultError: There is a file of that name that cannot be read.
+        """
+        for path in (self.path(name), self._replaced(self.path(name), key)):
+            if not path.exists():
+                continue
+            result = read_json(path)
+            if not isinstance(result, dict) or "config_hash" not in result:
+                raise DamagedResultError(
+                    f"{path} is no result of this project (it has no config_hash): "
+                    "move it away, or delete it to run that configuration again"
+                )
+            predictions = path.with_name(f"{path.stem}.predictions.jsonl")
+            if result["config_hash"] != key or result["status"] != "ok" or not predictions.exists():
+                continue
+            if path != self.path(name):
+                self._set_aside(name)
+                with _explained(path):
+                    predictions.replace(self.predictions_path(name))
+                    path.replace(self.path(name))
+            return result
+        return None
+
+    def save(self, name: str, result: Result, predictions: Iterable[dict[str, Any]] | None) -> None:
+        """Write the predictions, then the result: a result that is there is complete."""
+        if self.path(name).exists() and not self._is(name, result["config_hash"]):
+            self._set_aside(name)
+        if predictions is not None:
+            write_jsonl(self.predictions_path(name), predictions)
+        write_json(self.path(name), result)
+
+    def sweep_up(self) -> None:
+        """Remove temporary files that a killed run left in the folder."""
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def _is(self, name: str, key: str) -> bool:
+        try:
+            return bool(read_json(self.path(name)).get("config_hash") == key)
+        except DamagedResultError:
+            return False
+
+    def _set_aside(self, name: str) -> None:
+        """Move a finished result of another configuration out of the way."""
+        path = self.path(name)
+        if not path.exists():
+            return
+        try:
+            key = read_json(path).get("config_hash", "unknown")
+        except DamagedResultError:
+            key = "damaged"
+        target = self._replaced(path, key)
+        with _explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if self.predictions_path(name).exists():
+                self.predictions_path(name).replace(target.with_name(f"{target.stem}.predictions.jsonl"))
+            path.replace(target)
+
+    @staticmethod
+    def _replaced(path: Path, key: str) -> Path:
+        return path.parent / "replaced" / f"{path.stem}.{key}.json"
+
+
+def git_commit(folder: Path) -> str | None:
+    """Return the commit checked out in `folder`, with '+' if the tree has changes; None outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments],  # noqa: S607
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=10,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return commit + ("+" if git("status", "--porcelain") else "")

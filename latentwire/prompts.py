@@ -1,0 +1,70 @@
+"""Few-shot completion prompts as token ids, with the source span marked.
+
+    Context: <passage>\nQuestion: <question>\nAnswer: <answer>\n\n      (once for each shot)
+    Context: [passage]\nQuestion: [question]\nAnswer:                   (the example; [...] is the source span)
+
+The shots are the same real tokens for every example, so their key/value cache can be shared. Only the source
+span stands for what an encoder would produce: sources and transforms act on it alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from latentwire.data import Example
+
+FORMAT = 1  # goes into the hash of every result; raise it whenever a prompt changes
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An example as tokens, without the shots."""
+
+    example: Example
+    token_ids: torch.Tensor  # (T,) int64
+    source_mask: torch.Tensor  # (T,) bool, true on the source span
+
+
+class PromptWriter:
+    """Writes prompts as token ids of one tokenizer.
+
+    The pieces are tokenized apart, so that the span's tokens are the same ones whatever surrounds them.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def shots(self, examples: list[Example]) -> torch.Tensor:
+        """Return the shared prefix, begun as the tokenizer begins a text (BOS or nothing): (P,) int64."""
+        beginning = list(self.tokenizer("")["input_ids"])
+        ids = [i for i in beginning if i == self.tokenizer.bos_token_id][:1]
+        for example in examples:
+            tokens, _ = self._pieces(example)
+            ids += tokens + self._ids(f" {example.answers[0]}\n\n")
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def prompt(self, example: Example) -> Prompt:
+        """Return an example's own tokens and which of them are the source span."""
+        ids, mask = self._pieces(example)
+        return Prompt(example, torch.tensor(ids), torch.tensor(mask))
+
+    def _pieces(self, example: Example) -> tuple[list[int], list[bool]]:
+        ids: list[int] = []
+        mask: list[bool] = []
+        for text, is_source in (
+            ("Context:", False),
+            (f" {example.context}", True),
+            ("\nQuestion:", False),
+            (f" {example.question}", True),
+            ("\nAnswer:", False),
+        ):
+            tokens = self._ids(text)
+            ids += tokens
+            mask += [is_source] * len(tokens)
+        return ids, mask

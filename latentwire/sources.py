@@ -1,0 +1,130 @@
+"""What stands in for an encoder: real token embeddings, or a known distortion of them, (T, D) -> (T, D).
+
+A source distorts the source span alone. What all examples share (a rotation, an offset) is drawn when the
+source is built; what differs between them is drawn from the generator passed with each example.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentwire.harness.errors import UserError
+from latentwire.transforms import check_dials
+from latentwire.vocabulary import Vocabulary, rms
+
+
+class Text:
+    """Real token embeddings as they are."""
+
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator) -> None:
+        self.vocabulary = vocabulary
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Distort the embeddings of one example, (T, D) -> (T, D), keeping dtype and device."""
+        return self.distort(x.float(), generator).to(x.dtype)
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x, float32."""
+        return x
+
+
+class Scaled(Text):
+    """Every embedding times factor; an adapter that ends in a LayerNorm is about 117 times too long."""
+
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, factor: float) -> None:
+        super().__init__(vocabulary, generator)
+        _require(factor > 0 and math.isfinite(factor), "factor", factor, "must be above 0")
+        self.factor = factor
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """factor x."""
+        return self.factor * x
+
+
+class Noisy(Text):
+    """White Gaussian noise on each token at snr_db decibels below its own power."""
+
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, snr_db: float) -> None:
+        super().__init__(vocabulary, generator)
+        _require(math.isfinite(snr_db), "snr_db", snr_db, "must be a finite number of decibels")
+        self.relative = 10 ** (-snr_db / 20)
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x + rms(x) 10^(-snr_db / 20) z with z standard normal."""
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        return x + self.relative * rms(x)[..., None] * noise
+
+
+class Shifted(Text):
+    """A constant vector added to every token, offset times the mean token norm long, its direction random."""
+
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, offset: float) -> None:
+        super().__init__(vocabulary, generator)
+        _require(offset >= 0 and math.isfinite(offset), "offset", offset, "must be 0 or more mean token norms")
+        direction = torch.randn(vocabulary.width, generator=generator)
+        self.shift = offset * vocabulary.mean_norm.cpu() * direction / direction.norm()  # (D,)
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x + offset."""
+        return x + self.shift.to(x)
+
+
+class Rotated(Text):
+    """Every token turned by the same random orthogonal matrix; lengths and angles stay."""
+
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator) -> None:
+        super().__init__(vocabulary, generator)
+        gaussian = torch.randn(vocabulary.width, vocabulary.width, generator=generator, dtype=torch.float64)
+        q, r = torch.linalg.qr(gaussian)
+        # With R's diagonal made positive, Q is uniform over the orthogonal group (Mezzadri 2007).
+        self.rotation = (q * r.diagonal().sign()).float()  # (D, D)
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Q x, row by row."""
+        return x @ self.rotation.to(x)
+
+
+class Mixed(Text):
+    """Each token mixed with a random one: rate parts of that, 1 - rate of its own."""
+
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, rate: float) -> None:
+        super().__init__(vocabulary, generator)
+        _require(0 <= rate <= 1, "rate", rate, "is the share of the random token, between 0 and 1")
+        self.rate = rate
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """(1 - rate) x + rate e with e the embedding of a random token."""
+        ids = torch.randint(self.vocabulary.size, x.shape[:-1], generator=generator)
+        others = self.vocabulary.embeddings[ids.to(self.vocabulary.embeddings.device)].to(x)
+        return (1 - self.rate) * x + self.rate * others
+
+
+SOURCES: dict[str, type[Text]] = {
+    "text": Text,
+    "scaled": Scaled,
+    "noisy": Noisy,
+    "shifted": Shifted,
+    "rotated": Rotated,
+    "mixed": Mixed,
+}
+
+
+def build_source(name: str, dials: dict[str, Any], vocabulary: Vocabulary, generator: torch.Generator) -> Text:
+    """Build a source.
+
+    Raises:
+        UserError: An unknown name, a dial it does not have or lacks, or a dial out of range.
+    """
+    if name not in SOURCES:
+        raise UserError(f"embed_source={name}: unknown; use one of {', '.join(SOURCES)}")
+    check_dials(name, dials, SOURCES[name])
+    return SOURCES[name](vocabulary, generator, **dials)
+
+
+def _require(condition: bool, dial: str, value: float, reason: str) -> None:
+    if not condition:
+        raise UserError(f"{dial}={value}: {reason}")
