@@ -24,9 +24,7 @@ class GridUnionSweeperConf:
     max_batch_size: int | None = 1
 
 
-ConfigStore.instance().store(
-    group="hydra/sweeper", name="grid_union", node=GridUnionSweeperConf, provider="latentwire"
-)
+ConfigStore.instance().store(group="hydra/sweeper", name="grid_union", node=GridUnionSweeperConf, provider="latentwire")
 
 
 class GridUnionSweeper(BasicSweeper):

@@ -82,7 +82,17 @@ def _compare(baseline: Result | None, others: list[Result], scores: dict[str, By
 def _row(result: Result, comparison: Comparison | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         key: result[key]
-        for key in ("name", "experiment", "family", "dials", "f1", "f1_interval", "em", "empty_rate", "identity")
+        for key in (
+            "name",
+            "experiment",
+            "family",
+            "dials",
+            "f1",
+            "f1_interval",
+            "em",
+            "empty_rate",
+            "identity",
+        )
     }
     if result["family"] == "baseline":
         verdict = "baseline"
@@ -146,7 +156,7 @@ def _observations(
     top = {winners[0]["name"], *level} if winners else set()
     for family, (observation, meaning, action) in WINNERS.items():
         members = [row for row in rows if row["family"] == family]
-        first = [row["name"] for row in members if row["name"] in top]
+        first = [row["experiment"] for row in members if row["name"] in top]
         if not members:
             holds = "unknown: not in this sweep"
         elif baseline is None:
@@ -155,7 +165,7 @@ def _observations(
             shared = "" if len(top) == len(first) else f", level with {len(top) - len(first)} of other families"
             holds = f"yes: {first[0]}{shared}"
         elif any(row["verdict"] == "better" for row in members):
-            holds = f"no: better than the baseline, but behind {winners[0]['name']}"
+            holds = f"no: better than the baseline, but behind {winners[0]['experiment']}"
         else:
             holds = "no: not better than the baseline"
         table.append((observation, meaning, action, holds))
@@ -198,10 +208,11 @@ def _verdict(
         }
     first = winners[0]
     dials = " ".join(f"{dial}={value}" for dial, value in first["dials"].items())
-    ties = f", level with {', '.join(level[:4])}{' ...' if len(level) > 4 else ''}" if level else ""
+    tied = [row["experiment"] for row in winners if row["name"] in level]
+    ties = f", level with {', '.join(tied[:4])}{' and more' if len(tied) > 4 else ''}" if tied else ""
     return {
         "winner": first["name"],
-        "verdict": f"{first['name']} is best: F1 {three_digits(first['f1'])} against "
+        "verdict": f"{first['experiment']} is best: F1 {three_digits(first['f1'])} against "
         f"{three_digits(baseline['f1'])}{ties}.",
         "next": f"Integrate embed_transform={first['family']} {dials}".rstrip()
         + (", or the cheapest of those level with it" if level else "")
@@ -242,18 +253,18 @@ def render(summary: dict[str, Any]) -> str:
 
 def _render_group(group: dict[str, Any]) -> list[str]:
     rows = group["ranking"]
-    width = max(len(row["name"]) for row in rows)
+    width = max(len(row["experiment"]) for row in rows)
     lines = ["", f"=== source {group['group']}, {group['num_samples']} examples ===", ""]
     lines.append(f"    {'':{width}}  F1    95% interval  EM    empty   against the baseline")
     for rank, row in enumerate(rows, 1):
         if rank == TOP + 1:
             lines.append("    " + "-" * (width + 60))
         low, high = row["f1_interval"]
-        line = f"{rank:3} {row['name']:{width}}  {three_digits(row['f1']):5} [{three_digits(low):5} {three_digits(high):5}]"
-        line += f"  {three_digits(row['em']):5} {row['empty_rate']:4.0%}    {_against(row)}"
-        lines.append(line)
+        scores = f"{three_digits(row['f1']):5} [{three_digits(low):5} {three_digits(high):5}]"
+        scores += f"  {three_digits(row['em']):5} {row['empty_rate']:4.0%}"
+        lines.append(f"{rank:3} {row['experiment']:{width}}  {scores}    {_against(row)}")
     lines += ["", "Best of each family"]
-    lines += [f"  {row['family']:20} {three_digits(row['f1'])}  {row['name']}" for row in group["best_of_family"]]
+    lines += [f"  {row['family']:20} {three_digits(row['f1'])}  {row['experiment']}" for row in group["best_of_family"]]
     if group["dial_means"]:
         lines += ["", "Mean F1 by dial"]
         for entry in group["dial_means"]:

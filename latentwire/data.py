@@ -100,9 +100,7 @@ def load_data(spec: DataSpec) -> Dataset:
     return Dataset(train=splits[0], validation=splits[-1], left_out=left_out)
 
 
-def choose_examples(
-    data: Dataset, samples: int, shots: int, seed: int
-) -> tuple[list[Example], list[Example]]:
+def choose_examples(data: Dataset, samples: int, shots: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Draw the shots and the examples to score, both by the seed alone.
 
     Shots come from different passages, and no passage of a shot is asked about. A smaller `samples` is a
@@ -125,9 +123,7 @@ def choose_examples(
             break
         shown.setdefault(data.train[index].context, data.train[index])
     if len(shown) < shots:
-        raise UserError(
-            f"shots={shots}: the data have only {len(shown)} passages to take them from; lower shots"
-        )
+        raise UserError(f"shots={shots}: the data have only {len(shown)} passages to take them from; lower shots")
     order = torch.randperm(len(data.validation), generator=generator).tolist()
     askable = [data.validation[index] for index in order if data.validation[index].context not in shown]
     if samples > len(askable):
@@ -181,7 +177,7 @@ def _answer_texts(answers: Any, place: str) -> tuple[str, ...]:
         answers = [answers]
     if answers is None or not isinstance(answers, Sequence):
         raise UserError(f"{place}: answers are missing or no list; expected texts, or SQuAD's text and answer_start")
-    texts = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
+    texts: list[Any] = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"{place}: an answer is empty or no text; mend or remove that row")
     return tuple(dict.fromkeys(texts))

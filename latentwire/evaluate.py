@@ -65,7 +65,12 @@ class Bench:
 
 
 def identity(
-    model: ModelSpec, data: DataSpec, settings: Settings, dtype: torch.dtype, source: Choice, transform: Choice
+    model: ModelSpec,
+    data: DataSpec,
+    settings: Settings,
+    dtype: torch.dtype,
+    source: Choice,
+    transform: Choice,
 ) -> dict[str, Any]:
     """Return everything that decides a result, for its hash."""
     return {
@@ -167,7 +172,13 @@ def _ask_share(
 
 @torch.no_grad()
 def _embed(
-    bench: Bench, prompt: Prompt, distort: Text, repair: Transform, source: Choice, transform: Choice, seed: int
+    bench: Bench,
+    prompt: Prompt,
+    distort: Text,
+    repair: Transform,
+    source: Choice,
+    transform: Choice,
+    seed: int,
 ) -> tuple[Tensor, float]:
     """Return the embeddings of a prompt with its span distorted and repaired, (T, D), and the relative change.
 

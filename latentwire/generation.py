@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,8 @@ def encode_prefix(lm: LanguageModel, token_ids: Tensor) -> Prefix:
         return Prefix(0, ())
     cache = DynamicCache()
     lm.model(input_ids=token_ids[None].to(lm.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return Prefix(len(token_ids), tuple((layer.keys, layer.values) for layer in cache.layers))
+    layers: list[Any] = list(cache.layers)
+    return Prefix(len(token_ids), tuple((layer.keys, layer.values) for layer in layers))
 
 
 def plan_batches(lengths: list[int], prefix_length: int, max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
@@ -142,7 +144,7 @@ class _Rows:
         width = prefix.length + self.own
         columns = torch.arange(width, device=lm.device)
         self.mask = (columns >= self.padding[:, None]).long()  # (B, P + S)
-        layers = [_RowLayer(k, v, self.padding.tolist(), self.own, max_new_tokens) for k, v in prefix.layers]
+        layers: list[Any] = [_RowLayer(k, v, self.padding.tolist(), self.own, max_new_tokens) for k, v in prefix.layers]
         self.cache = Cache(layers=layers) if layers else DynamicCache()
 
     def prefill(self) -> Tensor:
@@ -201,7 +203,9 @@ class _RowLayer(DynamicLayer):
     def _show(self) -> None:
         self.keys, self.values = (buffer[:, :, : self.used] for buffer in self._buffers)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Write new columns in place and return all columns used so far."""
         end = self.used + key_states.shape[-2]
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
@@ -224,6 +228,5 @@ def _digest(prompts: list[Tensor]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for prompt in prompts:
         digest.update(str(tuple(prompt.shape)).encode())
-        digest.update(prompt.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(prompt.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.digest()
-

@@ -46,16 +46,20 @@ def f1_score(prediction: str, references: Iterable[str]) -> float:
     return best
 
 
-def bootstrap_interval(scores: Sequence[float], seed: int, level: float = 0.95) -> Interval:
-    """Return the percentile bootstrap interval of a mean over examples.
+def bootstrap_interval(scores: Sequence[float], seed: int) -> Interval:
+    """Return the 95% percentile bootstrap interval of a mean over examples.
+
+    Where all scores are equal, resampling knows no spread; then Wilson's interval of a proportion stands in. It
+    is conservative: a score in [0, 1] varies at most as much as a coin of the same mean.
 
     Args:
-        scores: One score an example, (N,).
+        scores: One score in [0, 1] an example, (N,).
         seed: Of the resampling.
-        level: Confidence level.
     """
-    means = resampled_means(np.asarray(scores, dtype=np.float64)[None], seed)[0]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    values = np.asarray(scores, dtype=np.float64)
+    if np.ptp(values) == 0:
+        return wilson_interval(float(values.sum()), len(values))
+    low, high = np.quantile(resampled_means(values[None], seed)[0], [0.025, 0.975])
     return float(low), float(high)
 
 

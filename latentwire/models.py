@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
-import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +93,9 @@ class LanguageModel:
     @torch.no_grad()
     def token_embeddings(self) -> torch.Tensor:
         """Return the output of the embedding module for every token it has: (V, D)."""
-        count = self.model.get_input_embeddings().weight.shape[0]
-        return self.embed(torch.arange(count, device=self.device)).clone()
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return self.embed(torch.arange(len(weight), device=self.device)).clone()
 
 
 def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LanguageModel:
@@ -141,9 +143,7 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
         return str(local), {}
     if spec.path.count("/") == 1 and not spec.path.startswith((".", "/", "~")):
         return spec.path, {"revision": spec.revision}
-    raise UserError(
-        f"model.path={spec.path}: no such file or folder, and no ORG/NAME of the hub; check the spelling"
-    )
+    raise UserError(f"model.path={spec.path}: no such file or folder, and no ORG/NAME of the hub; check the spelling")
 
 
 @contextlib.contextmanager
@@ -210,12 +210,19 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _bars_on_terminals_only() -> Iterator[None]:
-    """Keep transformers' own bars and advice out of logs."""
+    """Keep transformers' advice off the screen, and its bars out of logs."""
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    if sys.stderr.isatty():
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+        return
+    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar knows no switch
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
@@ -242,10 +249,11 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
             "transformers does not read from GGUF"
         ) from error
     # The weights are ordinary floats now; with this left in place transformers refuses to save them.
-    model.hf_quantizer = None
+    setattr(model, "hf_quantizer", None)  # noqa: B010 (its type is not declared)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(folder)
+    with _bars_on_terminals_only():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -288,11 +296,5 @@ def _build_tiny(folder: Path) -> None:
         torch.manual_seed(TINY["seed"])
         config = LlamaConfig(vocab_size=tokenizer.get_vocab_size(), bos_token_id=None, eos_token_id=0,
                              **TINY["config"])  # fmt: skip
-        LlamaForCausalLM(config).save_pretrained(folder)
-
-
-def environment_model() -> str | None:
-    """Return MODEL_ID from the environment: a hub repository, a folder or a GGUF file."""
-    return os.environ.get("MODEL_ID") or None
-
-
+        with _bars_on_terminals_only():
+            LlamaForCausalLM(config).save_pretrained(folder)

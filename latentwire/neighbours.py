@@ -47,12 +47,11 @@ class TokenSearch:
         self.searches += 1
         block = max(1, SEARCH_BLOCK // len(self.embeddings))
         ids = [
-            ((rows.float() @ self.embeddings.T) * self.inverse_norms).topk(k, dim=-1).indices
-            for rows in x.split(block)
+            ((rows.float() @ self.embeddings.T) * self.inverse_norms).topk(k, dim=-1).indices for rows in x.split(block)
         ]
         return torch.cat(ids)
 
 
 def _digest(x: Tensor) -> bytes:
     content = x.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return hashlib.blake2b(content, digest_size=16).digest() + str((x.shape, x.dtype)).encode()
+    return hashlib.blake2b(content.tobytes(), digest_size=16).digest() + str((x.shape, x.dtype)).encode()

@@ -39,7 +39,12 @@ from latentwire.harness.results import (
 from latentwire.harness.tracking import Tracker, make_tracker
 from latentwire.models import ModelSpec
 
-IN_SUMMARY_TOO_LONG = ("config", "versions", "traceback", "too_long_ids")  # these stay in the result's own file
+IN_SUMMARY_TOO_LONG = (
+    "config",
+    "versions",
+    "traceback",
+    "too_long_ids",
+)  # these stay in the result's own file
 
 
 def run(cfg: DictConfig) -> Result:
@@ -212,15 +217,18 @@ def _bench(recipe: _Recipe) -> Bench:
 def _tracker_of(name: str, folder: str, group: str, project: str, entity: str | None, tags: tuple[str, ...]) -> Tracker:
     if name == "none":
         return make_tracker(name)
-    return make_tracker(
-        name, folder=Path(folder), group=group, project=project, entity=entity, tags=list(tags)
-    )
+    return make_tracker(name, folder=Path(folder), group=group, project=project, entity=entity, tags=list(tags))
 
 
 def _tracker(cfg: DictConfig) -> Tracker:
     node = cfg.tracker
     return _tracker_of(
-        node.name, cfg.out, cfg.sweep.name, node.get("project", ""), node.get("entity"), tuple(node.get("tags", ()))
+        node.name,
+        cfg.out,
+        cfg.sweep.name,
+        node.get("project", ""),
+        node.get("entity"),
+        tuple(node.get("tags", ())),
     )
 
 

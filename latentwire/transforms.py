@@ -104,7 +104,12 @@ class NearestK(Transform):
 
     def __init__(self, vocabulary: Vocabulary, *, k: int, alpha: float) -> None:
         super().__init__(vocabulary)
-        _require(1 <= k <= vocabulary.size, "k", k, f"must be between 1 and the vocabulary's {vocabulary.size} tokens")
+        _require(
+            1 <= k <= vocabulary.size,
+            "k",
+            k,
+            f"must be between 1 and the vocabulary's {vocabulary.size} tokens",
+        )
         _require(0 <= alpha <= 1, "alpha", alpha, "is the share of the original embedding, between 0 and 1")
         self.k, self.alpha = k, alpha
 
@@ -187,7 +192,12 @@ class RandomInterpolation(Transform):
 
     def __init__(self, vocabulary: Vocabulary, *, k: int) -> None:
         super().__init__(vocabulary)
-        _require(1 <= k <= vocabulary.size, "k", k, f"must be between 1 and the vocabulary's {vocabulary.size} tokens")
+        _require(
+            1 <= k <= vocabulary.size,
+            "k",
+            k,
+            f"must be between 1 and the vocabulary's {vocabulary.size} tokens",
+        )
         self.k = k
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -59,6 +59,7 @@ class Vocabulary:
         points = self.embeddings.cpu().contiguous().numpy()
         kmeans = faiss.Kmeans(self.width, size, niter=20, seed=self.seed, min_points_per_centroid=1)
         kmeans.train(points)
+        assert kmeans.centroids is not None
         codes = torch.from_numpy(kmeans.centroids.copy()).to(self.embeddings.device)
         unit_codes = torch.nn.functional.normalize(codes, dim=-1)
         cosines = [

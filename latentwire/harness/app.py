@@ -87,7 +87,8 @@ def finish(cfg: DictConfig, results: list[Any]) -> None:
 
 def _function(name: str) -> Callable[..., Any]:
     module, function = name.split(":")
-    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+    job: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return job
 
 
 def typed(kind: type[T], values: Any, prefix: str = "") -> T:
@@ -174,7 +175,12 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
         having = [name for name, settings in owners.items() if key in settings]
         if not having:
             continue
-        default = {"embed_transform": "baseline", "embed_source": "text", "data": "short_qa", "task": "evaluate"}
+        default = {
+            "embed_transform": "baseline",
+            "embed_source": "text",
+            "data": "short_qa",
+            "task": "evaluate",
+        }
         chosen = next((a.split("=", 1)[1] for a in arguments if a.startswith(f"{group}=")), default[group])
         dials = ", ".join(owners.get(chosen, [])) or "none"
         return (
@@ -187,9 +193,10 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
 
 def _root_settings(path: Path) -> list[str]:
     """Return the plain settings that a config file puts at the root."""
-    node = OmegaConf.load(path)
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(node, dict)
     internal = {"defaults", "hydra", "task", "variant", "name", "group", "experiment"}
-    return [str(key) for key in node if key not in internal and not OmegaConf.is_config(node._get_node(key))]
+    return [str(key) for key, value in node.items() if key not in internal and not isinstance(value, dict)]
 
 
 def _groups() -> list[str]:

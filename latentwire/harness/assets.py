@@ -92,9 +92,7 @@ def _check_manifest(folder: Path) -> None:
         if not path.is_file():
             raise UserError(f"the cached file {path} is missing: {remedy}")
         if (size := path.stat().st_size) != expected["size"]:
-            raise UserError(
-                f"the cached file {path} is damaged ({size} bytes instead of {expected['size']}): {remedy}"
-            )
+            raise UserError(f"the cached file {path} is damaged ({size} bytes instead of {expected['size']}): {remedy}")
         if file_sha256(path) != expected["sha256"]:
             raise UserError(f"the cached file {path} is damaged (its sha256 differs): {remedy}")
 
@@ -135,7 +133,6 @@ def fetch_from_wheel(requirement: str, sha256: str, member: str, destination: Pa
                 f"{wheel.name} has sha256 {found}, but {sha256} is pinned: what the package index sent is not "
                 "the file this project was tested with; check pip's index, or mend the pin if you trust it"
             )
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
-            with destination.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked)
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, destination.open("wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
         say(f"fetched {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB), sha256 as pinned")

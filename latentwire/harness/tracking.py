@@ -44,9 +44,7 @@ class WandbTracker:
     def log_result(self, result: dict[str, Any]) -> None:
         """Report one finished configuration: its resolved config, its scores and their intervals."""
         scores = {
-            key: value
-            for key, value in result.items()
-            if isinstance(value, int | float) or key.endswith("_interval")
+            key: value for key, value in result.items() if isinstance(value, int | float) or key.endswith("_interval")
         }
         self._run(
             name=result["name"],
@@ -92,7 +90,7 @@ class WandbTracker:
             ) as run:
                 run.summary.update(summary)
                 if table is not None:
-                    run.log({"ranking": wandb.Table(columns=table[0], data=table[1])})
+                    run.log({"ranking": wandb.Table(columns=list(table[0]), data=table[1])})
         except Exception as error:  # a tracker never stops a run; whatever it raised is shown, once
             self.broken = True
             say(f"warning: W&B failed and is off for the rest of this run ({type(error).__name__}: {error})")

@@ -1,0 +1,177 @@
+"""Decoding: a batch, a shared prefix and a cache change nothing about what a prompt is answered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+from latentwire.generation import Decoder, Generated, encode_prefix, plan_batches
+from latentwire.models import LanguageModel
+
+NEW = 12
+
+
+class Silent:
+    """A tokenizer without newlines: every token is a letter, except those named to be a newline."""
+
+    def __init__(self, newlines: tuple[int, ...] = ()) -> None:
+        self.newlines = newlines
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join("\n" if i in self.newlines else chr(ord("a") + i % 26) for i in ids)
+
+
+@pytest.fixture(scope="module")
+def sliding() -> LanguageModel:
+    """A Gemma whose first layer sees 8 positions back: far less than the prefix is long."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+        initializer_range=0.5,
+        eos_token_id=None,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    return LanguageModel(Gemma3ForCausalLM(config).eval(), Silent())
+
+
+@pytest.fixture(scope="module")
+def llama(tiny: LanguageModel) -> LanguageModel:
+    return replace(tiny, tokenizer=Silent())
+
+
+def draw_ids(lm: LanguageModel, *lengths: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(1, lm.model.config.vocab_size, (n,), generator=generator) for n in lengths]
+
+
+def decode(lm: LanguageModel, prefix: torch.Tensor, prompts: list[torch.Tensor], new: int = NEW) -> list[Generated]:
+    return Decoder(lm, encode_prefix(lm, prefix), new).decode(prompts)[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "sliding"])
+@pytest.mark.parametrize("prefix_length", [0, 1, 30])
+def test_real_tokens_give_what_generate_gives_token_for_token(name, prefix_length, request):
+    lm = request.getfixturevalue(name)
+    prefix, *prompts = draw_ids(lm, prefix_length, 5, 9, 9, 17, 1)
+    ours = decode(lm, prefix, [lm.embed(prompt) for prompt in prompts])
+    for prompt, answer in zip(prompts, ours, strict=True):
+        ids = torch.cat([prefix, prompt])[None]
+        theirs = lm.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False
+        )[0, ids.shape[1] :].tolist()
+        end = theirs.index(0) if lm.model.generation_config.eos_token_id == 0 and 0 in theirs else len(theirs)
+        assert list(answer.token_ids) == theirs[:end]
+
+
+@pytest.mark.parametrize("name", ["llama", "sliding"])
+def test_an_example_alone_is_the_same_example_in_any_batch(name, request):
+    lm = request.getfixturevalue(name)
+    prefix, *prompts = draw_ids(lm, 30, 4, 21, 8, 8, 13, 2, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    embeds = [lm.embed(p) + 0.2 * torch.randn(len(p), lm.embed(p).shape[-1], generator=generator) for p in prompts]
+    alone = [decode(lm, prefix, [e])[0] for e in embeds]
+    for batch in ([0, 1, 2, 3, 4, 5], [5, 1], [2, 3], [4, 0, 1]):
+        assert decode(lm, prefix, [embeds[i] for i in batch]) == [alone[i] for i in batch]
+
+
+@pytest.mark.parametrize("name", ["llama", "sliding"])
+def test_the_shared_prefix_equals_the_prefix_written_out(name, request):
+    lm = request.getfixturevalue(name)
+    prefix, *prompts = draw_ids(lm, 25, 6, 11, 3, seed=3)
+    shared = decode(lm, prefix, [lm.embed(p) for p in prompts])
+    written = decode(lm, prefix[:0], [lm.embed(torch.cat([prefix, p])) for p in prompts])
+    assert shared == written
+
+
+def test_rows_that_finish_early_leave_without_disturbing_the_others(llama):
+    prefix, *prompts = draw_ids(llama, 10, 7, 7, 7, 7, 7, 7, seed=4)
+    embeds = [llama.embed(p) for p in prompts]
+    free = decode(llama, prefix, embeds)
+    stop = free[2].token_ids[3]  # now this token is a newline
+    stopping = replace(llama, tokenizer=Silent(newlines=(stop,)))
+    answers = decode(stopping, prefix, embeds)
+    for before, after in zip(free, answers, strict=True):
+        ids = list(before.token_ids)
+        expected = ids[: ids.index(stop) + 1] if stop in ids else ids
+        assert list(after.token_ids) == expected
+        assert after.cut_off == (stop not in ids)
+        assert "\n" not in after.text
+    assert len(answers[2].token_ids) <= 4
+
+
+def test_an_end_token_ends_the_answer_and_is_not_part_of_it(llama):
+    prefix, prompt = draw_ids(llama, 5, 9, seed=5)
+    free = decode(llama, prefix, [llama.embed(prompt)])[0]
+    decoder = Decoder(llama, encode_prefix(llama, prefix), NEW)
+    end = free.token_ids[2]
+    decoder.end_ids = frozenset([end])
+    answer = decoder.decode([llama.embed(prompt)])[0][0]
+    assert answer.token_ids == free.token_ids[: free.token_ids.index(end)]
+    assert not answer.cut_off
+
+
+def test_text_ends_at_the_first_newline(llama):
+    class Fixed:
+        def decode(self, ids, skip_special_tokens=True):
+            return "  two words \n and more"
+
+    answer = decode(replace(llama, tokenizer=Fixed()), torch.tensor([1, 2]), [llama.embed(torch.tensor([3]))])[0]
+    assert answer.text == "two words"
+    assert len(answer.token_ids) == 1
+
+
+@pytest.mark.parametrize("new", [1, 2, 5])
+def test_no_more_than_max_new_tokens(llama, new):
+    prefix, prompt = draw_ids(llama, 3, 6, seed=6)
+    answer = decode(llama, prefix, [llama.embed(prompt)], new)[0]
+    assert len(answer.token_ids) <= new
+
+
+def test_equal_inputs_are_decoded_once(llama):
+    prefix, first, second = draw_ids(llama, 8, 5, 6, seed=7)
+    decoder = Decoder(llama, encode_prefix(llama, prefix), NEW)
+    batch = [llama.embed(first), llama.embed(second)]
+    answers, reused = decoder.decode(batch)
+    assert not reused
+    again, reused = decoder.decode([tensor.clone() for tensor in batch])
+    assert reused
+    assert again == answers
+    batch[1][0, 0] += 1e-3
+    assert not decoder.decode(batch)[1]
+    assert not decoder.decode(batch[::-1])[1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 300), max_size=40),
+    prefix=st.integers(0, 500),
+    new=st.integers(1, 20),
+    budget=st.integers(1, 6000),
+)
+def test_the_plan_holds_every_prompt_once_within_the_budget(lengths, prefix, new, budget):
+    batches = plan_batches(lengths, prefix, new, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[index] for index in batch)
+        assert len(batch) == 1 or len(batch) * (longest + prefix + new) <= budget
+        assert batch == sorted(batch, key=lambda index: (-lengths[index], index))
+    starts = [lengths[batch[0]] for batch in batches]
+    assert starts == sorted(starts, reverse=True)
+    # No batch could have taken the next prompt too.
+    for batch, after in zip(batches, batches[1:], strict=False):
+        assert after
+        assert (len(batch) + 1) * (lengths[batch[0]] + prefix + new) > budget
