@@ -100,30 +100,35 @@ def load_data(spec: DataSpec) -> Dataset:
     return Dataset(train=splits[0], validation=splits[-1], left_out=left_out)
 
 
-def choose_examples(data: Dataset, samples: int, shots: int, seed: int) -> tuple[list[Example], list[Example]]:
+def choose_examples(
+    data: Dataset, samples: int, shots: int, questions_per_shot: int, seed: int
+) -> tuple[list[list[Example]], list[Example]]:
     """Draw the shots and the examples to score, both by the seed alone.
 
-    Shots come from different passages, and no passage of a shot is asked about. A smaller `samples` is a
-    prefix of a larger one.
+    A shot is a passage with up to `questions_per_shot` of its questions. No passage of a shot is asked about. A
+    smaller `samples` is a prefix of a larger one.
 
     Returns:
-        `shots` examples to show and `samples` examples to ask.
+        `shots` lists of examples to show and `samples` examples to ask.
 
     Raises:
         UserError: There are fewer than that.
     """
-    if samples < 1:
-        raise UserError(f"samples={samples}: at least 1 is needed")
-    if shots < 0:
-        raise UserError(f"shots={shots}: must be 0 or more")
+    for name, value, least in (
+        ("samples", samples, 1),
+        ("shots", shots, 0),
+        ("questions_per_shot", questions_per_shot, 1),
+    ):
+        if value < least:
+            raise UserError(f"{name}={value}: at least {least} is needed")
+    passages: dict[str, list[Example]] = {}
+    for example in data.train:
+        passages.setdefault(example.context, []).append(example)
+    if len(passages) < shots:
+        raise UserError(f"shots={shots}: the data have only {len(passages)} passages to take them from; lower shots")
     generator = torch.Generator().manual_seed(seed)
-    shown: dict[str, Example] = {}
-    for index in torch.randperm(len(data.train), generator=generator).tolist():
-        if len(shown) == shots:
-            break
-        shown.setdefault(data.train[index].context, data.train[index])
-    if len(shown) < shots:
-        raise UserError(f"shots={shots}: the data have only {len(shown)} passages to take them from; lower shots")
+    contexts = list(passages)
+    shown = [contexts[index] for index in torch.randperm(len(contexts), generator=generator).tolist()[:shots]]
     order = torch.randperm(len(data.validation), generator=generator).tolist()
     askable = [data.validation[index] for index in order if data.validation[index].context not in shown]
     if samples > len(askable):
@@ -131,7 +136,7 @@ def choose_examples(data: Dataset, samples: int, shots: int, seed: int) -> tuple
             f"samples={samples}: the data have only {len(askable)} examples besides the shots' passages; "
             f"use samples={len(askable)} or less, or more data"
         )
-    return list(shown.values()), askable[:samples]
+    return [passages[context][:questions_per_shot] for context in shown], askable[:samples]
 
 
 Row = dict[str, Any]

@@ -32,6 +32,7 @@ class Settings:
     samples: int
     seed: int
     shots: int
+    questions_per_shot: int
     max_new_tokens: int
     batch_tokens: int
     dtype: str
@@ -91,7 +92,9 @@ def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: Partial
     """
     settings.check()
     dataset = load_data(data)
-    shots, examples = choose_examples(dataset, settings.samples, settings.shots, settings.seed)
+    shots, examples = choose_examples(
+        dataset, settings.samples, settings.shots, settings.questions_per_shot, settings.seed
+    )
     with state.local_main_process_first():
         lm = load_model(model, state.device, choose_dtype(settings.dtype, state.device))
     writer = PromptWriter(lm.tokenizer)

@@ -1,10 +1,11 @@
 """Few-shot completion prompts as token ids, with the source span marked.
 
-    Context: <passage>\nQuestion: <question>\nAnswer: <answer>\n\n      (once for each shot)
-    Context: [passage]\nQuestion: [question]\nAnswer:                   (the example; [...] is the source span)
+    Context: <passage>\nQuestion: <question>\nAnswer: <answer>\nQuestion: ...\nAnswer: ...\n\n   (each shot)
+    Context: [passage]\nQuestion: [question]\nAnswer:       (the example; [...] is the source span)
 
-The shots are the same real tokens for every example, so their key/value cache can be shared. Only the source
-span stands for what an encoder would produce: sources and transforms act on it alone.
+The shots are the same real tokens for every example, so their key/value cache can be shared. Several questions
+about one passage show a small model that the answer hangs on the question: with one each it tends to copy from
+the shots. Only the source span stands for what an encoder would produce: sources and transforms act on it alone.
 """
 
 from __future__ import annotations
@@ -40,21 +41,20 @@ class PromptWriter:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def shots(self, examples: list[Example]) -> torch.Tensor:
+    def shots(self, passages: list[list[Example]]) -> torch.Tensor:
         """Return the shared prefix, begun as the tokenizer begins a text (BOS or nothing): (P,) int64."""
         beginning = list(self.tokenizer("")["input_ids"])
         ids = [i for i in beginning if i == self.tokenizer.bos_token_id][:1]
-        for example in examples:
-            tokens, _ = self._pieces(example)
-            ids += tokens + self._ids(f" {example.answers[0]}\n\n")
+        for examples in passages:
+            ids += self._ids("Context:") + self._ids(f" {examples[0].context}")
+            for example in examples:
+                ids += self._ids("\nQuestion:") + self._ids(f" {example.question}")
+                ids += self._ids("\nAnswer:") + self._ids(f" {example.answers[0]}")
+            ids += self._ids("\n\n")
         return torch.tensor(ids, dtype=torch.int64)
 
     def prompt(self, example: Example) -> Prompt:
         """Return an example's own tokens and which of them are the source span."""
-        ids, mask = self._pieces(example)
-        return Prompt(example, torch.tensor(ids), torch.tensor(mask))
-
-    def _pieces(self, example: Example) -> tuple[list[int], list[bool]]:
         ids: list[int] = []
         mask: list[bool] = []
         for text, is_source in (
@@ -67,4 +67,4 @@ class PromptWriter:
             tokens = self._ids(text)
             ids += tokens
             mask += [is_source] * len(tokens)
-        return ids, mask
+        return Prompt(example, torch.tensor(ids), torch.tensor(mask))

@@ -39,7 +39,7 @@ def peer_scores(prediction: str, references: list[str]) -> tuple[float, float]:
     return float(scores["exact_match"]) / 100, float(scores["f1"]) / 100
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(TEXTS, st.lists(TEXTS, min_size=1, max_size=3))
 def test_scores_are_those_of_torchmetrics(prediction, references):
     em, f1 = peer_scores(prediction, references)
@@ -166,7 +166,7 @@ def test_wilsons_interval_by_hand_where_nothing_varies():
 # --- resampling -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "resamples"), [(100_000, 50), (600_000, 8), (2_000_001, 2)])
+@pytest.mark.parametrize(("count", "resamples"), [(300_000, 8), (2_000_001, 2)])
 def test_drawing_in_blocks_changes_nothing(monkeypatch, count, resamples):
     """More draws than one block holds: whole blocks and a rest, and blocks of a single resample."""
     monkeypatch.setattr(metrics, "RESAMPLES", resamples)
@@ -189,7 +189,7 @@ def test_all_systems_see_the_same_resamples():
     scores = scores_between_0_and_1(50)
     means = resampled_means(np.stack([scores, 1 - scores, scores]), seed=0)
     np.testing.assert_allclose(means[0] + means[1], 1)
-    np.testing.assert_array_equal(means[0], means[2])
+    np.testing.assert_allclose(means[0], means[2])
 
 
 # --- paired comparisons -----------------------------------------------------------------------------------------
@@ -201,13 +201,13 @@ def answered(generator, difficulty, skill=0.0):
 
 
 def test_equal_systems_are_rarely_called_different():
+    """An A/A check: 1,000 independent pairs of equals; with one baseline for all, they would err together."""
+    generator = np.random.default_rng(0)
     p_values = []
-    for repetition in range(20):
-        generator = np.random.default_rng(repetition)
-        difficulty = generator.random(80)
-        systems = np.stack([answered(generator, difficulty) for _ in range(10)])
-        p_values += [c.p_value for c in compare_paired(systems, answered(generator, difficulty), seed=repetition)]
-    assert len(p_values) == 200
+    for seed in range(5):
+        difficulty = generator.random((200, 80))
+        differences = answered(generator, difficulty) - answered(generator, difficulty)
+        p_values += [comparison.p_value for comparison in compare_paired(differences, np.zeros(80), seed)]
     assert np.mean(np.array(p_values) < 0.05) <= 0.07
     assert 0.4 < np.mean(np.array(p_values) < 0.5) < 0.6  # and the test is not merely shy
 

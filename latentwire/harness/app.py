@@ -97,14 +97,16 @@ def typed(kind: type[T], values: Any, prefix: str = "") -> T:
     Raises:
         UserError: A value of the wrong type, or a name the dataclass does not have.
     """
+    plain = OmegaConf.to_container(OmegaConf.create(values) if isinstance(values, dict) else values, resolve=True)
+    assert isinstance(plain, dict)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), values)
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain))
     except OmegaConfBaseException as error:
-        key = error.full_key or error.key or ""
-        value = OmegaConf.to_container(values).get(str(key)) if isinstance(values, DictConfig) else values.get(key)
-        wanted = getattr(kind.__annotations__.get(str(key)), "__name__", kind.__annotations__.get(str(key)))
-        raise UserError(f"{prefix}{key}={value}: expected {_KINDS.get(str(wanted), wanted)}") from error
+        key = str(error.full_key or error.key)
+        wanted = str(kind.__annotations__.get(key, "no such setting"))
+        raise UserError(f"{prefix}{key}={plain.get(key)}: expected {_KINDS.get(wanted, wanted)}") from error
+    assert isinstance(made, kind)
+    return made
 
 
 _KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}

@@ -1,0 +1,216 @@
+"""The house rules that can be read off the source: who imports whom, what opens a file, what no line may do."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ENTRIES = sorted(ROOT.glob("*.py"))
+PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks")]
+CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
+PURE = ("analysis", "metrics", "neighbours", "sources", "transforms", "vocabulary")
+
+
+def module_name(path: Path) -> str:
+    """'latentwire.harness' for latentwire/harness/__init__.py, 'run' for run.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in CODE}
+
+
+def imports(module: str) -> Iterator[str]:
+    """Yield what a module imports, wherever in it, by full name; and jobs named by a text 'module:function'."""
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}, line {node.lineno}: imports are written in full"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else str(node.module)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if found := re.fullmatch(r"([a-z]\w*(\.\w+)+):\w+", node.value):
+                yield found[1]
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def floor(name: str) -> int | None:
+    """How high in the house a module stands: entries, kat, latentwire, the harness; None if not of the house."""
+    for height, packages in enumerate([("latentwire.harness",), ("latentwire",), ("kat",), ("hydra_plugins",)]):
+        if any(within(name, package) for package in packages):
+            return height
+    return 3 if name in MODULES else None
+
+
+def reached_from(module: str) -> set[str]:
+    """What a module imports, directly or through other modules of the house."""
+    found: set[str] = set()
+    todo = [module]
+    while todo:
+        for name in imports(todo.pop()):
+            if name not in found:
+                found.add(name)
+                todo += [name] if name in MODULES else []
+    return found
+
+
+def test_the_walk_sees_the_house():
+    assert {"run", "latentwire.sweep", "latentwire.harness.app", "hydra_plugins.grid_union_sweeper"} <= set(MODULES)
+    assert "latentwire.sweep" in set(imports("run"))
+    assert "latentwire.harness.app" in set(imports("latentwire.sweep"))
+    assert "torch" in reached_from("run")
+    assert [floor(name) for name in ("run", "kat.grpo", "latentwire.sweep", "latentwire.harness.app", "torch")] == [
+        3, 2, 1, 0, None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module):
+    own = floor(module)
+    assert own is not None
+    for name in imports(module):
+        assert (floor(name) or 0) <= own, f"{module} imports {name}"
+
+
+def test_latentwire_knows_nothing_of_kat():
+    assert not [name for name in MODULES if within(name, "latentwire") for n in imports(name) if within(n, "kat")]
+
+
+def test_the_harness_knows_nothing_outside_it():
+    for module in MODULES:
+        if within(module, "latentwire.harness"):
+            strangers = [n for n in imports(module) if floor(n) is not None and not within(n, "latentwire.harness")]
+            assert strangers == [], module
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_reach_neither_hydra_nor_wandb_nor_accelerate(module):
+    reached = reached_from(f"latentwire.{module}")
+    assert reached
+    assert not [name for name in reached if name.split(".")[0] in ("hydra", "omegaconf", "wandb", "accelerate")]
+
+
+@pytest.mark.parametrize("path", [*CODE, *sorted(Path(__file__).parent.rglob("*.py"))], ids=lambda p: p.stem)
+def test_every_file_opens_with_what_it_is(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert docstring, f"{path.relative_to(ROOT)} has no docstring"
+    first = docstring.splitlines()[0]
+    assert first[-1] in ".;:", f"{path.relative_to(ROOT)}: the first line says the file's job in a sentence"
+
+
+UNSAFE_MODULES = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+
+
+def unsafe(tree: ast.AST) -> Iterator[str]:
+    """Yield what could run code that came with data: unpickling, eval, exec, a shell, remote code."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [str(node.module)]
+        else:
+            names = []
+        yield from (name for name in names if name.split(".")[0] in UNSAFE_MODULES)
+        if isinstance(node, ast.Constant) and node.value == "trust_remote_code":
+            yield "trust_remote_code"
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called in ("eval", "exec", "os.system", "os.popen", "builtins.eval", "builtins.exec"):
+            yield f"{called}()"
+        if "trust_remote_code" in options:
+            yield "trust_remote_code"
+        if options.get("shell", "False") != "False":
+            yield "shell=True"
+        if options.get("allow_pickle", "False") != "False":
+            yield "allow_pickle=True"
+        if called == "torch.load" and options.get("weights_only") != "True":
+            yield "torch.load without weights_only=True"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_that_comes_with_data_is_run(module):
+    assert list(unsafe(MODULES[module])) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import numpy, dill.source",
+        "AutoModel.from_pretrained(x, trust_remote_code=True)",
+        "options = {'trust_remote_code': True}",
+        "eval('1')",
+        "exec(text)",
+        "os.system('ls')",
+        "subprocess.run(command, shell=True)",
+        "np.load(path, allow_pickle=True)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+    ],
+)
+def test_the_search_for_unsafe_lines_finds_them(line):
+    assert list(unsafe(ast.parse(line)))
+
+
+@pytest.mark.parametrize("line", ["model.eval()", "torch.load(p, weights_only=True)", "run(c, shell=False)"])
+def test_the_search_for_unsafe_lines_finds_no_others(line):
+    assert not list(unsafe(ast.parse(line)))
+
+
+def test_the_config_does_not_ask_for_remote_code():
+    files = sorted((ROOT / "conf").rglob("*.yaml"))
+    assert files
+    assert not [path for path in files if "trust_remote_code" in path.read_text(encoding="utf-8")]
+
+
+def tree_paths(readme: str) -> list[str]:
+    """Return the paths of the file tree: the code block that has latentwire/ at the beginning of a line."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    tree = next((block for block in blocks if re.search(r"^(?:[├└]── )?latentwire/", block, flags=re.MULTILINE)), "")
+    paths: list[str] = []
+    above: list[tuple[int, str]] = []  # folders that the line stands in, with their indentation
+    for line in tree.splitlines():
+        found = re.match(r"([\s│├└─]*)([\w.\-/]+(?:, [\w\-]+\.\w+)*)", line)
+        if not found:
+            continue
+        depth = len(found[1])
+        above = [(indent, folder) for indent, folder in above if indent < depth]
+        for name in found[2].split(", "):
+            paths.append("".join(folder for _, folder in above) + name)
+        if paths[-1].endswith("/"):
+            above.append((depth, found[2]))
+    return paths
+
+
+def test_a_tree_is_read_with_its_folders():
+    tree = (
+        "```\nrun.py      entry\nlatentwire/\n  a.py, b.py   two\n  harness/   all\n    app.py\nconf/\n  run.yaml\n```"
+    )
+    expected = ["run.py", "latentwire/", "latentwire/a.py", "latentwire/b.py", "latentwire/harness/"]
+    expected += ["latentwire/harness/app.py", "conf/", "conf/run.yaml"]
+    assert tree_paths("# Title\n```\nmake sweep\n```\n" + tree) == expected
+    drawn = "```text\n├── run.py\n├── latentwire/\n│   ├── a.py  # one\n│   └── harness/\n│       └── app.py\n└── conf/\n```\n"
+    assert tree_paths(drawn) == [
+        "run.py", "latentwire/", "latentwire/a.py", "latentwire/harness/", "latentwire/harness/app.py", "conf/",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="there is no README yet")
+def test_every_path_of_the_readmes_file_tree_exists():
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    paths = [path for path in tree_paths((ROOT / "README.md").read_text(encoding="utf-8")) if path not in ignored]
+    assert len(paths) >= 10, "the README has no file tree, or it is not in a block with a line latentwire/"
+    assert [path for path in paths if not (ROOT / path).exists()] == []

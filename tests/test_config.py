@@ -1,0 +1,205 @@
+"""The config tree: every file composes, the 35 are the 35, and names say what is run."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from latentwire.data import DataSpec
+from latentwire.harness.app import CONF, typed
+from latentwire.harness.errors import UserError
+from latentwire.harness.grids import Job, expand, keep, variants
+from latentwire.models import ModelSpec
+from latentwire.sources import SOURCES, build_source
+from latentwire.transforms import TRANSFORMS, build_transform
+from latentwire.vocabulary import Vocabulary
+
+EMBED35 = {
+    "baseline": {},
+    **{f"rms_scale{s}": {"target_scale": s} for s in (0.8, 1.0, 1.2)},
+    "batch_distribution": {},
+    **{
+        f"nearest_k{k}_a{a}": {"k": k, "alpha": a}
+        for k, a in [
+            (3, 0.2),
+            (3, 0.5),
+            (5, 0.3),
+            (5, 0.5),
+            (5, 0.7),
+            (7, 0.5),
+            (7, 0.7),
+            (10, 0.5),
+            (10, 0.7),
+            (10, 0.9),
+        ]
+    },
+    **{f"anchor_eps{e}": {"eps": e} for e in (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)},
+    **{
+        f"codebook{s}_tau{t}": {"codebook_size": s, "tau": t}
+        for s, t in [(128, 1.0), (256, 0.7), (256, 1.0), (512, 0.7), (512, 1.0), (1024, 1.0)]
+    },
+    **{f"soft_vocab_tau{t}": {"tau": t} for t in (0.02, 0.05, 0.1, 0.2)},
+    **{f"random_k{k}": {"k": k} for k in (1, 3, 5)},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def conf():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@functools.cache
+def jobs_of(*command_line: str) -> list[Job]:
+    """Compose the jobs of a command line as the sweeper does."""
+    overrides = OverridesParser.create().parse_overrides(list(command_line))
+    preset = next((o for o in command_line if o.startswith("sweep=")), "sweep=none")
+    grids = compose("run", overrides=[preset]).sweep.grids
+    return [Job(job, compose("run", overrides=job)) for job in expand(grids, overrides)]
+
+
+def test_embed35_is_the_35_with_their_names_and_values():
+    jobs = jobs_of("sweep=embed35")
+    assert len(EMBED35) == 35
+    assert [job.config.name for job in jobs] == list(EMBED35)
+    for job in jobs:
+        assert OmegaConf.to_container(job.config.embed_transform.dials, resolve=True) == EMBED35[job.config.name]
+    families = [job.config.embed_transform.name for job in jobs]
+    assert [families.count(family) for family in TRANSFORMS] == [1, 3, 1, 10, 7, 6, 4, 3]
+
+
+def test_sources_multiply_a_sweep_and_stand_in_the_names():
+    jobs = jobs_of("sweep=embed35", "embed_source=text,scaled")
+    names = [job.config.name for job in jobs]
+    assert len(set(names)) == len(names) == 70
+    assert names[:35] == list(EMBED35)
+    assert names[35:] == [f"{name}@scaled117.0" for name in EMBED35]
+    assert [job.config.experiment for job in jobs] == 2 * list(EMBED35)
+    assert {job.config.group for job in jobs} == {"text", "scaled117.0"}
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ("baseline|anchor_*", 8),
+        ("rms_scale1.0", 1),
+        ("nearest_k?_a0.5 | random_*", 6),
+        ("*", 35),
+    ],
+)
+def test_only_chooses_by_shell_pattern(only, expected):
+    assert len(keep(jobs_of("sweep=embed35"), only)) == expected
+
+
+def test_only_that_matches_nothing_names_what_there_is():
+    with pytest.raises(UserError, match=r"only='nearest'.*nearest_k3_a0\.2"):
+        keep(jobs_of("sweep=embed35"), "nearest")
+
+
+def test_only_reads_the_name_with_or_without_its_source():
+    jobs = jobs_of("sweep=embed35", "embed_source=text,noisy")
+    assert len(keep(jobs, "baseline")) == 2
+    assert [job.config.name for job in keep(jobs, "baseline@noisy*")] == ["baseline@noisy0.0dB"]
+
+
+def test_a_dial_set_by_the_sweep_cannot_be_set_beside_it():
+    with pytest.raises(UserError, match=r"eps=0\.3.*leave it out"):
+        jobs_of("sweep=embed35", "eps=0.3")
+
+
+def test_a_sweep_without_a_preset_is_hydras_product():
+    jobs = jobs_of("embed_transform=anchor_offset", "eps=0.01,0.05")
+    assert [job.config.name for job in jobs] == ["anchor_eps0.01", "anchor_eps0.05"]
+    assert [job.config.embed_transform.dials.eps for job in jobs] == [0.01, 0.05]
+    assert [job.overrides for job in jobs] == [
+        ["embed_transform=anchor_offset", "eps=0.01"],
+        ["embed_transform=anchor_offset", "eps=0.05"],
+    ]
+
+
+def test_what_the_name_does_not_say_is_told_apart():
+    assert variants(jobs_of("embed_transform=anchor_offset", "eps=0.01,0.05")) == ["", ""]
+    assert variants(jobs_of("embed_transform=baseline", "seed=0,1")) == ["@seed0", "@seed1"]
+    mixed = jobs_of("embed_transform=baseline,batch_distribution", "samples=5,9")
+    assert variants(mixed) == ["@samples5", "@samples9"] * 2
+    assert variants(jobs_of("embed_source=text,scaled", "seed=3")) == ["", ""]
+
+
+@pytest.mark.parametrize("written", ["1", "1.0", "1.00"])
+def test_one_configuration_has_one_name_however_the_number_is_written(written):
+    cfg = compose("run", overrides=["embed_transform=rms_matching", f"target_scale={written}"])
+    assert cfg.name == "rms_scale1.0"
+    assert type(cfg.embed_transform.dials.target_scale) is float
+
+
+@pytest.mark.parametrize(("dial", "value"), [("eps", "big"), ("eps", "true")])
+def test_a_dial_of_the_wrong_type_is_named(dial, value):
+    cfg = compose("run", overrides=["embed_transform=anchor_offset", f"{dial}={value}"])
+    with pytest.raises(Exception, match=rf"(?i){dial}={value}: expected a number"):
+        _ = cfg.name
+
+
+def test_a_whole_number_is_wanted_where_one_is_meant():
+    cfg = compose("run", overrides=["embed_transform=nearest_k", "k=2.5"])
+    with pytest.raises(Exception, match=r"k=2\.5: expected a whole number"):
+        _ = cfg.name
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary(torch.randn(1100, 8, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("name", options("embed_transform"))
+def test_every_transform_file_builds_its_transform(name, vocabulary):
+    cfg = compose("run", overrides=[f"embed_transform={name}"])
+    dials = OmegaConf.to_container(cfg.embed_transform.dials, resolve=True)
+    assert cfg.embed_transform.name == name
+    transform = build_transform(name, dials, vocabulary)
+    assert type(transform) is TRANSFORMS[name]
+    y = transform(torch.randn(5, 8), torch.Generator().manual_seed(1))
+    assert y.shape == (5, 8)
+
+
+def test_every_transform_and_source_has_its_file():
+    assert options("embed_transform") == sorted(TRANSFORMS)
+    assert options("embed_source") == sorted(SOURCES)
+
+
+@pytest.mark.parametrize("name", options("embed_source"))
+def test_every_source_file_builds_its_source(name, vocabulary):
+    cfg = compose("run", overrides=[f"embed_source={name}"])
+    dials = OmegaConf.to_container(cfg.embed_source.dials, resolve=True)
+    source = build_source(cfg.embed_source.name, dials, vocabulary, torch.Generator().manual_seed(0))
+    assert type(source) is SOURCES[name]
+    assert source(torch.randn(5, 8), torch.Generator().manual_seed(1)).shape == (5, 8)
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_every_model_file_is_a_spec(name):
+    spec = typed(ModelSpec, compose("run", overrides=[f"model={name}"]).model)
+    assert spec.name == name
+
+
+@pytest.mark.parametrize("name", options("data"))
+def test_every_data_file_is_a_spec(name):
+    overrides = [f"data={name}"] + (["path=some.json"] if name == "file" else [])
+    spec = typed(DataSpec, compose("run", overrides=overrides).data)
+    assert spec.name == name
+
+
+@pytest.mark.parametrize("group", ["task", "sweep", "tracker"])
+def test_every_other_file_composes_under_its_name(group):
+    for name in options(group):
+        cfg = compose("run", overrides=[f"{group}={name}"])
+        node = cfg[group]
+        assert (node if group == "task" else node.name) == ("single" if (group, name) == ("sweep", "none") else name)

@@ -1,0 +1,195 @@
+"""Tracking: nothing, or W&B, read back here from the file of an offline run; a failure warns once and stops nothing."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import wandb
+from wandb.proto.wandb_internal_pb2 import Record
+
+from latentwire.harness.errors import UserError
+from latentwire.harness.tracking import NoTracker, WandbTracker, make_tracker
+
+RESULT = {
+    "name": "anchor_eps0.05@scaled117.0",
+    "family": "anchor_offset",
+    "source": "scaled",
+    "status": "ok",
+    "f1": 0.5,
+    "f1_interval": [0.4, 0.625],
+    "num_samples": 100,
+    "config": {"seed": 3, "embed_transform": {"name": "anchor_offset", "dials": {"eps": 0.05}}},
+}
+SUMMARY = {"sweep": "embed35", "total_experiments": 35, "failed": 1, "results": [RESULT]}
+COLUMNS, ROWS = ["name", "f1"], [["anchor_eps0.05", 0.5], ["baseline", 0.25]]
+
+
+@pytest.fixture(autouse=True)
+def logged_out(tmp_path, monkeypatch) -> None:
+    """No login, no settings of the user, nothing written outside the test's folder."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+
+
+def tracker(folder: Path) -> WandbTracker:
+    return WandbTracker(folder, group="embed35", project="latentwire", entity=None, tags=["mine"])
+
+
+def records(file: Path) -> list[Record]:
+    """Read a .wandb file: a LevelDB log (blocks of 32 KiB, records of checksum, length and type) of messages."""
+    data, at, message, found = file.read_bytes(), 7, b"", []
+    assert data[:4] == b":W&B"
+    while at < len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        message += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # the whole of a message, or its last part
+            found.append(Record.FromString(message))
+            message = b""
+    return found
+
+
+def values(updates: Any) -> dict[str, Any]:
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in updates}
+
+
+def logged(folder: Path) -> dict[str, SimpleNamespace]:
+    """What the runs below a folder logged, by their names."""
+    wandb.teardown()  # waits until all is written
+    runs = {}
+    for file in folder.glob("wandb/offline-run-*/run-*.wandb"):
+        found, run = records(file), None
+        summary: dict[str, Any] = {}
+        for record in found:
+            if record.HasField("run"):
+                run = record.run
+            if record.HasField("summary"):
+                summary |= values(record.summary.update)
+        assert run is not None
+        runs[run.display_name] = SimpleNamespace(
+            run=run, config=values(run.config.update), summary=summary, files=file.parent / "files"
+        )
+    return runs
+
+
+def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
+    reporter = tracker(tmp_path)
+    reporter.log_result(RESULT)
+    reporter.log_summary(SUMMARY, COLUMNS, ROWS)
+    assert not reporter.broken
+    assert "warning" not in capsys.readouterr().err
+    runs = logged(tmp_path)
+    assert set(runs) == {RESULT["name"], "embed35 summary"}
+
+    one = runs[RESULT["name"]]
+    assert (one.run.project, one.run.run_group, one.run.job_type) == ("latentwire", "embed35", "anchor_offset")
+    assert list(one.run.tags) == ["mine", "anchor_offset", "scaled"]
+    assert {key: one.config[key] for key in RESULT["config"]} == RESULT["config"]
+    scores = {key: value for key, value in one.summary.items() if not key.startswith("_")}
+    assert scores == {"f1": 0.5, "f1_interval": [0.4, 0.625], "num_samples": 100}
+
+    all_of_them = runs["embed35 summary"]
+    assert (all_of_them.run.run_group, all_of_them.run.job_type) == ("embed35", "summary")
+    assert list(all_of_them.run.tags) == ["mine"]
+    assert all_of_them.summary["total_experiments"] == 35
+    assert all_of_them.summary["failed"] == 1
+    assert all_of_them.summary["ranking/nrows"] == 2
+    table = json.loads((all_of_them.files / all_of_them.summary["ranking/path"]).read_text())
+    assert table == {"columns": COLUMNS, "data": ROWS}
+
+
+def test_no_tracker_does_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(wandb, "init", None)
+    reporter = make_tracker("none")
+    assert isinstance(reporter, NoTracker)
+    reporter.log_result(RESULT)
+    reporter.log_summary(SUMMARY, COLUMNS, ROWS)
+    assert capsys.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracker_is_chosen_by_name(tmp_path):
+    settings = {"folder": tmp_path, "group": "g", "project": "p", "entity": None, "tags": []}
+    assert isinstance(make_tracker("wandb", **settings), WandbTracker)
+    with pytest.raises(UserError, match=r"^tracker=mlflow: unknown; use none or wandb$"):
+        make_tracker("mlflow", **settings)
+
+
+class Recorder:
+    """In the place of wandb.init: remembers how it was called, and fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[dict[str, Any]] = []
+        monkeypatch.setattr(wandb, "init", self)
+
+    def __call__(self, **options: Any) -> None:
+        self.calls.append(options)
+        raise RuntimeError("the server is on fire")
+
+
+@pytest.fixture
+def init(monkeypatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+def test_a_tracker_that_fails_warns_once_and_is_not_asked_again(tmp_path, init, capsys):
+    reporter = tracker(tmp_path)
+    for _ in range(3):
+        reporter.log_result(RESULT)
+    reporter.log_summary(SUMMARY, COLUMNS, ROWS)
+    assert len(init.calls) == 1
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1
+    assert "W&B failed" in said
+    assert "RuntimeError: the server is on fire" in said
+
+
+def test_a_folder_that_cannot_be_made_warns_too(tmp_path, init, capsys):
+    (tmp_path / "file").write_text("in the way")
+    tracker(tmp_path / "file" / "out").log_result(RESULT)
+    assert init.calls == []
+    assert "warning: W&B failed" in capsys.readouterr().err
+
+
+def test_one_process_reports(tmp_path, init, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    tracker(tmp_path).log_result(RESULT)
+    assert init.calls == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "k" * 40}, "online"),
+        ({"WANDB_API_KEY": "k" * 40, "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+    ],
+)
+def test_without_a_login_it_is_offline_unless_told_otherwise(tmp_path, init, monkeypatch, environment, expected):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    tracker(tmp_path / "new").log_result(RESULT)
+    assert init.calls[0]["mode"] == expected
+    assert init.calls[0]["dir"] == str(tmp_path / "new")
+    assert init.calls[0]["entity"] is None
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_login_in_the_netrc_file_counts(tmp_path, init):
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {'k' * 40}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    tracker(tmp_path).log_result(RESULT)
+    assert init.calls[0]["mode"] == "online"
