@@ -1,13 +1,16 @@
 """Batched greedy decoding from embeddings over a shared prefix.
 
-Row i of a batch is laid out as [padding][prefix][its own prompt][what it generates]: the prefix's keys and
-values, computed once, are copied to where each row needs them, and the padding stands at the far left as in
-transformers' own generate. So positions have no gaps, also for models that attend within a sliding window.
+The prefix's keys and values are computed once. Where the model's attention allows it, all rows look at that one
+copy (see attention.py). Otherwise, as with sliding windows, row i of a batch is laid out as [padding][prefix]
+[its own prompt][what it generates], the prefix copied to where each row needs it and the padding at the far left
+as in transformers' own generate, so that positions have no gaps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from latentwire import attention
+from latentwire.harness.progress import say
 from latentwire.models import LanguageModel
 
 
@@ -83,6 +88,7 @@ class Decoder:
         self.lm, self.prefix, self.max_new_tokens = lm, prefix, max_new_tokens
         ends = lm.model.generation_config.eos_token_id
         self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
+        self.shares = bool(prefix.layers) and _can_share(lm, prefix)
         self._known: dict[bytes, list[Generated]] = {}
 
     def decode(self, prompts: list[Tensor]) -> tuple[list[Generated], bool]:
@@ -99,7 +105,11 @@ class Decoder:
 
     @torch.no_grad()
     def _generate(self, prompts: list[Tensor]) -> list[Generated]:
-        rows = _Rows(self.lm, self.prefix, prompts, self.max_new_tokens)
+        with _attention(self.lm, attention.NAME if self.shares else None):
+            return self._generate_rows(_Rows(self.lm, self.prefix, prompts, self.max_new_tokens, self.shares))
+
+    def _generate_rows(self, rows: _Rows) -> list[Generated]:
+        prompts = rows.embeds
         token_ids: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
         running = list(range(len(prompts)))
@@ -130,28 +140,37 @@ class Decoder:
 
 
 class _Rows:
-    """The running rows of a batch: cache, mask and positions, all sized once for the whole generation."""
+    """The running rows of a batch: their cache, mask and positions.
 
-    def __init__(self, lm: LanguageModel, prefix: Prefix, prompts: list[Tensor], max_new_tokens: int) -> None:
+    With the prefix shared, the cache holds the rows' own columns alone; without, a copy of the prefix for each.
+    """
+
+    def __init__(self, lm: LanguageModel, prefix: Prefix, prompts: list[Tensor], room: int, share: bool) -> None:
         self.lm = lm
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=lm.device)  # (B,)
-        self.own = int(lengths.max())  # columns of the prompts themselves, S
-        self.padding = self.own - lengths  # (B,)
+        own = int(lengths.max())  # columns of the prompts themselves, S
         self.total = prefix.length + lengths  # (B,) positions used so far
-        self.embeds = torch.zeros(len(prompts), self.own, prompts[0].shape[-1], dtype=lm.dtype, device=lm.device)
+        self.embeds = torch.zeros(len(prompts), own, prompts[0].shape[-1], dtype=lm.dtype, device=lm.device)
         for row, prompt in enumerate(prompts):
-            self.embeds[row, self.own - len(prompt) :] = prompt
-        width = prefix.length + self.own
-        columns = torch.arange(width, device=lm.device)
-        self.mask = (columns >= self.padding[:, None]).long()  # (B, P + S)
-        layers: list[Any] = [_RowLayer(k, v, self.padding.tolist(), self.own, max_new_tokens) for k, v in prefix.layers]
-        self.cache = Cache(layers=layers) if layers else DynamicCache()
+            self.embeds[row, own - len(prompt) :] = prompt
+        padding = own - lengths  # (B,)
+        columns = torch.arange(own, device=lm.device)
+        self.positions = (prefix.length + columns - padding[:, None]).clamp_min(0)  # (B, S)
+        self.cache: Cache
+        self.options: dict[str, Any] = {}
+        if share or not prefix.layers:
+            self.mask = (columns >= padding[:, None]).long()  # (B, S)
+            self.cache = DynamicCache()
+            self.options = {"shared_prefix": prefix.layers} if share else {}
+        else:
+            columns = torch.arange(prefix.length + own, device=lm.device)
+            self.mask = (columns >= padding[:, None]).long()  # (B, P + S)
+            layers: list[Any] = [_RowLayer(k, v, padding.tolist(), own, room) for k, v in prefix.layers]
+            self.cache = Cache(layers=layers)
 
     def prefill(self) -> Tensor:
         """Read the prompts; return the logits of the last position of each, (B, V)."""
-        own_columns = torch.arange(self.own, device=self.lm.device)
-        positions = (own_columns + (self.mask.shape[1] - self.own) - self.padding[:, None]).clamp_min(0)
-        return self._forward(positions, inputs_embeds=self.embeds)
+        return self._forward(self.positions, inputs_embeds=self.embeds)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token to each row, (B,) ids; return the next logits, (B, V)."""
@@ -173,6 +192,7 @@ class _Rows:
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **self.options,
             **inputs,
         ).logits[:, -1]
 
@@ -222,6 +242,44 @@ class _RowLayer(DynamicLayer):
         """Keep some rows."""
         self._buffers = [buffer[indices] for buffer in self._buffers]
         self._show()
+
+
+@contextlib.contextmanager
+def _attention(lm: LanguageModel, name: str | None) -> Iterator[None]:
+    """Let the model use another attention implementation for a while; None leaves it its own."""
+    before = lm.model.config._attn_implementation
+    if name is not None:
+        lm.model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        if name is not None:
+            lm.model.set_attn_implementation(before)
+
+
+@torch.no_grad()
+def _can_share(lm: LanguageModel, prefix: Prefix) -> bool:
+    """Tell whether the model's logits over the shared prefix are those over a copied one.
+
+    Sliding windows are transformers' to know; for anything else (capped scores, attention of a model's own kind)
+    asking the model itself needs no list of architectures.
+    """
+    if any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=lm.model.config).layers):
+        return False
+    probe = lm.embed(torch.arange(1, 6))
+    prompts = [probe, probe[:2]]
+    expected = _Rows(lm, prefix, prompts, 1, share=False).prefill().float()
+    try:
+        with _attention(lm, attention.NAME):
+            got = _Rows(lm, prefix, prompts, 1, share=True).prefill().float()
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        say(f"note: {type(lm.model).__name__} cannot share the shots' cache ({type(error).__name__}); it is copied")
+        return False
+    tolerance = 1e-3 if lm.dtype == torch.float32 else 0.1
+    agrees = bool((got - expected).abs().max() <= tolerance * expected.abs().max())
+    if not agrees:
+        say(f"note: {type(lm.model).__name__} attends in a way that cannot share the shots' cache; it is copied")
+    return agrees
 
 
 def _digest(prompts: list[Tensor]) -> bytes:

@@ -14,6 +14,7 @@ ENTRIES = sorted(ROOT.glob("*.py"))
 PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks")]
 CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
 PURE = ("analysis", "metrics", "neighbours", "sources", "transforms", "vocabulary")
+JOB = re.compile(r"([a-z]\w*(\.\w+)+):\w+")
 
 
 def module_name(path: Path) -> str:
@@ -35,9 +36,8 @@ def imports(module: str) -> Iterator[str]:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
                 yield full if full in MODULES else str(node.module)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if found := re.fullmatch(r"([a-z]\w*(\.\w+)+):\w+", node.value):
-                yield found[1]
+        elif isinstance(node, ast.Constant) and (found := JOB.fullmatch(str(node.value))):
+            yield found[1]
 
 
 def within(name: str, package: str) -> bool:
@@ -102,10 +102,7 @@ def test_pure_modules_reach_neither_hydra_nor_wandb_nor_accelerate(module):
 
 @pytest.mark.parametrize("path", [*CODE, *sorted(Path(__file__).parent.rglob("*.py"))], ids=lambda p: p.stem)
 def test_every_file_opens_with_what_it_is(path):
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    assert docstring, f"{path.relative_to(ROOT)} has no docstring"
-    first = docstring.splitlines()[0]
-    assert first[-1] in ".;:", f"{path.relative_to(ROOT)}: the first line says the file's job in a sentence"
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.relative_to(ROOT)
 
 
 UNSAFE_MODULES = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
@@ -195,17 +192,38 @@ def tree_paths(readme: str) -> list[str]:
     return paths
 
 
-def test_a_tree_is_read_with_its_folders():
-    tree = (
-        "```\nrun.py      entry\nlatentwire/\n  a.py, b.py   two\n  harness/   all\n    app.py\nconf/\n  run.yaml\n```"
-    )
-    expected = ["run.py", "latentwire/", "latentwire/a.py", "latentwire/b.py", "latentwire/harness/"]
-    expected += ["latentwire/harness/app.py", "conf/", "conf/run.yaml"]
-    assert tree_paths("# Title\n```\nmake sweep\n```\n" + tree) == expected
-    drawn = "```text\n├── run.py\n├── latentwire/\n│   ├── a.py  # one\n│   └── harness/\n│       └── app.py\n└── conf/\n```\n"
-    assert tree_paths(drawn) == [
-        "run.py", "latentwire/", "latentwire/a.py", "latentwire/harness/", "latentwire/harness/app.py", "conf/",
-    ]  # fmt: skip
+INDENTED = """Some text.
+```
+make sweep
+```
+```
+run.py      entry
+latentwire/
+  a.py, b.py   two of a kind
+  harness/   what all stand on
+    app.py
+conf/
+  run.yaml
+```
+"""
+DRAWN = """```text
+├── run.py
+├── latentwire/
+│   ├── a.py  # one
+│   ├── b.py
+│   └── harness/
+│       └── app.py
+└── conf/
+    └── run.yaml
+```
+"""
+
+
+@pytest.mark.parametrize("readme", [INDENTED, DRAWN])
+def test_a_file_tree_is_read_with_its_folders(readme):
+    inside = ["a.py", "b.py", "harness/", "harness/app.py"]
+    expected = ["run.py", "latentwire/", *(f"latentwire/{name}" for name in inside), "conf/", "conf/run.yaml"]
+    assert tree_paths(readme) == expected
 
 
 @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="there is no README yet")

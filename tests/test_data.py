@@ -186,6 +186,12 @@ def test_jsonl_takes_each_form_of_answers(tmp_path, answers):
     assert [example.answers for example in data.validation] == [("red fox",), ("mill",)]
 
 
+def test_answers_keep_their_order_without_repetitions(tmp_path):
+    words = ["mill", "old", "the", "near", "sat", "fox", "red", "The"]
+    data = load(tmp_path / "rows.jsonl", lines({**ROW, "answers": [*words, *words]}))
+    assert data.validation[0].answers == tuple(words)
+
+
 def test_jsonl_rows_are_lines_whatever_they_hold(tmp_path):
     """Blank lines do not count, line separators inside a text end no row, and a row without id gets its line."""
     odd = {"context": "A\u2028B \u0085 naïve", "question": "Was?", "answers": ["naïve"]}
@@ -231,7 +237,7 @@ BAD_FILES = {
     "empty gzip": ("a.json.gz", gzip.compress(b""), ["a.json.gz", "the file is empty", "give SQuAD JSON"]),
     "gzip cut short": ("a.gz", gzip.compress(b"{}" * 9)[:-6], ["a.gz", "damaged gzip file", "fetch or write it again"]),
     "gzip of noise": ("a.gz", b"\x1f\x8bnonsense----", ["a.gz", "damaged gzip file", "fetch or write it again"]),
-    "gzip bent": ("a.gz", gzip.compress(b"{}" * 9)[:12] + b"\xff" * 20, ["a.gz", "damaged gzip file", "again"]),
+    "gzip bent": ("a.gz", gzip.compress(b"{}" * 9)[:10] + b"\xff" * 20, ["a.gz", "damaged gzip file", "again"]),
     "no UTF-8": ("a.jsonl", b'{"context": "na\xefve"}', ["a.jsonl", "no UTF-8 text", "give SQuAD JSON"]),
     "broken JSON": ("a.json", '{"data": [', ["a.json", "not JSON", "mend it"]),
     "JSONL named .json": ("a.json", lines(ROW, ROW), ["a.json", "not JSON", "name it .jsonl"]),
@@ -345,27 +351,35 @@ def test_hub_splits_are_those_of_the_spec(hub):
 
 
 def test_hub_trouble_is_named_with_reason_and_remedy(hub, tmp_path):
-    spec = hub(train=[hub_row("t", "fox")], validation=[hub_row("v", "wolf")])
-    (tmp_path / "none").mkdir()
-    damaged = tmp_path / "damaged"
-    damaged.mkdir()
-    (damaged / "train.parquet").write_bytes(b"nonsense")
+    spec = hub(train=[hub_row("t", "fox")], validation=[hub_row("v", "fox")])
+    for folder in ("none", "damaged", "several"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "damaged" / "train.parquet").write_bytes(b"nonsense")
+    configs = "".join(f"- {{config_name: {name}, data_files: {name}.parquet}}\n" for name in "ab")
+    (tmp_path / "several" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name in "ab":
+        (tmp_path / "several" / f"{name}.parquet").write_bytes((tmp_path / "repo" / "train.parquet").read_bytes())
+
     for change, reason in (
         ({"split": "test"}, 'Unknown split "test"'),
-        ({"repo": str(tmp_path / "none")}, "doesn't contain any data files"),
-        ({"repo": str(damaged)}, "Parquet magic bytes not found"),
+        ({"repo": f"{tmp_path}/none"}, "doesn't contain any data files"),
+        ({"repo": f"{tmp_path}/damaged"}, "Parquet magic bytes not found"),
+        ({"repo": f"{tmp_path}/several"}, "Config name is missing"),
         ({"repo": "nobody/nothing"}, "Couldn't reach"),
     ):
         bad = DataSpec(**{**vars(spec), **change})
         with pytest.raises(UserError) as caught:
             load_data(bad)
         place = f"data=squad: {bad.repo} ({change.get('split', 'train')}) could not be read from the hub"
-        assert [
-            part for part in (place, reason, "check the name", "use data=short_qa") if part not in str(caught.value)
-        ] == []
+        said = [place, reason, "check the name", "use data=short_qa"]
+        assert [part for part in said if part not in str(caught.value)] == []
         assert "\n" not in str(caught.value)
+
+
+def test_a_faulty_row_of_the_hub_is_named_by_split_and_place(hub):
+    spec = hub(train=[hub_row("t", "fox")], validation=[hub_row("u", "fox"), hub_row("v", "wolf")])
     with pytest.raises(
-        UserError, match=r"repo \(validation\), row 0 \(id v\): the answer 'wolf' is not in its context"
+        UserError, match=r"repo \(validation\), row 1 \(id v\): the answer 'wolf' is not in its context"
     ):
         load_data(spec)
 

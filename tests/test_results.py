@@ -119,7 +119,7 @@ def test_a_file_is_whole_while_it_is_written_and_after_a_kill(tmp_path):
 def test_killed_between_writing_and_renaming_the_old_file_stays_and_the_new_one_is_swept_up(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"old": True})
-    subprocess.run([sys.executable, "-c", WRITER, str(path), "1"], cwd=ROOT, check=False)
+    subprocess.run([sys.executable, "-c", WRITER, str(path), "1"], cwd=ROOT, check=False, timeout=30)
     assert read_json(path) == {"old": True}
     assert len(names_in(tmp_path)) == 2
     ResultStore(tmp_path).sweep_up()
@@ -252,7 +252,10 @@ def test_what_was_saved_is_found_by_name_and_hash(store):
     assert store.finished("baseline", "aaaa") is None
 
 
-def test_a_failed_result_is_not_finished(store):
+@pytest.mark.parametrize("predictions_from_before", [False, True])
+def test_a_failed_result_is_not_finished(store, predictions_from_before):
+    if predictions_from_before:
+        store.save(NAME, result(), PREDICTIONS)
     store.save(NAME, result(status="failed", error="k=20: too large"), None)
     assert store.finished(NAME, "aaaa") is None
     assert read_json(store.path(NAME))["error"] == "k=20: too large"

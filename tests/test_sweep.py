@@ -1,0 +1,396 @@
+"""The command line from end to end on the tiny model: sweeps, resuming, failures, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentwire.harness import app
+from latentwire.metrics import f1_score
+from run import TASKS
+
+SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capfd):
+    """Run a command line in tmp_path; return exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    for name in ("MODEL_ID", "SAMPLES", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        app.position = None
+        status = 0
+        try:
+            app.launch("run", TASKS, list(arguments))
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def load(path: Path | str) -> dict:
+    return json.loads(Path(path).read_text())
+
+
+def without_timings(summary: dict) -> dict:
+    results = [{k: v for k, v in r.items() if k not in ("time_sec", "timing")} for r in summary["results"]]
+    return {**summary, "results": results}
+
+
+def test_one_configuration_writes_its_result_and_predictions(cli):
+    status, _, err = cli(*SMALL, "embed_transform=rms_matching", "target_scale=1")
+    assert status == 0
+    assert "rms_scale1.0  F1" in err
+    result = load("outputs/single/rms_scale1.0.json")
+    assert result["status"] == "ok"
+    assert (result["experiment"], result["family"], result["dials"]) == (
+        "rms_scale1.0",
+        "rms_matching",
+        {"target_scale": 1.0},
+    )
+    assert result["source"] == "text"
+    assert result["num_samples"] == 6
+    assert result["config"]["samples"] == 6
+    rows = [json.loads(line) for line in Path("outputs/single/rms_scale1.0.predictions.jsonl").read_text().splitlines()]
+    assert [set(row) for row in rows] == [{"id", "question", "references", "prediction", "f1", "em"}] * 6
+    assert all(row["f1"] == f1_score(row["prediction"], row["references"]) for row in rows)
+    assert result["f1"] == pytest.approx(np.mean([row["f1"] for row in rows]))
+    assert result["em"] == pytest.approx(np.mean([row["em"] for row in rows]))
+    assert result["empty_rate"] == pytest.approx(np.mean([not row["prediction"] for row in rows]))
+    for score in ("f1", "em", "empty_rate"):
+        low, high = result[f"{score}_interval"]
+        assert 0 <= low <= result[score] <= high <= 1
+
+
+def test_a_sweep_ends_with_its_summary_and_analysis(cli):
+    status, out, _ = cli("-m", "sweep=smoke", *SMALL, "embed_source=text,scaled")
+    assert status == 0
+    summary = load("outputs/smoke/summary.json")
+    assert (summary["total_experiments"], summary["successful"], summary["failed"]) == (16, 16, 0)
+    assert len(summary["results"]) == len(summary["sorted_by_f1"]) == 16
+    f1s = [entry["f1"] for entry in summary["sorted_by_f1"]]
+    assert f1s == sorted(f1s, reverse=True)
+    assert {result["source"] for result in summary["results"]} == {"text", "scaled"}
+    assert [group["group"] for group in summary["analysis"]["groups"]] == ["text", "scaled117.0"]
+    anchor = next(r for r in summary["results"] if r["name"] == "anchor_eps0.05")
+    assert anchor["identity"]
+    assert "identity: changed nothing on this source" in out
+    assert "Verdict:" in out
+    # The analysis again, without running anything, says the same.
+    status, again, _ = cli("task=analyze", "summary=outputs/smoke/summary.json")
+    assert status == 0
+    assert again == out
+
+
+def test_the_sweep_without_a_preset_runs_as_written(cli):
+    status, _, _ = cli("-m", *SMALL, "embed_transform=anchor_offset", "eps=0.01,0.05")
+    assert status == 0
+    assert load("outputs/single/summary.json")["total_experiments"] == 2
+    assert load("outputs/single/anchor_eps0.01.json")["dials"] == {"eps": 0.01}
+
+
+def test_the_35_are_listed_by_name(cli):
+    status, out, _ = cli("task=list", "sweep=embed35")
+    lines = out.splitlines()
+    assert status == 0
+    assert len(lines) == 35
+    assert lines[0].split() == ["baseline", "embed_transform=baseline"]
+    assert lines[17].split() == ["anchor_eps0.05", "embed_transform=anchor_offset", "eps=0.05"]
+
+
+def test_finished_configurations_are_not_run_again_unless_forced(cli):
+    command = ["-m", "sweep=smoke", "only=baseline|rms*", *SMALL]
+    cli(*command)
+    before = load("outputs/smoke/summary.json")
+    written = Path("outputs/smoke/baseline.json").stat().st_mtime_ns
+    _, _, err = cli(*command)
+    assert err.count("(finished before)") == 2
+    assert Path("outputs/smoke/baseline.json").stat().st_mtime_ns == written
+    assert load("outputs/smoke/summary.json") == before
+    _, _, err = cli(*command, "force=true")
+    assert "finished before" not in err
+    assert Path("outputs/smoke/baseline.json").stat().st_mtime_ns > written
+    assert without_timings(load("outputs/smoke/summary.json")) == without_timings(before)
+
+
+@pytest.mark.parametrize("change", ["seed=1", "samples=5", "shots=1", "max_new_tokens=3", "dtype=bfloat16"])
+def test_what_decides_a_result_is_in_its_hash(cli, change):
+    cli(*SMALL)
+    first = load("outputs/single/baseline.json")
+    _, _, err = cli(*SMALL, change)
+    assert "finished before" not in err
+    assert load("outputs/single/baseline.json")["config_hash"] != first["config_hash"]
+    # The first one was kept, and is taken back when it is asked for again.
+    _, _, err = cli(*SMALL)
+    assert "finished before" in err
+    assert load("outputs/single/baseline.json") == first
+
+
+def test_the_same_command_gives_the_same_result(cli):
+    command = [*SMALL, "embed_source=noisy", "embed_transform=random_interpolation"]
+    cli(*command)
+    first = load("outputs/single/random_k3@noisy0.0dB.json")
+    rows = Path("outputs/single/random_k3@noisy0.0dB.predictions.jsonl").read_bytes()
+    cli(*command, "force=true")
+    second = load("outputs/single/random_k3@noisy0.0dB.json")
+    assert Path("outputs/single/random_k3@noisy0.0dB.predictions.jsonl").read_bytes() == rows
+    for result in (first, second):
+        for key in ("time_sec", "timing", "config"):
+            del result[key]
+    assert first == second
+
+
+def test_seeds_are_told_apart_in_names_and_groups(cli):
+    cli("-m", *SMALL, "embed_transform=baseline,anchor_offset", "seed=0,1")
+    summary = load("outputs/single/summary.json")
+    assert [r["name"] for r in summary["results"]] == [
+        "baseline@seed0",
+        "baseline@seed1",
+        "anchor_eps0.05@seed0",
+        "anchor_eps0.05@seed1",
+    ]
+    assert [group["group"] for group in summary["analysis"]["groups"]] == ["text@seed0", "text@seed1"]
+
+
+def test_a_failing_configuration_is_recorded_and_the_others_go_on(cli):
+    status, out, err = cli("-m", *SMALL, "embed_transform=anchor_offset", "eps=-1,0.05")
+    assert status == 1
+    assert "1 of 2 configurations failed" in err
+    assert "eps=-1.0: must be 0" in err
+    assert "Traceback" not in err
+    assert load("outputs/single/anchor_eps0.05.json")["status"] == "ok"
+    failed = load("outputs/single/anchor_eps-1.0.json")
+    assert failed["status"] == "failed"
+    assert "f1" not in failed
+    summary = load("outputs/single/summary.json")
+    assert (summary["successful"], summary["failed"]) == (1, 1)
+    assert "1 failed" in out
+
+
+def test_nan_from_a_transform_is_a_failure_and_no_score(cli, monkeypatch):
+    from latentwire.transforms import RMSMatching
+
+    monkeypatch.setattr(RMSMatching, "repair", lambda self, x, generator: x * float("nan"))
+    status, _, err = cli(*SMALL, "embed_transform=rms_matching")
+    assert status == 1
+    assert "gave NaN or infinite values" in err
+    assert load("outputs/single/rms_scale1.0.json")["status"] == "failed"
+
+
+def test_a_crash_of_a_configuration_keeps_its_traceback(cli, monkeypatch):
+    from latentwire.transforms import RMSMatching
+
+    def crash(self, x, generator):
+        raise RuntimeError("kernel exploded")
+
+    monkeypatch.setattr(RMSMatching, "repair", crash)
+    status, _, err = cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    assert status == 1
+    assert "kernel exploded" in err
+    assert "Traceback" not in err
+    assert "kernel exploded" in load("outputs/smoke/rms_scale1.0.json")["traceback"]
+    assert load("outputs/smoke/summary.json")["successful"] == 1
+
+
+BAD = {
+    "an unknown transform": (["embed_transform=rmsmatching"], "rmsmatching"),
+    "an unknown model": (["model=gpt9"], "gpt9"),
+    "an unknown setting": (["sampels=10"], "sampels=10: no such setting"),
+    "a stray dial": (
+        ["embed_transform=rms_matching", "eps=0.1"],
+        "eps=0.1: embed_transform=rms_matching has no such dial",
+    ),
+    "a stray dial of the baseline": (["eps=0.1"], "eps belongs to embed_transform=anchor_offset"),
+    "a stray source dial": (["snr_db=3"], "snr_db belongs to embed_source=noisy"),
+    "an added setting": (["+eps=0.1"], "settings cannot be added"),
+    "a nested unknown setting": (["model.weights=x"], "model.weights=x: no such setting"),
+    "samples of the wrong type": (["samples=many"], "samples=many: expected a whole number"),
+    "no samples": (["samples=0"], "samples=0"),
+    "more samples than data": (["samples=99999"], "samples=99999: the data have only"),
+    "too many shots": (["shots=500"], "shots=500"),
+    "a number that is none": (["embed_transform=anchor_offset", "eps=big"], "eps=big: expected a number"),
+    "k above the vocabulary": (["embed_transform=nearest_k", "k=5000"], "k=5000: must be between 1 and"),
+    "alpha out of range": (["embed_transform=nearest_k", "alpha=1.5"], "alpha=1.5"),
+    "tau out of range": (["embed_transform=soft_vocab", "tau=0"], "tau=0.0"),
+    "scale out of range": (["embed_transform=rms_matching", "target_scale=-1"], "target_scale=-1.0"),
+    "factor out of range": (["embed_source=scaled", "factor=0"], "factor=0.0"),
+    "an unknown dtype": (["dtype=float8"], "dtype=float8"),
+    "an unknown device": (["device=tpu"], "device=tpu"),
+    "a missing data file": (["data=file", "path=nowhere.json"], "nowhere.json: no such file"),
+    "a data file not named": (["data=file"], "no path given"),
+    "a missing model": (["model=path", "model.path=./nowhere"], "./nowhere"),
+    "a missing summary": (["task=analyze", "summary=nowhere.json"], "nowhere.json: no such file"),
+    "a pattern that matches nothing": (["-m", "sweep=embed35", "only=nearest"], "only='nearest'"),
+    "a dial that the sweep sets": (["-m", "sweep=embed35", "eps=0.3"], "eps"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_clear_message(cli, case):
+    arguments, expected = BAD[case]
+    chosen = {argument.split("=")[0] for argument in arguments}
+    defaults = [argument for argument in SMALL if argument.split("=")[0] not in chosen]
+    status, _, err = cli(*arguments, *defaults)
+    assert status == 1
+    assert expected in err
+    assert "Traceback" not in err
+    assert err.count("error:") == 1
+
+
+def test_an_output_folder_that_is_a_file_is_explained(cli, tmp_path):
+    (tmp_path / "taken").write_text("")
+    status, _, err = cli(*SMALL, "out=taken/here")
+    assert status == 1
+    assert "taken" in err
+    assert "out=FOLDER" in err
+    assert "Traceback" not in err
+
+
+def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(cli, monkeypatch):
+    import latentwire.harness.results as results
+
+    real = results.write_jsonl
+
+    def full(path, rows):
+        if "rms" in path.name:
+            monkeypatch.setattr(
+                os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            )
+        real(path, rows)
+
+    monkeypatch.setattr(results, "write_jsonl", full)
+    status, _, err = cli("-m", "sweep=smoke", *SMALL)
+    assert status == 1
+    assert "No space left on device" in err
+    assert "finished configurations are kept" in err
+    assert sorted(path.name for path in Path("outputs/smoke").iterdir()) == [
+        "baseline.json",
+        "baseline.predictions.jsonl",
+    ]
+
+
+def test_a_damaged_result_is_named_left_alone_and_fails_the_sweep(cli):
+    command = ["-m", "sweep=smoke", "only=baseline|rms*", *SMALL]
+    cli(*command)
+    damaged = Path("outputs/smoke/baseline.json")
+    damaged.write_text('{"name": "base')
+    status, _, err = cli(*command)
+    assert status == 1
+    assert "baseline.json is not readable as JSON" in err
+    assert "1 of 2 configurations failed" in err
+    assert damaged.read_text() == '{"name": "base'
+    status, _, _ = cli(*command, "force=true")
+    assert status == 0
+
+
+def test_model_id_and_samples_come_from_the_environment(cli, monkeypatch, tiny):
+    tiny.model.save_pretrained("my-model")
+    tiny.tokenizer.save_pretrained("my-model")
+    monkeypatch.setenv("MODEL_ID", "my-model")
+    monkeypatch.setenv("SAMPLES", "3")
+    assert cli("shots=1", "max_new_tokens=2")[0] == 0
+    result = load("outputs/single/baseline.json")
+    assert (result["model"], result["num_samples"]) == ("path", 3)
+    assert result["config"]["model"]["path"] == "my-model"
+    # The command line has the last word.
+    assert cli("shots=1", "max_new_tokens=2", "model=tiny_random", "samples=2")[0] == 0
+    result = load("outputs/single/baseline.json")
+    assert (result["model"], result["num_samples"]) == ("tiny_random", 2)
+
+
+def test_what_does_not_fit_into_the_context_is_counted(cli):
+    rows = [{"id": f"q{i}", "context": f"Number {i} lives here. " + "far " * 20, "question": "Who?", "answers": ["Number"]}
+            for i in range(4)]  # fmt: skip
+    rows.append({"id": "long", "context": "Number " + "word " * 5000, "question": "Who?", "answers": ["Number"]})
+    Path("mine.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    status, _, err = cli(
+        "data=file", "path=mine.jsonl", "model=tiny_random", "samples=5", "shots=0", "max_new_tokens=2"
+    )
+    assert status == 0
+    assert "1 examples do not fit" in err
+    result = load("outputs/single/baseline.json")
+    assert (result["num_samples"], result["too_long"], result["too_long_ids"]) == (4, 1, ["long"])
+
+
+ROOT = Path(app.ROOT)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "run.py"), *arguments]
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "SAMPLES")}
+    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_to_the_same_summary(tmp_path):
+    sweep = ["-m", "sweep=smoke", *SMALL, "embed_source=text,noisy"]
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    subprocess.run(command(*sweep), cwd=tmp_path / "whole", env=environment(), check=True, capture_output=True)
+    finished = 0
+    for pause in (0.0, 0.05, 0.3):
+        process = subprocess.Popen(
+            command(*sweep), cwd=tmp_path / "killed", env=environment(), stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        while process.poll() is None:
+            count = len(list((tmp_path / "killed").glob("outputs/smoke/*[0-9e].json")))
+            if count > finished:
+                time.sleep(pause)
+                os.killpg(process.pid, signal.SIGKILL)
+                finished = count
+                break
+            time.sleep(0.002)
+        assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed/outputs/smoke/summary.json").exists()
+    done = subprocess.run(
+        command(*sweep), cwd=tmp_path / "killed", env=environment(), check=True, capture_output=True, text=True
+    )
+    assert done.stderr.count("(finished before)") >= 3
+    summaries = [
+        without_timings(load(tmp_path / folder / "outputs/smoke/summary.json")) for folder in ("whole", "killed")
+    ]
+    assert summaries[0] == summaries[1]
+    leftovers = [path.name for path in (tmp_path / "killed/outputs/smoke").iterdir() if path.name.endswith(".tmp")]
+    assert leftovers == []
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(tmp_path):
+    sweep = ["-m", "sweep=smoke", "only=baseline|nearest*|random*", *SMALL, "batch_tokens=700", "device=cpu"]
+    for folder, launcher in (
+        ("one", [sys.executable]),
+        ("two", [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]),
+    ):
+        (tmp_path / folder).mkdir()
+        done = subprocess.run(
+            [*launcher, *command(*sweep)[1:]], cwd=tmp_path / folder, env=environment(), capture_output=True, text=True
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two = (load(tmp_path / folder / "outputs/smoke/summary.json") for folder in ("one", "two"))
+    assert two["results"][0]["processes"] == 2
+    for summary in (one, two):
+        for result in summary["results"]:
+            for key in ("time_sec", "timing", "processes", "device"):
+                del result[key]
+    assert one == two
+    for name in ("baseline", "nearest_k5_a0.5", "random_k3"):
+        files = [tmp_path / folder / f"outputs/smoke/{name}.predictions.jsonl" for folder in ("one", "two")]
+        assert files[0].read_bytes() == files[1].read_bytes()
