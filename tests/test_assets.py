@@ -251,9 +251,11 @@ def test_a_package_that_the_index_lacks_is_refused_with_pips_reason(index, tmp_p
 
 
 def test_a_source_package_is_not_even_looked_at(index, tmp_path):
-    """Pip would run its setup.py to learn its name."""
+    """Pip would run its build backend, here one that it brings along, to learn its name."""
+    build_system = "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
+    files = {"backend.py": LEAVE_MARK, "pyproject.toml": build_system, "PKG-INFO": METADATA}
     with tarfile.open(index / "tinything-1.2.tar.gz", "w:gz") as archive:
-        for name, text in (("setup.py", LEAVE_MARK), ("PKG-INFO", METADATA)):
+        for name, text in files.items():
             member = tarfile.TarInfo(f"tinything-1.2/{name}")
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text.encode()))

@@ -172,6 +172,6 @@ def test_the_plan_holds_every_prompt_once_within_the_budget(lengths, prefix, new
     starts = [lengths[batch[0]] for batch in batches]
     assert starts == sorted(starts, reverse=True)
     # No batch could have taken the next prompt too.
-    for batch, after in zip(batches, batches[1:], strict=False):
+    for batch, after in itertools.pairwise(batches):
         assert after
         assert (len(batch) + 1) * (lengths[batch[0]] + prefix + new) > budget

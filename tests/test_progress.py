@@ -106,6 +106,8 @@ def test_on_a_terminal_a_live_bar_shows_name_count_and_score():
         assert " 3/4 " in shown
         assert " left " in shown
         assert "F1 0.250" in shown
+        bar.advance(1, "F1 0.500")
+        assert "\n" not in terminal.shown()  # no plain lines beside it
         bar.__exit__(None, None, None)
         assert terminal.shown().strip() == ""  # wiped out: the result's line takes its place
 

@@ -104,6 +104,33 @@ def test_a_span_has_the_same_tokens_whatever_surrounds_it(tokenizer):
         assert spans == [tokenizer(f" {passage}")["input_ids"]] * 3
 
 
+class OneTokenAPiece:
+    """Stands in for a tokenizer: each text it is given becomes one token, so that the pieces can be told apart."""
+
+    bos_token_id = None
+
+    def __init__(self):
+        self.pieces = []
+
+    def __call__(self, piece, add_special_tokens=True):
+        self.pieces += [piece] if piece else []
+        return {"input_ids": [len(self.pieces) - 1] if piece else []}
+
+    def read(self, token_ids):
+        return [self.pieces[i] for i in token_ids.tolist()]
+
+
+def test_the_pieces_are_tokenized_apart_in_shots_as_in_prompts():
+    tokenizer = OneTokenAPiece()
+    writer = PromptWriter(tokenizer)
+    pieces = ["Context:", f" {FOX}", "\nQuestion:", " Who sat there?", "\nAnswer:"]
+    more = [" red fox", "\nQuestion:", " Where did it sit?", "\nAnswer:", " near the old mill", "\n\n"]
+    prompt = writer.prompt(WHO)
+    assert tokenizer.read(prompt.token_ids) == pieces
+    assert tokenizer.read(prompt.token_ids[prompt.source_mask]) == [f" {FOX}", " Who sat there?"]
+    assert tokenizer.read(writer.shots([[WHO, WHERE]])) == pieces + more
+
+
 def test_the_own_tokens_of_a_shot_are_those_of_its_prompt(tokenizer):
     """An example is written the same way whether it is shown or asked."""
     writer = PromptWriter(tokenizer)

