@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ class DataSpec:
     """Which examples to ask; the `data` node of the config.
 
     `origin` decides which of the other fields are read: short_qa (nothing), file (path and, if the shots shall
-    come from another file, shots_path) or hub (repo, revision, shots_split, split).
+    come from another file, shots_path) or hub (repo, config, revision, shots_split, split).
     """
 
     name: str
@@ -32,6 +33,7 @@ class DataSpec:
     path: str = ""
     shots_path: str = ""
     repo: str = ""
+    config: str = ""
     revision: str = "main"
     shots_split: str = "train"
     split: str = "validation"
@@ -39,7 +41,12 @@ class DataSpec:
     def identity(self) -> dict[str, Any]:
         """Return what distinguishes these data, without parsing them."""
         if self.origin == "hub":
-            return {"repo": self.repo, "revision": self.revision, "splits": [self.shots_split, self.split]}
+            return {
+                "repo": self.repo,
+                "config": self.config,
+                "revision": self.revision,
+                "splits": [self.shots_split, self.split],
+            }
         return {"sha256": [file_sha256(path) for path in self.files()]}
 
     def files(self) -> list[Path]:
@@ -54,8 +61,13 @@ class DataSpec:
             raise UserError("data=file: no path given; add path=FILE (SQuAD JSON, .json.gz, or JSONL)")
         names = [self.shots_path, self.path] if self.shots_path else [self.path]
         for name in names:
-            if not Path(name).expanduser().is_file():
+            file = Path(name).expanduser()
+            if file.is_dir():
+                raise UserError(f"data file {name}: is a folder; give a file in it")
+            if not file.is_file():
                 raise UserError(f"data file {name}: no such file; check the spelling and the folder you are in")
+            if not os.access(file, os.R_OK):
+                raise UserError(f"data file {name}: you may not read it; change its permissions")
         return [Path(name).expanduser() for name in names]
 
 
@@ -151,14 +163,14 @@ def _checked(rows: Iterable[tuple[str, Row]], name: str, left_out: Counter[str])
             raise UserError(f"{name}, {place}: a {type(row).__name__} where an object with context, question and "
                             "answers is expected; mend that row")  # fmt: skip
         for key in ("context", "question"):
-            if not isinstance(row.get(key), str) or not row[key].strip():
+            if not isinstance(row.get(key), str) or not row[key].strip() or not _is_unicode(row[key]):
                 raise UserError(f"{name}, {place}: {key} is missing, empty or no text; mend or remove that row")
-        identifier = str(row.get("id", place))
+        identifier = place if row.get("id") is None else str(row["id"])
         if identifier in seen:
             raise UserError(f"{name}, {place}: the id {identifier!r} occurs twice; ids must differ")
         seen.add(identifier)
-        answers = _answer_texts(row.get("answers"), f"{name}, {place}")
-        if row.get("is_impossible") or not answers:
+        answers = () if row.get("is_impossible") else _answer_texts(row.get("answers"), f"{name}, {place}")
+        if not answers:
             left_out["unanswerable"] += 1
             continue
         for answer in answers:
@@ -174,6 +186,11 @@ def _checked(rows: Iterable[tuple[str, Row]], name: str, left_out: Counter[str])
     return examples
 
 
+def _is_unicode(text: str) -> bool:
+    """Tell whether a text has no lone surrogates, which no tokenizer takes."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _answer_texts(answers: Any, place: str) -> tuple[str, ...]:
     """Accept 'text', ['text', ...], {'text': [...]} and [{'text': ...}, ...]; drop repetitions, keep the order."""
     if isinstance(answers, dict):
@@ -185,7 +202,7 @@ def _answer_texts(answers: Any, place: str) -> tuple[str, ...]:
     texts: list[Any] = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"{place}: an answer is empty or no text; mend or remove that row")
-    return tuple(dict.fromkeys(texts))
+    return tuple(dict.fromkeys(text.strip() for text in texts))
 
 
 def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -194,7 +211,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         if raw[:2] == b"\x1f\x8b":
             raw = gzip.decompress(raw)
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: a damaged gzip file ({error}); fetch or write it again") from error
     except UnicodeDecodeError as error:
@@ -203,6 +220,8 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise UserError(f"{path}: the file is empty; give SQuAD JSON, .json.gz, or JSONL")
     try:
         whole = json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{path}: JSON nested too deeply; give SQuAD JSON, .json.gz, or JSONL") from error
     except ValueError as error:
         if path.name.removesuffix(".gz").endswith(".json"):
             raise UserError(f"{path}: not JSON ({error}); mend it, or name it .jsonl if it has a row a line") from error
@@ -247,7 +266,9 @@ def _hub_rows(spec: DataSpec, split: str) -> Iterator[tuple[str, Row]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(spec.repo, revision=spec.revision, split=split)
+        if not spec.repo:
+            raise ValueError("no repository given; set data.repo=ORG/NAME")
+        rows = datasets.load_dataset(spec.repo, spec.config or None, revision=spec.revision, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -109,7 +110,7 @@ def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Lan
     where, options = _locate(spec)
     with _explained(spec, where), _bars_on_terminals_only():
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+        model = _load_whole(where, dtype=dtype, **options)
     if model.get_input_embeddings() is None:
         raise UserError(f"{spec.name}: has no input embeddings; choose a causal language model")
     model.requires_grad_(False).eval().to(device)
@@ -146,6 +147,17 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     raise UserError(f"model.path={spec.path}: no such file or folder, and no ORG/NAME of the hub; check the spelling")
 
 
+def _load_whole(where: str, **options: Any) -> PreTrainedModel:
+    """Load a model, refusing one whose weights are not all there: transformers would make up the others."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options)
+    model, info = loaded
+    missing = sorted({*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))})
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing or of another shape, among them {missing[0]}")
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
 @contextlib.contextmanager
 def _explained(spec: ModelSpec, where: str) -> Iterator[None]:
     """Turn what loading may raise into messages for the user."""
@@ -153,7 +165,9 @@ def _explained(spec: ModelSpec, where: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        if isinstance(error, TypeError | AttributeError) and not Path(where).is_dir():
+            raise  # a fault of the program; in a local folder it may be the files'
         causes = list(_chain(error))
         if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes):
             raise UserError(f"{spec.name}: the disk is full; free some space and run again") from error
@@ -242,8 +256,8 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     try:
         with _bars_on_terminals_only():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **name)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **name)
-    except (ValueError, KeyError, RuntimeError) as error:
+            model = _load_whole(str(gguf.parent), dtype=torch.float32, **name)
+    except (ValueError, KeyError, RuntimeError, IndexError, TypeError, struct.error) as error:
         raise UserError(
             f"{gguf} does not load ({_first_line(error)}); it may be damaged, or of an architecture that "
             "transformers does not read from GGUF"

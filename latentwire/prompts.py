@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latentwire.data import Example
 
-FORMAT = 1  # goes into the hash of every result; raise it whenever a prompt changes
+FORMAT = 2  # goes into the hash of every result; raise it whenever a prompt changes
 
 
 @dataclass(frozen=True)

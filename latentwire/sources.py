@@ -25,10 +25,10 @@ class Text:
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Distort the embeddings of one example, (T, D) -> (T, D), keeping dtype and device."""
-        return self.distort(x.float(), generator).to(x.dtype)
+        return self.distort(x.to(torch.promote_types(x.dtype, torch.float32)), generator).to(x.dtype)
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """x, float32."""
+        """x, in float32 or float64."""
         return x
 
 

@@ -1,7 +1,8 @@
 """The repairs: embeddings that a frozen LM cannot read -> embeddings that it can.
 
 Each is an nn.Module with (T, D) -> (T, D) or (B, T, D) -> (B, T, D), any float dtype in and the same out, and
-gradients wherever the mathematics has any. Rows of a batch never influence one another. "Nearest" is by cosine.
+gradients wherever the mathematics has any. Rows of a batch never influence one another (random draws differ from
+row to row). "Nearest" is by cosine.
 """
 
 from __future__ import annotations
@@ -122,7 +123,10 @@ class NearestK(Transform):
 
 
 class AnchorOffset(Transform):
-    """The nearest token plus the residual, clipped to eps times the anchor's norm."""
+    """The nearest token plus the residual, clipped to eps times the anchor's norm.
+
+    The identity on real tokens, unless two of them point in exactly the same direction.
+    """
 
     def __init__(self, vocabulary: Vocabulary, *, eps: float) -> None:
         super().__init__(vocabulary)
@@ -168,7 +172,7 @@ class SoftCodebook(Transform):
         if self.training and generator is not None:
             uniform = torch.rand(logits.shape, generator=generator, dtype=x.dtype).to(x.device)
             tiny = torch.finfo(x.dtype).tiny
-            logits = logits - torch.log(-torch.log(uniform.clamp_min(tiny)).clamp_min(tiny))
+            logits = logits - torch.log((-torch.log(uniform.clamp_min(tiny))).clamp_min(tiny))
         return (logits / self.tau).softmax(dim=-1) @ codes
 
 

@@ -66,7 +66,7 @@ class Vocabulary:
             (torch.nn.functional.normalize(rows, dim=-1) @ unit_codes.T).amax(dim=-1)
             for rows in self.embeddings.split(8192)
         ]
-        r = float(torch.cat(cosines).mean().clamp(max=0.999))
+        r = float(torch.cat(cosines).mean().clamp(0, 0.999))
         return codes, r * (self.width - r * r) / (1 - r * r)
 
 

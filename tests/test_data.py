@@ -298,7 +298,7 @@ def test_a_bad_file_is_named_with_reason_and_remedy(tmp_path, name, content, sai
     [
         ({"origin": "csv"}, ["data.origin=csv", "unknown", "use one of short_qa, file, hub"]),
         ({"origin": "file"}, ["data=file", "no path given", "add path=FILE"]),
-        ({"origin": "file", "path": "{here}"}, ["{here}", "no such file", "check the spelling"]),
+        ({"origin": "file", "path": "{here}"}, ["{here}", "is a folder", "give a file in it"]),
         ({"origin": "file", "path": "{here}/a", "shots_path": "{here}/b"}, ["{here}/b", "no such file", "check"]),
     ],
 )

@@ -383,3 +383,46 @@ def test_models_of_an_index_or_the_hub_are_known_by_their_pins():
     assert len(set(kinds)) == len(kinds)
     assert named.identity() == hub.identity()
     assert ModelSpec(**{**vars(wheel), "name": "other"}).identity() == wheel.identity()
+
+
+@pytest.mark.parametrize("size", [4, 30, 3000])
+def test_a_truncated_gguf_file_is_refused(gguf_file, tmp_path, size):
+    (tmp_path / "half.gguf").write_bytes(gguf_file.read_bytes()[:size])
+    said = refusal(tmp_path / "half.gguf")
+    assert "half.gguf does not load" in said
+    assert "damaged" in said
+
+
+@pytest.mark.parametrize("keep", [8, 2000, -1])
+def test_damaged_weights_are_refused(copied, keep):
+    file = copied / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    assert "does not load as a causal language model" in refusal(copied)
+
+
+def test_a_header_of_nonsense_is_refused(copied):
+    file = copied / "model.safetensors"
+    file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
+    assert "does not load as a causal language model" in refusal(copied)
+
+
+def test_a_config_that_is_a_list_is_refused(copied):
+    (copied / "config.json").write_text("[]")
+    assert "does not load as a causal language model" in refusal(copied)
+
+
+def test_weights_that_are_missing_are_not_made_up(copied):
+    edit(copied / "config.json", num_hidden_layers=3)
+    said = refusal(copied)
+    assert "model.layers.2" in said
+
+
+def test_another_architecture_than_the_weights_is_refused(copied):
+    edit(copied / "config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    refusal(copied)
+
+
+def test_gguf_missing_weights(gguf_file, tmp_path):
+    data = gguf_file.read_bytes().replace(b"blk.1.ffn_up", b"blk.1.ffn_xx")
+    (tmp_path / "odd.gguf").write_bytes(data)
+    refusal(tmp_path / "odd.gguf")

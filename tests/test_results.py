@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -365,3 +366,34 @@ def test_the_commit_is_that_of_the_checkout_with_a_plus_for_changes(tmp_path, mo
 def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit(ROOT) is None
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\u2029b", "a\x85b"])
+def test_jsonl_keeps_line_separators_within_a_text(tmp_path, text):
+    write_jsonl(tmp_path / "a.jsonl", [{"prediction": text}])
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"prediction": text}]
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"aaaa"'])
+def test_a_foreign_file_of_that_name_is_set_aside(tmp_path, content):
+    store = ResultStore(tmp_path)
+    store.path("a").write_text(content)
+    store.save("a", {"config_hash": "aaaa", "status": "ok"}, [])
+    assert store.finished("a", "aaaa")
+    assert (tmp_path / "replaced" / "a.foreign.json").read_text() == content
+
+
+def test_result_without_status(tmp_path):
+    store = ResultStore(tmp_path)
+    store.path("a").write_text('{"config_hash": "aaaa"}')
+    with pytest.raises(DamagedResultError, match="no config_hash or status"):
+        store.finished("a", "aaaa")
+
+
+def test_results_can_be_read_by_whom_the_umask_allows(tmp_path):
+    old = os.umask(0o022)
+    try:
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644

@@ -313,9 +313,8 @@ def test_model_id_and_samples_come_from_the_environment(cli, monkeypatch, tiny):
 
 
 def test_what_does_not_fit_into_the_context_is_counted(cli):
-    rows = [{"id": f"q{i}", "context": f"Number {i} lives here. " + "far " * 20, "question": "Who?", "answers": ["Number"]}
-            for i in range(4)]  # fmt: skip
-    rows.append({"id": "long", "context": "Number " + "word " * 5000, "question": "Who?", "answers": ["Number"]})
+    contexts = {f"q{i}": f"Number {i} lives here." for i in range(4)} | {"long": "Number " + "word " * 5000}
+    rows = [{"id": i, "context": context, "question": "Who?", "answers": "Number"} for i, context in contexts.items()]
     Path("mine.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     status, _, err = cli(
         "data=file", "path=mine.jsonl", "model=tiny_random", "samples=5", "shots=0", "max_new_tokens=2"

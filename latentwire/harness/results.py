@@ -56,10 +56,18 @@ def write_text_atomically(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def _umask() -> int:
+    """Return the umask; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -94,7 +102,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         DamagedResultError: A line is not JSON; says which.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+        if not line:
+            continue
         try:
             rows.append(json.loads(line))
         except ValueError as error:
@@ -133,9 +143,9 @@ class ResultStore:
             if not path.exists():
                 continue
             result = read_json(path)
-            if not isinstance(result, dict) or "config_hash" not in result:
+            if not isinstance(result, dict) or not {"config_hash", "status"} <= result.keys():
                 raise DamagedResultError(
-                    f"{path} is no result of this project (it has no config_hash): "
+                    f"{path} is no result of this project (it has no config_hash or status): "
                     "move it away, or delete it to run that configuration again"
                 )
             predictions = path.with_name(f"{path.stem}.predictions.jsonl")
@@ -163,21 +173,22 @@ class ResultStore:
             leftover.unlink(missing_ok=True)
 
     def _is(self, name: str, key: str) -> bool:
+        return self._key(name) == key
+
+    def _key(self, name: str) -> str:
+        """Return the hash of the result called `name`, whatever state it is in."""
         try:
-            return bool(read_json(self.path(name)).get("config_hash") == key)
+            result = read_json(self.path(name))
         except DamagedResultError:
-            return False
+            return "damaged"
+        return str(result.get("config_hash", "foreign")) if isinstance(result, dict) else "foreign"
 
     def _set_aside(self, name: str) -> None:
         """Move a finished result of another configuration out of the way."""
         path = self.path(name)
         if not path.exists():
             return
-        try:
-            key = read_json(path).get("config_hash", "unknown")
-        except DamagedResultError:
-            key = "damaged"
-        target = self._replaced(path, key)
+        target = self._replaced(path, self._key(name))
         with _explained(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             if self.predictions_path(name).exists():

@@ -51,7 +51,7 @@ class WandbTracker:
             job_type=result["family"],
             tags=[result["family"], result["source"]],
             config=result["config"],
-            summary=scores,
+            summary={**scores, "status": result["status"], "error": result.get("error", "")},
         )
 
     def log_summary(self, summary: dict[str, Any], columns: list[str], rows: list[list[Any]]) -> None:
