@@ -376,7 +376,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     sweep = ["-m", "sweep=smoke", "only=baseline|nearest*|random*", *SMALL, "batch_tokens=700", "device=cpu"]
     for folder, launcher in (
         ("one", [sys.executable]),
-        ("two", [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]),
     ):
         (tmp_path / folder).mkdir()
         done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from typing import Any
 
@@ -11,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from latentwire.harness.errors import UserError
+from latentwire.harness.progress import say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,6 +32,11 @@ def place(device: str = "auto") -> PartialState:
         raise UserError(
             f"device={device}: not available here, Accelerate found {state.device.type}; use device=auto, "
             "device=cpu, or start this run on a machine that has one"
+        )
+    if state.num_processes == 1 and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
+        say(
+            "note: accelerate launch starts one process on a CPU unless MPI is set up, whatever --num_processes says; "
+            "for two: torchrun --nproc_per_node 2 run.py device=cpu ..."
         )
     return state
 
