@@ -11,6 +11,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from latentwire.harness import app
 from latentwire.harness.grids import Job, expand, keep, print_jobs, variants
@@ -36,12 +37,13 @@ class GridUnionSweeper(BasicSweeper):
         assert self.launcher is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        jobs = [self._compose(job) for job in expand(self.config.sweep.grids, parser.parse_overrides(arguments))]
+        grids = self.config.sweep.grids if app.takes_sweeps(self.config.task) else OmegaConf.create([])
+        jobs = [self._compose(job) for job in expand(grids, parser.parse_overrides(arguments))]
         jobs = [
             self._compose([*job.overrides, f"variant='{variant}'"]) if variant else job
             for job, variant in zip(jobs, variants(jobs), strict=True)
         ]
-        jobs = keep(jobs, self.config.only)
+        jobs = keep(jobs, self.config.only) if app.takes_sweeps(self.config.task) else jobs
         if self.config.task == "list":
             print_jobs(jobs)
             return []

@@ -166,8 +166,12 @@ def _observations(
             holds = f"yes: {first[0]}{shared}"
         elif any(row["verdict"] == "better" for row in members):
             holds = f"no: better than the baseline, but behind {winners[0]['experiment']}"
+        elif all(row["verdict"] == "identity" for row in members):
+            holds = "no: changed nothing on this source"
+        elif all(row["verdict"] in ("worse", "identity") for row in members):
+            holds = "no: worse than the baseline"
         else:
-            holds = "no: not better than the baseline"
+            holds = "undecided: within noise of the baseline"
         table.append((observation, meaning, action, holds))
     highest = max(row["f1_interval"][1] for row in rows)
     holds = f"yes: no interval reaches above {three_digits(highest)}" if highest < DEAD else "no"
@@ -197,15 +201,12 @@ def _verdict(
         noise = "Every difference from the baseline is within noise: no winner."
         if worse:
             noise = f"No winner: {worse} of {compared} configurations are worse than the baseline, none is better."
-        reads = baseline["f1_interval"][0] > DEAD
-        return {
-            "winner": None,
-            "verdict": noise,
-            "next": "Nothing to integrate from this source: the LM reads it as it is. Ask one that it cannot read, "
-            "such as embed_source=scaled or embed_source=noisy."
-            if reads
-            else "None of these repairs this source; nothing to integrate.",
-        }
+        if baseline["source"] == "text":
+            advice = "The LM reads its own tokens as they are. Ask a source that it cannot read, such as "
+            advice += "embed_source=scaled or embed_source=noisy."
+        else:
+            advice = "Nothing to integrate on this evidence; more samples could show smaller differences."
+        return {"winner": None, "verdict": noise, "next": advice}
     first = winners[0]
     dials = " ".join(f"{dial}={value}" for dial, value in first["dials"].items())
     tied = [row["experiment"] for row in winners if row["name"] in level]

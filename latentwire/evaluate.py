@@ -39,6 +39,8 @@ class Settings:
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"seed={self.seed}: must be between 0 and {2**31 - 1}")
         for name in ("max_new_tokens", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")

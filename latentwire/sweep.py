@@ -74,6 +74,7 @@ def run(cfg: DictConfig) -> Result:
         "group": cfg.group,
         "config_hash": key,
         "model": model.name,
+        "model_id": model.package or model.repo or model.path or model.name,
         "data": data.name,
     }
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN

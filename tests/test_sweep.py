@@ -94,6 +94,7 @@ def test_a_sweep_ends_with_its_summary_and_analysis(cli):
     status, again, _ = cli("task=analyze", "summary=outputs/smoke/summary.json")
     assert status == 0
     assert again == out
+    assert cli("task=analyze", "sweep=smoke")[:2] == (0, out)
 
 
 def test_the_sweep_without_a_preset_runs_as_written(cli):
@@ -219,6 +220,9 @@ BAD = {
     "an added setting": (["+eps=0.1"], "settings cannot be added"),
     "a nested unknown setting": (["model.weights=x"], "model.weights=x: no such setting"),
     "samples of the wrong type": (["samples=many"], "samples=many: expected a whole number"),
+    "a negative seed": (["seed=-1"], "seed=-1"),
+    "a dial beside a preset": (["sweep=embed35", "tau=3"], "tau"),
+    "an infinite k": (["embed_transform=nearest_k", "k=inf"], "k=inf: expected a whole number"),
     "no samples": (["samples=0"], "samples=0"),
     "more samples than data": (["samples=99999"], "samples=99999: the data have only"),
     "too many shots": (["shots=500"], "shots=500"),
@@ -295,6 +299,16 @@ def test_a_damaged_result_is_named_left_alone_and_fails_the_sweep(cli):
     assert damaged.read_text() == '{"name": "base'
     status, _, _ = cli(*command, "force=true")
     assert status == 0
+
+
+def test_predictions_cut_short_are_no_finished_result(cli):
+    cli(*SMALL)
+    rows = Path("outputs/single/baseline.predictions.jsonl")
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    status, _, err = cli(*SMALL)
+    assert status == 1
+    assert "holds 5 and not the 6 rows" in err
+    assert cli(*SMALL, "force=true")[0] == 0
 
 
 def test_model_id_and_samples_come_from_the_environment(cli, monkeypatch, tiny):

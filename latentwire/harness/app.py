@@ -85,6 +85,11 @@ def finish(cfg: DictConfig, results: list[Any]) -> None:
         _function(name)(cfg, results)
 
 
+def takes_sweeps(task: str) -> bool:
+    """Tell whether a preset multiplies this task; task=analyze reads a sweep once, it does not run as one."""
+    return task == "list" or (task in tasks and tasks[task].finish is not None)
+
+
 def _function(name: str) -> Callable[..., Any]:
     module, function = name.split(":")
     job: Callable[..., Any] = getattr(importlib.import_module(module), function)
@@ -120,7 +125,7 @@ def _number(kind: type, words: str) -> Callable[..., Any]:
             number = kind(value)
             if isinstance(value, bool) or number != float(value):
                 raise ValueError
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{_node_._key()}={value}: expected {words}") from error
         return number
 
@@ -184,6 +189,12 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
             "task": "evaluate",
         }
         chosen = next((a.split("=", 1)[1] for a in arguments if a.startswith(f"{group}=")), default[group])
+        preset = next((a.split("=", 1)[1] for a in arguments if a.startswith("sweep=")), "none")
+        if group == "embed_transform" and preset != "none":
+            return (
+                f"{given}: the configurations of sweep={preset} set {key} themselves; leave it out and choose among "
+                "them with only='PATTERN', or leave out sweep=..."
+            )
         dials = ", ".join(owners.get(chosen, [])) or "none"
         return (
             f"{given}: {group}={chosen} has no such dial (its dials: {dials}); {key} belongs to "

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -35,7 +36,13 @@ def cache_dir() -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file."""
+    """Return the hexadecimal sha256 of a file; an unchanged one is read once per process."""
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, modified: int, inode: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

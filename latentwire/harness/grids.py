@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import say, speaks
 
 
 @dataclass
@@ -107,6 +107,8 @@ def keep(jobs: list[Job], only: str | None) -> list[Job]:
 
 def print_jobs(jobs: list[Job]) -> None:
     """Print the names of the jobs and the overrides that make them."""
+    if not speaks():
+        return
     say(f"{len(jobs)} configurations")
     width = max(len(job.config.name) for job in jobs)
     for job in jobs:

@@ -151,6 +151,12 @@ class ResultStore:
             predictions = path.with_name(f"{path.stem}.predictions.jsonl")
             if result["config_hash"] != key or result["status"] != "ok" or not predictions.exists():
                 continue
+            rows = len(read_jsonl(predictions))
+            if rows != result.get("num_samples", rows):
+                raise DamagedResultError(
+                    f"{predictions} holds {rows} and not the {result['num_samples']} rows of its "
+                    f"result: restore it, or delete {path} to run that configuration again"
+                )
             if path != self.path(name):
                 self._set_aside(name)
                 with _explained(path):
@@ -169,7 +175,7 @@ class ResultStore:
 
     def sweep_up(self) -> None:
         """Remove temporary files that a killed run left in the folder."""
-        for leftover in self.folder.glob(".*.tmp"):
+        for leftover in self.folder.glob(".*.json*.*.tmp"):
             leftover.unlink(missing_ok=True)
 
     def _is(self, name: str, key: str) -> bool:
