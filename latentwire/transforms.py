@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from latentwire.vocabulary import Vocabulary, rms
 NEAREST_TEMPERATURE = 0.1  # of nearest_k's softmax over cosines; at 1 the k tokens would weigh nearly the same
 
 
-class Transform(nn.Module):
+class Transform(nn.Module, ABC):
     """Checks shapes, computes in at least float32, returns the dtype it was given.
 
     Args:
@@ -49,9 +50,9 @@ class Transform(nn.Module):
             )
         return self.repair(x.to(torch.promote_types(x.dtype, torch.float32)), generator).to(x.dtype)
 
+    @abstractmethod
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Repair embeddings in float32 or float64, (T, D) or (B, T, D)."""
-        raise NotImplementedError
 
     def tokens(self, ids: Tensor, like: Tensor) -> Tensor:
         """Return the embeddings of token ids in the dtype of `like`: (...) -> (..., D)."""

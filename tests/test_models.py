@@ -419,10 +419,10 @@ def test_weights_that_are_missing_are_not_made_up(copied):
 
 def test_another_architecture_than_the_weights_is_refused(copied):
     edit(copied / "config.json", model_type="gpt2", architectures=["GPT2LMHeadModel"])
-    refusal(copied)
+    assert "weights are missing" in refusal(copied)
 
 
-def test_gguf_missing_weights(gguf_file, tmp_path):
+def test_weights_that_a_gguf_file_lacks_are_not_made_up(gguf_file, tmp_path):
     data = gguf_file.read_bytes().replace(b"blk.1.ffn_up", b"blk.1.ffn_xx")
     (tmp_path / "odd.gguf").write_bytes(data)
-    refusal(tmp_path / "odd.gguf")
+    assert "weights are missing" in refusal(tmp_path / "odd.gguf")
