@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentwire.harness.errors import UserError
-from latentwire.transforms import check_dials
+from latentwire.transforms import check_dials, require
 from latentwire.vocabulary import Vocabulary, rms
 
 
@@ -37,7 +37,7 @@ class Scaled(Text):
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, factor: float) -> None:
         super().__init__(vocabulary, generator)
-        _require(factor > 0 and math.isfinite(factor), "factor", factor, "must be above 0")
+        require(factor > 0 and math.isfinite(factor), "factor", factor, "must be above 0")
         self.factor = factor
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -50,7 +50,7 @@ class Noisy(Text):
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, snr_db: float) -> None:
         super().__init__(vocabulary, generator)
-        _require(math.isfinite(snr_db), "snr_db", snr_db, "must be a finite number of decibels")
+        require(math.isfinite(snr_db), "snr_db", snr_db, "must be a finite number of decibels")
         self.relative = 10 ** (-snr_db / 20)
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -64,7 +64,7 @@ class Shifted(Text):
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, offset: float) -> None:
         super().__init__(vocabulary, generator)
-        _require(offset >= 0 and math.isfinite(offset), "offset", offset, "must be 0 or more mean token norms")
+        require(offset >= 0 and math.isfinite(offset), "offset", offset, "must be 0 or more mean token norms")
         direction = torch.randn(vocabulary.width, generator=generator)
         self.shift = offset * vocabulary.mean_norm.cpu() * direction / direction.norm()  # (D,)
 
@@ -93,7 +93,7 @@ class Mixed(Text):
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, rate: float) -> None:
         super().__init__(vocabulary, generator)
-        _require(0 <= rate <= 1, "rate", rate, "is the share of the random token, between 0 and 1")
+        require(0 <= rate <= 1, "rate", rate, "is the share of the random token, between 0 and 1")
         self.rate = rate
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -123,8 +123,3 @@ def build_source(name: str, dials: dict[str, Any], vocabulary: Vocabulary, gener
         raise UserError(f"embed_source={name}: unknown; use one of {', '.join(SOURCES)}")
     check_dials(name, dials, SOURCES[name])
     return SOURCES[name](vocabulary, generator, **dials)
-
-
-def _require(condition: bool, dial: str, value: float, reason: str) -> None:
-    if not condition:
-        raise UserError(f"{dial}={value}: {reason}")

@@ -72,7 +72,7 @@ class RMSMatching(Transform):
 
     def __init__(self, vocabulary: Vocabulary, *, target_scale: float) -> None:
         super().__init__(vocabulary)
-        _require(target_scale > 0 and math.isfinite(target_scale), "target_scale", target_scale, "must be above 0")
+        require(target_scale > 0 and math.isfinite(target_scale), "target_scale", target_scale, "must be above 0")
         self.target_rms = target_scale * float(vocabulary.mean_rms)
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -106,13 +106,13 @@ class NearestK(Transform):
 
     def __init__(self, vocabulary: Vocabulary, *, k: int, alpha: float) -> None:
         super().__init__(vocabulary)
-        _require(
+        require(
             1 <= k <= vocabulary.size,
             "k",
             k,
             f"must be between 1 and the vocabulary's {vocabulary.size} tokens",
         )
-        _require(0 <= alpha <= 1, "alpha", alpha, "is the share of the original embedding, between 0 and 1")
+        require(0 <= alpha <= 1, "alpha", alpha, "is the share of the original embedding, between 0 and 1")
         self.k, self.alpha = k, alpha
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -131,7 +131,7 @@ class AnchorOffset(Transform):
 
     def __init__(self, vocabulary: Vocabulary, *, eps: float) -> None:
         super().__init__(vocabulary)
-        _require(eps >= 0 and math.isfinite(eps), "eps", eps, "must be 0 (the anchor alone) or more")
+        require(eps >= 0 and math.isfinite(eps), "eps", eps, "must be 0 (the anchor alone) or more")
         self.eps = eps
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -157,11 +157,11 @@ class SoftCodebook(Transform):
 
     def __init__(self, vocabulary: Vocabulary, *, codebook_size: int, tau: float) -> None:
         super().__init__(vocabulary)
-        _require(
+        require(
             1 <= codebook_size <= vocabulary.size, "codebook_size", codebook_size,
             f"must be between 1 and the vocabulary's {vocabulary.size} tokens",
         )  # fmt: skip
-        _require(tau > 0 and math.isfinite(tau), "tau", tau, "is a temperature, above 0")
+        require(tau > 0 and math.isfinite(tau), "tau", tau, "is a temperature, above 0")
         codes, self.kappa = vocabulary.codes(codebook_size)
         self.codes = nn.Parameter(codes)  # (codebook_size, D)
         self.tau = tau
@@ -182,7 +182,7 @@ class SoftVocab(Transform):
 
     def __init__(self, vocabulary: Vocabulary, *, tau: float) -> None:
         super().__init__(vocabulary)
-        _require(tau > 0 and math.isfinite(tau), "tau", tau, "is a temperature, above 0")
+        require(tau > 0 and math.isfinite(tau), "tau", tau, "is a temperature, above 0")
         self.tau = tau
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -197,7 +197,7 @@ class RandomInterpolation(Transform):
 
     def __init__(self, vocabulary: Vocabulary, *, k: int) -> None:
         super().__init__(vocabulary)
-        _require(
+        require(
             1 <= k <= vocabulary.size,
             "k",
             k,
@@ -256,6 +256,7 @@ def check_dials(name: str, dials: dict[str, Any], owner: type) -> None:
         raise UserError(f"{name} needs {dial} (its dials: {known}); give it a value")
 
 
-def _require(condition: bool, dial: str, value: float, reason: str) -> None:
+def require(condition: bool, dial: str, value: float, reason: str) -> None:
+    """Raise UserError with the dial, its value and the reason unless the condition holds."""
     if not condition:
         raise UserError(f"{dial}={value}: {reason}")

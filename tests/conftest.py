@@ -25,3 +25,12 @@ def tiny() -> LanguageModel:
 def smollm2() -> LanguageModel:
     """The embedded model; fetched once."""
     return load_model(model_spec("smollm2"), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tensors so small that they only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -35,13 +35,7 @@ few = settings(max_examples=25, deadline=None)
 scales = st.floats(min_value=1e-6, max_value=1e6)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draws(seed):

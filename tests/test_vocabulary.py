@@ -15,13 +15,7 @@ from latentwire.vocabulary import Vocabulary, rms
 SIZE, WIDTH = 200, 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draws(seed):
