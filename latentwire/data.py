@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from latentwire.harness.assets import file_sha256
+from latentwire.harness.assets import file_sha256, hub_commit
 from latentwire.harness.errors import UserError
 
 ORIGINS = ("short_qa", "file", "hub")
@@ -44,7 +44,7 @@ class DataSpec:
             return {
                 "repo": self.repo,
                 "config": self.config,
-                "revision": self.revision,
+                "commit": hub_commit(self.repo, self.revision, "dataset"),
                 "splits": [self.shots_split, self.split],
             }
         return {"sha256": [file_sha256(path) for path in self.files()]}
@@ -268,7 +268,8 @@ def _hub_rows(spec: DataSpec, split: str) -> Iterator[tuple[str, Row]]:
     try:
         if not spec.repo:
             raise ValueError("no repository given; set data.repo=ORG/NAME")
-        rows = datasets.load_dataset(spec.repo, spec.config or None, revision=spec.revision, split=split)
+        commit = hub_commit(spec.repo, spec.revision, "dataset")
+        rows = datasets.load_dataset(spec.repo, spec.config or None, revision=commit, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

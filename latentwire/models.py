@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256
+from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256, hub_commit
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
 
@@ -61,7 +61,8 @@ class ModelSpec:
         if self.origin == "path" and local.is_dir():
             stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(local.iterdir()) if p.is_file()]
             return {"folder": [list(stat) for stat in stats]}
-        return {"repo": self.repo or self.path, "revision": self.revision}
+        repo = self.repo or self.path
+        return {"repo": repo, "commit": hub_commit(repo, self.revision)}
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int:
-        """Positions the model was made for, in tokens."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        """Positions the model was made for, in tokens; without a stated limit, as many as wanted."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
     @torch.no_grad()
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -125,7 +126,7 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     if spec.origin == "tiny_random":
         return str(cached(f"models/tiny_random-{TINY['version']}", _build_tiny)), {}
     if spec.origin == "hub":
-        return spec.repo, {"revision": spec.revision}
+        return spec.repo, {"revision": hub_commit(spec.repo, spec.revision)}
     if not spec.path:
         raise UserError("model=path: no path given; add model.path=FOLDER, FILE.gguf or ORG/NAME, or set MODEL_ID")
     local = Path(spec.path).expanduser()
@@ -143,7 +144,7 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
             )
         return str(local), {}
     if spec.path.count("/") == 1 and not spec.path.startswith((".", "/", "~")):
-        return spec.path, {"revision": spec.revision}
+        return spec.path, {"revision": hub_commit(spec.path, spec.revision)}
     raise UserError(f"model.path={spec.path}: no such file or folder, and no ORG/NAME of the hub; check the spelling")
 
 

@@ -37,7 +37,7 @@ class Scaled(Text):
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, factor: float) -> None:
         super().__init__(vocabulary, generator)
-        require(factor > 0 and math.isfinite(factor), "factor", factor, "must be above 0")
+        require(1e-10 <= factor <= 1e10, "factor", factor, "must be between 1e-10 and 1e10: float32 must hold squares")
         self.factor = factor
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:

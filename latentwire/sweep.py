@@ -34,11 +34,12 @@ from latentwire.harness.results import (
     git_commit,
     read_json,
     read_jsonl,
-    write_json,
 )
 from latentwire.harness.tracking import Tracker, make_tracker
 from latentwire.models import ModelSpec
 
+NEEDED = {"name", "experiment", "family", "dials", "source", "group", "config", "num_samples", "identity",
+          "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # by whatever reads a finished result
 IN_SUMMARY_TOO_LONG = (
     "config",
     "versions",
@@ -80,6 +81,8 @@ def run(cfg: DictConfig) -> Result:
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     result = _finished(store, head, bool(cfg.force), state)
     if result is None:
+        if state.is_main_process:
+            store.require_writable()
         bench = _bench(_Recipe(model, data, settings, state))
         title = _title(cfg.name)
         body, predictions = _attempt(bench, source, transform, settings.seed, state, title)
@@ -97,10 +100,10 @@ def run(cfg: DictConfig) -> Result:
         if state.is_main_process:
             store.save(cfg.name, result, predictions)
         state.wait_for_everyone()
-        _tracker(cfg).log_result(result)
         say(_line(title, result))
     else:
         say(_line(_title(cfg.name), result) + "  (finished before)")
+    _tracker(cfg).log_result(result)
     if not sweeping:
         if result["status"] != "ok":
             raise UserError(f"{cfg.name}: {result['error']}")
@@ -118,9 +121,11 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
     failed = [result for result in results if result["status"] != "ok"]
     if speaks():
         summary = summarize(cfg.sweep.name, results, folder)
-        write_json(folder / "summary.json", summary)
+        other = ResultStore(folder).save_summary(summary)
         print(render(summary))
         say(f"summary: {folder / 'summary.json'}")
+        if other is not None:
+            say(f"note: the summary that was there has other configurations as well; it is kept as {other}")
         columns, rows = ranking_table(summary)
         _tracker(cfg).log_summary(summary, columns, rows)
     if failed:
@@ -138,8 +143,15 @@ def summarize(sweep: str, results: list[Result], folder: Path) -> dict[str, Any]
     store = ResultStore(folder)
     scores = {}
     for result in successful:
-        rows = read_jsonl(store.predictions_path(result["name"]))
-        scores[result["name"]] = ([row["id"] for row in rows], np.array([row["f1"] for row in rows]))
+        path = store.predictions_path(result["name"])
+        rows = read_jsonl(path)
+        f1 = np.array([row["f1"] for row in rows])
+        if len(rows) != result["num_samples"] or abs(f1.mean() - result["f1"]) > 1e-9:
+            raise DamagedResultError(
+                f"{path} is not what the summary was made from (n = {len(rows)}, not {result['num_samples']}, or "
+                f"another mean F1 than {result['f1']:.3f}): run the sweep again; what is finished is not run twice"
+            )
+        scores[result["name"]] = ([row["id"] for row in rows], f1)
     return {
         "sweep": sweep,
         "total_experiments": len(results),
@@ -240,8 +252,13 @@ def _finished(store: ResultStore, head: Result, force: bool, state: PartialState
         store.sweep_up()
         try:
             result = store.finished(head["name"], head["config_hash"])
+            if result is not None and (lacking := NEEDED - result.keys()):
+                raise DamagedResultError(
+                    f"{store.path(head['name'])} lacks {', '.join(sorted(lacking))}: restore it, or delete it to run "
+                    "that configuration again"
+                )
         except DamagedResultError as error:
-            result = {**head, "status": "failed", "error": str(error)}
+            result = {**head, "status": "failed", "error": str(error), "config": {}}
     return from_first(state, result)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test waits for a network
+
 import pytest
 import torch
 from omegaconf import OmegaConf

@@ -16,9 +16,11 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from latentwire.harness import assets
 from latentwire.harness.assets import cache_dir, cached, fetch_from_wheel, file_sha256
 from latentwire.harness.errors import UserError
 
@@ -282,3 +284,52 @@ def test_what_building_raises_is_not_blamed_on_the_cache(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has no tokenizer") as caught:
         cached("k", build)
     assert "cannot be written" not in str(caught.value)
+
+
+def test_a_finished_folder_is_read_without_writing_beside_it(cache):
+    folder = cached("models/thing", build)
+    lock = folder.with_name(folder.name + ".lock")
+    lock.unlink(missing_ok=True)
+    assert cached("models/thing", never) == folder
+    assert not lock.exists()
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub cache of one model whose branch main is at COMMIT; the hub itself answers as told."""
+    from huggingface_hub import HfApi, constants
+
+    assets.hub_commit.cache_clear()
+    (tmp_path / "models--org--name" / "refs").mkdir(parents=True)
+    (tmp_path / "models--org--name" / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+    def answers(answer):
+        def repo_info(self, repo, **options):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(HfApi, "repo_info", repo_info)
+
+    yield answers
+    assets.hub_commit.cache_clear()
+
+
+def test_a_branch_of_the_hub_is_the_commit_it_stands_at(hub):
+    hub(SimpleNamespace(sha="f" * 40))
+    assert assets.hub_commit("org/name", "main") == "f" * 40
+
+
+def test_without_the_hub_a_branch_is_the_commit_in_the_cache(hub):
+    hub(ConnectionError("offline"))
+    assert assets.hub_commit("org/name", "main") == COMMIT
+    assert assets.hub_commit("org/other", "main") == "main"
+
+
+def test_a_commit_is_itself_and_the_hub_is_not_asked(hub):
+    hub(AssertionError("asked"))
+    assert assets.hub_commit("org/name", COMMIT) == COMMIT

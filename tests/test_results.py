@@ -253,13 +253,54 @@ def test_what_was_saved_is_found_by_name_and_hash(store):
     assert store.finished("baseline", "aaaa") is None
 
 
-@pytest.mark.parametrize("predictions_from_before", [False, True])
-def test_a_failed_result_is_not_finished(store, predictions_from_before):
-    if predictions_from_before:
-        store.save(NAME, result(), PREDICTIONS)
+def test_a_failed_result_is_not_finished(store):
     store.save(NAME, result(status="failed", error="k=20: too large"), None)
     assert store.finished(NAME, "aaaa") is None
-    assert read_json(store.path(NAME))["error"] == "k=20: too large"
+
+
+def test_a_failure_of_the_same_configuration_does_not_cost_what_had_been_finished(store):
+    store.save(NAME, result(), PREDICTIONS)
+    store.save(NAME, result(status="failed", error="out of memory"), None)
+    assert json.loads(store.path(NAME).read_text())["status"] == "failed"
+    assert store.finished(NAME, "aaaa") == result()
+    assert read_jsonl(store.predictions_path(NAME)) == PREDICTIONS
+
+
+def summary_of(*names: str) -> dict[str, object]:
+    return {"sweep": "s", "results": [{"name": name, "config_hash": "aaaa"} for name in names]}
+
+
+def test_a_summary_of_fewer_configurations_does_not_cost_the_one_of_more(store):
+    assert store.save_summary(summary_of("one", "two")) is None
+    assert store.save_summary(summary_of("one", "two", "three")) is None  # covers what was there
+    moved = store.save_summary(summary_of("two"))
+    assert moved is not None
+    assert json.loads(moved.read_text()) == summary_of("one", "two", "three")
+    assert json.loads((store.folder / "summary.json").read_text()) == summary_of("two")
+
+
+def test_a_summary_of_other_settings_does_not_cost_the_one_before(store):
+    store.save_summary(summary_of("one"))
+    moved = store.save_summary({"results": [{"name": "one", "config_hash": "bbbb"}]})
+    assert moved is not None
+    assert json.loads(moved.read_text()) == summary_of("one")
+
+
+@pytest.mark.parametrize("content", ["{broken", "[1]", '{"results": 3}'])
+def test_a_summary_that_is_none_is_kept_aside(store, content):
+    store.folder.mkdir(parents=True, exist_ok=True)
+    (store.folder / "summary.json").write_text(content)
+    moved = store.save_summary(summary_of("one"))
+    assert moved is not None
+    assert moved.read_text() == content
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        ResultStore(tmp_path / "file").require_writable()
+    ResultStore(tmp_path / "new").require_writable()
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_result_without_its_predictions_is_not_finished(store):

@@ -128,6 +128,47 @@ def test_finished_configurations_are_not_run_again_unless_forced(cli):
     assert without_timings(load("outputs/smoke/summary.json")) == without_timings(before)
 
 
+def test_a_part_of_a_sweep_run_again_keeps_the_summary_of_the_whole(cli):
+    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    whole = load("outputs/smoke/summary.json")
+    _, _, err = cli("-m", "sweep=smoke", "only=baseline", *SMALL)
+    assert "it is kept as" in err
+    (kept,) = Path("outputs/smoke/replaced").glob("summary.*.json")
+    assert load(kept) == whole
+    assert load("outputs/smoke/summary.json")["total_experiments"] == 1
+
+
+def test_the_analysis_refuses_predictions_of_another_run(cli):
+    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    path = Path("outputs/smoke/baseline.predictions.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["f1"] = 1 - rows[0]["f1"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, out, err = cli("task=analyze", "summary=outputs/smoke/summary.json")
+    assert status == 1
+    assert "baseline.predictions.jsonl is not what the summary was made from" in err
+    assert out == ""
+
+
+def test_a_result_that_lacks_a_field_is_damage(cli):
+    command = ["-m", "sweep=smoke", "only=baseline|rms*", *SMALL]
+    cli(*command)
+    result = load("outputs/smoke/baseline.json")
+    del result["f1_interval"]
+    Path("outputs/smoke/baseline.json").write_text(json.dumps(result))
+    status, _, err = cli(*command)
+    assert status == 1
+    assert "baseline.json lacks f1_interval" in err
+    assert load("outputs/smoke/baseline.json") == result
+
+
+def test_a_mistake_gets_its_message_and_nothing_else(cli):
+    _, out, err = cli(*SMALL, "samples=100000")
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: samples=100000")
+
+
 @pytest.mark.parametrize("change", ["seed=1", "samples=5", "shots=1", "max_new_tokens=3", "dtype=bfloat16"])
 def test_what_decides_a_result_is_in_its_hash(cli, change):
     cli(*SMALL)
@@ -387,11 +428,9 @@ def test_a_killed_sweep_goes_on_to_the_same_summary(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
-    sweep = ["-m", "sweep=smoke", "only=baseline|nearest*|random*", *SMALL, "batch_tokens=700", "device=cpu"]
-    for folder, launcher in (
-        ("one", [sys.executable]),
-        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]),
-    ):
+    sweep = ["-m", "sweep=smoke", "only=baseline|nearest*|random*", *SMALL, "batch_tokens=700"]
+    accelerate = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    for folder, launcher in (("one", [sys.executable]), ("two", [sys.executable, *accelerate])):
         (tmp_path / folder).mkdir()
         done = subprocess.run(
             [*launcher, *command(*sweep)[1:]], cwd=tmp_path / folder, env=environment(), capture_output=True, text=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from pathlib import Path
@@ -17,6 +18,7 @@ from latentwire.harness.tracking import NoTracker, WandbTracker, make_tracker
 
 RESULT = {
     "name": "anchor_eps0.05@scaled117.0",
+    "config_hash": "0123456789abcdef",
     "family": "anchor_offset",
     "source": "scaled",
     "status": "ok",
@@ -107,6 +109,23 @@ def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
     assert all_of_them.summary["ranking/nrows"] == 2
     table = json.loads((all_of_them.files / all_of_them.summary["ranking/path"]).read_text())
     assert table == {"columns": COLUMNS, "data": ROWS}
+
+
+def test_the_same_result_again_is_the_same_run_and_another_is_another(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(wandb, "init", lambda **options: calls.append(options) or contextlib.nullcontext(StubRun()))
+    for result in (RESULT, RESULT, {**RESULT, "config_hash": "fedcba9876543210"}, {**RESULT, "name": "baseline"}):
+        tracker(tmp_path).log_result(result)
+    ids = [call["id"] for call in calls]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3
+    assert {call["resume"] for call in calls} == {"allow"}
+
+
+class StubRun:
+    """In the place of a W&B run."""
+
+    summary: dict[str, Any] = {}  # noqa: RUF012
 
 
 def test_no_tracker_does_nothing(tmp_path, monkeypatch, capsys):

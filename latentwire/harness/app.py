@@ -16,8 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from latentwire.harness import processes
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import speaks
+from latentwire.harness.progress import rank, speaks
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -55,14 +56,15 @@ def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] 
     asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; what is said is decided below
     try:
+        processes.hand_over(arguments)
         _refuse_additions(arguments)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_run)()
-    except Exception as error:
+    except (Exception, _StoppedError) as raised:
+        error = raised.error if isinstance(raised, _StoppedError) else raised
         message = explain(error, arguments)
         if message is None or asked_for_traceback:
-            raise
-        if speaks():
-            print(f"error: {message}", file=sys.stderr)
+            raise error from None
+        print(f"error: {message}" if speaks() else f"error in process {rank()}: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         if speaks():
@@ -72,10 +74,21 @@ def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] 
         _leave_process_group()
 
 
+class _StoppedError(BaseException):
+    """Carries a job's exception past Hydra, which would print its own lines about it first."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def _run(cfg: DictConfig) -> Any:
-    if cfg.task not in tasks:
-        raise UserError(f"task={cfg.task}: not a task of this program; use one of {', '.join(tasks)}")
-    return _function(tasks[cfg.task].run)(cfg)
+    try:
+        if cfg.task not in tasks:
+            raise UserError(f"task={cfg.task}: not a task of this program; use one of {', '.join(tasks)}")
+        return _function(tasks[cfg.task].run)(cfg)
+    except Exception as error:
+        raise _StoppedError(error) from error
 
 
 def finish(cfg: DictConfig, results: list[Any]) -> None:

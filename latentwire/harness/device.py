@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,16 +25,13 @@ def place(device: str = "auto") -> PartialState:
     Raises:
         UserError: The demanded kind of device is not the one found here.
     """
-    state = PartialState(cpu=True) if device == "cpu" else PartialState()
+    # Accelerate makes several processes on a CPU know of one another only if it is told that it is a CPU.
+    on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=True) if on_cpu else PartialState()
     if device not in ("auto", state.device.type):
         raise UserError(
             f"device={device}: not available here, Accelerate found {state.device.type}; use device=auto, "
             "device=cpu, or start this run on a machine that has one"
-        )
-    if state.num_processes == 1 and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
-        say(
-            "note: accelerate launch starts one process on a CPU unless MPI is set up, whatever --num_processes says; "
-            "for two: torchrun --nproc_per_node 2 run.py device=cpu ..."
         )
     return state
 

@@ -12,9 +12,14 @@ from tqdm import tqdm
 PLAIN_INTERVAL = 10.0  # seconds between two plain lines
 
 
+def rank() -> int:
+    """Return which of the launched processes this is; 0 where there is one."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def speaks() -> bool:
-    """Tell whether this process is the one that writes to the terminal (the first of an accelerate launch)."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Tell whether this process is the one that writes to the terminal (the first of those launched)."""
+    return rank() == 0
 
 
 def say(message: str) -> None:

@@ -31,6 +31,11 @@ def config_hash(identity: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a small file, 16 hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
     try:
@@ -167,7 +172,7 @@ class ResultStore:
 
     def save(self, name: str, result: Result, predictions: Iterable[dict[str, Any]] | None) -> None:
         """Write the predictions, then the result: a result that is there is complete."""
-        if self.path(name).exists() and not self._is(name, result["config_hash"]):
+        if self.path(name).exists() and not self._gives_way(name, result):
             self._set_aside(name)
         if predictions is not None:
             write_jsonl(self.predictions_path(name), predictions)
@@ -178,16 +183,47 @@ class ResultStore:
         for leftover in self.folder.glob(".*.json*.*.tmp"):
             leftover.unlink(missing_ok=True)
 
-    def _is(self, name: str, key: str) -> bool:
-        return self._key(name) == key
+    def save_summary(self, summary: dict[str, Any]) -> Path | None:
+        """Write summary.json; where it covers less than the one that is there, keep that one too.
+
+        Returns:
+            Where the other summary was moved, or None.
+        """
+        path = self.folder / "summary.json"
+        moved = None
+        if path.exists():
+            covered = _covered(_read_or(path, None))
+            if not covered or covered - _covered(summary):
+                moved = self._replaced(path, file_digest(path))
+                with _explained(moved):
+                    moved.parent.mkdir(parents=True, exist_ok=True)
+                    path.replace(moved)
+        write_json(path, summary)
+        return moved
+
+    def require_writable(self) -> None:
+        """Fail now if the folder cannot be written, not after the first result was computed.
+
+        Raises:
+            ResultWriteError: It cannot.
+        """
+        with _explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+
+    def _gives_way(self, name: str, new: Result) -> bool:
+        """Tell whether the result called `name` is of the same configuration and no better than the new one."""
+        old = _read_or(self.path(name), {})
+        same = isinstance(old, dict) and old.get("config_hash") == new["config_hash"]
+        return same and (old.get("status") != "ok" or new["status"] == "ok")
 
     def _key(self, name: str) -> str:
         """Return the hash of the result called `name`, whatever state it is in."""
-        try:
-            result = read_json(self.path(name))
-        except DamagedResultError:
-            return "damaged"
-        return str(result.get("config_hash", "foreign")) if isinstance(result, dict) else "foreign"
+        result = _read_or(self.path(name), "damaged")
+        if isinstance(result, dict):
+            return str(result.get("config_hash", "foreign"))
+        return "damaged" if result == "damaged" else "foreign"
 
     def _set_aside(self, name: str) -> None:
         """Move a finished result of another configuration out of the way."""
@@ -204,6 +240,22 @@ class ResultStore:
     @staticmethod
     def _replaced(path: Path, key: str) -> Path:
         return path.parent / "replaced" / f"{path.stem}.{key}.json"
+
+
+def _read_or(path: Path, otherwise: Any) -> Any:
+    """Read a JSON file that is about to be replaced; a damaged one gives `otherwise`."""
+    try:
+        return read_json(path)
+    except DamagedResultError:
+        return otherwise
+
+
+def _covered(summary: Any) -> set[tuple[str, str]]:
+    """Return names and hashes of the results in a summary; nothing for what is no summary."""
+    results = summary.get("results") if isinstance(summary, dict) else None
+    if not isinstance(results, list):
+        return set()
+    return {(str(r.get("name")), str(r.get("config_hash"))) for r in results if isinstance(r, dict)}
 
 
 def git_commit(folder: Path) -> str | None:

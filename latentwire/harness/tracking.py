@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +49,7 @@ class WandbTracker:
         }
         self._run(
             name=result["name"],
+            key=f"{self.folder}/{result['name']}/{result['config_hash']}",
             job_type=result["family"],
             tags=[result["family"], result["source"]],
             config=result["config"],
@@ -57,12 +59,14 @@ class WandbTracker:
     def log_summary(self, summary: dict[str, Any], columns: list[str], rows: list[list[Any]]) -> None:
         """Report the sweep's ranked table and its counts."""
         counts = {key: value for key, value in summary.items() if isinstance(value, int | float)}
-        self._run(name=f"{self.group} summary", job_type="summary", tags=[], config={}, summary=counts,
+        name = f"{self.group} summary"
+        self._run(name=name, key=f"{self.folder}/{name}", job_type="summary", tags=[], config={}, summary=counts,
                   table=(columns, rows))  # fmt: skip
 
     def _run(
         self,
         name: str,
+        key: str,
         job_type: str,
         tags: list[str],
         config: dict[str, Any],
@@ -82,6 +86,8 @@ class WandbTracker:
                 group=self.group,
                 job_type=job_type,
                 name=name,
+                id=hashlib.sha256(key.encode()).hexdigest()[:16],  # the same result again is the same run
+                resume="allow",
                 tags=[*self.tags, *tags],
                 config=config,
                 dir=str(self.folder),
