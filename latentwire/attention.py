@@ -61,7 +61,7 @@ def shared_prefix_attention(
         query: (B, Hq, T, d), the heads of one key head beside one another.
         key: (B, Hkv, S, d), own columns only.
         value: (B, Hkv, S, d).
-        attention_mask: Bool, (B, 1, T, S), true where to look, or None: causal.
+        attention_mask: Added to the scores, (B, 1, T, S), or None: causal.
         scaling: Multiplies the scores.
         shared_prefix: Keys and values of the prefix, layer by layer; empty for no prefix.
         kwargs: What else transformers hands down; none of it changes what is computed here.
@@ -72,13 +72,13 @@ def shared_prefix_attention(
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
     if attention_mask is None:
-        attention_mask = query.new_ones(length, key.shape[2], dtype=torch.bool).tril(key.shape[2] - length)
-    mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(
-        ~attention_mask, torch.finfo(query.dtype).min
-    )
+        seen = query.new_ones(1, 1, length, key.shape[2], dtype=torch.bool).tril(key.shape[2] - length)
+        attention_mask = additive(seen, query.dtype)
+    # (B, Hq, T, d) -> (B, Hkv, G * T, d): the heads of a group ask one key head, which need not be repeated
     own, own_lse = attend(
-        query, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1), mask, scaling
+        query.unflatten(1, (-1, groups)).flatten(2, 3), key, value, attention_mask.repeat(1, 1, groups, 1), scaling
     )
+    own, own_lse = own.reshape(query.shape), own_lse.reshape(query.shape[:-1])
     if shared_prefix:
         prefix_key, prefix_value = shared_prefix[module.layer_idx]  # type: ignore[index]
         # (B, Hkv * G, T, d) -> (1, Hkv, G * B * T, d): all queries of a key head against one prefix
@@ -91,5 +91,16 @@ def shared_prefix_attention(
     return own.transpose(1, 2).contiguous(), None
 
 
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask to add to the scores: 0 where `seen` is true, the lowest number elsewhere."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Tensor | None:
+    """Make the mask of a forward once for all its layers."""
+    seen = sdpa_mask(*args, dtype=dtype, **kwargs)
+    return None if seen is None else additive(seen, dtype)
+
+
 AttentionInterface.register(NAME, shared_prefix_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _additive_mask)

@@ -41,9 +41,8 @@ class Settings:
         """Raise UserError for a value out of range."""
         if not 0 <= self.seed < 2**31:
             raise UserError(f"seed={self.seed}: must be between 0 and {2**31 - 1}")
-        for name in ("max_new_tokens", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
 
 
 @dataclass
@@ -109,19 +108,16 @@ def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: Partial
             f"shots={settings.shots}: with {len(shot_ids)} tokens of shots none of the {len(prompts)} examples fits "
             f"into the model's {lm.context_length} positions; lower shots, or choose a model with a longer context"
         )
-    prefix = encode_prefix(lm, shot_ids)
+    decoder = Decoder(lm, encode_prefix(lm, shot_ids), settings.max_new_tokens)
     return Bench(
         lm=lm,
         vocabulary=Vocabulary(lm.token_embeddings(), seed=settings.seed),
         prompts=fitting,
-        batches=plan_batches(
-            [len(prompt.token_ids) for prompt in fitting],
-            prefix.length, settings.max_new_tokens, settings.batch_tokens,
-        ),
-        decoder=Decoder(lm, prefix, settings.max_new_tokens),
+        batches=plan_batches([len(prompt.token_ids) for prompt in fitting], decoder.added, settings.batch_tokens),
+        decoder=decoder,
         left_out=dict(dataset.left_out),
         too_long=[prompt.example.id for prompt in prompts if len(prompt.token_ids) > room],
-    )  # fmt: skip
+    )
 
 
 def evaluate(

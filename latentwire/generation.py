@@ -52,11 +52,16 @@ def encode_prefix(lm: LanguageModel, token_ids: Tensor) -> Prefix:
     return Prefix(len(token_ids), tuple((layer.keys, layer.values) for layer in layers))
 
 
-def plan_batches(lengths: list[int], prefix_length: int, max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
-    """Group prompts of similar length, longest first, so that no batch has more than `batch_tokens` positions.
+def plan_batches(lengths: list[int], added: int, batch_tokens: int) -> list[list[int]]:
+    """Group prompts of similar length, longest first, so that no batch holds more than `batch_tokens` positions.
 
     The plan depends on the lengths alone: the same examples are decoded in the same batches by every
     configuration and whatever the number of processes. A prompt too long for the budget gets a batch of its own.
+
+    Args:
+        lengths: Positions of each prompt.
+        added: Positions that every row holds besides (Decoder.added).
+        batch_tokens: Rows times positions of the longest, at most.
 
     Returns:
         Indices into `lengths`, batch by batch.
@@ -64,7 +69,7 @@ def plan_batches(lengths: list[int], prefix_length: int, max_new_tokens: int, ba
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batches:
-            longest = lengths[batches[-1][0]] + prefix_length + max_new_tokens
+            longest = lengths[batches[-1][0]] + added
             if (len(batches[-1]) + 1) * longest <= batch_tokens:
                 batches[-1].append(index)
                 continue
@@ -89,6 +94,7 @@ class Decoder:
         ends = lm.model.generation_config.eos_token_id
         self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
         self.shares = bool(prefix.layers) and _can_share(lm, prefix)
+        self.added = max_new_tokens + (0 if self.shares else prefix.length)  # positions a row holds besides its prompt
         self._known: dict[bytes, list[Generated]] = {}
 
     def decode(self, prompts: list[Tensor]) -> tuple[list[Generated], bool]:
@@ -186,12 +192,13 @@ class _Rows:
         self.cache.batch_select_indices(index)
 
     def _forward(self, positions: Tensor, **inputs: Tensor) -> Tensor:
+        last = torch.tensor([positions.shape[1] - 1], device=self.lm.device)
         return self.lm.model(
             attention_mask=self.mask,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,  # a tensor: a slice would give the output head strided rows, many times slower
             **self.options,
             **inputs,
         ).logits[:, -1]

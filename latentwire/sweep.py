@@ -22,7 +22,7 @@ from latentwire.analysis import analyze, ranking_table, render, three_digits
 from latentwire.data import DataSpec
 from latentwire.evaluate import Bench, Choice, Settings, evaluate, identity, prepare
 from latentwire.harness import app
-from latentwire.harness.device import choose_dtype, describe_machine, from_first, place
+from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, from_first, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import (
@@ -56,7 +56,9 @@ def run(cfg: DictConfig) -> Result:
             configuration failed. Within a sweep a failed configuration is a result of its own.
     """
     state = place(cfg.device)
-    settings = app.typed(Settings, {field.name: cfg[field.name] for field in fields(Settings)})
+    asked = {field.name: cfg[field.name] for field in fields(Settings)}
+    asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
+    settings = app.typed(Settings, asked)
     model = app.typed(ModelSpec, cfg.model, "model.")
     data = app.typed(DataSpec, cfg.data, "data.")
     source = Choice(cfg.embed_source.name, _plain(cfg.embed_source.dials))

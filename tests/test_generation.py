@@ -98,6 +98,11 @@ def test_the_shared_prefix_equals_the_prefix_written_out(name, request):
     assert shared == written
 
 
+def test_only_a_prefix_that_is_copied_counts_for_every_row(llama, sliding):
+    for lm, copied in ((llama, 0), (sliding, 25)):
+        assert Decoder(lm, encode_prefix(lm, draw_ids(lm, 25)[0]), NEW).added == NEW + copied
+
+
 def test_rows_that_finish_early_leave_without_disturbing_the_others(llama):
     prefix, *prompts = draw_ids(llama, 10, 7, 7, 7, 7, 7, 7, seed=4)
     embeds = [llama.embed(p) for p in prompts]
@@ -159,20 +164,19 @@ def test_equal_inputs_are_decoded_once(llama):
 @settings(max_examples=200, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 300), max_size=40),
-    prefix=st.integers(0, 500),
-    new=st.integers(1, 20),
+    added=st.integers(1, 500),
     budget=st.integers(1, 6000),
 )
-def test_the_plan_holds_every_prompt_once_within_the_budget(lengths, prefix, new, budget):
-    batches = plan_batches(lengths, prefix, new, budget)
+def test_the_plan_holds_every_prompt_once_within_the_budget(lengths, added, budget):
+    batches = plan_batches(lengths, added, budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         longest = max(lengths[index] for index in batch)
-        assert len(batch) == 1 or len(batch) * (longest + prefix + new) <= budget
+        assert len(batch) == 1 or len(batch) * (longest + added) <= budget
         assert batch == sorted(batch, key=lambda index: (-lengths[index], index))
     starts = [lengths[batch[0]] for batch in batches]
     assert starts == sorted(starts, reverse=True)
     # No batch could have taken the next prompt too.
     for batch, after in itertools.pairwise(batches):
         assert after
-        assert (len(batch) + 1) * (lengths[batch[0]] + prefix + new) > budget
+        assert (len(batch) + 1) * (lengths[batch[0]] + added) > budget

@@ -60,6 +60,21 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def choose_batch_tokens(batch_tokens: int | str, device: torch.device) -> int:
+    """Return how many positions to decode at a time; `auto` suits the kind of device.
+
+    A CPU gains nothing from more rows than fill its matrix units, and its activations should stay in its caches.
+
+    Raises:
+        UserError: Neither `auto` nor a whole number above 0.
+    """
+    if batch_tokens == "auto":
+        return 4096 if device.type == "cpu" else 65536
+    if isinstance(batch_tokens, int) and batch_tokens >= 1:
+        return batch_tokens
+    raise UserError(f"batch_tokens={batch_tokens}: expected auto or a whole number above 0")
+
+
 def generator_for(seed: int, *names: object) -> torch.Generator:
     """Return a CPU generator that depends on the seed and the names alone.
 
