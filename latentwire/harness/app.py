@@ -51,7 +51,7 @@ def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] 
     tasks.clear()
     tasks.update(known_tasks)
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.argv = [sys.argv[0], *_with_environment(arguments)]
+    sys.argv = [sys.argv[0], *map(_as_text, _with_environment(arguments))]
     asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; what is said is decided below
     try:
@@ -143,6 +143,15 @@ def _with_environment(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def _as_text(argument: str) -> str:
+    """Keep Hydra from reading a question as its own grammar: commas, quotes and brackets belong to it."""
+    key, sign, value = argument.partition("=")
+    if key != "query" or not sign or value[:1] in ("'", '"') and value[:1] == value[-1:] and len(value) > 1:
+        return argument
+    escaped = re.sub(r"\\+(?='|$)", lambda match: 2 * match[0], value).replace("'", "\\'")
+    return f"query='{escaped}'"
+
+
 def _refuse_additions(arguments: list[str]) -> None:
     """A setting that is added or removed is one that nobody reads or somebody misses."""
     for argument in arguments:
@@ -177,18 +186,12 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
 def _unknown_setting(key: str, arguments: list[str]) -> str:
     """Say why a setting does not exist; a dial of another transform or source is named as such."""
     given = next((a for a in arguments if a.startswith(f"{key}=")), key)
-    for group in ("embed_transform", "embed_source", "data", "task"):
-        owners = {path.stem: _root_settings(path) for path in sorted((CONF / group).glob("*.yaml"))}
+    for group, default in _default_choices().items():
+        owners = {path.stem: _settings_with(path) for path in sorted((CONF / group).glob("*.yaml"))}
         having = [name for name, settings in owners.items() if key in settings]
-        if not having:
+        chosen = next((a.split("=", 1)[1] for a in arguments if a.startswith(f"{group}=")), default)
+        if not having or chosen in having:
             continue
-        default = {
-            "embed_transform": "baseline",
-            "embed_source": "text",
-            "data": "short_qa",
-            "task": "evaluate",
-        }
-        chosen = next((a.split("=", 1)[1] for a in arguments if a.startswith(f"{group}=")), default[group])
         preset = next((a.split("=", 1)[1] for a in arguments if a.startswith("sweep=")), "none")
         if group == "embed_transform" and preset != "none":
             return (
@@ -204,10 +207,33 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
     return f"{given}: no such setting; there are {known}, and the groups {', '.join(_groups())}"
 
 
+def _default_choices() -> dict[str, str]:
+    """Return the groups that have settings of their own at the root, and what is chosen of each by default."""
+    choices = {"embed_transform": "", "embed_source": "", "data": "", "task": "", "pairs": "", "embedder": ""}
+    for path in (CONF / "run.yaml", *sorted((CONF / "task").glob("*.yaml"))):
+        for entry in OmegaConf.load(path).get("defaults", []):
+            for group, choice in entry.items() if isinstance(entry, DictConfig) else ():
+                if str(group).strip("/") in choices:
+                    choices[str(group).strip("/")] = str(choice)
+    return choices
+
+
+def _settings_with(path: Path) -> list[str]:
+    """Return the root settings and groups that come with a config file, those of the files that it includes too."""
+    found = _root_settings(path)
+    for entry in OmegaConf.load(path).get("defaults", []):
+        for group, choice in entry.items() if isinstance(entry, DictConfig) else ():
+            name = str(group).strip("/")
+            found += [name, *_root_settings(CONF / name / f"{choice}.yaml")] if isinstance(choice, str) else [name]
+    return found
+
+
 def _root_settings(path: Path) -> list[str]:
     """Return the plain settings that a config file puts at the root."""
     node = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(node, dict)
+    if "@package _global_" not in path.read_text(encoding="utf-8") and path.parent != CONF:
+        return []
     internal = {"defaults", "hydra", "task", "variant", "name", "group", "experiment"}
     return [str(key) for key, value in node.items() if key not in internal and not isinstance(value, dict)]
 
