@@ -14,10 +14,10 @@ TASKS = {
     "evaluate": Task(run="latentwire.sweep:run", finish="latentwire.sweep:finish"),
     "list": Task(run="latentwire.sweep:list_one"),
     "analyze": Task(run="latentwire.sweep:analyze_again"),
-    "pairs": Task(run="kat.jobs:pairs"),
-    "prompts": Task(run="kat.jobs:prompts"),
-    "embed": Task(run="kat.jobs:embed"),
-    "retrieve": Task(run="kat.jobs:retrieve"),
+    "pairs": Task(run="kat.prepare:pairs"),
+    "prompts": Task(run="kat.prepare:prompts"),
+    "embed": Task(run="kat.embed_job:embed"),
+    "retrieve": Task(run="kat.retrieve:retrieve"),
 }
 
 if __name__ == "__main__":

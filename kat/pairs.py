@@ -1,4 +1,4 @@
-"""Preference data sets -> PreferencePair(prompt, chosen, rejected); every row that gives none is told with its reason."""
+"""Preference data sets -> PreferencePair(prompt, chosen, rejected); a row that gives none is told with its reason."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Shards:
             if emb is None:
                 emb = torch.full((self.total, vectors.shape[1]), torch.nan)
             emb[rows] = vectors
-        assert emb is not None and not bool(emb.isnan().any())  # noqa: PT018
+        assert emb is not None and not bool(emb.isnan().any())
         return emb
 
     def remove(self) -> None:
