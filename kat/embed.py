@@ -141,7 +141,11 @@ def _check_linear(model: PreTrainedModel, matrix: Tensor, has_bias: bool) -> Non
     scale = (logits * expected).sum() / expected.square().sum()
     difference = ((logits - scale * expected).norm() / logits.norm()).item()
     tolerance = 1e-3 if model.dtype == torch.float32 else 3e-2
-    if not difference <= tolerance or scale <= 0 or getattr(model.config, "final_logit_softcapping", None):
+    if (
+        not difference <= tolerance
+        or scale <= 0
+        or getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    ):
         raise UserError(
             f"embedder=logits: this model's logits are not linear in its final hidden states (they differ by "
             f"{difference:.1%}; a soft cap does that), so they cannot be pooled there; use embedder=hidden"

@@ -229,9 +229,10 @@ def _lines(file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
         try:
             yield f"line {number}", json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError:
-            yield f"line {number}", BrokenRow(line.decode("utf-8", errors="backslashreplace").rstrip(), "no UTF-8 text")
+            text = line.decode("utf-8", errors="backslashreplace")
+            yield f"line {number}", BrokenRow(text.rstrip("\r\n"), "no UTF-8 text")
         except (ValueError, RecursionError):
-            yield f"line {number}", BrokenRow(line.decode("utf-8-sig").rstrip(), "no JSON")
+            yield f"line {number}", BrokenRow(line.decode("utf-8-sig").rstrip("\r\n"), "no JSON")
 
 
 def _array_rows(path: Path, raw: bytes) -> Iterator[tuple[str, Any]]:

@@ -144,11 +144,11 @@ def _with_environment(arguments: list[str]) -> list[str]:
 
 
 def _as_text(argument: str) -> str:
-    """Keep Hydra from reading a question as its own grammar: commas, quotes and brackets belong to it."""
+    """Keep Hydra from reading a question as its own grammar: commas, quotes, brackets and ${} belong to it."""
     key, sign, value = argument.partition("=")
     if key != "query" or not sign or (value[:1] in ("'", '"') and value[:1] == value[-1:] and len(value) > 1):
         return argument
-    escaped = re.sub(r"\\+(?='|$)", lambda match: 2 * match[0], value).replace("'", "\\'")
+    escaped = re.sub(r"\\+(?='|$)", lambda match: 2 * match[0], value).replace("'", "\\'").replace("${", "\\${")
     return f"query='{escaped}'"
 
 
