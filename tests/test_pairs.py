@@ -202,7 +202,7 @@ def test_what_is_dropped_has_its_place_and_reason_and_the_rest_is_kept(tmp_path)
         ("line 6", "chosen is empty"),
         ("line 7", "no UTF-8 text"),
     ]
-    assert [item.row for item in items if isinstance(item, Dropped)][0] == '{"prompt": '
+    assert next(item.row for item in items if isinstance(item, Dropped)) == '{"prompt": '
     assert len([item for item in items if isinstance(item, PreferencePair)]) == 2
 
 
