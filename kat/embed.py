@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.generation import plan_batches
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import open_atomically, writing
 
@@ -167,14 +166,34 @@ def unit_rows(vectors: Tensor) -> Tensor:
     return vectors / norms
 
 
+ENOUGH_TOKENS = 1024  # real tokens that keep a batch's matrix products busy
+MOST_PADDING = 1 / 16  # of its positions; a batch with enough tokens ends before it
+
+
 def plan(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Group texts of similar length, longest first; no batch has more than `batch_tokens` positions, padding too.
 
-    The plan depends on the lengths alone, whatever the number of processes.
+    A batch also ends where shorter texts would fill it with padding. The plan depends on the lengths alone, whatever
+    the number of processes. A text too long for the budget gets a batch of its own.
+
+    Returns:
+        Indices into `lengths`, batch by batch.
     """
     if batch_tokens < 1:
         raise UserError(f"batch_tokens={batch_tokens}: must be at least 1")
-    return plan_batches(list(lengths), 0, 0, batch_tokens)
+    batches: list[list[int]] = []
+    tokens = 0  # real ones of the last batch
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches:
+            positions = (len(batches[-1]) + 1) * lengths[batches[-1][0]]
+            padding = positions - tokens - lengths[index]
+            if positions <= batch_tokens and (tokens < ENOUGH_TOKENS or padding <= MOST_PADDING * positions):
+                batches[-1].append(index)
+                tokens += lengths[index]
+                continue
+        batches.append([index])
+        tokens = lengths[index]
+    return batches
 
 
 def embed_texts(

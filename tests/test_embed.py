@@ -18,6 +18,7 @@ from kat.embed import (
     embed_hidden,
     embed_texts,
     load_embeddings,
+    plan,
     save_embeddings,
     square_root,
     unit_rows,
@@ -79,16 +80,24 @@ def test_what_stands_at_padding_has_no_say(tiny, hidden, monkeypatch):
     assert torch.equal(hidden.pooled(TEXTS[:3]), expected)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 50, 400])
-def test_batches_hold_each_text_once_and_keep_to_the_budget(hidden, monkeypatch, batch_tokens):
-    lengths = dict(zip(TEXTS, hidden.lengths(TEXTS), strict=True))
-    batches = []
-    monkeypatch.setattr(hidden, "embed", lambda texts: batches.append(texts) or torch.ones(len(texts), 2))
-    embed_texts(hidden, TEXTS, batch_tokens)
-    assert sorted(text for batch in batches for text in batch) == sorted(TEXTS)
+@pytest.mark.parametrize("batch_tokens", [1, 50, 400, 8192])
+def test_batches_hold_each_text_once_and_keep_to_the_budget(batch_tokens):
+    generator = torch.Generator().manual_seed(0)
+    lengths = (torch.randn(3000, generator=generator) * 1.2 + 3).exp().ceil().int().tolist()  # a few are very long
+    batches = plan(lengths, batch_tokens)
+    assert sorted(index for batch in batches for index in batch) == list(range(3000))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[text] for text in batch) <= batch_tokens
-    assert len(batches) == {1: 6, 50: 3, 400: 2}[batch_tokens] or len(batches) < 6
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= batch_tokens
+    if batch_tokens == 8192:
+        positions = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+        in_order = sum(8 * max(lengths[start : start + 8]) for start in range(0, 3000, 8))
+        assert positions < 1.1 * sum(lengths) < in_order / 2
+        assert len(batches) < 2 * sum(lengths) / 8192 + 10  # and no more batches than it takes
+
+
+def test_equal_lengths_fill_the_budget():
+    assert [len(batch) for batch in plan([10] * 2500, 8192)] == [819, 819, 819, 43]
+    assert plan([3, 9, 5], 18) == [[1, 2], [0]]
 
 
 def test_texts_that_cannot_be_embedded_are_refused(tiny, hidden):
