@@ -109,7 +109,7 @@ def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Lan
     if spec.origin not in ORIGINS:
         raise UserError(f"model.origin={spec.origin}: unknown; use one of {', '.join(ORIGINS)}")
     where, options = _locate(spec)
-    with _explained(spec, where), _bars_on_terminals_only():
+    with _explained(spec, where), bars_on_terminals_only():
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
         model = _load_whole(where, dtype=dtype, **options)
     if model.get_input_embeddings() is None:
@@ -224,7 +224,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
+def bars_on_terminals_only() -> Iterator[None]:
     """Keep transformers' advice off the screen, and its bars out of logs."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -255,7 +255,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     say(f"converting {gguf.name} to safetensors (once, about half a minute for 135M weights)")
     name = {"gguf_file": gguf.name}
     try:
-        with _bars_on_terminals_only():
+        with bars_on_terminals_only():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **name)
             model = _load_whole(str(gguf.parent), dtype=torch.float32, **name)
     except (ValueError, KeyError, RuntimeError, IndexError, TypeError, struct.error) as error:
@@ -267,7 +267,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     setattr(model, "hf_quantizer", None)  # noqa: B010 (its type is not declared)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    with _bars_on_terminals_only():
+    with bars_on_terminals_only():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -311,5 +311,5 @@ def _build_tiny(folder: Path) -> None:
         torch.manual_seed(TINY["seed"])
         config = LlamaConfig(vocab_size=tokenizer.get_vocab_size(), bos_token_id=None, eos_token_id=0,
                              **TINY["config"])  # fmt: skip
-        with _bars_on_terminals_only():
+        with bars_on_terminals_only():
             LlamaForCausalLM(config).save_pretrained(folder)

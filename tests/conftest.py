@@ -1,8 +1,9 @@
-"""Models that several test files share, loaded once."""
+"""What several test files share: models, loaded once, and the command line."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test waits for a network
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from latentwire.harness import app
 from latentwire.harness.app import CONF, typed
 from latentwire.models import LanguageModel, ModelSpec, load_model
+from run import TASKS
 
 
 def model_spec(name: str) -> ModelSpec:
@@ -38,3 +41,25 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capfd):
+    """Run a command line in tmp_path; return exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    for name in ("MODEL_ID", "SAMPLES", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        app.position = None
+        status = 0
+        try:
+            app.launch("run", TASKS, list(arguments))
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err
+
+    return run

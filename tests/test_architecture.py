@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = sorted(ROOT.glob("*.py"))
 PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks")]
 CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
-PURE = ("analysis", "metrics", "neighbours", "sources", "transforms", "vocabulary")
+PURE = [f"latentwire.{name}" for name in ("analysis", "metrics", "neighbours", "sources", "transforms", "vocabulary")]
+PURE += [f"kat.{name}" for name in ("embed", "formats", "pairs", "prompts", "shards")]
 JOB = re.compile(r"([a-z]\w*(\.\w+)+):\w+")
 
 
@@ -95,7 +96,7 @@ def test_the_harness_knows_nothing_outside_it():
 
 @pytest.mark.parametrize("module", PURE)
 def test_pure_modules_reach_neither_hydra_nor_wandb_nor_accelerate(module):
-    reached = reached_from(f"latentwire.{module}")
+    reached = reached_from(module)
     assert reached
     assert not [name for name in reached if name.split(".")[0] in ("hydra", "omegaconf", "wandb", "accelerate")]
 

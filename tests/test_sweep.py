@@ -15,31 +15,8 @@ import pytest
 
 from latentwire.harness import app
 from latentwire.metrics import f1_score
-from run import TASKS
 
 SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capfd):
-    """Run a command line in tmp_path; return exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run.py"])
-    for name in ("MODEL_ID", "SAMPLES", "HYDRA_FULL_ERROR"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        app.position = None
-        status = 0
-        try:
-            app.launch("run", TASKS, list(arguments))
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 def load(path: Path | str) -> dict:

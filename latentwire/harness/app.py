@@ -52,7 +52,7 @@ def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] 
     tasks.clear()
     tasks.update(known_tasks)
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.argv = [sys.argv[0], *_with_environment(arguments)]
+    sys.argv = [sys.argv[0], *map(_as_text, _with_environment(arguments))]
     asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; what is said is decided below
     try:
@@ -156,6 +156,15 @@ def _with_environment(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def _as_text(argument: str) -> str:
+    """Keep Hydra from reading a question as its own grammar: commas, quotes, brackets and ${} belong to it."""
+    key, sign, value = argument.partition("=")
+    if key != "query" or not sign or (value[:1] in ("'", '"') and value[:1] == value[-1:] and len(value) > 1):
+        return argument
+    escaped = re.sub(r"\\+(?='|$)", lambda match: 2 * match[0], value).replace("'", "\\'").replace("${", "\\${")
+    return f"query='{escaped}'"
+
+
 def _refuse_additions(arguments: list[str]) -> None:
     """A setting that is added or removed is one that nobody reads or somebody misses."""
     for argument in arguments:
@@ -190,25 +199,21 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
 def _unknown_setting(key: str, arguments: list[str]) -> str:
     """Say why a setting does not exist; a dial of another transform or source is named as such."""
     given = next((a for a in arguments if a.startswith(f"{key}=")), key)
-    for group in ("embed_transform", "embed_source", "data", "task"):
-        owners = {path.stem: _root_settings(path) for path in sorted((CONF / group).glob("*.yaml"))}
+    task = next((a.split("=", 1)[1] for a in arguments if a.startswith("task=")), "evaluate")
+    of_task = _settings_with(CONF / "task" / f"{task}.yaml")
+    for group, default in sorted(_default_choices().items(), key=lambda item: item[0] not in of_task):
+        owners = {path.stem: _settings_with(path) for path in sorted((CONF / group).glob("*.yaml"))}
         having = [name for name, settings in owners.items() if key in settings]
-        if not having:
+        chosen = next((a.split("=", 1)[1] for a in arguments if a.startswith(f"{group}=")), default)
+        if not having or chosen in having:
             continue
-        default = {
-            "embed_transform": "baseline",
-            "embed_source": "text",
-            "data": "short_qa",
-            "task": "evaluate",
-        }
-        chosen = next((a.split("=", 1)[1] for a in arguments if a.startswith(f"{group}=")), default[group])
         preset = next((a.split("=", 1)[1] for a in arguments if a.startswith("sweep=")), "none")
         if group == "embed_transform" and preset != "none":
             return (
                 f"{given}: the configurations of sweep={preset} set {key} themselves; leave it out and choose among "
                 "them with only='PATTERN', or leave out sweep=..."
             )
-        dials = ", ".join(owners.get(chosen, [])) or "none"
+        dials = ", ".join(name for name in owners.get(chosen, []) if name != "kat") or "none"
         return (
             f"{given}: {group}={chosen} has no such dial (its dials: {dials}); {key} belongs to "
             f"{' and '.join(f'{group}={name}' for name in having)}"
@@ -217,10 +222,40 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
     return f"{given}: no such setting; there are {known}, and the groups {', '.join(_groups())}"
 
 
+def _default_choices() -> dict[str, str]:
+    """Return the groups that have settings of their own at the root, and what is chosen of each by default."""
+    groups = ("embed_transform", "embed_source", "data", "task", "pairs", "embedder")
+    files = (CONF / "run.yaml", *sorted((CONF / "task").glob("*.yaml")))
+    found = {group: choice for path in files for group, choice in _included(path)}
+    return {group: found[group] for group in groups}
+
+
+def _settings_with(path: Path) -> list[str]:
+    """Return the root settings and groups that come with a config file, those of the files that it includes too."""
+    if not path.is_file():
+        return []
+    found = _root_settings(path)
+    for group, choice in _included(path):
+        found += [group, *_root_settings(CONF / group / f"{choice}.yaml")]
+    return found
+
+
+def _included(path: Path) -> list[tuple[str, str]]:
+    """Return the groups that a config file includes and what it chooses of them; the first of several."""
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    entries = [entry for entry in config.get("defaults", []) if isinstance(entry, DictConfig)]
+    chosen = [(str(group).strip("/"), choice) for entry in entries for group, choice in entry.items()]
+    return [(group, str(choice if isinstance(choice, str) else choice[0])) for group, choice in chosen]
+
+
 def _root_settings(path: Path) -> list[str]:
     """Return the plain settings that a config file puts at the root."""
     node = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(node, dict)
+    # a file of a group without this header puts nothing at the root
+    if "@package _global_" not in path.read_text(encoding="utf-8") and path.parent != CONF:
+        return []
     internal = {"defaults", "hydra", "task", "variant", "name", "group", "experiment"}
     return [str(key) for key, value in node.items() if key not in internal and not isinstance(value, dict)]
 

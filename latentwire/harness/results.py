@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from latentwire.harness.errors import UserError
 
@@ -37,7 +37,8 @@ def file_digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while `path` is written into a message for the user."""
     try:
         yield
     except OSError as error:
@@ -47,25 +48,49 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all: temporary file beside it, fsync, rename.
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that is there whole after the block, or not at all: temporary file beside it, fsync, rename.
 
     Raises:
         ResultWriteError: The folder is not writable, or the disk is full.
     """
-    with _explained(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            with writing(path):
                 file.flush()
                 os.fsync(file.fileno())
                 os.fchmod(file.fileno(), 0o666 & ~_umask())
+        with writing(path):
             Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        ResultWriteError: The folder is not writable, or the disk is full.
+    """
+    write_lines_atomically(path, [text])
+
+
+def write_lines_atomically(path: Path, lines: Iterable[str]) -> None:
+    """Write texts one after the other into a file that is there whole or not at all; ends of lines are theirs.
+
+    Raises:
+        ResultWriteError: The folder is not writable, or the disk is full.
+    """
+    with open_atomically(path) as file:
+        for line in lines:
+            with writing(path):
+                file.write(line.encode())
 
 
 def _umask() -> int:
@@ -82,8 +107,12 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    write_text_atomically(path, "".join(lines))
+    write_lines_atomically(path, (json_line(row) for row in rows))
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """Return a row as it stands in a JSONL file, with its end of line."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -164,7 +193,7 @@ class ResultStore:
                 )
             if path != self.path(name):
                 self._set_aside(name)
-                with _explained(path):
+                with writing(path):
                     predictions.replace(self.predictions_path(name))
                     path.replace(self.path(name))
             return result
@@ -195,7 +224,7 @@ class ResultStore:
             covered = _covered(_read_or(path, None))
             if not covered or covered - _covered(summary):
                 moved = self._replaced(path, file_digest(path))
-                with _explained(moved):
+                with writing(moved):
                     moved.parent.mkdir(parents=True, exist_ok=True)
                     path.replace(moved)
         write_json(path, summary)
@@ -207,7 +236,7 @@ class ResultStore:
         Raises:
             ResultWriteError: It cannot.
         """
-        with _explained(self.folder):
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
@@ -231,7 +260,7 @@ class ResultStore:
         if not path.exists():
             return
         target = self._replaced(path, self._key(name))
-        with _explained(target):
+        with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             if self.predictions_path(name).exists():
                 self.predictions_path(name).replace(target.with_name(f"{target.stem}.predictions.jsonl"))

@@ -1,0 +1,65 @@
+"""How much faster are batches by length and token budget than batches of 8 in file order?
+
+python -m benchmarks.embed short=A/prompts_all.jsonl long=B/prompts_all.jsonl model=smollm2
+
+Takes 400 prompts of the first file and 200 of the second, shuffles them together with a seed, and embeds them both ways
+in turn with the same model, so that whatever else the machine does meets both. Prints seconds, the ratio of each round
+and their median.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from kat.embed import HiddenEmbedder, embed_texts
+from kat.prompts import read_prompts
+from latentwire.harness import app
+from latentwire.harness.device import choose_dtype, describe_machine
+from latentwire.models import ModelSpec, load_model
+
+SETTINGS = {"short": "", "long": "", "model": "smollm2", "rounds": 3, "batch_tokens": 8192, "dtype": "float32",
+            "device": "cpu", "texts": 600}  # fmt: skip
+
+
+def in_file_order(embedder: HiddenEmbedder, texts: list[str]) -> torch.Tensor:
+    """Embed batches of 8 as they come, padded to the longest of each."""
+    return torch.cat([embedder.embed(texts[start : start + 8]) for start in range(0, len(texts), 8)])
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and print."""
+    cfg = OmegaConf.merge(SETTINGS, OmegaConf.from_dotlist(arguments))
+    spec = app.typed(ModelSpec, OmegaConf.load(app.CONF / "model" / f"{cfg.model}.yaml").model)
+    lm = load_model(spec, torch.device(cfg.device), choose_dtype(cfg.dtype, torch.device(cfg.device)))
+    embedder = HiddenEmbedder(lm.model, lm.tokenizer)
+    of_long = cfg.texts // 3
+    texts = [prompt.text for prompt in read_prompts(Path(cfg.short))[: cfg.texts - of_long]]
+    texts += [prompt.text for prompt in read_prompts(Path(cfg.long)) if len(prompt.text) < 4000][:of_long]
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
+    texts = [texts[i] for i in order]
+    lengths = embedder.lengths(texts)
+    print(f"{cfg.model} {cfg.dtype} on {describe_machine(lm.device)}; {len(texts)} prompts of {min(lengths)} to "
+          f"{max(lengths)} tokens, {sum(lengths)} in all; batch_tokens={cfg.batch_tokens}")  # fmt: skip
+    embed_texts(embedder, texts[:16], cfg.batch_tokens)
+    ratios = []
+    for _ in range(cfg.rounds):
+        started = time.perf_counter()
+        plain = in_file_order(embedder, texts)
+        middle = time.perf_counter()
+        ours = embed_texts(embedder, texts, cfg.batch_tokens)
+        slow, fast = middle - started, time.perf_counter() - middle
+        ratios.append(slow / fast)
+        print(f"batches of 8 {slow:.2f} s ({sum(lengths) / slow:.0f} tokens/s)  by length {fast:.2f} s "
+              f"({sum(lengths) / fast:.0f} tokens/s)  ratio {slow / fast:.2f}  "
+              f"largest difference {(plain - ours).abs().max():.1e}")  # fmt: skip
+    print(f"median ratio {statistics.median(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

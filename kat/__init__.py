@@ -1,0 +1,1 @@
+"""Which prompts should a language model train on? Rare ones more often."""

@@ -1,0 +1,254 @@
+"""Rows of preference data sets, in their real columns -> drafts of preference pairs: pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+Row = dict[str, Any]
+Message = dict[str, str]  # role, content
+
+
+class UnusableRowError(ValueError):
+    """A row from which no pair can be made; says why, in words that rows of the same fault share."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a row says is a pair, not yet checked; `subset` is the part of its data set that the row names."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    subset: str = ""
+
+
+def user(text: Any) -> list[Message]:
+    """Return a text as a prompt of one message, and messages as they are."""
+    return _messages(text, "user")
+
+
+def assistant(text: Any) -> list[Message]:
+    """Return a text as an answer of one message, and messages as they are."""
+    return _messages(text, "assistant")
+
+
+def _messages(value: Any, role: str) -> list[Message]:
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise UnusableRowError("a turn is neither a text nor a list of messages")
+    for message in value:
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise UnusableRowError("a message has no role or no text as its content")
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def explicit(row: Row) -> Iterator[Draft]:
+    """TRL with a prompt of its own, standard (texts) or conversational (messages); RewardBench's rows too."""
+    subset = row.get("subset")
+    yield Draft(user(row["prompt"]), assistant(row["chosen"]), assistant(row["rejected"]),
+                subset if isinstance(subset, str) else "")  # fmt: skip
+
+
+def implicit_messages(row: Row) -> Iterator[Draft]:
+    """TRL conversational with the prompt inside both dialogues: it is what they begin with in common."""
+    chosen, rejected = assistant(row["chosen"]), assistant(row["rejected"])
+    shared = _common(chosen, rejected)
+    yield Draft(chosen[:shared], chosen[shared:], rejected[shared:])
+
+
+def implicit_texts(row: Row) -> Iterator[Draft]:
+    """TRL standard with the prompt inside both texts: the characters in common, less a final space, as in TRL."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    shared = _common(chosen, rejected)
+    shared -= chosen[:shared].endswith(" ")
+    yield Draft(user(chosen[:shared]), assistant(chosen[shared:]), assistant(rejected[shared:]))
+
+
+def _common(first: Any, second: Any) -> int:
+    """Return how many elements two sequences begin with in common, leaving each at least one of its own."""
+    most = min(len(first), len(second)) - 1
+    return next((i for i in range(max(most, 0)) if first[i] != second[i]), max(most, 0))
+
+
+MARKERS = re.compile(r"\n\n(Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def split_dialogue(text: str) -> list[Message]:
+    r"""Split an HH dialogue at "\n\nHuman:" and "\n\nAssistant:" only; one space after a marker belongs to it.
+
+    Raises:
+        UnusableRowError: There is text before the first marker, or no marker.
+    """
+    before, *parts = MARKERS.split(text)
+    if before.strip() or not parts:
+        raise UnusableRowError("does not begin with a Human: or Assistant: marker")
+    return [
+        {"role": ROLES[marker], "content": content.removeprefix(" ")}
+        for marker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def hh(row: Row) -> Iterator[Draft]:
+    """Anthropic's HH-RLHF: two whole dialogues that differ in the last answer alone."""
+    chosen, rejected = split_dialogue(row["chosen"]), split_dialogue(row["rejected"])
+    if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
+        raise UnusableRowError("does not end with an answer")
+    if chosen[:-1] != rejected[:-1]:
+        raise UnusableRowError("chosen and rejected differ before the last turn")
+    yield Draft(chosen[:-1], chosen[-1:], rejected[-1:])
+
+
+def ultrafeedback(row: Row) -> Iterator[Draft]:
+    """UltraFeedback, binarized: the prompt as a text, and two message lists that repeat it."""
+    scores = row.get("score_chosen"), row.get("score_rejected")
+    if None not in scores and scores[0] == scores[1]:
+        raise UnusableRowError("chosen and rejected have the same score")
+    chosen, rejected = assistant(row["chosen"]), assistant(row["rejected"])
+    if not chosen or chosen[:-1] != rejected[:-1]:
+        raise UnusableRowError("chosen and rejected differ before the last turn")
+    yield Draft(chosen[:-1], chosen[-1:], rejected[-1:])
+
+
+def stack_exchange(row: Row) -> Iterator[Draft]:
+    """H4's Stack Exchange: the answer of the highest pm_score (the first of them) against each that has less.
+
+    pm_score is log2(1 + votes), rounded, +1 if accepted, -1 if the votes are negative. The texts are HTML; they stay.
+    """
+    answers = row["answers"]
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        raise UnusableRowError("the answers are no list of objects")
+    if not all(isinstance(answer.get("pm_score"), int | float) for answer in answers):
+        raise UnusableRowError("an answer has no pm_score")
+    best = max(answers, key=lambda answer: answer["pm_score"], default=None)
+    worse = [answer for answer in answers if answer["pm_score"] < best["pm_score"]] if best else []
+    if best is None or not worse:
+        raise UnusableRowError("no two answers of different scores")
+    for answer in worse:
+        yield Draft(user(row["question"]), assistant(best.get("text")), assistant(answer.get("text")))
+
+
+def shp(row: Row) -> Iterator[Draft]:
+    """Stanford Human Preferences: labels is 1 where answer A is preferred, 0 where B is."""
+    a, b = row["human_ref_A"], row["human_ref_B"]
+    if row["labels"] not in (0, 1):
+        raise UnusableRowError("labels is neither 0 nor 1")
+    scores = [row[name] for name in ("score_A", "score_B") if isinstance(row.get(name), int | float)]
+    if len(scores) == 2 and (scores[0] > scores[1]) != row["labels"]:
+        raise UnusableRowError("labels and scores contradict each other")
+    chosen, rejected = (a, b) if row["labels"] else (b, a)
+    yield Draft(user(row["history"]), assistant(chosen), assistant(rejected))
+
+
+def nq_open(row: Row) -> Iterator[Draft]:
+    """NQ-open with judged model answers: each right answer (reference or judged so) against each wrong one.
+
+    Answers judged only possibly right are on neither side. Some model answers hold JSON escapes as text, which
+    would tell wrong from right: they are read as the characters they stand for.
+    """
+    right, wrong = row["answer_and_def_correct_predictions"], row["def_incorrect_predictions"]
+    if not isinstance(right, list) or not isinstance(wrong, list):
+        raise UnusableRowError("the answers are no list")
+    if not right or not wrong:
+        raise UnusableRowError("no wrong answer" if right else "no right answer")
+    for chosen in right:
+        for rejected in wrong:
+            yield Draft(user(row["question"]), assistant(_unescape(chosen)), assistant(_unescape(rejected)))
+
+
+def _unescape(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    text = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
+    return re.sub(r'\\+"', '"', text)
+
+
+def alpaca_eval(row: Row) -> Iterator[Draft]:
+    """AlpacaEval's annotations: two outputs and which of them is preferred, 1 or 2."""
+    if row["preference"] not in (1, 2):
+        raise UnusableRowError("no preference between the two outputs")
+    first, second = assistant(row["output_1"]), assistant(row["output_2"])
+    chosen, rejected = (first, second) if row["preference"] == 1 else (second, first)
+    subset = row.get("dataset")
+    yield Draft(user(row["instruction"]), chosen, rejected, subset if isinstance(subset, str) else "")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of rows: the columns they have at least, what their values look like, and how to read them."""
+
+    columns: tuple[str, ...]
+    read: Callable[[Row], Iterator[Draft]]
+    fits: Callable[[Row], bool] = lambda row: True
+
+
+def _kinds(row: Row) -> tuple[type, ...]:
+    return tuple(type(row.get(name)) for name in ("prompt", "chosen", "rejected"))
+
+
+def _are_dialogues(row: Row) -> bool:
+    return all(isinstance(row[name], str) and MARKERS.match(row[name]) for name in ("chosen", "rejected"))
+
+
+PREFERENCE = ("prompt", "chosen", "rejected")
+ANSWERS = ("chosen", "rejected")
+
+# The first that fits is taken, so the more particular come first.
+FORMATS: dict[str, Format] = {
+    "alpaca_eval": Format(("instruction", "output_1", "output_2", "preference"), alpaca_eval),
+    "nq_open": Format(("question", "answer_and_def_correct_predictions", "def_incorrect_predictions"), nq_open),
+    "stack_exchange": Format(("question", "answers"), stack_exchange),
+    "shp": Format(("history", "human_ref_A", "human_ref_B", "labels"), shp),
+    "ultrafeedback": Format(PREFERENCE, ultrafeedback, lambda row: _kinds(row) == (str, list, list)),
+    "reward_bench": Format((*PREFERENCE, "subset"), explicit, lambda row: _kinds(row) == (str, str, str)),
+    "trl_conversational": Format(PREFERENCE, explicit, lambda row: _kinds(row)[0] is list),
+    "trl_standard": Format(PREFERENCE, explicit, lambda row: _kinds(row) == (str, str, str)),
+    "hh": Format(ANSWERS, hh, lambda row: "prompt" not in row and _are_dialogues(row)),
+    "trl_conversational_implicit": Format(
+        ANSWERS, implicit_messages, lambda row: _kinds(row)[0] is type(None) and _kinds(row)[1:] == (list, list)
+    ),
+    "trl_standard_implicit": Format(
+        ANSWERS, implicit_texts, lambda row: _kinds(row)[0] is type(None) and _kinds(row)[1:] == (str, str)
+    ),
+}
+
+
+def detect(row: Row) -> str | None:
+    """Return the name of the first format whose columns a row has, with values of its kinds; None if none fits."""
+    for name, kind in FORMATS.items():
+        if all(column in row for column in kind.columns) and kind.fits(row):
+            return name
+    return None
+
+
+def drafts(row: Row, name: str) -> list[Draft]:
+    """Return the pairs that a row of a known format says it has.
+
+    Raises:
+        UnusableRowError: A column is missing, or the row has no pair; says why.
+    """
+    kind = FORMATS[name]
+    for column in kind.columns:
+        if row.get(column) is None:
+            raise UnusableRowError(f"column {column} is missing or empty")
+    texts_wanted = kind.read in (hh, implicit_texts)
+    if texts_wanted and not (isinstance(row["chosen"], str) and isinstance(row["rejected"], str)):
+        raise UnusableRowError("chosen or rejected is no text")
+    return list(kind.read(row))
+
+
+def fault(draft: Draft) -> str | None:
+    """Return what makes a pair unusable, or None."""
+    for name, messages in (("prompt", draft.prompt), ("chosen", draft.chosen), ("rejected", draft.rejected)):
+        texts = [message["content"] for message in messages]
+        if not any(text.strip() for text in texts):
+            return f"{name} is empty"
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            return f"{name} holds characters that are no Unicode text"
+    if draft.chosen == draft.rejected:
+        return "chosen and rejected are the same"
+    return None

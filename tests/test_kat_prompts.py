@@ -1,0 +1,136 @@
+"""Unique prompts: ids that neither order nor spacing changes, multiplicity, sources, splits, and their files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kat.pairs import PreferencePair, read_pairs
+from kat.prompts import normalise, prompt_id, read_prompts, render, unique_prompts
+from latentwire.harness.errors import UserError
+from latentwire.harness.results import write_jsonl
+
+
+def u(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+def pair(name: str, prompt: list[dict], source: str = "a", split: str = "train") -> PreferencePair:
+    answers = [[{"role": "assistant", "content": text}] for text in ("yes", "no")]
+    return PreferencePair(name, prompt, *answers, source, split)
+
+
+PAIRS = [
+    pair("1", u("Why?")),
+    pair("2", u("How?"), "b"),
+    pair("3", u(" Why?\r\n"), "b"),
+    pair("4", [*u("Why?"), {"role": "assistant", "content": "So."}, *u("No.")]),
+    pair("5", u("Why?"), "a", "test"),
+    pair("6", u("Where?"), "a", "test"),
+]
+
+
+def test_the_id_is_the_hash_of_the_normal_form():
+    assert prompt_id(u("Why?")) == hashlib.sha256(b'[["user","Why?"]]').hexdigest()[:16]
+    assert normalise([{"role": " User ", "content": "\n e\u0301 \r\n\r x "}]) == u("\u00e9 \n\n x")
+
+
+def test_prompts_are_told_apart_by_the_whole_conversation():
+    different = [u("Why?"), u("why?"), u("Why"), u("W hy?"), u("Wh\ny?"), [*u("Why?"), *u("Why?")],
+                 [{"role": "system", "content": "Why?"}], u("user: Why?")]  # fmt: skip
+    assert len({prompt_id(prompt) for prompt in different}) == len(different)
+
+
+def test_equal_prompts_are_one_with_their_sources_and_splits():
+    prompts, pair_to_prompt = unique_prompts(PAIRS, split="train")
+    why, how, dialogue = prompts
+    assert [prompt.text for prompt in prompts] == ["Why?", "How?", "user: Why?\n\nassistant: So.\n\nuser: No."]
+    assert (why.multiplicity, dict(why.sources), dict(why.splits)) == (2, {"a": 1, "b": 1}, {"train": 2, "test": 1})
+    assert (why.source, how.source, dialogue.source) == ("a+b", "b", "a")
+    assert pair_to_prompt == [("1", why.id), ("2", how.id), ("3", why.id), ("4", dialogue.id)]
+
+
+def test_all_splits_can_be_asked_for():
+    prompts, pair_to_prompt = unique_prompts(PAIRS)
+    assert [prompt.multiplicity for prompt in prompts] == [3, 1, 1, 1]
+    assert len(pair_to_prompt) == len(PAIRS)
+
+
+@given(st.randoms(use_true_random=False))
+def test_order_changes_no_id_text_or_count(rng: random.Random):
+    shuffled = list(PAIRS)
+    rng.shuffle(shuffled)
+    as_set = [
+        sorted(json.dumps(p.row(), sort_keys=True) for p in unique_prompts(pairs)[0]) for pairs in (PAIRS, shuffled)
+    ]
+    assert as_set[0] == as_set[1]
+    assert sorted(unique_prompts(PAIRS)[1]) == sorted(unique_prompts(shuffled)[1])
+
+
+def test_a_single_question_is_shown_as_it_is():
+    assert render(u("Why?")) == "Why?"
+    assert render([{"role": "system", "content": "Be brief."}]) == "system: Be brief."
+
+
+def test_the_task_writes_prompts_and_the_map_and_they_read_back(cli):
+    write_jsonl(Path("outputs/kat/pairs_all.jsonl"), [p.row() for p in PAIRS])
+    status, _, err = cli("task=prompts")
+    assert status == 0
+    assert "3 unique of 4 pairs" in err
+    assert "warning: 1 of these prompts occur in another split" in err
+    prompts = read_prompts(Path("outputs/kat/prompts_all.jsonl"))
+    assert prompts == unique_prompts(PAIRS, "train")[0]
+    rows = [json.loads(line) for line in Path("outputs/kat/pair_to_prompt.jsonl").read_text().splitlines()]
+    assert [(row["pair_id"], row["prompt_id"]) for row in rows] == unique_prompts(PAIRS, "train")[1]
+    assert cli("task=prompts", "split=null", "out=all.jsonl")[0] == 0
+    assert len(read_prompts(Path("outputs/kat/all.jsonl"))) == 4
+    status, _, err = cli("task=prompts", "split=dev")
+    assert (status, "split=dev: no pair" in err) == (1, True)
+
+
+def pairs_refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        list(read_pairs(path))
+    return str(caught.value)
+
+
+def test_a_pairs_file_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    assert "no such file; make it with task=pairs" in pairs_refusal(path)
+    good = json.dumps(PAIRS[0].row())
+    for content, expected in (
+        (f"{good}\n{good}\n", "line 2: the id 1 occurs twice"),
+        (f"{good}\n{good[:30]}\n", "line 2: no JSON"),
+        ('{"text": "x"}\n', "line 1: no row of a pairs file"),
+        ("[]\n[]", "begins like a JSON array"),
+        (json.dumps({**PAIRS[0].row(), "chosen": []}), "line 1: chosen is empty"),
+        (json.dumps({**PAIRS[0].row(), "prompt": "Why?"}), "line 1: no row of a pairs file"),
+    ):
+        path.write_text(content)
+        assert expected in pairs_refusal(path)
+
+
+def test_a_prompts_file_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    good = {"id": "1", "prompt": u("x"), "text": "x", "source": "a"}
+    for content, expected in (
+        (None, "no such file; make it with task=prompts"),
+        ("", "the file is empty"),
+        ('{"id": ', "not readable as JSON"),
+        (json.dumps([1]), "row 1: no row of a prompts file"),
+        (json.dumps({"id": "1", "prompt": []}), "row 1: no row of a prompts file"),
+        (json.dumps(good) + "\n" + json.dumps(good), "row 2: the id 1 occurs twice"),
+        (json.dumps({**good, "text": " "}), "row 1: id or text is empty"),
+    ):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(UserError, match=expected):
+            read_prompts(path)
+    path.write_text(json.dumps(good))
+    assert read_prompts(path)[0].row()["sources"] == {"a": 1}
