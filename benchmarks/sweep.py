@@ -1,0 +1,375 @@
+"""How fast is the sweep beside the obvious loop and beside transformers' own batched generate?
+
+python -m benchmarks.sweep                                  # short_qa, a few minutes
+python -m benchmarks.sweep data=FILE samples=8              # a SQuAD file
+python -m benchmarks.sweep out=outputs/benchmark.json       # JSON beside the text
+
+In one process and in turn, on the same examples, model and prompts:
+  obvious   one example at a time in float32, the whole prompt each time, the vocabulary's statistics and neighbours
+            computed at each call, model.generate(inputs_embeds=...)
+  generate  transformers' generate on left-padded batches of 8, the whole prompt each time, vocabulary work shared
+  ours      what run.py -m sweep=embed35 does, in dtype=auto and in float32
+Ours runs all 35 configurations. The other two run a sample of them (`compared`), and their time for 35 is
+extrapolated from it, family by family. Utilisation is that of the matrix-product peak measured between the rounds.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from latentwire.data import DataSpec
+from latentwire.evaluate import Bench, Choice, Settings, evaluate, prepare
+from latentwire.generation import Decoder
+from latentwire.harness import app
+from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, generator_for, place
+from latentwire.harness.grids import expand
+from latentwire.harness.results import write_json
+from latentwire.models import ModelSpec
+from latentwire.prompts import Prompt
+from latentwire.sources import build_source
+from latentwire.transforms import build_transform
+from latentwire.vocabulary import Vocabulary
+
+SETTINGS = {
+    "samples": 12,  # examples of each configuration
+    "compared": 8,  # configurations that the two others run
+    "sizes": [4, 8, 12],  # samples and, times 2, configurations at which growth is measured
+    "model": "smollm2",
+    "data": "",  # a SQuAD file; empty: short_qa
+    "device": "auto",
+    "out": "",
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One of the 35."""
+
+    name: str
+    transform: Choice
+
+
+def the_35() -> list[Configuration]:
+    """Return the configurations of sweep=embed35 in their order."""
+    with initialize_config_dir(str(app.CONF), version_base="1.3"):
+        grids = compose("run", overrides=["sweep=embed35"]).sweep.grids
+        configs = [compose("run", overrides=job) for job in expand(grids, [])]
+    return [Configuration(cfg.name, Choice(cfg.embed_transform.name, _plain(cfg.embed_transform.dials)))
+            for cfg in configs]  # fmt: skip
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def embed(bench: Bench, vocabulary: Vocabulary, choice: Choice, prompt: Prompt, shots: Tensor) -> Tensor:
+    """Return the whole prompt as embeddings, its source span repaired: (P + T, D)."""
+    source = build_source("text", {}, vocabulary, generator_for(0, "text"))
+    repair = build_transform(choice.name, choice.dials, vocabulary)
+    own = bench.lm.embed(prompt.token_ids).clone()
+    span = source(own[prompt.source_mask], generator_for(0, "text", prompt.example.id))
+    own[prompt.source_mask] = repair(span, generator_for(0, choice.name, prompt.example.id)).detach()
+    return torch.cat([bench.lm.embed(shots), own])
+
+
+def answer(bench: Bench, new_ids: Tensor) -> str:
+    """Return what counts of generated ids as the answer: the first line."""
+    return str(bench.lm.tokenizer.decode(new_ids, skip_special_tokens=True)).split("\n")[0].strip()
+
+
+@torch.no_grad()
+def obvious(bench: Bench, choice: Choice, prompts: list[Prompt], shots: Tensor, codes: Vocabulary) -> list[str]:
+    """Answer one example after the other, everything computed anew for each (but for the k-means of a codebook)."""
+    answers = []
+    for prompt in prompts:
+        vocabulary = codes if choice.name == "soft_codebook" else Vocabulary(bench.lm.token_embeddings())
+        embeds = embed(bench, vocabulary, choice, prompt, shots)[None]
+        ids = bench.lm.model.generate(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]),
+                                      max_new_tokens=bench.decoder.max_new_tokens, do_sample=False)  # fmt: skip
+        answers.append(answer(bench, ids[0]))
+    return answers
+
+
+@torch.no_grad()
+def batched(bench: Bench, choice: Choice, prompts: list[Prompt], shots: Tensor, size: int = 8) -> list[str]:
+    """Answer batches of left-padded prompts with transformers' generate, vocabulary work shared."""
+    answers = []
+    for start in range(0, len(prompts), size):
+        rows = [embed(bench, bench.vocabulary, choice, prompt, shots) for prompt in prompts[start : start + size]]
+        longest = max(len(row) for row in rows)
+        embeds = torch.stack([torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
+        mask = torch.stack([(torch.arange(longest) >= longest - len(row)).long() for row in rows])
+        ids = bench.lm.model.generate(inputs_embeds=embeds, attention_mask=mask.to(embeds.device),
+                                      max_new_tokens=bench.decoder.max_new_tokens, do_sample=False)  # fmt: skip
+        answers += [answer(bench, row) for row in ids]
+    return answers
+
+
+def matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Return FLOP/s of the fastest of a few matrix products of the model's kind of shapes."""
+    best = 0.0
+    for m, k, n in ((2048, 576, 1536), (2048, 2048, 2048)):
+        a, b = torch.randn(m, k, dtype=dtype, device=device), torch.randn(k, n, dtype=dtype, device=device)
+        for _ in range(4):
+            started = time.perf_counter()
+            a @ b
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best = max(best, 2 * m * k * n / (time.perf_counter() - started))
+    return best
+
+
+def prefill_flops(bench: Bench) -> float:
+    """Return the floating-point operations that reading all prompts takes, the prefix being cached.
+
+    Two for each weight of the layers and token, four for each query, key and dimension of the attention (causal
+    within the prompt, whole over the prefix), two for each weight of the output head and prompt.
+    """
+    config = bench.lm.model.config.get_text_config()
+    embedding = bench.lm.model.get_input_embeddings().weight.numel()
+    total = sum(parameter.numel() for parameter in bench.lm.model.parameters())
+    tied = bench.lm.model.get_output_embeddings().weight is bench.lm.model.get_input_embeddings().weight
+    layers = total - embedding * (1 if tied else 2)
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    flops = 0.0
+    for prompt in bench.prompts:
+        length, prefix = len(prompt.token_ids), bench.decoder.prefix.length
+        flops += 2 * layers * length + 2 * embedding
+        flops += 4 * width * config.num_hidden_layers * length * (prefix + (length + 1) / 2)
+    return flops
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return seconds and result."""
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+class Ours:
+    """The sweep's own path over one bench."""
+
+    def __init__(self, cfg: DictConfig, samples: int, dtype: str) -> None:
+        self.state = place(cfg.device)
+        device = self.state.device
+        data = DataSpec("file", "file", path=cfg.data) if cfg.data else DataSpec("short_qa", "short_qa")
+        model = app.typed(ModelSpec, OmegaConf.load(app.CONF / "model" / f"{cfg.model}.yaml").model)
+        resolved = choose_dtype(dtype, device)
+        name = str(resolved).removeprefix("torch.")
+        settings = Settings(samples, 0, 5, 3, 12, choose_batch_tokens("auto", device), name)
+        self.bench = prepare(model, data, settings, self.state)
+
+    def ask(self, choice: Choice) -> tuple[dict[str, Any], list[str]]:
+        """Return the scores of a configuration and its predictions in the order of the prompts."""
+        scores, rows = evaluate(self.bench, Choice("text"), choice, 0, self.state, "")
+        return scores, [row["prediction"] for row in rows]
+
+    def prefill(self) -> float:
+        """Return seconds that reading all prompts takes (an answer of one token needs nothing else)."""
+        decoder = Decoder(self.bench.lm, self.bench.decoder.prefix, 1)
+        batches = [
+            [self.bench.lm.embed(self.bench.prompts[i].token_ids) for i in batch] for batch in self.bench.batches
+        ]
+        return timed(lambda: [decoder.decode(batch) for batch in batches])[0]
+
+
+def growth(cfg: DictConfig, configurations: list[Configuration]) -> dict[str, Any]:
+    """Measure time and memory at three numbers of samples and of configurations."""
+    rows: dict[str, Any] = {"samples": [], "configurations": []}
+    one = next(c for c in configurations if c.transform.name == "rms_matching")
+    for samples in cfg.sizes:
+        ours = Ours(cfg, samples, "float32")
+        seconds, _ = timed(lambda ours=ours: ours.ask(one.transform))  # type: ignore[misc]
+        rows["samples"].append({"samples": samples, "seconds": round(seconds, 2), "memory_gib": memory()})
+    different = [c for c in configurations if c.transform.name not in ("anchor_offset", "soft_codebook")]
+    ours = Ours(cfg, cfg.sizes[0], "float32")
+    ours.ask(one.transform)
+    for count in (2 * size // cfg.sizes[0] * 2 for size in cfg.sizes):
+        ours = Ours(cfg, cfg.sizes[0], "float32")
+        seconds, _ = timed(lambda ours=ours, count=count: [ours.ask(c.transform) for c in different[:count]])  # type: ignore[misc]
+        rows["configurations"].append({"configurations": count, "seconds": round(seconds, 2), "memory_gib": memory()})
+    return rows
+
+
+def memory() -> float:
+    """Return resident memory of this process now, in GiB."""
+    return round(psutil.Process().memory_info().rss / 2**30, 2)
+
+
+def peak_memory() -> float:
+    """Return the most memory this process has had, in GiB."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
+
+
+def extrapolate(seconds: dict[str, float], configurations: list[Configuration], family: dict[str, str]) -> float:
+    """Return the seconds of all configurations from those of a sample: the mean of its family, or of all."""
+    by_family: dict[str, list[float]] = defaultdict(list)
+    for name, value in seconds.items():
+        by_family[family[name]].append(value)
+    overall = statistics.mean(seconds.values())
+    return sum(statistics.mean(by_family.get(c.transform.name, [overall])) for c in configurations)
+
+
+def spread(configurations: list[Configuration], count: int) -> list[Configuration]:
+    """Return some of the configurations: one of each family first, then evenly."""
+    firsts = {c.transform.name: c for c in reversed(configurations)}
+    chosen = [c for c in configurations if firsts[c.transform.name] is c][:count]
+    rest = [c for c in configurations if c not in chosen]
+    missing = count - len(chosen)
+    return chosen + [rest[i * len(rest) // missing] for i in range(missing)] if missing > 0 else chosen
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and print."""
+    cfg = OmegaConf.merge(SETTINGS, OmegaConf.from_dotlist(arguments))
+    assert isinstance(cfg, DictConfig)
+    configurations = the_35()
+    family = {c.name: c.transform.name for c in configurations}
+    device = place(cfg.device).device
+    auto = str(choose_dtype("auto", device)).removeprefix("torch.")
+    dtypes = list(dict.fromkeys([auto, "float32"]))
+    load, ours = timed(lambda: {dtype: Ours(cfg, cfg.samples, dtype) for dtype in dtypes})
+    plain = ours["float32"].bench
+    for dials in (c.transform.dials for c in configurations if c.transform.name == "soft_codebook"):
+        for each in ours.values():  # k-means is the same work for all three, once per model: left out of the times
+            each.bench.vocabulary.codes(dials["codebook_size"])
+    print(
+        f"{cfg.model} on {describe_machine(device)}; dtype=auto is {auto}; {len(plain.prompts)} examples of "
+        f"{cfg.data or 'short_qa'}, {plain.decoder.prefix.length} tokens of shots; loading took {load:.0f} s"
+    )
+
+    seconds: dict[str, dict[str, float]] = defaultdict(dict)  # path -> configuration -> seconds
+    scores: dict[str, dict[str, Any]] = defaultdict(dict)
+    predictions: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    peaks: dict[str, list[float]] = defaultdict(list)
+    utilisation: dict[str, list[float]] = defaultdict(list)
+    shots = shot_ids(cfg, plain)
+    compared = spread(configurations, cfg.compared)
+    peak_of_ours = 0.0
+    for configuration in [*compared, *(c for c in configurations if c not in compared)]:
+        name, choice = configuration.name, configuration.transform
+        for dtype in dtypes:
+            seconds[dtype][name], (scores[dtype][name], predictions[dtype][name]) = timed(
+                lambda dtype=dtype, choice=choice: ours[dtype].ask(choice)  # type: ignore[misc]
+            )
+        if configuration not in compared:
+            continue
+        peak_of_ours = peak_of_ours or peak_memory()
+        seconds["generate"][name], predictions["generate"][name] = timed(
+            lambda choice=choice: batched(plain, choice, plain.prompts, shots)  # type: ignore[misc]
+        )
+        seconds["obvious"][name], predictions["obvious"][name] = timed(
+            lambda choice=choice: obvious(plain, choice, plain.prompts, shots, plain.vocabulary)  # type: ignore[misc]
+        )
+        for dtype in dtypes:
+            peaks[dtype].append(matrix_peak(getattr(torch, dtype), device))
+            took = ours[dtype].prefill()
+            peaks[dtype].append(matrix_peak(getattr(torch, dtype), device))
+            utilisation[dtype].append(prefill_flops(plain) / took / statistics.mean(peaks[dtype][-2:]))
+        print(f"  {name:22} obvious {seconds['obvious'][name]:6.1f} s   generate {seconds['generate'][name]:6.1f} s   "
+              + "   ".join(f"ours {dtype} {seconds[dtype][name]:5.1f} s" for dtype in dtypes), flush=True)  # fmt: skip
+
+    examples = len(plain.prompts) * len(configurations)
+    total = {path: sum(seconds[path].values()) for path in dtypes}
+    total |= {path: extrapolate(seconds[path], configurations, family) for path in ("obvious", "generate")}
+    report: dict[str, Any] = {
+        "machine": describe_machine(device), "model": cfg.model, "data": cfg.data or "short_qa", "auto": auto,
+        "examples": len(plain.prompts), "configurations": len(configurations), "compared": [c.name for c in compared],
+        "seconds": {path: round(value, 1) for path, value in total.items()},
+        "examples_per_second": {path: round(examples / value, 3) for path, value in total.items()},
+        "obvious_over_ours": {dtype: round(total["obvious"] / total[dtype], 2) for dtype in dtypes},
+        "generate_over_ours": {dtype: round(total["generate"] / total[dtype], 2) for dtype in dtypes},
+        "agreement_with_obvious": {
+            path: agreement([predictions["obvious"][c.name] for c in compared],
+                            [predictions[path][c.name] for c in compared]) for path in ("generate", *dtypes)
+        },
+        "auto_within_float32_interval": within(scores[auto], scores["float32"]),
+        "auto_agreement_with_float32": agreement(list(predictions[auto].values()),
+                                                 [predictions["float32"][name] for name in predictions[auto]]),
+        "matrix_peak_gflops": {dtype: round(statistics.median(values) / 1e9, 1) for dtype, values in peaks.items()},
+        "prefill_utilisation": {
+            dtype: {"median": round(statistics.median(values), 3), "least": round(min(values), 3),
+                    "most": round(max(values), 3)} for dtype, values in utilisation.items()
+        },
+        "peak_memory_gib": {"ours": peak_of_ours, "all": peak_memory()},
+        "growth": growth(cfg, configurations),
+    }  # fmt: skip
+    print(render(report))
+    if cfg.out:
+        write_json(Path(cfg.out), report | {"seconds_by_configuration": seconds})
+
+
+def shot_ids(cfg: DictConfig, bench: Bench) -> Tensor:
+    """Return the token ids of the shots, (P,)."""
+    from latentwire.data import choose_examples, load_data
+    from latentwire.prompts import PromptWriter
+
+    data = DataSpec("file", "file", path=cfg.data) if cfg.data else DataSpec("short_qa", "short_qa")
+    shots, _ = choose_examples(load_data(data), len(bench.prompts), 5, 3, 0)
+    return PromptWriter(bench.lm.tokenizer).shots(shots)
+
+
+def agreement(one: list[list[str]], other: list[list[str]]) -> float:
+    """Return the share of equal predictions."""
+    pairs = [pair for a, b in zip(one, other, strict=True) for pair in zip(a, b, strict=True)]
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+def within(auto: dict[str, Any], exact: dict[str, Any]) -> float:
+    """Return the share of configurations whose F1 in dtype=auto lies within the interval of the one in float32."""
+    inside = [exact[name]["f1_interval"][0] <= auto[name]["f1"] <= exact[name]["f1_interval"][1] for name in auto]
+    return sum(inside) / len(inside)
+
+
+def render(report: dict[str, Any]) -> str:
+    """Return the report as text."""
+    ours = report["auto"]
+    lines = [
+        "",
+        f"{report['configurations']} configurations x {report['examples']} examples; obvious and generate extrapolated "
+        f"from {len(report['compared'])} configurations",
+        *(f"  {path:10} {value:8.1f} s  {report['examples_per_second'][path]:7.2f} examples/s"
+          for path, value in report["seconds"].items()),
+        f"obvious loop / ours: {report['obvious_over_ours'][ours]:.1f} with dtype=auto ({ours}), "
+        f"{report['obvious_over_ours']['float32']:.1f} in float32",
+        f"generate / ours: {report['generate_over_ours'][ours]:.1f} with dtype=auto, "
+        f"{report['generate_over_ours']['float32']:.1f} in float32",
+        "predictions equal to the obvious loop's: "
+        + ", ".join(f"{path} {value:.1%}" for path, value in report["agreement_with_obvious"].items()),
+        f"dtype=auto against float32: {report['auto_agreement_with_float32']:.1%} equal predictions, F1 within the "
+        f"interval in {report['auto_within_float32_interval']:.0%} of the configurations",
+    ]  # fmt: skip
+    for dtype, use in report["prefill_utilisation"].items():
+        lines.append(f"prefill in {dtype}: {use['median']:.0%} of a peak of {report['matrix_peak_gflops'][dtype]:.0f} "
+                     f"GFLOP/s (from {use['least']:.0%} to {use['most']:.0%})")  # fmt: skip
+    memory = report["peak_memory_gib"]
+    lines.append(f"peak memory: ours {memory['ours']:.2f} GiB, with the two others {memory['all']:.2f} GiB")
+    for what, rows in report["growth"].items():
+        lines.append(f"growth with {what}: " + ", ".join(
+            f"{row[what]}: {row['seconds']:.1f} s, {row['memory_gib']:.2f} GiB" for row in rows))  # fmt: skip
+        slope = math.log(rows[-1]["seconds"] / rows[0]["seconds"]) / math.log(rows[-1][what] / rows[0][what])
+        lines.append(f"  exponent {slope:.2f} (1: linear)")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
