@@ -4,6 +4,10 @@ python run.py                                    one configuration
 python run.py -m sweep=embed35                   the sweep
 python run.py task=list sweep=embed35            its configurations by name
 python run.py task=analyze summary=FILE          a finished sweep's analysis again
+python run.py task=density                       embeddings -> sampling weights, with diagnostics
+python run.py task=subsample budget=1000         prompts drawn by these weights
+python run.py task=cluster                       clusters of prompts
+python run.py task=project                       the map of prompt space, a page to turn and search
 """
 
 from latentwire.harness.app import Task, launch
@@ -12,6 +16,10 @@ TASKS = {
     "evaluate": Task(run="latentwire.sweep:run", finish="latentwire.sweep:finish"),
     "list": Task(run="latentwire.sweep:list_one"),
     "analyze": Task(run="latentwire.sweep:analyze_again"),
+    "density": Task(run="kat.measure:density"),
+    "subsample": Task(run="kat.measure:subsample"),
+    "cluster": Task(run="kat.measure:clusters"),
+    "project": Task(run="kat.measure:projection"),
 }
 
 if __name__ == "__main__":

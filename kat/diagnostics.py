@@ -15,17 +15,19 @@ DECILES = 10
 IDLE_ESS = 0.98  # weights this even are all but uniform
 WILD_ESS = 0.10  # fewer than a tenth of the prompts carry the draws
 WILD_SPREAD = 1000.0  # p99/p1
+STEEP_GAMMA = 25.0
 NOISE = -1  # label of a prompt that belongs to no cluster
 
 
 def diagnose(
-    density: Tensor, weights: Tensor, sources: Sequence[str], clusters: Tensor | None = None
+    density: Tensor, weights: Tensor, gamma: float, sources: Sequence[str], clusters: Tensor | None = None
 ) -> dict[str, Any]:
     """Describe weights (N,) of sum 1 in plain numbers, with warnings in words.
 
     Args:
         density: (N,).
         weights: (N,), sum 1.
+        gamma: Exponent that the weights were made with.
         sources: Where each prompt comes from, N names.
         clusters: Known cluster of each prompt, (N,) int64, -1 for noise.
     """
@@ -44,7 +46,7 @@ def diagnose(
     }
     if clusters is not None:
         shown["clusters"] = on_clusters(weights, clusters)
-    return {**shown, "warnings": _warnings(ess, spread)}
+    return {**shown, "warnings": _warnings(ess, spread, gamma)}
 
 
 def _sample(weights: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ def _sample(weights: Tensor) -> Tensor:
     return weights.sort().values[:: len(weights) // 2**24 + 1]
 
 
-def _warnings(ess: float, spread: float | None) -> list[str]:
+def _warnings(ess: float, spread: float | None, gamma: float) -> list[str]:
     found = []
     if ess > IDLE_ESS:
         found.append(
@@ -64,6 +66,11 @@ def _warnings(ess: float, spread: float | None) -> list[str]:
         found.append(
             f"the weights explode: ESS/N is {ess:.3f} and p99/p1 {words}, so few prompts take most draws; lower "
             "sampler.gamma or sampler.cap, or set sampler.target_ess"
+        )
+    if gamma > STEEP_GAMMA:
+        found.append(
+            f"gamma is {gamma:.3g}: the densities hardly differ, and the weights blow their small differences up; raise "
+            "sampler.target_ess, or try another embedder"
         )
     return found
 

@@ -96,8 +96,8 @@ class DensityAwareSampler(Sampler[int]):
         k: int = 10,
         *,
         estimator: str = "kde",
-        gamma: float | None = 1.0,
-        target_ess: float | None = None,
+        gamma: float | None = None,
+        target_ess: float | None = 0.4,
         cap: float = 0.95,
         index: str = "auto",
         min_recall: float = 0.95,
@@ -112,7 +112,8 @@ class DensityAwareSampler(Sampler[int]):
             model: A causal LM of transformers; used as it is, in evaluation mode, and left as it was.
             tokenizer: Its tokenizer.
             k: Neighbours that set the scale of the density.
-            estimator, gamma, target_ess, cap, index, min_recall: As in `kat.density.DensitySpec`.
+            estimator, gamma, target_ess, cap, index, min_recall: As in `kat.density.DensitySpec`; with a gamma of your
+                own, target_ess=None.
             batch_tokens: Positions in one forward pass.
             seed: Of the draws, and of an approximate search.
             **draws: Whatever else the sampler itself takes.
