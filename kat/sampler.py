@@ -84,6 +84,7 @@ class DensityAwareSampler(Sampler[int]):
         self.epoch = self.position = 0
         self._resume_at = 0
         self._order: tuple[int, Tensor] | None = None
+        self._meant_by_epoch: Tensor | None = None  # the same for each
         self._meant = torch.zeros(len(self.weights), dtype=torch.float64)
         self._drawn = torch.zeros(len(self.weights), dtype=torch.int64)
 
@@ -233,7 +234,11 @@ class DensityAwareSampler(Sampler[int]):
         started = min(within // self.num_generations + 1, self.prompts_per_batch)  # of the block; all in its repetitions
         count = (block * self.prompts_per_batch + started) * self.num_replicas
         drawn = torch.bincount(self._global_order()[:count], minlength=len(self.weights))
-        return expected_draws(self.weights, count, self.replacement), drawn
+        if count < self.draws:
+            return expected_draws(self.weights, count, self.replacement), drawn
+        if self._meant_by_epoch is None:
+            self._meant_by_epoch = expected_draws(self.weights, count, self.replacement)
+        return self._meant_by_epoch, drawn
 
     def _block(self) -> int:
         return self.prompts_per_batch * self.num_generations
@@ -248,8 +253,8 @@ class DensityAwareSampler(Sampler[int]):
         if self._order is None or self._order[0] != self.epoch:
             digest = hashlib.blake2b(f"draws {self.seed} {self.epoch}".encode(), digest_size=8).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") % 2**63)
-            order = draw(self.weights, self.draws, replacement=self.replacement, generator=generator)
-            self._order = self.epoch, order
+            order = draw(self.weights, self.num_samples, replacement=self.replacement, generator=generator)
+            self._order = self.epoch, order[: self.draws]
         return self._order[1]
 
     def _identity(self) -> dict[str, Any]:
@@ -262,12 +267,12 @@ class DensityAwareSampler(Sampler[int]):
 
     def _check_without_replacement(self) -> None:
         drawable = int((self.weights > 0).sum())
-        if self.draws > drawable:
+        if self.num_samples > drawable:
             raise UserError(
                 f"num_samples={self.num_samples}: only {drawable} prompts can be drawn without replacement; draw fewer, "
                 "or use replacement=true"
             )
-        if self.draws == drawable and self.weights[self.weights > 0].unique().numel() > 1:
+        if self.num_samples == drawable and self.weights[self.weights > 0].unique().numel() > 1:
             raise UserError(
                 f"num_samples={self.num_samples} without replacement draws every prompt once, so the weights would "
                 "change nothing but the order; draw fewer, or use replacement=true"
@@ -307,7 +312,7 @@ def draw(weights: Tensor, count: int, *, replacement: bool, generator: torch.Gen
         last = int(weights.nonzero()[-1])
         return torch.searchsorted(reached, uniform, right=True).clamp(max=last)
     exponential = torch.empty(len(weights), dtype=torch.float64).exponential_(generator=generator)
-    return (exponential / weights).sort(stable=True).indices[:count]
+    return (exponential / weights).topk(count, largest=False, sorted=True).indices
 
 
 def expected_draws(weights: Tensor, count: int, replacement: bool) -> Tensor:
@@ -319,7 +324,7 @@ def expected_draws(weights: Tensor, count: int, replacement: bool) -> Tensor:
     low, high = 0.0, 1.0
     while float(-torch.expm1(-weights * high).sum()) < count:
         low, high = high, 2 * high
-    for _ in range(100):
+    for _ in range(60):
         middle = (low + high) / 2
         few = float(-torch.expm1(-weights * middle).sum()) < count
         low, high = (middle, high) if few else (low, middle)
