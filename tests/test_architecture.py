@@ -11,9 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = sorted(ROOT.glob("*.py"))
-PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks")]
+PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks", "examples")]
 CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
-PURE = ("analysis", "metrics", "neighbours", "sources", "transforms", "vocabulary")
+PURE = [f"latentwire.{name}" for name in ("analysis", "metrics", "neighbours", "sources", "transforms", "vocabulary")]
+PURE += [f"kat.{name}" for name in ("clusters", "density", "diagnostics", "files", "neighbours", "projection", "sampler")]
 JOB = re.compile(r"([a-z]\w*(\.\w+)+):\w+")
 
 
@@ -69,7 +70,7 @@ def test_the_walk_sees_the_house():
     assert "latentwire.sweep" in set(imports("run"))
     assert "latentwire.harness.app" in set(imports("latentwire.sweep"))
     assert "torch" in reached_from("run")
-    assert [floor(name) for name in ("run", "kat.grpo", "latentwire.sweep", "latentwire.harness.app", "torch")] == [
+    assert [floor(name) for name in ("run", "kat.density", "latentwire.sweep", "latentwire.harness.app", "torch")] == [
         3, 2, 1, 0, None,
     ]  # fmt: skip
 
@@ -95,7 +96,7 @@ def test_the_harness_knows_nothing_outside_it():
 
 @pytest.mark.parametrize("module", PURE)
 def test_pure_modules_reach_neither_hydra_nor_wandb_nor_accelerate(module):
-    reached = reached_from(f"latentwire.{module}")
+    reached = reached_from(module)
     assert reached
     assert not [name for name in reached if name.split(".")[0] in ("hydra", "omegaconf", "wandb", "accelerate")]
 
