@@ -1,6 +1,6 @@
 """How fast prompts are embedded and their neighbours found, against the obvious ways, with ratios from one run.
 
-python benchmarks/density.py search sizes=5000,20000    exact k-NN and kernel sums against scikit-learn and the matrix product
+python benchmarks/density.py search sizes=5000,20000    exact k-NN and KDE against scikit-learn
 python benchmarks/density.py lists sizes=50000          inverted lists against exact search
 python benchmarks/density.py embed model=smollm2        length-sorted batches against batches of 8 in file order
 
@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ def matrix_product(x: Tensor) -> None:
         torch.mm(rows, x.T, out=block[: len(rows)])
 
 
+def sklearn_neighbours(x: Tensor, k: int, threads: int) -> None:
+    """Search exactly with scikit-learn."""
+    NearestNeighbors(n_neighbors=k + 1, algorithm="brute", n_jobs=threads).fit(x.numpy()).kneighbors(x.numpy())
+
+
+def sklearn_density(x: Tensor, bandwidth: float) -> None:
+    """Estimate the kernel density with scikit-learn."""
+    KernelDensity(bandwidth=bandwidth, rtol=1e-4).fit(x.numpy()).score_samples(x.numpy())
+
+
 def peak_memory() -> float:
     """Return the largest resident size of this process so far, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -93,22 +104,18 @@ def search(cfg: DictConfig) -> None:
     for x in _embeddings(cfg):
         bandwidth = float(nearest(x[:2000], cfg.k, index="exact", min_recall=1.0, seed=0).distances[:, -1].median())
         methods: dict[str, Callable[[], Any]] = {
-            "matrix product": lambda x=x: matrix_product(x),
-            "exact k-NN": lambda x=x: nearest(x, cfg.k, index="exact", min_recall=1.0, seed=0),
-            "scikit-learn k-NN": lambda x=x: NearestNeighbors(n_neighbors=cfg.k + 1, algorithm="brute", n_jobs=cfg.threads)
-            .fit(x.numpy())
-            .kneighbors(x.numpy()),
-            "kernel sums": lambda x=x, h=bandwidth: kernel_sums(x, torch.ones(len(x)), h),
+            "matrix product": partial(matrix_product, x),
+            "exact k-NN": partial(nearest, x, cfg.k, index="exact", min_recall=1.0, seed=0),
+            "scikit-learn k-NN": partial(sklearn_neighbours, x, cfg.k, cfg.threads),
+            "kernel sums": partial(kernel_sums, x, torch.ones(len(x)), bandwidth),
         }
         if len(x) <= 5000:  # scikit-learn's trees take minutes beyond
-            methods["scikit-learn KDE"] = (
-                lambda x=x, h=bandwidth: KernelDensity(bandwidth=h, rtol=1e-4).fit(x.numpy()).score_samples(x.numpy())
-            )
+            methods["scikit-learn KDE"] = partial(sklearn_density, x, bandwidth)
         times = best_times(methods, cfg.repeats)
         peak = times["matrix product"]
         print(f"N {len(x)} x {x.shape[1]}, {2 * len(x) ** 2 * x.shape[1] / peak / 1e9:.0f} GFLOP/s at the peak")
         for name, seconds in times.items():
-            print(f"  {name:<18} {seconds:8.2f} s  {peak / seconds:5.0%} of the peak  largest size so far {peak_memory():.1f} GB")
+            print(f"  {name:<18} {seconds:8.2f} s  {peak / seconds:5.0%} of the peak  up to {peak_memory():.1f} GB")
 
 
 def lists(cfg: DictConfig) -> None:
@@ -138,11 +145,18 @@ def embed(cfg: DictConfig) -> None:
     rows = read_json(shipped_split_path("train"))
     texts = _texts(rows)[: cfg.texts]
     times = best_times(
-        {"ours": lambda: embed_hidden(lm.model, lm.tokenizer, texts), "8 in file order": lambda: _in_file_order(lm, texts)},
+        {
+            "ours": lambda: embed_hidden(lm.model, lm.tokenizer, texts),
+            "8 in file order": lambda: _in_file_order(lm, texts),
+        },
         cfg.repeats,
     )
     ratio = times["8 in file order"] / times["ours"]
-    print(f"{len(texts)} texts, {cfg.model} in {lm.dtype}: " + ", ".join(f"{n} {s:.1f} s" for n, s in times.items()) + f" ({ratio:.1f}x)")
+    print(
+        f"{len(texts)} texts, {cfg.model} in {lm.dtype}: "
+        + ", ".join(f"{n} {s:.1f} s" for n, s in times.items())
+        + f" ({ratio:.1f}x)"
+    )
 
 
 @torch.no_grad()
@@ -178,4 +192,5 @@ if __name__ == "__main__":
         raise UserError(f"{', '.join(map(str, unknown))}: no such setting; there are {', '.join(SETTINGS)}")
     torch.set_num_threads(settings.threads)
     faiss.omp_set_num_threads(settings.threads)
+    assert isinstance(settings, DictConfig)
     jobs[sys.argv[1]](settings)

@@ -30,7 +30,7 @@ PROMPTS = [f"What is the capital of country number {i}?" for i in range(20)] + [
 ]
 
 
-def brevity(completions: Sequence[str], **_: Any) -> list[float]:
+def brevity(completions: Sequence[str], **_: Any) -> list[float | None]:
     """Reward short answers."""
     return [-float(len(completion)) for completion in completions]
 
@@ -55,6 +55,8 @@ def train(model: Any, tokenizer: Any, prompts: Sequence[str], folder: str, **set
 
 
 if __name__ == "__main__":
+    policy: Any
+    words: Any
     if len(sys.argv) > 1:
         policy = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
         words = AutoTokenizer.from_pretrained(sys.argv[1])

@@ -117,9 +117,7 @@ def kernel_sums(x: Tensor, copies: Tensor, bandwidth: float) -> Tensor:
     return sums
 
 
-def weigh(
-    density: Tensor, gamma: float | None, target_ess: float | None, cap: float
-) -> tuple[float, Tensor, float]:
+def weigh(density: Tensor, gamma: float | None, target_ess: float | None, cap: float) -> tuple[float, Tensor, float]:
     """Return gamma, the weights density^-gamma, capped and of sum 1, and the share of prompts at the cap.
 
     The cap is a quantile of the densities themselves (an order statistic), so it caps the same prompts for every gamma
@@ -200,6 +198,6 @@ def _check(emb: Tensor, spec: DensitySpec) -> None:
     if off.any():
         row = int(off.nonzero()[0])
         raise UserError(
-            f"row {row} of the embeddings has length {float(lengths[row]):.3g}: {int(off.sum())} of {len(emb)} rows are "
-            "not finite or not of unit length; normalise them, and remove prompts without an embedding"
+            f"row {row} of the embeddings has length {float(lengths[row]):.3g}: {int(off.sum())} of {len(emb)} rows "
+            "are not finite or not of unit length; normalise them, and remove prompts without an embedding"
         )

@@ -69,8 +69,8 @@ def _warnings(ess: float, spread: float | None, gamma: float) -> list[str]:
         )
     if gamma > STEEP_GAMMA:
         found.append(
-            f"gamma is {gamma:.3g}: the densities hardly differ, and the weights blow their small differences up; raise "
-            "sampler.target_ess, or try another embedder"
+            f"gamma is {gamma:.3g}: the densities hardly differ, and the weights blow their small differences up; "
+            "raise sampler.target_ess, or try another embedder"
         )
     return found
 

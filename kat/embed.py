@@ -76,6 +76,6 @@ def load_embeddings(path: Path | str) -> tuple[list[str], Tensor]:
     off = (emb.norm(dim=1) - 1).abs() > 1e-3
     if off.any():
         raise UserError(
-            f"{path}: the embedding of {ids[int(off.nonzero()[0])]} is not of unit length; make it again with task=embed"
+            f"{path}: the embedding of {ids[int(off.nonzero()[0])]} has not length 1; make it again with task=embed"
         )
     return ids, emb

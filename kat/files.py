@@ -34,7 +34,9 @@ def read_rows(path: Path | str, columns: dict[str, type | tuple[type, ...]], mad
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is no text ({error.reason}), so it was written by something else; {remedy}") from error
+        raise UserError(
+            f"{file}: is no text ({error.reason}), so it was written by something else; {remedy}"
+        ) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -69,7 +71,9 @@ def read_weights(path: Path | str) -> tuple[list[str], Tensor, Tensor]:
     for row in rows:
         for name in ("density", "weight"):
             if not 0 <= row[name] < math.inf:
-                raise UserError(f"{path}: {name} {row[name]} of {row['id']}; make it again with: python run.py task=density")
+                raise UserError(
+                    f"{path}: {name} {row[name]} of {row['id']}; make it again with: python run.py task=density"
+                )
     numbers = torch.tensor([[row["density"], row["weight"]] for row in rows], dtype=torch.float64)
     return [row["id"] for row in rows], numbers[:, 0], numbers[:, 1]
 
@@ -83,7 +87,9 @@ def read_clusters(path: Path | str, ids: Sequence[str]) -> Tensor:
         labels = json.loads(Path(path).read_text(encoding="utf-8"))["labels"]
         known = {str(name): int(number) for name, number in labels.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"clusters={path}: has no labels that can be read ({type(error).__name__}); {remedy}") from error
+        raise UserError(
+            f"clusters={path}: has no labels that can be read ({type(error).__name__}); {remedy}"
+        ) from error
     return torch.tensor([known[name] for name in same_ids(ids, known, "embeddings", str(path))])
 
 

@@ -100,7 +100,7 @@ def clusters(cfg: DictConfig) -> dict[str, Any]:
     prompts = _prompts_of(ids, cfg.prompts)
     known = _density_of(ids, cfg.weights) if Path(cfg.weights).is_file() else None
     found = cluster(emb, cfg.clusters, cfg.seed)
-    described = []
+    described: list[dict[str, Any]] = []
     for number, rows in enumerate(closest_to_centroid(emb, found, SHOWN)):
         members = (found.labels == number).nonzero()[:, 0]
         described.append(

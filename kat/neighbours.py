@@ -12,7 +12,9 @@ from torch import Tensor
 from latentwire.harness.errors import UserError
 
 EXACT_UP_TO = 30_000  # rows; above, index=auto searches inverted lists
-LISTS, PROBES = 256, 8  # one list for each 200 rows at EXACT_UP_TO; more lists where there are more rows
+LISTS, ROWS_IN_LIST, PROBES = 256, 200, 32  # lists at least, rows in one on average, lists searched for each
+AXES, KEPT = 64, 3  # dimensions compared at first; candidates for each neighbour wanted, compared in all
+QUERIES = 1024  # rows asked at a time; bounds the memory
 RECALL_QUERIES = 1000  # rows whose neighbours are searched exactly to measure the recall
 INDEXES = ("auto", "exact", "ivf")
 
@@ -73,22 +75,47 @@ def _exact(rows: np.ndarray, queries: np.ndarray, own: np.ndarray, k: int) -> np
 
 
 def _in_lists(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Search the PROBES lists nearest to each row; rows are asked list by list, so that the lists stay in the cache."""
-    centred = rows - rows.mean(0)  # distances stay as they are
-    lists = max(LISTS, int(len(rows) ** 0.5))
-    quantizer = faiss.IndexFlatL2(rows.shape[1])
-    index = faiss.IndexIVFFlat(quantizer, rows.shape[1], lists)
-    index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = seed, 6, 32, 1
-    index.train(centred)
-    index.add(centred)
-    index.nprobe = PROBES
-    order = np.argsort(quantizer.search(centred, 1)[1][:, 0], kind="stable")
-    found = np.empty((len(rows), k), dtype=np.int64)
-    found[order] = _without_self(index.search(centred[order], k + 1)[1], order)
-    short = (found < 0).any(1).nonzero()[0]  # lists with fewer than k others: asked exactly
-    if len(short):
-        found[short] = _exact(rows, rows[short], short, k)
+    """Search each row among the PROBES lists nearest to its own, in AXES main axes; order the best by all of them.
+
+    All rows of a list ask the same lists, so the search is a matrix product too. faiss's inverted lists compare row by
+    row instead, at a tenth of the speed: on 50,000 planted rows they were 2 times as fast as exact search, this 8 times.
+    """
+    x = torch.from_numpy(rows)
+    reduced = _main_axes(x, seed)  # (N, A)
+    lists = max(LISTS, len(x) // ROWS_IN_LIST)
+    kmeans = faiss.Kmeans(
+        reduced.shape[1], lists, niter=8, seed=seed, min_points_per_centroid=1, max_points_per_centroid=64
+    )
+    kmeans.train(reduced.numpy())
+    list_of = torch.from_numpy(kmeans.index.search(reduced.numpy(), 1)[1][:, 0])
+    members = list_of.argsort(stable=True).split(torch.bincount(list_of, minlength=lists).tolist())
+    centroids = torch.from_numpy(kmeans.centroids)
+    near = torch.cdist(centroids, centroids).topk(min(PROBES, lists), largest=False).indices.tolist()
+    half_squares = (reduced**2).sum(1) / 2
+    found = np.empty((len(x), k), dtype=np.int64)
+    for own, probed in zip(members, near, strict=True):
+        others = torch.cat([members[number] for number in probed])
+        for queries in own.split(QUERIES):
+            if len(others) <= k:
+                found[queries] = _exact(rows, rows[queries], queries.numpy(), k)
+                continue
+            # The nearest of x among y maximises <x, y> - |y|^2 / 2.
+            closeness = torch.addmm(-half_squares[others], reduced[queries], reduced[others].T)
+            some = others[closeness.topk(min(KEPT * (k + 1), len(others)), sorted=False).indices]
+            blocks = zip(some.split(64), queries.split(64), strict=True)  # their rows stay in the cache
+            cosine = torch.cat([(_gathered(x, i) * x[q, None]).sum(-1) for i, q in blocks])
+            best = some.gather(1, cosine.topk(k + 1).indices)
+            found[queries] = _without_self(best.numpy(), queries.numpy())
     return found
+
+
+def _main_axes(x: Tensor, seed: int) -> Tensor:
+    """Return the coordinates on the AXES axes of largest variance of a sample of rows, (N, A)."""
+    sample = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:10_000]
+    mean = x[sample].mean(0)
+    centred = x[sample] - mean
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -AXES:]
+    return (x @ axes - mean @ axes).contiguous()
 
 
 def _without_self(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -107,9 +134,15 @@ def _recall(rows: np.ndarray, found: np.ndarray, seed: int) -> float:
 def _measured(rows: np.ndarray, found: np.ndarray, index: str, recall: float) -> Neighbours:
     """Compute the distances from differences: 2 - 2 cos loses half the digits where neighbours are close."""
     x, ids = torch.from_numpy(rows), torch.from_numpy(found)
-    distances = torch.cat([(x[i] - row[:, None]).norm(dim=-1) for i, row in zip(ids.split(512), x.split(512), strict=True)])
+    blocks = zip(ids.split(64), x.split(64), strict=True)
+    distances = torch.cat([(_gathered(x, i) - row[:, None]).square_().sum(-1).sqrt_() for i, row in blocks])
     distances, order = distances.sort(dim=-1, stable=True)
     return Neighbours(distances, ids.gather(1, order), index, recall)
+
+
+def _gathered(x: Tensor, ids: Tensor) -> Tensor:
+    """Return x[ids], (B, K) -> (B, K, D), by the faster of torch's two ways."""
+    return x.index_select(0, ids.reshape(-1)).view(*ids.shape, -1)
 
 
 def _on_gpu(index: faiss.Index) -> faiss.Index:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,4 +36,4 @@ def plot_weights(density: Tensor, weights: Tensor, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.tmp")
     FigureCanvasAgg(figure).print_png(str(part))
-    os.replace(part, path)
+    part.replace(path)

@@ -76,8 +76,8 @@ class DensityAwareSampler(Sampler[int]):
         self.draws = self.num_samples // unit * unit  # of an epoch, over all ranks
         if self.draws == 0:
             raise UserError(
-                f"num_samples={self.num_samples}: {num_replicas} ranks with {prompts_per_batch} prompts a batch need at "
-                f"least {unit}; draw more or use fewer ranks"
+                f"num_samples={self.num_samples}: {num_replicas} ranks with {prompts_per_batch} prompts a batch need "
+                f"at least {unit}; draw more or use fewer ranks"
             )
         if not replacement:
             self._check_without_replacement()
@@ -231,7 +231,9 @@ class DensityAwareSampler(Sampler[int]):
         if position == 0:
             return torch.zeros_like(self._meant), torch.zeros_like(self._drawn)
         block, within = divmod(position - 1, self._block() * self.batch_repeats)
-        started = min(within // self.num_generations + 1, self.prompts_per_batch)  # of the block; all in its repetitions
+        started = min(
+            within // self.num_generations + 1, self.prompts_per_batch
+        )  # of the block; all in its repetitions
         count = (block * self.prompts_per_batch + started) * self.num_replicas
         drawn = torch.bincount(self._global_order()[:count], minlength=len(self.weights))
         if count < self.draws:
@@ -269,8 +271,8 @@ class DensityAwareSampler(Sampler[int]):
         drawable = int((self.weights > 0).sum())
         if self.num_samples > drawable:
             raise UserError(
-                f"num_samples={self.num_samples}: only {drawable} prompts can be drawn without replacement; draw fewer, "
-                "or use replacement=true"
+                f"num_samples={self.num_samples}: only {drawable} prompts can be drawn without replacement; draw "
+                "fewer, or use replacement=true"
             )
         if self.num_samples == drawable and self.weights[self.weights > 0].unique().numel() > 1:
             raise UserError(
@@ -370,7 +372,9 @@ def pair_weights(prompt_ids: Sequence[str], weights: Tensor, prompt_of_pair: Seq
     w = checked_weights(weights)
     row = {name: i for i, name in enumerate(prompt_ids)}
     if len(row) != len(w):
-        raise UserError(f"{len(prompt_ids)} prompt ids ({len(row)} different) for {len(w)} weights; make the weights again")
+        raise UserError(
+            f"{len(prompt_ids)} prompt ids ({len(row)} different) for {len(w)} weights; make the weights again"
+        )
     if strangers := sorted({name for name in prompt_of_pair if name not in row}):
         raise UserError(
             f"prompt {strangers[0]} and {len(strangers) - 1} others have pairs but no weight; run task=density again "

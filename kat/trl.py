@@ -30,8 +30,8 @@ def attach(trainer: Any, sampler: DensityAwareSampler) -> DensityAwareSampler:
     rows = len(trainer.train_dataset)
     if rows != len(sampler.weights):
         raise UserError(
-            f"the sampler weighs {len(sampler.weights)} rows and the trainer's data set has {rows} (TRL drops rows that "
-            "are too long): compute the weights from trainer.train_dataset"
+            f"the sampler weighs {len(sampler.weights)} rows and the trainer's data set has {rows} (TRL drops rows "
+            "that are too long): compute the weights from trainer.train_dataset"
         )
     if hasattr(trainer, "num_generations"):
         args = trainer.args

@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 
-def planted(seed: int, n: int = 3000, width: int = 256, clusters: int = 20, noise: float = 0.01) -> tuple[Tensor, Tensor]:
+def planted(
+    seed: int, n: int = 3000, width: int = 256, clusters: int = 20, noise: float = 0.01
+) -> tuple[Tensor, Tensor]:
     """Return unit rows (N, D) and the cluster of each, -1 for noise, in mixed order.
 
     Cluster sizes go with rank^-1.2 and are at least 12; each cluster spreads over 8 directions of its own; a common

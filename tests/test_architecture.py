@@ -14,7 +14,9 @@ ENTRIES = sorted(ROOT.glob("*.py"))
 PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks", "examples")]
 CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
 PURE = [f"latentwire.{name}" for name in ("analysis", "metrics", "neighbours", "sources", "transforms", "vocabulary")]
-PURE += [f"kat.{name}" for name in ("clusters", "density", "diagnostics", "files", "neighbours", "projection", "sampler")]
+PURE += [
+    f"kat.{name}" for name in ("clusters", "density", "diagnostics", "files", "neighbours", "projection", "sampler")
+]
 JOB = re.compile(r"([a-z]\w*(\.\w+)+):\w+")
 
 

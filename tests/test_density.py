@@ -126,7 +126,9 @@ def test_moving_a_prompt_away_from_all_others_never_lowers_its_weight(estimator,
 @pytest.mark.parametrize("estimator", ["knn", "kde"])
 @pytest.mark.parametrize("weighting", [{"gamma": 1.0, "target_ess": None}, {"gamma": None, "target_ess": 0.5}])
 def test_the_lonely_prompt_weighs_most_and_the_crowded_least(estimator, weighting):
-    crowd = normalize(torch.tensor([1.0, 0, 0, 0]) + 0.05 * torch.randn(40, 4, generator=torch.Generator().manual_seed(1)))
+    crowd = normalize(
+        torch.tensor([1.0, 0, 0, 0]) + 0.05 * torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
+    )
     few = normalize(torch.tensor([0, 1.0, 0, 0]) + 0.1 * torch.randn(8, 4, generator=torch.Generator().manual_seed(2)))
     lonely = torch.tensor([[0, 0, 0, 1.0]])
     weights = estimate(torch.cat([crowd, few, lonely]), spec(estimator=estimator, k=3, cap=1.0, **weighting)).weights
@@ -286,8 +288,16 @@ def test_diagnosis_by_hand():
     assert found["largest_times_uniform"] == pytest.approx(2)
     assert found["mass_by_source"]["a"] == pytest.approx({"prompts": 2, "share": 0.5, "mass": 0.4})
     assert found["clusters"] == pytest.approx(
-        {"clusters": 2, "total_variation_uniform": 1 / 6, "total_variation": 0.1, "rare_uniform": 1 / 3, "rare": 0.6,
-         "rare_wanted": 0.5, "noise_uniform": 0.25, "noise": 0.5}  # fmt: skip
+        {
+            "clusters": 2,
+            "total_variation_uniform": 1 / 6,
+            "total_variation": 0.1,
+            "rare_uniform": 1 / 3,
+            "rare": 0.6,
+            "rare_wanted": 0.5,
+            "noise_uniform": 0.25,
+            "noise": 0.5,
+        }
     )
     assert found["warnings"] == []
 

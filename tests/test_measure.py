@@ -1,4 +1,4 @@
-"""The tasks density, subsample, cluster and project from the command line: files in, files out, and what they refuse."""
+"""The tasks density, subsample, cluster and project from the command line, and what they refuse."""
 
 from __future__ import annotations
 
@@ -220,7 +220,9 @@ def test_clusters_are_the_planted_ones():
     assert torch.equal(found.labels, cluster(x, 4, seed=0).labels)
     first = closest_to_centroid(x, found, 3)[0]
     cosines = x[found.labels == 0] @ found.centroids[0]
-    assert sorted((x[first] @ found.centroids[0]).tolist(), reverse=True) == pytest.approx(cosines.topk(3).values.tolist())
+    assert sorted((x[first] @ found.centroids[0]).tolist(), reverse=True) == pytest.approx(
+        cosines.topk(3).values.tolist()
+    )
     assert len(cluster(x, None, seed=0).centroids) <= round(300**0.5)
     with pytest.raises(UserError, match="clusters=0"):
         cluster(x, 0, seed=0)

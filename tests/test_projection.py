@@ -20,7 +20,7 @@ from kat.projection import page, project
 from latentwire.harness.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-HOSTILE = "</script><script>document.documentElement.dataset.broken='1'</script><img src=x onerror='throw 1'>\u2028<!-- & \"q'"
+HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror='throw 1'>\u2028<!-- & \"q'"
 
 
 def test_pca_is_scikit_learns_up_to_scale_and_sign():
@@ -68,7 +68,7 @@ def test_what_cannot_be_mapped_is_refused(shape, method, reason):
 
 
 def points(count: int) -> list[dict]:
-    x, labels = planted(0, n=count, width=32, clusters=4)
+    x, _ = planted(0, n=count, width=32, clusters=4)
     xyz, _ = project(x, "pca", 0)
     return [
         {"id": f"p{i}", "x": a, "y": b, "z": c, "density": 1.0 + i, "weight": 1 / count,
@@ -81,7 +81,10 @@ def test_the_page_carries_its_data_and_asks_nobody_for_anything():
     rows = points(50)
     html = page(rows, "Prompt map", ["PC1", "PC2", "PC3"])
     assert "default-src 'none'" in html
-    assert not re.search(r"(?:src|href)\s*=|@import|url\(|https?:|//cdn|fetch\(|XMLHttpRequest|WebSocket|innerHTML", html.split("{\"title")[0])
+    assert not re.search(
+        r"(?:src|href)\s*=|@import|url\(|https?:|//cdn|fetch\(|XMLHttpRequest|WebSocket|innerHTML",
+        html.split('{"title')[0],
+    )
     (block,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', html, flags=re.DOTALL)
     data = json.loads(block)
     assert data["text"] == [row["text"] for row in rows]

@@ -25,6 +25,10 @@ def make(rank: int = 0, replicas: int = 1, **settings) -> DensityAwareSampler:
     return DensityAwareSampler(WEIGHTS, **{"seed": 3, "rank": rank, "num_replicas": replicas, **settings})
 
 
+def flat(lists) -> list[int]:
+    return [row for rows in lists for row in rows]
+
+
 def epochs(sampler: DensityAwareSampler, count: int) -> list[list[int]]:
     return [list(sampler) for _ in range(count)]
 
@@ -44,7 +48,7 @@ def test_an_epoch_is_as_long_as_said_and_the_same_for_the_same_seed(name):
     assert first == epochs(make(**SHAPES[name]), 3)
     assert first[0] != first[1] != first[2]
     assert first != epochs(make(**SHAPES[name], seed=4), 3)
-    assert 0 not in sum(first, [])  # weight 0 is never drawn
+    assert 0 not in flat(first)  # weight 0 is never drawn
 
 
 def test_set_epoch_chooses_the_draws():
@@ -125,7 +129,7 @@ def test_groups_come_g_times_in_a_row_and_blocks_again_as_a_whole():
     assert list(make(num_samples=6, num_generations=3)) == [row for row in plain for _ in range(3)]
     shaped = list(make(num_samples=7, num_generations=2, prompts_per_batch=3, batch_repeats=2))
     blocks = [[row for row in plain7 for _ in range(2)] * 2 for plain7 in (order(7)[:3], order(7)[3:6])]
-    assert shaped == sum(blocks, [])
+    assert shaped == flat(blocks)
 
 
 def order(count: int) -> list[int]:
@@ -180,7 +184,7 @@ def test_a_thousand_resumed_runs_on_one_two_and_four_ranks_draw_what_the_whole_o
         key = (replicas, rank, name)
         if key not in whole:
             sampler = make(rank, replicas, **SHAPES[name])
-            whole[key] = sum(epochs(sampler, 3), []), sampler.ledger()
+            whole[key] = flat(epochs(sampler, 3)), sampler.ledger()
         expected, ledger = whole[key]
         stop = choose.randrange(len(expected))
         sampler = make(rank, replicas, **SHAPES[name])
@@ -221,7 +225,7 @@ def test_behind_a_loader_that_asks_ahead_the_loop_says_what_it_has_used(workers)
 
 def test_a_loader_that_has_asked_for_the_whole_epoch_is_still_resumed_within_it():
     sampler = make(num_samples=12)
-    expected = sum(epochs(make(num_samples=12), 2), [])
+    expected = flat(epochs(make(num_samples=12), 2))
     everything = list(sampler)
     resumed = make(num_samples=12)
     resumed.load_state_dict(sampler.state_dict(consumed=5))
@@ -229,12 +233,16 @@ def test_a_loader_that_has_asked_for_the_whole_epoch_is_still_resumed_within_it(
 
 
 def test_it_serves_batch_samplers():
-    assert sum(BatchSampler(make(num_samples=10), 4, drop_last=False), []) == list(make(num_samples=10))
+    assert flat(BatchSampler(make(num_samples=10), 4, drop_last=False)) == list(make(num_samples=10))
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"seed": 9}, "seed=3 and this one has seed=9"), ({"num_samples": 99}, "num_samples"), ({"replicas": 2}, "replicas")],
+    [
+        ({"seed": 9}, "seed=3 and this one has seed=9"),
+        ({"num_samples": 99}, "num_samples"),
+        ({"replicas": 2}, "replicas"),
+    ],
 )
 def test_a_state_of_another_sampler_is_refused(change, reason):
     with pytest.raises(UserError, match=reason):
@@ -336,7 +344,9 @@ def test_from_model_embeds_weighs_and_samples(tiny):
 def test_from_model_takes_messages_and_refuses_what_is_no_prompt(tiny):
     messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     ours = DensityAwareSampler.from_model(messages, tiny.model, tiny.tokenizer, k=5)
-    torch.testing.assert_close(ours.weights, DensityAwareSampler.from_model(PROMPTS, tiny.model, tiny.tokenizer, k=5).weights)
+    torch.testing.assert_close(
+        ours.weights, DensityAwareSampler.from_model(PROMPTS, tiny.model, tiny.tokenizer, k=5).weights
+    )
     with pytest.raises(UserError, match="prompt 1 is int"):
         DensityAwareSampler.from_model(["a", 3], tiny.model, tiny.tokenizer)
     with pytest.raises(UserError, match="needs at least 11 different prompts"):
