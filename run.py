@@ -6,6 +6,10 @@ python run.py task=list sweep=embed35            its configurations by name
 python run.py task=analyze summary=FILE          a finished sweep's analysis again
 python run.py task=pairs pairs=nq_open           preference pairs, then task=prompts, task=embed
 python run.py task=retrieve query='What is NLP?' the prompts nearest to it
+python run.py task=density                       embeddings -> sampling weights, with diagnostics
+python run.py task=subsample budget=1000         prompts drawn by these weights
+python run.py task=cluster                       clusters of prompts
+python run.py task=project                       the map of prompt space, a page to turn and search
 """
 
 from latentwire.harness.app import Task, launch
@@ -18,6 +22,10 @@ TASKS = {
     "prompts": Task(run="kat.prepare:prompts"),
     "embed": Task(run="kat.embed_job:embed"),
     "retrieve": Task(run="kat.retrieve:retrieve"),
+    "density": Task(run="kat.measure:density"),
+    "subsample": Task(run="kat.measure:subsample"),
+    "cluster": Task(run="kat.measure:clusters"),
+    "project": Task(run="kat.measure:projection"),
 }
 
 if __name__ == "__main__":

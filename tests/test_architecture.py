@@ -11,10 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = sorted(ROOT.glob("*.py"))
-PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks")]
+PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks", "examples")]
 CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
 PURE = [f"latentwire.{name}" for name in ("analysis", "metrics", "neighbours", "sources", "transforms", "vocabulary")]
-PURE += [f"kat.{name}" for name in ("embed", "formats", "pairs", "prompts", "shards")]
+PURE += [f"kat.{name}" for name in ("clusters", "density", "diagnostics", "embed", "formats", "neighbours", "pairs")]
+PURE += [f"kat.{name}" for name in ("projection", "prompts", "sampler", "shards", "tables")]
 JOB = re.compile(r"([a-z]\w*(\.\w+)+):\w+")
 
 
@@ -70,7 +71,7 @@ def test_the_walk_sees_the_house():
     assert "latentwire.sweep" in set(imports("run"))
     assert "latentwire.harness.app" in set(imports("latentwire.sweep"))
     assert "torch" in reached_from("run")
-    assert [floor(name) for name in ("run", "kat.grpo", "latentwire.sweep", "latentwire.harness.app", "torch")] == [
+    assert [floor(name) for name in ("run", "kat.density", "latentwire.sweep", "latentwire.harness.app", "torch")] == [
         3, 2, 1, 0, None,
     ]  # fmt: skip
 

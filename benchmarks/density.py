@@ -1,0 +1,196 @@
+"""How fast prompts are embedded and their neighbours found, against the obvious ways, with ratios from one run.
+
+python benchmarks/density.py search sizes=5000,20000    exact k-NN and KDE against scikit-learn
+python benchmarks/density.py lists sizes=50000          inverted lists against exact search
+python benchmarks/density.py embed model=smollm2        length-sorted batches against batches of 8 in file order
+
+Embeddings are planted clusters (200 of them by a power law, 1% noise, in a narrow cone), or real=FILE. Every method is
+run in turn, `repeats` times over, and its best time counts: on a shared machine the best is the least disturbed.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faiss
+import torch
+from omegaconf import DictConfig, OmegaConf
+from sklearn.neighbors import KernelDensity, NearestNeighbors
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kat.density import kernel_sums, weigh
+from kat.embed import embed_hidden, load_embeddings
+from kat.neighbours import nearest
+from latentwire.data import shipped_split_path
+from latentwire.harness.app import CONF, typed
+from latentwire.harness.device import choose_dtype
+from latentwire.harness.errors import UserError
+from latentwire.harness.results import read_json
+from latentwire.models import LanguageModel, ModelSpec, load_model
+
+SETTINGS: dict[str, Any] = {
+    "sizes": "5000,20000",
+    "width": 576,
+    "k": 10,
+    "repeats": 2,
+    "threads": 2,
+    "clusters": 200,
+    "real": "",
+    "model": "smollm2",
+    "texts": 128,
+    "dtype": "auto",
+}
+
+
+def planted(n: int, width: int, clusters: int) -> Tensor:
+    """Return unit rows (N, D) around centres of power-law sizes, in mixed order."""
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.arange(1, clusters + 1, dtype=torch.float64) ** -1.2
+    label = torch.multinomial(shares, n, replacement=True, generator=generator)
+    centres = torch.randn(clusters, width, generator=generator) / width**0.5
+    directions = torch.randn(clusters, 8, width, generator=generator) / width**0.5
+    x = torch.empty(n, width)
+    for number in range(clusters):
+        rows = (label == number).nonzero()[:, 0]
+        x[rows] = centres[number] + 0.35 * torch.randn(len(rows), 8, generator=generator) @ directions[number] / 8**0.5
+    noise = torch.rand(n, generator=generator) < 0.01
+    x[noise] = 1.2 * torch.randn(int(noise.sum()), width, generator=generator) / width**0.5
+    offset = torch.randn(width, generator=generator)
+    return normalize(x + 3 * offset / offset.norm(), dim=1)
+
+
+def best_times(methods: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Run the methods in turn, `repeats` rounds, and return the best wall-clock seconds of each."""
+    best: dict[str, float] = {}
+    for _ in range(repeats):
+        for name, method in methods.items():
+            started = time.perf_counter()
+            method()
+            best[name] = min(best.get(name, float("inf")), time.perf_counter() - started)
+    return best
+
+
+def matrix_product(x: Tensor) -> None:
+    """Multiply (N, D) by its transpose block by block and throw the result away: the floor of any exact search."""
+    block = torch.empty(2048, len(x))
+    for rows in x.split(2048):
+        torch.mm(rows, x.T, out=block[: len(rows)])
+
+
+def sklearn_neighbours(x: Tensor, k: int, threads: int) -> None:
+    """Search exactly with scikit-learn."""
+    NearestNeighbors(n_neighbors=k + 1, algorithm="brute", n_jobs=threads).fit(x.numpy()).kneighbors(x.numpy())
+
+
+def sklearn_density(x: Tensor, bandwidth: float) -> None:
+    """Estimate the kernel density with scikit-learn."""
+    KernelDensity(bandwidth=bandwidth, rtol=1e-4).fit(x.numpy()).score_samples(x.numpy())
+
+
+def peak_memory() -> float:
+    """Return the largest resident size of this process so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def search(cfg: DictConfig) -> None:
+    """Exact k-NN and KDE against scikit-learn on the same embeddings."""
+    for x in _embeddings(cfg):
+        bandwidth = float(nearest(x[:2000], cfg.k, index="exact", min_recall=1.0, seed=0).distances[:, -1].median())
+        methods: dict[str, Callable[[], Any]] = {
+            "matrix product": partial(matrix_product, x),
+            "exact k-NN": partial(nearest, x, cfg.k, index="exact", min_recall=1.0, seed=0),
+            "scikit-learn k-NN": partial(sklearn_neighbours, x, cfg.k, cfg.threads),
+            "kernel sums": partial(kernel_sums, x, torch.ones(len(x)), bandwidth),
+        }
+        if len(x) <= 5000:  # scikit-learn's trees take minutes beyond
+            methods["scikit-learn KDE"] = partial(sklearn_density, x, bandwidth)
+        times = best_times(methods, cfg.repeats)
+        peak = times["matrix product"]
+        print(f"N {len(x)} x {x.shape[1]}, {2 * len(x) ** 2 * x.shape[1] / peak / 1e9:.0f} GFLOP/s at the peak")
+        for name, seconds in times.items():
+            print(f"  {name:<18} {seconds:8.2f} s  {peak / seconds:5.0%} of the peak  up to {peak_memory():.1f} GB")
+
+
+def lists(cfg: DictConfig) -> None:
+    """Inverted lists against exact search: time, recall, and what becomes of the weights (knn, ESS/N .4)."""
+    for x in _embeddings(cfg):
+        found: dict[str, Any] = {}
+
+        def run(index: str, x: Tensor = x, found: dict[str, Any] = found) -> None:
+            found[index] = nearest(x, cfg.k, index=index, min_recall=0.0, seed=0)
+
+        times = best_times({"exact": lambda: run("exact"), "ivf": lambda: run("ivf")}, cfg.repeats)
+        weights = {name: weigh(1 / f.distances.double().mean(1).clamp(min=1e-4), None, 0.4, 0.95)[1]
+                   for name, f in found.items()}  # fmt: skip
+        change = float((weights["exact"] - weights["ivf"]).abs().sum() / 2)
+        true = (found["ivf"].ids[:, :, None] == found["exact"].ids[:, None, :]).any(1).float().mean()
+        print(
+            f"N {len(x)} x {x.shape[1]}: exact {times['exact']:.1f} s, lists {times['ivf']:.1f} s "
+            f"({times['exact'] / times['ivf']:.1f}x), recall at {cfg.k} {float(true):.4f} (measured on a sample "
+            f"{found['ivf'].recall:.4f}), weights differ by {change:.4f} total variation"
+        )
+
+
+def embed(cfg: DictConfig) -> None:
+    """Length-sorted batches of a token budget against batches of 8 in file order."""
+    spec = typed(ModelSpec, OmegaConf.load(CONF / "model" / f"{cfg.model}.yaml").model)
+    lm = load_model(spec, torch.device("cpu"), choose_dtype(cfg.dtype, torch.device("cpu")))
+    rows = read_json(shipped_split_path("train"))
+    texts = _texts(rows)[: cfg.texts]
+    times = best_times(
+        {
+            "ours": lambda: embed_hidden(lm.model, lm.tokenizer, texts),
+            "8 in file order": lambda: _in_file_order(lm, texts),
+        },
+        cfg.repeats,
+    )
+    ratio = times["8 in file order"] / times["ours"]
+    print(
+        f"{len(texts)} texts, {cfg.model} in {lm.dtype}: "
+        + ", ".join(f"{n} {s:.1f} s" for n, s in times.items())
+        + f" ({ratio:.1f}x)"
+    )
+
+
+@torch.no_grad()
+def _in_file_order(lm: LanguageModel, texts: list[str]) -> None:
+    """Padded batches of 8 with the logits of every position, as a plain loop over the file has it."""
+    pad = lm.tokenizer.eos_token_id or 0
+    for start in range(0, len(texts), 8):
+        ids = [torch.tensor(lm.tokenizer(text)["input_ids"]) for text in texts[start : start + 8]]
+        batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad)
+        lm.model(input_ids=batch).logits.float().mean(1)
+
+
+def _texts(node: Any) -> list[str]:
+    """Return every question and context of the shipped data set, in file order."""
+    if isinstance(node, dict):
+        own = [node[name] for name in ("context", "question") if isinstance(node.get(name), str)]
+        return own + [text for value in node.values() for text in _texts(value)]
+    return [text for value in node for text in _texts(value)] if isinstance(node, list) else []
+
+
+def _embeddings(cfg: DictConfig) -> list[Tensor]:
+    if cfg.real:
+        return [load_embeddings(Path(cfg.real))[1]]
+    return [planted(int(size), cfg.width, cfg.clusters) for size in str(cfg.sizes).split(",")]
+
+
+if __name__ == "__main__":
+    jobs = {"search": search, "lists": lists, "embed": embed}
+    if len(sys.argv) < 2 or sys.argv[1] not in jobs:
+        raise SystemExit(__doc__)
+    settings = OmegaConf.merge(SETTINGS, OmegaConf.from_dotlist(sys.argv[2:]))
+    if unknown := set(settings) - set(SETTINGS):
+        raise UserError(f"{', '.join(map(str, unknown))}: no such setting; there are {', '.join(SETTINGS)}")
+    torch.set_num_threads(settings.threads)
+    faiss.omp_set_num_threads(settings.threads)
+    assert isinstance(settings, DictConfig)
+    jobs[sys.argv[1]](settings)

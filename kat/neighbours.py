@@ -1,0 +1,153 @@
+"""The k nearest neighbours of every embedding among the others: exact, or in inverted lists with measured recall."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentwire.harness.errors import UserError
+
+EXACT_UP_TO = 30_000  # rows; above, index=auto searches inverted lists
+LISTS, ROWS_IN_LIST, PROBES = 256, 200, 32  # lists at least, rows in one on average, lists searched for each
+AXES, KEPT = 64, 3  # dimensions compared at first; candidates for each neighbour wanted, compared in all
+QUERIES = 1024  # rows asked at a time; bounds the memory
+RECALL_QUERIES = 1000  # rows whose neighbours are searched exactly to measure the recall
+INDEXES = ("auto", "exact", "ivf")
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The k nearest others of each row, nearest first.
+
+    `distances` (N, K) float32, Euclidean; `ids` (N, K) int64, row numbers; `index` is what was searched, `recall`
+    the share of the true neighbours that it found on a sample of rows (1 for exact).
+    """
+
+    distances: Tensor
+    ids: Tensor
+    index: str
+    recall: float
+
+
+def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> Neighbours:
+    """Find the k nearest other rows of each row; a row is never its own neighbour, whatever its distance.
+
+    Args:
+        x: Unit rows, (N, D) float32.
+        k: Neighbours wanted, below N.
+        index: exact, ivf (inverted lists), or auto: exact up to 30,000 rows.
+        min_recall: What the measured recall of ivf must reach.
+        seed: Of the lists' k-means and of the rows on which the recall is measured.
+
+    Raises:
+        UserError: k not in 1..N-1, an unknown index, or a recall below the floor.
+    """
+    if index not in INDEXES:
+        raise UserError(f"index={index}: unknown; use one of {', '.join(INDEXES)}")
+    if not 1 <= k < len(x):
+        raise UserError(
+            f"k={k} needs at least {k + 1} different prompts, got {len(x)}; lower sampler.k or add prompts"
+            if k > 0
+            else f"k={k}: must be at least 1"
+        )
+    rows = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
+    if index == "exact" or (index == "auto" and len(x) <= EXACT_UP_TO):
+        return _measured(rows, _exact(rows, rows, np.arange(len(rows)), k), "exact", 1.0)
+    found = _in_lists(rows, k, seed)
+    recall = _recall(rows, found, seed)
+    if recall < min_recall:
+        raise UserError(
+            f"index={index}: found {recall:.3f} of the true neighbours on a sample, below min_recall={min_recall}; "
+            "use sampler.index=exact, or lower sampler.min_recall"
+        )
+    return _measured(rows, found, "ivf", recall)
+
+
+def _exact(rows: np.ndarray, queries: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
+    """Brute force by inner product, which orders unit rows as the distance does."""
+    flat = _on_gpu(faiss.IndexFlatIP(rows.shape[1]))
+    flat.add(rows)
+    return _without_self(flat.search(queries, k + 1)[1], own)
+
+
+def _in_lists(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Search each row among the PROBES lists nearest to its own, in AXES main axes; order the best by all of them.
+
+    All rows of a list ask the same lists, so the search is a matrix product too. faiss's inverted lists compare row by
+    row, at a tenth of the speed: on 50,000 planted rows of width 576 and at a recall of .97, they took half the time
+    of exact search and this a tenth.
+    """
+    x = torch.from_numpy(rows)
+    reduced = _main_axes(x, seed)  # (N, A)
+    lists = max(LISTS, len(x) // ROWS_IN_LIST)
+    kmeans = faiss.Kmeans(
+        reduced.shape[1], lists, niter=8, seed=seed, min_points_per_centroid=1, max_points_per_centroid=64
+    )
+    kmeans.train(reduced.numpy())
+    list_of = torch.from_numpy(kmeans.index.search(reduced.numpy(), 1)[1][:, 0])
+    members = list_of.argsort(stable=True).split(torch.bincount(list_of, minlength=lists).tolist())
+    centroids = torch.from_numpy(kmeans.centroids)
+    near = torch.cdist(centroids, centroids).topk(min(PROBES, lists), largest=False).indices.tolist()
+    half_squares = (reduced**2).sum(1) / 2
+    found = np.empty((len(x), k), dtype=np.int64)
+    for own, probed in zip(members, near, strict=True):
+        others = torch.cat([members[number] for number in probed])
+        for queries in own.split(QUERIES):
+            if len(others) <= k:
+                found[queries] = _exact(rows, rows[queries], queries.numpy(), k)
+                continue
+            # The nearest of x among y maximises <x, y> - |y|^2 / 2.
+            closeness = torch.addmm(-half_squares[others], reduced[queries], reduced[others].T)
+            some = others[closeness.topk(min(KEPT * (k + 1), len(others)), sorted=False).indices]
+            blocks = zip(some.split(64), queries.split(64), strict=True)  # their rows stay in the cache
+            cosine = torch.cat([(_gathered(x, i) * x[q, None]).sum(-1) for i, q in blocks])
+            best = some.gather(1, cosine.topk(k + 1).indices)
+            found[queries] = _without_self(best.numpy(), queries.numpy())
+    return found
+
+
+def _main_axes(x: Tensor, seed: int) -> Tensor:
+    """Return the coordinates on the AXES axes of largest variance of a sample of rows, (N, A)."""
+    sample = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:10_000]
+    mean = x[sample].mean(0)
+    centred = x[sample] - mean
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -AXES:]
+    return (x @ axes - mean @ axes).contiguous()
+
+
+def _without_self(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Drop each query's own row from its K + 1 nearest, or the last where it is not among them: (N, K)."""
+    is_self = ids == own[:, None]
+    is_self[~is_self.any(1), -1] = True
+    return ids[~is_self].reshape(len(ids), -1)
+
+
+def _recall(rows: np.ndarray, found: np.ndarray, seed: int) -> float:
+    sample = np.random.default_rng(seed).permutation(len(rows))[:RECALL_QUERIES]
+    true = _exact(rows, rows[sample], sample, found.shape[1])
+    return float((found[sample][:, :, None] == true[:, None, :]).any(1).mean())
+
+
+def _measured(rows: np.ndarray, found: np.ndarray, index: str, recall: float) -> Neighbours:
+    """Compute the distances from differences: 2 - 2 cos loses half the digits where neighbours are close."""
+    x, ids = torch.from_numpy(rows), torch.from_numpy(found)
+    blocks = zip(ids.split(64), x.split(64), strict=True)
+    distances = torch.cat([(_gathered(x, i) - row[:, None]).square_().sum(-1).sqrt_() for i, row in blocks])
+    distances, order = distances.sort(dim=-1, stable=True)
+    return Neighbours(distances, ids.gather(1, order), index, recall)
+
+
+def _gathered(x: Tensor, ids: Tensor) -> Tensor:
+    """Return x[ids], (B, K) -> (B, K, D), by the faster of torch's two ways."""
+    return x.index_select(0, ids.reshape(-1)).view(*ids.shape, -1)
+
+
+def _on_gpu(index: faiss.Index) -> faiss.Index:
+    """Move an index to the GPUs where faiss was built for them."""
+    if getattr(faiss, "get_num_gpus", int)() > 0:
+        return faiss.index_cpu_to_all_gpus(index)
+    return index
