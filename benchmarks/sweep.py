@@ -96,11 +96,12 @@ def answer(bench: Bench, new_ids: Tensor) -> str:
 @torch.no_grad()
 def obvious(bench: Bench, choice: Choice, prompts: list[Prompt], shots: Tensor, codes: Vocabulary) -> list[str]:
     """Answer one example after the other, everything computed anew for each (but for the k-means of a codebook)."""
+    model: Any = bench.lm.model
     answers = []
     for prompt in prompts:
         vocabulary = codes if choice.name == "soft_codebook" else Vocabulary(bench.lm.token_embeddings())
         embeds = embed(bench, vocabulary, choice, prompt, shots)[None]
-        ids = bench.lm.model.generate(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]),
+        ids = model.generate(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]),
                                       max_new_tokens=bench.decoder.max_new_tokens, do_sample=False)  # fmt: skip
         answers.append(answer(bench, ids[0]))
     return answers
@@ -109,13 +110,14 @@ def obvious(bench: Bench, choice: Choice, prompts: list[Prompt], shots: Tensor, 
 @torch.no_grad()
 def batched(bench: Bench, choice: Choice, prompts: list[Prompt], shots: Tensor, size: int = 8) -> list[str]:
     """Answer batches of left-padded prompts with transformers' generate, vocabulary work shared."""
+    model: Any = bench.lm.model
     answers = []
     for start in range(0, len(prompts), size):
         rows = [embed(bench, bench.vocabulary, choice, prompt, shots) for prompt in prompts[start : start + size]]
         longest = max(len(row) for row in rows)
         embeds = torch.stack([torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
         mask = torch.stack([(torch.arange(longest) >= longest - len(row)).long() for row in rows])
-        ids = bench.lm.model.generate(inputs_embeds=embeds, attention_mask=mask.to(embeds.device),
+        ids = model.generate(inputs_embeds=embeds, attention_mask=mask.to(embeds.device),
                                       max_new_tokens=bench.decoder.max_new_tokens, do_sample=False)  # fmt: skip
         answers += [answer(bench, row) for row in ids]
     return answers
@@ -142,9 +144,10 @@ def prefill_flops(bench: Bench) -> float:
     within the prompt, whole over the prefix), two for each weight of the output head and prompt.
     """
     config = bench.lm.model.config.get_text_config()
-    embedding = bench.lm.model.get_input_embeddings().weight.numel()
-    total = sum(parameter.numel() for parameter in bench.lm.model.parameters())
-    tied = bench.lm.model.get_output_embeddings().weight is bench.lm.model.get_input_embeddings().weight
+    model: Any = bench.lm.model
+    embedding = model.get_input_embeddings().weight.numel()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     layers = total - embedding * (1 if tied else 2)
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     flops = 0.0
