@@ -113,7 +113,12 @@ def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: Partial
         lm=lm,
         vocabulary=Vocabulary(lm.token_embeddings(), seed=settings.seed),
         prompts=fitting,
-        batches=plan_batches([len(prompt.token_ids) for prompt in fitting], decoder.added, settings.batch_tokens),
+        batches=plan_batches(
+            [len(prompt.token_ids) for prompt in fitting],
+            [prompt.example.context for prompt in fitting],
+            decoder.added,
+            settings.batch_tokens,
+        ),
         decoder=decoder,
         left_out=dict(dataset.left_out),
         too_long=[prompt.example.id for prompt in prompts if len(prompt.token_ids) > room],

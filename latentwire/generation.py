@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from latentwire import attention
 from latentwire.harness.progress import say
 from latentwire.models import LanguageModel
+
+WORTH_SHARING = 8  # positions that two prompts must begin alike with, to be read together
+WORTH_SAVING = 0.1  # of all positions of a batch: less is not worth reading it in two parts
 
 
 @dataclass(frozen=True)
@@ -52,29 +56,72 @@ def encode_prefix(lm: LanguageModel, token_ids: Tensor) -> Prefix:
     return Prefix(len(token_ids), tuple((layer.keys, layer.values) for layer in layers))
 
 
-def plan_batches(lengths: list[int], added: int, batch_tokens: int) -> list[list[int]]:
+def plan_batches(lengths: list[int], passages: list[str], added: int, batch_tokens: int) -> list[list[int]]:
     """Group prompts of similar length, longest first, so that no batch holds more than `batch_tokens` positions.
 
-    The plan depends on the lengths alone: the same examples are decoded in the same batches by every
-    configuration and whatever the number of processes. A prompt too long for the budget gets a batch of its own.
+    Questions about one passage stay side by side, so that the passage can be read once. The plan depends on lengths
+    and passages alone: the same examples are decoded in the same batches by every configuration and whatever the
+    number of processes. A prompt too long for the budget gets a batch of its own.
 
     Args:
         lengths: Positions of each prompt.
+        passages: What each prompt begins with.
         added: Positions that every row holds besides (Decoder.added).
         batch_tokens: Rows times positions of the longest, at most.
 
     Returns:
         Indices into `lengths`, batch by batch.
     """
+    longest: dict[str, int] = {}
+    for length, passage in zip(lengths, passages, strict=True):
+        longest[passage] = max(length, longest.get(passage, 0))
     batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches:
-            longest = lengths[batches[-1][0]] + added
-            if (len(batches[-1]) + 1) * longest <= batch_tokens:
-                batches[-1].append(index)
-                continue
-        batches.append([index])
+    widest = 0  # of the last batch
+    for index in sorted(range(len(lengths)), key=lambda i: (-longest[passages[i]], passages[i], -lengths[i], i)):
+        width = max(widest, lengths[index] + added)
+        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
+            batches[-1].append(index)
+            widest = width
+        else:
+            batches.append([index])
+            widest = lengths[index] + added
     return batches
+
+
+def split_beginnings(prompts: list[Tensor]) -> tuple[list[int], list[int]]:
+    """Find neighbouring prompts that begin alike, bit for bit, and say where to cut all of them.
+
+    Args:
+        prompts: (T_i, D) each.
+
+    Returns:
+        The group of each prompt, and how many positions of it are its beginning: what the whole group shares, and for
+        a prompt that shares nothing so much that what remains is as long as the others' remains. All zero where no
+        positions worth a second pass are saved.
+    """
+    groups, shared = [0], [len(prompts[0]) - 1]
+    for before, prompt in itertools.pairwise(prompts):
+        limit = min(len(before), len(prompt)) - 1
+        same = (before[:limit] == prompt[:limit]).all(dim=-1)
+        common = limit if bool(same.all()) else int(same.int().argmin())
+        if common >= WORTH_SHARING:
+            groups.append(groups[-1])
+            shared[-1] = min(shared[-1], common)
+        else:
+            groups.append(groups[-1] + 1)
+            shared.append(len(prompt) - 1)
+    sizes = [groups.count(group) for group in range(len(shared))]
+    saved = sum((size - 1) * length for size, length in zip(sizes, shared, strict=True) if size > 1)
+    if saved < WORTH_SAVING * sum(len(prompt) for prompt in prompts):
+        return groups, [0] * len(prompts)
+    remains = max(
+        len(prompt) - shared[group] for prompt, group in zip(prompts, groups, strict=True) if sizes[group] > 1
+    )
+    cuts = [
+        shared[group] if sizes[group] > 1 else max(0, len(prompt) - remains)
+        for prompt, group in zip(prompts, groups, strict=True)
+    ]
+    return groups, cuts
 
 
 class Decoder:
@@ -115,7 +162,7 @@ class Decoder:
             return self._generate_rows(_Rows(self.lm, self.prefix, prompts, self.max_new_tokens, self.shares))
 
     def _generate_rows(self, rows: _Rows) -> list[Generated]:
-        prompts = rows.embeds
+        prompts = rows.prompts
         token_ids: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
         running = list(range(len(prompts)))
@@ -152,31 +199,61 @@ class _Rows:
     """
 
     def __init__(self, lm: LanguageModel, prefix: Prefix, prompts: list[Tensor], room: int, share: bool) -> None:
-        self.lm = lm
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=lm.device)  # (B,)
-        own = int(lengths.max())  # columns of the prompts themselves, S
-        self.total = prefix.length + lengths  # (B,) positions used so far
-        self.embeds = torch.zeros(len(prompts), own, prompts[0].shape[-1], dtype=lm.dtype, device=lm.device)
-        for row, prompt in enumerate(prompts):
-            self.embeds[row, own - len(prompt) :] = prompt
-        padding = own - lengths  # (B,)
-        columns = torch.arange(own, device=lm.device)
-        self.positions = (prefix.length + columns - padding[:, None]).clamp_min(0)  # (B, S)
-        self.cache: Cache
-        self.options: dict[str, Any] = {}
-        if share or not prefix.layers:
-            self.mask = (columns >= padding[:, None]).long()  # (B, S)
-            self.cache = DynamicCache()
-            self.options = {"shared_prefix": prefix.layers} if share else {}
-        else:
-            columns = torch.arange(prefix.length + own, device=lm.device)
-            self.mask = (columns >= padding[:, None]).long()  # (B, P + S)
-            layers: list[Any] = [_RowLayer(k, v, padding.tolist(), own, room) for k, v in prefix.layers]
-            self.cache = Cache(layers=layers)
+        self.lm, self.prefix, self.prompts, self.room = lm, prefix, prompts, room
+        self.copies = bool(prefix.layers) and not share
+        self.total = torch.full((len(prompts),), prefix.length, device=lm.device)  # (B,) positions used so far
+        self.mask = torch.ones(len(prompts), 0, dtype=torch.long, device=lm.device)  # (B, columns of the cache)
+        self.cache: Cache = DynamicCache()
+        self.options: dict[str, Any] = {"shared_prefix": prefix.layers} if share and prefix.layers else {}
 
     def prefill(self) -> Tensor:
-        """Read the prompts; return the logits of the last position of each, (B, V)."""
-        return self._forward(self.positions, inputs_embeds=self.embeds)
+        """Read the prompts; return the logits of the last position of each, (B, V).
+
+        With a shared prefix, what neighbouring prompts begin with is read once for all of them too. (Not elsewhere: a
+        sliding window counts columns, and there must be none between a beginning and what follows.)
+        """
+        if self.copies:
+            return self._read_after_copies()
+        groups, cuts = split_beginnings(self.prompts) if self.options else ([], [0] * len(self.prompts))
+        if any(cuts):
+            firsts = [groups.index(group) for group in range(groups[-1] + 1)]
+            once = _Rows(self.lm, self.prefix, [self.prompts[i][: cuts[i]] for i in firsts], 0, share=True)
+            once._read(once.prompts)
+            index = torch.tensor(groups, device=self.lm.device)
+            once.cache.batch_select_indices(index)
+            self.cache, self.mask, self.total = once.cache, once.mask[index], once.total[index]
+        return self._read([prompt[cut:] for prompt, cut in zip(self.prompts, cuts, strict=True)])
+
+    def _read(self, parts: list[Tensor]) -> Tensor:
+        """Append a part to each row, right-aligned in new columns; return the last logits, (B, V)."""
+        embeds, lengths, padding = self._aligned(parts)
+        columns = torch.arange(embeds.shape[1], device=self.lm.device)
+        positions = (self.total[:, None] + columns - padding[:, None]).clamp_min(0)  # (B, S)
+        self.mask = torch.cat([self.mask, (columns >= padding[:, None]).long()], dim=1)
+        self.total = self.total + lengths
+        return self._forward(positions, inputs_embeds=embeds)
+
+    def _read_after_copies(self) -> Tensor:
+        """Read the prompts, each row after a copy of the prefix that ends where its prompt begins."""
+        embeds, lengths, padding = self._aligned(self.prompts)
+        own = embeds.shape[1]
+        columns = torch.arange(own, device=self.lm.device)
+        positions = (self.total[:, None] + columns - padding[:, None]).clamp_min(0)
+        columns = torch.arange(self.prefix.length + own, device=self.lm.device)
+        self.mask = (columns >= padding[:, None]).long()  # (B, P + S)
+        layers: list[Any] = [_RowLayer(k, v, padding.tolist(), own, self.room) for k, v in self.prefix.layers]
+        self.cache = Cache(layers=layers)
+        self.total = self.total + lengths
+        return self._forward(positions, inputs_embeds=embeds)
+
+    def _aligned(self, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return embeddings padded on the left, (B, S, D), with lengths and paddings, both (B,)."""
+        lengths = torch.tensor([len(part) for part in parts], device=self.lm.device)
+        width = int(lengths.max())
+        embeds = torch.zeros(len(parts), width, parts[0].shape[-1], dtype=self.lm.dtype, device=self.lm.device)
+        for row, part in enumerate(parts):
+            embeds[row, width - len(part) :] = part
+        return embeds, lengths, width - lengths
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token to each row, (B,) ids; return the next logits, (B, V)."""

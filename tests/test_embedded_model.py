@@ -31,7 +31,9 @@ def answer(lm: LanguageModel, shots: list[list[Example]], examples: list[Example
     decoder = Decoder(lm, encode_prefix(lm, writer.shots(shots)), 12)
     prompts = [writer.prompt(example) for example in examples]
     answers = [""] * len(prompts)
-    for batch in plan_batches([len(p.token_ids) for p in prompts], decoder.added, 4096):
+    for batch in plan_batches(
+        [len(p.token_ids) for p in prompts], [p.example.context for p in prompts], decoder.added, 4096
+    ):
         outputs, _ = decoder.decode([lm.embed(prompts[i].token_ids) for i in batch])
         for index, output in zip(batch, outputs, strict=True):
             answers[index] = output.text

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from latentwire.generation import Decoder, Generated, encode_prefix, plan_batches
+from latentwire.generation import Decoder, Generated, encode_prefix, plan_batches, split_beginnings
 from latentwire.models import LanguageModel
 
 NEW = 12
@@ -161,22 +161,63 @@ def test_equal_inputs_are_decoded_once(llama):
     assert not decoder.decode(batch[::-1])[1]
 
 
+@pytest.mark.parametrize("together", [[0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 1, 2], [0, 0, 1, 2, 2, 2, 3]])
+def test_what_prompts_begin_with_alike_is_read_once_and_changes_no_answer(llama, together):
+    prefix, *beginnings = draw_ids(llama, 20, 30, 41, 17, 26, seed=8)
+    ends = draw_ids(llama, 5, 9, 1, 7, 12, 3, 6, seed=9)
+    prompts = [torch.cat([beginnings[group], end]) for group, end in zip(together, ends, strict=False)]
+    embeds = [llama.embed(prompt) for prompt in prompts]
+    assert split_beginnings(embeds)[0] == together
+    alone = [decode(llama, prefix, [e])[0] for e in embeds]
+    assert decode(llama, prefix, embeds) == alone
+    read = []
+    forward = llama.model.forward
+
+    def counting(*args, inputs_embeds=None, **kwargs):
+        read.append(0 if inputs_embeds is None else inputs_embeds.shape[0] * inputs_embeds.shape[1])
+        return forward(*args, inputs_embeds=inputs_embeds, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama.model, "forward", counting)
+        decoder = Decoder(llama, encode_prefix(llama, prefix), NEW)
+        read.clear()
+        decoder.decode(embeds)
+    assert 0 < sum(read) < len(embeds) * max(len(e) for e in embeds)
+
+
+def test_beginnings_are_cut_where_the_group_ends_to_be_alike():
+    x = torch.randn(3, 40, 4, generator=torch.Generator().manual_seed(0))
+    first, second, third = x[0, :20], torch.cat([x[0, :15], x[1, :9]]), x[2, :30]
+    assert split_beginnings([first, second, third]) == ([0, 0, 1], [15, 15, 21])  # remains: 5, 9 and so 9
+    other = second.clone()
+    other[14, 0] += 1e-6
+    assert split_beginnings([first, other])[1] == [14, 14]
+    assert split_beginnings([first, third])[1] == [0, 0]  # nothing shared, nothing cut
+    assert split_beginnings([first[:9], first[:9], x[1], x[2]])[1] == [0] * 4  # 8 of 98 positions: not worth it
+    assert split_beginnings([first, first])[1] == [19, 19]  # something remains to be read for each
+    assert split_beginnings([first])[1] == [0]
+
+
 @settings(max_examples=200, deadline=None)
 @given(
-    lengths=st.lists(st.integers(1, 300), max_size=40),
+    prompts=st.lists(st.tuples(st.integers(1, 300), st.sampled_from("abcde")), max_size=40),
     added=st.integers(1, 500),
     budget=st.integers(1, 6000),
 )
-def test_the_plan_holds_every_prompt_once_within_the_budget(lengths, added, budget):
-    batches = plan_batches(lengths, added, budget)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+def test_the_plan_holds_every_prompt_once_within_the_budget(prompts, added, budget):
+    lengths, passages = [length for length, _ in prompts], [passage for _, passage in prompts]
+    batches = plan_batches(lengths, passages, added, budget)
+    order = [index for batch in batches for index in batch]
+    assert sorted(order) == list(range(len(lengths)))
     for batch in batches:
         longest = max(lengths[index] for index in batch)
         assert len(batch) == 1 or len(batch) * (longest + added) <= budget
-        assert batch == sorted(batch, key=lambda index: (-lengths[index], index))
-    starts = [lengths[batch[0]] for batch in batches]
-    assert starts == sorted(starts, reverse=True)
+    # Questions of a passage stay together, passages come by their longest prompt.
+    assert [passages[index] for index in order] == sorted(
+        (passages[index] for index in order),
+        key=lambda p: (-max(length for length, passage in prompts if passage == p), p),
+    )
     # No batch could have taken the next prompt too.
     for batch, after in itertools.pairwise(batches):
-        assert after
-        assert (len(batch) + 1) * (lengths[batch[0]] + added) > budget
+        wider = max(lengths[index] for index in [*batch, after[0]])
+        assert (len(batch) + 1) * (wider + added) > budget
