@@ -1,8 +1,7 @@
-"""How fast prompts are embedded and their neighbours found, against the obvious ways, with ratios from one run.
+"""How fast neighbours and densities are found, against the obvious ways, with ratios from one run.
 
-python benchmarks/density.py search sizes=5000,20000    exact k-NN and KDE against scikit-learn
-python benchmarks/density.py lists sizes=50000          inverted lists against exact search
-python benchmarks/density.py embed model=smollm2        length-sorted batches against batches of 8 in file order
+python -m benchmarks.density search sizes=5000,20000    exact k-NN and KDE against scikit-learn
+python -m benchmarks.density lists sizes=50000          inverted lists against exact search
 
 Embeddings are planted clusters (200 of them by a power law, 1% noise, in a narrow cone), or real=FILE. Every method is
 run in turn, `repeats` times over, and its best time counts: on a shared machine the best is the least disturbed.
@@ -26,14 +25,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kat.density import kernel_sums, weigh
-from kat.embed import embed_hidden, load_embeddings
+from kat.embed import load_embeddings
 from kat.neighbours import nearest
-from latentwire.data import shipped_split_path
-from latentwire.harness.app import CONF, typed
-from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import read_json
-from latentwire.models import LanguageModel, ModelSpec, load_model
 
 SETTINGS: dict[str, Any] = {
     "sizes": "5000,20000",
@@ -43,9 +37,6 @@ SETTINGS: dict[str, Any] = {
     "threads": 2,
     "clusters": 200,
     "real": "",
-    "model": "smollm2",
-    "texts": 128,
-    "dtype": "auto",
 }
 
 
@@ -138,45 +129,6 @@ def lists(cfg: DictConfig) -> None:
         )
 
 
-def embed(cfg: DictConfig) -> None:
-    """Length-sorted batches of a token budget against batches of 8 in file order."""
-    spec = typed(ModelSpec, OmegaConf.load(CONF / "model" / f"{cfg.model}.yaml").model)
-    lm = load_model(spec, torch.device("cpu"), choose_dtype(cfg.dtype, torch.device("cpu")))
-    rows = read_json(shipped_split_path("train"))
-    texts = _texts(rows)[: cfg.texts]
-    times = best_times(
-        {
-            "ours": lambda: embed_hidden(lm.model, lm.tokenizer, texts),
-            "8 in file order": lambda: _in_file_order(lm, texts),
-        },
-        cfg.repeats,
-    )
-    ratio = times["8 in file order"] / times["ours"]
-    print(
-        f"{len(texts)} texts, {cfg.model} in {lm.dtype}: "
-        + ", ".join(f"{n} {s:.1f} s" for n, s in times.items())
-        + f" ({ratio:.1f}x)"
-    )
-
-
-@torch.no_grad()
-def _in_file_order(lm: LanguageModel, texts: list[str]) -> None:
-    """Padded batches of 8 with the logits of every position, as a plain loop over the file has it."""
-    pad = lm.tokenizer.eos_token_id or 0
-    for start in range(0, len(texts), 8):
-        ids = [torch.tensor(lm.tokenizer(text)["input_ids"]) for text in texts[start : start + 8]]
-        batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad)
-        lm.model(input_ids=batch).logits.float().mean(1)
-
-
-def _texts(node: Any) -> list[str]:
-    """Return every question and context of the shipped data set, in file order."""
-    if isinstance(node, dict):
-        own = [node[name] for name in ("context", "question") if isinstance(node.get(name), str)]
-        return own + [text for value in node.values() for text in _texts(value)]
-    return [text for value in node for text in _texts(value)] if isinstance(node, list) else []
-
-
 def _embeddings(cfg: DictConfig) -> list[Tensor]:
     if cfg.real:
         return [load_embeddings(Path(cfg.real))[1]]
@@ -184,7 +136,7 @@ def _embeddings(cfg: DictConfig) -> list[Tensor]:
 
 
 if __name__ == "__main__":
-    jobs = {"search": search, "lists": lists, "embed": embed}
+    jobs = {"search": search, "lists": lists}
     if len(sys.argv) < 2 or sys.argv[1] not in jobs:
         raise SystemExit(__doc__)
     settings = OmegaConf.merge(SETTINGS, OmegaConf.from_dotlist(sys.argv[2:]))

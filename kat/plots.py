@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kat.diagnostics import mass_by_decile
+from latentwire.harness.results import open_atomically, writing
 
 BLUE, GREY = "#3366aa", "#888888"
 
@@ -33,7 +34,5 @@ def plot_weights(density: Tensor, weights: Tensor, path: Path) -> None:
     right.set_xticks(range(1, len(mass) + 1))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.tmp")
-    FigureCanvasAgg(figure).print_png(str(part))
-    part.replace(path)
+    with open_atomically(path) as file, writing(path):
+        FigureCanvasAgg(figure).print_png(file)
