@@ -227,7 +227,7 @@ def test_a_crash_of_a_configuration_keeps_its_traceback(cli, monkeypatch):
 
 BAD = {
     "an unknown transform": (["embed_transform=rmsmatching"], "rmsmatching"),
-    "an unknown model": (["model=gpt9"], "gpt9"),
+    "an unknown model": (["model=gpt9"], "error: model=gpt9: unknown; use one of gemma3_270m, llama3_8b"),
     "an unknown setting": (["sampels=10"], "sampels=10: no such setting"),
     "a stray dial": (
         ["embed_transform=rms_matching", "eps=0.1"],

@@ -188,6 +188,9 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     text = "\n".join(str(cause) for cause in chain)
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_setting(match[1], arguments)
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        known = ", ".join(sorted(path.stem for path in (CONF / match[1]).glob("*.yaml")))
+        return f"{match[1]}={match[2]}: unknown; use one of {known}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return "; ".join(lines) or type(error).__name__
