@@ -19,8 +19,9 @@ $(READY): pyproject.toml constraints.txt
 sweep: setup
 	$(BIN)/python run.py -m sweep=embed35
 
+# One worker a core, each computing with one thread: small tensors only wait for a second one.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .
