@@ -33,12 +33,12 @@ def cluster(emb: Tensor, number: int | None, seed: int) -> Clusters:
         seed: Of the starting centroids.
 
     Raises:
-        UserError: More clusters than prompts, or fewer than one.
+        UserError: No whole number, more clusters than prompts, or fewer than one.
     """
     rows = np.ascontiguousarray(emb.detach().cpu().numpy(), dtype=np.float32)
     wanted = max(1, round(math.sqrt(len(rows) / 2))) if number is None else number
-    if not 1 <= wanted <= len(rows):
-        raise UserError(f"clusters={wanted}: must be from 1 to the number of prompts, {len(rows)}")
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= len(rows):
+        raise UserError(f"clusters={wanted}: must be a whole number from 1 to the number of prompts, {len(rows)}")
     kmeans = faiss.Kmeans(
         rows.shape[1],
         wanted,

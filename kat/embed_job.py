@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -17,16 +18,26 @@ from torch import Tensor
 import latentwire
 from kat.embed import load_embeddings, save_embeddings
 from kat.embedders import EmbedderSpec, load_embedder
-from kat.files import locate
+from kat.files import destination, locate, record_of, task
 from kat.prompts import Prompt, read_prompts
 from kat.shards import Shards
+from kat.tables import same_ids
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import choose_dtype, describe_machine, from_first, gather_from_all, place
+from latentwire.harness.device import (
+    choose_batch_tokens,
+    choose_dtype,
+    describe_machine,
+    from_first,
+    gather_from_all,
+    place,
+)
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import config_hash, git_commit, read_json, write_json, writing
 from latentwire.models import ModelSpec
+
+BATCH_TOKENS_ON_CPU = 8192  # measured best for embedding
 
 
 @dataclass
@@ -38,10 +49,12 @@ class _Work:
     spec: EmbedderSpec
     model: ModelSpec
     dtype: torch.dtype
+    batch_tokens: int
     about: dict[str, Any]  # what identifies the embedder
     key: str  # and the prompts
 
 
+@task
 def embed(cfg: DictConfig) -> dict[str, Any]:
     """Embed the unique prompts, or go on where a killed run stopped; write the rows and what made them.
 
@@ -63,7 +76,7 @@ def embed(cfg: DictConfig) -> dict[str, Any]:
     result = {
         "key": work.key,
         "embedder": work.about,
-        "model": work.model.name,
+        "model": work.model.name if work.spec.name in ("hidden", "logits") else None,
         "n": len(ids),
         "dim": 0 if emb is None else emb.shape[1],
         "too_long": too_long,
@@ -75,13 +88,14 @@ def embed(cfg: DictConfig) -> dict[str, Any]:
         "versions": {"latentwire": latentwire.__version__, "torch": torch.__version__,
                      "transformers": transformers.__version__},
         "git_commit": git_commit(app.ROOT),
+        "texts": _digests(work.prompts, ids),
     }  # fmt: skip
     if state.is_main_process:
         assert emb is not None
         _set_aside(work.out, record, work.key)
         save_embeddings(work.out, ids, emb)
         write_json(record, result)
-        _shards_folder(work, cfg.batch_tokens, remove=True)
+        _remove_shards(work)
         say(f"embeddings: {work.out} ({len(ids)} x {emb.shape[1]}); {record}")
     state.wait_for_everyone()
     return dict(from_first(state, result))
@@ -93,9 +107,10 @@ def _work(cfg: DictConfig, state: PartialState) -> _Work:
     model = app.typed(ModelSpec, cfg.model, "model.")
     dtype = choose_dtype(cfg.dtype, state.device)
     wanted = read_prompts(locate(cfg, "prompts_file"))
+    batch_tokens = choose_batch_tokens(cfg.batch_tokens, state.device, BATCH_TOKENS_ON_CPU)
     about = _file_identity(spec) if spec.name == "file" else spec.identity(model, dtype)
     key = config_hash([about, [[prompt.id, prompt.text] for prompt in wanted]])
-    return _Work(locate(cfg, "out"), wanted, spec, model, dtype, about, key)
+    return _Work(destination(cfg, ".json"), wanted, spec, model, dtype, batch_tokens, about, key)
 
 
 def _finished(work: _Work, record: Path) -> dict[str, Any] | None:
@@ -113,11 +128,8 @@ def _finished(work: _Work, record: Path) -> dict[str, Any] | None:
 
 def _set_aside(out: Path, record: Path, key: str) -> None:
     """Move embeddings that something else made out of the way: nothing finished is lost."""
-    if not out.exists():
-        return
-    found = read_json(record) if record.is_file() else {}
-    other = str(found.get("key", "foreign")) if isinstance(found, dict) else "foreign"
-    if other == key:
+    other = str(record_of(out).get("key", "foreign"))
+    if other == key or not (out.exists() or record.exists()):
         return
     folder = out.parent / "replaced"
     with writing(folder):
@@ -128,13 +140,24 @@ def _set_aside(out: Path, record: Path, key: str) -> None:
     say(f"note: other embeddings were in {out}; they are in {folder} now")
 
 
-def _shards_folder(work: _Work, batch_tokens: int, remove: bool = False) -> Path:
-    folder = work.out.parent / f".{work.out.name}.parts" / config_hash([work.key, batch_tokens])
-    if remove:
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
-    return folder
+def _shards_folder(work: _Work) -> Path:
+    return work.out.parent / f".{work.out.name}.parts" / config_hash([work.key, work.batch_tokens])
+
+
+def _remove_shards(work: _Work) -> None:
+    folder = _shards_folder(work)
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
+
+
+DIGITS = 8  # of a text's digest
+
+
+def _digests(prompts: list[Prompt], ids: list[str]) -> str:
+    """Return the digests of the texts of these ids, one after the other: what tells that a text has changed."""
+    texts = {prompt.id: prompt.text for prompt in prompts}
+    return "".join(hashlib.sha256(texts[name].encode()).hexdigest()[:DIGITS] for name in ids)
 
 
 Rows = tuple[list[str], Tensor | None, list[str], dict[str, Any]]  # ids, (N, D), ids too long, what else to record
@@ -158,7 +181,7 @@ def _embedded(cfg: DictConfig, work: _Work, state: PartialState) -> Rows:
         raise UserError(f"none of the {len(work.prompts)} prompts fits into the embedder's {embedder.max_tokens} "
                         "tokens; choose a model with a longer context")  # fmt: skip
     texts = [work.prompts[i].text for i in fitting]
-    shards = Shards(_shards_folder(work, cfg.batch_tokens), [lengths[i] for i in fitting], cfg.batch_tokens)
+    shards = Shards(_shards_folder(work), [lengths[i] for i in fitting], work.batch_tokens)
     missing = from_first(state, shards.missing() if state.is_main_process else None)
     if done := len(shards.pieces) - len(missing):
         say(f"{done} of {len(shards.pieces)} pieces are finished from before")
@@ -191,24 +214,46 @@ def _file_identity(spec: EmbedderSpec) -> dict[str, Any]:
         raise UserError("embedder=file: no path given; add path=FILE, an earlier embeddings.pt")
     path = Path(spec.path).expanduser()
     load_embeddings(path)
-    record = path.with_suffix(".json")
-    found = read_json(record) if record.is_file() else {}
-    if isinstance(found, dict) and isinstance(found.get("embedder"), dict):
-        return dict(found["embedder"])
+    found = record_of(path).get("embedder")
+    if isinstance(found, dict):
+        return dict(found)
     return {"embedder": "file", "sha256": file_sha256(path)}
 
 
 def _from_file(work: _Work) -> Rows:
-    """Take the rows of the prompts at hand from an earlier file."""
-    ids, emb = load_embeddings(Path(work.spec.path).expanduser())
+    """Take the rows of the prompts at hand from an earlier file, whose record says which were too long."""
+    path = Path(work.spec.path).expanduser()
+    earlier = record_of(path)
+    ids, emb = load_embeddings(path)
     row_of = {name: row for row, name in enumerate(ids)}
-    missing = [prompt.id for prompt in work.prompts if prompt.id not in row_of]
-    if missing:
+    before = set(earlier.get("too_long") or ()) - row_of.keys()
+    too_long = [prompt.id for prompt in work.prompts if prompt.id in before]
+    wanted = [prompt.id for prompt in work.prompts if prompt.id not in before]
+    if not wanted:
+        raise UserError(f"path={path}: all {len(too_long)} prompts were too long for its embedder; take another")
+    rows = [row_of[name] for name in same_ids(wanted, row_of, "the prompts", f"path={path}", "embed these prompts with "
+                                              "embedder=hidden, or give the file that was made from them")]  # fmt: skip
+    _check_texts(work.prompts, wanted, rows, len(ids), earlier.get("texts"), path)
+    if too_long:
+        say(f"warning: {len(too_long)} of {len(work.prompts)} prompts were too long for the embedder; left out")
+    if unused := len(ids) - len(wanted):
+        say(f"note: {unused} rows of {path} belong to no prompt of the prompts file and are left out")
+    return wanted, emb[rows], too_long, {"model": earlier.get("model"), "from": work.spec.path}
+
+
+def _check_texts(prompts: list[Prompt], ids: list[str], rows: list[int], n: int, before: Any, path: Path) -> None:
+    """Refuse rows of texts that have changed under the same id, as far as the record of the earlier file tells."""
+    if not isinstance(before, str) or len(before) != n * DIGITS:
+        say(f"note: nothing beside {path} tells whether the texts of the prompts are still the same")
+        return
+    now = _digests(prompts, ids)
+    changed = [
+        name
+        for i, (name, row) in enumerate(zip(ids, rows, strict=True))
+        if now[i * DIGITS :][:DIGITS] != before[row * DIGITS :][:DIGITS]
+    ]
+    if changed:
         raise UserError(
-            f"path={work.spec.path}: has no rows for {len(missing)} of {len(work.prompts)} prompts, among them "
-            f"{missing[0]}; give the embeddings of these prompts, or make them with embedder=hidden"
+            f"path={path}: was made from other texts for {len(changed)} of {len(ids)} prompts, {changed[0]} for "
+            "instance; embed these prompts again with embedder=hidden"
         )
-    if unused := len(ids) - len(work.prompts):
-        say(f"note: {unused} rows of {work.spec.path} belong to no prompt of the prompts file and are left out")
-    wanted = [prompt.id for prompt in work.prompts]
-    return wanted, emb[[row_of[name] for name in wanted]], [], {"from": work.spec.path}

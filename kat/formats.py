@@ -63,6 +63,8 @@ def implicit_messages(row: Row) -> Iterator[Draft]:
 def implicit_texts(row: Row) -> Iterator[Draft]:
     """TRL standard with the prompt inside both texts: the characters in common, less a final space, as in TRL."""
     chosen, rejected = row["chosen"], row["rejected"]
+    if MARKERS.search(chosen) or MARKERS.search(rejected):
+        raise UnusableRowError("is a dialogue of Human: and Assistant:; read the file with pairs.file.format=hh")
     shared = _common(chosen, rejected)
     shared -= chosen[:shared].endswith(" ")
     yield Draft(user(chosen[:shared]), assistant(chosen[shared:]), assistant(rejected[shared:]))
@@ -74,12 +76,14 @@ def _common(first: Any, second: Any) -> int:
     return next((i for i in range(max(most, 0)) if first[i] != second[i]), max(most, 0))
 
 
-MARKERS = re.compile(r"\n\n(Human|Assistant):")
+MARKERS = re.compile(r"(?:\A|\n\n)(Human|Assistant):")  # some exports lack the line breaks of the first
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def split_dialogue(text: str) -> list[Message]:
     r"""Split an HH dialogue at "\n\nHuman:" and "\n\nAssistant:" only; one space after a marker belongs to it.
+
+    The line breaks may be missing at the very beginning.
 
     Raises:
         UnusableRowError: There is text before the first marker, or no marker.
@@ -191,7 +195,9 @@ def _kinds(row: Row) -> tuple[type, ...]:
 
 
 def _are_dialogues(row: Row) -> bool:
-    return all(isinstance(row[name], str) and MARKERS.match(row[name]) for name in ("chosen", "rejected"))
+    """Tell dialogues of HH by either text: the other may be empty."""
+    texts = row["chosen"], row["rejected"]
+    return all(isinstance(text, str) for text in texts) and any(map(MARKERS.match, texts))
 
 
 PREFERENCE = ("prompt", "chosen", "rejected")

@@ -13,36 +13,43 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+import latentwire
 from kat.clusters import closest_to_centroid, cluster
 from kat.density import Density, DensitySpec, estimate
 from kat.diagnostics import diagnose
 from kat.embed import load_embeddings
-from kat.files import locate
+from kat.files import beside, destination, locate, record_of, task
 from kat.plots import plot_weights
 from kat.projection import page, project
 from kat.prompts import Prompt, read_prompts
 from kat.sampler import arm_weights, draw
 from kat.tables import read_clusters, read_weights, same_ids
 from latentwire.harness import app
+from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say, speaks
-from latentwire.harness.results import write_json, write_jsonl, write_text_atomically
+from latentwire.harness.results import git_commit, read_json, write_json, write_jsonl, write_text_atomically
 
 SHOWN = 5  # prompts nearest to a centroid
 
 
+@task
 def density(cfg: DictConfig) -> dict[str, Any]:
     """Write the weights of embeddings, and density.json and density.png beside them; return the diagnostics.
 
     Raises:
         UserError: Files that are missing, damaged or do not fit each other, or too few prompts.
     """
-    if cfg.sampler.name == "uniform":
-        raise UserError("sampler=uniform: has no density to compute; use sampler=density")
+    if cfg.sampler.name != "density":
+        raise UserError(
+            f"sampler={cfg.sampler.name}: task=density computes the weights that the other arms are made of; leave it "
+            f"out here, and give it to task=subsample"
+        )
+    out, source = destination(cfg), locate(cfg, "embeddings_file")
     spec = app.typed(DensitySpec, {f.name: cfg.sampler[f.name] for f in fields(DensitySpec)}, "sampler.")
-    ids, emb = load_embeddings(locate(cfg, "embeddings_file"))
-    prompts = _prompts_of(ids, locate(cfg, "prompts_file"))
+    ids, emb = load_embeddings(source)
+    prompts = _prompts_of(ids, locate(cfg, "prompts_file"), source)
     clusters = None if cfg.clusters_file is None else read_clusters(locate(cfg, "clusters_file"), ids)
     started = time.monotonic()
     found = estimate(emb, spec, cfg.seed)
@@ -58,22 +65,31 @@ def density(cfg: DictConfig) -> dict[str, Any]:
         **diagnose(found.density, found.weights, found.gamma, [prompt.source for prompt in prompts], clusters),
     }
     if speaks():
-        out = locate(cfg, "out")
         write_jsonl(out, _weight_rows(ids, found))
-        write_json(out.with_name("density.json"), {**report, "seconds": seconds})
-        plot_weights(found.density, found.weights, out.with_name("density.png"))
+        origin = {
+            "embeddings_sha256": file_sha256(source),
+            "weights_sha256": file_sha256(out),
+            "seed": cfg.seed,
+            "versions": {"latentwire": latentwire.__version__, "torch": torch.__version__},
+            "git_commit": git_commit(app.ROOT),
+        }
+        write_json(beside(out, "density.json"), {**report, "seconds": seconds, **origin})
+        plot_weights(found.density, found.weights, beside(out, "density.png"))
         _say_density(report, seconds, out)
     return report
 
 
+@task
 def subsample(cfg: DictConfig) -> list[str]:
     """Draw `budget` prompts without replacement by the sampler's weights; write their ids, a line each, as drawn.
 
     Raises:
-        UserError: A budget above the number of prompts that can be drawn, or no usable weights.
+        UserError: A budget above the number of prompts that can be drawn, no usable weights, or those of other prompts.
     """
-    source, out = locate(cfg, "weights_file"), locate(cfg, "out")
+    source, out, prompts = locate(cfg, "weights_file"), destination(cfg), locate(cfg, "prompts_file")
     ids, _, weights = read_weights(source)
+    _check_origin(source)
+    same_ids(ids, {prompt.id for prompt in read_prompts(prompts)}, str(source), str(prompts), "run task=density again")
     weights = arm_weights(cfg.sampler.name, weights, cfg.seed)
     budget, drawable = cfg.budget, int((weights > 0).sum())
     if not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget <= drawable:
@@ -93,16 +109,17 @@ def subsample(cfg: DictConfig) -> list[str]:
     return chosen
 
 
+@task
 def clusters(cfg: DictConfig) -> dict[str, Any]:
     """Group the prompts by k-means and write clusters.json; return what it holds.
 
     Raises:
         UserError: Files that are missing, damaged or do not fit each other, or more clusters than prompts.
     """
-    ids, emb = load_embeddings(locate(cfg, "embeddings_file"))
-    prompts = _prompts_of(ids, locate(cfg, "prompts_file"))
-    measured, out = locate(cfg, "weights_file"), locate(cfg, "out")
-    known = _density_of(ids, measured) if measured.is_file() else None
+    measured, out, source = locate(cfg, "weights_file"), destination(cfg), locate(cfg, "embeddings_file")
+    ids, emb = load_embeddings(source)
+    prompts = _prompts_of(ids, locate(cfg, "prompts_file"), source)
+    known = _density_of(ids, measured, source) if measured.is_file() else None
     found = cluster(emb, cfg.clusters, cfg.seed)
     described: list[dict[str, Any]] = []
     for number, rows in enumerate(closest_to_centroid(emb, found, SHOWN)):
@@ -129,15 +146,17 @@ def clusters(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
+@task
 def projection(cfg: DictConfig) -> list[dict[str, Any]]:
     """Write embeddings_3d.json and the page beside it, embeddings_3d.html; return the points.
 
     Raises:
         UserError: Files that are missing, damaged or do not fit each other, or too few prompts.
     """
-    ids, emb = load_embeddings(locate(cfg, "embeddings_file"))
-    prompts = _prompts_of(ids, locate(cfg, "prompts_file"))
-    crowding, weights = _density_of(ids, locate(cfg, "weights_file"))
+    out, source = destination(cfg, ".html"), locate(cfg, "embeddings_file")
+    ids, emb = load_embeddings(source)
+    prompts = _prompts_of(ids, locate(cfg, "prompts_file"), source)
+    crowding, weights = _density_of(ids, locate(cfg, "weights_file"), source)
     xyz, shares = project(emb, cfg.method, cfg.seed)
     axes = [f"PC{i} ({share:.0%})" for i, share in enumerate(shares, 1)] or ["UMAP 1", "UMAP 2", "UMAP 3"]
     points = [
@@ -152,10 +171,7 @@ def projection(cfg: DictConfig) -> list[dict[str, Any]]:
         for i, (name, place) in enumerate(zip(ids, xyz.tolist(), strict=True))
     ]
     if speaks():
-        out = locate(cfg, "out")
         html = out.with_suffix(".html")
-        if html == out:
-            raise UserError(f"out={out}: names the JSON file, and the page lies beside it as .html; use another ending")
         write_json(out, {"method": cfg.method, "variance_shares": shares, "points": points})
         write_text_atomically(html, page(points, "Prompt map", axes))
         say(f"{len(points)} points by {cfg.method}: {out}")
@@ -163,26 +179,42 @@ def projection(cfg: DictConfig) -> list[dict[str, Any]]:
     return points
 
 
-def _prompts_of(ids: list[str], path: Path) -> list[Prompt]:
-    """Return the prompts in the order of the ids; those without an embedding are counted, and left out."""
+def _prompts_of(ids: list[str], path: Path, embeddings: Path) -> list[Prompt]:
+    """Return the prompts in the order of the ids; those too long to have an embedding are counted, and left out."""
     prompts = {prompt.id: prompt for prompt in read_prompts(path)}
     found = [prompts[name] for name in same_ids(ids, prompts, "the embeddings", str(path))]
-    if without := len(prompts) - len(ids):
-        say(f"note: {without} of {len(prompts)} prompts have no embedding (too long for the embedder) and no weight")
+    without = prompts.keys() - set(ids)
+    too_long = without & set(record_of(embeddings).get("too_long") or ())
+    same_ids(
+        sorted(without), too_long, f"{path} (prompts without an embedding)", str(embeddings), "run task=embed again"
+    )
+    if too_long:
+        say(f"note: {len(too_long)} of {len(prompts)} prompts are too long for the embedder: no embedding, no weight")
     return found
 
 
-def _density_of(ids: Sequence[str], path: Path) -> tuple[Tensor, Tensor]:
-    """Return densities and weights in the order of the ids."""
+def _density_of(ids: Sequence[str], path: Path, embeddings: Path) -> tuple[Tensor, Tensor]:
+    """Return densities and weights of these embeddings, in the order of their ids."""
     names, crowding, weights = read_weights(path)
+    _check_origin(path, embeddings)
     row = {name: i for i, name in enumerate(names)}
-    if set(ids) != set(names):
-        raise UserError(
-            f"the embeddings and {path} do not fit: {len(set(ids) ^ set(names))} ids are in one of them only; run "
-            "task=density again"
-        )
-    order = torch.tensor([row[name] for name in ids])
+    order = torch.tensor(
+        [row[name] for name in same_ids(ids, row, str(embeddings), str(path), "run task=density again")]
+    )
+    same_ids(names, set(ids), str(path), str(embeddings), "run task=density again")
     return crowding[order], weights[order]
+
+
+def _check_origin(weights: Path, embeddings: Path | None = None) -> None:
+    """Refuse weights that are not those of their density.json, or were made from other embeddings than these."""
+    record = beside(weights, "density.json")
+    if not record.is_file():
+        say(f"note: {record} is not there, so it cannot be told what {weights} was made from")
+        return
+    found = read_json(record)
+    for name, path in {"weights_sha256": weights, "embeddings_sha256": embeddings}.items():
+        if path is not None and (not isinstance(found, dict) or found.get(name) != file_sha256(path)):
+            raise UserError(f"{path}: is not the file that {record} speaks of; run task=density again")
 
 
 def _weight_rows(ids: list[str], found: Density) -> list[dict[str, Any]]:
@@ -211,7 +243,7 @@ def _say_density(report: dict[str, Any], seconds: float, out: Path) -> None:
         )
     for warning in report["warnings"]:
         say(f"warning: {warning}")
-    say(f"weights: {out}; diagnostics: {out.with_name('density.json')}, {out.with_name('density.png')}")
+    say(f"weights: {out}; diagnostics: {beside(out, 'density.json')}, {beside(out, 'density.png')}")
 
 
 def _short(text: str, width: int = 60) -> str:

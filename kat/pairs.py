@@ -1,4 +1,4 @@
-"""Preference data sets -> PreferencePair(prompt, chosen, rejected); a row that gives none is told with its reason."""
+"""Preference data sets -> PreferencePair(prompt, chosen, rejected); a row that gives none is reported."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kat.formats import FORMATS, Draft, Message, Row, UnusableRowError, detect, drafts, fault
-from latentwire.harness.assets import cached, fetch_from_wheel
+from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256, hub_commit
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
 
@@ -74,11 +74,13 @@ class Reading:
     seen: set[str] = field(default_factory=set)  # ids of the pairs before, of other splits too
     rows: int = 0
     format: str = ""
+    origin: dict[str, str] = field(default_factory=dict)  # exactly which rows these are
 
     def __iter__(self) -> Iterator[PreferencePair | Dropped]:
         self.format = self.spec.format
+        self.origin, source = _pinned(self.spec, self.split)
         columns: list[str] = []
-        for place, row in _rows(self.spec, self.split):
+        for place, row in _rows(source, self.split):
             self.rows += 1
             try:
                 if isinstance(row, BrokenRow):
@@ -154,6 +156,18 @@ class BrokenRow:
     reason: str
 
 
+def _pinned(spec: PairsSpec, split: str) -> tuple[dict[str, str], PairsSpec]:
+    """Return what tells which rows are read, and the spec with a hub's branch as the commit it stands at."""
+    theirs = spec.splits[split]
+    if spec.origin == "hub":
+        commit = hub_commit(spec.repo, spec.revision, "dataset")
+        return {"repo": spec.repo, "commit": commit, "split": theirs}, replace(spec, revision=commit)
+    if spec.origin == "wheel":
+        return {"package": spec.package, "sha256": spec.sha256, "member": theirs}, spec
+    path = Path(theirs).expanduser()
+    return {"path": theirs, **({"sha256": file_sha256(path)} if path.is_file() else {})}, spec
+
+
 def _rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, Any]]:
     """Yield (place, row) from wherever the spec says."""
     if spec.origin == "hub":
@@ -189,7 +203,7 @@ def _hub_rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, Row]]:
 
 
 def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (place, row) of JSONL, a JSON array (both gzipped or not) or Parquet; a line that is no JSON is told so.
+    """Yield (place, row) of JSONL, a JSON array (gzipped or not) or Parquet; a line that is no JSON is a BrokenRow.
 
     Raises:
         UserError: Not there, unreadable, empty, or none of these.

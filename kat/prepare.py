@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from kat.files import locate
+from kat.files import beside, destination, locate, task
 from kat.pairs import Dropped, PairsSpec, PreferencePair, Reading, read_pairs, readings
 from kat.prompts import unique_prompts
 from latentwire.harness import app
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
-from latentwire.harness.results import json_line, open_atomically, write_jsonl, writing
+from latentwire.harness.results import git_commit, json_line, open_atomically, write_json, write_jsonl, writing
 
 
+@task
 def pairs(cfg: DictConfig) -> dict[str, Any] | None:
     """Read the preference data sets of cfg.pairs; write the pairs, and what was dropped, with its reason.
 
@@ -28,18 +28,20 @@ def pairs(cfg: DictConfig) -> dict[str, Any] | None:
         Counts for each data set and split; None in processes other than the first.
 
     Raises:
-        UserError: A data set cannot be read, or gives no pair at all.
+        UserError: A data set cannot be read, or none gives a pair.
     """
     if not place(cfg.device).is_main_process:
         return None
-    out = locate(cfg, "out")
-    side = out.with_name(out.stem.removesuffix("_all") + "_dropped.jsonl")
     specs = [app.typed(PairsSpec, node, f"pairs.{name}.") for name, node in cfg.pairs.items()]
     specs = [_named_after_file(spec) if spec.origin == "file" else spec for spec in specs]
+    given = [
+        Path(path).expanduser() for spec in specs if spec.origin == "file" for path in spec.splits.values() if path
+    ]
+    out = destination(cfg, reads=given)
+    side, record = beside(out, "pairs_dropped.jsonl"), beside(out, "pairs.json")
     counts: dict[str, Any] = {}
-    with ExitStack() as stack:
-        kept = stack.enter_context(open_atomically(out))
-        dropped = stack.enter_context(open_atomically(side))
+    barren: list[str] = []
+    with open_atomically(out) as kept, open_atomically(side) as dropped:
         for reading in readings(specs):
             name = f"{reading.spec.name}/{reading.split}"
             number, reasons = 0, Counter[str]()
@@ -52,14 +54,20 @@ def pairs(cfg: DictConfig) -> dict[str, Any] | None:
                     reasons[item.reason] += 1
                     with writing(side):
                         dropped.write(_ascii_line(item))
-            counts[name] = {"format": reading.format, "rows": reading.rows, "pairs": number, "dropped": dict(reasons)}
+            counts[name] = {"format": reading.format, "rows": reading.rows, "pairs": number, "dropped": dict(reasons),
+                            "origin": reading.origin}  # fmt: skip
             _say_counts(name, reading, number, reasons)
             if number == 0:
-                raise UserError(
+                barren.append(
                     f"{name}: none of its {reading.rows} rows gives a pair "
                     f"({', '.join(f'{n} {reason}' for reason, n in reasons.most_common()) or 'it is empty'}); check "
                     "the file, or name its format with pairs.file.format=NAME"
                 )
+        if len(barren) == len(counts):
+            raise UserError("\n".join(barren) or "pairs: no data set is named; write pairs=NAME")
+    write_json(record, {"sets": counts, "git_commit": git_commit(app.ROOT)})
+    for message in barren:
+        say(f"warning: {message}")
     say(f"pairs: {out} ({sum(c['pairs'] for c in counts.values())})")
     say(f"dropped: {side} ({sum(sum(c['dropped'].values()) for c in counts.values())})")
     return counts
@@ -82,6 +90,7 @@ def _ascii_line(item: Dropped) -> bytes:
     return (json.dumps(row, default=str) + "\n").encode("ascii")
 
 
+@task
 def prompts(cfg: DictConfig) -> int | None:
     """Write the unique prompts of the pairs, and which pair has which.
 
@@ -93,12 +102,12 @@ def prompts(cfg: DictConfig) -> int | None:
     """
     if not place(cfg.device).is_main_process:
         return None
-    out, source = locate(cfg, "out"), locate(cfg, "pairs_file")
+    out, source = destination(cfg), locate(cfg, "pairs_file")
     unique, pair_to_prompt = unique_prompts(read_pairs(source), cfg.split)
     if not unique:
         raise UserError(f"split={cfg.split}: no pair of {source} is of this split; choose another, or split=null")
     write_jsonl(out, (prompt.row() for prompt in unique))
-    side = out.with_name("pair_to_prompt.jsonl")
+    side = beside(out, "pair_to_prompt.jsonl")
     write_jsonl(side, ({"pair_id": pair, "prompt_id": prompt} for pair, prompt in pair_to_prompt))
     say(f"prompts: {out} ({len(unique)} unique of {len(pair_to_prompt)} pairs); {side}")
     for name, n in sorted(Counter(prompt.source for prompt in unique).items()):

@@ -37,10 +37,16 @@ def project(emb: Tensor, method: str, seed: int) -> tuple[Tensor, list[float]]:
 
 
 def _pca(x: Tensor) -> tuple[Tensor, list[float]]:
-    """Project on the three main axes; an axis points where its largest loading is positive, so the map is stable."""
+    """Project on the three main axes; an axis points where its largest loading is positive, so the map is stable.
+
+    Where D > N the same axes come from the (N, N) Gram matrix: X X' u = s u gives X'X (X'u) = s (X'u).
+    """
     x = x - x.mean(0)
-    variance, axes = torch.linalg.eigh(x.T @ x)  # ascending
-    axes = axes[:, -3:].flip(1)  # (D, 3)
+    wide = x.shape[1] > len(x)
+    variance, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)  # ascending
+    axes = vectors[:, -3:].flip(1)
+    if wide:
+        axes = torch.nn.functional.normalize(x.T @ axes, dim=0)  # (D, 3)
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     total = variance.clamp(min=0).sum().clamp(min=1e-300)
     return x @ (axes * largest.sign()), (variance[-3:].flip(0).clamp(min=0) / total).tolist()

@@ -18,7 +18,7 @@ from typing import Any
 from kat.formats import Message
 from kat.pairs import PreferencePair
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import DamagedResultError, read_jsonl
+from latentwire.harness.results import numbered_rows
 
 TEXT_FORMAT = "plain-1"  # changes whenever render() would write another text
 
@@ -121,28 +121,21 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise UserError(f"prompts_file={path}: no such file; make it with task=prompts")
     prompts: list[Prompt] = []
     seen: set[str] = set()
-    try:
-        rows = read_jsonl(path)
-    except DamagedResultError as error:
-        raise UserError(f"prompts_file={path}: {error}; or make it again with task=prompts") from error
-    for number, row in enumerate(rows, 1):
+    for number, row in numbered_rows(path, "make the file again with task=prompts"):
+        place = f"prompts_file={path}, line {number}"
         try:
             sources, splits = row.get("sources") or {row["source"]: 1}, row.get("splits") or {}
             prompt = Prompt(row["id"], row["prompt"], row["text"], int(row.get("multiplicity", 1)),
                             Counter(sources), Counter(splits))  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"prompts_file={path}, row {number}: no row of a prompts file ({type(error).__name__}: {error}); it "
+                f"{place}: no row of a prompts file ({type(error).__name__}: {error}); it "
                 "needs id, prompt, text and source; make the file again with task=prompts"
             ) from error
         if not isinstance(prompt.id, str) or not isinstance(prompt.text, str) or not prompt.text.strip():
-            raise UserError(
-                f"prompts_file={path}, row {number}: id or text is empty or no text; mend or remove the row"
-            )
+            raise UserError(f"{place}: id or text is empty or no text; mend or remove the row")
         if prompt.id in seen:
-            raise UserError(
-                f"prompts_file={path}, row {number}: the id {prompt.id} occurs twice; remove one of the rows"
-            )
+            raise UserError(f"{place}: the id {prompt.id} occurs twice; remove one of the rows")
         seen.add(prompt.id)
         prompts.append(prompt)
     if not prompts:

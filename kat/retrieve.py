@@ -11,16 +11,17 @@ from omegaconf import DictConfig
 
 from kat.embed import embed_texts, load_embeddings
 from kat.embedders import EmbedderSpec, load_embedder
-from kat.files import locate
+from kat.files import locate, record_of, task
 from kat.prompts import normalise, read_prompts, render
+from kat.tables import same_ids
 from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import speaks
-from latentwire.harness.results import read_json
 from latentwire.models import ModelSpec
 
 
+@task
 def retrieve(cfg: DictConfig) -> list[dict[str, Any]] | None:
     """Print the prompts nearest to a query, by cosine.
 
@@ -42,11 +43,8 @@ def retrieve(cfg: DictConfig) -> list[dict[str, Any]] | None:
     if not isinstance(top_k, int) or not 1 <= top_k <= len(ids):
         raise UserError(f"top_k={top_k}: must be a whole number between 1 and the {len(ids)} embedded prompts")
     texts = {prompt.id: prompt for prompt in read_prompts(locate(cfg, "prompts_file"))}
-    if strangers := [name for name in ids if name not in texts]:
-        raise UserError(
-            f"{path}: {len(strangers)} of its {len(ids)} ids are not in {locate(cfg, 'prompts_file')}, among them "
-            f"{strangers[0]}; run task=embed for these prompts, or give their file with prompts_file=FILE"
-        )
+    remedy = "run task=embed for these prompts, or give their file with prompts_file=FILE"
+    same_ids(ids, texts, str(path), str(locate(cfg, "prompts_file")), remedy)
     spec = app.typed(EmbedderSpec, cfg.embedder, "embedder.")
     spec.check()
     if spec.name == "file":
@@ -74,13 +72,12 @@ def _listed(found: list[dict[str, Any]]) -> Iterator[str]:
 
 def _check_same(path: Path, about: dict[str, Any]) -> None:
     """Refuse to compare a query with rows of another embedder."""
-    record = path.with_suffix(".json")
-    found = read_json(record) if record.is_file() else {}
-    made_by = found.get("embedder") if isinstance(found, dict) else None
+    found = record_of(path)
+    made_by = found.get("embedder")
     if not isinstance(made_by, dict):
         raise UserError(
-            f"{path}: {record.name} beside it does not say what made it, so a query cannot be embedded alike; make the "
-            "embeddings again with task=embed"
+            f"{path}: {path.stem}.json beside it does not say what made it, so a query cannot be embedded alike; "
+            "make the embeddings again with task=embed"
         )
     other = [name for name in {**made_by, **about} if made_by.get(name) != about.get(name)]
     if other:
@@ -88,8 +85,9 @@ def _check_same(path: Path, about: dict[str, Any]) -> None:
             f"another {name}" if isinstance(made_by.get(name), dict) else f"{name}={made_by.get(name)}"
             for name in other
         )
+        settings = {**made_by, "model": found.get("model")}
+        given = [f"{name}={settings[name]}" for name in ("embedder", "model", "dtype") if settings.get(name)]
         raise UserError(
             f"{path} was made with {listed}, so the query would not be embedded alike; give task=retrieve the settings "
-            f"of task=embed (embedder={made_by.get('embedder')}, model={found.get('model')}, dtype="
-            f"{made_by.get('dtype')}, path or full if they were set), or run task=embed again"
+            f"of task=embed ({', '.join(given)}, path or full if they were set), or run task=embed again"
         )

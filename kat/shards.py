@@ -6,7 +6,6 @@ on, with another number of processes too, and ends with the same rows.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,10 +73,6 @@ class Shards:
             emb[rows] = vectors
         assert emb is not None and not bool(emb.isnan().any())
         return emb
-
-    def remove(self) -> None:
-        """Remove the pieces and what a killed run left of them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, piece: int) -> tuple[Tensor, Tensor] | None:
         """Return the rows of a finished piece and their vectors; None if it is not there, or not what it should be."""

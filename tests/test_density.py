@@ -25,9 +25,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def spec(**changes) -> DensitySpec:
-    """The settings of conf/sampler/density.yaml, with changes."""
-    node = OmegaConf.load(CONF / "sampler" / "density.yaml").sampler
-    node.pop("name")
+    """The settings of conf/task/density.yaml, with changes."""
+    node = OmegaConf.load(CONF / "task" / "density.yaml").sampler
     return dataclasses.replace(typed(DensitySpec, node), **changes)
 
 

@@ -339,8 +339,47 @@ def test_a_file_gives_its_rows_by_id(cli):
     assert record()["embedder"]["embedder"] == "hidden"  # as recorded beside the earlier file
     write_prompts(9)
     status, _, err = cli(*command)
-    assert (status, "has no rows for 3 of 9 prompts, among them id006" in err) == (1, True)
+    assert (status, "the prompts and path=earlier.pt do not fit: 3 of 9 ids" in err, "id006" in err) == (1, True, True)
     assert "no path given" in cli("task=embed", "embedder=file")[2]
+
+
+def test_what_an_earlier_file_says_of_its_model_and_of_long_prompts_goes_on(cli):
+    prompts = write_prompts(5)
+    prompts[2].text = "word " * 5000
+    write_jsonl(Path("outputs/kat/prompts_all.jsonl"), [prompt.row() for prompt in prompts])
+    cli(*SMALL, "out=./earlier.pt")
+    command = ["task=embed", "embedder=file", "path=earlier.pt"]
+    status, _, err = cli(*command)
+    assert (status, "1 of 5 prompts were too long" in err) == (0, True), err
+    assert (record()["model"], record()["too_long"]) == ("tiny_random", ["id002"])
+    assert load_embeddings(OUT)[0] == ["id000", "id001", "id003", "id004"]
+    # A text that has changed under its id has no row there, though the id has.
+    prompts[3].text += " Really?"
+    write_jsonl(Path("outputs/kat/prompts_all.jsonl"), [prompt.row() for prompt in prompts[::-1]])
+    status, _, err = cli(*command)
+    assert (status, "was made from other texts for 1 of 4 prompts, id003 for instance" in err) == (1, True), err
+    Path("earlier.json").unlink()
+    write_prompts(2)
+    status, _, err = cli(*command)
+    assert (status, "nothing beside earlier.pt tells" in err, record()["model"]) == (0, True, None)
+
+
+def test_the_budget_is_chosen_or_refused(cli, monkeypatch):
+    write_prompts(3)
+    asked, real = [], Shards.__init__
+    monkeypatch.setattr(Shards, "__init__", lambda self, *of: asked.append(of) or real(self, *of))
+    assert cli(*SMALL[:-1])[0] == 0
+    assert asked[0][2] == 8192
+    for value in ("0", "many", "1.5"):
+        status, _, err = cli(*SMALL[:-1], f"batch_tokens={value}")
+        assert (status, f"batch_tokens={value}: expected auto or a whole number above 0" in err) == (1, True), err
+
+
+def test_the_record_is_not_the_file_of_rows(cli):
+    write_prompts(3)
+    for name in ("embeddings.json", "mine.json"):
+        status, _, err = cli(*SMALL, f"out={name}")
+        assert (status, f"out={name}: " in err) == (1, True), err
 
 
 # Retrieval
@@ -394,7 +433,7 @@ def test_what_does_not_belong_together_is_refused(cli):
         assert (status, err.count("error:"), "Traceback" in err) == (1, 1, False)
         assert expected in err
     write_prompts(4)
-    assert "1 of its 5 ids are not in" in cli(*QUERY, "query=x")[2]
+    assert "do not fit: 1 of 5 ids" in cli(*QUERY, "query=x")[2]
     write_prompts(5)
     OUT.with_suffix(".json").unlink()
     assert "does not say what made it" in cli(*QUERY, "query=x")[2]

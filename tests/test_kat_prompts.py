@@ -8,11 +8,17 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from kat.files import BESIDE
 from kat.pairs import PreferencePair, read_pairs
 from kat.prompts import normalise, prompt_id, read_prompts, render, unique_prompts
+from kat.sampler import pair_weights
+from kat.tables import read_pair_to_prompt
+from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import write_jsonl
 
@@ -88,10 +94,63 @@ def test_the_task_writes_prompts_and_the_map_and_they_read_back(cli):
     assert prompts == unique_prompts(PAIRS, "train")[0]
     rows = [json.loads(line) for line in Path("outputs/kat/pair_to_prompt.jsonl").read_text().splitlines()]
     assert [(row["pair_id"], row["prompt_id"]) for row in rows] == unique_prompts(PAIRS, "train")[1]
+    # Another file has its own map beside it, and both maps stay.
+    before = Path("outputs/kat/pair_to_prompt.jsonl").read_bytes()
     assert cli("task=prompts", "split=null", "out=all.jsonl")[0] == 0
     assert len(read_prompts(Path("outputs/kat/all.jsonl"))) == 4
+    assert len(read_pair_to_prompt("outputs/kat/all_pair_to_prompt.jsonl")[0]) == len(PAIRS)
+    assert Path("outputs/kat/pair_to_prompt.jsonl").read_bytes() == before
     status, _, err = cli("task=prompts", "split=dev")
     assert (status, "split=dev: no pair" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("pair_to_prompt.jsonl", "files of this name lie beside other results"),
+        ("test_pair_to_prompt.jsonl", "files of this name lie beside other results"),
+        ("embeddings.json", "files of this name lie beside other results"),
+        ("pairs_all.jsonl", "would overwrite pairs_file"),
+        ("embeddings.pt", "would overwrite embeddings_file"),
+    ],
+)
+def test_no_output_takes_the_place_of_another_result(cli, name, reason):
+    write_jsonl(Path("outputs/kat/pairs_all.jsonl"), [p.row() for p in PAIRS])
+    status, _, err = cli("task=prompts", f"out={name}")
+    assert status == 1 and reason in err, err
+    assert [path.name for path in Path("outputs/kat").iterdir()] == ["pairs_all.jsonl"]
+
+
+def test_the_usual_names_are_those_of_the_config():
+    usual = {str(name) for key, name in OmegaConf.load(CONF / "kat" / "files.yaml").items() if key.endswith("_file")}
+    assert set(BESIDE.values()) <= usual
+
+
+def test_pairs_find_the_weights_of_their_prompts_through_the_files(cli):
+    write_jsonl(Path("outputs/kat/pairs_all.jsonl"), [p.row() for p in PAIRS])
+    assert cli("task=prompts")[0] == 0
+    pair_ids, prompt_ids = read_pair_to_prompt("outputs/kat/pair_to_prompt.jsonl")
+    assert pair_ids == ["1", "2", "3", "4"]
+    ids = [prompt.id for prompt in read_prompts(Path("outputs/kat/prompts_all.jsonl"))]
+    weights = torch.tensor([0.5, 0.3, 0.2])
+    assert pair_weights(ids, weights, prompt_ids).tolist() == pytest.approx([0.25, 0.3, 0.25, 0.2])
+    # The dialogue is too long for the embedder, so it has no weight: said, and not guessed.
+    with pytest.raises(UserError, match=f"prompt {ids[2]} "):
+        pair_weights(ids[:2], weights[:2], prompt_ids)
+
+
+def test_a_map_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "pair_to_prompt.jsonl"
+    good = {"pair_id": "1", "prompt_id": "a"}
+    for rows, expected in (
+        ([good, {"pair_id": "2"}], "line 2: has no prompt_id.*task=prompts"),
+        ([{**good, "pair_id": 1}], "line 1: has no pair_id"),
+        ([good, good], "line 2: pair_id 1 is that of line 1"),
+        ([], "is empty"),
+    ):
+        write_jsonl(path, rows)
+        with pytest.raises(UserError, match=expected):
+            read_pair_to_prompt(path)
 
 
 def pairs_refusal(path: Path) -> str:
@@ -122,11 +181,11 @@ def test_a_prompts_file_that_is_none_is_refused(tmp_path):
     for content, expected in (
         (None, "no such file; make it with task=prompts"),
         ("", "the file is empty"),
-        ('{"id": ', "not readable as JSON"),
-        (json.dumps([1]), "row 1: no row of a prompts file"),
-        (json.dumps({"id": "1", "prompt": []}), "row 1: no row of a prompts file"),
-        (json.dumps(good) + "\n" + json.dumps(good), "row 2: the id 1 occurs twice"),
-        (json.dumps({**good, "text": " "}), "row 1: id or text is empty"),
+        ('{"id": ', "line 1, is not readable as JSON.*task=prompts"),
+        (json.dumps([1]), "line 1, is no JSON object.*task=prompts"),
+        (json.dumps({"id": "1", "prompt": []}), "line 1: no row of a prompts file"),
+        (json.dumps(good) + "\n" + json.dumps(good), "line 2: the id 1 occurs twice"),
+        (json.dumps({**good, "text": " "}), "line 1: id or text is empty"),
     ):
         if content is not None:
             path.write_text(content)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from planted import planted
 import run
 from kat.clusters import closest_to_centroid, cluster
 from kat.embed import load_embeddings
+from kat.projection import project
 from kat.sampler import arm_weights
 from kat.tables import read_weights
 from latentwire.harness.errors import UserError
@@ -126,23 +128,35 @@ BAD = {
     "a broken line": (lambda f: (f / "prompts_all.jsonl").write_text('{"id": "p'), "line 1, is not readable as JSON"),
     "a missing column": (
         lambda f: edit(f / "prompts_all.jsonl", lambda r: r[3].pop("text")),
-        "row 4: no row of",
+        "line 4: no row of a prompts file (KeyError: 'text')",
     ),
-    "no object": (lambda f: (f / "prompts_all.jsonl").write_text("[1]\n"), "row 1: no row of a prompts file"),
+    "no object": (lambda f: (f / "prompts_all.jsonl").write_text("[1]\n"), "line 1, is no JSON object"),
     "a duplicate id": (lambda f: edit(f / "prompts_all.jsonl", lambda r: r.append(r[0])), "the id p239 occurs twice"),
-    "no text at all": (lambda f: (f / "prompts_all.jsonl").write_bytes(b"\xff\xfe"), "prompts_all.jsonl"),
+    "no text at all": (lambda f: (f / "prompts_all.jsonl").write_bytes(b"\xff\xfe"), "line 1, is no UTF-8 text"),
     "other ids": (
         lambda f: edit(f / "prompts_all.jsonl", lambda r: r[0].update(id="x")),
         "do not fit: 1 of 240",
     ),
     "no embeddings": (lambda f: (f / "embeddings.pt").unlink(), "no such file"),
-    "foreign embeddings": (lambda f: (f / "embeddings.pt").write_text("hello"), "embeddings.pt"),
-    "fewer ids than rows": (lambda f: break_embeddings(f, ids=IDS[1:]), "embeddings.pt"),
-    "duplicate ids": (lambda f: break_embeddings(f, ids=["a"] * N), "embeddings.pt"),
-    "a zero vector": (lambda f: break_embeddings(f, emb=torch.eye(N) * (torch.arange(N) != 5)), "p005"),
-    "not a number": (lambda f: break_embeddings(f, emb=torch.full((N, 4), torch.nan)), "p000"),
+    "foreign embeddings": (lambda f: (f / "embeddings.pt").write_text("hello"), "no file of torch.save"),
+    "fewer ids than rows": (lambda f: break_embeddings(f, ids=IDS[1:]), "239 ids for 240 rows"),
+    "duplicate ids": (lambda f: break_embeddings(f, ids=["a"] * N), "the id a occurs twice"),
+    "a zero vector": (
+        lambda f: break_embeddings(f, emb=torch.eye(N) * (torch.arange(N) != 5)),
+        "p005 has length 0, not 1",
+    ),
+    "not a number": (lambda f: break_embeddings(f, emb=torch.full((N, 4), torch.nan)), "p000 holds NaN or infinity"),
     "no clusters": (lambda f: (f / "known.json").unlink(), "clusters_file="),
     "foreign clusters": (lambda f: (f / "known.json").write_text("[]"), "has no labels"),
+    "a cluster between two": (
+        lambda f: (f / "known.json").write_text(json.dumps({"labels": dict.fromkeys(IDS, 2.9)})),
+        "has no labels that can be read (TypeError: 'float'",
+    ),
+    "no clusters named": (lambda f: (f / "known.json").write_text('{"labels": 3}'), "has no labels that can be read"),
+    "prompts not embedded": (
+        lambda f: break_embeddings(f, ids=IDS[1:], emb=torch.eye(N)[1:]),
+        "1 of 1 ids are only in the first, p000 for instance; run task=embed again",
+    ),
     "all noise": (lambda f: (f / "known.json").write_text(json.dumps({"labels": dict.fromkeys(IDS, -1)})), "noise"),
 }
 
@@ -156,7 +170,7 @@ def test_bad_files_are_refused_by_name_and_nothing_is_written(folder, cli, name)
     assert not (folder / "weights.jsonl").exists()
 
 
-WEIGHTS = [{"id": f"p{i}", "density": 1.0, "weight": 0.25} for i in range(4)]
+WEIGHTS = [{"id": f"p{i:03d}", "density": 1.0, "weight": 0.25} for i in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -166,11 +180,15 @@ WEIGHTS = [{"id": f"p{i}", "density": 1.0, "weight": 0.25} for i in range(4)]
         (WEIGHTS, ["budget=0"], "budget=0"),
         (WEIGHTS, ["budget=all"], "budget=all"),
         ([{**WEIGHTS[0], "weight": 0}, *WEIGHTS[1:]], ["budget=4"], "3 prompts"),
-        ([{**WEIGHTS[0], "weight": -1}], ["budget=1"], "weight -1 of p0"),
-        ([{**WEIGHTS[0], "weight": float("nan")}], ["budget=1"], "weight nan of p0"),
+        ([{**WEIGHTS[0], "weight": -1}], ["budget=1"], "weight -1 of p000"),
+        ([{**WEIGHTS[0], "weight": float("nan")}], ["budget=1"], "weight nan of p000"),
         ([{**WEIGHTS[0], "weight": "much"}], ["budget=1"], "has no weight"),
-        ([{**WEIGHTS[0], "id": "a\nb"}], ["budget=1"], "line break"),
-        ([{"id": "p0", "density": 1.0}], ["budget=1"], "line 1: has no weight"),
+        (
+            [{**WEIGHTS[0], "id": "a"}],
+            ["budget=1"],
+            "1 of 1 ids are only in the first, a for instance; run task=density again",
+        ),
+        ([{"id": "p000", "density": 1.0}], ["budget=1"], "line 1: has no weight"),
         ([{**row, "weight": 0} for row in WEIGHTS], ["budget=1"], "all weights are 0"),
     ],
 )
@@ -181,10 +199,25 @@ def test_subsample_refuses_what_it_cannot_draw(folder, cli, weights, arguments, 
     assert not (folder / "sampled_ids.txt").exists()
 
 
+def test_a_list_of_ids_holds_no_id_of_two_lines(folder, cli):
+    edit(folder / "prompts_all.jsonl", lambda rows: rows[0].update(id="a\nb"))
+    write(folder / "weights.jsonl", [{**WEIGHTS[0], "id": "a\nb"}])
+    status, _, said = cli("task=subsample", "budget=1")
+    assert status == 1 and "has a line break" in said, said
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["task=density", "sampler=uniform"], "sampler=uniform: has no density"),
+        (["task=density", "sampler=uniform"], "sampler=uniform: task=density computes the weights"),
+        (["task=density", "sampler=reversed"], "sampler=reversed: task=density computes the weights"),
+        (["task=subsample", "sampler.k=5"], "sampler.k=5: no such setting"),
+        (["task=density", "tracker=wandb"], "tracker=wandb: task=density reports to no tracker"),
+        (["task=density", "out=density.json"], "out=density.json: files of this name lie beside other results"),
+        (["task=density", "out=embeddings.pt"], "out=embeddings.pt: would overwrite embeddings_file"),
+        (["task=cluster", "out=weights.jsonl"], "out=weights.jsonl: would overwrite weights_file"),
+        (["task=cluster", "clusters=five"], "clusters=five: must be a whole number"),
+        (["task=cluster", "clusters=2.5"], "clusters=2.5: must be a whole number"),
         (["task=density", "sampler.k=ten"], "sampler.k"),
         (["task=cluster", "clusters=241"], "clusters=241"),
         (["task=project"], "weights.jsonl: no such file"),
@@ -193,6 +226,58 @@ def test_subsample_refuses_what_it_cannot_draw(folder, cli, weights, arguments, 
 def test_settings_that_do_not_fit_are_refused(folder, cli, arguments, reason):
     status, _, said = cli(*arguments)
     assert status == 1 and reason in said, said
+
+
+def test_prompts_too_long_for_the_embedder_are_counted_and_no_others(folder, cli):
+    break_embeddings(folder, ids=IDS[2:], emb=torch.eye(N)[2:])
+    (folder / "embeddings.json").write_text(json.dumps({"too_long": IDS[:1]}))
+    status, _, said = cli("task=density")
+    assert status == 1 and "1 of 2 ids are only in the first, p001 for instance; run task=embed again" in said, said
+    (folder / "embeddings.json").write_text(json.dumps({"too_long": IDS[:2]}))
+    status, _, said = cli("task=density", "sampler.gamma=0", "sampler.target_ess=null")
+    assert status == 0 and "note: 2 of 240 prompts are too long" in said, said
+
+
+def test_weights_of_other_embeddings_are_refused(folder, cli):
+    assert cli("task=density")[0] == 0
+    report = json.loads((folder / "density.json").read_text())
+    assert report["embeddings_sha256"] == sha256((folder / "embeddings.pt").read_bytes()).hexdigest()
+    assert report["weights_sha256"] == sha256((folder / "weights.jsonl").read_bytes()).hexdigest()
+    assert {"seed", "versions", "git_commit", "estimator", "k", "cap"} <= report.keys()
+    blob = torch.load(folder / "embeddings.pt", weights_only=True)
+    torch.save({**blob, "emb": blob["emb"].flip(0)}, folder / "embeddings.pt")  # the same ids, other rows
+    for task in ("cluster", "project"):
+        status, _, said = cli(f"task={task}")
+        assert status == 1 and "embeddings.pt: is not the file that" in said, said
+        assert "run task=density again" in said
+    edit(folder / "weights.jsonl", lambda rows: rows.reverse())
+    status, _, said = cli("task=subsample", "budget=3")
+    assert status == 1 and "weights.jsonl: is not the file that" in said, said
+    (folder / "density.json").unlink()
+    status, _, said = cli("task=subsample", "budget=3")
+    assert status == 0 and "it cannot be told what" in said, said
+
+
+def test_other_weights_have_their_own_diagnostics(folder, cli):
+    assert cli("task=density")[0] == 0
+    before = {name: (folder / name).read_bytes() for name in ("density.json", "density.png", "weights.jsonl")}
+    assert cli("task=density", "out=knn.jsonl", "sampler.estimator=knn")[0] == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert json.loads((folder / "knn_density.json").read_text())["estimator"] == "knn"
+    assert (folder / "knn_density.png").is_file()
+    assert cli("task=project", "weights_file=knn.jsonl", "out=knn_map.json")[0] == 0
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 40), (40, 12)])
+def test_the_axes_are_those_of_a_singular_value_decomposition(n, d):
+    emb = torch.randn(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    xyz, shares = project(emb, "pca", 0)
+    x = emb - emb.mean(0)
+    u, s, _ = torch.linalg.svd(x, full_matrices=False)
+    assert shares == pytest.approx((s**2 / (s**2).sum())[:3].tolist())
+    expected = u[:, :3] * s[:3]
+    expected = (expected / expected.norm(dim=1).max()).float()
+    assert torch.allclose(xyz.abs(), expected.abs(), atol=1e-5)
 
 
 def test_a_page_does_not_overwrite_its_own_data(folder, cli):

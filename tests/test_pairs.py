@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
 import datasets
 import pytest
+from omegaconf import OmegaConf
 from trl.data_utils import maybe_extract_prompt
 
 from kat.formats import FORMATS, UnusableRowError, detect, drafts, fault, split_dialogue
 from kat.pairs import Dropped, PairsSpec, PreferencePair, read_pairs, readings
+from kat.prepare import pairs
 from latentwire.harness.errors import UserError
 
 
@@ -112,9 +115,17 @@ def test_an_implicit_prompt_is_the_one_that_trl_finds(name):
 def test_a_dialogue_is_split_at_its_real_markers_alone():
     text = "\n\nHuman: say\nHuman: x\n\n Assistant: y\n\nHumans: z\n\nAssistant:  two spaces\n"
     assert split_dialogue(text) == [u("say\nHuman: x\n\n Assistant: y\n\nHumans: z"), a(" two spaces\n")]
-    for bad in ("Human: hi", "before\n\nHuman: hi", ""):
+    assert split_dialogue("Human: Hi\n\nAssistant: Yo") == [u("Hi"), a("Yo")]  # the first line breaks stripped
+    for bad in ("human: hi", "before\n\nHuman: hi", ""):
         with pytest.raises(UnusableRowError, match="does not begin with"):
             split_dialogue(bad)
+
+
+@pytest.mark.parametrize(
+    "change", [{"chosen": ""}, {"rejected": ""}, {key: text.strip() for key, text in ROWS["hh"][0].items()}]
+)
+def test_dialogues_are_known_by_either_answer_with_or_without_the_first_line_breaks(change):
+    assert detect({**ROWS["hh"][0], **change}) == "hh"
 
 
 REFUSED = {
@@ -128,6 +139,12 @@ REFUSED = {
     "half a surrogate": ("trl_standard", {"rejected": "\ud83d"}, "no Unicode"),
     "an image": ("trl_conversational", {"chosen": [{"role": "user", "content": [{"type": "image"}]}]}, "no text"),
     "no prompt in common": ("trl_standard_implicit", {"rejected": "Green."}, "prompt is empty"),
+    "a dialogue as plain text": (
+        "trl_standard_implicit",
+        {"chosen": DIALOGUE.strip() + " x", "rejected": DIALOGUE.strip() + " y"},
+        "format=hh",
+    ),
+    "a dialogue against none": ("trl_standard_implicit", {"rejected": f"{DIALOGUE} y"}, "format=hh"),
     "a tie": ("ultrafeedback", {"score_rejected": 8.0}, "the same score"),
     "one answer": ("stack_exchange", {"answers": [{"text": "x", "pm_score": 3}]}, "no two answers"),
     "no score": ("stack_exchange", {"answers": [{"text": "x"}, {"text": "y"}]}, "no pm_score"),
@@ -272,9 +289,12 @@ def test_hub_rows_are_read_under_our_names_of_splits(monkeypatch):
         return datasets.Dataset.from_list([ROWS["ultrafeedback"][0]])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr("kat.pairs.hub_commit", lambda *of: {("org/uf", "main", "dataset"): "c0ffee"}[of])
     spec = PairsSpec("uf", "hub", {"test": "test_prefs"}, format="ultrafeedback", repo="org/uf")
-    ((pair,),) = ([*reading] for reading in readings([spec]))
-    assert asked == [("org/uf", None, "main", "test_prefs")]
+    (reading,) = readings([spec])
+    (pair,) = reading
+    assert asked == [("org/uf", None, "c0ffee", "test_prefs")]
+    assert reading.origin == {"repo": "org/uf", "commit": "c0ffee", "split": "test_prefs"}
     assert (pair.split, pair.source, pair.prompt) == ("test", "uf", SKY)
 
 
@@ -308,7 +328,12 @@ def test_the_task_writes_pairs_and_drops_and_says_what_it_did(cli):
     # Another folder, and a file of another name: no folder is made of it.
     assert cli("task=pairs", "pairs=file", "path=my.set.jsonl", "out=./mine.jsonl")[0] == 0
     assert Path("mine.jsonl").read_bytes() == Path("outputs/kat/pairs_all.jsonl").read_bytes()
-    assert Path("mine_dropped.jsonl").is_file()
+    assert Path("mine_pairs_dropped.jsonl").is_file()
+    record = json.loads(Path("outputs/kat/pairs.json").read_text())["sets"]["my/train"]
+    assert (record["rows"], record["pairs"], record["dropped"]) == (3, 2, {"chosen holds characters that are no "
+                                                                          "Unicode text": 1})  # fmt: skip
+    assert record["origin"]["sha256"] == hashlib.sha256(Path("my.set.jsonl").read_bytes()).hexdigest()
+    assert json.loads(Path("mine_pairs.json").read_text())["sets"] == {"my/train": record}
     # What was written is itself a file that can be read.
     assert cli("task=pairs", "pairs=file", "path=mine.jsonl", "folder=again")[0] == 0
     assert [row["prompt"] for row in rows_of("again/pairs_all.jsonl")] == [row["prompt"] for row in rows]
@@ -324,12 +349,37 @@ def test_nothing_is_written_where_nothing_is_usable(cli):
         (["pairs=file"], "no path given"),
         (["pairs=file", "path=bad.jsonl", "out=."], "is a folder"),
         (["pairs=file", "path=bad.jsonl", "out="], "no file given"),
+        (["pairs=file", "path=bad.jsonl", "out=./bad.jsonl"], "would overwrite path=bad.jsonl"),
+        (["pairs=file", "path=bad.jsonl", "tracker=wandb"], "tracker=wandb: task=pairs reports to no tracker"),
         (["path=bad.jsonl"], "path belongs to pairs=file"),
         (["top_k=3"], "top_k belongs to task=retrieve"),
     ):
         status, _, err = cli("task=pairs", *arguments)
         assert (status, err.count("error:"), "Traceback" in err) == (1, 1, False)
         assert expected in err
+
+
+def test_a_split_without_a_pair_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_lines(Path("good.jsonl"), MORE)
+    write_lines(Path("bad.jsonl"), [{**GOOD, "chosen": ""}])
+    node = {"name": "good", "origin": "file", "splits": {"train": "good.jsonl", "test": "bad.jsonl"}}
+    cfg = {"task": "pairs", "tracker": {"name": "none"}, "device": "cpu", "folder": "outputs/kat",
+           "pairs": {"mine": node}, "pairs_file": "pairs_all.jsonl", "out": "pairs_all.jsonl"}  # fmt: skip
+    pairs(OmegaConf.create(cfg))
+    err = capsys.readouterr().err
+    assert "warning: good/test: none of its 1 rows gives a pair (1 chosen is empty)" in err
+    assert len(rows_of("outputs/kat/pairs_all.jsonl")) == 2
+    assert [row["split"] for row in rows_of("outputs/kat/pairs_dropped.jsonl")] == ["test"]
+    sets = json.loads(Path("outputs/kat/pairs.json").read_text())["sets"]
+    assert {name: entry["pairs"] for name, entry in sets.items()} == {"good/train": 2, "good/test": 0}
+
+
+def test_a_file_that_cannot_be_written_has_a_remedy_that_fits(cli):
+    write_lines(Path("good.jsonl"), MORE)
+    Path("in_the_way").write_text("")
+    status, _, err = cli("task=pairs", "pairs=file", "path=good.jsonl", "folder=in_the_way/below")
+    assert status == 1 and "choose another folder with folder=FOLDER" in err, err
 
 
 @pytest.mark.real_model

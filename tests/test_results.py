@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import stat
@@ -26,6 +27,7 @@ from latentwire.harness.results import (
     ResultWriteError,
     config_hash,
     git_commit,
+    numbered_rows,
     read_json,
     read_jsonl,
     write_json,
@@ -190,6 +192,20 @@ def test_a_damaged_line_is_counted_from_one(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": 1}\n{"id"\n')
     with pytest.raises(DamagedResultError, match=r"a.jsonl, line 2, is not readable as JSON.*delete it"):
         read_jsonl(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(("line", "reason"), [(b'{"id": "\xff"}', "is no UTF-8 text"), (b"[1]", "is no JSON object")])
+def test_no_line_is_read_as_something_else(tmp_path, line, reason):
+    (tmp_path / "a.jsonl").write_bytes(b'{"id": "1"}\n \n' + line)
+    with pytest.raises(DamagedResultError, match=f"line 3, {reason}.*: ask again"):
+        list(numbered_rows(tmp_path / "a.jsonl", "ask again"))
+    with pytest.raises(DamagedResultError, match=f"line 3, {reason}.*delete it"):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+def test_a_failure_to_write_reaches_other_processes_whole(tmp_path):
+    error = ResultWriteError(tmp_path, "disk full", "folder=FOLDER")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 # Hash

@@ -310,9 +310,9 @@ def test_every_arm_has_its_file_and_every_file_its_arm():
 
 
 def test_from_model_has_the_defaults_of_the_config():
-    node = OmegaConf.load(CONF / "sampler" / "density.yaml").sampler
+    node = OmegaConf.load(CONF / "task" / "density.yaml").sampler
     defaults = {name: p.default for name, p in inspect.signature(DensityAwareSampler.from_model).parameters.items()}
-    assert {name: defaults[name] for name in node if name != "name"} == {k: v for k, v in node.items() if k != "name"}
+    assert {name: defaults[name] for name in node} == dict(node)
 
 
 def test_a_prompts_mass_is_divided_among_its_pairs():

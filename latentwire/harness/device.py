@@ -60,8 +60,8 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def choose_batch_tokens(batch_tokens: int | str, device: torch.device) -> int:
-    """Return how many positions to decode at a time; `auto` suits the kind of device.
+def choose_batch_tokens(batch_tokens: int | str, device: torch.device, on_cpu: int = 4096) -> int:
+    """Return how many positions to compute at a time; `auto` suits the kind of device, `on_cpu` is its CPU value.
 
     A CPU gains nothing from more rows than fill its matrix units, and its activations should stay in its caches.
 
@@ -69,7 +69,7 @@ def choose_batch_tokens(batch_tokens: int | str, device: torch.device) -> int:
         UserError: Neither `auto` nor a whole number above 0.
     """
     if batch_tokens == "auto":
-        return 4096 if device.type == "cpu" else 65536
+        return on_cpu if device.type == "cpu" else 65536
     if isinstance(batch_tokens, int) and batch_tokens >= 1:
         return batch_tokens
     raise UserError(f"batch_tokens={batch_tokens}: expected auto or a whole number above 0")

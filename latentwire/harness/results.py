@@ -18,7 +18,17 @@ Result = dict[str, Any]
 
 
 class ResultWriteError(UserError):
-    """The output folder cannot be written; going on would lose what is computed next."""
+    """A file cannot be written; going on would lose what is computed next. `setting` says how to write elsewhere."""
+
+    def __init__(self, path: Path, reason: str, setting: str = "out=FOLDER") -> None:
+        super().__init__(path, reason, setting)
+        self.path, self.reason, self.setting = path, reason, setting
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} cannot be written ({self.reason}): free some space or choose another folder with "
+            f"{self.setting}, then run the same command again; what is finished is kept"
+        )
 
 
 class DamagedResultError(UserError):
@@ -42,10 +52,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ResultWriteError(
-            f"{path} cannot be written ({error.strerror or error}): free some space or choose another folder "
-            "with out=FOLDER, then run the same command again; finished configurations are kept"
-        ) from error
+        raise ResultWriteError(path, error.strerror or str(error)) from error
 
 
 @contextlib.contextmanager
@@ -130,23 +137,38 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file of ours.
+    """Read the predictions of a result: all rows of `numbered_rows`."""
+    remedy = "restore the file, or delete it to run that configuration again"
+    return [row for _, row in numbered_rows(path, remedy)]
+
+
+def numbered_rows(path: Path, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a JSONL file with the numbers of their lines, from 1; empty lines are passed over.
+
+    Args:
+        path: The file.
+        remedy: What the user is to do about a damaged one.
 
     Raises:
-        DamagedResultError: A line is not JSON; says which.
+        DamagedResultError: A line is no UTF-8 text, no JSON or no object; says which.
     """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
-        if not line:
-            continue
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise DamagedResultError(
-                f"{path}, line {number}, is not readable as JSON ({error}): restore the file, or delete it "
-                "to run that configuration again"
-            ) from error
-    return rows
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise DamagedResultError(
+                    f"{path}, line {number}, is no UTF-8 text ({error.reason}): {remedy}"
+                ) from error
+            except ValueError as error:
+                raise DamagedResultError(
+                    f"{path}, line {number}, is not readable as JSON ({error}): {remedy}"
+                ) from error
+            if not isinstance(row, dict):
+                raise DamagedResultError(f"{path}, line {number}, is no JSON object: {remedy}")
+            yield number, row
 
 
 class ResultStore:
