@@ -127,8 +127,6 @@ def test_moving_a_prompt_away_from_all_others_never_lowers_its_weight(estimator,
         return max(float(density[0]), float(order[math.ceil(cap * len(order)) - 1])) ** -gamma
 
     assert unnormalised(after.density) >= unnormalised(before.density) * (1 - 1e-3)
-    shares = [unnormalised(found.density) / (found.weights[0] * len(found.weights)) for found in (before, after)]
-    assert all(share > 0 for share in shares)
 
 
 @pytest.mark.parametrize("estimator", ["knn", "kde"])
