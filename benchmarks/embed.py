@@ -2,9 +2,9 @@
 
 python -m benchmarks.embed short=A/prompts_all.jsonl long=B/prompts_all.jsonl model=smollm2
 
-Takes 400 prompts of the first file and 200 of the second, shuffles them together with a seed, and embeds them both ways
-in turn with the same model, so that whatever else the machine does meets both. Prints seconds, the ratio of each round
-and their median.
+Takes 400 prompts of the first file and 200 of the second, leaves out and counts those of more than `longest` tokens,
+shuffles the rest together with a seed, and embeds them both ways in turn with the same model, so that whatever else the
+machine does meets both. Prints seconds, the ratio of each round and their median.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, describe_machine
 from latentwire.models import ModelSpec, load_model
 
-SETTINGS = {"short": "", "long": "", "model": "smollm2", "rounds": 3, "batch_tokens": 8192, "dtype": "float32",
-            "device": "cpu", "texts": 600}  # fmt: skip
+SETTINGS = {"short": "", "long": "", "model": "smollm2", "rounds": 3, "batch_tokens": 8192, "dtype": "auto",
+            "device": "cpu", "texts": 600, "longest": 1024}  # fmt: skip
 
 
 def in_file_order(embedder: HiddenEmbedder, texts: list[str]) -> torch.Tensor:
@@ -40,12 +40,16 @@ def main(arguments: list[str]) -> None:
     embedder = HiddenEmbedder(lm.model, lm.tokenizer)
     of_long = cfg.texts // 3
     texts = [prompt.text for prompt in read_prompts(Path(cfg.short))[: cfg.texts - of_long]]
-    texts += [prompt.text for prompt in read_prompts(Path(cfg.long)) if len(prompt.text) < 4000][:of_long]
+    texts += [prompt.text for prompt in read_prompts(Path(cfg.long))[:of_long]]
+    fitting = [text for text, length in zip(texts, embedder.lengths(texts), strict=True)
+               if length <= min(cfg.longest, embedder.max_tokens)]  # fmt: skip
+    too_long, texts = len(texts) - len(fitting), fitting
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [texts[i] for i in order]
     lengths = embedder.lengths(texts)
-    print(f"{cfg.model} {cfg.dtype} on {describe_machine(lm.device)}; {len(texts)} prompts of {min(lengths)} to "
-          f"{max(lengths)} tokens, {sum(lengths)} in all; batch_tokens={cfg.batch_tokens}")  # fmt: skip
+    print(f"{cfg.model} {lm.model.dtype} on {describe_machine(lm.device)}; {len(texts)} prompts of {min(lengths)} to "
+          f"{max(lengths)} tokens, {sum(lengths)} in all; batch_tokens={cfg.batch_tokens}; "
+          f"{too_long} longer ones left out")  # fmt: skip
     embed_texts(embedder, texts[:16], cfg.batch_tokens)
     ratios = []
     for _ in range(cfg.rounds):

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kat.neighbours import nearest
+from kat.neighbours import Lists, nearest
 from latentwire.harness.errors import UserError
 
 ESTIMATORS = ("kde", "knn")
 RESOLUTION = 1e-4  # distances of unit float32 rows below this are rounding: no density grows beyond its inverse
 BLOCK = 2048  # rows and columns of the kernel matrix held at a time (16 MiB)
 STEEPEST = 1e4  # of gamma, where one is solved for
+FAR = 4096  # rows that stand for all those outside the searched lists
+ERROR_ROWS = 1000  # rows whose kernels are summed exactly to measure the error
+MOST_ERROR = 0.05  # mean relative error of approximate kernel sums that is still accepted
 
 
 @dataclass
@@ -40,7 +43,8 @@ class Density:
 
     `density` and `weights` are (N,) float64, the weights of sum 1. `bandwidth` is the kernel's (the median distance to
     the k-th neighbour), for either estimator; `distinct` counts different embeddings; `capped` is the share of prompts
-    at the cap.
+    at the cap; `error` is the mean relative error of kernel sums over lists on a sample of rows (0 for exact ones, None
+    for knn, whose error `recall` tells).
     """
 
     density: Tensor
@@ -51,6 +55,7 @@ class Density:
     recall: float
     distinct: int
     capped: float
+    error: float | None
 
 
 def estimate(emb: Tensor, spec: DensitySpec, seed: int = 0) -> Density:
@@ -60,9 +65,11 @@ def estimate(emb: Tensor, spec: DensitySpec, seed: int = 0) -> Density:
     copies of a prompt do not hide the k others, and no distance is zero. A place of m copies is m times as dense, and
     each of its copies weighs accordingly less.
 
-    knn: m / mean distance to the k nearest. kde: sum of m_j exp(-d_j^2 / 2 h^2) over all places j, itself included: a
-    soft count of the prompts like this one, which is at least 1, so an outlier's weight is bounded and no logarithm
-    of zero is ever taken; without itself an outlier's density would be anything down to 0.
+    knn: m / mean distance to the k nearest places.
+
+    kde: sum of m_j exp(-d_j^2 / 2 h^2) over all places j, its own included. This is a soft count of the prompts like
+    this one. Its own place makes it at least 1, which bounds the weight of an outlier. Where the neighbours are sought
+    in lists the kernels are, too: see `kernel_sums_in_lists`.
 
     Args:
         emb: Unit rows, (N, D).
@@ -70,19 +77,28 @@ def estimate(emb: Tensor, spec: DensitySpec, seed: int = 0) -> Density:
         seed: Of the approximate search, where one is used.
 
     Raises:
-        UserError: Rows that are not finite or not of unit length, N <= k, a setting out of its range.
+        UserError: Rows that are not finite or not of unit length, N <= k, a setting out of its range, or an
+            approximate search or sum that errs too much.
     """
     _check(emb, spec)
     places, place_of, copies = distinct_rows(emb)
     found = nearest(places, spec.k, index=spec.index, min_recall=spec.min_recall, seed=seed)
     bandwidth = max(float(found.distances[:, -1].median()), RESOLUTION)
+    error: float | None = None
     if spec.estimator == "knn":
         density = copies / found.distances.double().mean(1).clamp(min=RESOLUTION)
+    elif found.lists is None:
+        density, error = kernel_sums(places, copies, bandwidth), 0.0
     else:
-        density = kernel_sums(places, copies, bandwidth)
+        density, error = kernel_sums_in_lists(places, copies, bandwidth, found.lists, seed)
+        if error > MOST_ERROR:
+            raise UserError(
+                f"index={spec.index}: the densities are off by {error:.0%} on average on a sample, more than "
+                f"{MOST_ERROR:.0%}; use sampler.index=exact, or estimator=knn"
+            )
     density = density[place_of]
     gamma, weights, capped = weigh(density, spec.gamma, spec.target_ess, spec.cap)
-    return Density(density, weights, gamma, bandwidth, found.index, found.recall, len(places), capped)
+    return Density(density, weights, gamma, bandwidth, found.index, found.recall, len(places), capped, error)
 
 
 def distinct_rows(emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,15 +122,51 @@ def kernel_sums(x: Tensor, copies: Tensor, bandwidth: float) -> Tensor:
     blocks = list(range(0, len(x), BLOCK))
     for i in blocks:
         for j in blocks[i // BLOCK :]:
-            # For unit rows |x - y|^2 / 2 = 1 - <x, y>; rounding must not make a kernel larger than 1.
-            kernel = (x[i : i + BLOCK] @ x[j : j + BLOCK].T).sub_(1).clamp_(max=0).div_(bandwidth**2)
+            kernel = _kernel(x[i : i + BLOCK], x[j : j + BLOCK], bandwidth)
             if i == j:
-                kernel.fill_diagonal_(0)
-            kernel.exp_()
+                kernel.fill_diagonal_(1)
             sums[i : i + BLOCK] += (kernel @ copies[j : j + BLOCK].float()).double()
             if j > i:
                 sums[j : j + BLOCK] += (copies[i : i + BLOCK].float() @ kernel).double()
     return sums
+
+
+def kernel_sums_in_lists(x: Tensor, copies: Tensor, bandwidth: float, lists: Lists, seed: int) -> tuple[Tensor, float]:
+    """Return what `kernel_sums` does, approximately, in a time that grows as N and not N^2, and its relative error.
+
+    The rows of the lists searched for neighbours are summed exactly. The others have small kernels but are many: FAR
+    rows drawn at random stand for all of them, weighted by their number, which is right on average.
+
+    Returns:
+        The sums, (N,) float64, and their mean relative error on a sample of rows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(x), generator=generator)[:FAR]
+    counts = copies.float()
+    sums = torch.zeros(len(x), dtype=torch.float64)
+    searched = torch.empty(len(x), dtype=torch.bool)
+    for queries, others in lists:
+        searched.fill_(False)[others] = True
+        far = drawn[~searched[drawn]]
+        stands_for = (copies.sum() - copies[others].sum()) / copies[far].sum().clamp(min=1)
+        for rows in queries.split(BLOCK // 4):
+            kernel = _kernel(x[rows], x[others], bandwidth)
+            kernel[rows[:, None] == others] = 1
+            beyond = _kernel(x[rows], x[far], bandwidth) @ counts[far]
+            sums[rows] = (kernel @ counts[others]).double() + stands_for * beyond.double()
+    sample = torch.randperm(len(x), generator=generator)[:ERROR_ROWS]
+    exact = torch.zeros(len(sample), dtype=torch.float64)
+    for columns in torch.arange(len(x)).split(BLOCK):
+        kernel = _kernel(x[sample], x[columns], bandwidth)
+        kernel[sample[:, None] == columns] = 1
+        exact += (kernel @ counts[columns]).double()
+    return sums, float((sums[sample] / exact - 1).abs().mean())
+
+
+def _kernel(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
+    """Return exp(-|x_i - y_j|^2 / 2 h^2), (N, M) float32."""
+    # For unit rows |x - y|^2 / 2 = 1 - <x, y>; rounding must not make a kernel larger than 1.
+    return (x @ y.T).sub_(1).clamp_(max=0).div_(bandwidth**2).exp_()
 
 
 def weigh(density: Tensor, gamma: float | None, target_ess: float | None, cap: float) -> tuple[float, Tensor, float]:

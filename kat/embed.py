@@ -1,12 +1,13 @@
 """Texts -> unit-norm embeddings (N, D): pooling over real tokens, batches by length, and the file embeddings.pt.
 
-An embedding depends on its text alone, not on its neighbours in the batch.
+An embedding depends on its text alone, up to the last bits, which shift with the shape of its batch; so a text that
+occurs several times is embedded once, and its copies are equal to the bit.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -43,7 +44,8 @@ class HiddenEmbedder:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.max_tokens = int(model.config.get_text_config().max_position_embeddings)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # recurrent models have none
+        self.max_tokens = int(tokenizer.model_max_length if limit is None else limit)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
@@ -200,39 +202,39 @@ def embed_texts(
     embedder: Embedder,
     texts: Sequence[str],
     batch_tokens: int = 8192,
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> Tensor:
     """Embed texts in batches of similar length, in their own order: (N, D) float32 unit rows on the CPU.
 
     Args:
         embedder: What turns a batch into vectors.
-        texts: At least one.
+        texts: At least one; each different text is embedded once.
         batch_tokens: Positions (rows x longest) embedded at a time.
-        advance: Told after each batch how many texts it had.
 
     Raises:
         UserError: No texts, an empty one, or one that the model cannot read whole; nothing is cut off.
     """
     if not texts:
         raise UserError("there is no text to embed")
-    lengths = embedder.lengths(texts)
-    for number, length in enumerate(lengths):
+    numbers: dict[str, int] = {}
+    row_of = [numbers.setdefault(text, len(numbers)) for text in texts]
+    distinct = list(numbers)
+    lengths = embedder.lengths(distinct)
+    for text, length in zip(distinct, lengths, strict=True):
         if length == 0:
-            raise UserError(f"text {number} has no tokens; remove it")
+            raise UserError(f"text {texts.index(text)} has no tokens; remove it")
         if length > embedder.max_tokens:
             raise UserError(
-                f"text {number} has {length} tokens, but the model reads {embedder.max_tokens} at most; remove or "
-                "shorten it, or use a model with a longer context"
+                f"text {texts.index(text)} has {length} tokens, but the model reads {embedder.max_tokens} at most; "
+                "remove or shorten it, or use a model with a longer context"
             )
     rows: Tensor | None = None
     for batch in plan(lengths, batch_tokens):
-        vectors = embedder.embed([texts[i] for i in batch])
+        vectors = embedder.embed([distinct[i] for i in batch])
         if rows is None:
-            rows = torch.empty(len(texts), vectors.shape[1])
+            rows = torch.empty(len(distinct), vectors.shape[1])
         rows[batch] = vectors
-        advance(len(batch))
     assert rows is not None
-    return rows
+    return rows[row_of]
 
 
 def embed_hidden(

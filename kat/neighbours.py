@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import faiss
@@ -20,17 +21,34 @@ INDEXES = ("auto", "exact", "ivf")
 
 
 @dataclass(frozen=True)
+class Lists:
+    """Rows grouped by k-means: the row numbers of each list, and for each list those nearest to it, itself included."""
+
+    members: list[Tensor]
+    near: list[list[int]]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through the lists: at most QUERIES rows of one, and the rows among which they are searched."""
+        for own, probed in zip(self.members, self.near, strict=True):
+            if len(own):
+                others = torch.cat([self.members[number] for number in probed])
+                for queries in own.split(QUERIES):
+                    yield queries, others
+
+
+@dataclass(frozen=True)
 class Neighbours:
     """The k nearest others of each row, nearest first.
 
     `distances` (N, K) float32, Euclidean; `ids` (N, K) int64, row numbers; `index` is what was searched, `recall`
-    the share of the true neighbours that it found on a sample of rows (1 for exact).
+    the share of the true neighbours that it found on a sample of rows (1 for exact); `lists` are those of ivf.
     """
 
     distances: Tensor
     ids: Tensor
     index: str
     recall: float
+    lists: Lists | None = None
 
 
 def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> Neighbours:
@@ -57,14 +75,14 @@ def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> N
     rows = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
     if index == "exact" or (index == "auto" and len(x) <= EXACT_UP_TO):
         return _measured(rows, _exact(rows, rows, np.arange(len(rows)), k), "exact", 1.0)
-    found = _in_lists(rows, k, seed)
+    found, lists = _in_lists(rows, k, seed)
     recall = _recall(rows, found, seed)
     if recall < min_recall:
         raise UserError(
             f"index={index}: found {recall:.3f} of the true neighbours on a sample, below min_recall={min_recall}; "
             "use sampler.index=exact, or lower sampler.min_recall"
         )
-    return _measured(rows, found, "ivf", recall)
+    return _measured(rows, found, "ivf", recall, lists)
 
 
 def _exact(rows: np.ndarray, queries: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
@@ -74,7 +92,7 @@ def _exact(rows: np.ndarray, queries: np.ndarray, own: np.ndarray, k: int) -> np
     return _without_self(flat.search(queries, k + 1)[1], own)
 
 
-def _in_lists(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
+def _in_lists(rows: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, Lists]:
     """Search each row among the PROBES lists nearest to its own, in AXES main axes; order the best by all of them.
 
     All rows of a list ask the same lists, so the search is a matrix product too. faiss's inverted lists compare row by
@@ -83,39 +101,43 @@ def _in_lists(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
     """
     x = torch.from_numpy(rows)
     reduced = _main_axes(x, seed)  # (N, A)
-    lists = max(LISTS, len(x) // ROWS_IN_LIST)
+    count = min(max(LISTS, len(x) // ROWS_IN_LIST), len(x))
     kmeans = faiss.Kmeans(
-        reduced.shape[1], lists, niter=8, seed=seed, min_points_per_centroid=1, max_points_per_centroid=64
+        reduced.shape[1], count, niter=8, seed=seed, min_points_per_centroid=1, max_points_per_centroid=64
     )
     kmeans.train(reduced.numpy())
     list_of = torch.from_numpy(kmeans.index.search(reduced.numpy(), 1)[1][:, 0])
-    members = list_of.argsort(stable=True).split(torch.bincount(list_of, minlength=lists).tolist())
+    members = list_of.argsort(stable=True).split(torch.bincount(list_of, minlength=count).tolist())
     centroids = torch.from_numpy(kmeans.centroids)
-    near = torch.cdist(centroids, centroids).topk(min(PROBES, lists), largest=False).indices.tolist()
+    near = torch.cdist(centroids, centroids).topk(min(PROBES, count), largest=False).indices.tolist()
+    lists = Lists(list(members), near)
     half_squares = (reduced**2).sum(1) / 2
     found = np.empty((len(x), k), dtype=np.int64)
-    for own, probed in zip(members, near, strict=True):
-        others = torch.cat([members[number] for number in probed])
-        for queries in own.split(QUERIES):
-            if len(others) <= k:
-                found[queries] = _exact(rows, rows[queries], queries.numpy(), k)
-                continue
-            # The nearest of x among y maximises <x, y> - |y|^2 / 2.
-            closeness = torch.addmm(-half_squares[others], reduced[queries], reduced[others].T)
-            some = others[closeness.topk(min(KEPT * (k + 1), len(others)), sorted=False).indices]
-            blocks = zip(some.split(64), queries.split(64), strict=True)  # their rows stay in the cache
-            cosine = torch.cat([(_gathered(x, i) * x[q, None]).sum(-1) for i, q in blocks])
-            best = some.gather(1, cosine.topk(k + 1).indices)
-            found[queries] = _without_self(best.numpy(), queries.numpy())
-    return found
+    for queries, others in lists:
+        if len(others) <= k:
+            found[queries] = _exact(rows, rows[queries], queries.numpy(), k)
+            continue
+        # The nearest of x among y maximises <x, y> - |y|^2 / 2.
+        closeness = torch.addmm(-half_squares[others], reduced[queries], reduced[others].T)
+        some = others[closeness.topk(min(KEPT * (k + 1), len(others)), sorted=False).indices]
+        blocks = zip(some.split(64), queries.split(64), strict=True)  # their rows stay in the cache
+        cosine = torch.cat([(_gathered(x, i) * x[q, None]).sum(-1) for i, q in blocks])
+        best = some.gather(1, cosine.topk(k + 1).indices)
+        found[queries] = _without_self(best.numpy(), queries.numpy())
+    return found, lists
 
 
 def _main_axes(x: Tensor, seed: int) -> Tensor:
-    """Return the coordinates on the AXES axes of largest variance of a sample of rows, (N, A)."""
+    """Return the coordinates on the AXES axes of largest variance of a sample of rows, (N, A), A <= AXES."""
     sample = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:10_000]
+    if x.shape[1] > len(sample):  # D x D would be the larger matrix, by far for embeddings as wide as a vocabulary
+        sample = sample[:1000]
     mean = x[sample].mean(0)
     centred = x[sample] - mean
-    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -AXES:]
+    if x.shape[1] > len(sample):
+        axes = torch.linalg.svd(centred, full_matrices=False).Vh[:AXES].T
+    else:
+        axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -AXES:]
     return (x @ axes - mean @ axes).contiguous()
 
 
@@ -132,13 +154,13 @@ def _recall(rows: np.ndarray, found: np.ndarray, seed: int) -> float:
     return float((found[sample][:, :, None] == true[:, None, :]).any(1).mean())
 
 
-def _measured(rows: np.ndarray, found: np.ndarray, index: str, recall: float) -> Neighbours:
+def _measured(rows: np.ndarray, found: np.ndarray, index: str, recall: float, lists: Lists | None = None) -> Neighbours:
     """Compute the distances from differences: 2 - 2 cos loses half the digits where neighbours are close."""
     x, ids = torch.from_numpy(rows), torch.from_numpy(found)
     blocks = zip(ids.split(64), x.split(64), strict=True)
     distances = torch.cat([(_gathered(x, i) - row[:, None]).square_().sum(-1).sqrt_() for i, row in blocks])
     distances, order = distances.sort(dim=-1, stable=True)
-    return Neighbours(distances, ids.gather(1, order), index, recall)
+    return Neighbours(distances, ids.gather(1, order), index, recall, lists)
 
 
 def _gathered(x: Tensor, ids: Tensor) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from kat.density import DensitySpec, estimate
+from kat.density import Density, DensitySpec, estimate
+from kat.diagnostics import diagnose
 from kat.prompts import normalise, render
 from latentwire.harness.errors import UserError
 
@@ -21,16 +23,19 @@ STATE_VERSION = 1
 class DensityAwareSampler(Sampler[int]):
     """Draws row numbers by weight; works in any DataLoader.
 
-    An epoch is one global order of draws that depends on the seed and the epoch alone. Rank r of R takes the draws
-    r, r + R, r + 2R, ...: together the ranks take each draw once, all equally many, and up to R - 1 draws at the end
-    (in general those that fill no batch on every rank) are left out. Each draw is handed out `num_generations` times
-    in a row. With `batch_repeats`, every `prompts_per_batch` draws are handed out that many times before the next, as
-    TRL's RepeatSampler does to reuse completions.
+    Order: an epoch is one list of draws, the same on every rank, fixed by the seed and the epoch alone.
 
-    The iteration after a finished epoch is the next epoch; one that was given up half-way is started again.
+    Ranks: rank r of R takes every R-th draw, from the r-th on. No draw is taken twice, and all ranks take equally
+    many: draws at the end that do not fill a batch on every rank are left out.
+
+    Groups: each draw is handed out `num_generations` times in a row. Each block of `prompts_per_batch` draws is handed
+    out `batch_repeats` times before the next, as TRL's RepeatSampler does to reuse completions.
+
+    Epochs: iterating again after a finished epoch gives the next one; an epoch given up half-way is started again;
     `set_epoch` chooses one.
 
-    `ledger` tells how often each prompt was meant to be drawn and was.
+    `ledger` tells how often each prompt was meant to be drawn and was. `density` is what `from_model` measured, else
+    None.
 
     Args:
         weights: One per row, at least 0, (N,); need not sum to 1.
@@ -82,6 +87,7 @@ class DensityAwareSampler(Sampler[int]):
             )
         if not replacement:
             self._check_without_replacement()
+        self.density: Density | None = None
         self.epoch = self.position = 0
         self._resume_at = 0
         self._order: tuple[int, Tensor] | None = None
@@ -122,6 +128,9 @@ class DensityAwareSampler(Sampler[int]):
 
         Raises:
             UserError: A prompt without text, too few prompts, a setting out of its range.
+
+        Warns:
+            UserWarning: The weights do nothing, or explode, as `kat.diagnostics.diagnose` says.
         """
         from kat.embed import embed_hidden
 
@@ -132,11 +141,25 @@ class DensityAwareSampler(Sampler[int]):
             emb = embed_hidden(model, tokenizer, [_text(i, prompt) for i, prompt in enumerate(prompts)], batch_tokens)
         finally:
             model.train(training)
-        return cls(estimate(emb, spec, seed).weights, seed=seed, **draws)
+        found = estimate(emb, spec, seed)
+        for words in diagnose(found.density, found.weights, found.gamma, [""] * len(emb))["warnings"]:
+            warnings.warn(words, stacklevel=2)
+        sampler = cls(found.weights, seed=seed, **draws)
+        sampler.density = found
+        return sampler
 
     def regrouped(self, num_generations: int, prompts_per_batch: int, batch_repeats: int) -> DensityAwareSampler:
-        """Return a new sampler with the same weights and seed that hands its draws out in other groups."""
-        return DensityAwareSampler(
+        """Return a new sampler with the same weights and seed that hands its draws out in other groups.
+
+        Raises:
+            UserError: This one has drawn already, or a state was loaded into it: other groups cannot go on there.
+        """
+        if self.epoch or self.position or self._resume_at or bool(self._drawn.any()):
+            raise UserError(
+                f"the sampler is at index {self.position or self._resume_at} of epoch {self.epoch}, which other groups "
+                "would lose; give a new sampler, and load a state into the regrouped one"
+            )
+        regrouped = DensityAwareSampler(
             self.weights,
             num_samples=self.num_samples,
             replacement=self.replacement,
@@ -147,6 +170,8 @@ class DensityAwareSampler(Sampler[int]):
             rank=self.rank,
             num_replicas=self.num_replicas,
         )
+        regrouped.density = self.density
+        return regrouped
 
     def __len__(self) -> int:
         """Return the number of indices that this rank is handed in a whole epoch."""
@@ -177,14 +202,11 @@ class DensityAwareSampler(Sampler[int]):
                 right for a plain loop; a DataLoader with workers, or one wrapped by Accelerate, asks for indices
                 ahead of their use, and only the training loop knows how many it has used.
         """
-        position = (self.position or self._resume_at) if consumed is None else consumed
-        if not 0 <= position <= len(self):
-            raise UserError(f"consumed={consumed}: an epoch has {len(self)} indices on this rank")
         return {
             "version": STATE_VERSION,
             "identity": self._identity(),
             "epoch": self.epoch,
-            "position": position,
+            "position": self._used(consumed),
             "meant": self._meant.clone(),
             "drawn": self._drawn.clone(),
         }
@@ -211,14 +233,23 @@ class DensityAwareSampler(Sampler[int]):
             self.position, self._resume_at = self._resume_at, 0
             self._enter(self.epoch + 1)
 
-    def ledger(self) -> tuple[Tensor, Tensor]:
+    def ledger(self, consumed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return how often each prompt was meant to be drawn (N,) float64, and was (N,) int64, over all ranks.
 
         Counts draws, not their repetitions, up to the step that this rank has reached; all ranks are in step. Without
         replacement the expectation is that of the sampling scheme in the limit of many prompts: 1 - exp(-w_i t).
+
+        Args:
+            consumed: As in `state_dict`: without it, what a loader has asked for ahead of its use counts too.
         """
-        meant, drawn = self._so_far(self.position or self._resume_at)
+        meant, drawn = self._so_far(self._used(consumed))
         return self._meant + meant, self._drawn + drawn
+
+    def _used(self, consumed: int | None) -> int:
+        """Return how many indices of this epoch were used: those handed out, unless the loop knows better."""
+        if consumed is not None and not 0 <= consumed <= len(self):
+            raise UserError(f"consumed={consumed}: an epoch has {len(self)} indices on this rank")
+        return (self.position or self._resume_at) if consumed is None else consumed
 
     def _enter(self, epoch: int) -> None:
         """Write what was drawn of this epoch into the ledger, and turn to another, or to this one again."""
@@ -357,18 +388,24 @@ def arm_weights(arm: str, weights: Tensor | Sequence[float], seed: int) -> Tenso
     raise UserError(f"sampler={arm}: unknown; use one of {', '.join(ARMS)}")
 
 
-def pair_weights(prompt_ids: Sequence[str], weights: Tensor, prompt_of_pair: Sequence[str]) -> Tensor:
+def pair_weights(
+    prompt_ids: Sequence[str], weights: Tensor, prompt_of_pair: Sequence[str], unread: Collection[str] = ()
+) -> Tensor:
     """Return a weight per pair, (P,) float64 of sum 1: a prompt's mass is divided evenly among its pairs.
 
-    Prompts without a pair, such as those of another split, leave their mass to the others in proportion.
+    Prompts without a pair, such as those of another split, leave their mass to the others in proportion. Pairs of
+    `unread` prompts get the weight 0, so they are never drawn; how many they are is said in a warning.
 
     Args:
         prompt_ids: Ids of the N prompts.
         weights: Their weights, (N,).
         prompt_of_pair: Prompt id of each of the P pairs.
+        unread: Ids of prompts that have no weight because the embedder could not read them: `too_long` in the
+            embeddings.json of task=embed.
 
     Raises:
-        UserError: A pair of a prompt that has no weight; there is no weight to assume for it.
+        UserError: A pair of any other prompt that has no weight (there is none to assume for it), or an unread prompt
+            that has one.
     """
     w = checked_weights(weights)
     row = {name: i for i, name in enumerate(prompt_ids)}
@@ -376,13 +413,20 @@ def pair_weights(prompt_ids: Sequence[str], weights: Tensor, prompt_of_pair: Seq
         raise UserError(
             f"{len(prompt_ids)} prompt ids ({len(row)} different) for {len(w)} weights; make the weights again"
         )
-    if strangers := sorted({name for name in prompt_of_pair if name not in row}):
+    if both := sorted(set(unread) & row.keys()):
+        raise UserError(f"prompt {both[0]} and {len(both) - 1} others are called unread but have a weight; give the "
+                        "too_long of the embeddings that these weights were made from")  # fmt: skip
+    if strangers := sorted({name for name in prompt_of_pair if name not in row} - set(unread)):
         raise UserError(
             f"prompt {strangers[0]} and {len(strangers) - 1} others have pairs but no weight; run task=density again "
-            "on the prompts of these pairs"
+            "on the prompts of these pairs, or name them as unread if the embedder left them out"
         )
-    rows = torch.tensor([row[name] for name in prompt_of_pair], dtype=torch.int64)
-    return checked_weights((w / torch.bincount(rows, minlength=len(w)))[rows])
+    rows = torch.tensor([row.get(name, len(w)) for name in prompt_of_pair], dtype=torch.int64)  # N: unread
+    if left_out := int((rows == len(w)).sum()):
+        warnings.warn(f"{left_out} of {len(rows)} pairs have a prompt that the embedder could not read: they get the "
+                      "weight 0 and are never drawn", stacklevel=2)  # fmt: skip
+    shares = torch.cat([w, torch.zeros(1, dtype=w.dtype)]) / torch.bincount(rows, minlength=len(w) + 1)
+    return checked_weights(shares[rows])
 
 
 def _text(row: int, prompt: Any) -> str:
@@ -390,9 +434,13 @@ def _text(row: int, prompt: Any) -> str:
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     try:
-        return render(normalise(prompt))
+        messages = normalise(prompt)
+        text = render(messages)
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"prompt {row} is {type(prompt).__name__}: expected a text or a list of messages with role and content; "
             "give data_set['prompt']"
         ) from error
+    if not any(message["content"] for message in messages):
+        raise UserError(f"prompt {row} is blank: it has no text to embed; remove it")
+    return text

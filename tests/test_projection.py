@@ -118,3 +118,58 @@ def test_the_page_works_in_a_browser(tmp_path):
     assert told == {"errors": "0", "points": "500", "drawn": "500", "matches": "15"}  # 42, 142 to 442, 420 to 429
     assert "15 of 500 prompts" in document and "crowded" in document
     assert "CONSOLE" not in log
+
+
+# Acts on the page as a user would, draws it after each act, and writes what it then shows into the dataset.
+ACTS = """
+const told = page.dataset, canvasOf = document.getElementById("map"), after = [];
+const pointer = (kind, x, y, id = 1) => canvasOf.dispatchEvent(
+  new PointerEvent(kind, { pointerId: id, clientX: x, clientY: y, bubbles: true }));
+canvasOf.setPointerCapture = () => {};  // made-up pointers cannot be captured
+const change = (id, kind, set) => { const e = document.getElementById(id); set(e); e.dispatchEvent(new Event(kind)); };
+const width = () => Math.max(...px) - Math.min(...px), area = () => pr.reduce((a, b) => a + b, 0);
+const spread = () => Math.max(...pr) / Math.min(...pr), tip = document.getElementById("tip");
+const legend = () => document.getElementById("legend").textContent;
+const steps = [
+  () => { told.yaw = view.yaw.toFixed(3); after.x = px[7]; after.width = width();
+    pointer("pointerdown", 600, 300); pointer("pointermove", 700, 300); pointer("pointerup", 700, 300); },
+  () => { told.turned = (view.yaw - Number(told.yaw)).toFixed(3); told.moved = px[7] !== after.x;
+    view.yaw = Number(told.yaw); pointer("pointermove", 1, 1);
+    canvasOf.dispatchEvent(new WheelEvent("wheel", { deltaY: -200, cancelable: true })); },
+  () => { told.zoomed = (width() / after.width > 1.2); told.zoom = view.zoom.toFixed(3);
+    pointer("pointerdown", 500, 300, 1); pointer("pointerdown", 600, 300, 2); pointer("pointermove", 700, 300, 2);
+    pointer("pointerup", 700, 300, 2); pointer("pointerup", 500, 300, 1); },
+  () => { told.pinched = (view.zoom / Number(told.zoom)).toFixed(2);
+    document.getElementById("reset").click(); },
+  () => { told.reset = view.zoom === 1;
+    let front = 0; for (let i = 0; i < n; i++) if (pz[i] > pz[front]) front = i;
+    pointer("pointermove", px[front], py[front]); told.front = data.id[front]; told.shown = tip.style.display;
+    told.tip = tip.textContent.includes(data.id[front]) && tip.textContent.includes(data.text[front]);
+    pointer("pointerleave", 0, 0); told.hidden = tip.style.display; },
+  () => { told.legend = legend(); change("colour", "change", e => { e.value = "density"; }); },
+  () => { told.recoloured = legend(); told.sized = spread() > 2;
+    change("sized", "change", e => { e.checked = false; }); },
+  () => { told.even = spread() < 2; change("search", "input", e => { e.value = "number 42"; }); },
+  () => { told.count = document.getElementById("count").textContent; told.done = "yes"; },
+];
+for (const step of steps) { step(); paint(); }
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_the_page_turns_zooms_shows_texts_and_searches_when_it_is_used(tmp_path):
+    file = tmp_path / "map.html"
+    rows = points(500)
+    for i, row in enumerate(rows):
+        row["weight"] *= 0.25 if i % 2 else 9
+    html = page(rows, "Prompt map", ["PC1", "PC2", "PC3"])
+    file.write_text(html.replace("</body>", f"<script>{ACTS}</script></body>"), encoding="utf-8")
+    told, _, log = opened(file, tmp_path / "one")
+    assert told.get("done") == "yes", log
+    assert told["errors"] == "0" and "CONSOLE" not in log
+    assert (told["turned"], told["moved"]) == ("0.700", "true")  # 100 pixels
+    assert (told["zoomed"], told["pinched"], told["reset"]) == ("true", "2.00", "true")
+    assert (told["shown"], told["tip"], told["hidden"]) == ("block", "true", "none")
+    assert "nq_open" in told["legend"] and told["recoloured"] == "crowdedrare"
+    assert (told["sized"], told["even"]) == ("true", "true")
+    assert (told["matches"], told["count"]) == ("15", "15 of 500 prompts")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import io
 import random
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import BatchSampler, DataLoader
 
 from kat.density import DensitySpec, estimate
-from kat.embed import embed_hidden
+from kat.embed import HiddenEmbedder, embed_hidden
 from kat.sampler import ARMS, DensityAwareSampler, arm_weights, draw, expected_draws, pair_weights
 from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
@@ -221,6 +223,10 @@ def test_behind_a_loader_that_asks_ahead_the_loop_says_what_it_has_used(workers)
     resumed.load_state_dict(sampler.state_dict(consumed=20))
     assert used + [int(row) for row in DataLoader(range(10), batch_size=None, sampler=resumed)] == expected
     assert int(resumed.ledger()[1].sum()) == 64
+    assert sampler.ledger(consumed=20)[1].tolist() == torch.bincount(torch.tensor(used), minlength=10).tolist()
+    assert float(sampler.ledger(consumed=20)[0].sum()) == pytest.approx(20)
+    with pytest.raises(UserError, match="consumed=65"):
+        sampler.ledger(consumed=65)
 
 
 def test_a_loader_that_has_asked_for_the_whole_epoch_is_still_resumed_within_it():
@@ -257,6 +263,19 @@ def test_a_state_with_other_weights_or_none_at_all_is_refused():
             make().load_state_dict(strange)
     with pytest.raises(UserError, match="consumed=11"):
         make().state_dict(consumed=11)
+
+
+def test_regrouping_does_not_lose_what_was_drawn_or_loaded():
+    groups = {"num_generations": 2, "prompts_per_batch": 2, "batch_repeats": 1}
+    assert make(num_samples=10).regrouped(**groups).draws == 10
+    sampler = make(num_samples=10)
+    iterator = iter(sampler)
+    assert [next(iterator) for _ in range(3)] == list(make(num_samples=10))[:3]
+    loaded = make(num_samples=10)
+    loaded.load_state_dict(sampler.state_dict())
+    for used in (sampler, loaded):
+        with pytest.raises(UserError, match="at index 3 of epoch 0, which other groups would lose"):
+            used.regrouped(**groups)
 
 
 # Weights, arms and pairs.
@@ -324,6 +343,19 @@ def test_a_prompts_mass_is_divided_among_its_pairs():
         pair_weights(["a", "a"], torch.tensor([1.0, 1.0]), ["a"])
 
 
+def test_pairs_of_prompts_that_could_not_be_read_are_left_out_and_counted():
+    with pytest.warns(UserWarning, match="^2 of 4 pairs have a prompt that the embedder could not read"):
+        w = pair_weights(["a", "b"], torch.tensor([0.75, 0.25]), ["d", "a", "b", "d"], unread=["d", "e"])
+    assert w.tolist() == pytest.approx([0, 0.75, 0.25, 0])
+    with pytest.raises(UserError, match="prompt c and 0 others have pairs but no weight"):
+        pair_weights(["a"], torch.tensor([1.0]), ["a", "c", "d"], unread=["d"])
+    with pytest.raises(UserError, match="prompt a and 0 others are called unread but have a weight"):
+        pair_weights(["a"], torch.tensor([1.0]), ["a"], unread=["a"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pair_weights(["a"], torch.tensor([1.0]), ["a"], unread=["d"])
+
+
 # By itself, from a model.
 
 PROMPTS = [f"What is the capital of country number {i}?" for i in range(20)] + ["def f(x): return x", "Sing to me."]
@@ -351,3 +383,43 @@ def test_from_model_takes_messages_and_refuses_what_is_no_prompt(tiny):
         DensityAwareSampler.from_model(["a", 3], tiny.model, tiny.tokenizer)
     with pytest.raises(UserError, match="needs at least 11 different prompts"):
         DensityAwareSampler.from_model(PROMPTS[:5], tiny.model, tiny.tokenizer)
+    for blank in (" \n", [{"role": "system", "content": ""}, {"role": "user", "content": " "}]):
+        with pytest.raises(UserError, match="prompt 1 is blank"):
+            DensityAwareSampler.from_model(["a", blank], tiny.model, tiny.tokenizer)
+
+
+def test_equal_prompts_are_one_place_whatever_batch_they_would_fall_into(tiny):
+    copies = [PROMPTS[0]] * 7 + PROMPTS + [PROMPTS[20]] * 5
+    sampler = DensityAwareSampler.from_model(copies, tiny.model, tiny.tokenizer, k=5, batch_tokens=40)
+    assert sampler.density.distinct == len(PROMPTS)
+    assert len(set(sampler.density.density[[*range(8), 0]].tolist())) == 1
+    emb = embed_hidden(tiny.model, tiny.tokenizer, copies, batch_tokens=40)
+    assert all(torch.equal(emb[0], emb[i]) for i in range(8))
+    assert torch.equal(emb[-1], emb[7 + 20])
+
+
+def test_from_model_keeps_what_it_measured_and_warns_of_weights_that_are_none(tiny):
+    def sampler(**settings):
+        return DensityAwareSampler.from_model(PROMPTS, tiny.model, tiny.tokenizer, k=5, **settings)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        usual = sampler()
+    torch.testing.assert_close(usual.density.weights, usual.weights)
+    assert usual.density.gamma > 0 and usual.density.distinct == 22
+    assert usual.regrouped(2, 2, 1).density is usual.density
+    assert make().density is None
+    with pytest.warns(UserWarning, match="^the weights do nothing: ESS/N is 1.000"):
+        sampler(gamma=0.0, target_ess=None)
+    with pytest.warns(UserWarning) as found:
+        sampler(gamma=100.0, target_ess=None, cap=1.0)
+    assert [str(warning.message).split(":")[0].split(" is ")[0] for warning in found] == [
+        "the weights explode",
+        "gamma",
+    ]
+
+
+def test_a_model_without_a_longest_text_reads_what_its_tokenizer_does(tiny):
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
+    embedder = HiddenEmbedder(SimpleNamespace(config=config), SimpleNamespace(model_max_length=77))
+    assert embedder.max_tokens == 77

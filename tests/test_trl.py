@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,10 +66,92 @@ def test_a_trainer_that_is_resumed_goes_on_with_the_next_draw(policy, monkeypatc
     trainer = trl_density.train(model, tokenizer, prompts, str(tmp_path), **settings)
     whole = list(seen)
     seen.clear()
-    attach(trainer, trainer._get_train_sampler())
+    used = trainer._get_train_sampler()
+    with pytest.raises(UserError, match="which other groups would lose"):
+        attach(trainer, used)
+    attach(trainer, DensityAwareSampler(used.weights, seed=used.seed))
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
     assert seen == whole[-len(seen) :]
     assert len(seen) == 8 and len(whole) == 40
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_of_two_that_is_resumed_within_an_epoch_goes_on_with_its_next_draw(rank, tmp_path):
+    """A resumed rank reads SkipBatchSampler(BatchSamplerShard(BatchSampler(sampler))): both made by hand here."""
+    from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
+    from torch.utils.data import BatchSampler
+    from transformers import Trainer, TrainingArguments
+
+    seen: list[int] = []
+
+    class Judge(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, row):
+            seen.extend(row.tolist())
+            return {"loss": self.weight**2 * row.float().mean()}
+
+    def run(**settings):
+        seen.clear()
+        args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, max_steps=9, save_steps=6)
+        trainer = Trainer(Judge(), args, train_dataset=[{"row": row} for row in range(16)])
+        sampler = attach(trainer, DensityAwareSampler(range(1, 17), seed=2))
+        shard = BatchSamplerShard(BatchSampler(sampler, 2, drop_last=True), num_processes=2, process_index=rank)
+        trainer.get_train_dataloader = lambda: DataLoaderShard(
+            trainer.train_dataset, batch_sampler=shard, collate_fn=trainer.data_collator
+        )
+        trainer.train(**settings)
+        return list(seen)
+
+    order = DensityAwareSampler(range(1, 17), seed=2)
+    batches = [epoch[i : i + 2] for epoch in (list(order) for _ in range(3)) for i in range(2 * rank, 16, 4)]
+    expected = [row for batch in batches[:9] for row in batch]  # 4 steps an epoch
+    assert run() == expected
+    assert run(resume_from_checkpoint=str(tmp_path / "checkpoint-6")) == expected[12:]
+
+
+RANK = """
+import sys
+from types import SimpleNamespace
+import torch
+from kat.sampler import DensityAwareSampler
+from kat.trl import attach
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+trainer = SimpleNamespace(_get_train_sampler=None, train_dataset=range(6), add_callback=id, remove_callback=id,
+                          accelerator=SimpleNamespace(device=torch.device("cpu")))
+sampler = attach(trainer, DensityAwareSampler([1.0, 2.0, 3.0, 4.0, 5.0, 6.0 + 1e-3 * rank]))
+print(sampler.weights.numpy().tobytes().hex())
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_weights_come_from_the_first_rank_where_there_are_several(monkeypatch):
+    first = DensityAwareSampler([1.0, 2.0, 4.0])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        torch.distributed, "broadcast", lambda tensor, src: tensor.copy_(first.weights) if src == 0 else 0
+    )
+    trainer = SimpleNamespace(_get_train_sampler=None, train_dataset=range(3), add_callback=id, remove_callback=id,
+                              accelerator=SimpleNamespace(device=torch.device("cpu")))  # fmt: skip
+    assert list(attach(trainer, DensityAwareSampler([1.0, 2.0, 3.9]))) == list(first)
+    assert torch.equal(trainer._get_train_sampler().weights, first.weights)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("SLOW_TESTS"), reason="starts two processes; set SLOW_TESTS=1")
+def test_all_ranks_take_the_weights_of_the_first(tmp_path):
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path / "meeting")], text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).resolve().parents[1])
+        for rank in range(2)
+    ]  # fmt: skip
+    told = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+    assert told[0][0] == told[1][0]
+    assert told[0][0].strip() == DensityAwareSampler([1.0, 2, 3, 4, 5, 6]).weights.numpy().tobytes().hex()
 
 
 def test_the_reward_trainer_draws_pairs_by_weight(policy, tmp_path):
