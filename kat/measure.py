@@ -60,6 +60,7 @@ def density(cfg: DictConfig) -> dict[str, Any]:
         "bandwidth": found.bandwidth,
         "index": found.index,
         "recall": found.recall,
+        "error": found.error,
         "distinct_embeddings": found.distinct,
         "capped_share": found.capped,
         **diagnose(found.density, found.weights, found.gamma, [prompt.source for prompt in prompts], clusters),
