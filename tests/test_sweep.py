@@ -298,7 +298,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(cli, monkeypatch
     status, _, err = cli("-m", "sweep=smoke", *SMALL)
     assert status == 1
     assert "No space left on device" in err
-    assert "finished configurations are kept" in err
+    assert "what is finished is kept" in err
     assert sorted(path.name for path in Path("outputs/smoke").iterdir()) == [
         "baseline.json",
         "baseline.predictions.jsonl",
