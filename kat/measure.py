@@ -17,12 +17,12 @@ import latentwire
 from kat.clusters import closest_to_centroid, cluster
 from kat.density import Density, DensitySpec, estimate
 from kat.diagnostics import diagnose
+from kat.draws import arm_weights, draw
 from kat.embed import load_embeddings
 from kat.files import beside, destination, locate, record_of, task
 from kat.plots import plot_weights
 from kat.projection import page, project
 from kat.prompts import Prompt, read_prompts
-from kat.sampler import arm_weights, draw
 from kat.tables import read_clusters, read_weights, same_ids
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256

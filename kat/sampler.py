@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,10 @@ from torch.utils.data import Sampler
 
 from kat.density import Density, DensitySpec, estimate
 from kat.diagnostics import diagnose
+from kat.draws import checked_weights, draw, expected_draws
 from kat.prompts import normalise, render
 from latentwire.harness.errors import UserError
 
-ARMS = ("uniform", "density", "reversed", "shuffled")
 STATE_VERSION = 1
 
 
@@ -311,122 +311,6 @@ class DensityAwareSampler(Sampler[int]):
                 f"num_samples={self.num_samples} without replacement draws every prompt once, so the weights would "
                 "change nothing but the order; draw fewer, or use replacement=true"
             )
-
-
-def checked_weights(weights: Tensor | Sequence[float]) -> Tensor:
-    """Return weights as float64 of sum 1, (N,).
-
-    Raises:
-        UserError: Not one row of numbers, negative, not finite, or of sum 0.
-    """
-    w = torch.as_tensor(weights, dtype=torch.float64).detach().cpu().clone()
-    if w.ndim != 1 or len(w) == 0:
-        raise UserError(f"weights of shape {tuple(w.shape)}: expected one number per prompt")
-    bad = ~(w.isfinite() & (w >= 0))
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise UserError(f"weight {float(w[row])} of row {row}: must be finite and not negative; make the weights again")
-    if w.sum() == 0:
-        raise UserError("all weights are 0, so nothing can be drawn; make the weights again")
-    return w / w.sum()
-
-
-def draw(weights: Tensor, count: int, *, replacement: bool, generator: torch.Generator) -> Tensor:
-    """Draw rows by weight, (count,) int64, for any number of rows (torch.multinomial ends at 2^24).
-
-    Args:
-        weights: (N,) float64 of sum 1. A row of weight 0 is never drawn.
-        count: Rows to draw; without replacement at most as many as have a weight.
-        replacement: With: inverse of the cumulative weights. Without: see the class.
-        generator: Of the random numbers.
-    """
-    if replacement:
-        reached = weights.cumsum(0)
-        uniform = torch.rand(count, generator=generator, dtype=torch.float64) * reached[-1]
-        last = int(weights.nonzero()[-1])
-        return torch.searchsorted(reached, uniform, right=True).clamp(max=last)
-    exponential = torch.empty(len(weights), dtype=torch.float64).exponential_(generator=generator)
-    return (exponential / weights).topk(count, largest=False, sorted=True).indices
-
-
-def expected_draws(weights: Tensor, count: int, replacement: bool) -> Tensor:
-    """Return how often each row is drawn on average in `count` draws, (N,) float64."""
-    if replacement or count == 0:
-        return weights * count
-    if count == int((weights > 0).sum()):
-        return (weights > 0).double()
-    low, high = 0.0, 1.0
-    while float(-torch.expm1(-weights * high).sum()) < count:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        few = float(-torch.expm1(-weights * middle).sum()) < count
-        low, high = (middle, high) if few else (low, middle)
-    return -torch.expm1(-weights * high)
-
-
-def arm_weights(arm: str, weights: Tensor | Sequence[float], seed: int) -> Tensor:
-    """Return the weights of one arm of the experiment from those of the density, (N,) float64 of sum 1.
-
-    uniform: all equal. density: as they are. reversed: the same weights in opposite order, so that the rarest prompt
-    gets what the most crowded had. shuffled: the same weights assigned at random. The last two have the same histogram
-    and so the same repetition, without (or against) the meaning.
-
-    Raises:
-        UserError: An unknown arm, or weights that are none.
-    """
-    w = checked_weights(weights)
-    if arm == "uniform":
-        return torch.full_like(w, 1 / len(w))
-    if arm == "density":
-        return w
-    if arm == "reversed":
-        order = w.argsort(stable=True)
-        return torch.empty_like(w).scatter(0, order, w[order.flip(0)])
-    if arm == "shuffled":
-        return w[torch.randperm(len(w), generator=torch.Generator().manual_seed(seed))]
-    raise UserError(f"sampler={arm}: unknown; use one of {', '.join(ARMS)}")
-
-
-def pair_weights(
-    prompt_ids: Sequence[str], weights: Tensor, prompt_of_pair: Sequence[str], unread: Collection[str] = ()
-) -> Tensor:
-    """Return a weight per pair, (P,) float64 of sum 1: a prompt's mass is divided evenly among its pairs.
-
-    Prompts without a pair, such as those of another split, leave their mass to the others in proportion. Pairs of
-    `unread` prompts get the weight 0, so they are never drawn; how many they are is said in a warning.
-
-    Args:
-        prompt_ids: Ids of the N prompts.
-        weights: Their weights, (N,).
-        prompt_of_pair: Prompt id of each of the P pairs.
-        unread: Ids of prompts that have no weight because the embedder could not read them: `too_long` in the
-            embeddings.json of task=embed.
-
-    Raises:
-        UserError: A pair of any other prompt that has no weight (there is none to assume for it), or an unread prompt
-            that has one.
-    """
-    w = checked_weights(weights)
-    row = {name: i for i, name in enumerate(prompt_ids)}
-    if len(row) != len(w):
-        raise UserError(
-            f"{len(prompt_ids)} prompt ids ({len(row)} different) for {len(w)} weights; make the weights again"
-        )
-    if both := sorted(set(unread) & row.keys()):
-        raise UserError(f"prompt {both[0]} and {len(both) - 1} others are called unread but have a weight; give the "
-                        "too_long of the embeddings that these weights were made from")  # fmt: skip
-    if strangers := sorted({name for name in prompt_of_pair if name not in row} - set(unread)):
-        raise UserError(
-            f"prompt {strangers[0]} and {len(strangers) - 1} others have pairs but no weight; run task=density again "
-            "on the prompts of these pairs, or name them as unread if the embedder left them out"
-        )
-    rows = torch.tensor([row.get(name, len(w)) for name in prompt_of_pair], dtype=torch.int64)  # N: unread
-    if left_out := int((rows == len(w)).sum()):
-        warnings.warn(f"{left_out} of {len(rows)} pairs have a prompt that the embedder could not read: they get the "
-                      "weight 0 and are never drawn", stacklevel=2)  # fmt: skip
-    shares = torch.cat([w, torch.zeros(1, dtype=w.dtype)]) / torch.bincount(rows, minlength=len(w) + 1)
-    return checked_weights(shares[rows])
 
 
 def _text(row: int, prompt: Any) -> str:

@@ -14,8 +14,10 @@ ENTRIES = sorted(ROOT.glob("*.py"))
 PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks", "examples")]
 CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
 PURE = [f"latentwire.{name}" for name in ("analysis", "metrics", "neighbours", "sources", "transforms", "vocabulary")]
-PURE += [f"kat.{name}" for name in ("clusters", "density", "diagnostics", "embed", "formats", "neighbours", "pairs")]
-PURE += [f"kat.{name}" for name in ("projection", "prompts", "sampler", "shards", "tables")]
+PURE += [
+    f"kat.{name}" for name in ("clusters", "density", "diagnostics", "draws", "embed", "formats", "neighbours", "pairs")
+]
+PURE += [f"kat.{name}" for name in ("pairs", "projection", "prompts", "sampler", "shards", "tables")]
 JOB = re.compile(r"([a-z]\w*(\.\w+)+):\w+")
 
 

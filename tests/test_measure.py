@@ -15,9 +15,9 @@ from planted import planted
 
 import run
 from kat.clusters import closest_to_centroid, cluster
+from kat.draws import arm_weights
 from kat.embed import load_embeddings
 from kat.projection import project
-from kat.sampler import arm_weights
 from kat.tables import read_weights
 from latentwire.harness.errors import UserError
 
