@@ -38,6 +38,7 @@ class Task:
 
 
 tasks: dict[str, Task] = {}
+entry = "run"  # root of the config tree that this program reads: run or train
 position: tuple[int, int] | None = None  # this job among those of the sweep, (3, 35)
 
 
@@ -49,6 +50,8 @@ def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] 
         known_tasks: The jobs of this entry.
         arguments: The command line, without the program's name; by default the real one.
     """
+    global entry
+    entry = config_name
     tasks.clear()
     tasks.update(known_tasks)
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -85,7 +88,7 @@ class _StoppedError(BaseException):
 def _run(cfg: DictConfig) -> Any:
     try:
         if cfg.task not in tasks:
-            raise UserError(f"task={cfg.task}: not a task of this program; use one of {', '.join(tasks)}")
+            raise UserError(f"task={cfg.task}: not a task of {entry}.py; use one of {', '.join(tasks)}")
         return _function(tasks[cfg.task].run)(cfg)
     except Exception as error:
         raise _StoppedError(error) from error
@@ -202,7 +205,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
 def _unknown_setting(key: str, arguments: list[str]) -> str:
     """Say why a setting does not exist; a dial of another transform or source is named as such."""
     given = next((a for a in arguments if a.startswith(f"{key}=")), key)
-    task = next((a.split("=", 1)[1] for a in arguments if a.startswith("task=")), "evaluate")
+    default = next((choice for group, choice in _included(CONF / f"{entry}.yaml") if group == "task"), "")
+    task = next((a.split("=", 1)[1] for a in arguments if a.startswith("task=")), default)
     of_task = _settings_with(CONF / "task" / f"{task}.yaml")
     for group, default in sorted(_default_choices().items(), key=lambda item: item[0] not in of_task):
         owners = {path.stem: _settings_with(path) for path in sorted((CONF / group).glob("*.yaml"))}
@@ -221,16 +225,18 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
             f"{given}: {group}={chosen} has no such dial (its dials: {dials}); {key} belongs to "
             f"{' and '.join(f'{group}={name}' for name in having)}"
         )
-    known = ", ".join(sorted(_root_settings(CONF / "run.yaml")))
+    known = ", ".join(
+        sorted({*_root_settings(CONF / f"{entry}.yaml"), *_root_settings(CONF / "task" / f"{task}.yaml")})
+    )
     return f"{given}: no such setting; there are {known}, and the groups {', '.join(_groups())}"
 
 
 def _default_choices() -> dict[str, str]:
     """Return the groups that have settings of their own at the root, and what is chosen of each by default."""
     groups = ("embed_transform", "embed_source", "data", "task", "pairs", "embedder")
-    files = (CONF / "run.yaml", *sorted((CONF / "task").glob("*.yaml")))
+    files = (CONF / f"{entry}.yaml", *sorted((CONF / "task").glob("*.yaml")))
     found = {group: choice for path in files for group, choice in _included(path)}
-    return {group: found[group] for group in groups}
+    return {group: found[group] for group in groups if group in found}
 
 
 def _settings_with(path: Path) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -26,27 +25,19 @@ class Job:
 
 
 def variants(jobs: list[Job]) -> list[str]:
-    """Return what tells jobs of equal names apart: the settings that vary but are not in the name ('@seed1')."""
-    names = Counter(job.config.name for job in jobs)
-    if max(names.values()) == 1:
-        return [""] * len(jobs)
+    """Return what tells jobs of equal names apart: the settings that vary among them, '@seed1'."""
     settings = [dict(override.split("=", 1) for override in job.overrides) for job in jobs]
-    varied = [key for key in settings[0] if len({setting.get(key) for setting in settings}) > 1]
-    named = {"embed_transform", "embed_source"} | dial_names(jobs)
+    namesakes: dict[str, list[dict[str, str]]] = {}
+    for job, setting in zip(jobs, settings, strict=True):
+        namesakes.setdefault(job.config.name, []).append(setting)
     return [
         "".join(
-            "@" + re.sub(r"[^\w.+-]+", "_", f"{key}{setting[key]}")
-            for key in varied
-            if key in setting and key not in named
+            "@" + re.sub(r"[^\w.+-]+", "_", f"{key}{value}")
+            for key, value in setting.items()
+            if len({other.get(key) for other in namesakes[job.config.name]}) > 1
         )
-        for setting in settings
+        for job, setting in zip(jobs, settings, strict=True)
     ]
-
-
-def dial_names(jobs: list[Job]) -> set[str]:
-    """Return the dials of all sources and transforms of the jobs."""
-    nodes = [node for job in jobs for node in (job.config.embed_source, job.config.embed_transform)]
-    return {str(dial) for node in nodes for dial in node.dials}
 
 
 def expand(grids: Any, command_line: list[Override]) -> list[list[str]]:

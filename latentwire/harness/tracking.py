@@ -1,9 +1,10 @@
-"""W&B or nothing, behind two methods. A tracker that fails warns once and never stops a run."""
+"""W&B or nothing: finished results, and the metrics of a training run. A tracker that fails never stops a run."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,21 +79,16 @@ class WandbTracker:
         try:
             import wandb
 
-            mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with wandb.init(
+            with _init(
+                self.folder,
+                key,
                 project=self.project,
                 entity=self.entity,
                 group=self.group,
                 job_type=job_type,
                 name=name,
-                id=hashlib.sha256(key.encode()).hexdigest()[:16],  # the same result again is the same run
-                resume="allow",
                 tags=[*self.tags, *tags],
                 config=config,
-                dir=str(self.folder),
-                mode=mode,
-                settings=wandb.Settings(silent=True),
             ) as run:
                 run.summary.update(summary)
                 if table is not None:
@@ -113,3 +109,103 @@ def make_tracker(name: str, **settings: Any) -> Tracker:
     if name == "wandb":
         return WandbTracker(**settings)
     raise UserError(f"tracker={name}: unknown; use none or wandb")
+
+
+def _init(folder: Path, key: str, **settings: Any) -> Any:
+    """Open a W&B run below `folder`; the same key again is the same run. Offline without a login."""
+    import wandb
+
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        id=hashlib.sha256(key.encode()).hexdigest()[:16],
+        resume="allow",
+        dir=str(folder),
+        mode=mode,
+        settings=wandb.Settings(silent=True),
+        **settings,
+    )
+
+
+class TrainingRun:
+    """Where a training loop reports to while it runs: nobody."""
+
+    def log(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """Report the numbers of a step."""
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        """Report a distribution."""
+
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Report rows of plain values."""
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Report what came out, and end."""
+
+
+class WandbTrainingRun(TrainingRun):
+    """One W&B run for one training run, which a resumed run goes on with; offline below `folder` without a login."""
+
+    def __init__(self, folder: Path, name: str, config: dict[str, Any], **settings: Any) -> None:
+        self.broken = not speaks()
+        self.run: Any = None
+        self._try(lambda: self._open(folder, name, config, settings))
+
+    def log(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """Report the numbers of a step."""
+        self._try(lambda: self.run.log({"step": step, **numbers}))
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        """Report a distribution, (N,) numbers."""
+        import wandb
+
+        self._try(lambda: self.run.log({"step": step, name: wandb.Histogram(list(values))}))
+
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Report rows of plain values."""
+        import wandb
+
+        table = {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}
+        self._try(lambda: self.run.log({"step": step, **table}))
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Report what came out, and end."""
+        self._try(lambda: self.run.summary.update(dict(summary)))
+        self._try(lambda: self.run.finish())
+
+    def _open(self, folder: Path, name: str, config: dict[str, Any], settings: dict[str, Any]) -> None:
+        self.run = _init(folder, f"{folder.resolve()}/{name}", name=name, config=config, **settings)
+        # A resumed run repeats the steps after its checkpoint; with an axis of its own they fall on one another.
+        self.run.define_metric("*", step_metric="step")
+
+    def _try(self, report: Callable[[], Any]) -> None:
+        if self.broken:
+            return
+        try:
+            report()
+        except Exception as error:  # a tracker never stops a run; whatever it raised is shown, once
+            self.broken = True
+            say(f"warning: W&B failed and is off for the rest of this run ({type(error).__name__}: {error})")
+
+
+def start_run(tracker: Mapping[str, Any], folder: Path, group: str, name: str, config: dict[str, Any]) -> TrainingRun:
+    """Return where a training run reports to.
+
+    Args:
+        tracker: The config's node `tracker`: name, and for W&B project, entity and tags.
+        folder: Of the run.
+        group: Of runs that belong together, the task.
+        name: Of the run.
+        config: Resolved, as plain values.
+
+    Raises:
+        UserError: An unknown tracker.
+    """
+    if tracker["name"] == "none":
+        return TrainingRun()
+    if tracker["name"] == "wandb":
+        settings = {key: tracker[key] for key in ("project", "entity")}
+        return WandbTrainingRun(
+            folder, name, config, group=group, job_type=group, tags=list(tracker["tags"]), **settings
+        )
+    raise UserError(f"tracker={tracker['name']}: unknown; use none or wandb")
