@@ -66,7 +66,7 @@ class Checkpoints:
                 content = torch.load(path, map_location="cpu", weights_only=True)
                 found, state = content["identity"], content["state"]
             except Exception as error:  # whatever a damaged archive raises
-                say(f"warning: {path} is damaged ({str(error).splitlines()[0]}); going on from the one before it")
+                say(f"warning: {path} is damaged ({type(error).__name__}); going on from the one before it")
                 continue
             require_same(found, self.identity, str(path))
             return step, state
