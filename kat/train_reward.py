@@ -1,0 +1,359 @@
+"""The task reward: pairs -> a reward model, by Bradley-Terry; the sampler decides whose pairs come next."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import reduce
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+import latentwire
+from kat.files import locate, record_of
+from kat.frozen import SplitScorer
+from kat.pairs import read_pairs
+from kat.prepared import ensure
+from kat.reward_data import RewardData, RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
+from kat.reward_model import Tree, batches_of, bradley_terry_loss, reward_model_of, score, tree_scores
+from kat.reward_report import Judged, deciles, judge_by, longer_wins, render
+from kat.sampler import DensityAwareSampler
+from kat.tables import read_weights
+from kat.tuning import TuningSpec, make_trainable, whole_model
+from latentwire.harness import app
+from latentwire.harness.assets import file_sha256
+from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew
+from latentwire.harness.device import describe_machine, from_first, gather_from_all, generator_for, place
+from latentwire.harness.errors import UserError
+from latentwire.harness.progress import Progress, say
+from latentwire.harness.results import git_commit, write_json, write_jsonl, writing
+from latentwire.harness.tracking import start_run
+from latentwire.harness.training import (
+    Journal,
+    OptimizerSpec,
+    add_up_gradients,
+    clip_gradients,
+    make_accelerator,
+    make_optimizer,
+    make_scheduler,
+    require_finite,
+)
+from latentwire.models import ModelSpec, load_model
+
+AT_A_TIME = 32  # held-out prompts between two looks at the clock
+
+Scorer = Callable[[Sequence[Tree]], Tensor]
+
+
+@dataclass
+class RewardSpec:
+    """What decides a reward model besides the model, the data, the optimizer and what is trained."""
+
+    split: str | None
+    held_out: float
+    max_length: int
+    steps: int
+    pairs_per_step: int
+    batch_tokens: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "pairs_per_step", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.max_length < 2:
+            raise UserError(f"max_length={self.max_length}: a prompt and an answer need at least 2 tokens")
+
+
+def reward(cfg: DictConfig) -> dict[str, Any]:
+    """Train a reward model, or go on where a killed run stopped; judge it on the held-out pairs.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        UserError: Data or a model that cannot be had, settings out of their range, a run of another configuration in
+            the folder, a loss or gradient that is not finite, a full disk.
+    """
+    spec = app.typed(RewardSpec, {field.name: cfg[field.name] for field in fields(RewardSpec)})
+    tuning = app.typed(TuningSpec, cfg.tuning, "tuning.")
+    optimizer = app.typed(OptimizerSpec, cfg.optimizer, "optimizer.")
+    accelerator = make_accelerator(cfg.device, cfg.dtype)
+    state = place(cfg.device)
+    if spec.pairs_per_step < state.num_processes:
+        raise UserError(f"pairs_per_step={spec.pairs_per_step}: {state.num_processes} processes share them, and some "
+                        "would have none; use fewer processes or more pairs")  # fmt: skip
+    uniform = cfg.sampler.name == "uniform"
+    ensure(cfg, ["pairs"] if uniform else ["pairs", "prompts", "embed", "density"])
+    folder = Path(cfg.out).expanduser()
+    identity = {
+        "task": "reward",
+        "model": app.typed(ModelSpec, cfg.model, "model.").identity(),
+        "precision": accelerator.mixed_precision,
+        "pairs_sha256": file_sha256(locate(cfg, "pairs_file")),
+        "weights_sha256": None if uniform else file_sha256(locate(cfg, "weights_file")),
+        "sampler": cfg.sampler.name,
+        "seed": cfg.seed,
+        **vars(spec),
+        "tuning": dict(vars(tuning)),
+        "optimizer": dict(vars(optimizer)),
+    }
+    if cfg.force and state.is_main_process:
+        start_anew(folder)
+    state.wait_for_everyone()
+    finished = from_first(state, finished_run(folder, identity) if state.is_main_process else None)
+    if finished is not None:
+        say(f"reward model: {folder / 'model'}  (finished before; force=true trains it anew)")
+        return dict(finished)
+    return _Training(cfg, spec, tuning, optimizer, accelerator, folder, identity).run()
+
+
+class _Training:
+    """One run of task=reward: what it has loaded, and its steps."""
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        spec: RewardSpec,
+        tuning: TuningSpec,
+        optimizer: OptimizerSpec,
+        accelerator: Accelerator,
+        folder: Path,
+        identity: dict[str, Any],
+    ) -> None:
+        self.cfg, self.spec, self.accelerator, self.folder, self.identity = cfg, spec, accelerator, folder, identity
+        self.state = place(cfg.device)
+        with self.state.local_main_process_first():
+            lm = load_model(app.typed(ModelSpec, cfg.model, "model."), self.state.device, torch.float32)
+        self.tokenizer = lm.tokenizer
+        self.data = self._data(min(spec.max_length, lm.context_length))
+        self.sampler = self._sampler()
+        self.model: Any = reward_model_of(lm, generator_for(cfg.seed, "reward head"))
+        self.trained, self.parameters = make_trainable(self.model, tuning, cfg.seed, ["score"])
+        self.optimizer = make_optimizer(self.parameters, optimizer)
+        self.scheduler = make_scheduler(self.optimizer, optimizer, spec.steps)
+        self.max_norm = optimizer.max_grad_norm
+        self.scorer = self._scorer(tuning)
+
+    def _data(self, max_length: int) -> RewardData:
+        source = locate(self.cfg, "pairs_file")
+        wanted = (pair for pair in read_pairs(source) if self.spec.split in (None, pair.split))
+        pairs, counts = encode_all(self.tokenizer, wanted, max_length)
+        say(f"{source}: {describe_counts(counts, max_length)}")
+        if not pairs:
+            raise UserError(f"split={self.spec.split}: no pair of {source} is of this split and fits into max_length="
+                            f"{max_length} tokens; choose another split, split=null or a larger max_length")  # fmt: skip
+        data = split_pairs(pairs, self.spec.held_out)
+        data.counts.update(counts)
+        if self.spec.pairs_per_step > len(data.train):
+            raise UserError(
+                f"pairs_per_step={self.spec.pairs_per_step}: there are {len(data.train)} prompts to train on, and a "
+                "step draws one pair of a prompt; use fewer pairs a step or more data"
+            )
+        return data
+
+    def _sampler(self) -> DensityAwareSampler:
+        arm, measured, unread = self.cfg.sampler.name, {}, []
+        if arm != "uniform":
+            ids, _, weights = read_weights(locate(self.cfg, "weights_file"))
+            measured = dict(zip(ids, weights.tolist(), strict=True))
+            unread = record_of(locate(self.cfg, "embeddings_file")).get("too_long") or []
+        weights, without = prompt_weights(list(self.data.train), arm, measured, unread, self.cfg.seed)
+        if without:
+            say(f"warning: {without} training prompts were too long for the embedder; they are never drawn")
+        return DensityAwareSampler(weights, seed=self.cfg.seed)
+
+    def _scorer(self, tuning: TuningSpec) -> Scorer:
+        if tuning.method != "last_blocks":
+            return lambda trees: tree_scores(self.model, trees)
+        memory = int(self.cfg.states_gib * 2**30)
+        trees = (pair.tree for pair in self.data.train_pairs)
+        with self.accelerator.autocast():
+            return SplitScorer(self.model, tuning.blocks, trees, memory, self.spec.batch_tokens).scores
+
+    def run(self) -> dict[str, Any]:
+        """Do the steps that are left, save the model, judge it."""
+        config = OmegaConf.to_container(self.cfg, resolve=True)
+        assert isinstance(config, dict)
+        if self.state.is_main_process:
+            write_json(self.folder / "config.json", config)
+        tracker = start_run(config["tracker"], self.folder, "reward", str(self.cfg.name), config)
+        checkpoints = Checkpoints(self.folder / "checkpoints", self.identity, self.cfg.keep)
+        journal = Journal(self.folder, tracker)
+        done = self._resume(checkpoints, journal)
+        self._steps(done, checkpoints, journal)
+        result = self._judged()
+        if self.state.is_main_process:
+            result["config"] = config
+            self._save_ledger()
+            write_json(self.folder / "result.json", result)
+            print(render(result["held_out"], "held-out pairs"))
+            say(f"reward model: {self.folder / 'model'}; {self.folder / 'result.json'}")
+        tracker.close({"held_out_accuracy": result["held_out"]["accuracy"]})
+        self.state.wait_for_everyone()
+        return dict(from_first(self.state, result))
+
+    def _resume(self, checkpoints: Checkpoints, journal: Journal) -> int:
+        """Load the newest checkpoint, if there is one; return how many steps are done."""
+        found = checkpoints.latest()
+        self.state.wait_for_everyone()
+        step, saved = found or (0, {})
+        if saved:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(saved["parameters"][name])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scheduler.load_state_dict(saved["scheduler"])
+            self.sampler.load_state_dict(saved["sampler"])
+            say(f"going on after step {step} of {self.spec.steps}")
+        if self.state.is_main_process:
+            journal.rewind(step)
+        return step
+
+    def _steps(self, done: int, checkpoints: Checkpoints, journal: Journal) -> None:
+        draws = self._draws(done * self.spec.pairs_per_step)
+        every, last = self.cfg.checkpoint_every, self.spec.steps
+        with Progress(f"reward {self.cfg.name}", (last - done) * self.spec.pairs_per_step) as progress:
+            for step in range(done + 1, last + 1):
+                pairs = [next(draws) for _ in range(self.spec.pairs_per_step)]
+                metrics, timings = self._step(step, pairs)
+                if self.state.is_main_process:
+                    journal.log(step, metrics, timings)
+                    if step % every == 0 or step == last:
+                        checkpoints.save(step, self._snapshot())
+                progress.advance(
+                    len(pairs),
+                    f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.2f}  "
+                    f"{timings['tokens_per_second']:.0f} tokens/s",
+                )
+
+    def _draws(self, first: int) -> Iterator[RewardPair]:
+        """Yield the pair of each draw from the `first` on: the sampler draws a prompt, a generator one of its pairs."""
+        prompts = list(self.data.train.values())
+        number = first
+        while True:
+            for row in self.sampler:
+                pairs = prompts[row]
+                chosen = torch.randint(len(pairs), (), generator=generator_for(self.cfg.seed, "pair", number))
+                number += 1
+                yield pairs[int(chosen)]
+
+    def _step(self, step: int, pairs: list[RewardPair]) -> tuple[dict[str, float], dict[str, float]]:
+        """Do one optimizer step on the pairs of all processes, this one's share in batches of a bounded size."""
+        started, doing = time.perf_counter(), f"step {step} of {self.cfg.name}"
+        trees = [pair.tree for pair in pairs][self.state.process_index :: self.state.num_processes]
+        sums = torch.zeros(3, dtype=torch.float64)  # of loss, right order, margin
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch in batches_of(trees, self.spec.batch_tokens):
+            with self.accelerator.autocast():
+                scores = self.scorer([trees[i] for i in batch]).view(-1, 2)  # (B, 2): chosen, rejected
+            losses = bradley_terry_loss(scores[:, 0], scores[:, 1])
+            require_finite("the loss", losses, doing)
+            (losses.sum() / len(pairs)).backward()
+            margins = (scores[:, 0] - scores[:, 1]).detach().double().cpu()
+            right = (margins.sign() + 1) / 2
+            sums += torch.stack([losses.detach().double().sum().cpu(), right.sum(), margins.sum()])
+        add_up_gradients(self.accelerator, self.parameters.values())
+        norm = clip_gradients(self.parameters.values(), self.max_norm, doing)
+        rate = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.scheduler.step()
+        if self.state.num_processes > 1:
+            sums = reduce(sums.to(self.state.device, torch.float32), reduction="sum").double().cpu()
+        loss, accuracy, margin = (sums / len(pairs)).tolist()
+        seconds = time.perf_counter() - started
+        tokens = sum(pair.tree.size for pair in pairs)
+        metrics = {"loss": loss, "accuracy": accuracy, "margin": margin, "grad_norm": norm, "learning_rate": rate,
+                   "tokens": tokens}  # fmt: skip
+        return metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds}
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "parameters": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "sampler": self.sampler.state_dict(),
+        }
+
+    def _judged(self) -> dict[str, Any]:
+        """Save the model, score the held-out pairs, and return the result."""
+        del self.scorer  # with the states that it keeps
+        model = whole_model(self.trained).eval()
+        if self.state.is_main_process:
+            self._save_model(model)
+        margins, rewards = self._score_held_out(model)
+        known = self._deciles()
+        judged = [
+            Judged(pair.prompt_id, pair.source, margin, *pair.lengths, known.get(pair.prompt_id))
+            for pair, margin in zip(self.data.held_out, margins, strict=True)
+        ]
+        longer = longer_wins([pair.lengths for pair in self.data.train_pairs])
+        return {
+            "identity": self.identity,
+            "name": str(self.cfg.name),
+            "held_out": judge_by(judged, longer, self.cfg.seed),
+            "rewards": {"mean": float(rewards.mean()), "std": float(rewards.std(correction=0))},
+            "counts": {
+                **self.data.counts,
+                "train_prompts": len(self.data.train),
+                "train_pairs": len(self.data.train_pairs),
+                "held_out_prompts": len({pair.prompt_id for pair in self.data.held_out}),
+                "held_out_pairs": len(self.data.held_out),
+            },
+            "trained_weights": sum(parameter.numel() for parameter in self.parameters.values()),
+            "device": describe_machine(self.state.device),
+            "processes": self.state.num_processes,
+            "versions": {"latentwire": latentwire.__version__, "torch": torch.__version__,
+                         "transformers": transformers.__version__},
+            "git_commit": git_commit(app.ROOT),
+        }  # fmt: skip
+
+    def _score_held_out(self, model: Any) -> tuple[list[float], Tensor]:
+        """Return the margin of each held-out pair, and the rewards of all their completions, (2 * pairs,)."""
+        pairs = self.data.held_out
+        by_prompt: dict[str, list[int]] = {}
+        for index, pair in enumerate(pairs):
+            by_prompt.setdefault(pair.prompt_id, []).append(index)
+        prompts = list(by_prompt.values())[self.state.process_index :: self.state.num_processes]
+        found: list[tuple[int, list[float]]] = []
+        with Progress("held-out pairs", sum(map(len, prompts))) as progress:
+            for start in range(0, len(prompts), AT_A_TIME):
+                part = [index for indices in prompts[start : start + AT_A_TIME] for index in indices]
+                trees = [pairs[index].tree for index in part]
+                with self.accelerator.autocast():
+                    values = score(model, [(t.prompt, c) for t in trees for c in t.completions], self.spec.batch_tokens)
+                found += zip(part, values.view(-1, 2).tolist(), strict=True)
+                progress.advance(len(part), "")
+        scores = dict(gather_from_all(self.state, found))
+        rewards = torch.tensor([scores[index] for index in range(len(pairs))], dtype=torch.float64)  # (pairs, 2)
+        require_finite("a reward", rewards, "the held-out pairs")
+        return (rewards[:, 0] - rewards[:, 1]).tolist(), rewards.flatten()
+
+    def _deciles(self) -> dict[str, int]:
+        """Return the tenth of the densities that each prompt is in, where they have been measured."""
+        path = locate(self.cfg, "weights_file")
+        if not path.is_file():
+            return {}
+        ids, density, _ = read_weights(path)
+        return dict(zip(ids, deciles(density.tolist()), strict=True))
+
+    def _save_model(self, model: Any) -> None:
+        """Write the model in the layout of transformers, whole or not at all."""
+        target, temporary = self.folder / "model", self.folder / ".model.tmp"
+        with writing(target):
+            shutil.rmtree(temporary, ignore_errors=True)
+            model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.replace(target)
+
+    def _save_ledger(self) -> None:
+        meant, drawn = self.sampler.ledger()
+        rows = zip(self.data.train, meant.tolist(), drawn.tolist(), strict=True)
+        write_jsonl(self.folder / "ledger.jsonl", ({"id": n, "intended": m, "drawn": d} for n, m, d in rows))
