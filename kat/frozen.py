@@ -1,4 +1,4 @@
-"""A reward model in two parts: frozen lower blocks, whose states are kept prompt by prompt, and the blocks on top.
+"""A reward model in two parts: frozen lower blocks, whose states are kept prompt by prompt, and the blocks above.
 
 Where the last blocks are trained, the others give the same states at every visit of a prompt. They are computed once
 for a prompt with all its completions, one prompt at a time, so that they do not depend on what else is in a batch or in
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kat.reward_model import Tree, pack, tree_scores
+from kat.reward_model import Tree, merged, pack, tree_scores
 from latentwire.harness.errors import UserError
 
 
@@ -24,7 +24,7 @@ class SplitScorer:
     Args:
         model: A reward model whose blocks before the last `blocks` are frozen.
         blocks: How many blocks are trained.
-        trees: All that will be scored; completions of one prompt share its states.
+        trees: At least one; completions that follow one prompt in any of them share its states.
         memory: Bytes of states to keep; what does not fit is computed again at every visit.
         most_tokens: A prompt whose completions take more than this together has its trees computed apart.
 
@@ -36,12 +36,11 @@ class SplitScorer:
         self.model, self.memory = model, memory
         self.lower, self.upper = split_backbone(getattr(model, model.base_model_prefix), blocks)
         self.kept: dict[Tree, Tensor] = {}
-        completions: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
-        for tree in trees:
-            completions.setdefault(tree.prompt, {}).update(dict.fromkeys(tree.completions))
-        families = {prompt: Tree(prompt, tuple(found)) for prompt, found in completions.items()}
-        self.families = {prompt: family for prompt, family in families.items() if family.size <= most_tokens}
-        self._check(Tree(*next(iter(completions.items()))) if completions else None)
+        families = merged(trees)
+        self.families = {family.prompt: family for family in families if family.size <= most_tokens}
+        self.shared = _shared_start([family.prompt for family in families])
+        self._start()
+        self._check(families[0])
 
     def scores(self, trees: Sequence[Tree]) -> Tensor:
         """Return the score of every completion of one batch, tree by tree, (S,) float32, with its gradient."""
@@ -81,20 +80,32 @@ class SplitScorer:
         return states[columns]
 
     @torch.no_grad()
-    def _computed(self, family: Tree) -> Tensor:
-        packed = pack([family], 0, self.model.device, self.model.dtype)
-        states: Tensor = self.lower(
-            input_ids=packed.input_ids,
-            attention_mask=packed.attention_mask,
-            position_ids=packed.position_ids,
-            use_cache=False,
-        ).last_hidden_state[0]
-        return states.float()
+    def _start(self) -> None:
+        """Compute what all prompts begin with, such as a chat template's first lines."""
+        self.cache: Any = None
+        self.first = torch.empty(0, 0)
+        if self.shared:
+            ids = torch.tensor([self.shared], device=self.model.device)
+            output = self.lower(input_ids=ids, use_cache=True)
+            self.cache, self.first = output.past_key_values, output.last_hidden_state[0].float()
 
     @torch.no_grad()
-    def _check(self, tree: Tree | None) -> None:
-        if tree is None:
-            return
+    def _computed(self, family: Tree) -> Tensor:
+        """Return what the lower blocks give for a prompt and its completions, (T, D) float32."""
+        start = len(self.shared) if family.prompt[: len(self.shared)] == self.shared else 0
+        packed = pack([family], 0, self.model.device, self.model.dtype)
+        output = self.lower(
+            input_ids=packed.input_ids[:, start:],
+            attention_mask=packed.attention_mask[:, :, start:],
+            position_ids=packed.position_ids[:, start:],
+            past_key_values=copy.deepcopy(self.cache) if start else None,
+            use_cache=start > 0,
+        )
+        states: Tensor = output.last_hidden_state[0].float()
+        return torch.cat([self.first, states]) if start else states
+
+    @torch.no_grad()
+    def _check(self, tree: Tree) -> None:
         whole, parts = tree_scores(self.model, [tree]), self.scores([tree])
         tolerance = 1e-3 if self.model.dtype == torch.float32 and not torch.is_autocast_enabled() else 0.1
         if not bool(((whole - parts).abs() <= tolerance * (1 + whole.abs())).all()):
@@ -102,6 +113,14 @@ class SplitScorer:
                 f"tuning.method=last_blocks: the blocks of {type(self.model).__name__} do not give the same when they "
                 "are run in two parts; use tuning.method=lora or tuning.method=all"
             )
+
+
+def _shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the tokens that all prompts begin with, less than the whole of the shortest."""
+    first, last = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
+    return first[: min(same, most)]
 
 
 def split_backbone(backbone: Any, blocks: int) -> tuple[Any, Any]:

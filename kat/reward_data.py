@@ -43,7 +43,9 @@ class RewardData:
         return [pair for pairs in self.train.values() for pair in pairs]
 
 
-def encode_all(tokenizer: Any, pairs: Iterable[PreferencePair], max_length: int) -> tuple[list[RewardPair], Counter[str]]:
+def encode_all(
+    tokenizer: Any, pairs: Iterable[PreferencePair], max_length: int
+) -> tuple[list[RewardPair], Counter[str]]:
     """Return pairs as tokens, and counts: pairs, too_long (dropped), trimmed, tokens_trimmed.
 
     A pair is dropped where an answer alone has `max_length` tokens or more; a prompt that is too long loses tokens

@@ -231,6 +231,14 @@ def batches_of(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
+def merged(trees: Iterable[Tree]) -> list[Tree]:
+    """Return one tree for each prompt, with every completion that follows it in any of the trees, once."""
+    found: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for tree in trees:
+        found.setdefault(tree.prompt, {}).update(dict.fromkeys(tree.completions))
+    return [Tree(prompt, tuple(completions)) for prompt, completions in found.items()]
+
+
 @torch.no_grad()
 def score(
     model: PreTrainedModel,

@@ -147,15 +147,15 @@ def judge_by(pairs: Sequence[Judged], longer: bool | None, seed: int) -> dict[st
 
 
 def render(report: dict[str, Any], title: str) -> str:
-    """Return a report of `judge_by` as a table of at most 100 columns."""
+    """Return a report of `judge_by` as a table, 100 columns wide; deciles are those of the density."""
     rule = report.get("length_only")
-    wide = max(24, *(len(name) + 2 for name in report["by_source"]))
+    wide = max(20, *(len(name) + 2 for name in report["by_source"]))
     head = f"{title:<{wide}} {'pairs':>6} {'prompts':>7} {'ties':>5}  {'accuracy':<17}"
     lines = [head + (f" {rule['rule'] + ' one':<17} difference" if rule else "")]
     lines.append(_line("all", report, wide))
     lines += [_line(f"  {name}", part, wide) for name, part in report["by_source"].items()]
-    names = {"1": "density decile 1 (rare)", "10": "density decile 10"}
-    lines += [_line(names.get(n, f"density decile {n}"), part, wide) for n, part in report["by_density_decile"].items()]
+    ends = {"1": "1, rarest", "10": "10, crowded"}
+    lines += [_line(f"  decile {ends.get(n, n)}", part, wide) for n, part in report["by_density_decile"].items()]
     low, high = report["log_loss_interval"]
     lines.append(f"log-loss {report['log_loss']:.3f} [{low:.3f}, {high:.3f}] (log 2 = 0.693: knows nothing)")
     lines.append(f"expected calibration error {report['calibration']['error']:.3f}; confidence -> accuracy (pairs):")
@@ -170,8 +170,8 @@ def _line(name: str, part: dict[str, Any], wide: int) -> str:
     cells += _with_interval(part["accuracy"], part["accuracy_interval"])
     if rule := part.get("length_only"):
         cells += " " + _with_interval(rule["accuracy"], rule["accuracy_interval"])
-        cells += f" {rule['difference']:+.3f} [{rule['difference_interval'][0]:+.3f}, "
-        cells += f"{rule['difference_interval'][1]:+.3f}]"
+        low, high = rule["difference_interval"]
+        cells += f" {rule['difference']:+.3f} [{low:+.2f}, {high:+.2f}]"
     return cells.rstrip()
 
 

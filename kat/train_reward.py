@@ -22,7 +22,7 @@ from kat.frozen import SplitScorer
 from kat.pairs import read_pairs
 from kat.prepared import ensure
 from kat.reward_data import RewardData, RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
-from kat.reward_model import Tree, batches_of, bradley_terry_loss, reward_model_of, score, tree_scores
+from kat.reward_model import Tree, batches_of, bradley_terry_loss, merged, reward_model_of, score, tree_scores
 from kat.reward_report import Judged, deciles, judge_by, longer_wins, render
 from kat.sampler import DensityAwareSampler
 from kat.tables import read_weights
@@ -45,7 +45,7 @@ from latentwire.harness.training import (
     make_scheduler,
     require_finite,
 )
-from latentwire.models import ModelSpec, load_model
+from latentwire.models import ModelSpec, bars_on_terminals_only, load_model
 
 AT_A_TIME = 32  # held-out prompts between two looks at the clock
 
@@ -60,11 +60,12 @@ class RewardSpec:
     held_out: float
     max_length: int
     steps: int
-    pairs_per_step: int
+    prompts_per_step: int
+    pairs_per_prompt: int
     batch_tokens: int
 
     def __post_init__(self) -> None:
-        for name in ("steps", "pairs_per_step", "batch_tokens"):
+        for name in ("steps", "prompts_per_step", "pairs_per_prompt", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.max_length < 2:
@@ -86,9 +87,9 @@ def reward(cfg: DictConfig) -> dict[str, Any]:
     optimizer = app.typed(OptimizerSpec, cfg.optimizer, "optimizer.")
     accelerator = make_accelerator(cfg.device, cfg.dtype)
     state = place(cfg.device)
-    if spec.pairs_per_step < state.num_processes:
-        raise UserError(f"pairs_per_step={spec.pairs_per_step}: {state.num_processes} processes share them, and some "
-                        "would have none; use fewer processes or more pairs")  # fmt: skip
+    if spec.prompts_per_step < state.num_processes:
+        raise UserError(f"prompts_per_step={spec.prompts_per_step}: {state.num_processes} processes share them, and "
+                        "some would have none; use fewer processes or more prompts")  # fmt: skip
     uniform = cfg.sampler.name == "uniform"
     ensure(cfg, ["pairs"] if uniform else ["pairs", "prompts", "embed", "density"])
     folder = Path(cfg.out).expanduser()
@@ -147,15 +148,15 @@ class _Training:
         pairs, counts = encode_all(self.tokenizer, wanted, max_length)
         say(f"{source}: {describe_counts(counts, max_length)}")
         if not pairs:
-            raise UserError(f"split={self.spec.split}: no pair of {source} is of this split and fits into max_length="
-                            f"{max_length} tokens; choose another split, split=null or a larger max_length")  # fmt: skip
+            raise UserError(
+                f"split={self.spec.split}: no pair of {source} is of this split and fits into max_length={max_length} "
+                "tokens; choose another split, split=null, or a larger max_length"
+            )
         data = split_pairs(pairs, self.spec.held_out)
         data.counts.update(counts)
-        if self.spec.pairs_per_step > len(data.train):
-            raise UserError(
-                f"pairs_per_step={self.spec.pairs_per_step}: there are {len(data.train)} prompts to train on, and a "
-                "step draws one pair of a prompt; use fewer pairs a step or more data"
-            )
+        if self.spec.prompts_per_step > len(data.train):
+            raise UserError(f"prompts_per_step={self.spec.prompts_per_step}: there are {len(data.train)} prompts to "
+                            "train on; use fewer a step, or more data")  # fmt: skip
         return data
 
     def _sampler(self) -> DensityAwareSampler:
@@ -217,60 +218,66 @@ class _Training:
         return step
 
     def _steps(self, done: int, checkpoints: Checkpoints, journal: Journal) -> None:
-        draws = self._draws(done * self.spec.pairs_per_step)
+        draws = self._draws(done * self.spec.prompts_per_step)
         every, last = self.cfg.checkpoint_every, self.spec.steps
-        with Progress(f"reward {self.cfg.name}", (last - done) * self.spec.pairs_per_step) as progress:
+        with Progress(f"reward {self.cfg.name}", (last - done) * self.spec.prompts_per_step) as progress:
             for step in range(done + 1, last + 1):
-                pairs = [next(draws) for _ in range(self.spec.pairs_per_step)]
-                metrics, timings = self._step(step, pairs)
+                drawn = [next(draws) for _ in range(self.spec.prompts_per_step)]
+                metrics, timings = self._step(step, drawn)
                 if self.state.is_main_process:
                     journal.log(step, metrics, timings)
                     if step % every == 0 or step == last:
                         checkpoints.save(step, self._snapshot())
                 progress.advance(
-                    len(pairs),
+                    len(drawn),
                     f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.2f}  "
                     f"{timings['tokens_per_second']:.0f} tokens/s",
                 )
 
-    def _draws(self, first: int) -> Iterator[RewardPair]:
-        """Yield the pair of each draw from the `first` on: the sampler draws a prompt, a generator one of its pairs."""
+    def _draws(self, first: int) -> Iterator[list[RewardPair]]:
+        """Yield each draw from the `first` on: the sampler draws a prompt, a generator some of its pairs."""
         prompts = list(self.data.train.values())
         number = first
         while True:
             for row in self.sampler:
                 pairs = prompts[row]
-                chosen = torch.randint(len(pairs), (), generator=generator_for(self.cfg.seed, "pair", number))
+                order = torch.randperm(len(pairs), generator=generator_for(self.cfg.seed, "pairs of draw", number))
                 number += 1
-                yield pairs[int(chosen)]
+                yield [pairs[i] for i in order[: self.spec.pairs_per_prompt].tolist()]
 
-    def _step(self, step: int, pairs: list[RewardPair]) -> tuple[dict[str, float], dict[str, float]]:
-        """Do one optimizer step on the pairs of all processes, this one's share in batches of a bounded size."""
+    def _step(self, step: int, drawn: list[list[RewardPair]]) -> tuple[dict[str, float], dict[str, float]]:
+        """Do one optimizer step: the mean over the prompts, of all processes, of the mean loss of a prompt's pairs."""
         started, doing = time.perf_counter(), f"step {step} of {self.cfg.name}"
-        trees = [pair.tree for pair in pairs][self.state.process_index :: self.state.num_processes]
-        sums = torch.zeros(3, dtype=torch.float64)  # of loss, right order, margin
+        own = drawn[self.state.process_index :: self.state.num_processes]
+        weighted = [(pair.tree, 1 / (len(pairs) * len(drawn))) for pairs in own for pair in pairs]
+        trees = merged([tree for tree, _ in weighted])
+        sums = torch.zeros(4, dtype=torch.float64)  # of loss, right order, margin; tokens
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches_of(trees, self.spec.batch_tokens):
+            part = [trees[i] for i in batch]
+            place_of = {ends: place for place, ends in enumerate((t.prompt, c) for t in part for c in t.completions)}
+            here = [(t, weight) for t, weight in weighted if (t.prompt, t.completions[0]) in place_of]
+            rows = [[place_of[t.prompt, c] for c in t.completions] for t, _ in here]  # (P, 2)
             with self.accelerator.autocast():
-                scores = self.scorer([trees[i] for i in batch]).view(-1, 2)  # (B, 2): chosen, rejected
-            losses = bradley_terry_loss(scores[:, 0], scores[:, 1])
+                scores = self.scorer(part)  # (S,)
+            chosen, rejected = scores[torch.tensor(rows, device=scores.device)].unbind(1)  # (P,), (P,)
+            share = torch.tensor([weight for _, weight in here], device=scores.device)
+            losses = bradley_terry_loss(chosen, rejected) * share
             require_finite("the loss", losses, doing)
-            (losses.sum() / len(pairs)).backward()
-            margins = (scores[:, 0] - scores[:, 1]).detach().double().cpu()
-            right = (margins.sign() + 1) / 2
-            sums += torch.stack([losses.detach().double().sum().cpu(), right.sum(), margins.sum()])
+            losses.sum().backward()
+            margins = (chosen - rejected).detach()
+            each = torch.stack([losses.detach(), (margins.sign() + 1) / 2 * share, margins * share]).double().sum(dim=1)
+            sums += torch.cat([each.cpu(), torch.tensor([sum(t.size for t in part)])])
         add_up_gradients(self.accelerator, self.parameters.values())
         norm = clip_gradients(self.parameters.values(), self.max_norm, doing)
         rate = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
         self.scheduler.step()
         if self.state.num_processes > 1:
-            sums = reduce(sums.to(self.state.device, torch.float32), reduction="sum").double().cpu()
-        loss, accuracy, margin = (sums / len(pairs)).tolist()
+            sums = reduce(sums.float().to(self.state.device), reduction="sum").double().cpu()
+        loss, accuracy, margin, tokens = sums.tolist()
         seconds = time.perf_counter() - started
-        tokens = sum(pair.tree.size for pair in pairs)
-        metrics = {"loss": loss, "accuracy": accuracy, "margin": margin, "grad_norm": norm, "learning_rate": rate,
-                   "tokens": tokens}  # fmt: skip
+        metrics = {"loss": loss, "accuracy": accuracy, "margin": margin, "grad_norm": norm, "learning_rate": rate}
         return metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds}
 
     def _snapshot(self) -> dict[str, Any]:
@@ -348,7 +355,8 @@ class _Training:
         target, temporary = self.folder / "model", self.folder / ".model.tmp"
         with writing(target):
             shutil.rmtree(temporary, ignore_errors=True)
-            model.save_pretrained(temporary)
+            with bars_on_terminals_only():
+                model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
             shutil.rmtree(target, ignore_errors=True)
             temporary.replace(target)
