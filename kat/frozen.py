@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kat.reward_model import Tree, merged, pack, tree_scores
+from kat.reward_model import SharedStart, Tree, merged, pack, tree_scores
 from latentwire.harness.errors import UserError
 
 
@@ -38,8 +38,7 @@ class SplitScorer:
         self.kept: dict[Tree, Tensor] = {}
         families = merged(trees)
         self.families = {family.prompt: family for family in families if family.size <= most_tokens}
-        self.shared = _shared_start([family.prompt for family in families])
-        self._start()
+        self.start = SharedStart(self.lower, [family.prompt for family in families])
         self._check(families[0])
 
     def scores(self, trees: Sequence[Tree]) -> Tensor:
@@ -80,29 +79,9 @@ class SplitScorer:
         return states[columns]
 
     @torch.no_grad()
-    def _start(self) -> None:
-        """Compute what all prompts begin with, such as a chat template's first lines."""
-        self.cache: Any = None
-        self.first = torch.empty(0, 0)
-        if self.shared:
-            ids = torch.tensor([self.shared], device=self.model.device)
-            output = self.lower(input_ids=ids, use_cache=True)
-            self.cache, self.first = output.past_key_values, output.last_hidden_state[0].float()
-
-    @torch.no_grad()
     def _computed(self, family: Tree) -> Tensor:
         """Return what the lower blocks give for a prompt and its completions, (T, D) float32."""
-        start = len(self.shared) if family.prompt[: len(self.shared)] == self.shared else 0
-        packed = pack([family], 0, self.model.device, self.model.dtype)
-        output = self.lower(
-            input_ids=packed.input_ids[:, start:],
-            attention_mask=packed.attention_mask[:, :, start:],
-            position_ids=packed.position_ids[:, start:],
-            past_key_values=copy.deepcopy(self.cache) if start else None,
-            use_cache=start > 0,
-        )
-        states: Tensor = output.last_hidden_state[0].float()
-        return torch.cat([self.first, states]) if start else states
+        return self.start.states(pack([family], 0, self.model.device, self.model.dtype))[0].float()
 
     @torch.no_grad()
     def _check(self, tree: Tree) -> None:
@@ -113,14 +92,6 @@ class SplitScorer:
                 f"tuning.method=last_blocks: the blocks of {type(self.model).__name__} do not give the same when they "
                 "are run in two parts; use tuning.method=lora or tuning.method=all"
             )
-
-
-def _shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the tokens that all prompts begin with, less than the whole of the shortest."""
-    first, last = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
-    return first[: min(same, most)]
 
 
 def split_backbone(backbone: Any, blocks: int) -> tuple[Any, Any]:

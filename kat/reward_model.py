@@ -7,6 +7,7 @@ those that AutoModelForSequenceClassification gives for right-padded rows.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,16 +203,69 @@ def pack(trees: Sequence[Tree], pad: int, device: torch.device, dtype: torch.dty
                   torch.tensor(ends, device=device))  # fmt: skip
 
 
-def tree_scores(model: Any, trees: Sequence[Tree]) -> Tensor:
-    """Return the score of every completion of one batch, tree by tree, (S,) float32, with its gradient."""
+def reads_at_most(model: Any) -> int | None:
+    """Return how many tokens a sequence may have, or None; a sliding window is a limit, as the masks here know none."""
+    text = model.config.get_text_config()
+    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "sliding_window")]
+    return min((int(limit) for limit in limits if limit), default=None)
+
+
+class SharedStart:
+    """A decoder that has read what all prompts begin with, such as the first lines of a chat template, once.
+
+    Args:
+        backbone: Takes input ids, gives states.
+        prompts: Those that may follow; others are read whole.
+    """
+
+    @torch.no_grad()
+    def __init__(self, backbone: Any, prompts: Sequence[tuple[int, ...]]) -> None:
+        self.backbone = backbone
+        windowed = getattr(backbone.config.get_text_config(), "sliding_window", None)  # its cache would forget
+        self.tokens = () if windowed else shared_start(prompts)
+        if self.tokens:
+            output = backbone(input_ids=torch.tensor([self.tokens], device=backbone.device), use_cache=True)
+            self.cache, self.first = output.past_key_values, output.last_hidden_state  # (1, S, D)
+
+    def states(self, packed: Packed) -> Tensor:
+        """Return the states of a batch, (B, T, D)."""
+        start, rows = len(self.tokens), len(packed.input_ids)
+        begins = torch.tensor(self.tokens, dtype=torch.long, device=packed.input_ids.device)
+        if start == 0 or not bool((packed.input_ids[:, :start] == begins).all()):
+            start = 0
+        cache = copy.deepcopy(self.cache) if start else None
+        if cache is not None:
+            cache.batch_repeat_interleave(rows)
+        states: Tensor = self.backbone(
+            input_ids=packed.input_ids[:, start:],
+            attention_mask=packed.attention_mask[:, :, start:],
+            position_ids=packed.position_ids[:, start:],
+            past_key_values=cache,
+            use_cache=start > 0,
+        ).last_hidden_state
+        return torch.cat([self.first.expand(rows, -1, -1), states], dim=1) if start else states
+
+
+def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the tokens that several prompts begin with, less than the whole of the shortest."""
+    if len(prompts) < 2:
+        return ()
+    first, last = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
+    return first[: min(same, most)]
+
+
+def tree_scores(model: Any, trees: Sequence[Tree], start: SharedStart | None = None) -> Tensor:
+    """Return the score of every completion of one batch, tree by tree, (S,) float32, with its gradient.
+
+    Args:
+        model: A reward model.
+        trees: At least one.
+        start: What the prompts begin with, read before; its part of the computation has no gradient.
+    """
     packed = pack(trees, model.config.get_text_config().pad_token_id, model.device, model.dtype)
-    backbone = getattr(model, model.base_model_prefix)
-    hidden = backbone(
-        input_ids=packed.input_ids,
-        attention_mask=packed.attention_mask,
-        position_ids=packed.position_ids,
-        use_cache=False,
-    ).last_hidden_state  # (B, T, D)
+    hidden = (start or SharedStart(getattr(model, model.base_model_prefix), ())).states(packed)
     scores: Tensor = model.score(hidden[packed.rows, packed.ends])[:, 0].float()
     return scores
 
@@ -257,7 +311,7 @@ def score(
     Raises:
         UserError: A completion without tokens, or a sequence that is longer than the model's context.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = reads_at_most(model)
     where: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}  # prompt -> completion -> in `sequences`
     for index, (prompt, completion) in enumerate(sequences):
         if len(completion) == 0:
@@ -269,9 +323,10 @@ def score(
             )
         where.setdefault(tuple(prompt), {}).setdefault(tuple(completion), []).append(index)
     trees = [tree for prompt, completions in where.items() for tree in trees_of(prompt, completions, batch_tokens)]
+    start = SharedStart(getattr(model, model.base_model_prefix), list(where))
     found = torch.empty(len(sequences))
     for batch in batches_of(trees, batch_tokens):
-        values = iter(tree_scores(model, [trees[i] for i in batch]).cpu())
+        values = iter(tree_scores(model, [trees[i] for i in batch], start).cpu())
         for tree in (trees[i] for i in batch):
             for completion in tree.completions:
                 found[where[tree.prompt][completion]] = next(values)

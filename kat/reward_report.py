@@ -149,12 +149,12 @@ def judge_by(pairs: Sequence[Judged], longer: bool | None, seed: int) -> dict[st
 def render(report: dict[str, Any], title: str) -> str:
     """Return a report of `judge_by` as a table, 100 columns wide; deciles are those of the density."""
     rule = report.get("length_only")
-    wide = max(20, *(len(name) + 2 for name in report["by_source"]))
-    head = f"{title:<{wide}} {'pairs':>6} {'prompts':>7} {'ties':>5}  {'accuracy':<17}"
+    wide = max(18, *(len(name) + 2 for name in report["by_source"]))
+    head = f"{title[:wide]:<{wide}} {'pairs':>6} {'prompts':>7} {'ties':>5} {'accuracy':<17}"
     lines = [head + (f" {rule['rule'] + ' one':<17} difference" if rule else "")]
     lines.append(_line("all", report, wide))
     lines += [_line(f"  {name}", part, wide) for name, part in report["by_source"].items()]
-    ends = {"1": "1, rarest", "10": "10, crowded"}
+    ends = {"1": "1 (rarest)"}
     lines += [_line(f"  decile {ends.get(n, n)}", part, wide) for n, part in report["by_density_decile"].items()]
     low, high = report["log_loss_interval"]
     lines.append(f"log-loss {report['log_loss']:.3f} [{low:.3f}, {high:.3f}] (log 2 = 0.693: knows nothing)")
@@ -166,7 +166,7 @@ def render(report: dict[str, Any], title: str) -> str:
 
 
 def _line(name: str, part: dict[str, Any], wide: int) -> str:
-    cells = f"{name:<{wide}} {part['pairs']:>6} {part['prompts']:>7} {part['ties']:>5}  "
+    cells = f"{name:<{wide}} {part['pairs']:>6} {part['prompts']:>7} {part['ties']:>5} "
     cells += _with_interval(part["accuracy"], part["accuracy_interval"])
     if rule := part.get("length_only"):
         cells += " " + _with_interval(rule["accuracy"], rule["accuracy_interval"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from omegaconf import DictConfig
 from kat.files import task
 from kat.pairs import PairsSpec, PreferencePair, file_rows, read_pairs, readings
 from kat.reward_data import describe_counts, encode_all
-from kat.reward_model import load_reward_model, score
+from kat.reward_model import load_reward_model, reads_at_most, score
 from kat.reward_report import Judged, judge_by, render
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
@@ -47,7 +48,7 @@ def score_file(cfg: DictConfig) -> dict[str, Any] | None:
     read, dropped = _read(app.typed(PairsSpec, cfg.pairs.file, "pairs.file."), path)
     for reason, number in dropped.most_common():
         say(f"  dropped {number}: {reason}")
-    max_length = trained.get("max_length") or model.config.get_text_config().max_position_embeddings
+    max_length = min(filter(None, (trained.get("max_length"), reads_at_most(model))), default=sys.maxsize)
     pairs, counts = encode_all(tokenizer, read, max_length)
     say(f"{path}: {describe_counts(counts, max_length)}")
     if not pairs:

@@ -22,7 +22,16 @@ from kat.frozen import SplitScorer
 from kat.pairs import read_pairs
 from kat.prepared import ensure
 from kat.reward_data import RewardData, RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
-from kat.reward_model import Tree, batches_of, bradley_terry_loss, merged, reward_model_of, score, tree_scores
+from kat.reward_model import (
+    Tree,
+    batches_of,
+    bradley_terry_loss,
+    merged,
+    reads_at_most,
+    reward_model_of,
+    score,
+    tree_scores,
+)
 from kat.reward_report import Judged, deciles, judge_by, longer_wins, render
 from kat.sampler import DensityAwareSampler
 from kat.tables import read_weights
@@ -133,7 +142,7 @@ class _Training:
         with self.state.local_main_process_first():
             lm = load_model(app.typed(ModelSpec, cfg.model, "model."), self.state.device, torch.float32)
         self.tokenizer = lm.tokenizer
-        self.data = self._data(min(spec.max_length, lm.context_length))
+        self.data = self._data(min(spec.max_length, reads_at_most(lm.model) or spec.max_length))
         self.sampler = self._sampler()
         self.model: Any = reward_model_of(lm, generator_for(cfg.seed, "reward head"))
         self.trained, self.parameters = make_trainable(self.model, tuning, cfg.seed, ["score"])

@@ -18,6 +18,7 @@ PURE += [
     f"kat.{name}" for name in ("clusters", "density", "diagnostics", "draws", "embed", "formats", "neighbours", "pairs")
 ]
 PURE += [f"kat.{name}" for name in ("heldout", "pairs", "projection", "prompts", "sampler", "shards", "tables")]
+PURE += [f"kat.{name}" for name in ("heldout", "reward_model", "reward_report")]
 JOB = re.compile(r"([a-z]\w*(\.\w+)+):\w+")
 
 

@@ -20,6 +20,7 @@ from kat.pairs import read_pairs
 from kat.prompts import prompt_id
 from kat.reward_data import RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
 from kat.reward_model import Tree, load_reward_model, score
+from kat.train_reward import RewardSpec
 from latentwire.harness import app
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl
@@ -262,21 +263,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(comman
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["steps=0"], "steps=0: must be at least 1"),
-        (["prompts_per_step=0"], "prompts_per_step=0: must be at least 1"),
-        (["pairs_per_prompt=0"], "pairs_per_prompt=0: must be at least 1"),
         (["prompts_per_step=99"], "prompts_per_step=99: there are"),
-        (["max_length=1"], "max_length=1: a prompt and an answer need at least 2 tokens"),
         (["max_length=2"], "no pair of outputs/kat/pairs_all.jsonl is of this split and fits into max_length=2"),
         (["split=test"], "split=test: no pair"),
-        (["held_out=1"], "held_out=1.0: must be a share"),
         (["held_out=0"], "held_out=0.0: of 40 prompts none is held out"),
         (["sampler=other"], "sampler=other: unknown"),
         (["tuning.blocks=3"], "tuning.blocks=3: the model has 2 blocks"),
-        (["tuning.method=some"], "tuning.method=some: unknown"),
-        (["optimizer.schedule=up"], "schedule=up: unknown"),
         (["steps=many"], "steps=many: expected a whole number"),
-        (["dtype=float16"], "dtype=float16"),
         (["path=nowhere.jsonl"], "path=nowhere.jsonl: no such file"),
         (["lr=3"], "lr=3: no such setting"),
     ],
@@ -315,6 +308,15 @@ def test_a_full_disk_stops_with_a_remedy_and_the_run_goes_on_later(command, monk
     monkeypatch.setattr(checkpoint.torch, "save", real)
     status, _, said = command(*SMALL)
     assert status == 0, said
+
+
+@pytest.mark.parametrize("name", ["steps", "prompts_per_step", "pairs_per_prompt", "batch_tokens", "max_length"])
+def test_numbers_out_of_their_range_are_named(name):
+    good = {"split": None, "held_out": 0.1, "max_length": 2, "steps": 1, "prompts_per_step": 1, "pairs_per_prompt": 1,
+            "batch_tokens": 1}  # fmt: skip
+    RewardSpec(**good)
+    with pytest.raises(UserError, match=rf"{name}={good[name] - 1}: "):
+        RewardSpec(**{**good, name: good[name] - 1})
 
 
 def pair(name: str, source: str = "s") -> RewardPair:

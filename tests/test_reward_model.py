@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from kat.chat import encode_completion, encode_prompt
-from kat.frozen import SplitScorer, _shared_start
+from kat.frozen import SplitScorer
 from kat.reward_model import (
     Tree,
     batches_of,
@@ -21,8 +21,10 @@ from kat.reward_model import (
     load_reward_model,
     merged,
     pack,
+    reads_at_most,
     reward_model_of,
     score,
+    shared_start,
     tree_scores,
     trees_of,
 )
@@ -136,6 +138,23 @@ def test_a_prompt_is_read_once_for_its_completions_and_no_batch_is_too_large(mad
     assert sizes == [9, 9, 9, 5]
 
 
+def test_what_prompts_begin_with_is_read_once(made, monkeypatch):
+    sequences = [((5, 6, 7), (n, 0)) for n in (8, 9)] + [((5, 6, 3, 4), (9, 0)), ((5, 6, 3), (9, 0))]
+    expected = [plain_scores(made, [Tree(prompt, (completion,))])[0] for prompt, completion in sequences]
+    sizes = []
+    backbone = made.base_model.forward
+    monkeypatch.setattr(made.base_model, "forward", lambda **k: sizes.append(k["input_ids"].shape) or backbone(**k))
+    assert score(made, sequences, 4096).tolist() == pytest.approx(expected, abs=1e-5)
+    assert sizes == [(1, 2), (3, 5)]
+    sizes.clear()
+    made.config.sliding_window = 9  # its cache would forget; nothing is shared then
+    assert score(made, sequences, 4096).tolist() == pytest.approx(expected, abs=1e-5)
+    assert sizes == [(3, 7)]
+    assert reads_at_most(made) == 9
+    text = SimpleNamespace(max_position_embeddings=None, sliding_window=None)
+    assert reads_at_most(SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))) is None
+
+
 def test_completions_of_a_prompt_are_split_to_fit():
     assert trees_of((1, 2), [(3, 4), (5,), (6,)], 6) == [Tree((1, 2), ((3, 4), (5,), (6,)))]
     assert trees_of((1, 2), [(3, 4), (5,), (6,)], 5) == [Tree((1, 2), ((3, 4), (5,))), Tree((1, 2), ((6,),))]
@@ -237,7 +256,7 @@ def test_the_two_parts_give_scores_and_gradients_of_the_whole(made, blocks, memo
     made.zero_grad()
     families = [Tree((2, 3, *tree.prompt), tree.completions) for tree in TREES]
     scorer = SplitScorer(made, blocks, families, memory, 4096)
-    assert scorer.shared == (2, 3)
+    assert scorer.start.tokens == (2, 3)
     for _ in range(2):  # the second time out of the memory
         parts = scorer.scores(pairs)
         assert parts.tolist() == pytest.approx(whole.tolist(), abs=1e-5)
@@ -270,9 +289,10 @@ def test_the_memory_is_a_bound_and_large_prompts_stand_alone(made):
 
 
 def test_what_prompts_begin_with_leaves_each_of_them_a_token(made):
-    assert _shared_start([(1, 2, 3), (1, 2, 4, 5), (1, 2, 3, 9)]) == (1, 2)
-    assert _shared_start([(1, 2), (1, 2, 4)]) == (1,)
-    assert _shared_start([(1, 2, 3), (4,)]) == ()
+    assert shared_start([(1, 2, 3), (1, 2, 4, 5), (1, 2, 3, 9)]) == (1, 2)
+    assert shared_start([(1, 2), (1, 2, 4)]) == (1,)
+    assert shared_start([(1, 2, 3), (4,)]) == ()
+    assert shared_start([(1, 2, 3)]) == shared_start([]) == ()
     scorer = SplitScorer(made, 1, [Tree((1, 2, 3), ((4,),)), Tree((1, 2, 5), ((4,),))], 0, 4096)
     stranger = [Tree((7, 8, 9), ((4,),))]  # begins in another way
     with torch.no_grad():

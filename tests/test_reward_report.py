@@ -134,7 +134,7 @@ def test_parts_are_judged_apart_and_shown():
     assert found["by_density_decile"]["10"] == judge(PAIRS[2:], True, 0)
     text = render(found, "held-out")
     assert max(map(len, text.splitlines())) <= 100
-    assert "longer one" in text and "decile 1, rarest" in text and "  a " in text
+    assert "longer one" in text and "decile 1 (rarest) " in text and "  a " in text
     low, high = found["accuracy_interval"]
     assert f"0.625 [{low:.2f}, {high:.2f}]" in text
     assert "+0.250" in text and f"error {found['calibration']['error']:.3f}" in text
