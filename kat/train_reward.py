@@ -189,14 +189,18 @@ class _Training:
 
     def run(self) -> dict[str, Any]:
         """Do the steps that are left, save the model, judge it."""
+        checkpoints = Checkpoints(self.folder / "checkpoints", self.identity, self.cfg.keep)
+        found = checkpoints.latest()  # before anything is written: what is there may be of another configuration
         config = OmegaConf.to_container(self.cfg, resolve=True)
         assert isinstance(config, dict)
+        self.state.wait_for_everyone()
         if self.state.is_main_process:
             write_json(self.folder / "config.json", config)
         tracker = start_run(config["tracker"], self.folder, "reward", str(self.cfg.name), config)
-        checkpoints = Checkpoints(self.folder / "checkpoints", self.identity, self.cfg.keep)
         journal = Journal(self.folder, tracker)
-        done = self._resume(checkpoints, journal)
+        done = self._resume(*(found or (0, {})))
+        if self.state.is_main_process:
+            journal.rewind(done)
         self._steps(done, checkpoints, journal)
         result = self._judged()
         if self.state.is_main_process:
@@ -209,11 +213,8 @@ class _Training:
         self.state.wait_for_everyone()
         return dict(from_first(self.state, result))
 
-    def _resume(self, checkpoints: Checkpoints, journal: Journal) -> int:
-        """Load the newest checkpoint, if there is one; return how many steps are done."""
-        found = checkpoints.latest()
-        self.state.wait_for_everyone()
-        step, saved = found or (0, {})
+    def _resume(self, step: int, saved: dict[str, Any]) -> int:
+        """Go on from a checkpoint, if there is one; return how many steps are done."""
         if saved:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
@@ -222,8 +223,6 @@ class _Training:
             self.scheduler.load_state_dict(saved["scheduler"])
             self.sampler.load_state_dict(saved["sampler"])
             say(f"going on after step {step} of {self.spec.steps}")
-        if self.state.is_main_process:
-            journal.rewind(step)
         return step
 
     def _steps(self, done: int, checkpoints: Checkpoints, journal: Journal) -> None:

@@ -164,6 +164,7 @@ def test_a_killed_run_goes_on_to_the_very_same_end(command):
     assert len(read_jsonl(Path("killed/metrics.jsonl"))) == 5 and not Path("killed/result.json").exists()
     status, _, said = command(*arguments, "steps=7")
     assert status == 1 and "steps was 6 and is 7" in said  # a checkpoint of another configuration
+    assert json.loads(Path("killed/config.json").read_text())["steps"] == 6
     status, _, said = command(*arguments)
     assert status == 0 and "going on after step 4 of 6" in said, said
     for name in ("metrics.jsonl", "ledger.jsonl", "model/model.safetensors", "model/config.json"):
