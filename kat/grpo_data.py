@@ -36,6 +36,8 @@ class GrpoData:
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, context: int, new_tokens: int, share: float) -> GrpoData:
     """Encode prompts and set apart those that are held out; what does not fit into the context is in neither.
 
+    Fitting means the prompt, a whole completion, and the end token that the reward model reads after one cut off.
+
     Args:
         prompts: All there are.
         tokenizer: Of the policy.
@@ -49,7 +51,7 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, context: int, new_
     data = GrpoData([], [], [])
     for prompt in prompts:
         ids = tuple(encode_prompt(tokenizer, prompt.prompt))
-        if len(ids) + new_tokens > context:
+        if len(ids) + new_tokens + 1 > context:
             data.too_long.append(prompt.id)
         else:
             (data.held_out if held_out(prompt.id, share) else data.train).append(

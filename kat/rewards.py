@@ -38,15 +38,18 @@ class Rewards:
             lists of prompts and completions (texts) and returns as many numbers.
         weights: One for each name.
         model: The reward model; needed where it is named.
+        end: The token that every completion of its training ended with. A completion that was cut off is scored with
+            this token added: the model has learnt to judge nowhere else.
         batch_tokens: Positions that it computes at a time.
 
     Raises:
         UserError: Names that cannot be imported or are named twice, or another number of weights.
     """
 
-    def __init__(self, names: Sequence[str], weights: Sequence[float], model: Any, batch_tokens: int) -> None:
+    def __init__(self, names: Sequence[str], weights: Sequence[float], model: Any, end: int, batch_tokens: int) -> None:
         check_names(names, weights)
-        self.names, self.weights, self.model, self.batch_tokens = list(names), list(weights), model, batch_tokens
+        self.names, self.weights, self.model, self.end = list(names), list(weights), model, end
+        self.batch_tokens = batch_tokens
         self.functions = {name: load_function(name) for name in names if name != MODEL}
 
     def __call__(self, sampled: Sequence[Sampled], doing: str) -> tuple[Tensor, dict[str, Tensor]]:
@@ -63,7 +66,7 @@ class Rewards:
         found: dict[str, Tensor] = {}
         for name in self.names:
             if name == MODEL:
-                sequences = [(row.prompt_ids, row.completion_ids) for row in sampled]
+                sequences = [(row.prompt_ids, self._ended(row.completion_ids)) for row in sampled]
                 found[name] = score(self.model, sequences, self.batch_tokens).float().cpu()
             else:
                 found[name] = _called(name, self.functions[name], sampled)
@@ -72,6 +75,9 @@ class Rewards:
         for name, weight in zip(self.names, self.weights, strict=True):
             total += weight * found[name]
         return total, found
+
+    def _ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        return ids if ids and ids[-1] == self.end else (*ids, self.end)
 
 
 def check_names(names: Sequence[str], weights: Sequence[float]) -> None:

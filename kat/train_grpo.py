@@ -233,7 +233,8 @@ class _Training:
                     f"and {len(self.tokenizer.get_vocab())} tokens): it would read other words than were written; give "
                     "a reward model of the same family"
                 )
-        return Rewards(self.spec.reward_funcs, self.spec.reward_weights, model, self.batch_tokens)
+        end = self.tokenizer.eos_token_id
+        return Rewards(self.spec.reward_funcs, self.spec.reward_weights, model, end, self.batch_tokens)
 
     def _draws(self) -> Iterator[int]:
         while True:
