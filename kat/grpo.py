@@ -1,0 +1,181 @@
+"""Group relative policy optimisation as pure functions: advantages, clipped surrogate, KL, normalisation, counts.
+
+Shapes: P prompts, G completions of each, B completions of a micro-batch, C tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentwire.harness.errors import UserError
+
+SCALES = ("group", "none")
+KL_ESTIMATORS = ("k1", "k2", "k3")
+NORMALISATIONS = ("token", "sequence")
+STD_EPSILON = 1e-4  # TRL's
+DEGENERATE = 1e-8  # a group whose rewards spread less than this teaches nothing
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is maximised: the settings of the loss.
+
+    Args:
+        epsilon: Half-width of the range that the probability ratio is clipped to.
+        beta: Weight of the KL divergence from the reference; 0 needs no reference.
+        kl: Its estimator for each token, one of KL_ESTIMATORS (see `kl_divergence`).
+        kl_correction: Whether the estimate is multiplied by the probability ratio, as TRL does by default.
+        normalisation: `token` or `sequence` (see `loss_weights`).
+        scale: `group` or `none` (see `advantages`).
+    """
+
+    epsilon: float
+    beta: float
+    kl: str
+    kl_correction: bool
+    normalisation: str
+    scale: str
+
+    def check(self) -> None:
+        """Refuse values that are none.
+
+        Raises:
+            UserError: Says which, and what it may be.
+        """
+        if not 0 < self.epsilon < 1:
+            raise UserError(f"grpo.epsilon={self.epsilon}: the clip range must be above 0 and below 1; 0.2 is usual")
+        if self.beta < 0:
+            raise UserError(f"grpo.beta={self.beta}: the weight of the KL divergence cannot be negative")
+        known = {"kl": KL_ESTIMATORS, "normalisation": NORMALISATIONS, "scale": SCALES}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise UserError(f"grpo.{name}={getattr(self, name)}: unknown; use one of {', '.join(values)}")
+
+
+def advantages(rewards: Tensor, scale: str = "group") -> Tensor:
+    """Return how much better each completion is than its group: (P, G) -> (P, G).
+
+    The reward minus the group's mean; with scale `group` divided by the group's standard deviation (with G - 1, as
+    TRL) plus 1e-4 (Shao et al. 2024, arXiv 2402.03300); with `none` left as it is (Liu et al. 2025, arXiv 2503.20783:
+    the division favours groups that hardly differ). A group of equal rewards gets zeros.
+
+    Raises:
+        UserError: Fewer than two completions a prompt: a group of one is its own mean.
+    """
+    if rewards.shape[1] < 2:
+        raise UserError(
+            f"grpo.num_generations={rewards.shape[1]}: advantages compare the completions of a prompt with one "
+            "another; use at least 2"
+        )
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    if scale == "none":
+        return centred
+    return centred / (rewards.std(dim=1, keepdim=True) + STD_EPSILON)
+
+
+def degenerate_groups(rewards: Tensor) -> int:
+    """Count the groups whose rewards are all equal, (P, G): they have no advantage to learn from."""
+    return int((rewards.amax(dim=1) - rewards.amin(dim=1) <= DEGENERATE).sum())
+
+
+def token_statistics(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return log-probability and entropy of sampled tokens, both (B, C), in nats.
+
+    Args:
+        logits: What each token was drawn from, (B, C, V).
+        tokens: The tokens, (B, C).
+        temperature: Divides the logits: the policy is what is sampled from. A top_p leaves no trace here, as in TRL:
+            the distribution is the whole one.
+    """
+    scaled = logits.float() / temperature
+    total = scaled.logsumexp(dim=-1)
+    logps = scaled.gather(-1, tokens[..., None])[..., 0] - total
+    with torch.no_grad():
+        probabilities = (scaled - total[..., None]).exp()
+        entropy = total - (probabilities * scaled).sum(dim=-1)
+    return logps, entropy
+
+
+def kl_divergence(logps: Tensor, ref_logps: Tensor, estimator: str = "k3") -> Tensor:
+    """Estimate the KL divergence of the policy from the reference at each token, (B, C).
+
+    With r = ref_logps - logps (Schulman 2020, "Approximating KL divergence"):
+    k1 = -r is unbiased and of high variance, and its gradient is zero on average, so that it holds nothing back as a
+    term of the loss; k2 = r^2 / 2 is biased, its gradient is that of the KL divergence; k3 = exp(r) - r - 1 is
+    unbiased and never negative, and what GRPO uses.
+    """
+    r = ref_logps - logps
+    if estimator == "k1":
+        return -r
+    if estimator == "k2":
+        return r.square() / 2
+    return r.exp() - r - 1
+
+
+def loss_weights(mask: Tensor, normalisation: str, tokens: int, sequences: int) -> Tensor:
+    """Return the weight of each token in the loss, (B, C); over the whole batch of all processes they sum to 1.
+
+    token: every token weighs the same, 1 / tokens (Yu et al. 2025, arXiv 2503.14476, "DAPO"). sequence: every
+    completion weighs the same, shared among its tokens (the original GRPO); TRL's `grpo` also counts completions that
+    are masked as a whole in the denominator, which is not done here.
+
+    Args:
+        mask: 1 where a token counts, (B, C).
+        normalisation: One of NORMALISATIONS.
+        tokens: Tokens that count in the whole batch, over all micro-batches and processes.
+        sequences: Completions with at least one such token in the whole batch.
+    """
+    counted = mask.float()
+    if normalisation == "token":
+        return counted / max(tokens, 1)
+    return counted / counted.sum(dim=1, keepdim=True).clamp_min(1) / max(sequences, 1)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The loss of some completions, and what is shown of it."""
+
+    loss: Tensor  # (), with gradient
+    kl: Tensor  # (B, C), zeros without a reference and where no token counts
+    clipped: Tensor  # (B, C) bool: the ratio left the range in the direction that its advantage pulls
+
+
+def grpo_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    ref_logps: Tensor | None,
+    advantage: Tensor,
+    weights: Tensor,
+    objective: Objective,
+) -> Terms:
+    """Return the clipped surrogate plus beta times the KL divergence, to be minimised.
+
+    -min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A) + beta * KL at each token, ratio = exp(logps - old_logps)
+    (Schulman et al. 2017, equation 7; Shao et al. 2024, equation 3). With `kl_correction` KL is multiplied by the
+    ratio, gradient and all: the tokens were drawn from the old policy, and only so the gradient of a k3 estimate is
+    that of the divergence from the reference (DeepSeek-V3.2, arXiv 2512.02556).
+
+    Args:
+        logps: Log-probabilities under the policy, (B, C), with gradient.
+        old_logps: Those of the policy that sampled, (B, C).
+        ref_logps: Those of the reference, (B, C); None where beta is 0.
+        advantage: Of each completion, (B,).
+        weights: Of each token, as `loss_weights` gives them, (B, C); 0 leaves a token out whatever its values are.
+        objective: The settings.
+    """
+    counts = weights > 0
+    logps, old_logps = torch.where(counts, logps, 0.0), torch.where(counts, old_logps, 0.0)
+    ratio = (logps - old_logps).exp()
+    clipped_ratio = ratio.clamp(1 - objective.epsilon, 1 + objective.epsilon)
+    a = advantage[:, None]
+    per_token = -torch.min(ratio * a, clipped_ratio * a)
+    kl = torch.zeros_like(logps)
+    if ref_logps is not None:
+        kl = kl_divergence(logps, torch.where(counts, ref_logps, 0.0), objective.kl)
+        per_token = per_token + objective.beta * kl * (ratio if objective.kl_correction else 1)
+    low = (ratio < 1 - objective.epsilon) & (a < 0)
+    high = (ratio > 1 + objective.epsilon) & (a > 0)
+    return Terms((per_token * weights).sum(), kl.detach(), (low | high) & counts)

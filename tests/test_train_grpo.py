@@ -1,0 +1,353 @@
+"""The GRPO loop: one command from nothing, exact resume after SIGKILL, two processes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from kat.heldout import held_out
+from latentwire.harness import app
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).resolve().parents[1]
+QUESTIONS = [f"What is the {noun} of {place}?" for noun in ("capital", "river", "king", "tree", "law", "age")
+             for place in ("France", "the moon", "Rome", "Peru")]  # fmt: skip
+
+
+def write_pairs(path: Path, count: int = len(QUESTIONS)) -> None:
+    rows = [{"prompt": q, "chosen": f"It is {q[12:15]}.", "rejected": "I do not know"} for q in QUESTIONS[:count]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def vowels(prompts, completions):
+    """A reward that a model of random weights can learn to raise."""
+    return [sum(letter in "aeiou" for letter in text) / (1 + len(text)) for text in completions]
+
+
+SMALL = [
+    "model=tiny_random",
+    "device=cpu",
+    "pairs=file",
+    "path=pairs.jsonl",
+    "sampler=uniform",
+    "held_out=0.3",
+    "steps=4",
+    "checkpoint_every=2",
+    "batch_tokens=256",
+    "tuning.blocks=1",
+    "optimizer.learning_rate=0.01",
+    "optimizer.warmup_steps=0",
+    "grpo.prompts_per_step=2",
+    "grpo.num_generations=3",
+    "grpo.max_completion_length=6",
+    "grpo.eval_prompts=4",
+    "grpo.eval_every=2",
+    "grpo.num_iterations=2",
+    "grpo.reward_funcs=[test_train_grpo:vowels]",
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder with the pairs in it, and what starts the program there."""
+    write_pairs(tmp_path / "pairs.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def training(here, monkeypatch, capfd):
+    """Run train.py in this process; return exit status, standard output and standard error."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    for name in ("MODEL_ID", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        app.position = None
+        status = 0
+        try:
+            app.launch("train", train.TASKS, [*SMALL, *arguments])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def start(folder: Path, *arguments: str, processes: int = 1) -> subprocess.Popen[str]:
+    """Start train.py in a process of its own, or in several."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    return subprocess.Popen([sys.executable, *several, str(ROOT / "train.py"), *SMALL, *arguments], cwd=folder,
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+RUN = Path("outputs/grpo/uniform_seed0")
+SAME = ("metrics.jsonl", "held_out.jsonl", "completions.jsonl", "ledger.jsonl")
+
+
+def test_one_command_does_it_all(training, here):
+    status, out, err = training()
+    assert status == 0, err
+    result = json.loads((RUN / "result.json").read_text())
+    metrics = rows(RUN / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    first = metrics[0]
+    assert first["reward"] == pytest.approx(first["rewards/test_train_grpo:vowels"])
+    assert first["kl"] == pytest.approx(0, abs=1e-6) and metrics[-1]["kl"] > 1e-4
+    assert all(row["sampling_gap"] < 1e-4 for row in metrics)
+    assert {row["learning_rate"] for row in metrics} == {0.01}
+    assert all(1 <= row["length"] <= 6 and row["entropy"] > 0 for row in metrics)
+
+    prompts = rows(Path("outputs/kat/prompts_all.jsonl"))
+    kept = {row["id"] for row in prompts if held_out(row["id"], 0.3)}
+    ledger = rows(RUN / "ledger.jsonl")
+    assert {row["id"] for row in ledger} == {row["id"] for row in prompts} - kept
+    assert sum(row["drawn"] for row in ledger) == 4 * 2
+    assert sum(row["intended"] for row in ledger) == pytest.approx(4 * 2)
+
+    looks = rows(RUN / "held_out.jsonl")
+    assert [look["step"] for look in looks] == [0, 2, 4] and looks == result["held_out_curve"]
+    assert looks[0]["gain"] == 0 and looks[2]["gain"] == pytest.approx(looks[2]["reward"] - looks[0]["reward"])
+    assert looks[2]["gain_interval"][0] <= looks[2]["gain"] <= looks[2]["gain_interval"][1]
+    answered = rows(RUN / "completions.jsonl")
+    assert [row["step"] for row in answered] == [0] * 4 + [2] * 4 + [4] * 4
+    assert {row["id"] for row in answered} <= kept
+    shown = answered[0]["completions"][0]
+    assert shown["reward"] == pytest.approx(vowels([""], [shown["text"]])[0])
+
+    counts = result["counts"]
+    assert (counts["completions"], counts["groups"]) == (24, 8)
+    assert counts["train_prompts"] + counts["held_out_prompts"] == len(prompts) and counts["too_long"] == 0
+    assert counts["truncated"] == round(sum(6 * row["truncated"] for row in metrics))
+    assert "24 completions were cut off" in out
+    assert sorted(path.name for path in (RUN / "checkpoints").iterdir()) == ["step-00000002.pt", "step-00000004.pt"]
+
+    from transformers import AutoModelForCausalLM
+
+    trained = AutoModelForCausalLM.from_pretrained(RUN / "model")
+    saved = torch.load(RUN / "checkpoints" / "step-00000004.pt", weights_only=True)["state"]["parameters"]
+    assert saved.keys() <= dict(trained.named_parameters()).keys()
+    assert all(torch.equal(dict(trained.named_parameters())[name], p) for name, p in saved.items())
+
+    status, _, err = training()
+    assert status == 0 and "finished before" in err
+    status, _, err = training("grpo.beta=0.1", "seed=0")
+    assert status == 1 and "grpo.beta was 0.04 and is 0.1" in err and "force=true" in err
+
+
+def test_the_reward_rises(training):
+    status, out, err = training("steps=25", "grpo.num_generations=6", "grpo.prompts_per_step=4", "grpo.beta=0.0",
+                                "grpo.eval_prompts=7", "grpo.eval_generations=4", "grpo.eval_every=25")  # fmt: skip
+    assert status == 0, err
+    assert all("kl" not in row for row in rows(RUN / "metrics.jsonl"))
+    result = json.loads((RUN / "result.json").read_text())
+    assert result["held_out"]["gain_interval"][0] > 0.05, out
+
+
+@pytest.mark.parametrize("method", ["lora", "all"])
+def test_other_ways_of_tuning_save_the_whole_policy(training, method):
+    status, _, err = training(f"tuning.method={method}", "steps=2", "grpo.eval_prompts=0")
+    assert status == 0, err
+    result = json.loads((RUN / "result.json").read_text())
+    assert result["held_out"] is None and result["frozen_blocks_shared"] == 0
+    weights = load_file(RUN / "model" / "model.safetensors")
+    assert not any("lora" in name for name in weights)
+    metrics = rows(RUN / "metrics.jsonl")
+    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6) and metrics[1]["kl"] > 1e-5
+    assert all(row["sampling_gap"] < 1e-4 for row in metrics)
+
+
+def test_truncated_completions_can_be_left_out_of_the_loss(training):
+    status, _, err = training("grpo.mask_truncated=true", "steps=1", "grpo.max_completion_length=1",
+                              "grpo.eval_prompts=0", "grpo.num_iterations=1")  # fmt: skip
+    assert status == 0, err
+    (metrics,) = rows(RUN / "metrics.jsonl")
+    if metrics["truncated"] == 1:
+        assert metrics["loss"] == metrics["grad_norm"] == 0
+        assert "nothing to learn from" in err
+
+
+def killed_after(folder: Path, line: int, *arguments: str) -> None:
+    """Start a run and kill it once metrics.jsonl has that many lines."""
+    process = start(folder, *arguments)
+    path = folder / RUN / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not path.is_file() or path.read_bytes().count(b"\n") < line:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(training, here, tmp_path_factory, monkeypatch):
+    more = ("steps=12", "checkpoint_every=5", "grpo.eval_every=3", "optimizer.schedule=cosine", "grpo.top_p=0.9")
+    assert training(*more)[0] == 0
+    whole = here / RUN
+    other = tmp_path_factory.mktemp("killed")
+    shutil.copy(here / "pairs.jsonl", other)
+    shutil.copytree(here / "outputs" / "kat", other / "outputs" / "kat")
+    killed_after(other, 7, *more)
+    assert not (other / RUN / "result.json").exists()
+    monkeypatch.chdir(other)
+    status, _, told = training(*more)
+    assert status == 0, told
+    assert "going on after step 5 of 12" in told or "going on after step 10 of 12" in told
+    for name in SAME:
+        assert (other / RUN / name).read_bytes() == (whole / name).read_bytes(), name
+    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (whole, other / RUN))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, other / RUN)]
+    for name in ("identity", "held_out_curve", "last_step", "counts"):
+        assert results[0][name] == results[1][name]
+
+
+def test_two_processes_draw_the_same_and_lose_the_same(training, here, tmp_path_factory):
+    assert training("steps=3")[0] == 0
+    other = tmp_path_factory.mktemp("two")
+    shutil.copy(here / "pairs.jsonl", other)
+    shutil.copytree(here / "outputs" / "kat", other / "outputs" / "kat")
+    process = start(other, "steps=3", processes=2)
+    told = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, told
+    one, two = here / RUN, other / RUN
+    assert (one / "ledger.jsonl").read_bytes() == (two / "ledger.jsonl").read_bytes()
+    for mine, theirs in zip(rows(one / "metrics.jsonl"), rows(two / "metrics.jsonl"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+    texts = [[c["text"] for row in rows(run / "completions.jsonl") for c in row["completions"]] for run in (one, two)]
+    assert texts[0] == texts[1]
+    a, b = (load_file(run / "model" / "model.safetensors") for run in (one, two))
+    assert all(torch.allclose(a[name], b[name], atol=1e-3) for name in a)
+    assert json.loads((two / "result.json").read_text())["processes"] == 2
+
+
+def test_a_loss_that_is_no_number_stops_the_run(training, monkeypatch):
+    import kat.grpo_step
+
+    monkeypatch.setattr(kat.grpo_step, "advantages", lambda rewards, scale: rewards * torch.nan)
+    status, _, err = training()
+    assert status == 1
+    assert "the loss is nan at step 1 of uniform_seed0, inner epoch 1, micro-batch 1 of" in err
+    assert not (RUN / "result.json").exists() and not (RUN / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grpo.num_generations=1"], r"grpo.num_generations=1"),
+        (["grpo.prompts_per_step=0"], "grpo.prompts_per_step=0: must be at least 1"),
+        (["grpo.prompts_per_step=30"], "there are 1"),
+        (["grpo.epsilon=0"], "grpo.epsilon=0"),
+        (["grpo.temperature=0"], "grpo.temperature=0"),
+        (["grpo.kl=k5"], "grpo.kl=k5"),
+        (["steps=0"], "steps=0: expected a whole number above 0"),
+        (["held_out=0"], "holds out none"),
+        (["grpo.max_completion_length=5000"], "none of the 24 prompts leaves room for 5000 new tokens"),
+        (["policy=nowhere"], "policy=nowhere: no such folder"),
+        (["policy=outputs"], "policy=outputs: holds no model"),
+        (["grpo.reward_funcs=[model]", "reward=nowhere"], "reward=nowhere: no such folder"),
+        (["grpo.reward_funcs=[model]", "reward=outputs"], "holds no model"),
+        (["grpo.reward_funcs=[nothing_there:f]"], "nothing_there cannot be imported"),
+        (["grpo.reward_weights=[1,2]"], "2 weights for 1 rewards"),
+        (["grpo.beta=much"], "grpo.beta=much: expected a number"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_remedy(training, here, arguments, message):
+    (here / "outputs").mkdir()
+    status, _, err = training(*arguments)
+    assert status == 1 and message in err
+    assert "Traceback" not in err and not (RUN / "metrics.jsonl").exists()
+
+
+def test_a_batch_that_does_not_divide_is_refused(training, monkeypatch):
+    import kat.train_grpo
+
+    class Two:
+        num_processes = 2
+        device = torch.device("cpu")
+
+    monkeypatch.setattr(kat.train_grpo, "place", lambda _: Two())
+    status, _, err = training("grpo.prompts_per_step=3")
+    assert status == 1 and "2 processes cannot share them evenly; use a multiple of 2" in err
+
+
+def test_a_policy_is_no_reward_model_and_another_tokenizer_no_fit(training, here, tiny):
+    folder = here / "lm"
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    status, _, err = training("grpo.reward_funcs=[model]", "reward=lm")
+    assert status == 1 and "reward=" in err and "is no reward model" in err
+
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    judge = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    judge.config.pad_token_id = 5
+    judge.save_pretrained(here / "judge")
+    other = AutoTokenizer.from_pretrained(folder)
+    other.add_tokens(["<|new|>"])
+    other.save_pretrained(here / "judge")
+    status, _, err = training("grpo.reward_funcs=[model]", "reward=judge")
+    assert status == 1 and "has another tokenizer than the policy" in err
+    tiny.tokenizer.save_pretrained(here / "judge")
+    status, _, err = training("grpo.reward_funcs=[model]", "reward=judge", "policy=lm", "steps=1")
+    assert status == 0, err
+    assert rows(RUN / "metrics.jsonl")[0].keys() >= {"rewards/model"}
+
+
+def test_no_disk_is_said_and_what_is_finished_stays(training, monkeypatch):
+    from latentwire.harness import checkpoint
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    status, _, err = training()
+    assert status == 1 and "No space left on device" in err and "free some space" in err
+
+
+def test_the_trackers_run_is_told(training, monkeypatch):
+    import kat.train_grpo
+
+    told: list[tuple] = []
+
+    class Run:
+        def log(self, step, numbers):
+            told.append(("log", step, sorted(numbers)))
+
+        def histogram(self, step, name, values):
+            told.append(("histogram", step, name, len(values)))
+
+        def table(self, step, name, columns, rows):
+            told.append(("table", step, name, len(rows), [len(row) == len(columns) for row in rows]))
+
+        def close(self, summary):
+            told.append(("close", sorted(summary)))
+
+    monkeypatch.setattr(kat.train_grpo, "start_run", lambda *_: Run())
+    assert training("steps=2", "grpo.eval_every=2")[0] == 0
+    assert ("table", 0, "completions", 4, [True] * 4) in told and ("table", 2, "completions", 4, [True] * 4) in told
+    assert ("histogram", 1, "rewards", 6) in told
+    assert next(entry for entry in told if entry[0] == "histogram")[2] == "sampling_weights"
+    logged = [entry for entry in told if entry[0] == "log"]
+    assert any("held_out/reward" in names for _, _, names in logged)
+    assert any({"reward", "kl", "length", "entropy", "tokens_per_second"} <= set(names) for _, _, names in logged)
+    assert told[-1][0] == "close" and "held_out/reward" in told[-1][1]
