@@ -10,6 +10,7 @@ python run.py task=density                       embeddings -> sampling weights,
 python run.py task=subsample budget=1000         prompts drawn by these weights
 python run.py task=cluster                       clusters of prompts
 python run.py task=project                       the map of prompt space, a page to turn and search
+python run.py task=diversity a=RUN b=RUN         how diverse are the completions of two checkpoints
 """
 
 from latentwire.harness.app import Task, launch
@@ -26,6 +27,7 @@ TASKS = {
     "subsample": Task(run="kat.measure:subsample"),
     "cluster": Task(run="kat.measure:clusters"),
     "project": Task(run="kat.measure:projection"),
+    "diversity": Task(run="kat.diversity_job:diversity"),
 }
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ class _Overlap:
         self.lost: list[dict[int, list[int]]] = []  # of these, what goes when a text is left out
         self.nearest: list[list[tuple[int, int]]] = []  # (length, text) of the two references nearest in length
         for i, counts in enumerate(grams):
-            matches, lost = [0] * ORDERS, {}
+            matches = [0] * ORDERS
+            lost: dict[int, list[int]] = {}
             for gram, count in counts.items():
                 others = [holder for holder in holders[gram] if holder[1] != i]
                 if not others:
@@ -72,8 +73,9 @@ class _Overlap:
                     lost.setdefault(others[0][1], [0] * ORDERS)[len(gram) - 1] += best - second
             self.matches.append(matches)
             self.lost.append(lost)
-            references = [(length, j) for j, length in enumerate(self.lengths) if j != i]
-            self.nearest.append(sorted(references, key=lambda r, own=self.lengths[i]: (abs(r[0] - own), r[0]))[:2])
+            own = self.lengths[i]
+            nearest = sorted((abs(length - own), length, j) for j, length in enumerate(self.lengths) if j != i)
+            self.nearest.append([(length, j) for _, length, j in nearest[:2]])
 
     def bleu(self, i: int, without: int = -1) -> float:
         """Return the sentence BLEU of text i with all the others as references, but for the one left out."""

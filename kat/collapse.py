@@ -1,12 +1,12 @@
 """Arms compared prompt by prompt: what each prompt adds to every metric, paired differences, matched lengths.
 
-Every metric becomes one value for each prompt whose mean is the metric, so that one paired bootstrap over prompts serves
-all of them:
+Every metric becomes one value for each prompt whose mean is the metric, so that one paired bootstrap over prompts
+serves all of them:
 
 - "within": the diversity of a prompt's own K completions.
 - "across": the diversity of sets of one completion of each prompt, the mean of the K sets there are. A set does not
-  break up into prompts, and drawing prompts twice would put copies into it, which looks like collapse. A prompt's value is
-  its leave-one-out pseudo-value (Tukey's jackknife), moved so that their mean is the metric of the whole set.
+  break up into prompts, and drawing prompts twice would put copies into it, which looks like collapse. A prompt's
+  value is its leave-one-out pseudo-value (Tukey's jackknife), moved so that their mean is the metric of the set.
 - "each": means and rates over the completions, one by one. A rate is a ratio of totals, with pseudo-values as well.
 """
 
@@ -34,7 +34,7 @@ from kat.diversity import (
 from latentwire.harness.errors import UserError
 from latentwire.metrics import compare_paired
 
-FEWEST = 3  # prompts in a group: a set without one of them must still have a pair
+FEWEST = 10  # prompts in a group; a bootstrap over fewer knows too little of their spread
 LEVELS = {
     "within": "K completions of one prompt",
     "across": "one completion of each prompt",
@@ -190,7 +190,7 @@ def pseudo_values(whole: float, left_out: Array) -> Array:
 
 
 def rate(counts: Sequence[float], sizes: Sequence[float]) -> Array:
-    """Return one value for each prompt, with the total of the counts over that of the sizes as their mean; 0 for 0/0."""
+    """Return one value for each prompt, their mean being the total of the counts over that of the sizes; 0 for 0/0."""
     over, under = np.asarray(counts, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
 
     def ratio(a: Array, b: Array) -> Array:
@@ -206,7 +206,9 @@ def rate(counts: Sequence[float], sizes: Sequence[float]) -> Array:
 def compare(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: int) -> list[dict[str, Any]]:
     """Compare two arms over the same n prompts: every metric with its interval, and second minus first.
 
-    The intervals are 95%, of a paired bootstrap over prompts; Holm's correction runs over the metrics given.
+    The intervals are 95%, of a paired bootstrap over prompts; Holm's correction runs over the metrics given. Values are
+    spread out by sqrt(n / (n - 1)) around their mean first: resampling n of them shows only (n - 1) / n of their
+    variance (Hesterberg 2015), which matters to groups of some twenty prompts.
 
     Args:
         first: What each prompt adds to each metric, (n,).
@@ -215,8 +217,8 @@ def compare(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: int) 
     """
     keys = list(first)
     a, b = np.stack([first[key] for key in keys]), np.stack([second[key] for key in keys])  # (S, n)
-    nothing = np.zeros(a.shape[1])
-    rows = zip(*(compare_paired(values, nothing, seed) for values in (a, b, b - a)), strict=True)
+    n = a.shape[1]
+    rows = zip(*(compare_paired(_spread(values), np.zeros(n), seed) for values in (a, b, b - a)), strict=True)
     return [
         {
             "level": level,
@@ -230,3 +232,10 @@ def compare(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: int) 
         }
         for (level, name), (one, two, both) in zip(keys, rows, strict=True)
     ]
+
+
+def _spread(values: Array) -> Array:
+    """Return values (S, n) with the same means and n / (n - 1) times the variance."""
+    means = values.mean(axis=1, keepdims=True)
+    result: Array = means + (values - means) * (values.shape[1] / (values.shape[1] - 1)) ** 0.5
+    return result

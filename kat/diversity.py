@@ -34,9 +34,9 @@ class Metric:
 SET_METRICS = {
     "ead": Metric(
         "expectation-adjusted distinct-n", 1,
-        "distinct n-grams over the number expected of as many draws from the vocabulary, mean of n = 1 to 5 (Liu et al. "
-        "2022, averaged as Kirk et al. 2023 do); 0 for nothing, about 1 for no repetition, slightly above where even "
-        "chance would repeat",
+        "distinct n-grams over the number expected of as many even draws from all there could be, mean of n = 1 to 5 "
+        "(Liu et al. 2022, averaged as Kirk et al. 2023 do); 0 for nothing, about 1 for no repetition, slightly above "
+        "where even chance would repeat",
     ),
     "self_bleu": Metric(
         "self-BLEU", -1,
@@ -98,10 +98,11 @@ def measure_without(
 def ead(texts: Sequence[Tokens], vocabulary: int) -> float:
     """Return the expectation-adjusted distinct-n of a set, the mean over n = 1 to 5.
 
-    Liu et al. 2022: N / (V (1 - ((V - 1) / V)^C)) for N distinct among C n-grams, with V the size of the vocabulary at
-    every n, as there and in Kirk et al. 2023. N-grams do not run from one text into the next. Orders for which every
-    text is too short are left out; without a token it is 0. For sets much smaller than the vocabulary the expectation
-    is nearly C, so this corrects little for length; comparing texts of matched lengths does.
+    Liu et al. 2022: N / (V (1 - ((V - 1) / V)^C)) for N distinct among C tokens and a vocabulary of V. For n-grams we
+    put V^n, the number of those there could be, where they keep V, which gives values far above 1 once C exceeds V.
+    N-grams do not run from one text into the next. Orders for which every text is too short are left out; without a
+    token it is 0. For sets much smaller than the vocabulary the expectation is nearly C, so this corrects little for
+    length; comparing texts of matched lengths does.
     """
     return _ead(list(map(_Counts, _n_grams(texts))), None, vocabulary)
 
@@ -141,9 +142,10 @@ class _Counts:
 
 def _ead(orders: Sequence[_Counts], without: int | None, vocabulary: int) -> float:
     ratios = []
-    for counts in orders:
+    for n, counts in enumerate(orders, 1):
         if total := counts.total(without):
-            expected = -vocabulary * math.expm1(total * math.log1p(-1 / vocabulary))
+            possible = float(vocabulary) ** n
+            expected = -possible * math.expm1(total * math.log1p(-1 / possible))
             ratios.append(counts.distinct(without) / expected)
     return sum(ratios) / len(ratios) if ratios else 0.0
 
