@@ -13,7 +13,8 @@ from latentwire.harness.results import config_hash, read_json
 
 WEIGHTS = ("*.safetensors", "*.bin")
 READ_TOO = ("*.json", "*.jinja", "*.model", "*.txt")  # settings and tokenizer
-NOT_COMPARED = ("sampler", "out", "name", "variant", "folder", "force", "tracker", "device")  # settings of a run
+# Settings of a run that decide nothing it learns, and the sampler, by which they are meant to differ.
+NOT_COMPARED = ("sampler", "out", "name", "variant", "folder", "force", "only", "tracker", "keep", "checkpoint_every")
 
 
 @dataclass(frozen=True)
