@@ -11,6 +11,7 @@ python run.py task=subsample budget=1000         prompts drawn by these weights
 python run.py task=cluster                       clusters of prompts
 python run.py task=project                       the map of prompt space, a page to turn and search
 python run.py task=score reward=FOLDER path=FILE a reward model judges pairs, by subset
+python run.py task=diversity a=RUN b=RUN         how diverse are the completions of two checkpoints
 """
 
 from latentwire.harness.app import Task, launch
@@ -28,6 +29,7 @@ TASKS = {
     "cluster": Task(run="kat.measure:clusters"),
     "project": Task(run="kat.measure:projection"),
     "score": Task(run="kat.score_job:score_file"),
+    "diversity": Task(run="kat.diversity_job:diversity"),
 }
 
 if __name__ == "__main__":

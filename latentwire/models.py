@@ -118,6 +118,18 @@ def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Lan
     return LanguageModel(model, tokenizer)
 
 
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer alone.
+
+    Raises:
+        UserError: As `load_model` says.
+    """
+    where, options = _locate(spec)
+    with _explained(spec, where), bars_on_terminals_only():
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **options)
+    return tokenizer
+
+
 def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     """Return what from_pretrained wants: a folder or a repository, and its options."""
     if spec.origin == "wheel":

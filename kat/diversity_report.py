@@ -1,0 +1,207 @@
+"""A comparison of arms in words and tables: what the numbers say, and what they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from kat.collapse import LEVELS, METRICS
+
+FORMS = {"matched": "lengths matched", "raw": "as sampled"}
+GROUPS = {"all": "all", "rare": "rare", "common": "common"}
+LEVEL_OF_DOUBT = 0.05  # Holm-corrected p-values from here on show no difference
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Return the whole report of task=diversity; `result` is what diversity.json holds."""
+    first, *others = [checkpoint["label"] for checkpoint in result["checkpoints"]]
+    prompts, settings = result["prompts"], result["settings"]
+    lines = [
+        f"# Diversity: {', '.join(others)} against {first}",
+        "",
+        f"{settings['num_generations']} completions of at most {settings['max_completion_length']} tokens for each of "
+        f"{prompts['sampled']} held-out prompts ({prompts['held_out']} of {prompts['all']} are held out), temperature "
+        f"{settings['temperature']:g}, top_p {settings['top_p']:g}, seed {result['seed']}, the same random numbers for "
+        "every checkpoint.",
+        "",
+        *(f"**Warning:** {warning}.\n" for warning in result["warnings"]),
+        *(f"{paragraph}\n" for paragraph in result["reading"]),
+        "## What was sampled",
+        "",
+        *_table(
+            ["checkpoint", "completions", "empty", "ended", "tokens", "cut to match", "tokens cut off", "em-dashes",
+             "not just X but Y"],
+            [
+                [each["label"], each["completions"], each["empty"], each["ended"], each["tokens"], each["cut"],
+                 each["tokens_cut"], each["em_dashes"], each["not_just_but"]]
+                for each in result["checkpoints"]
+            ],
+        ),
+        "",
+    ]  # fmt: skip
+    for comparison in result["comparisons"]:
+        lines += [*_comparison(comparison), ""]
+    lines += ["## What the metrics are", ""]
+    lines += [f"- **{metric.label}** ({_directions(metric.direction)}): {metric.definition}."
+              for metric in dict.fromkeys(METRICS.values())]  # fmt: skip
+    lines += ["", *_method(result), ""]
+    return "\n".join(lines)
+
+
+def _directions(direction: int) -> str:
+    return {1: "higher: more diverse", -1: "lower: more diverse", 0: "neither way is better"}[direction]
+
+
+def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a heading and the table of one comparison, level by level."""
+    first, second = comparison["first"], comparison["second"]
+    yield (
+        f"## {second} against {first}: {GROUPS[comparison['group']]} prompts, {FORMS[comparison['form']]} "
+        f"(n = {comparison['prompts']})"
+    )
+    yield ""
+    rows: list[list[object]] = []
+    for level, words in LEVELS.items():
+        rows.append([f"*{words}*", "", "", "", ""])
+        for row in comparison["rows"]:
+            if row["level"] == level:
+                rows.append(
+                    [
+                        METRICS[level, row["metric"]].label,
+                        _with_interval(row["first"]["value"], row["first"]["interval"]),
+                        _with_interval(row["second"]["value"], row["second"]["interval"]),
+                        _with_interval(row["difference"], row["interval"], sign=True),
+                        _p(row["p_holm"]) + (" *" if shown(row) else ""),
+                    ]
+                )
+    yield from _table(["metric", first, second, "difference", "p (Holm)"], rows)
+
+
+def _method(result: Mapping[str, Any]) -> Iterator[str]:
+    prompts, embedder = result["prompts"], result["embedder"]
+    yield "## How it was compared"
+    yield ""
+    yield (
+        "In brackets: 95% intervals of 10,000 bootstrap resamples of the prompts, the differences paired; with "
+        "fewer than 30 prompts they are somewhat too narrow. Across prompts each prompt stands for its leave-one- "
+        "out pseudo-value, as drawing a prompt twice would put copies into the set. p-values are corrected by "
+        "Holm over the metrics of a table; a star marks those below .05. Lengths matched: every completion is cut "
+        "to the shortest of all checkpoints with the same prompt and number. Embeddings for the distance and the "
+        "Vendi score: "
+        f"{embedder}."
+    )
+    if "rare_at_most" in prompts:
+        yield ""
+        yield (
+            f"Rare are prompts with a density of at most {prompts['rare_at_most']:.4g}, common those of at least "
+            f"{prompts['common_at_least']:.4g}: the lowest {result['settings']['rare_share']:.0%} and the highest "
+            f"{result['settings']['common_share']:.0%} of all prompts. {prompts['without_density']} of the sampled "
+            "prompts have no density."
+        )
+
+
+def reading(comparisons: Sequence[Mapping[str, Any]], warnings: Sequence[str], generations: int) -> list[str]:
+    """Return what the comparisons say and do not say, a paragraph for each pair of arms.
+
+    Args:
+        comparisons: Those of all pairs, groups and forms.
+        warnings: What makes them doubtful.
+        generations: Completions of each prompt.
+    """
+    paragraphs = []
+    for first, second in dict.fromkeys((each["first"], each["second"]) for each in comparisons):
+        of = {(each["group"], each["form"]): each for each in comparisons
+              if (each["first"], each["second"]) == (first, second)}  # fmt: skip
+        sentences = [_says(of["all", "matched"], generations)]
+        parts = [group for group in ("rare", "common") if (group, "matched") in of]
+        sentences += [_says(of[group, "matched"], generations) for group in parts]
+        sentences.append(_lengths(of["all", "raw"], of["all", "matched"]))
+        if len(parts) == 2:
+            sentences.append("Whether rare and common prompts differ in this was not tested.")
+        sentences.append(
+            "These are two checkpoints, one run of each kind: what another seed of training would give, and whether "
+            "the sampler is the cause, they cannot say."
+        )
+        if warnings:
+            sentences.append("The warnings above limit this further.")
+        paragraphs.append(" ".join(sentences))
+    return paragraphs
+
+
+def shown(row: Mapping[str, Any]) -> bool:
+    """Tell whether a difference is shown: its corrected p-value says so, and its interval leaves out 0."""
+    low, high = row["interval"]
+    return bool(row["p_holm"] < LEVEL_OF_DOUBT and not low <= 0 <= high)
+
+
+def _says(comparison: Mapping[str, Any], generations: int) -> str:
+    """Return in which metrics two arms differ, and in which no difference is shown."""
+    rows, n = comparison["rows"], comparison["prompts"]
+    second = comparison["second"]
+    where = {
+        "all": f"With lengths matched, over all {n} prompts with {generations} completions each",
+        "rare": f"Over the {n} rare prompts",
+        "common": f"Over the {n} common prompts",
+    }[comparison["group"]]
+    differing = [row for row in rows if shown(row)]
+    if not differing:
+        return f"{where}, no difference is shown in any of the {len(rows)} metrics."
+    parts = []
+    for direction, words in ((1, "more diverse"), (-1, "less diverse"), (0, "different")):
+        found = [row for row in differing if _sign(row) == direction]
+        if found:
+            parts.append(f"{words} in {_listed(map(_named, found))}")
+    rest = len(rows) - len(differing)
+    none = f"; in the other {rest} no difference is shown" if rest else ""
+    return f"{where}, {second} is {_listed(parts)}{none}."
+
+
+def _sign(row: Mapping[str, Any]) -> int:
+    """Return 1 where the second arm is the more diverse, -1 where it is less, 0 where the metric says neither."""
+    direction = METRICS[row["level"], row["metric"]].direction
+    return direction if row["difference"] > 0 else -direction
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    level = {"within": " within prompts", "across": " across prompts", "each": ""}[row["level"]]
+    label = METRICS[row["level"], row["metric"]].label
+    return f"{label}{level} ({_with_interval(row['difference'], row['interval'], sign=True)})"
+
+
+def _lengths(raw: Mapping[str, Any], matched: Mapping[str, Any]) -> str:
+    """Return how lengths differ, and which differences go when they are matched."""
+    length = next(row for row in raw["rows"] if row["metric"] == "length")
+    by = _with_interval(length["difference"], length["interval"], sign=True)
+    sentence = (
+        f"As sampled, the completions of {raw['second']} differ in length by {by} tokens"
+        if shown(length)
+        else f"As sampled, no difference in length is shown ({by} tokens)"
+    )
+    still = {(row["level"], row["metric"]) for row in matched["rows"] if shown(row)}
+    compared = {(row["level"], row["metric"]) for row in matched["rows"]}
+    gone = [row for row in raw["rows"]
+            if shown(row) and (row["level"], row["metric"]) in compared - still]  # fmt: skip
+    if gone:
+        return f"{sentence}; shown there but not with lengths matched: {_listed(map(_named, gone))}."
+    return f"{sentence}."
+
+
+def _listed(parts: Any) -> str:
+    *before, last = parts
+    return f"{', '.join(before)} and {last}" if before else str(last)
+
+
+def _with_interval(value: float, interval: Sequence[float], sign: bool = False) -> str:
+    style = "+.3f" if sign else ".3f"
+    middle, low, high = (f"{round(number, 3) + 0.0:{style}}" for number in (value, *interval))  # + 0.0: no -0.000
+    return f"{middle} [{low}, {high}]"
+
+
+def _p(value: float) -> str:
+    return "< .001" if value < 0.001 else f"{value:.3f}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    """Yield a Markdown table."""
+    for row in (columns, ["---"] * len(columns), *rows):
+        yield "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"
