@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentwire.harness.errors import UserError
-from latentwire.transforms import check_dials, require
+from latentwire.transform import check_dials, require
 from latentwire.vocabulary import Vocabulary, rms
 
 MOST_SPREAD = 5.0  # exp(5 z) already spans ten decimal orders of magnitude

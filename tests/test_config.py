@@ -18,7 +18,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job, expand, factors, keep, variants
 from latentwire.models import ModelSpec
 from latentwire.sources import SOURCES, build_source
-from latentwire.transforms import TRANSFORMS, build_transform
+from latentwire.transforms import TRANSFORMS, build_transform, read_label
 from latentwire.vocabulary import Vocabulary
 
 EMBED35 = {
@@ -76,7 +76,7 @@ def test_embed35_is_the_35_with_their_names_and_values():
     for job in jobs:
         assert OmegaConf.to_container(job.config.embed_transform.dials, resolve=True) == EMBED35[job.config.name]
     families = [job.config.embed_transform.name for job in jobs]
-    assert [families.count(family) for family in TRANSFORMS] == [1, 3, 1, 10, 7, 6, 4, 3]
+    assert [families.count(family) for family in dict.fromkeys(families)] == [1, 3, 1, 10, 7, 6, 4, 3]
 
 
 def test_sources_multiply_a_sweep_and_stand_in_the_names():
@@ -96,13 +96,13 @@ ATLAS += ["mixed0.1", "mixed0.2", "mixed0.3", "mixed0.5", "token_scale0.5", "tok
 ATLAS += ["anisotropic0.5", "anisotropic1.5", "low_rank64", "low_rank128", "low_rank256", "low_rank512"]
 
 
-def test_the_atlas_asks_each_source_with_the_35():
+def test_the_atlas_asks_each_source_with_the_35_and_the_automatic_repair():
     overrides = expand(factors(compose("run", overrides=["sweep=atlas"]).sweep), [])
-    assert len(overrides) == 30 * 35 == len(set(map(tuple, overrides)))
-    asked = [compose("run", overrides=job) for job in overrides[:35] + overrides[35::35]]
-    assert [cfg.name for cfg in asked[:35]] == list(EMBED35)
-    assert [cfg.group for cfg in asked[34:]] == ATLAS
-    assert all(cfg.experiment == "baseline" for cfg in asked[35:])
+    assert len(overrides) == 30 * 36 == len(set(map(tuple, overrides)))
+    asked = [compose("run", overrides=job) for job in overrides[:36] + overrides[36::36]]
+    assert [cfg.name for cfg in asked[:36]] == [*EMBED35, "auto"]
+    assert [cfg.group for cfg in asked[35:]] == ATLAS
+    assert all(cfg.experiment == "baseline" for cfg in asked[36:])
 
 
 def test_unions_are_combined_with_the_command_line_outermost():
@@ -193,6 +193,9 @@ def test_every_transform_file_builds_its_transform(name, vocabulary):
     assert cfg.embed_transform.name == name
     transform = build_transform(name, dials, vocabulary)
     assert type(transform) is TRANSFORMS[name]
+    if transform.fits:
+        x = vocabulary.embeddings[:200] + 0.5
+        transform.fit(x, vocabulary.embeddings[:200], torch.Generator().manual_seed(2))
     y = transform(torch.randn(5, 64), torch.Generator().manual_seed(1))
     assert y.shape == (5, 64)
 
@@ -200,6 +203,18 @@ def test_every_transform_file_builds_its_transform(name, vocabulary):
 def test_every_transform_and_source_has_its_file():
     assert options("embed_transform") == sorted(TRANSFORMS)
     assert options("embed_source") == sorted(SOURCES)
+
+
+@pytest.mark.parametrize("name", [name for name in options("embed_transform") if name != "chain"])
+def test_a_name_is_read_back_as_its_family_and_dials(name):
+    cfg = compose("run", overrides=[f"embed_transform={name}"])
+    assert read_label(cfg.experiment) == (name, OmegaConf.to_container(cfg.embed_transform.dials, resolve=True))
+
+
+def test_embed_plus_has_its_controls_and_each_name_once():
+    names = [job.config.name for job in jobs_of("sweep=embed_plus")]
+    assert len(set(names)) == len(names) == 13
+    assert {"baseline", "auto", "rms_scale1.0+anchor_eps0.05", "procrustes_supervised", "random_k3"} <= set(names)
 
 
 @pytest.mark.parametrize("name", options("embed_source"))
