@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from latentwire.neighbours import TokenSearch
-from latentwire.repairs import find_rotation, require_several, sample
+from latentwire.repairs import MATCHED, find_rotation, require_several, sample
 from latentwire.transform import EMBEDDINGS, Transform
 from latentwire.vocabulary import Vocabulary, rms
 
@@ -111,8 +111,14 @@ def diagnose(vocabulary: Vocabulary, x: Tensor, generator: torch.Generator) -> t
             undo, search, ids, margin = candidate, among, found, other
     near = _share_near(search, vocabulary, probe, undo, margin, generator)
     if near < CHANCE:
-        rotation, _ = find_rotation(vocabulary, probe)
-        undo, search = Undo(rotation=rotation), vocabulary.search
+        fitting, judging = _halves(x, generator)
+        if min(len(fitting), len(judging)) == 0:
+            return _fall_back(vocabulary, probe, "no embedding comes near any token")
+        probe = sample(judging, PROBE, generator)
+        undo, search = (
+            Undo(rotation=find_rotation(vocabulary, sample(fitting, MATCHED, generator))[0]),
+            vocabulary.search,
+        )
         ids, margin = _matched(search, vocabulary, probe, undo)
         near = _share_near(search, vocabulary, probe, undo, margin, generator)
         if near < CHANCE:
@@ -155,11 +161,24 @@ def _basis(y: Tensor) -> Tensor | None:
     values, vectors = values.flip(0).clamp_min(1e-12 * float(values[-1])), vectors.flip(-1)
     steps = values[:-1] / values[1:]
     rank = int(steps.argmax()) + 1
-    key = torch.randn(y.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    different = len((y.double().cpu() @ key).unique())  # fewer different embeddings than dimensions fill no space
+    different = int(_numbered(y).max()) + 1  # fewer different embeddings than dimensions fill no space
     if float(steps[rank - 1]) < ELBOW or rank >= min(different, y.shape[1]):
         return None
     return vectors[:, :rank].float()
+
+
+def _halves(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return two parts of x (N, D) that have no embedding in common: what is fitted to one is judged by the other."""
+    group = _numbered(x)
+    order = torch.randperm(int(group.max()) + 1, generator=generator)
+    first = (order[group] < len(order) // 2).to(x.device)
+    return x[first], x[~first]
+
+
+def _numbered(x: Tensor) -> Tensor:
+    """Return the number of each embedding, equal ones having the same: (N, D) -> (N,)."""
+    key = torch.randn(x.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return (x.double().cpu() @ key).unique(return_inverse=True)[1]
 
 
 def _share_near(
@@ -216,7 +235,8 @@ def _described(
         "anisotropic": undo.gain is not None,
         "rotation": undo.rotation is not None,
         "low_rank": undo.basis is not None,
-        "scale": not 0.9 < scale < 1.1 and undo.basis is None,
+        # The gains' own mean is known only to their standard error.
+        "scale": abs(math.log(scale)) > 0.1 + 3 * gain / math.sqrt(vocabulary.width) and undo.basis is None,
         "token_scale": spread > 0.1 and spread > 2 * 10 ** (-snr / 20) / math.sqrt(vocabulary.width),
         "noise": snr < 30 and undo.basis is None,
     }
