@@ -38,7 +38,7 @@ from latentwire.evaluate import Bench, Choice, Settings, evaluate, prepare
 from latentwire.generation import Decoder
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, generator_for, place
-from latentwire.harness.grids import expand
+from latentwire.harness.grids import expand, factors
 from latentwire.harness.results import write_json
 from latentwire.models import ModelSpec
 from latentwire.prompts import Prompt
@@ -68,8 +68,8 @@ class Configuration:
 def the_35() -> list[Configuration]:
     """Return the configurations of sweep=embed35 in their order."""
     with initialize_config_dir(str(app.CONF), version_base="1.3"):
-        grids = compose("run", overrides=["sweep=embed35"]).sweep.grids
-        configs = [compose("run", overrides=job) for job in expand(grids, [])]
+        preset = factors(compose("run", overrides=["sweep=embed35"]).sweep)
+        configs = [compose("run", overrides=job) for job in expand(preset, [])]
     return [Configuration(cfg.name, Choice(cfg.embed_transform.name, _plain(cfg.embed_transform.dials)))
             for cfg in configs]  # fmt: skip
 

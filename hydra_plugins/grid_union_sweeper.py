@@ -1,7 +1,8 @@
 """A Hydra sweeper for unions of grids: the presets of conf/sweep, multiplied by what the command line varies.
 
-Hydra's own sweeper makes one Cartesian product. This one runs the entries of `sweep.grids` one after the other,
-names every job before it runs any, keeps those that `only` asks for, and hands all results to the task.
+Hydra's own sweeper makes one Cartesian product. This one runs the entries of `sweep.grids` one after the other (all of
+them for each of `sweep.sources`, where a preset has those), names every job before it runs any, keeps those that
+`only` asks for, and hands all results to the task.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,9 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from latentwire.harness import app
-from latentwire.harness.grids import Job, expand, keep, print_jobs, variants
+from latentwire.harness.grids import Job, expand, factors, keep, print_jobs, variants
 
 
 @dataclass
@@ -37,8 +37,8 @@ class GridUnionSweeper(BasicSweeper):
         assert self.launcher is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        grids = self.config.sweep.grids if app.takes_sweeps(self.config.task) else OmegaConf.create([])
-        jobs = [self._compose(job) for job in expand(grids, parser.parse_overrides(arguments))]
+        preset = factors(self.config.sweep) if app.takes_sweeps(self.config.task) else []
+        jobs = [self._compose(job) for job in expand(preset, parser.parse_overrides(arguments))]
         jobs = [
             self._compose([*job.overrides, f"variant='{variant}'"]) if variant else job
             for job, variant in zip(jobs, variants(jobs), strict=True)

@@ -47,7 +47,7 @@ def _analyze_group(group: str, results: list[Result], scores: dict[str, ById]) -
     baseline = next((result for result in results if result["family"] == "baseline"), None)
     comparisons = _compare(baseline, [r for r in ranked if r is not baseline and not r["identity"]], scores)
     rows = [_row(result, comparisons.get(result["name"])) for result in ranked]
-    winners = [row for row in rows if row["verdict"] == "better"]
+    winners = [row for row in rows if row["verdict"] == "better" and not row["supervised"]]
     level = _level_with(winners[0]["name"], [row["name"] for row in winners[1:]], scores) if winners else []
     best: dict[str, Any] = {}
     for row in rows:
@@ -94,6 +94,7 @@ def _row(result: Result, comparison: Comparison | None) -> dict[str, Any]:
             "identity",
         )
     }
+    row["supervised"] = bool((result.get("fit") or {}).get("supervised"))  # saw the true tokens: a positive control
     if result["family"] == "baseline":
         verdict = "baseline"
     elif result["identity"]:
@@ -296,5 +297,5 @@ def _against(row: dict[str, Any]) -> str:
     sign = "+" if row["difference"] >= 0 else ""
     return (
         f"{sign}{three_digits(row['difference'])} [{three_digits(low)}, {three_digits(high)}] "
-        f"p={row['p_holm']:.3f} {row['verdict']}"
+        f"p={row['p_holm']:.3f} {row['verdict']}{' (saw the true tokens: a control)' if row['supervised'] else ''}"
     )

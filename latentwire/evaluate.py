@@ -21,8 +21,12 @@ from latentwire.metrics import bootstrap_interval, exact_match, f1_score, wilson
 from latentwire.models import LanguageModel, ModelSpec, load_model
 from latentwire.prompts import Prompt, PromptWriter
 from latentwire.sources import Text, build_source
-from latentwire.transforms import Transform, build_transform
+from latentwire.transform import PAIRS, Transform
+from latentwire.transforms import TRANSFORMS, build_transform
 from latentwire.vocabulary import Vocabulary
+
+FITTED_ON = 16384  # embeddings at most that a transform is fitted on; its number goes into the hash
+FITTED = {name for name, kind in TRANSFORMS.items() if kind.fits} | {"chain"}  # a chain's steps may be
 
 
 @dataclass
@@ -62,6 +66,7 @@ class Bench:
     prompts: list[Prompt]
     batches: list[list[int]]  # indices into prompts
     decoder: Decoder
+    fitting: list[Tensor]  # token ids of passages and questions that are not asked about, each (T,)
     left_out: dict[str, int]  # questions of the data that were not asked, by reason
     too_long: list[str]  # ids of drawn examples that do not fit into the model's context
 
@@ -75,7 +80,9 @@ def identity(
     transform: Choice,
 ) -> dict[str, Any]:
     """Return everything that decides a result, for its hash."""
+    fitted = {"fitted_on": FITTED_ON} if transform.name in FITTED else {}
     return {
+        **fitted,
         "model": model.identity(),
         "data": data.identity(),
         "settings": {**vars(settings), "dtype": str(dtype)},
@@ -108,6 +115,7 @@ def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: Partial
             f"shots={settings.shots}: with {len(shot_ids)} tokens of shots none of the {len(prompts)} examples fits "
             f"into the model's {lm.context_length} positions; lower shots, or choose a model with a longer context"
         )
+    asked = {example.context for example in examples}
     decoder = Decoder(lm, encode_prefix(lm, shot_ids), settings.max_new_tokens)
     return Bench(
         lm=lm,
@@ -120,6 +128,7 @@ def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: Partial
             settings.batch_tokens,
         ),
         decoder=decoder,
+        fitting=writer.spans([example for example in dataset.train if example.context not in asked], FITTED_ON),
         left_out=dict(dataset.left_out),
         too_long=[prompt.example.id for prompt in prompts if len(prompt.token_ids) > room],
     )
@@ -137,11 +146,17 @@ def evaluate(
         id, question, references, prediction, f1, em.
 
     Raises:
-        UserError: A dial out of range, or values that are not finite; in every process, whichever met it.
+        UserError: A dial out of range, values that are not finite, or embeddings that a transform cannot be fitted
+            on; in every process, whichever met it.
     """
     started = time.perf_counter()
+    fitted: dict[str, Any] | None = None
     try:
-        rows, error = _ask_share(bench, source, transform, seed, state, title), None
+        distort = build_source(source.name, source.dials, bench.vocabulary, generator_for(seed, source.name))
+        repair = build_transform(transform.name, transform.dials, bench.vocabulary)
+        repair.to(bench.lm.device)
+        fitted = _fit(bench, distort, repair, source, transform, seed)
+        rows, error = _ask_share(bench, distort, repair, source, transform, seed, state, title), None
     except Exception as caught:  # told to the other processes, which would wait for this one for ever
         if state.num_processes == 1:
             raise
@@ -150,16 +165,52 @@ def evaluate(
     if failures:
         raise error or failures[0]
     rows = sorted(gather_from_all(state, rows), key=lambda row: row["index"])
-    return _summarize(bench, rows, seed, time.perf_counter() - started), [_public(row) for row in rows]
+    scores = _summarize(bench, rows, seed, time.perf_counter() - started)
+    return {**scores, "fit": fitted}, [_public(row) for row in rows]
+
+
+@torch.no_grad()
+def _fit(
+    bench: Bench, distort: Text, repair: Transform, source: Choice, transform: Choice, seed: int
+) -> dict[str, Any] | None:
+    """Fit a transform that wants it, on the source's embeddings of passages that are not asked about.
+
+    Returns:
+        What it was fitted on and what it found; None for a transform that is not fitted.
+    """
+    if not repair.fits:
+        return None
+    if not bench.fitting:
+        raise UserError(
+            f"embed_transform={transform.name}: is fitted on passages that are not asked about, and the data have "
+            "none; lower samples, or give another file for the shots (shots_path=FILE)"
+        )
+    spans = [bench.lm.embed(ids.to(bench.lm.device)) for ids in bench.fitting]
+    seen = [
+        distort(span, generator_for(seed, source.name, "fitting", index)).float() for index, span in enumerate(spans)
+    ]
+    truth = torch.cat(spans).float() if repair.fits == PAIRS else None
+    x = torch.cat(seen)
+    repair.fit(x, truth, generator_for(seed, transform.name, "fitting"))
+    return {
+        "embeddings": len(x),
+        "sees": repair.fits,
+        "supervised": repair.fits == PAIRS,
+        "diagnosis": repair.diagnosis,
+    }
 
 
 def _ask_share(
-    bench: Bench, source: Choice, transform: Choice, seed: int, state: PartialState, title: str
+    bench: Bench,
+    distort: Text,
+    repair: Transform,
+    source: Choice,
+    transform: Choice,
+    seed: int,
+    state: PartialState,
+    title: str,
 ) -> list[dict[str, Any]]:
     """Ask the examples of this process, batch by batch."""
-    distort = build_source(source.name, source.dials, bench.vocabulary, generator_for(seed, source.name))
-    repair = build_transform(transform.name, transform.dials, bench.vocabulary)
-    repair.to(bench.lm.device)
     share = bench.batches[state.process_index :: state.num_processes]
     rows: list[dict[str, Any]] = []
     with Progress(title, sum(len(batch) for batch in share)) as progress:

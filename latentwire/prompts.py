@@ -68,3 +68,19 @@ class PromptWriter:
             ids += tokens
             mask += [is_source] * len(tokens)
         return Prompt(example, torch.tensor(ids), torch.tensor(mask))
+
+    def spans(self, examples: list[Example], positions: int) -> list[torch.Tensor]:
+        """Return what would be source spans of these examples, each passage once: token ids (T,) int64.
+
+        They end before the span with which they would pass `positions` in all.
+        """
+        texts = dict.fromkeys(text for example in examples for text in (example.context, example.question))
+        found: list[torch.Tensor] = []
+        room = positions
+        for text in texts:
+            ids = self._ids(f" {text}")
+            if len(ids) > room:
+                break
+            found.append(torch.tensor(ids, dtype=torch.int64))
+            room -= len(ids)
+        return found

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from latentwire.harness.errors import UserError
-from latentwire.transforms import check_dials, require
+from latentwire.transform import check_dials, require
 from latentwire.vocabulary import Vocabulary, rms
+
+MOST_SPREAD = 5.0  # exp(5 z) already spans ten decimal orders of magnitude
+SPREAD_RANGE = f"is the standard deviation of a log-normal factor's logarithm, between 0 and {MOST_SPREAD:g}"
 
 
 class Text:
@@ -103,6 +106,53 @@ class Mixed(Text):
         return (1 - self.rate) * x + self.rate * others
 
 
+class TokenScale(Text):
+    """Each token times a random factor of its own: directions stay, lengths differ from token to token."""
+
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, spread: float) -> None:
+        super().__init__(vocabulary, generator)
+        require(0 <= spread <= MOST_SPREAD, "spread", spread, SPREAD_RANGE)
+        self.spread = spread
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """exp(spread z) x with z standard normal, one for each token."""
+        z = torch.randn(*x.shape[:-1], 1, generator=generator).to(x)
+        return (self.spread * z).exp() * x
+
+
+class Anisotropic(Text):
+    """Each dimension times a random gain of its own, the same ones for every token."""
+
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, spread: float) -> None:
+        super().__init__(vocabulary, generator)
+        require(0 <= spread <= MOST_SPREAD, "spread", spread, SPREAD_RANGE)
+        self.gain = (spread * torch.randn(vocabulary.width, generator=generator)).exp()  # (D,)
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x * gain, dimension by dimension, with gain = exp(spread z)."""
+        return x * self.gain.to(x)
+
+
+class LowRank(Text):
+    """What is left of a token in the first `rank` principal components, then a LayerNorm: an adapter with a bottleneck.
+
+    The components are those of the token embeddings. The LayerNorm has no gain or bias, so every token comes out
+    with unit RMS, some hundred times longer than the model's own.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, rank: int) -> None:
+        super().__init__(vocabulary, generator)
+        require(1 <= rank <= vocabulary.width, "rank", rank, f"must be between 1 and the width, {vocabulary.width}")
+        self.components = vocabulary.principal_axes[:, :rank]  # (D, rank)
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """LayerNorm(mean + P P' (x - mean)) with P the first components."""
+        components, mean = self.components.to(x), self.vocabulary.mean.to(x)
+        kept = mean + (x - mean) @ components @ components.T
+        centred = kept - kept.mean(dim=-1, keepdim=True)
+        return centred / rms(centred)[..., None]  # by hand: layer_norm's eps is as large as a token's variance
+
+
 SOURCES: dict[str, type[Text]] = {
     "text": Text,
     "scaled": Scaled,
@@ -110,6 +160,9 @@ SOURCES: dict[str, type[Text]] = {
     "shifted": Shifted,
     "rotated": Rotated,
     "mixed": Mixed,
+    "token_scale": TokenScale,
+    "anisotropic": Anisotropic,
+    "low_rank": LowRank,
 }
 
 

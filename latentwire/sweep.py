@@ -300,7 +300,18 @@ def _line(title: str, result: Result) -> str:
     low, high = result["f1_interval"]
     scores = f"F1 {three_digits(result['f1'])} [{three_digits(low)}, {three_digits(high)}]"
     scores += f"  EM {three_digits(result['em'])}  empty {result['empty_rate']:.0%}  n={result['num_samples']}"
-    return f"{title}  {scores}" + ("  changed nothing" if result["identity"] and result["family"] != "baseline" else "")
+    changed = "  changed nothing" if result["identity"] and result["family"] != "baseline" else ""
+    return f"{title}  {scores}{changed}{_diagnosis(result)}"
+
+
+def _diagnosis(result: Result) -> str:
+    """Return what the automatic repair found and did, as a line of its own; nothing for other transforms."""
+    found = (result.get("fit") or {}).get("diagnosis", {})
+    if "chain" not in found:
+        return ""
+    distortions, steps = (", ".join(found[key]) or "nothing" for key in ("found", "chain"))
+    reason = f" ({found['reason']})" if "reason" in found else ""
+    return f"\n    found {distortions}{reason}; steps: {steps}"
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The repairs: embeddings that a frozen LM cannot read -> embeddings that it can.
+"""The repairs by name: embeddings that a frozen LM cannot read -> embeddings that it can.
 
 Each is an nn.Module with (T, D) -> (T, D) or (B, T, D) -> (B, T, D), any float dtype in and the same out, and
 gradients wherever the mathematics has any. Rows of a batch never influence one another (random draws differ from
@@ -7,56 +7,21 @@ row to row). "Nearest" is by cosine.
 
 from __future__ import annotations
 
-import inspect
 import math
-from abc import ABC, abstractmethod
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from latentwire.auto import Auto
 from latentwire.harness.errors import UserError
+from latentwire.repairs import MomentMatching, Procrustes, ProcrustesSupervised, Whitening
+from latentwire.transform import EMBEDDINGS, PAIRS, Transform, check_dials, require
 from latentwire.vocabulary import Vocabulary, rms
 
 NEAREST_TEMPERATURE = 0.1  # of nearest_k's softmax over cosines; at 1 the k tokens would weigh nearly the same
-
-
-class Transform(nn.Module, ABC):
-    """Checks shapes, computes in at least float32, returns the dtype it was given.
-
-    Args:
-        vocabulary: The token embeddings to repair towards.
-    """
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        super().__init__()
-        self.vocabulary = vocabulary
-
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Repair embeddings.
-
-        Args:
-            x: Embeddings, (T, D) or (B, T, D).
-            generator: CPU generator of whatever the transform draws at random.
-
-        Returns:
-            Embeddings of the same shape, dtype and device.
-        """
-        if x.ndim not in (2, 3) or x.shape[-1] != self.vocabulary.width or not x.is_floating_point():
-            raise ValueError(
-                f"expected floats of shape (T, {self.vocabulary.width}) or (B, T, {self.vocabulary.width}), "
-                f"got {x.dtype} {tuple(x.shape)}"
-            )
-        return self.repair(x.to(torch.promote_types(x.dtype, torch.float32)), generator).to(x.dtype)
-
-    @abstractmethod
-    def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Repair embeddings in float32 or float64, (T, D) or (B, T, D)."""
-
-    def tokens(self, ids: Tensor, like: Tensor) -> Tensor:
-        """Return the embeddings of token ids in the dtype of `like`: (...) -> (..., D)."""
-        return self.vocabulary.embeddings[ids.to(self.vocabulary.embeddings.device)].to(like)
 
 
 class Baseline(Transform):
@@ -217,6 +182,77 @@ class RandomInterpolation(Transform):
         return (weights[..., None] * self.tokens(ids, x)).sum(dim=-2)
 
 
+class Chain(Transform):
+    """Other transforms one after the other, each fitted, if at all, on what those before it make of the source.
+
+    `steps` are the names of configurations, joined by +: rms_scale1.0+anchor_eps0.05.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, steps: str) -> None:
+        super().__init__(vocabulary)
+        self.names = steps.split("+")
+        self.parts = [build_transform(*read_label(name), vocabulary) for name in self.names]
+        self.modules_of_parts = nn.ModuleList(self.parts)  # so that .to() reaches them
+        wanted = {step.fits for step in self.parts}
+        self.fits = PAIRS if PAIRS in wanted else EMBEDDINGS if EMBEDDINGS in wanted else ""
+
+    def fit(self, x: Tensor, truth: Tensor | None, generator: torch.Generator) -> None:
+        """Fit the steps in their order."""
+        for name, step in zip(self.names, self.parts, strict=True):
+            if step.fits:
+                step.fit(x, truth if step.fits == PAIRS else None, generator)
+                self.diagnosis[name] = step.diagnosis
+            x = step(x, generator)
+
+    def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """last(... second(first(x)))."""
+        for step in self.parts:
+            x = step(x, generator)
+        return x
+
+
+LABELS = {  # how a configuration is called, as conf/embed_transform has it
+    "baseline": "baseline",
+    "rms_matching": "rms_scale{target_scale}",
+    "batch_distribution": "batch_distribution",
+    "nearest_k": "nearest_k{k}_a{alpha}",
+    "anchor_offset": "anchor_eps{eps}",
+    "soft_codebook": "codebook{codebook_size}_tau{tau}",
+    "soft_vocab": "soft_vocab_tau{tau}",
+    "random_interpolation": "random_k{k}",
+    "moment_matching": "moment_matching",
+    "whitening": "whitening",
+    "procrustes": "procrustes",
+    "procrustes_supervised": "procrustes_supervised",
+    "auto": "auto",
+}
+WHOLE = {"k", "codebook_size"}  # dials that are whole numbers
+
+
+def read_label(label: str) -> tuple[str, dict[str, Any]]:
+    """Return the family and the dials of a configuration's name: anchor_eps0.05 -> anchor_offset, eps 0.05.
+
+    Raises:
+        UserError: No configuration is called so.
+    """
+    for family, pattern in LABELS.items():
+        found = re.fullmatch(re.sub(r"{(\w+)}", r"(?P<\1>[-+.\\de]+)", pattern), label)
+        if found is None:
+            continue
+        try:
+            dials = {dial: (int if dial in WHOLE else float)(value) for dial, value in found.groupdict().items()}
+        except ValueError:
+            continue
+        if (written := pattern.format(**dials)) != label:
+            raise UserError(f"steps=...{label}...: write it as it is called, {written}")
+        return family, dials
+    examples = "rms_scale1.0+anchor_eps0.05"
+    raise UserError(
+        f"steps=...{label}...: no configuration is called so; join names as task=list sweep=embed_plus prints them, "
+        f"such as {examples}"
+    )
+
+
 TRANSFORMS: dict[str, type[Transform]] = {
     "baseline": Baseline,
     "rms_matching": RMSMatching,
@@ -226,6 +262,12 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "soft_codebook": SoftCodebook,
     "soft_vocab": SoftVocab,
     "random_interpolation": RandomInterpolation,
+    "chain": Chain,
+    "moment_matching": MomentMatching,
+    "whitening": Whitening,
+    "procrustes": Procrustes,
+    "procrustes_supervised": ProcrustesSupervised,
+    "auto": Auto,
 }
 
 
@@ -239,24 +281,3 @@ def build_transform(family: str, dials: dict[str, Any], vocabulary: Vocabulary) 
         raise UserError(f"embed_transform={family}: unknown; use one of {', '.join(TRANSFORMS)}")
     check_dials(family, dials, TRANSFORMS[family])
     return TRANSFORMS[family](vocabulary, **dials).eval()
-
-
-def check_dials(name: str, dials: dict[str, Any], owner: type) -> None:
-    """Compare dials with the keyword-only arguments of the class that takes them.
-
-    Raises:
-        UserError: Naming the stray or missing dial and those that exist.
-    """
-    parameters = inspect.signature(owner).parameters.values()
-    wanted = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    known = ", ".join(sorted(wanted)) or "none"
-    for dial in sorted(dials.keys() - wanted):
-        raise UserError(f"{dial}={dials[dial]}: {name} has no such dial (its dials: {known}); leave it out")
-    for dial in sorted(wanted - dials.keys()):
-        raise UserError(f"{name} needs {dial} (its dials: {known}); give it a value")
-
-
-def require(condition: bool, dial: str, value: float, reason: str) -> None:
-    """Raise UserError with the dial, its value and the reason unless the condition holds."""
-    if not condition:
-        raise UserError(f"{dial}={value}: {reason}")

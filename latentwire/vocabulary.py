@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import faiss
 import torch
@@ -39,6 +39,20 @@ class Vocabulary:
     def width(self) -> int:
         """Width of an embedding, D."""
         return self.embeddings.shape[1]
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """Covariance of the token embeddings over the vocabulary, (D, D) float64 on the CPU."""
+        total = torch.zeros(self.width, self.width, dtype=torch.float64)
+        for rows in self.embeddings.split(8192):
+            centred = rows - self.mean
+            total += (centred.T @ centred).cpu().double()
+        return total / self.size
+
+    @cached_property
+    def principal_axes(self) -> Tensor:
+        """Eigenvectors of the covariance, one a column, largest variance first: (D, D) float32."""
+        return torch.linalg.eigh(self.covariance).eigenvectors.flip(-1).float()
 
     def nearest(self, x: Tensor, k: int) -> Tensor:
         """Return the ids of the k nearest tokens by cosine, best first: (..., D) -> (..., k)."""

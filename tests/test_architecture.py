@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = sorted(ROOT.glob("*.py"))
 PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks", "examples")]
 CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
-PURE = [f"latentwire.{name}" for name in ("analysis", "metrics", "neighbours", "sources", "transforms", "vocabulary")]
+PURE = [f"latentwire.{name}" for name in ("analysis", "auto", "metrics", "neighbours", "repairs")]
+PURE += [f"latentwire.{name}" for name in ("sources", "transform", "transforms", "vocabulary")]
 PURE += [
     f"kat.{name}" for name in ("clusters", "density", "diagnostics", "draws", "embed", "formats", "neighbours", "pairs")
 ]

@@ -15,10 +15,10 @@ from kat.pairs import PairsSpec, readings
 from latentwire.data import DataSpec
 from latentwire.harness.app import CONF, typed
 from latentwire.harness.errors import UserError
-from latentwire.harness.grids import Job, expand, keep, variants
+from latentwire.harness.grids import Job, expand, factors, keep, variants
 from latentwire.models import ModelSpec
 from latentwire.sources import SOURCES, build_source
-from latentwire.transforms import TRANSFORMS, build_transform
+from latentwire.transforms import TRANSFORMS, build_transform, read_label
 from latentwire.vocabulary import Vocabulary
 
 EMBED35 = {
@@ -65,8 +65,8 @@ def jobs_of(*command_line: str) -> list[Job]:
     """Compose the jobs of a command line as the sweeper does."""
     overrides = OverridesParser.create().parse_overrides(list(command_line))
     preset = next((o for o in command_line if o.startswith("sweep=")), "sweep=none")
-    grids = compose("run", overrides=[preset]).sweep.grids
-    return [Job(job, compose("run", overrides=job)) for job in expand(grids, overrides)]
+    unions = factors(compose("run", overrides=[preset]).sweep)
+    return [Job(job, compose("run", overrides=job)) for job in expand(unions, overrides)]
 
 
 def test_embed35_is_the_35_with_their_names_and_values():
@@ -76,7 +76,7 @@ def test_embed35_is_the_35_with_their_names_and_values():
     for job in jobs:
         assert OmegaConf.to_container(job.config.embed_transform.dials, resolve=True) == EMBED35[job.config.name]
     families = [job.config.embed_transform.name for job in jobs]
-    assert [families.count(family) for family in TRANSFORMS] == [1, 3, 1, 10, 7, 6, 4, 3]
+    assert [families.count(family) for family in dict.fromkeys(families)] == [1, 3, 1, 10, 7, 6, 4, 3]
 
 
 def test_sources_multiply_a_sweep_and_stand_in_the_names():
@@ -87,6 +87,31 @@ def test_sources_multiply_a_sweep_and_stand_in_the_names():
     assert names[35:] == [f"{name}@scaled117.0" for name in EMBED35]
     assert [job.config.experiment for job in jobs] == 2 * list(EMBED35)
     assert {job.config.group for job in jobs} == {"text", "scaled117.0"}
+
+
+ATLAS = ["text", "scaled0.01", "scaled0.1", "scaled10.0", "scaled117.0"]
+ATLAS += [f"noisy{snr}.0dB" for snr in (10, 6, 3, 0, -3, -6, -10, -15)]
+ATLAS += ["shifted0.5", "shifted1.0", "shifted2.0", "shifted5.0", "rotated"]
+ATLAS += ["mixed0.1", "mixed0.2", "mixed0.3", "mixed0.5", "token_scale0.5", "token_scale1.5"]
+ATLAS += ["anisotropic0.5", "anisotropic1.5", "low_rank64", "low_rank128", "low_rank256", "low_rank512"]
+
+
+def test_the_atlas_asks_each_source_with_the_35_and_the_automatic_repair():
+    overrides = expand(factors(compose("run", overrides=["sweep=atlas"]).sweep), [])
+    assert len(overrides) == 30 * 36 == len(set(map(tuple, overrides)))
+    asked = [compose("run", overrides=job) for job in overrides[:36] + overrides[36::36]]
+    assert [cfg.name for cfg in asked[:36]] == [*EMBED35, "auto"]
+    assert [cfg.group for cfg in asked[35:]] == ATLAS
+    assert all(cfg.experiment == "baseline" for cfg in asked[36:])
+
+
+def test_unions_are_combined_with_the_command_line_outermost():
+    preset = [[{"a": 1}, {"a": 2, "b": ["x", "y"]}], [{"c": [3, 4]}]]
+    line = OverridesParser.create().parse_overrides(["d=5,6"])
+    inner = [["a=1"], ["a=2", "b=x"], ["a=2", "b=y"]]
+    assert expand(preset, line) == [["d=" + d, *first, "c=" + c] for d in "56" for first in inner for c in "34"]
+    with pytest.raises(UserError, match=r"b=z: the sweep's own configurations set b"):
+        expand(preset, OverridesParser.create().parse_overrides(["b=z"]))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +183,7 @@ def test_a_whole_number_is_wanted_where_one_is_meant():
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Vocabulary:
-    return Vocabulary(torch.randn(1100, 8, generator=torch.Generator().manual_seed(0)))
+    return Vocabulary(torch.randn(1100, 64, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize("name", options("embed_transform"))
@@ -168,13 +193,28 @@ def test_every_transform_file_builds_its_transform(name, vocabulary):
     assert cfg.embed_transform.name == name
     transform = build_transform(name, dials, vocabulary)
     assert type(transform) is TRANSFORMS[name]
-    y = transform(torch.randn(5, 8), torch.Generator().manual_seed(1))
-    assert y.shape == (5, 8)
+    if transform.fits:
+        x = vocabulary.embeddings[:200] + 0.5
+        transform.fit(x, vocabulary.embeddings[:200], torch.Generator().manual_seed(2))
+    y = transform(torch.randn(5, 64), torch.Generator().manual_seed(1))
+    assert y.shape == (5, 64)
 
 
 def test_every_transform_and_source_has_its_file():
     assert options("embed_transform") == sorted(TRANSFORMS)
     assert options("embed_source") == sorted(SOURCES)
+
+
+@pytest.mark.parametrize("name", [name for name in options("embed_transform") if name != "chain"])
+def test_a_name_is_read_back_as_its_family_and_dials(name):
+    cfg = compose("run", overrides=[f"embed_transform={name}"])
+    assert read_label(cfg.experiment) == (name, OmegaConf.to_container(cfg.embed_transform.dials, resolve=True))
+
+
+def test_embed_plus_has_its_controls_and_each_name_once():
+    names = [job.config.name for job in jobs_of("sweep=embed_plus")]
+    assert len(set(names)) == len(names) == 13
+    assert {"baseline", "auto", "rms_scale1.0+anchor_eps0.05", "procrustes_supervised", "random_k3"} <= set(names)
 
 
 @pytest.mark.parametrize("name", options("embed_source"))
@@ -183,7 +223,7 @@ def test_every_source_file_builds_its_source(name, vocabulary):
     dials = OmegaConf.to_container(cfg.embed_source.dials, resolve=True)
     source = build_source(cfg.embed_source.name, dials, vocabulary, torch.Generator().manual_seed(0))
     assert type(source) is SOURCES[name]
-    assert source(torch.randn(5, 8), torch.Generator().manual_seed(1)).shape == (5, 8)
+    assert source(torch.randn(5, 64), torch.Generator().manual_seed(1)).shape == (5, 64)
 
 
 @pytest.mark.parametrize("name", options("model"))

@@ -176,3 +176,15 @@ def test_the_prefix_begins_as_the_tokenizer_begins_a_text(tokenizer, template, n
     assert writer.shots([[WHO, WHERE], [WHEN]]).tolist() == ids + plain.shots([[WHO, WHERE], [WHEN]]).tolist()
     assert torch.equal(writer.prompt(WHO).token_ids, plain.prompt(WHO).token_ids)
     assert torch.equal(writer.prompt(WHO).source_mask, plain.prompt(WHO).source_mask)
+
+
+def test_spans_are_passages_and_questions_once_each_and_end_before_their_limit(tiny):
+    writer = PromptWriter(tiny.tokenizer)
+    first = Example("1", "The hill is steep.", "What is steep?", ("The hill",))
+    second = Example("2", "The hill is steep.", "How is the hill?", ("steep",))
+    texts = [first.context, first.question, second.question]
+    expected = [tiny.tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]
+    whole = sum(map(len, expected))
+    assert [ids.tolist() for ids in writer.spans([first, second], whole)] == expected
+    assert [ids.tolist() for ids in writer.spans([first, second], whole - 1)] == expected[:2]
+    assert writer.spans([first], 1) == []

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
 from latentwire.harness.app import CONF
@@ -22,8 +23,11 @@ DIALS = {
     "shifted": {"offset": 0.5},
     "rotated": {},
     "mixed": {"rate": 0.5},
+    "token_scale": {"spread": 1.0},
+    "anisotropic": {"spread": 1.0},
+    "low_rank": {"rank": 5},
 }
-DRAWN_ONCE, DRAWN_EACH_TIME = ["shifted", "rotated"], ["noisy", "mixed"]
+DRAWN_ONCE, DRAWN_EACH_TIME = ["shifted", "rotated", "anisotropic"], ["noisy", "mixed", "token_scale"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -147,6 +151,51 @@ def test_mixed_at_rate_zero_changes_nothing():
     assert torch.equal(build("mixed", rate=0.0)(span(5), draws(1)), span(5))
 
 
+def test_token_scale_gives_each_token_a_log_normal_factor_and_keeps_its_direction():
+    x = span(4000)
+    y = build("token_scale", spread=0.5)(x, draws(1))
+    logs = (y / x).log()
+    assert_close(logs, logs[:, :1].expand(-1, WIDTH), rtol=0, atol=1e-4)
+    assert float(logs[:, 0].mean()) == pytest.approx(0, abs=0.03)  # 4 standard errors
+    assert float(logs[:, 0].std()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_anisotropic_gives_each_dimension_a_log_normal_gain_that_all_examples_share():
+    wide = Vocabulary(torch.randn(10, 4000, generator=draws(0)))
+    source = build("anisotropic", wide, spread=0.5)
+    logs = source(torch.ones(3, 4000), draws(1)).log()
+    assert torch.equal(logs[0], logs[2])
+    assert_close(source(torch.full((1, 4000), 2.0), draws(9)), 2 * logs[:1].exp())
+    assert float(logs[0].mean()) == pytest.approx(0, abs=0.03)
+    assert float(logs[0].std()) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["token_scale", "anisotropic"])
+def test_a_spread_of_zero_changes_nothing(name):
+    assert torch.equal(build(name, spread=0.0)(span(5), draws(1)), span(5))
+
+
+@pytest.mark.parametrize("rank", [1, 5, WIDTH])
+def test_low_rank_is_scikit_learn_s_reconstruction_with_unit_rms(rank):
+    x = VOCABULARY.embeddings[:30]
+    pca = PCA(rank, svd_solver="full").fit(VOCABULARY.embeddings.double().numpy())
+    kept = torch.from_numpy(pca.inverse_transform(pca.transform(x.double().numpy()))).float()
+    expected = torch.nn.functional.layer_norm(kept, (WIDTH,), eps=0)
+    assert_close(build("low_rank", rank=rank)(x, draws(0)), expected, rtol=0, atol=1e-3)
+
+
+def test_low_rank_takes_tokens_of_any_length_to_unit_rms():
+    tiny = Vocabulary(1e-4 * VOCABULARY.embeddings)
+    y = build("low_rank", tiny, rank=5)(tiny.embeddings, draws(0))
+    assert_close(y.square().mean(dim=1), torch.ones(SIZE))
+    assert_close(y, build("low_rank", rank=5)(VOCABULARY.embeddings, draws(0)), rtol=0, atol=1e-3)
+
+
+def test_low_rank_of_a_vector_without_spread_is_zero_and_no_nan():
+    flat = Vocabulary(torch.ones(3, WIDTH))
+    assert torch.equal(build("low_rank", flat, rank=2)(torch.ones(2, WIDTH), draws(0)), torch.zeros(2, WIDTH))
+
+
 # Seeds
 
 
@@ -207,6 +256,12 @@ def test_equal_spans_of_two_examples_are_distorted_differently(name):
         ("mixed", {"rate": -0.1}, "rate=-0.1: is the share of the random token, between 0 and 1"),
         ("mixed", {"rate": 1.1}, "rate=1.1: is the share of the random token, between 0 and 1"),
         ("mixed", {"rate": math.nan}, "rate=nan: is the share of the random token, between 0 and 1"),
+        ("token_scale", {"spread": -0.1}, "spread=-0.1: is the standard deviation of a log-normal factor's logarithm"),
+        ("token_scale", {"spread": 5.1}, "logarithm, between 0 and 5"),
+        ("anisotropic", {"spread": math.nan}, "spread=nan: is the standard deviation"),
+        ("anisotropic", {"spread": -0.1}, "spread=-0.1: is the standard deviation"),
+        ("low_rank", {"rank": 0}, "rank=0: must be between 1 and the width, 16"),
+        ("low_rank", {"rank": 17}, "rank=17: must be between 1 and the width, 16"),
     ],
 )
 def test_a_dial_out_of_range_is_named_with_its_value_and_range(name, dials, message):
@@ -244,7 +299,7 @@ def test_each_source_has_its_yaml_and_each_yaml_its_source():
 @pytest.mark.parametrize("name", DIALS)
 def test_every_yaml_builds_its_source(name):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("run", overrides=[f"embed_source={name}"])
+        cfg = compose("run", overrides=[f"embed_source={name}", *(["rank=5"] if name == "low_rank" else [])])
     node = OmegaConf.to_container(cfg.embed_source, resolve=True)
     assert node["name"] == name
     source = build_source(node["name"], node["dials"], VOCABULARY, draws(0))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentwire.evaluate import FITTED_ON
 from latentwire.harness import app
 from latentwire.metrics import f1_score
 
@@ -79,6 +80,36 @@ def test_the_sweep_without_a_preset_runs_as_written(cli):
     assert status == 0
     assert load("outputs/single/summary.json")["total_experiments"] == 2
     assert load("outputs/single/anchor_eps0.01.json")["dials"] == {"eps": 0.01}
+
+
+def test_a_fitted_transform_says_what_it_saw_and_found_and_is_not_fitted_on_what_is_asked(cli):
+    command = ["-m", *SMALL, "embed_source=shifted", "embed_transform=baseline,auto,procrustes_supervised,chain"]
+    status, out, err = cli(*command)
+    assert status == 0
+    results = {result["family"]: result for result in load("outputs/single/summary.json")["results"]}
+    auto, supervised = results["auto"]["fit"], results["procrustes_supervised"]["fit"]
+    assert results["baseline"]["fit"] is results["chain"]["fit"] is None
+    assert 1000 < auto["embeddings"] <= FITTED_ON
+    assert (auto["sees"], auto["supervised"]) == ("unlabelled embeddings", False)
+    assert (supervised["sees"], supervised["supervised"]) == ("pairs of embedding and true token", True)
+    assert auto["diagnosis"]["chain"]
+    assert f"steps: {', '.join(auto['diagnosis']['chain'])}" in err
+    rows = {row["family"]: row for group in load("outputs/single/summary.json")["analysis"]["groups"]
+            for row in group["ranking"]}  # fmt: skip
+    assert rows["procrustes_supervised"]["supervised"]
+    assert not rows["auto"]["supervised"]
+    if "p_holm" in rows["procrustes_supervised"]:
+        assert "(saw the true tokens: a control)" in out
+
+
+def test_without_other_passages_there_is_nothing_to_fit_on(cli):
+    row = {"id": "q", "context": "Number one lives here.", "question": "Who?", "answers": "Number one"}
+    Path("mine.jsonl").write_text(json.dumps(row))
+    tiny = ["data=file", "path=mine.jsonl", "model=tiny_random", "samples=1", "shots=0", "max_new_tokens=2"]
+    assert cli(*tiny)[0] == 0
+    status, _, err = cli(*tiny, "embed_transform=auto")
+    assert status == 1
+    assert "embed_transform=auto: is fitted on passages that are not asked about, and the data have none" in err
 
 
 def test_the_35_are_listed_by_name(cli):
@@ -252,6 +283,8 @@ BAD = {
     "factor out of range": (["embed_source=scaled", "factor=0"], "factor=0.0"),
     "an unknown dtype": (["dtype=float8"], "dtype=float8"),
     "an unknown device": (["device=tpu"], "device=tpu"),
+    "a stray dial of a chain": (["embed_transform=chain", "eps=0.1"], "embed_transform=chain has no such dial"),
+    "a step that does not exist": (["embed_transform=chain", "steps=rms_scale1.0+anchor"], "no configuration is called"),
     "a missing data file": (["data=file", "path=nowhere.json"], "nowhere.json: no such file"),
     "a data file not named": (["data=file"], "no path given"),
     "a missing model": (["model=path", "model.path=./nowhere"], "./nowhere"),

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
-from latentwire.transforms import TRANSFORMS, SoftCodebook, build_transform
+from latentwire.transforms import TRANSFORMS, SoftCodebook, build_transform, read_label
 from latentwire.vocabulary import Vocabulary
 
 SIZE, WIDTH = 200, 16
@@ -26,7 +26,9 @@ DIALS = {
     "soft_codebook": {"codebook_size": 32, "tau": 0.7},
     "soft_vocab": {"tau": 0.05},
     "random_interpolation": {"k": 3},
+    "chain": {"steps": "rms_scale0.8+nearest_k5_a0.3+anchor_eps0.05"},
 }
+FITTED = {"moment_matching", "whitening", "procrustes", "procrustes_supervised", "auto"}  # in test_repairs, test_auto
 DIFFERENTIABLE = [family for family in DIALS if family != "random_interpolation"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = [(5, WIDTH), (1, 1, WIDTH), (3, 5, WIDTH)]
@@ -455,14 +457,64 @@ def test_an_unknown_transform_is_an_error_that_lists_the_known_ones():
     assert all(family in str(caught.value) for family in DIALS)
 
 
+# Chains
+
+
+def test_a_chain_is_its_steps_one_after_the_other():
+    x = embeddings(5)
+    first, second = build("nearest_k", k=5, alpha=0.3), build("rms_matching", target_scale=0.8)
+    assert torch.equal(build("chain", steps="nearest_k5_a0.3+rms_scale0.8")(x), second(first(x)))
+    assert not torch.allclose(build("chain", steps="rms_scale0.8+nearest_k5_a0.3")(x), second(first(x)))
+
+
+def test_a_chain_passes_its_generator_on():
+    x = embeddings(4)
+    chain = build("chain", steps="rms_scale1.0+random_k3")
+    assert torch.equal(chain(x, draws(5)), build("random_interpolation", k=3)(x, draws(5)))
+
+
+@pytest.mark.parametrize(
+    ("label", "family", "dials"),
+    [
+        ("nearest_k10_a0.5", "nearest_k", {"k": 10, "alpha": 0.5}),
+        ("codebook128_tau1.0", "soft_codebook", {"codebook_size": 128, "tau": 1.0}),
+        ("anchor_eps1e-05", "anchor_offset", {"eps": 1e-5}),
+        ("baseline", "baseline", {}),
+    ],
+)
+def test_a_name_is_read_as_family_and_dials(label, family, dials):
+    assert read_label(label) == (family, dials)
+    assert all(type(read_label(label)[1][dial]) is type(value) for dial, value in dials.items())
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ("rms_scale1.0+anchor", "steps=...anchor...: no configuration is called so"),
+        ("", "steps=......: no configuration is called so"),
+        ("rms_scale1.0+", "no configuration is called so"),
+        ("rms_scale1.0.0", "steps=...rms_scale1.0.0...: no configuration is called so"),
+        ("nearest_k2.5_a0.5", "no configuration is called so"),
+        ("anchor_eps0.050", "steps=...anchor_eps0.050...: write it as it is called, anchor_eps0.05"),
+        ("anchor_eps-1.0", "eps=-1.0: must be 0 (the anchor alone) or more"),
+        ("chain", "no configuration is called so"),
+    ],
+)
+def test_a_chain_of_what_does_not_exist_is_explained(steps, message):
+    with pytest.raises(UserError) as caught:
+        build("chain", steps=steps)
+    assert message in str(caught.value)
+
+
 # conf/embed_transform
 
 
 def test_each_transform_has_its_yaml_and_each_yaml_its_transform():
-    assert {path.stem for path in (CONF / "embed_transform").glob("*.yaml")} == set(TRANSFORMS) == set(DIALS)
+    assert {path.stem for path in (CONF / "embed_transform").glob("*.yaml")} == set(TRANSFORMS) == set(DIALS) | FITTED
+    assert {family for family, kind in TRANSFORMS.items() if kind.fits} == FITTED
 
 
-@pytest.mark.parametrize("family", DIALS)
+@pytest.mark.parametrize("family", [*DIALS, *sorted(FITTED)])
 def test_every_yaml_builds_its_transform(family):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("run", overrides=[f"embed_transform={family}"])
@@ -471,4 +523,6 @@ def test_every_yaml_builds_its_transform(family):
     vocabulary = Vocabulary(torch.randn(600, 8, generator=draws(0)))
     transform = build_transform(node["name"], node["dials"], vocabulary)
     assert type(transform) is TRANSFORMS[family]
+    if family in FITTED:
+        transform.fit(vocabulary.embeddings[:100] * 2, vocabulary.embeddings[:100], draws(1))
     assert transform(torch.ones(2, 3, 8), draws(0)).shape == (2, 3, 8)

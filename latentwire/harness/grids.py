@@ -40,8 +40,19 @@ def variants(jobs: list[Job]) -> list[str]:
     ]
 
 
-def expand(grids: Any, command_line: list[Override]) -> list[list[str]]:
-    """Return the overrides of each job: the command line's product, and within it the preset's grids.
+def factors(sweep: DictConfig) -> list[list[dict[str, Any]]]:
+    """Return the unions of grids of a preset; each of one is combined with each of the other.
+
+    `sources` (what is asked) comes before `grids` (what it is asked with); `added` stands beside the grids that a
+    preset takes over from another one.
+    """
+    plain = OmegaConf.to_container(sweep)
+    assert isinstance(plain, dict)
+    return [plain.get("sources", []), [*plain["grids"], *plain.get("added", [])]]
+
+
+def expand(preset: list[list[dict[str, Any]]], command_line: list[Override]) -> list[list[str]]:
+    """Return the overrides of each job: the command line's product, and within it that of the preset's unions.
 
     Raises:
         UserError: The command line sets what the preset varies.
@@ -55,21 +66,27 @@ def expand(grids: Any, command_line: list[Override]) -> list[list[str]]:
             chosen[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
             raise UserError(f"{override.input_line}: only lists, choices and ranges can be swept; write {key}=A,B,C")
-    from_preset = [dict(grid) for grid in OmegaConf.to_container(grids)]  # type: ignore[arg-type,union-attr]
-    taken = sorted({key for grid in from_preset for key in grid} & chosen.keys())
+    taken = sorted({key for union in preset for grid in union for key in grid} & chosen.keys())
     if taken:
         raise UserError(
             f"{chosen[taken[0]][0]}: the sweep's own configurations set {taken[0]}; leave it out and choose among "
             "them with only='PATTERN', or leave out sweep=..."
         )
-    jobs = []
-    for outer in itertools.product(*chosen.values()):
-        for grid in from_preset or [{}]:
-            values = [value if isinstance(value, list) else [value] for value in grid.values()]
-            for inner in itertools.product(*values):
-                settings = [f"{key}={_written(value)}" for key, value in zip(grid, inner, strict=True)]
-                jobs.append([*outer, *settings])
-    return jobs
+    unions = [[settings for grid in union or [{}] for settings in _product(grid)] for union in preset]
+    return [
+        [*outer, *itertools.chain.from_iterable(inner)]
+        for outer in itertools.product(*chosen.values())
+        for inner in itertools.product(*unions)
+    ]
+
+
+def _product(grid: dict[str, Any]) -> list[list[str]]:
+    """Return the overrides of each point of a grid: lists are multiplied out."""
+    values = [value if isinstance(value, list) else [value] for value in grid.values()]
+    return [
+        [f"{key}={_written(value)}" for key, value in zip(grid, point, strict=True)]
+        for point in itertools.product(*values)
+    ]
 
 
 def _written(value: Any) -> str:
