@@ -17,7 +17,7 @@ python run.py task=diversity a=RUN b=RUN         how diverse are the completions
 from latentwire.harness.app import Task, launch
 
 TASKS = {
-    "evaluate": Task(run="latentwire.sweep:run", finish="latentwire.sweep:finish"),
+    "evaluate": Task(run="latentwire.sweep:run", finish="latentwire.sweep:finish", direct="latentwire.rounds:direct"),
     "list": Task(run="latentwire.sweep:list_one"),
     "analyze": Task(run="latentwire.sweep:analyze_again"),
     "pairs": Task(run="kat.prepare:pairs"),

@@ -182,7 +182,7 @@ class Ours:
 
     def ask(self, choice: Choice) -> tuple[dict[str, Any], list[str]]:
         """Return the scores of a configuration and its predictions in the order of the prompts."""
-        scores, rows = evaluate(self.bench, Choice("text"), choice, 0, self.state, "")
+        scores, rows = evaluate(self.bench, Choice("text"), choice, self.state, "")
         return scores, [row["prediction"] for row in rows]
 
     def prefill(self) -> float:

@@ -2,7 +2,7 @@
 
 Hydra's own sweeper makes one Cartesian product. This one runs the entries of `sweep.grids` one after the other (all of
 them for each of `sweep.sources`, where a preset has those), names every job before it runs any, keeps those that
-`only` asks for, and hands all results to the task.
+`only` asks for, runs what the task makes of them round by round, and hands all results to the task.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,6 @@ class GridUnionSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run every job and return what they returned, in order."""
         assert self.config is not None
-        assert self.launcher is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         preset = factors(self.config.sweep) if app.takes_sweeps(self.config.task) else []
@@ -47,14 +46,26 @@ class GridUnionSweeper(BasicSweeper):
         if self.config.task == "list":
             print_jobs(jobs)
             return []
-        size = self.max_batch_size or len(jobs)
+        rounds = app.direct(self.config, jobs, self._compose)
+        try:
+            batch = next(rounds)
+            while True:
+                batch = rounds.send(self._run(batch))
+        except StopIteration as end:
+            results: list[Any] = end.value
+        app.finish(self.config, results)
+        return results
+
+    def _run(self, jobs: list[Job]) -> list[Any]:
+        """Run jobs and return what they returned, in order."""
+        assert self.launcher is not None
+        size = self.max_batch_size or max(1, len(jobs))
         returns: list[Any] = []
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
             app.position = (start + 1, len(jobs)) if len(batch) == 1 else None
             for job in self.launcher.launch([job.overrides for job in batch], initial_job_idx=start):
                 returns.append(job.return_value)  # raises what the job raised
-        app.finish(self.config, returns)
         return returns
 
     def _compose(self, overrides: Sequence[str]) -> Job:

@@ -7,15 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from latentwire.metrics import Comparison, Scores, compare_paired
+from latentwire import detectors
+from latentwire.atlas import make_atlas
+from latentwire.evidence import (
+    SEED,
+    ById,
+    Evidence,
+    Judging,
+    answerable,
+    compare,
+    controls_of,
+    detectable,
+    power,
+    recovered,
+    spreads,
+    three_digits,
+)
+from latentwire.metrics import ALPHA, Comparison, compare_paired, holm
 
 Result = dict[str, Any]
-ById = tuple[list[str], Scores]  # ids of the examples and their F1, both (N,)
 
-SIGNIFICANT = 0.05  # of Holm-corrected p-values
+SIGNIFICANT = ALPHA  # of Holm-corrected p-values
 DEAD = 0.05  # an F1 below this reads nothing
-SEED = 0  # of the bootstrap
-TOP = 5
 
 # The questions the sweep was made for: what is observed, what it means, what to do.
 WINNERS = {
@@ -25,58 +38,85 @@ WINNERS = {
 }
 
 
-def analyze(results: list[Result], scores: dict[str, ById]) -> dict[str, Any]:
+def analyze(results: list[Result], scores: dict[str, ById], controls: list[Result], judging: Judging) -> dict[str, Any]:
     """Analyse the successful results of a sweep, source by source.
 
     Args:
         results: Successful results.
-        scores: Ids and per-example F1 of each result, by its name.
+        scores: Ids and per-example F1 of each result and control, by its name.
+        controls: Successful controls; the baseline on text, where there is one, is the clean control.
+        judging: The floor of the clean control, and the difference wished for.
 
     Returns:
-        A plain structure: for each group (source and whatever else was varied) the ranking with comparisons,
-        the best of each family, mean F1 by dial, counts, the observations and a verdict.
+        A plain structure: for each group (source and whatever else was varied) the controls, the ranking with
+        comparisons, the best of each family, mean F1 by dial, counts, the observations and a verdict; and what the
+        detectors found, and the atlas where there are several sources.
     """
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[result["group"]].append(result)
-    return {"groups": [_analyze_group(group, members, scores) for group, members in groups.items()]}
+    analysed = []
+    for group, members in groups.items():
+        baseline = next((result for result in members if result["family"] == "baseline"), None)
+        variant = members[0].get("variant", "")
+        of_variant = [result for result in [*controls, *results] if result.get("variant", "") == variant]
+        clean = next((r for r in of_variant if r.get("control") == "clean"), None)
+        clean = clean or next((r for r in of_variant if not r.get("control") and _is_clean(r)), None)
+        empty = next((r for r in of_variant if r.get("control") == "empty"), None)
+        evidence = Evidence(baseline, clean, empty, scores, judging)
+        analysed.append(_analyze_group(group, members, evidence))
+    return {
+        "floor": judging.floor,
+        "wished": judging.wished,
+        "warnings": detectors.joined([*results, *controls]),
+        "groups": analysed,
+        "atlas": make_atlas(results, analysed, scores) if len(analysed) > 1 else None,
+    }
 
 
-def _analyze_group(group: str, results: list[Result], scores: dict[str, ById]) -> dict[str, Any]:
+def _is_clean(result: Result) -> bool:
+    """Tell whether a result is the baseline on text, the upper control."""
+    return (result["source"], result["family"]) == ("text", "baseline")
+
+
+def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dict[str, Any]:
     ranked = sorted(results, key=lambda result: (-result["f1"], result["name"]))
-    baseline = next((result for result in results if result["family"] == "baseline"), None)
-    comparisons = _compare(baseline, [r for r in ranked if r is not baseline and not r["identity"]], scores)
-    rows = [_row(result, comparisons.get(result["name"])) for result in ranked]
-    winners = [row for row in rows if row["verdict"] == "better" and not row["supervised"]]
-    level = _level_with(winners[0]["name"], [row["name"] for row in winners[1:]], scores) if winners else []
+    baseline, scores = evidence.baseline, evidence.scores
+    compared = [r["name"] for r in ranked if r is not baseline and not r["identity"]]
+    comparisons = compare(compared, evidence)
+    shares = recovered([result["name"] for result in ranked], evidence)
+    spread_of = spreads(list(comparisons), evidence)
+    rows = [
+        _row(result, comparisons.get(result["name"]))
+        | shares[result["name"]]
+        | detectable(spread_of.get(result["name"]), len(scores[result["name"]][0]), len(comparisons))
+        for result in ranked
+    ]
+    controls = controls_of(results, evidence)
+    can_answer, reason = answerable(controls, evidence.judging.floor)
+    unsupervised = [row for row in rows if row["verdict"] == "better" and not row["supervised"]]
+    winners = unsupervised if reason is None else []
+    level = _level_with(winners[0]["name"], [row["name"] for row in winners[1:]], evidence) if winners else []
     best: dict[str, Any] = {}
     for row in rows:
         best.setdefault(row["family"], row)
     return {
         "group": group,
         "source": results[0]["source"],
-        "num_samples": ranked[0]["num_samples"],
+        "num_samples": max(result["num_samples"] for result in ranked),
         "baseline_f1": baseline["f1"] if baseline else None,
+        "answerable": can_answer,
+        "reason": reason,
+        "controls": controls,
+        "power": power(list(spread_of.values()), baseline, evidence.judging.wished),
         "ranking": rows,
         "best_of_family": list(best.values()),
         "dial_means": _dial_means(results),
         "reached_80_percent": sum(row["f1"] >= 0.8 * baseline["f1"] for row in rows) if baseline else None,
         "more_than_half_empty": sum(row["empty_rate"] > 0.5 for row in rows),
-        "observations": _observations(baseline, rows, winners, level),
-        **_verdict(baseline, rows, winners, level),
+        "observations": _observations(baseline, rows, winners, level, reason),
+        **(_verdict(baseline, rows, winners, level) if reason is None else _no_answer(reason)),
     }
-
-
-def _compare(baseline: Result | None, others: list[Result], scores: dict[str, ById]) -> dict[str, Comparison]:
-    """Compare with the baseline those that answered the same examples, as one family of comparisons."""
-    if baseline is None:
-        return {}
-    ids, reference = scores[baseline["name"]]
-    family = [other["name"] for other in others if scores[other["name"]][0] == ids]
-    if not family:
-        return {}
-    systems = np.stack([scores[name][1] for name in family])
-    return dict(zip(family, compare_paired(systems, reference, SEED), strict=True))
 
 
 def _row(result: Result, comparison: Comparison | None) -> dict[str, Any]:
@@ -92,8 +132,10 @@ def _row(result: Result, comparison: Comparison | None) -> dict[str, Any]:
             "em",
             "empty_rate",
             "identity",
+            "num_samples",
         )
     }
+    row["warnings"] = result.get("warnings", [])
     row["supervised"] = bool((result.get("fit") or {}).get("supervised"))  # saw the true tokens: a positive control
     if result["family"] == "baseline":
         verdict = "baseline"
@@ -113,13 +155,19 @@ def _row(result: Result, comparison: Comparison | None) -> dict[str, Any]:
     return row | {"verdict": verdict}
 
 
-def _level_with(best: str, others: list[str], scores: dict[str, ById]) -> list[str]:
-    """Return those that the data do not tell apart from the best."""
-    if not others:
-        return []
-    systems = np.stack([scores[name][1] for name in others])
-    compared = compare_paired(systems, scores[best][1], SEED)
-    return [name for name, c in zip(others, compared, strict=True) if c.p_holm >= SIGNIFICANT]
+def _level_with(best: str, others: list[str], evidence: Evidence) -> list[str]:
+    """Return those that the data do not tell apart from the best; compared on the examples that both answered."""
+    p_values: dict[str, float] = {}
+    for members, _ in evidence.families(others):
+        ids = evidence.scores[members[0]][0]
+        ids = ids if len(ids) <= len(evidence.scores[best][0]) else evidence.scores[best][0]
+        reference = evidence.on(best, ids)
+        own = [evidence.on(name, ids) for name in members]
+        if reference is not None:
+            compared = compare_paired(np.stack([scores for scores in own if scores is not None]), reference, SEED)
+            p_values |= {name: comparison.p_value for name, comparison in zip(members, compared, strict=True)}
+    corrected = holm(np.array(list(p_values.values())))
+    return [name for name, p in zip(p_values, corrected, strict=True) if p >= SIGNIFICANT]
 
 
 def _dial_means(results: list[Result]) -> list[dict[str, Any]]:
@@ -143,7 +191,11 @@ def _dial_means(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def _observations(
-    baseline: Result | None, rows: list[dict[str, Any]], winners: list[dict[str, Any]], level: list[str]
+    baseline: Result | None,
+    rows: list[dict[str, Any]],
+    winners: list[dict[str, Any]],
+    level: list[str],
+    reason: str | None,
 ) -> list[dict[str, str]]:
     """Evaluate the five observations on these results: yes, no, or why it cannot be told."""
     if baseline is None:
@@ -162,6 +214,8 @@ def _observations(
             holds = "unknown: not in this sweep"
         elif baseline is None:
             holds = "unknown: no baseline among the results"
+        elif reason is not None:
+            holds = "unknown: the controls say that nothing can be told"
         elif first:
             shared = "" if len(top) == len(first) else f", level with {len(top) - len(first)} of other families"
             holds = f"yes: {first[0]}{shared}"
@@ -184,6 +238,15 @@ def _observations(
         {"observation": observation, "meaning": meaning, "action": action, "holds": holds}
         for observation, meaning, action, holds in table
     ]
+
+
+def _no_answer(reason: str) -> dict[str, Any]:
+    return {
+        "winner": None,
+        "verdict": f"This model, prompt and data cannot answer the question: {reason}. No winner is named.",
+        "next": "Ask a model that reads the passages (model=...), with more shots, or other data; or more samples "
+        "where the controls are near each other.",
+    }
 
 
 def _verdict(
@@ -220,82 +283,3 @@ def _verdict(
         + (", or the cheapest of those level with it" if level else "")
         + "; confirm it first on more examples (samples=...).",
     }
-
-
-def three_digits(value: float) -> str:
-    """Write a score as .512, a negative one as -.040, one as 1.000."""
-    text = f"{value:.3f}"
-    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
-
-
-def ranking_table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Return the ranking of all groups as columns and rows of plain values."""
-    columns = ["group", "rank", "name", "family", "f1", "f1_low", "f1_high", "em", "empty_rate", "difference",
-               "p_holm", "verdict"]  # fmt: skip
-    rows = [
-        [group["group"], rank, row["name"], row["family"], row["f1"], *row["f1_interval"], row["em"],
-         row["empty_rate"], row.get("difference"), row.get("p_holm"), row["verdict"]]
-        for group in summary["analysis"]["groups"]
-        for rank, row in enumerate(group["ranking"], 1)
-    ]  # fmt: skip
-    return columns, rows
-
-
-def render(summary: dict[str, Any]) -> str:
-    """Return the analysis as text."""
-    lines = [
-        "",
-        f"Sweep {summary['sweep']}: {summary['total_experiments']} configurations, "
-        f"{summary['successful']} successful, {summary['failed']} failed",
-    ]
-    for group in summary["analysis"]["groups"]:
-        lines += _render_group(group)
-    return "\n".join(lines)
-
-
-def _render_group(group: dict[str, Any]) -> list[str]:
-    rows = group["ranking"]
-    width = max(len(row["experiment"]) for row in rows)
-    lines = ["", f"=== source {group['group']}, {group['num_samples']} examples ===", ""]
-    lines.append(f"    {'':{width}}  F1    95% interval  EM    empty   against the baseline")
-    for rank, row in enumerate(rows, 1):
-        if rank == TOP + 1:
-            lines.append("    " + "-" * (width + 60))
-        low, high = row["f1_interval"]
-        scores = f"{three_digits(row['f1']):5} [{three_digits(low):5} {three_digits(high):5}]"
-        scores += f"  {three_digits(row['em']):5} {row['empty_rate']:4.0%}"
-        lines.append(f"{rank:3} {row['experiment']:{width}}  {scores}    {_against(row)}")
-    lines += ["", "Best of each family"]
-    lines += [f"  {row['family']:20} {three_digits(row['f1'])}  {row['experiment']}" for row in group["best_of_family"]]
-    if group["dial_means"]:
-        lines += ["", "Mean F1 by dial"]
-        for entry in group["dial_means"]:
-            means = "  ".join(f"{mean['value']}: {three_digits(mean['f1'])}" for mean in entry["means"])
-            lines.append(f"  {entry['family'] + ' ' + entry['dial']:28} {means}")
-    lines.append("")
-    if group["reached_80_percent"] is not None:
-        level = f"80% of the baseline's F1 ({three_digits(0.8 * group['baseline_f1'])})"
-        if group["baseline_f1"] < DEAD:
-            level += ", which says little where the baseline reads nothing"
-        lines.append(f"{group['reached_80_percent']} of {len(rows)} reached {level}")
-    lines.append(f"{group['more_than_half_empty']} of {len(rows)} gave more than 50% empty answers")
-    lines += ["", "Observation           holds | meaning | action"]
-    for row in group["observations"]:
-        lines.append(f"  {row['observation']:20} {row['holds']} | {row['meaning']} | {row['action']}")
-    lines += ["", f"Verdict: {group['verdict']}", f"Next: {group['next']}"]
-    return lines
-
-
-def _against(row: dict[str, Any]) -> str:
-    if row["verdict"] == "baseline":
-        return "is the baseline"
-    if row["verdict"] == "identity":
-        return "identity: changed nothing on this source"
-    if row["verdict"] == "not compared":
-        return "not compared"
-    low, high = row["difference_interval"]
-    sign = "+" if row["difference"] >= 0 else ""
-    return (
-        f"{sign}{three_digits(row['difference'])} [{three_digits(low)}, {three_digits(high)}] "
-        f"p={row['p_holm']:.3f} {row['verdict']}{' (saw the true tokens: a control)' if row['supervised'] else ''}"
-    )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from latentwire import detectors
 from latentwire import prompts as prompt_format
 from latentwire.data import DataSpec, choose_examples, load_data
+from latentwire.detectors import Finding
 from latentwire.generation import Decoder, Generated, encode_prefix, plan_batches
 from latentwire.harness.device import choose_dtype, gather_from_all, generator_for
 from latentwire.harness.errors import UserError
@@ -25,8 +28,11 @@ from latentwire.transform import PAIRS, Transform
 from latentwire.transforms import TRANSFORMS, build_transform
 from latentwire.vocabulary import Vocabulary
 
+PUBLIC = ("id", "question", "references", "prediction", "f1", "em", "cut_off", "change")  # of an example, kept
 FITTED_ON = 16384  # embeddings at most that a transform is fitted on; its number goes into the hash
 FITTED = {name for name, kind in TRANSFORMS.items() if kind.fits} | {"chain"}  # a chain's steps may be
+FIRST = 4  # examples in the first block of a budgeted result
+BEGINNING, COMPARED = 4, 32  # positions of so many spans are held side by side, before and after the repair
 
 
 @dataclass
@@ -69,6 +75,9 @@ class Bench:
     fitting: list[Tensor]  # token ids of passages and questions that are not asked about, each (T,)
     left_out: dict[str, int]  # questions of the data that were not asked, by reason
     too_long: list[str]  # ids of drawn examples that do not fit into the model's context
+    warnings: list[Finding]  # what is odd about the shots and the examples
+    settings: Settings
+    first: int  # 0, or the size of the first block of examples
 
 
 def identity(
@@ -78,22 +87,36 @@ def identity(
     dtype: torch.dtype,
     source: Choice,
     transform: Choice,
+    passage: bool,
+    first: int,
 ) -> dict[str, Any]:
-    """Return everything that decides a result, for its hash."""
-    fitted = {"fitted_on": FITTED_ON} if transform.name in FITTED else {}
+    """Return everything that decides a result, for its hash.
+
+    A budgeted result, asked in blocks, is the same one however many of its examples are asked yet.
+    """
     return {
-        **fitted,
         "model": model.identity(),
         "data": data.identity(),
         "settings": {**vars(settings), "dtype": str(dtype)},
         "prompt_format": prompt_format.FORMAT,
         "source": vars(source),
         "transform": vars(transform),
+        **({"fitted_on": FITTED_ON} if transform.name in FITTED else {}),
+        **({} if passage else {"passage": False}),
+        **({"first": first} if first else {}),
     }
 
 
-def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: PartialState) -> Bench:
+def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: PartialState, first: int = 0) -> Bench:
     """Load the data and the model, write the prompts and run the shots through the model once.
+
+    Args:
+        model: Whom to ask.
+        data: What.
+        settings: How.
+        state: The device and the processes.
+        first: 0, or the size of the first block of examples: those asked later never share a batch with those asked
+            before, so that a result can be extended and is the same as if it had been asked at once.
 
     Raises:
         UserError: Whatever is wrong with the model, the data or the settings.
@@ -117,62 +140,169 @@ def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: Partial
         )
     asked = {example.context for example in examples}
     decoder = Decoder(lm, encode_prefix(lm, shot_ids), settings.max_new_tokens)
-    return Bench(
+    bench = Bench(
         lm=lm,
         vocabulary=Vocabulary(lm.token_embeddings(), seed=settings.seed),
         prompts=fitting,
-        batches=plan_batches(
-            [len(prompt.token_ids) for prompt in fitting],
-            [prompt.example.context for prompt in fitting],
-            decoder.added,
-            settings.batch_tokens,
-        ),
+        batches=[],
         decoder=decoder,
         fitting=writer.spans([example for example in dataset.train if example.context not in asked], FITTED_ON),
         left_out=dict(dataset.left_out),
         too_long=[prompt.example.id for prompt in prompts if len(prompt.token_ids) > room],
+        warnings=detectors.shots_leak(shots, examples),
+        settings=settings,
+        first=first,
     )
+    return replace(bench, batches=_plan(bench))
+
+
+def without_passages(bench: Bench) -> Bench:
+    """Return the bench with the same questions asked without their passages."""
+    writer = PromptWriter(bench.lm.tokenizer)
+    emptied = replace(bench, prompts=[writer.prompt(prompt.example, passage=False) for prompt in bench.prompts])
+    return replace(emptied, batches=_plan(emptied))
+
+
+def _plan(bench: Bench) -> list[list[int]]:
+    """Plan the batches, block by block where there are blocks."""
+    bounds = [0, *block_ends(len(bench.prompts), bench.first)]
+    batches = []
+    for start, end in itertools.pairwise(bounds):
+        block = bench.prompts[start:end]
+        planned = plan_batches(
+            [len(prompt.token_ids) for prompt in block],
+            [prompt.example.context for prompt in block],
+            bench.decoder.added,
+            bench.settings.batch_tokens,
+        )
+        batches += [[start + index for index in batch] for batch in planned]
+    return batches
+
+
+def block_ends(count: int, first: int) -> list[int]:
+    """Return where blocks of examples end: first, twice, four times as many, ..., count; 0 makes one block of all."""
+    ends = []
+    end = first
+    while 0 < end < count:
+        ends.append(end)
+        end *= 2
+    return [*ends, count]
 
 
 def evaluate(
-    bench: Bench, source: Choice, transform: Choice, seed: int, state: PartialState, title: str
+    bench: Bench,
+    source: Choice,
+    transform: Choice,
+    state: PartialState,
+    title: str,
+    asked: int | None = None,
+    known: Sequence[dict[str, Any]] = (),
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Ask every example through one source and one transform.
 
     With several processes each takes every n-th batch; all of them return the same.
 
+    Args:
+        bench: Model, prompts and settings.
+        source: What distorts.
+        transform: What repairs.
+        state: The device and the processes.
+        title: For the progress shown.
+        asked: Ask only this many of the examples, the end of a block.
+        known: Rows of the first examples from before, up to the end of a block; they are not asked again.
+
     Returns:
         Scores with their intervals and what else is to be known of the run, and one row for each example:
-        id, question, references, prediction, f1, em.
+        id, question, references, prediction, f1, em, cut_off, change. Times are those of this run alone.
 
     Raises:
-        UserError: A dial out of range, values that are not finite, or embeddings that a transform cannot be fitted
-            on; in every process, whichever met it.
+        UserError: A dial out of range, values that are not finite, a source span that is not in the prompt, or
+            embeddings that a transform cannot be fitted on; in every process, whichever met it.
     """
     started = time.perf_counter()
-    fitted: dict[str, Any] | None = None
+    end = len(bench.prompts) if asked is None else min(asked, len(bench.prompts))
+    if end not in block_ends(len(bench.prompts), bench.first):
+        raise UserError(f"asked={asked}: must be the end of a block of examples ({bench.first} times 1, 2, 4, ...)")
+    before = bench.decoder.seconds, bench.decoder.positions
+    share = _Share()
     try:
-        distort = build_source(source.name, source.dials, bench.vocabulary, generator_for(seed, source.name))
-        repair = build_transform(transform.name, transform.dials, bench.vocabulary)
-        repair.to(bench.lm.device)
-        fitted = _fit(bench, distort, repair, source, transform, seed)
-        rows, error = _ask_share(bench, distort, repair, source, transform, seed, state, title), None
+        _ask_share(bench, source, transform, state, title, range(len(known), end), share)
+        error = None
     except Exception as caught:  # told to the other processes, which would wait for this one for ever
         if state.num_processes == 1:
             raise
-        rows, error = [], caught
+        error = caught
     failures = [failure for failure in gather_from_all(state, [error]) if failure is not None]
     if failures:
         raise error or failures[0]
-    rows = sorted(gather_from_all(state, rows), key=lambda row: row["index"])
-    scores = _summarize(bench, rows, seed, time.perf_counter() - started)
-    return {**scores, "fit": fitted}, [_public(row) for row in rows]
+    rows = sorted(gather_from_all(state, share.rows), key=lambda row: row["index"])
+    decoder = bench.decoder
+    costs = gather_from_all(state, [(decoder.seconds - before[0], decoder.positions - before[1])])
+    timing = {
+        "decoded": sum(not row["reused"] for row in rows),
+        "reused": sum(row["reused"] for row in rows),
+        "decode_sec": round(sum(seconds for seconds, _ in costs), 6),
+        "positions": sum(positions for _, positions in costs),
+    }
+    public = [*known, *(_public(row) for row in rows)]
+    findings = [*bench.warnings, *gather_from_all(state, share.findings)]
+    findings += detectors.changes_nothing(transform.name, [row["change"] for row in public])
+    findings += detectors.odd_predictions([row["prediction"] for row in public], [row["references"] for row in public])
+    seconds = round(time.perf_counter() - started, 3)
+    scores = {
+        **_summarize(bench, public, bench.settings.seed),
+        "warnings": _distinct(findings),
+        "fit": share.fit,
+        "time_sec": seconds,
+        "timing": timing,
+    }
+    return scores, public
+
+
+@dataclass
+class _Share:
+    """What one process found out."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    fit: dict[str, Any] | None = None  # what the transform was fitted on and what it found
+    beginnings: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of spans before and after the repair
+
+
+def _distinct(findings: list[Finding]) -> list[Finding]:
+    return [finding for place, finding in enumerate(findings) if finding not in findings[:place]]
+
+
+def _ask_share(
+    bench: Bench, source: Choice, transform: Choice, state: PartialState, title: str, wanted: range, share: _Share
+) -> None:
+    """Ask the examples of this process, batch by batch."""
+    seed = bench.settings.seed
+    distort = build_source(source.name, source.dials, bench.vocabulary, generator_for(seed, source.name))
+    repair = build_transform(transform.name, transform.dials, bench.vocabulary)
+    repair.to(bench.lm.device)
+    share.fit = _fit(bench, distort, repair, source, transform)
+    batches = [batch for batch in bench.batches if all(index in wanted for index in batch)]
+    batches = batches[state.process_index :: state.num_processes]
+    with Progress(title, sum(len(batch) for batch in batches)) as progress:
+        for batch in batches:
+            inputs, changes = [], []
+            for index in batch:
+                _check_span(bench, bench.prompts[index])
+                embeds, change = _embed(bench, bench.prompts[index], distort, repair, source, transform, share)
+                inputs.append(embeds)
+                changes.append(change)
+            outputs, reused = bench.decoder.decode(inputs)
+            for index, output, change in zip(batch, outputs, changes, strict=True):
+                share.rows.append(_row(index, bench.prompts[index], output, change, reused))
+            progress.advance(len(batch), f"F1 {sum(row['f1'] for row in share.rows) / len(share.rows):.3f}")
+    if len(share.beginnings) > 1:
+        befores, afters = zip(*share.beginnings, strict=True)
+        share.findings += detectors.same_output(befores, afters)
 
 
 @torch.no_grad()
-def _fit(
-    bench: Bench, distort: Text, repair: Transform, source: Choice, transform: Choice, seed: int
-) -> dict[str, Any] | None:
+def _fit(bench: Bench, distort: Text, repair: Transform, source: Choice, transform: Choice) -> dict[str, Any] | None:
     """Fit a transform that wants it, on the source's embeddings of passages that are not asked about.
 
     Returns:
@@ -185,6 +315,7 @@ def _fit(
             f"embed_transform={transform.name}: is fitted on passages that are not asked about, and the data have "
             "none; lower samples, or give another file for the shots (shots_path=FILE)"
         )
+    seed = bench.settings.seed
     spans = [bench.lm.embed(ids.to(bench.lm.device)) for ids in bench.fitting]
     seen = [
         distort(span, generator_for(seed, source.name, "fitting", index)).float() for index, span in enumerate(spans)
@@ -200,31 +331,12 @@ def _fit(
     }
 
 
-def _ask_share(
-    bench: Bench,
-    distort: Text,
-    repair: Transform,
-    source: Choice,
-    transform: Choice,
-    seed: int,
-    state: PartialState,
-    title: str,
-) -> list[dict[str, Any]]:
-    """Ask the examples of this process, batch by batch."""
-    share = bench.batches[state.process_index :: state.num_processes]
-    rows: list[dict[str, Any]] = []
-    with Progress(title, sum(len(batch) for batch in share)) as progress:
-        for batch in share:
-            inputs, changes = [], []
-            for index in batch:
-                embeds, change = _embed(bench, bench.prompts[index], distort, repair, source, transform, seed)
-                inputs.append(embeds)
-                changes.append(change)
-            outputs, reused = bench.decoder.decode(inputs)
-            for index, output, change in zip(batch, outputs, changes, strict=True):
-                rows.append(_row(index, bench.prompts[index], output, change, reused))
-            progress.advance(len(batch), f"F1 {sum(row['f1'] for row in rows) / len(rows):.3f}")
-    return rows
+def _check_span(bench: Bench, prompt: Prompt) -> None:
+    texts = [prompt.example.question]
+    if prompt.passage:
+        texts.append(prompt.example.context)
+    decoded = str(bench.lm.tokenizer.decode(prompt.token_ids[prompt.source_mask].tolist()))
+    detectors.require_span(int(prompt.source_mask.sum()), decoded, texts, prompt.example.id)
 
 
 @torch.no_grad()
@@ -235,24 +347,29 @@ def _embed(
     repair: Transform,
     source: Choice,
     transform: Choice,
-    seed: int,
+    share: _Share,
 ) -> tuple[Tensor, float]:
     """Return the embeddings of a prompt with its span distorted and repaired, (T, D), and the relative change.
 
     The change is that of the repair alone: |repaired - source| / |source| over the span, 0 if bit-identical.
     """
-    identifier = prompt.example.id
+    identifier, seed = prompt.example.id, bench.settings.seed
     embeds = bench.lm.embed(prompt.token_ids).clone()
     span = prompt.source_mask.to(embeds.device)
-    seen = distort(embeds[span], generator_for(seed, source.name, identifier))
+    real = embeds[span]
+    seen = distort(real, generator_for(seed, source.name, identifier))
     repaired = repair(seen, generator_for(seed, transform.name, identifier))
-    for what, name, tensor in (("source", source.name, seen), ("transform", transform.name, repaired)):
-        if not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"the {what} {name} {transform.dials or ''} gave NaN or infinite values for example {identifier}; "
-                "nothing can be read from them: use less extreme dials, or dtype=float32"
-            )
-    embeds[span] = repaired
+    for what, before, after in (
+        (f"the source {source.name} {source.dials or ''}".rstrip(), real, seen),
+        (f"the transform {transform.name} {transform.dials or ''}".rstrip(), seen, repaired),
+    ):
+        detectors.require_finite(after, what, identifier)
+        share.findings += [
+            f for f in detectors.dtype_changed(what, before.dtype, after.dtype) if f not in share.findings
+        ]
+    if len(seen) >= BEGINNING and len(share.beginnings) < COMPARED:
+        share.beginnings.append((seen[:BEGINNING].cpu(), repaired[:BEGINNING].cpu()))
+    embeds[span] = repaired.to(embeds.dtype)
     change = (repaired.float() - seen.float()).norm() / seen.float().norm().clamp_min(1e-30)
     return embeds, float(change)
 
@@ -274,10 +391,10 @@ def _row(index: int, prompt: Prompt, output: Generated, change: float, reused: b
 
 
 def _public(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in ("id", "question", "references", "prediction", "f1", "em")}
+    return {key: row[key] for key in PUBLIC}
 
 
-def _summarize(bench: Bench, rows: list[dict[str, Any]], seed: int, seconds: float) -> dict[str, Any]:
+def _summarize(bench: Bench, rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Return the means over examples, each with its 95% interval."""
     count = len(rows)
 
@@ -299,10 +416,4 @@ def _summarize(bench: Bench, rows: list[dict[str, Any]], seed: int, seconds: flo
         "cut_off": int(total(lambda row: row["cut_off"])),
         "relative_change": total(lambda row: row["change"]) / count,
         "identity": all(row["change"] == 0 for row in rows),
-        "time_sec": round(seconds, 3),
-        "timing": {
-            "examples_per_sec": round(count / seconds, 3),
-            "decoded": int(total(lambda row: not row["reused"])),
-            "reused": int(total(lambda row: row["reused"])),
-        },
     }

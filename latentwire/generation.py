@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from latentwire import attention
+from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
 from latentwire.models import LanguageModel
 
@@ -143,17 +145,24 @@ class Decoder:
         self.shares = bool(prefix.layers) and _can_share(lm, prefix)
         self.added = max_new_tokens + (0 if self.shares else prefix.length)  # positions a row holds besides its prompt
         self._known: dict[bytes, list[Generated]] = {}
+        self.seconds, self.positions = 0.0, 0  # spent on what was really decoded, and how much that was
 
     def decode(self, prompts: list[Tensor]) -> tuple[list[Generated], bool]:
         """Decode one batch of prompts, each (T_i, D) in the model's dtype.
 
         Returns:
             What each prompt generated, and whether it had been decoded before.
+
+        Raises:
+            UserError: The model's logits are not finite.
         """
         key = _digest(prompts)
         if key in self._known:
             return self._known[key], True
+        started = time.perf_counter()
         self._known[key] = self._generate(prompts)
+        self.seconds += time.perf_counter() - started
+        self.positions += sum(map(len, prompts)) + sum(len(output.token_ids) for output in self._known[key])
         return self._known[key], False
 
     @torch.no_grad()
@@ -168,7 +177,11 @@ class Decoder:
         running = list(range(len(prompts)))
         logits = rows.prefill()  # (B, V)
         for step in range(self.max_new_tokens):
-            chosen = logits.argmax(dim=-1)  # (rows still running,)
+            best, chosen = logits.max(dim=-1)  # (rows still running,)
+            if not bool(torch.isfinite(best).all()):  # NaN is the largest of all
+                raise UserError(
+                    "the model's logits are NaN or infinite: nothing can be read from them; use dtype=float32"
+                )
             going_on = []
             for place, (row, token) in enumerate(zip(running, chosen.tolist(), strict=True)):
                 if token not in self.end_ids:

@@ -1,17 +1,25 @@
-"""Exact match and F1 as SQuAD v1.1 scores them, intervals of means, paired comparisons."""
+"""Exact match and F1 as SQuAD v1.1 scores them, intervals of means, paired comparisons and their power."""
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+POWER = 0.8  # the chance to see a difference that is there
+ALPHA = 0.05  # the chance to see one that is not
+POWER_FORMULA = (
+    "(z(1 - alpha/2) + z(power)) sd(paired differences) / sqrt(n): normal approximation of the paired t-test"
+)
 Interval = tuple[float, float]
 Scores = NDArray[np.float64]
 
@@ -66,15 +74,26 @@ def bootstrap_interval(scores: Sequence[float], seed: int) -> Interval:
 def resampled_means(scores: Scores, seed: int) -> Scores:
     """Return bootstrap means of several systems over the same resamples of examples: (S, N) -> (S, R)."""
     count = scores.shape[1]
-    generator = np.random.default_rng(seed)
     means = np.empty((scores.shape[0], RESAMPLES))
     block = max(1, 2_000_000 // count)  # bounds the memory, whatever N is
+    if block >= RESAMPLES:
+        return np.asarray(scores @ _draws(count, RESAMPLES, seed).T / count)
+    generator = np.random.default_rng(seed)
     for start in range(0, RESAMPLES, block):
         size = min(block, RESAMPLES - start)
-        # How often each example is drawn is multinomial; counts turn the means into one matrix product.
-        draws = generator.multinomial(count, np.full(count, 1 / count), size=size)
-        means[:, start : start + size] = scores @ draws.T / count
+        means[:, start : start + size] = scores @ _multinomial(generator, count, size).T / count
     return means
+
+
+def _multinomial(generator: np.random.Generator, count: int, size: int) -> Scores:
+    """Return how often each example is drawn, (size, N): counts turn resampled means into one matrix product."""
+    return generator.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+
+
+@lru_cache(maxsize=2)
+def _draws(count: int, resamples: int, seed: int) -> Scores:
+    """Return the draws of all resamples; an analysis asks for the same ones many times."""
+    return _multinomial(np.random.default_rng(seed), count, resamples)
 
 
 def wilson_interval(successes: float, count: int, z: float = 1.959963984540054) -> Interval:
@@ -130,3 +149,56 @@ def holm(p_values: Scores) -> Scores:
     result = np.empty(count)
     result[order] = np.minimum(corrected, 1.0)
     return result
+
+
+def spread(differences: Scores) -> float:
+    """Return the standard deviation of paired differences, (N,); 0 where there are fewer than two."""
+    return float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+
+
+def detectable_difference(spread: float, count: int, alpha: float) -> float:
+    """Return the smallest difference that `count` paired examples show with a chance of POWER (POWER_FORMULA).
+
+    Args:
+        spread: Standard deviation of the paired differences.
+        count: Number of examples.
+        alpha: Two-sided, of one comparison; divide it by the number of comparisons for the corrected figure, which
+            is Bonferroni's and what Holm asks of the smallest p-value.
+    """
+    normal = NormalDist()
+    return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(POWER)) * spread / math.sqrt(count)
+
+
+def samples_needed(spread: float, difference: float, alpha: float) -> int:
+    """Return how many paired examples show a difference with a chance of POWER: POWER_FORMULA solved for n."""
+    return max(1, math.ceil((detectable_difference(spread, 1, alpha) / difference) ** 2 - 1e-9))
+
+
+def recovered_shares(
+    systems: Scores, clean: Scores, empty: Scores, seed: int
+) -> list[tuple[float | None, Interval | None]]:
+    """Return (F1 - empty) / (clean - empty) of each system with its 95% bootstrap interval over examples.
+
+    None where it means nothing: there is no share where clean is not above empty, and no interval where it is not so
+    in every resample.
+
+    Args:
+        systems: Scores, (S, N).
+        clean: Scores of the clean control on the same examples, (N,).
+        empty: Scores of the empty context on the same examples, (N,).
+        seed: Of the resampling.
+    """
+    room = float(clean.mean() - empty.mean())
+    if room <= 0:
+        return [(None, None)] * len(systems)
+    means = resampled_means(np.vstack([systems, clean, empty]), seed)
+    rooms = means[-2] - means[-1]  # (R,)
+    found: list[tuple[float | None, Interval | None]] = []
+    for system, resampled in zip(systems, means, strict=False):
+        share = float(system.mean() - empty.mean()) / room
+        if rooms.min() <= 0:
+            found.append((share, None))
+            continue
+        low, high = np.quantile((resampled - means[-1]) / rooms, [0.025, 0.975])
+        found.append((share, (float(low), float(high))))
+    return found

@@ -27,6 +27,7 @@ class Prompt:
     example: Example
     token_ids: torch.Tensor  # (T,) int64
     source_mask: torch.Tensor  # (T,) bool, true on the source span
+    passage: bool = True  # whether the passage is in it
 
 
 class PromptWriter:
@@ -53,13 +54,13 @@ class PromptWriter:
             ids += self._ids("\n\n")
         return torch.tensor(ids, dtype=torch.int64)
 
-    def prompt(self, example: Example) -> Prompt:
-        """Return an example's own tokens and which of them are the source span."""
+    def prompt(self, example: Example, passage: bool = True) -> Prompt:
+        """Return an example's own tokens and which of them are the source span; on request without the passage."""
         ids: list[int] = []
         mask: list[bool] = []
         for text, is_source in (
             ("Context:", False),
-            (f" {example.context}", True),
+            *([(f" {example.context}", True)] if passage else []),
             ("\nQuestion:", False),
             (f" {example.question}", True),
             ("\nAnswer:", False),
@@ -67,7 +68,7 @@ class PromptWriter:
             tokens = self._ids(text)
             ids += tokens
             mask += [is_source] * len(tokens)
-        return Prompt(example, torch.tensor(ids), torch.tensor(mask))
+        return Prompt(example, torch.tensor(ids), torch.tensor(mask), passage)
 
     def spans(self, examples: list[Example], positions: int) -> list[torch.Tensor]:
         """Return what would be source spans of these examples, each passage once: token ids (T,) int64.

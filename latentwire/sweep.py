@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import time
 import traceback
 from dataclasses import fields
 from functools import lru_cache
@@ -18,9 +21,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import latentwire
-from latentwire.analysis import analyze, ranking_table, render, three_digits
+from latentwire import rounds
+from latentwire.analysis import ById, Judging, analyze, three_digits
+from latentwire.atlas import matrix_table
 from latentwire.data import DataSpec
-from latentwire.evaluate import Bench, Choice, Settings, evaluate, identity, prepare
+from latentwire.detectors import Finding, too_fast
+from latentwire.evaluate import FIRST, Bench, Choice, Settings, evaluate, identity, prepare, without_passages
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, from_first, place
 from latentwire.harness.errors import UserError
@@ -34,9 +40,11 @@ from latentwire.harness.results import (
     git_commit,
     read_json,
     read_jsonl,
+    write_text_atomically,
 )
 from latentwire.harness.tracking import Tracker, make_tracker
 from latentwire.models import ModelSpec
+from latentwire.render import render, tables
 
 NEEDED = {"name", "experiment", "family", "dials", "source", "group", "config", "num_samples", "identity",
           "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # by whatever reads a finished result
@@ -55,6 +63,10 @@ def run(cfg: DictConfig) -> Result:
         UserError: Nothing can be evaluated (model, data, settings, output folder), or, outside a sweep, this
             configuration failed. Within a sweep a failed configuration is a result of its own.
     """
+    started = time.perf_counter()
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    if cfg.budget_minutes is not None and not sweeping:
+        raise UserError(f"budget_minutes={cfg.budget_minutes}: belongs to a sweep; add -m, or leave it out")
     state = place(cfg.device)
     asked = {field.name: cfg[field.name] for field in fields(Settings)}
     asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
@@ -64,7 +76,8 @@ def run(cfg: DictConfig) -> Result:
     source = Choice(cfg.embed_source.name, _plain(cfg.embed_source.dials))
     transform = Choice(cfg.embed_transform.name, _plain(cfg.embed_transform.dials))
     dtype = choose_dtype(settings.dtype, state.device)
-    about = identity(model, data, settings, dtype, source, transform)
+    first = FIRST if cfg.asked is not None else 0
+    about = identity(model, data, settings, dtype, source, transform, cfg.control != "empty", first)
     key = config_hash({**about, "version": latentwire.__version__})
     store = ResultStore(Path(cfg.out))
     head: Result = {
@@ -75,22 +88,29 @@ def run(cfg: DictConfig) -> Result:
         "source": source.name,
         "source_dials": source.dials,
         "group": cfg.group,
+        "variant": cfg.variant,
+        "control": None if cfg.control == "none" else cfg.control,
         "config_hash": key,
         "model": model.name,
         "model_id": model.package or model.repo or model.path or model.name,
         "data": data.name,
     }
-    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-    result = _finished(store, head, bool(cfg.force), state)
+    before = _finished(store, head, bool(cfg.force), state)
+    result = before if before is not None and _is_enough(before, cfg.asked) else None
     if result is None:
         if state.is_main_process:
             store.require_writable()
-        bench = _bench(_Recipe(model, data, settings, state))
+        bench = _bench(_Recipe(model, data, settings, state, first))
+        if cfg.control == "empty":
+            bench = without_passages(bench)
         title = _title(cfg.name)
-        body, predictions = _attempt(bench, source, transform, settings.seed, state, title)
+        known = read_jsonl(store.predictions_path(cfg.name)) if before is not None else []
+        body, predictions = _attempt(bench, source, transform, state, title, cfg.asked, known)
+        body = from_first(state, _continued(before, body, time.perf_counter() - started))
         result = {
             **head,
             **body,
+            "asked": cfg.asked,
             "seed": settings.seed,
             "dtype": str(dtype).removeprefix("torch."),
             "device": describe_machine(state.device),
@@ -122,49 +142,93 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
     folder = Path(cfg.out)
     failed = [result for result in results if result["status"] != "ok"]
     if speaks():
-        summary = summarize(cfg.sweep.name, results, folder)
+        budget = read_json(rounds.plan_path(folder)) if cfg.budget_minutes is not None else None
+        summary = summarize(cfg.sweep.name, results, folder, _judging(cfg), budget)
         other = ResultStore(folder).save_summary(summary)
+        _write_matrix(summary, folder)
         print(render(summary))
         say(f"summary: {folder / 'summary.json'}")
         if other is not None:
             say(f"note: the summary that was there has other configurations as well; it is kept as {other}")
-        columns, rows = ranking_table(summary)
-        _tracker(cfg).log_summary(summary, columns, rows)
+        _tracker(cfg).log_summary(summary, tables(summary, _examples(summary, folder)))
     if failed:
         listed = "\n".join(f"  {result['name']}: {result['error']}" for result in failed)
-        raise UserError(
-            f"{len(failed)} of {len(results)} configurations failed; the others are finished and kept:\n{listed}"
-        )
+        controls = sum(result.get("control") is not None for result in failed)
+        total = sum(result.get("control") is None for result in results)
+        what = f"{len(failed) - controls} of {total} configurations" + (f" and {controls} controls" if controls else "")
+        raise UserError(f"{what} failed; the others are finished and kept:\n{listed}")
 
 
-def summarize(sweep: str, results: list[Result], folder: Path) -> dict[str, Any]:
+def _judging(cfg: DictConfig) -> Judging:
+    judging = app.typed(Judging, {"floor": cfg.floor, "wished": cfg.wished})
+    judging.check()
+    return judging
+
+
+def summarize(
+    sweep: str, results: list[Result], folder: Path, judging: Judging, budget: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the summary of a sweep with its analysis, from results and the predictions in `folder`."""
+    found = too_fast([result for result in results if result["status"] == "ok"])
+    results = [
+        {**result, "warnings": _with(result.get("warnings", []), found.get(result["name"]))} for result in results
+    ]
+    controls = [result for result in results if result.get("control")]
+    results = [result for result in results if not result.get("control")]
     successful = [result for result in results if result["status"] == "ok"]
     ranked = sorted(successful, key=lambda result: (-result["f1"], result["name"]))
     shown = ("name", "experiment", "source", "group", "f1", "f1_interval", "em", "empty_rate")
-    store = ResultStore(folder)
-    scores = {}
-    for result in successful:
-        path = store.predictions_path(result["name"])
-        rows = read_jsonl(path)
-        f1 = np.array([row["f1"] for row in rows])
-        if len(rows) != result["num_samples"] or abs(f1.mean() - result["f1"]) > 1e-9:
-            raise DamagedResultError(
-                f"{path} is not what the summary was made from (n = {len(rows)}, not {result['num_samples']}, or "
-                f"another mean F1 than {result['f1']:.3f}): run the sweep again; what is finished is not run twice"
-            )
-        scores[result["name"]] = ([row["id"] for row in rows], f1)
+    usable = [result for result in controls if result["status"] == "ok"]
+    scores = {result["name"]: _scores(result, folder) for result in [*successful, *usable]}
     return {
         "sweep": sweep,
         "total_experiments": len(results),
         "successful": len(successful),
         "failed": len(results) - len(successful),
-        "results": [
-            {key: value for key, value in result.items() if key not in IN_SUMMARY_TOO_LONG} for result in results
-        ],
+        "results": [_short(result) for result in results],
+        "controls": [_short(result) for result in controls],
         "sorted_by_f1": [{key: result[key] for key in shown} for result in ranked],
-        "analysis": analyze(successful, scores),
+        "budget": budget,
+        "analysis": analyze(successful, scores, usable, judging),
     }
+
+
+def _with(findings: list[Finding], more: Finding | None) -> list[Finding]:
+    return findings if more is None or more in findings else [*findings, more]
+
+
+def _short(result: Result) -> Result:
+    return {key: value for key, value in result.items() if key not in IN_SUMMARY_TOO_LONG}
+
+
+def _scores(result: Result, folder: Path) -> ById:
+    """Return the ids of a result's examples and their F1, as its predictions have them."""
+    path = ResultStore(folder).predictions_path(result["name"])
+    rows = read_jsonl(path)
+    f1 = np.array([row["f1"] for row in rows])
+    if len(rows) != result["num_samples"] or abs(f1.mean() - result["f1"]) > 1e-9:
+        raise DamagedResultError(
+            f"{path} is not what the summary was made from (n = {len(rows)}, not {result['num_samples']}, or "
+            f"another mean F1 than {result['f1']:.3f}): run the sweep again; what is finished is not run twice"
+        )
+    return [row["id"] for row in rows], f1
+
+
+def _write_matrix(summary: dict[str, Any], folder: Path) -> None:
+    """Write matrix.csv, one row for each source and transform, where there are several sources."""
+    if summary["analysis"]["atlas"] is not None:
+        columns, rows = matrix_table(summary["analysis"]["atlas"])
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+        write_text_atomically(folder / "matrix.csv", text.getvalue())
+
+
+def _examples(summary: dict[str, Any], folder: Path) -> list[tuple[Result, list[dict[str, Any]]]]:
+    """Return the results worth reading side by side with their predictions: controls, baselines, the best."""
+    shown = {row["name"] for group in summary["analysis"]["groups"] for row in group["ranking"][:1]}
+    every = [result for result in [*summary["controls"], *summary["results"]] if result["status"] == "ok"]
+    chosen = [r for r in every if r.get("control") or r["family"] == "baseline" or r["name"] in shown]
+    return [(r, read_jsonl(ResultStore(folder).predictions_path(r["name"]))) for r in chosen]
 
 
 def analyze_again(cfg: DictConfig) -> dict[str, Any]:
@@ -179,8 +243,10 @@ def analyze_again(cfg: DictConfig) -> dict[str, Any]:
     summary = read_json(path)
     if not isinstance(summary, dict) or not isinstance(summary.get("results"), list):
         raise UserError(f"summary={path}: is no summary of a sweep; give the summary.json of an output folder")
+    judging = _judging(cfg)
     try:
-        again = summarize(summary["sweep"], summary["results"], path.parent)
+        results = [*summary["results"], *summary.get("controls", [])]
+        again = summarize(summary["sweep"], results, path.parent, judging, summary.get("budget"))
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename}: missing, but comparisons are made example by example; keep the predictions beside "
@@ -202,9 +268,9 @@ def list_one(cfg: DictConfig) -> None:
 class _Recipe:
     """What a bench is made from; equal recipes share one bench."""
 
-    def __init__(self, model: ModelSpec, data: DataSpec, settings: Settings, state: PartialState) -> None:
-        self.parts = (model, data, settings, state)
-        self.key = config_hash([model.identity(), data.identity(), vars(settings), str(state.device)])
+    def __init__(self, model: ModelSpec, data: DataSpec, settings: Settings, state: PartialState, first: int) -> None:
+        self.parts = (model, data, settings, state, first)
+        self.key = config_hash([model.identity(), data.identity(), vars(settings), str(state.device), first])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Recipe) and self.key == other.key
@@ -215,8 +281,8 @@ class _Recipe:
 
 @lru_cache(maxsize=1)
 def _bench(recipe: _Recipe) -> Bench:
-    model, data, settings, state = recipe.parts
-    bench = prepare(model, data, settings, state)
+    model, data, settings, state, first = recipe.parts
+    bench = prepare(model, data, settings, state, first)
     say(
         f"{model.name} in {str(bench.lm.dtype).removeprefix('torch.')} on {describe_machine(bench.lm.device)}; "
         f"{len(bench.prompts)} examples of {data.name}, {settings.shots} shots ({bench.decoder.prefix.length} tokens)"
@@ -264,12 +330,41 @@ def _finished(store: ResultStore, head: Result, force: bool, state: PartialState
     return from_first(state, result)
 
 
+def _is_enough(result: Result, asked: int | None) -> bool:
+    """Tell whether a result needs no more examples; one that stands for a damaged file is left as it is."""
+    return asked is None or result["status"] != "ok" or int(result["asked"]) >= asked
+
+
+def _continued(before: Result | None, body: Result, job_sec: float) -> Result:
+    """Add the time and the findings of a result to those of its extension."""
+    earlier = before or {"time_sec": 0.0, "job_sec": 0.0, "timing": {}, "warnings": []}
+    body = {**body, "job_sec": round(earlier["job_sec"] + job_sec, 3)}
+    if body["status"] != "ok":
+        return body
+    seconds = round(earlier["time_sec"] + body["time_sec"], 3)
+    timing = {key: value + earlier["timing"].get(key, 0) for key, value in body["timing"].items()}
+    # what is said of all answers is said of those there are now
+    kept = [one for one in earlier["warnings"] if one["kind"] in ("same_output", "dtype_changed")]
+    return {
+        **body,
+        "warnings": kept + [one for one in body["warnings"] if one not in kept],
+        "time_sec": seconds,
+        "timing": {"examples_per_sec": round(body["num_samples"] / seconds, 3), **timing},
+    }
+
+
 def _attempt(
-    bench: Bench, source: Choice, transform: Choice, seed: int, state: PartialState, title: str
+    bench: Bench,
+    source: Choice,
+    transform: Choice,
+    state: PartialState,
+    title: str,
+    asked: int | None,
+    known: list[dict[str, Any]],
 ) -> tuple[Result, list[dict[str, Any]] | None]:
     """Evaluate; a failure of this one configuration becomes a result with status, error and remedy."""
     try:
-        scores, predictions = evaluate(bench, source, transform, seed, state, title)
+        scores, predictions = evaluate(bench, source, transform, state, title, asked, known)
     except ResultWriteError:
         raise
     except UserError as error:

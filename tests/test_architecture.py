@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = sorted(ROOT.glob("*.py"))
 PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks", "examples")]
 CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
-PURE = [f"latentwire.{name}" for name in ("analysis", "auto", "metrics", "neighbours", "repairs")]
-PURE += [f"latentwire.{name}" for name in ("sources", "transform", "transforms", "vocabulary")]
+PURE = [f"latentwire.{name}" for name in ("analysis", "atlas", "auto", "budget", "detectors", "evidence", "metrics")]
+PURE += [f"latentwire.{name}" for name in ("neighbours", "render", "repairs", "sources", "transform", "transforms")]
+PURE += ["latentwire.vocabulary"]
 PURE += [
     f"kat.{name}" for name in ("clusters", "density", "diagnostics", "draws", "embed", "formats", "neighbours", "pairs")
 ]

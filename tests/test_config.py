@@ -271,9 +271,18 @@ def test_no_task_makes_a_folder_of_the_file_it_writes(task):
     assert compose("run", return_hydra_config=True).hydra.run.dir == "outputs/single"
 
 
-@pytest.mark.parametrize("group", ["task", "sweep", "tracker"])
+@pytest.mark.parametrize("group", ["task", "sweep", "tracker", "control"])
 def test_every_other_file_composes_under_its_name(group):
     for name in options(group):
         cfg = compose("run", overrides=[f"{group}={name}"])
         node = cfg[group]
-        assert (node if group == "task" else node.name) == ("single" if (group, name) == ("sweep", "none") else name)
+        written = node if group in ("task", "control") else node.name
+        assert written == ("single" if (group, name) == ("sweep", "none") else name)
+
+
+def test_a_control_is_named_for_what_it_is():
+    for name in ("clean", "empty"):
+        cfg = compose("run", overrides=[f"control={name}", "embed_source=text", "embed_transform=baseline"])
+        assert (cfg.name, cfg.group, cfg.embed_source.name) == (f"control_{name}", "text", "text")
+        assert cfg.embed_transform.name == "baseline"
+    assert compose("run").name == "baseline"

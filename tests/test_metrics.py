@@ -13,11 +13,15 @@ from latentwire import metrics
 from latentwire.metrics import (
     bootstrap_interval,
     compare_paired,
+    detectable_difference,
     exact_match,
     f1_score,
     holm,
     normalize_answer,
+    recovered_shares,
     resampled_means,
+    samples_needed,
+    spread,
     wilson_interval,
 )
 
@@ -294,3 +298,91 @@ def test_comparisons_are_seeded_and_corrected_as_one_family():
 )
 def test_holm_by_hand(p_values, corrected):
     np.testing.assert_allclose(holm(np.array(p_values)), corrected)
+
+
+# --- what these examples can show -------------------------------------------------------------------------------
+
+
+def like_f1(generator, difficulty):
+    """F1 of one system as question answering has it: half of the examples 0, a third 1, the others between."""
+    chance = generator.random(difficulty.shape)
+    between = generator.choice([0.25, 0.4, 0.5, 2 / 3, 0.8], size=difficulty.shape)
+    return np.where(
+        chance < 0.85 * difficulty, 0.0, np.where(chance < difficulty + 0.15 * (1 - difficulty), between, 1.0)
+    )
+
+
+def test_of_200_comparisons_of_equal_systems_few_are_called_different():
+    """An A/A check as the analysis compares: equal systems, noise of their own on the same examples, F1 of 0 and 1."""
+    generator = np.random.default_rng(1)
+    called = 0
+    for seed in range(200):
+        difficulty = generator.beta(0.7, 0.7, size=100)
+        a, b = like_f1(generator, difficulty), like_f1(generator, difficulty)
+        assert np.mean((a == 0) | (a == 1)) > 0.5
+        (comparison,) = compare_paired(a[None], b, seed // 40)  # drawing anew takes long
+        called += comparison.p_value < 0.05
+    assert 2 <= called <= 14  # at most 7%, and not a test that never finds anything
+
+
+def test_the_detectable_difference_by_hand():
+    # z(.975) = 1.959964, z(.8) = .841621
+    assert detectable_difference(0.5, 100, 0.05) == pytest.approx((1.959964 + 0.841621) * 0.05, abs=1e-6)
+    assert detectable_difference(0.5, 100, 0.05 / 10) == pytest.approx((2.807034 + 0.841621) * 0.05, abs=1e-6)
+    assert samples_needed(0.5, 0.05, 0.05) == 785  # 784.9
+    assert samples_needed(0.5, 0.1, 0.05) == 197  # 196.2
+    assert samples_needed(0.0, 0.1, 0.05) == 1
+
+
+@pytest.mark.parametrize("count", [30, 250])
+def test_the_detectable_difference_is_seen_four_times_in_five(count):
+    generator = np.random.default_rng(0)
+    difference = detectable_difference(0.4, count, 0.05)
+    drawn = generator.normal(difference, 0.4, size=(2000, count))
+    seen = [c.p_value < 0.05 for c in compare_paired(drawn, np.zeros(count), 0)]
+    assert np.mean(seen) == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_samples_needed_detect_the_difference():
+    for wished in (0.03, 0.1):
+        count = samples_needed(0.4, wished, 0.01)
+        assert detectable_difference(0.4, count, 0.01) <= wished < detectable_difference(0.4, count - 1, 0.01)
+
+
+def test_spread_is_that_of_a_sample():
+    assert spread(np.array([0.0, 1.0, 1.0, 0.0])) == pytest.approx(math.sqrt(1 / 3))
+    assert spread(np.array([0.3])) == 0.0
+
+
+def test_what_is_recovered_lies_between_empty_and_clean():
+    generator = np.random.default_rng(0)
+    empty = (generator.random(200) < 0.1).astype(float)
+    clean = np.maximum(empty, generator.random(200) < 0.7)
+    half = np.where(generator.random(200) < 0.5, clean, empty)
+    shares = recovered_shares(np.stack([clean, empty, half]), clean, empty, seed=0)
+    assert shares[0] == (1.0, (1.0, 1.0))
+    assert shares[1] == (0.0, (0.0, 0.0))
+    share, interval = shares[2]
+    assert share == pytest.approx((half.mean() - empty.mean()) / (clean.mean() - empty.mean()))
+    # the ratio of two means by the delta method
+    room = clean - empty
+    error = (half - empty - share * room).std() / room.mean() / math.sqrt(200)
+    assert interval == pytest.approx((share - 1.96 * error, share + 1.96 * error), abs=0.2 * error)
+
+
+def test_nothing_is_recovered_where_clean_is_not_above_empty():
+    zeros, ones = np.zeros(10), np.ones(10)
+    assert recovered_shares(np.stack([ones, zeros]), zeros, ones, 0) == [(None, None)] * 2
+    assert recovered_shares(ones[None], zeros, zeros, 0) == [(None, None)]
+    # above on average, but not in every resample: a share without an interval
+    clean = np.array([1.0, 0.0, 0.0, 0.0])
+    assert recovered_shares(clean[None], clean, zeros[:4], 0) == [(1.0, None)]
+
+
+def test_draws_that_are_kept_are_those_of_their_count_and_seed():
+    scores = scores_between_0_and_1(50)[None]
+    kept = [resampled_means(scores, seed=1), resampled_means(scores[:, :40], seed=1), resampled_means(scores, seed=2)]
+    draws = np.random.default_rng(1).multinomial(50, np.full(50, 1 / 50), size=metrics.RESAMPLES)
+    np.testing.assert_allclose(kept[0], scores @ draws.T / 50)
+    assert not np.array_equal(kept[0], kept[2])
+    np.testing.assert_array_equal(resampled_means(scores, seed=1), kept[0])

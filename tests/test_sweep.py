@@ -25,8 +25,11 @@ def load(path: Path | str) -> dict:
 
 
 def without_timings(summary: dict) -> dict:
-    results = [{k: v for k, v in r.items() if k not in ("time_sec", "timing")} for r in summary["results"]]
-    return {**summary, "results": results}
+    timings = ("time_sec", "job_sec", "timing")
+    return summary | {
+        kind: [{k: v for k, v in result.items() if k not in timings} for result in summary[kind]]
+        for kind in ("results", "controls")
+    }
 
 
 def test_one_configuration_writes_its_result_and_predictions(cli):
@@ -44,7 +47,9 @@ def test_one_configuration_writes_its_result_and_predictions(cli):
     assert result["num_samples"] == 6
     assert result["config"]["samples"] == 6
     rows = [json.loads(line) for line in Path("outputs/single/rms_scale1.0.predictions.jsonl").read_text().splitlines()]
-    assert [set(row) for row in rows] == [{"id", "question", "references", "prediction", "f1", "em"}] * 6
+    assert [set(row) for row in rows] == [
+        {"id", "question", "references", "prediction", "f1", "em", "cut_off", "change"}
+    ] * 6
     assert all(row["f1"] == f1_score(row["prediction"], row["references"]) for row in rows)
     assert result["f1"] == pytest.approx(np.mean([row["f1"] for row in rows]))
     assert result["em"] == pytest.approx(np.mean([row["em"] for row in rows]))
@@ -127,7 +132,7 @@ def test_finished_configurations_are_not_run_again_unless_forced(cli):
     before = load("outputs/smoke/summary.json")
     written = Path("outputs/smoke/baseline.json").stat().st_mtime_ns
     _, _, err = cli(*command)
-    assert err.count("(finished before)") == 2
+    assert err.count("(finished before)") == 3  # the empty context too
     assert Path("outputs/smoke/baseline.json").stat().st_mtime_ns == written
     assert load("outputs/smoke/summary.json") == before
     _, _, err = cli(*command, "force=true")
@@ -199,9 +204,60 @@ def test_the_same_command_gives_the_same_result(cli):
     second = load("outputs/single/random_k3@noisy0.0dB.json")
     assert Path("outputs/single/random_k3@noisy0.0dB.predictions.jsonl").read_bytes() == rows
     for result in (first, second):
-        for key in ("time_sec", "timing", "config"):
+        for key in ("time_sec", "job_sec", "timing", "config"):
             del result[key]
     assert first == second
+
+
+def test_controls_stand_beside_a_sweep_and_are_not_counted(cli):
+    status, _, _ = cli("-m", "sweep=smoke", *SMALL, "embed_source=scaled", "seed=0,1")
+    assert status == 0
+    summary = load("outputs/smoke/summary.json")
+    assert (summary["total_experiments"], summary["successful"]) == (16, 16)
+    assert [(c["name"], c["control"], c["variant"]) for c in summary["controls"]] == [
+        ("control_clean@seed0", "clean", "@seed0"),
+        ("control_empty@seed0", "empty", "@seed0"),
+        ("control_clean@seed1", "clean", "@seed1"),
+        ("control_empty@seed1", "empty", "@seed1"),
+    ]
+    assert {result["control"] for result in summary["results"]} == {None}
+    assert not [row for row in summary["sorted_by_f1"] if row["name"].startswith("control")]
+    for seed, group in zip((0, 1), summary["analysis"]["groups"], strict=True):
+        assert group["controls"]["clean"]["name"] == f"control_clean@seed{seed}"
+        lower = [(row["name"], row["control"]) for row in group["controls"]["lower"]]
+        assert lower == [
+            (f"control_empty@seed{seed}", "empty"),
+            (f"random_k3@scaled117.0@seed{seed}", "random_interpolation"),
+        ]
+    # The clean control is the baseline on text, the empty context the same questions without their passages.
+    assert cli(*SMALL, "out=alone")[0] == 0
+    assert Path("alone/baseline.predictions.jsonl").read_bytes() == (
+        Path("outputs/smoke/control_clean@seed0.predictions.jsonl").read_bytes()
+    )
+    assert cli(*SMALL, "control=empty", "out=alone")[0] == 0
+    assert Path("alone/control_empty.predictions.jsonl").read_bytes() == (
+        Path("outputs/smoke/control_empty@seed0.predictions.jsonl").read_bytes()
+    )
+    clean, empty = (load(f"alone/{name}.json") for name in ("baseline", "control_empty"))
+    assert clean["config_hash"] != empty["config_hash"]
+    assert empty["timing"]["positions"] < clean["timing"]["positions"] / 2
+
+
+def test_the_baseline_on_text_is_its_own_clean_control(cli):
+    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    summary = load("outputs/smoke/summary.json")
+    assert [control["name"] for control in summary["controls"]] == ["control_empty"]
+    assert summary["analysis"]["groups"][0]["controls"]["clean"]["name"] == "baseline"
+    assert not Path("outputs/smoke/control_clean.json").exists()
+
+
+def test_the_wish_and_the_floor_are_read_again_by_the_analysis(cli):
+    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    _, out, _ = cli("task=analyze", "sweep=smoke")
+    assert "Cannot be answered: the clean baseline reads too little: F1 .000, the floor is .100" in out
+    assert "the floor is" not in cli("task=analyze", "sweep=smoke", "floor=0")[1]
+    assert "floor=1.5: is an F1" in cli("task=analyze", "sweep=smoke", "floor=1.5")[2]
+    assert "wished=0.0: is a difference" in cli("task=analyze", "sweep=smoke", "wished=0")[2]
 
 
 def test_seeds_are_told_apart_in_names_and_groups(cli):
@@ -335,6 +391,8 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(cli, monkeypatch
     assert sorted(path.name for path in Path("outputs/smoke").iterdir()) == [
         "baseline.json",
         "baseline.predictions.jsonl",
+        "control_empty.json",
+        "control_empty.predictions.jsonl",
     ]
 
 
@@ -449,8 +507,8 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     one, two = (load(tmp_path / folder / "outputs/smoke/summary.json") for folder in ("one", "two"))
     assert two["results"][0]["processes"] == 2
     for summary in (one, two):
-        for result in summary["results"]:
-            for key in ("time_sec", "timing", "processes", "device"):
+        for result in [*summary["results"], *summary["controls"]]:
+            for key in ("time_sec", "job_sec", "timing", "processes", "device"):
                 del result[key]
     assert one == two
     for name in ("baseline", "nearest_k5_a0.5", "random_k3"):

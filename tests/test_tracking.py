@@ -28,7 +28,11 @@ RESULT = {
     "config": {"seed": 3, "embed_transform": {"name": "anchor_offset", "dials": {"eps": 0.05}}},
 }
 SUMMARY = {"sweep": "embed35", "total_experiments": 35, "failed": 1, "results": [RESULT]}
-COLUMNS, ROWS = ["name", "f1"], [["anchor_eps0.05", 0.5], ["baseline", 0.25]]
+COLUMNS = ["group", "rank", "name", "f1"]
+ROWS = [["text", 1, "anchor_eps0.05", 0.5], ["text", 2, "baseline", 0.25], ["noisy", 1, "baseline@noisy", 0.125]]
+MATRIX = ["source", "f1", "recovered"], [["text", 0.5, None], ["noisy", 0.125, 0.25]]
+EXAMPLES = ["name", "id", "prediction"], [["baseline", "q1", "Anna"], ["anchor_eps0.05", "q1", ""]]
+TABLES = {"ranking": (COLUMNS, ROWS), "matrix": MATRIX, "examples": EXAMPLES}
 
 
 @pytest.fixture(autouse=True)
@@ -73,22 +77,32 @@ def logged(folder: Path) -> dict[str, SimpleNamespace]:
     for file in folder.glob("wandb/offline-run-*/run-*.wandb"):
         found, run = records(file), None
         summary: dict[str, Any] = {}
+        charts: dict[str, Any] = {}
         for record in found:
             if record.HasField("run"):
                 run = record.run
             if record.HasField("summary"):
                 summary |= values(record.summary.update)
+            for key, value in values(record.config.update).items() if record.HasField("config") else []:
+                if key.startswith("_wandb/visualize/"):
+                    charts[key.removeprefix("_wandb/visualize/")] = value
         assert run is not None
         runs[run.display_name] = SimpleNamespace(
-            run=run, config=values(run.config.update), summary=summary, files=file.parent / "files"
+            run=run, config=values(run.config.update), summary=summary, files=file.parent / "files", charts=charts
         )
     return runs
+
+
+def read_table(run: SimpleNamespace, name: str) -> dict[str, Any]:
+    """The columns and rows of a table that a run logged."""
+    table = json.loads((run.files / run.summary[f"{name}/path"]).read_text())
+    return {key: table[key] for key in ("columns", "data")}
 
 
 def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
     reporter = tracker(tmp_path)
     reporter.log_result(RESULT)
-    reporter.log_summary(SUMMARY, COLUMNS, ROWS)
+    reporter.log_summary(SUMMARY, TABLES)
     assert not reporter.broken
     assert "warning" not in capsys.readouterr().err
     runs = logged(tmp_path)
@@ -106,9 +120,20 @@ def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
     assert list(all_of_them.run.tags) == ["mine"]
     assert all_of_them.summary["total_experiments"] == 35
     assert all_of_them.summary["failed"] == 1
-    assert all_of_them.summary["ranking/nrows"] == 2
-    table = json.loads((all_of_them.files / all_of_them.summary["ranking/path"]).read_text())
-    assert table == {"columns": COLUMNS, "data": ROWS}
+    assert all_of_them.summary["ranking/nrows"] == 3
+    for name, (columns, rows) in TABLES.items():
+        assert read_table(all_of_them, name) == {"columns": columns, "data": rows}
+    # A chart for each source, over a table of its own, in the run's page by its name.
+    assert read_table(all_of_them, "bars/text_table") == {
+        "columns": ["name", "f1"], "data": [["anchor_eps0.05", 0.5], ["baseline", 0.25]],
+    }  # fmt: skip
+    assert read_table(all_of_them, "bars/noisy_table")["data"] == [["baseline@noisy", 0.125]]
+    charts = all_of_them.charts
+    assert set(charts) == {"bars/text", "bars/noisy"}
+    chart = charts["bars/text"]["panel_config"]
+    assert chart["panelDefId"] == "wandb/bar/v0"
+    assert chart["fieldSettings"] == {"label": "name", "value": "f1"}
+    assert chart["stringSettings"]["title"] == "F1, text"
 
 
 def test_the_same_result_again_is_the_same_run_and_another_is_another(tmp_path, monkeypatch):
@@ -134,7 +159,7 @@ def test_no_tracker_does_nothing(tmp_path, monkeypatch, capsys):
     reporter = make_tracker("none")
     assert isinstance(reporter, NoTracker)
     reporter.log_result(RESULT)
-    reporter.log_summary(SUMMARY, COLUMNS, ROWS)
+    reporter.log_summary(SUMMARY, TABLES)
     assert capsys.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -167,7 +192,7 @@ def test_a_tracker_that_fails_warns_once_and_is_not_asked_again(tmp_path, init, 
     reporter = tracker(tmp_path)
     for _ in range(3):
         reporter.log_result(RESULT)
-    reporter.log_summary(SUMMARY, COLUMNS, ROWS)
+    reporter.log_summary(SUMMARY, TABLES)
     assert len(init.calls) == 1
     said = capsys.readouterr().err
     assert said.count("warning") == 1

@@ -6,7 +6,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,15 +32,20 @@ class Task:
     """A job by the name of its function, 'module:function'; imported when it is asked for.
 
     `run(cfg)` does one configuration and returns its result; `finish(cfg, results)` sees all those of a sweep.
+    `direct(cfg, jobs, compose)` decides what a sweep runs: a generator that yields jobs, is sent their results, and
+    returns the results to finish with. Without it all jobs are run, and that is it.
     """
 
     run: str
     finish: str | None = None
+    direct: str | None = None
 
 
 tasks: dict[str, Task] = {}
 entry = "run"  # root of the config tree that this program reads: run or train
 position: tuple[int, int] | None = None  # this job among those of the sweep, (3, 35)
+started = time.monotonic()  # when this command did
+in_jobs = 0.0  # seconds that its jobs used since then
 
 
 def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] | None = None) -> None:
@@ -50,8 +56,9 @@ def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] 
         known_tasks: The jobs of this entry.
         arguments: The command line, without the program's name; by default the real one.
     """
-    global entry
+    global entry, started
     entry = config_name
+    started = time.monotonic()
     tasks.clear()
     tasks.update(known_tasks)
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -86,12 +93,16 @@ class _StoppedError(BaseException):
 
 
 def _run(cfg: DictConfig) -> Any:
+    global in_jobs
+    began = time.monotonic()
     try:
         if cfg.task not in tasks:
             raise UserError(f"task={cfg.task}: not a task of {entry}.py; use one of {', '.join(tasks)}")
         return _function(tasks[cfg.task].run)(cfg)
     except Exception as error:
         raise _StoppedError(error) from error
+    finally:
+        in_jobs += time.monotonic() - began
 
 
 def finish(cfg: DictConfig, results: list[Any]) -> None:
@@ -99,6 +110,14 @@ def finish(cfg: DictConfig, results: list[Any]) -> None:
     name = tasks[cfg.task].finish
     if name is not None:
         _function(name)(cfg, results)
+
+
+def direct(cfg: DictConfig, jobs: list[Any], compose: Callable[..., Any]) -> Generator[list[Any], list[Any], list[Any]]:
+    """Run a sweep round by round: yield the jobs of each, take their results, return those that count."""
+    task = tasks.get(cfg.task)
+    if task is None or task.direct is None:
+        return (yield jobs)
+    return (yield from _function(task.direct)(cfg, jobs, compose))
 
 
 def takes_sweeps(task: str) -> bool:

@@ -222,12 +222,19 @@ class ResultStore:
         return None
 
     def save(self, name: str, result: Result, predictions: Iterable[dict[str, Any]] | None) -> None:
-        """Write the predictions, then the result: a result that is there is complete."""
+        """Write the predictions, then the result: a result that is there is complete.
+
+        One that has grown is kept in `replaced/` until the new one is whole.
+        """
         if self.path(name).exists() and not self._gives_way(name, result):
             self._set_aside(name)
         if predictions is not None:
             write_jsonl(self.predictions_path(name), predictions)
         write_json(self.path(name), result)
+        shorter = self._replaced(self.path(name), str(result["config_hash"]))
+        if result["status"] == "ok" and shorter.exists():
+            shorter.unlink()
+            shorter.with_name(f"{shorter.stem}.predictions.jsonl").unlink(missing_ok=True)
 
     def sweep_up(self) -> None:
         """Remove temporary files that a killed run left in the folder."""
@@ -267,7 +274,8 @@ class ResultStore:
         """Tell whether the result called `name` is of the same configuration and no better than the new one."""
         old = _read_or(self.path(name), {})
         same = isinstance(old, dict) and old.get("config_hash") == new["config_hash"]
-        return same and (old.get("status") != "ok" or new["status"] == "ok")
+        grown = same and old.get("num_samples") != new.get("num_samples")
+        return same and (old.get("status") != "ok" or (new["status"] == "ok" and not grown))
 
     def _key(self, name: str) -> str:
         """Return the hash of the result called `name`, whatever state it is in."""

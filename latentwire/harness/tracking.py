@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say, speaks
 
+Table = tuple[list[str], list[list[Any]]]  # columns and rows of plain values
+
 
 class Tracker(Protocol):
     """Where finished results are reported to."""
@@ -18,8 +20,8 @@ class Tracker(Protocol):
     def log_result(self, result: dict[str, Any]) -> None:
         """Report one finished configuration."""
 
-    def log_summary(self, summary: dict[str, Any], columns: list[str], rows: list[list[Any]]) -> None:
-        """Report a finished sweep with its ranked table."""
+    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table]) -> None:
+        """Report a finished sweep with its tables, by name."""
 
 
 class NoTracker:
@@ -28,7 +30,7 @@ class NoTracker:
     def log_result(self, result: dict[str, Any]) -> None:
         """Do nothing."""
 
-    def log_summary(self, summary: dict[str, Any], columns: list[str], rows: list[list[Any]]) -> None:
+    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table]) -> None:
         """Do nothing."""
 
 
@@ -57,12 +59,12 @@ class WandbTracker:
             summary={**scores, "status": result["status"], "error": result.get("error", "")},
         )
 
-    def log_summary(self, summary: dict[str, Any], columns: list[str], rows: list[list[Any]]) -> None:
-        """Report the sweep's ranked table and its counts."""
+    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table]) -> None:
+        """Report the sweep's tables and counts, and a bar chart for each group of the ranking."""
         counts = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         name = f"{self.group} summary"
         self._run(name=name, key=f"{self.folder}/{name}", job_type="summary", tags=[], config={}, summary=counts,
-                  table=(columns, rows))  # fmt: skip
+                  tables=tables)  # fmt: skip
 
     def _run(
         self,
@@ -72,7 +74,7 @@ class WandbTracker:
         tags: list[str],
         config: dict[str, Any],
         summary: dict[str, Any],
-        table: tuple[list[str], list[list[Any]]] | None = None,
+        tables: dict[str, Table] | None = None,
     ) -> None:
         if self.broken or not speaks():
             return
@@ -91,11 +93,30 @@ class WandbTracker:
                 config=config,
             ) as run:
                 run.summary.update(summary)
-                if table is not None:
-                    run.log({"ranking": wandb.Table(columns=list(table[0]), data=table[1])})
+                if tables:
+                    logged: dict[str, Any] = {
+                        name: wandb.Table(columns=list(columns), data=rows) for name, (columns, rows) in tables.items()
+                    }
+                    run.log(logged | _bars(*tables["ranking"]))
         except Exception as error:  # a tracker never stops a run; whatever it raised is shown, once
             self.broken = True
             say(f"warning: W&B failed and is off for the rest of this run ({type(error).__name__}: {error})")
+
+
+def _bars(columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
+    """Return a bar chart of F1 for each group of a ranking: columns group, name and f1 among others."""
+    import wandb
+
+    where = [columns.index(column) for column in ("group", "name", "f1")]
+    bars: dict[str, list[list[Any]]] = {}
+    for row in rows:
+        group, *bar = (row[place] for place in where)
+        bars.setdefault(str(group), []).append(bar)
+    charts = {}
+    for group, data in bars.items():
+        table = wandb.Table(columns=["name", "f1"], data=data)
+        charts[f"bars/{group}"] = wandb.plot.bar(table, "name", "f1", title=f"F1, {group}")
+    return charts
 
 
 def make_tracker(name: str, **settings: Any) -> Tracker:

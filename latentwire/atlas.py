@@ -1,0 +1,268 @@
+"""The atlas: sources x transforms, and how much of each distortion a transform tolerates. Pure analysis."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latentwire.evidence import SEED, ById
+from latentwire.metrics import Scores, resampled_means
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A family of sources with a level, mild to severe.
+
+    Args:
+        source: Name of the source.
+        dial: Its level.
+        unit: For the reader.
+        axis: "linear" or "log": between two levels F1 is taken to fall linearly on this axis.
+        rising: Whether larger is worse.
+        clean: The level that distorts nothing, itself no rung; None where it lies at infinity.
+        label: Where one source has two ladders.
+    """
+
+    source: str
+    dial: str
+    unit: str
+    axis: str
+    rising: bool
+    clean: float | None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the ladder is called."""
+        return self.label or self.source
+
+    def position(self, level: float) -> float:
+        """Return where a level lies on the axis, larger being worse."""
+        place = math.log(level) if self.axis == "log" else level
+        return place if self.rising else -place
+
+    def level(self, position: float) -> float:
+        """Return the level at a position."""
+        place = position if self.rising else -position
+        return math.exp(place) if self.axis == "log" else place
+
+
+LADDERS = (
+    Ladder("noisy", "snr_db", "dB", "linear", rising=False, clean=None),  # decibels are logarithms already
+    Ladder("scaled", "factor", "x", "log", rising=True, clean=1.0, label="scaled up"),
+    Ladder("scaled", "factor", "x", "log", rising=False, clean=1.0, label="scaled down"),
+    Ladder("shifted", "offset", "norms", "linear", rising=True, clean=0.0),
+    Ladder("mixed", "rate", "share", "linear", rising=True, clean=0.0),
+    Ladder("token_scale", "spread", "log sd", "linear", rising=True, clean=0.0),
+    Ladder("anisotropic", "spread", "log sd", "linear", rising=True, clean=0.0),
+    Ladder("low_rank", "rank", "components", "log", rising=False, clean=None),
+)
+
+
+def make_atlas(results: list[Result], groups: list[dict[str, Any]], scores: dict[str, ById]) -> dict[str, Any]:
+    """Set the results of several sources side by side.
+
+    Args:
+        results: Successful results, in the order run.
+        groups: The analysis of each source.
+        scores: Ids and per-example F1 of each result and control, by its name.
+
+    Returns:
+        A plain structure: sources (rows) and transforms (columns) in the order run, the matrix of F1 with intervals,
+        the share of the clean score recovered and the verdict, one column for each family, and the tolerances.
+    """
+    of_group = {result["group"]: result for result in reversed(results)}
+    sources = [
+        {key: of_group[group["group"]].get(key, "") for key in ("group", "source", "source_dials", "variant")}
+        for group in groups
+    ]
+    transforms = {
+        result["experiment"]: {key: result[key] for key in ("experiment", "family", "dials")} for result in results
+    }
+    cells = {(group["group"], row["experiment"]): _cell(row) for group in groups for row in group["ranking"]}
+    matrix = [[cells.get((source["group"], experiment)) for experiment in transforms] for source in sources]
+    return {
+        "sources": sources,
+        "transforms": list(transforms.values()),
+        "matrix": matrix,
+        "columns": _columns(list(transforms.values()), matrix),
+        "tolerance": _tolerances(results, groups, scores),
+    }
+
+
+def _cell(row: dict[str, Any]) -> dict[str, Any]:
+    keys = ("name", "f1", "f1_interval", "num_samples", "recovered", "recovered_interval", "verdict")
+    return {key: row[key] for key in keys}
+
+
+def _columns(transforms: list[dict[str, Any]], matrix: list[list[Any]]) -> list[str]:
+    """Return the configuration of each family with the highest mean F1 over the sources, in the order run.
+
+    A configuration that was not run on some source cannot stand for its family unless all are so.
+    """
+    best: dict[str, tuple[tuple[int, float], str]] = {}
+    for place, transform in enumerate(transforms):
+        f1s = [row[place]["f1"] for row in matrix if row[place] is not None]
+        score = (len(f1s), float(np.mean(f1s)))
+        if transform["family"] not in best or score > best[transform["family"]][0]:
+            best[transform["family"]] = (score, transform["experiment"])
+    return [experiment for _, experiment in best.values()]
+
+
+def _tolerances(results: list[Result], groups: list[dict[str, Any]], scores: dict[str, ById]) -> list[dict[str, Any]]:
+    """Return for each ladder and transform the level at which F1 falls to half of the clean control's."""
+    clean_of = {group["group"]: group["controls"]["clean"]["name"] for group in groups if group["controls"]}
+    found = []
+    for variant in dict.fromkeys(result.get("variant", "") for result in results):
+        own = [result for result in results if result.get("variant", "") == variant]
+        for ladder in LADDERS:
+            rungs = _rungs(ladder, own)
+            clean = next((clean_of[r["group"]] for r in own if r["group"] in clean_of), None)
+            if len(rungs) > 1 and clean is not None:
+                found.append(_ladder_tolerance(ladder, variant, rungs, own, clean, scores))
+    return found
+
+
+def _rungs(ladder: Ladder, results: list[Result]) -> list[float]:
+    """Return the levels of a ladder among the results, mild to severe."""
+    levels = {float(result["source_dials"][ladder.dial]) for result in results if result["source"] == ladder.source}
+    if ladder.clean is not None:
+        levels = {level for level in levels if ladder.position(level) > ladder.position(ladder.clean)}
+    return sorted(levels, key=ladder.position)
+
+
+def _ladder_tolerance(
+    ladder: Ladder, variant: str, rungs: list[float], results: list[Result], clean: str, scores: dict[str, ById]
+) -> dict[str, Any]:
+    on_ladder: dict[str, dict[float, Result]] = defaultdict(dict)
+    undistorted: dict[str, Result] = {}
+    for result in results:
+        if result["source"] == ladder.source:
+            level = float(result["source_dials"][ladder.dial])
+            if level in rungs:
+                on_ladder[result["experiment"]][level] = result
+        elif result["source"] == "text":
+            undistorted[result["experiment"]] = result
+    start = [] if ladder.clean is None else [ladder.position(ladder.clean)]
+    whole = {name: levels for name, levels in on_ladder.items() if len(levels) == len(rungs)}
+
+    # Transforms that answered the same examples are resampled together.
+    together: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for experiment, levels in whole.items():
+        names = [levels[rung]["name"] for rung in rungs] + [clean]
+        if start and experiment in undistorted:
+            names.append(undistorted[experiment]["name"])
+        together[_common(names, scores)].append(experiment)
+    rows: dict[str, dict[str, Any]] = {}
+    for ids, experiments in together.items():
+        if not ids:
+            continue
+        stack: list[Scores] = [_on(ids, scores[clean])]
+        parts = []
+        for experiment in experiments:
+            anchored = [undistorted[experiment]] if start and experiment in undistorted else []
+            members = anchored + [whole[experiment][rung] for rung in rungs]
+            positions = np.array(start * len(anchored) + [ladder.position(rung) for rung in rungs])
+            parts.append((experiment, positions, slice(len(stack), len(stack) + len(members)), len(anchored)))
+            stack += [_on(ids, scores[member["name"]]) for member in members]
+        table = np.stack(stack)
+        means = resampled_means(table, SEED)
+        for experiment, positions, part, anchored_count in parts:
+            at = crossing(positions, table[part].mean(axis=1)[:, None], table[:1].mean(axis=1) / 2)[0]
+            resampled = crossing(positions, means[part], means[0] / 2)
+            ends = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")  # some may be infinite
+            first = next(iter(whole[experiment].values()))
+            rows[experiment] = {
+                "experiment": experiment,
+                "family": first["family"],
+                "num_samples": len(ids),
+                "f1": [float(f1) for f1 in table[part].mean(axis=1)[anchored_count:]],
+                **_end(ladder, float(at)),
+                "interval": [_end(ladder, float(end)) for end in ends],
+            }
+    return {
+        "ladder": ladder.name,
+        "source": ladder.source,
+        "variant": variant,
+        "dial": ladder.dial,
+        "unit": ladder.unit,
+        "axis": ladder.axis,
+        "levels": rungs,
+        "threshold": float(scores[clean][1].mean() / 2),
+        "transforms": [rows[experiment] for experiment in whole if experiment in rows],
+    }
+
+
+def crossing(positions: Scores, means: Scores, threshold: Scores) -> Scores:
+    """Return where F1 first falls to the threshold, by linear interpolation between two positions.
+
+    Args:
+        positions: Levels from mild to severe on their axis, (L,).
+        means: F1 at each, in R resamples, (L, R).
+        threshold: In each resample, (R,).
+
+    Returns:
+        Positions, (R,): infinity where F1 stays above, minus infinity where it is at or below from the first on.
+    """
+    below = means <= threshold  # (L, R)
+    first = below.argmax(axis=0)  # (R,)
+    column = np.arange(means.shape[1])
+    before = np.maximum(first - 1, 0)
+    upper, lower = means[before, column], means[first, column]
+    drop = np.where(upper > lower, upper - lower, 1.0)
+    found = positions[before] + (positions[first] - positions[before]) * (upper - threshold) / drop
+    found = np.where(first == 0, -np.inf, found)
+    return np.where(below.any(axis=0), found, np.inf)
+
+
+def _end(ladder: Ladder, position: float) -> dict[str, Any]:
+    if math.isinf(position):
+        return {"status": "beyond" if position > 0 else "before", "level": None}
+    return {"status": "crosses", "level": ladder.level(position)}
+
+
+def _common(names: list[str], scores: dict[str, ById]) -> tuple[str, ...]:
+    """Return the ids of the examples that all of these answered, in the order of the first."""
+    others = [set(scores[name][0]) for name in names[1:]]
+    return tuple(i for i in scores[names[0]][0] if all(i in other for other in others))
+
+
+def _on(ids: tuple[str, ...], by: ById) -> Scores:
+    places = {identifier: place for place, identifier in enumerate(by[0])}
+    return by[1][[places[identifier] for identifier in ids]]
+
+
+def matrix_table(atlas: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Return the matrix as columns and rows of plain values, one row for each source and transform that was run."""
+    columns = ["source", "transform", "family", "f1", "f1_low", "f1_high", "num_samples", "recovered",
+               "recovered_low", "recovered_high", "verdict"]  # fmt: skip
+    rows = [
+        [source["group"], transform["experiment"], transform["family"], cell["f1"], *cell["f1_interval"],
+         cell["num_samples"], cell["recovered"], *(cell["recovered_interval"] or (None, None)), cell["verdict"]]
+        for source, cells in zip(atlas["sources"], atlas["matrix"], strict=True)
+        for transform, cell in zip(atlas["transforms"], cells, strict=True)
+        if cell is not None
+    ]  # fmt: skip
+    return columns, rows
+
+
+def tolerance_table(atlas: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Return the tolerances as columns and rows of plain values; an end that is no level is told by its status."""
+    columns = ["ladder", "variant", "transform", "family", "status", "level", "unit", "from", "to", "num_samples"]
+    rows = [
+        [ladder["ladder"], ladder["variant"], row["experiment"], row["family"], row["status"], row["level"],
+         ladder["unit"], *(_written(end) for end in row["interval"]), row["num_samples"]]
+        for ladder in atlas["tolerance"]
+        for row in ladder["transforms"]
+    ]  # fmt: skip
+    return columns, rows
+
+
+def _written(end: dict[str, Any]) -> str:
+    return end["status"] if end["level"] is None else f"{end['level']:.3g}"

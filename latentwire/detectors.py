@@ -1,0 +1,203 @@
+"""What is wrong with a configuration although it ran: faults that stop it, findings that stand beside its score.
+
+A finding is a plain dict: kind, level (note: may be as it should; warning: look at it) and a message. A fault, which
+makes a score meaningless, is raised as UserError instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentwire.data import Example
+from latentwire.harness.errors import UserError
+
+Finding = dict[str, str]
+
+SAME = 0.01  # spread of outputs over inputs, relative to their length, below which they are the same
+DIFFERENT = 0.05  # spread of inputs above which they are not
+TOO_FAST = 0.02  # of the usual time for a position; machines and loads differ by less than fifty times within a sweep
+ENOUGH_TO_COMPARE = 4  # configurations that were really decoded
+SPAN_WORDS = 0.5  # share of the words that must be found again in the tokens of the source span
+LEAKED_ANSWERS = 0.05  # share of the examples with an answer of the shots that is still chance
+WORDS = re.compile(r"\w+")
+
+
+def finding(kind: str, level: str, message: str) -> Finding:
+    """Return a finding."""
+    return {"kind": kind, "level": level, "message": message}
+
+
+# --- while a configuration runs ---------------------------------------------------------------------------------
+
+
+def require_finite(values: Tensor, what: str, identifier: str) -> None:
+    """Stop where embeddings or logits hold NaN or infinity.
+
+    Raises:
+        UserError: They do; greedy decoding would answer something all the same.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise UserError(
+            f"{what} gave NaN or infinite values for example {identifier}; "
+            "nothing can be read from them: use less extreme dials, or dtype=float32"
+        )
+
+
+def require_span(positions: int, decoded: str, texts: Sequence[str], identifier: str) -> None:
+    """Stop where the tokens of the source span are not the passage and the question.
+
+    Args:
+        positions: Number of positions in the source span.
+        decoded: Their tokens as text.
+        texts: What they stand for.
+        identifier: Of the example.
+
+    Raises:
+        UserError: No position is marked, or fewer than SPAN_WORDS of the words are among the tokens.
+    """
+    if positions == 0:
+        raise UserError(
+            f"the source span is missing from the prompt of example {identifier}: no position is marked, so neither "
+            "source nor transform could act; check that the tokenizer gives tokens for its text"
+        )
+    expected, found = Counter(_words(" ".join(texts))), Counter(_words(decoded))
+    share = (expected & found).total() / max(1, expected.total())
+    if share < SPAN_WORDS:
+        raise UserError(
+            f"the source span of example {identifier} does not hold its text: only {share:.0%} of the words are among "
+            "its tokens; choose a model whose tokenizer knows the language of the data"
+        )
+
+
+def dtype_changed(what: str, before: torch.dtype, after: torch.dtype) -> list[Finding]:
+    """Say that a source or a transform does not return the dtype that it was given."""
+    if before == after:
+        return []
+    names = [str(dtype).removeprefix("torch.") for dtype in (after, before)]
+    return [finding("dtype_changed", "warning", f"{what} returned {names[0]} where {names[1]} went in; it was cast")]
+
+
+def same_output(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Finding]:
+    """Say that a transform gives the same output whatever the input: what differed is lost.
+
+    Compared are the examples position by position, so that a constant sequence is seen as well as a constant vector.
+
+    Args:
+        inputs: Beginnings of equal length, (P, D) each.
+        outputs: What the transform made of them, (P, D) each.
+    """
+    if len(inputs) < 2 or _spread(inputs) < DIFFERENT or _spread(outputs) >= SAME:
+        return []
+    text = f"the transform gives the same output for every input: outputs differ by {_spread(outputs):.2%} of their "
+    return [finding("same_output", "warning", text + f"length where inputs differ by {_spread(inputs):.0%}")]
+
+
+def _spread(tensors: Sequence[Tensor]) -> float:
+    """Return the RMS distance from the mean over examples, relative to the RMS length."""
+    stacked = torch.stack([tensor.double() for tensor in tensors])  # (M, P, D)
+    length = stacked.square().mean().sqrt()
+    return float((stacked - stacked.mean(dim=0)).square().mean().sqrt() / length) if length > 0 else 0.0
+
+
+# --- of a finished configuration --------------------------------------------------------------------------------
+
+
+def changes_nothing(family: str, changes: Iterable[float]) -> list[Finding]:
+    """Say that a transform returned every input bit for bit."""
+    if family == "baseline" or any(change != 0 for change in changes):
+        return []
+    return [finding("changes_nothing", "note", "the transform changes nothing on this source")]
+
+
+def odd_predictions(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Finding]:
+    """Say that all answers are empty, or all the same although the right ones differ."""
+    if len(predictions) < 2:
+        return []
+    if not any(predictions):
+        return [finding("all_empty", "warning", "all answers are empty")]
+    if len(set(predictions)) == 1 and len({tuple(answers) for answers in references}) > 1:
+        return [finding("all_alike", "warning", f"all answers are the same: {predictions[0]!r}")]
+    return []
+
+
+def shots_leak(shots: Sequence[Sequence[Example]], examples: Sequence[Example]) -> list[Finding]:
+    """Say which examples the shots give away: their passage, their question, or an answer of theirs.
+
+    Passages and questions are compared as words; a passage counts as shown if it is a shot's, lies in it or holds it.
+    Answers may be equal by chance: up to LEAKED_ANSWERS of the examples are a note.
+    """
+    shown = {" ".join(_words(shot[0].context)) for shot in shots}
+    asked = {" ".join(_words(example.question)) for shot in shots for example in shot}
+    given = {" ".join(_words(example.answers[0])) for shot in shots for example in shot}
+    passages, questions, answers = [], [], []
+    for example in examples:
+        passage = f" {' '.join(_words(example.context))} "
+        if any(f" {other} " in passage or passage in f" {other} " for other in shown):
+            passages.append(example.id)
+        if " ".join(_words(example.question)) in asked:
+            questions.append(example.id)
+        if any(" ".join(_words(answer)) in given for answer in example.answers):
+            answers.append(example.id)
+    found = []
+    for what, ids, chance in (
+        ("passage", passages, 0.0),
+        ("question", questions, 0.0),
+        ("answer", answers, LEAKED_ANSWERS),
+    ):
+        if ids:
+            level = "warning" if len(ids) > chance * len(examples) else "note"
+            listed = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+            text = f"the shots show the {what} of {len(ids)} of {len(examples)} examples ({listed})"
+            found.append(finding("shots_leak", level, text))
+    return found
+
+
+# --- of the configurations of a sweep, side by side -------------------------------------------------------------
+
+
+def too_fast(results: Sequence[dict[str, Any]]) -> dict[str, Finding]:
+    """Find results whose decoding took far less time than the model needs: a failure that was swallowed.
+
+    Measured is the time of what was really decoded (identical inputs are decoded once), per position, against the
+    median over the sweep's own configurations on the same model and machine: no figure of a machine is needed.
+
+    Returns:
+        A finding for each such result, by its name.
+    """
+    alike: dict[tuple[Any, ...], dict[str, float]] = {}
+    for result in results:
+        timing = result.get("timing", {})
+        if timing.get("positions"):
+            key = tuple(result.get(field) for field in ("model", "data", "dtype", "device", "processes"))
+            alike.setdefault(key, {})[result["name"]] = timing["decode_sec"] / timing["positions"]
+    found = {}
+    for rates in alike.values():
+        usual = float(np.median(list(rates.values())))
+        for name, rate in rates.items():
+            if len(rates) >= ENOUGH_TO_COMPARE and rate < TOO_FAST * usual:
+                text = f"decoding took {rate * 1e6:.2g} us a position where {usual * 1e6:.2g} is usual in this sweep: "
+                found[name] = finding("too_fast", "warning", text + "the model can hardly have been asked")
+    return found
+
+
+def joined(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the findings of all results, equal ones as one with the names of the results and their count."""
+    names: dict[tuple[str, str, str], list[str]] = {}
+    for result in results:
+        for one in result.get("warnings", []):
+            names.setdefault((one["kind"], one["level"], one["message"]), []).append(result["name"])
+    return [
+        {"kind": kind, "level": level, "message": message, "names": having, "count": len(having)}
+        for (kind, level, message), having in names.items()
+    ]
+
+
+def _words(text: str) -> list[str]:
+    return WORDS.findall(text.casefold())

@@ -1,0 +1,251 @@
+"""The analysis of a sweep as text for a terminal and as tables of plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentwire.analysis import DEAD, three_digits
+from latentwire.atlas import matrix_table, tolerance_table
+
+Result = dict[str, Any]
+Table = tuple[list[str], list[list[Any]]]
+
+TOP = 5
+FEW = 6  # sources whose rankings are shown whole
+
+
+def ranking_table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Return the ranking of all groups as columns and rows of plain values."""
+    columns = ["group", "rank", "name", "family", "f1", "f1_low", "f1_high", "num_samples", "em", "empty_rate",
+               "recovered", "difference", "p_holm", "verdict"]  # fmt: skip
+    rows = [
+        [group["group"], rank, row["name"], row["family"], row["f1"], *row["f1_interval"],
+         row["num_samples"], row["em"], row["empty_rate"], row["recovered"], row.get("difference"), row.get("p_holm"),
+         row["verdict"]]
+        for group in summary["analysis"]["groups"]
+        for rank, row in enumerate(group["ranking"], 1)
+    ]  # fmt: skip
+    return columns, rows
+
+
+def tables(summary: dict[str, Any], examples: list[tuple[Result, list[dict[str, Any]]]]) -> dict[str, Table]:
+    """Return everything worth a table of its own, by name: ranking, controls, matrix, tolerance, examples.
+
+    Args:
+        summary: Of the sweep.
+        examples: Results with their predictions, to be read side by side.
+    """
+    analysis = summary["analysis"]
+    found = {"ranking": ranking_table(summary)}
+    if summary["controls"]:
+        columns = ["name", "control", "group", "f1", "f1_low", "f1_high", "num_samples"]
+        rows = [
+            [c["name"], c["control"], c["group"], c["f1"], *c["f1_interval"], c["num_samples"]]
+            for c in summary["controls"]
+            if c["status"] == "ok"
+        ]
+        found["controls"] = (columns, rows)
+    if analysis["warnings"]:
+        rows = [[w["level"], w["kind"], w["message"], w["count"], ", ".join(w["names"])] for w in analysis["warnings"]]
+        found["warnings"] = (["level", "kind", "message", "count", "names"], rows)
+    if analysis["atlas"] is not None:
+        found["matrix"] = matrix_table(analysis["atlas"])
+        found["tolerance"] = tolerance_table(analysis["atlas"])
+    columns = ["name", "group", "id", "question", "references", "prediction", "f1"]
+    rows = [
+        [r["name"], r["group"], row["id"], row["question"], " | ".join(row["references"]), row["prediction"], row["f1"]]
+        for r, predictions in examples
+        for row in predictions
+    ]
+    found["examples"] = (columns, rows)
+    return found
+
+
+def render(summary: dict[str, Any]) -> str:
+    """Return the analysis as text."""
+    analysis = summary["analysis"]
+    lines = [
+        "",
+        f"Sweep {summary['sweep']}: {summary['total_experiments']} configurations, "
+        f"{summary['successful']} successful, {summary['failed']} failed",
+    ]
+    lines += [f"{one['level']}: {one['message']}{_names(one)}" for one in analysis["warnings"]]
+    if summary["budget"] is not None:
+        lines += _render_budget(summary["budget"])
+    for group in analysis["groups"]:
+        lines += _render_group(group) if len(analysis["groups"]) <= FEW else _render_briefly(group)
+    if analysis["atlas"] is not None:
+        lines += _render_matrix(analysis) + _render_tolerance(analysis["atlas"])
+    return "\n".join(lines)
+
+
+def _names(warning: dict[str, Any]) -> str:
+    names, count = warning["names"], warning["count"]
+    return f" ({', '.join(names[:3])}{f' and {count - 3} more' if count > 3 else ''})"
+
+
+def _render_budget(budget: dict[str, Any]) -> list[str]:
+    """Say what the budget chose and what it left out."""
+    lines = [
+        "",
+        f"Budget: {budget['seconds_spent'] / 60:.1f} of {budget['minutes']:g} minutes; all {budget['configurations']} "
+        f"configurations on {budget['first']} examples, the last round on {budget['samples']}",
+    ]
+    for halving in budget["halvings"]:
+        left = sum(len(group["left_out"]) for group in halving["groups"])
+        lines.append(f"  {halving['why']}; {left} left out")
+    return [*lines, f"  ended: {budget['stopped']}", f"  {budget['note']}", f"  Times: {budget['time_model']}."]
+
+
+def _render_briefly(group: dict[str, Any]) -> list[str]:
+    """Show the best of one source among many, and what to make of it."""
+    rows = _render_ranking({**group, "ranking": group["ranking"][:TOP]})
+    return [
+        "",
+        f"=== source {group['group']}, {group['num_samples']} examples ===",
+        *rows,
+        f"Verdict: {group['verdict']}",
+    ]
+
+
+def _render_group(group: dict[str, Any]) -> list[str]:
+    rows = group["ranking"]
+    lines = ["", f"=== source {group['group']}, {group['num_samples']} examples ===", ""]
+    lines += _render_controls(group) + _render_ranking(group)
+    lines += ["", "Best of each family"]
+    lines += [f"  {row['family']:20} {three_digits(row['f1'])}  {row['experiment']}" for row in group["best_of_family"]]
+    if group["dial_means"]:
+        lines += ["", "Mean F1 by dial"]
+        for entry in group["dial_means"]:
+            means = "  ".join(f"{mean['value']}: {three_digits(mean['f1'])}" for mean in entry["means"])
+            lines.append(f"  {entry['family'] + ' ' + entry['dial']:28} {means}")
+    lines.append("")
+    if group["reached_80_percent"] is not None:
+        level = f"80% of the baseline's F1 ({three_digits(0.8 * group['baseline_f1'])})"
+        if group["baseline_f1"] < DEAD:
+            level += ", which says little where the baseline reads nothing"
+        lines.append(f"{group['reached_80_percent']} of {len(rows)} reached {level}")
+    lines.append(f"{group['more_than_half_empty']} of {len(rows)} gave more than 50% empty answers")
+    lines += _render_power(group["power"])
+    lines += ["", "Observation           holds | meaning | action"]
+    for row in group["observations"]:
+        lines.append(f"  {row['observation']:20} {row['holds']} | {row['meaning']} | {row['action']}")
+    lines += ["", f"Verdict: {group['verdict']}", f"Next: {group['next']}"]
+    return lines
+
+
+def _render_ranking(group: dict[str, Any]) -> list[str]:
+    rows = group["ranking"]
+    width = max(len(row["experiment"]) for row in rows)
+    counts = {row["num_samples"] for row in rows}
+    lines = [f"    {'':{width}}  F1    95% interval  EM    empty  back   against the baseline"]
+    for rank, row in enumerate(rows, 1):
+        if rank == TOP + 1:
+            lines.append("    " + "-" * (width + 60))
+        low, high = row["f1_interval"]
+        scores = f"{three_digits(row['f1']):5} [{three_digits(low):5} {three_digits(high):5}]"
+        scores += f"  {three_digits(row['em']):5} {row['empty_rate']:4.0%}  {_percent(row['recovered']):>5}"
+        few = f"n={row['num_samples']} " if len(counts) > 1 else ""
+        lines.append(f"{rank:3} {row['experiment']:{width}}  {scores}   {few}{_against(row)}")
+    return lines
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def _render_controls(group: dict[str, Any]) -> list[str]:
+    """Show the controls; a source that cannot answer says so before anything else."""
+    controls = group["controls"]
+    if controls is None:
+        return []
+    clean = controls["clean"]
+    low, high = clean["f1_interval"]
+    lines = [
+        f"Upper control  {clean['name']} F1 {three_digits(clean['f1'])} [{three_digits(low)}, {three_digits(high)}]"
+    ]
+    for lower in controls["lower"]:
+        low, high = lower["f1_interval"]
+        text = (
+            f"Lower control  {lower['name']} F1 {three_digits(lower['f1'])} [{three_digits(low)}, {three_digits(high)}]"
+        )
+        lines.append(text + ("" if lower["clearly_below"] else "  NOT clearly below the upper one"))
+    if group["reason"] is not None:
+        lines.append(f"Cannot be answered: {group['reason']}")
+    return [*lines, "back: the share of the way from the empty context to the upper control", ""]
+
+
+def _render_power(power: dict[str, Any] | None) -> list[str]:
+    if power is None:
+        return []
+    return [
+        f"{power['num_samples']} examples show a difference of {three_digits(power['detectable'])} with a chance of "
+        f"{power['power']:.0%} (one comparison), {three_digits(power['detectable_corrected'])} corrected for "
+        f"{power['comparisons']}",
+        f"a difference of {three_digits(power['wished'])} needs samples={power['samples_needed']}, corrected "
+        f"samples={power['samples_needed_corrected']}",
+    ]
+
+
+def _render_matrix(analysis: dict[str, Any]) -> list[str]:
+    """Show one column for each family: the configuration that did best over all sources."""
+    atlas = analysis["atlas"]
+    places = [
+        place for place, transform in enumerate(atlas["transforms"]) if transform["experiment"] in atlas["columns"]
+    ]
+    letters = [chr(ord("a") + number) if number < 26 else f"a{number - 26}" for number in range(len(places))]
+    width = max(len(source["group"]) for source in atlas["sources"])
+    lines = ["", "=== the matrix: F1 by source and transform ===", ""]
+    lines += ["one configuration of each family, the best over all sources on these examples; all in matrix.csv", ""]
+    lines += [
+        f"  {letter}  {atlas['transforms'][place]['experiment']}" for letter, place in zip(letters, places, strict=True)
+    ]
+    lines += ["", f"{'':{width}}" + "".join(f"{letter:>6}" for letter in letters) + "   * better than the baseline"]
+    for source, cells in zip(atlas["sources"], atlas["matrix"], strict=True):
+        shown = [_cell(cells[place]) for place in places]
+        lines.append(f"{source['group']:{width}}" + "".join(f"{cell:>6}" for cell in shown).rstrip())
+    return lines
+
+
+def _cell(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "-"
+    return three_digits(cell["f1"]) + ("*" if cell["verdict"] == "better" else " ")
+
+
+def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
+    """Show for each ladder the level at which a transform falls to half of the clean score."""
+    lines: list[str] = []
+    for ladder in atlas["tolerance"]:
+        levels = " ".join(f"{level:g}" for level in ladder["levels"])
+        lines += [
+            "",
+            f"=== tolerance: {ladder['ladder']}{ladder['variant']}, {ladder['dial']} where F1 falls to half of the "
+            f"clean score ({three_digits(ladder['threshold'])}) ===",
+            f"levels {levels} ({ladder['unit']}); 95% interval; the configuration of each family chosen as above",
+        ]
+        for row in ladder["transforms"]:
+            if row["experiment"] in atlas["columns"]:
+                ends = ", ".join(_end(end) for end in row["interval"])
+                lines.append(f"  {row['experiment']:24} {_end(row):>8}  [{ends}]  n={row['num_samples']}")
+    return lines
+
+
+def _end(end: dict[str, Any]) -> str:
+    """Write a level; `beyond` is above half on the whole ladder, `before` on none of it."""
+    return str(end["status"]) if end["level"] is None else f"{end['level']:.3g}"
+
+
+def _against(row: dict[str, Any]) -> str:
+    if row["verdict"] == "baseline":
+        return "is the baseline"
+    if row["verdict"] == "identity":
+        return "identity: changed nothing on this source"
+    if row["verdict"] == "not compared":
+        return "not compared"
+    low, high = row["difference_interval"]
+    sign = "+" if row["difference"] >= 0 else ""
+    return (
+        f"{sign}{three_digits(row['difference'])} [{three_digits(low)}, {three_digits(high)}] "
+        f"p={row['p_holm']:.3f} {row['verdict']}{' (saw the true tokens: a control)' if row['supervised'] else ''}"
+    )

@@ -1,0 +1,245 @@
+"""Budgets: how many examples to begin with, who goes on, and sweeps that end in time, killed or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from test_sweep import command, environment, load, without_timings
+
+from latentwire import rounds, sweep
+from latentwire.budget import Cost, first_round, next_round
+from latentwire.evaluate import block_ends
+from latentwire.harness.errors import UserError
+
+A_SECOND = Cost(0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "first", "ends"),
+    [(100, 4, [4, 8, 16, 32, 64, 100]), (8, 4, [4, 8]), (6, 4, [4, 6]), (3, 4, [3]), (100, 0, [100])],
+)
+def test_blocks_double(count, first, ends):
+    assert block_ends(count, first) == ends
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count"),
+    [
+        (1249, None),  # 1,000 s for 4 examples each and a quarter more are just not there
+        (1250, 4),
+        (4999, 4),  # 8 examples would need 2 x 2,000 s and a quarter more
+        (5000, 8),
+        (10_000, 16),
+        (24_999, 32),
+        (25_000, 80),  # all of it, without halving
+    ],
+)
+def test_the_first_round_leaves_time_for_two_halvings(seconds, count):
+    if count is None:
+        with pytest.raises(UserError, match=r"250 configurations on 4 examples each need about 20\.8 minutes here"):
+            first_round(250, A_SECOND, seconds, 4, 80)
+    else:
+        assert first_round(250, A_SECOND, seconds, 4, 80) == count
+
+
+def test_launching_a_job_costs_too():
+    assert Cost(2.0, 0.5).of(10, 4) == 40
+    assert first_round(250, Cost(8.0, 1.0), 5000, 4, 80) == 4
+
+
+def test_the_better_half_of_each_source_goes_on():
+    standings = {
+        "text": [("a", 0.1), ("b", 0.5), ("c", 0.5), ("d", 0.2), ("e", 0.0)],
+        "noisy": [("a@n", 0.0), ("b@n", 0.0)],
+    }
+    decided = next_round(standings, 3, 4, 100, A_SECOND, 1000)
+    assert decided.samples == 8
+    assert decided.kept == {"text": ["b", "c", "d"], "noisy": ["a@n"]}  # of equals the earlier one
+    assert decided.why.startswith("the better half of the transforms of each source by F1 on 4 examples go on to 8")
+
+
+def test_less_time_keeps_fewer_and_none_ends_the_sweep():
+    standings = {"text": [(str(i), i / 10) for i in range(8)], "noisy": [(f"n{i}", 0.0) for i in range(8)]}
+    # 4 more examples each: 3 that always go on and 2 + 2 contenders cost 28 s
+    decided = next_round(standings, 3, 4, 100, A_SECOND, 28)
+    assert decided.kept == {"text": ["7", "6"], "noisy": ["n0", "n1"]}
+    assert "the best 2 of the transforms" in decided.why
+    assert next_round(standings, 3, 4, 100, A_SECOND, 27.9).kept["text"] == ["7"]
+    ended = next_round(standings, 3, 4, 100, A_SECOND, 19)
+    assert ended.kept == {}
+    assert ended.why == (
+        "the budget is used up: 8 examples of one transform for each source need about 20 s more, 19 s are left"
+    )
+
+
+def test_the_last_examples_end_the_sweep():
+    assert next_round({"text": [("a", 1.0)]}, 1, 64, 100, A_SECOND, 1e6).samples == 100
+    assert next_round({"text": [("a", 1.0)]}, 1, 100, 100, A_SECOND, 1e6).why == "all 100 examples are asked"
+
+
+SWEEP = ["-m", "embed_transform=baseline,rms_matching,nearest_k,anchor_offset,random_interpolation",
+         "embed_source=text,scaled", "model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2",
+         "floor=0"]  # fmt: skip
+
+
+@pytest.fixture
+def exact_costs(monkeypatch):
+    """Costs that do not depend on the machine: a second for each example, nothing for launching a job."""
+
+    class Clock:
+        before = launching = 0.0
+        launched = 0
+
+        def __init__(self, before: float) -> None:
+            assert before == 0
+
+        def cost(self, results: list[dict]) -> Cost:
+            return A_SECOND
+
+    monkeypatch.setattr(rounds, "_Clock", Clock)
+    real = rounds._within_budget
+
+    def at_a_second_each(cfg, controls, jobs):
+        inner = real(cfg, controls, jobs)
+        answers = None
+        while True:
+            try:
+                todo = next(inner) if answers is None else inner.send(answers)
+            except StopIteration as end:
+                return end.value
+            answers = [result | {"job_sec": float(result["num_samples"])} for result in (yield todo)]
+
+    monkeypatch.setattr(rounds, "_within_budget", at_a_second_each)
+
+
+def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_costs, monkeypatch):
+    # 11 jobs: 4 examples of all cost 44 s, the clean control has 16 already; then 3 always go on, of 4 and 4
+    # contenders 2 and 2 for 28 s, 1 and 1 for 40 s; 14 s are left
+    status, out, err = cli(*SWEEP, "budget_minutes=2.1")
+    assert status == 0, err
+    summary = load("outputs/single/summary.json")
+    budget = summary["budget"]
+    assert summary["total_experiments"] == 10
+    assert (budget["minutes"], budget["first"], budget["configurations"], budget["samples"]) == (2.1, 4, 10, 16)
+    samples = {result["name"]: result["num_samples"] for result in summary["results"]}
+    assert samples["baseline"] == samples["baseline@scaled117.0"] == 16
+    assert sorted(samples.values()) == [4] * 4 + [8] * 2 + [16] * 4
+    assert [control["num_samples"] for control in summary["controls"]] == [16]
+    first, second = budget["halvings"]
+    assert (first["samples"], second["samples"]) == (8, 16)
+    for halving, kept in ((first, 2), (second, 1)):
+        assert [len(group["kept"]) for group in halving["groups"]] == [kept, kept]
+        assert [len(group["left_out"]) for group in halving["groups"]] == [kept, kept]
+    left_out = {name for group in first["groups"] for name in group["left_out"]}
+    assert all(samples[name] == 4 for name in left_out if name in samples)
+    assert budget["seconds_spent"] == 4 * 4 + 2 * 8 + 5 * 16
+    assert budget["stopped"] == (
+        "the budget is used up: 20 examples of one transform for each source need about 20 s more, 14 s are left"
+    )
+    assert budget["stopped"] in out
+    assert "4 left out" in out
+    assert " n=4 " in out
+    # The same command again runs nothing and says the same.
+    written = {path: path.stat().st_mtime_ns for path in Path("outputs/single").glob("*.jsonl")}
+    _, again, err = cli(*SWEEP, "budget_minutes=2.1")
+    assert again == out
+    assert err.count("(finished before)") == 11
+    assert {path: path.stat().st_mtime_ns for path in Path("outputs/single").glob("*.jsonl")} == written
+    assert load("outputs/single/summary.json") == summary
+    # Interrupted in the first round and in the second, it decides as it would have.
+    real = sweep.evaluate
+    for calls in (3, 12):
+        left = iter(range(calls))
+
+        def interrupting(*arguments, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        monkeypatch.setattr(sweep, "evaluate", interrupting)
+        assert cli(*SWEEP, "budget_minutes=2.1", "out=again")[0] == 130
+    monkeypatch.setattr(sweep, "evaluate", real)
+    assert cli(*SWEEP, "budget_minutes=2.1", "out=again")[0] == 0
+    resumed = load("again/summary.json")
+    assert resumed["budget"].pop("key") != summary["budget"].pop("key")  # another folder is another command
+    assert without_timings(resumed) == without_timings(summary)
+    assert not list(Path("again/replaced").glob("*"))
+    # Another budget is another plan over the same results.
+    plan = load("again/plan.json")
+    assert cli(*SWEEP, "budget_minutes=90", "out=again")[0] == 0
+    more = load("again/summary.json")
+    assert (more["budget"]["stopped"], more["budget"]["halvings"]) == ("all 20 examples are asked", [])
+    assert {result["num_samples"] for result in more["results"]} == {20}
+    assert load(f"again/replaced/plan.{plan['key']}.json") == plan
+
+
+def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
+    small = ["model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "embed_source=noisy"]
+    for asked in (4, 8, 20):
+        assert cli(*small, f"asked={asked}", "out=grown")[0] == 0
+    assert cli(*small, "asked=20", "out=whole")[0] == 0
+    grown, whole = (load(f"{folder}/baseline@noisy0.0dB.json") for folder in ("grown", "whole"))
+    for result in (grown, whole):
+        assert result["timing"]["decoded"] + result["timing"]["reused"] == 20
+        for key in ("time_sec", "job_sec", "timing", "config"):
+            del result[key]
+    assert grown == whole
+    rows = [Path(f"{folder}/baseline@noisy0.0dB.predictions.jsonl").read_bytes() for folder in ("grown", "whole")]
+    assert rows[0] == rows[1]
+    assert not list(Path("grown/replaced").glob("*"))
+    _, _, err = cli(*small, "asked=8", "out=grown")
+    assert "n=20  (finished before)" in err
+    assert "asked=5: must be the end of a block" in cli(*small, "asked=5", "out=new")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "sweep=smoke", "budget_minutes=0"], "budget_minutes=0: must be above 0"),
+        (["-m", "sweep=smoke", "budget_minutes=much"], "budget_minutes=much: expected a number of minutes"),
+        (["-m", "sweep=smoke", "budget_minutes=1", "force=true"], "force=true: a budgeted sweep extends its own"),
+        (["-m", "sweep=smoke", "budget_minutes=1", "only=rms*"], "the sweep has no baseline to be measured on"),
+        (["budget_minutes=1"], "belongs to a sweep; add -m"),
+        (["-m", "sweep=smoke", "budget_minutes=0.0001", "samples=4"], "raise it, or choose fewer of them"),
+    ],
+)
+def test_budgets_that_cannot_be(cli, arguments, message):
+    status, out, err = cli(*arguments, "model=tiny_random", "shots=1")
+    assert status == 1
+    assert message in err
+    assert out == ""
+
+
+@pytest.mark.slow
+def test_a_killed_budgeted_sweep_goes_on_with_its_plan(tmp_path):
+    asked = [*SWEEP, "budget_minutes=30"]  # enough for all: the plan does not depend on times
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    subprocess.run(command(*asked), cwd=tmp_path / "whole", env=environment(), check=True, capture_output=True)
+    out = tmp_path / "killed/outputs/single"
+    for wanted in (2, 5):
+        process = subprocess.Popen(
+            command(*asked), cwd=tmp_path / "killed", env=environment(), stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        while process.poll() is None:
+            if len(list(out.glob("*.predictions.jsonl"))) >= wanted:
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run(command(*asked), cwd=tmp_path / "killed", env=environment(), check=True, capture_output=True)
+    summaries = []
+    for folder in ("whole", "killed"):
+        summary = without_timings(load(tmp_path / folder / "outputs/single/summary.json"))
+        for key in ("seconds_spent", "seconds_per_example", "launch_sec"):
+            del summary["budget"][key]
+        summaries.append(summary)
+    assert summaries[0] == summaries[1]
+    assert json.loads((out / "plan.json").read_text())["stopped"] == "all 20 examples are asked"
