@@ -81,8 +81,8 @@ def degenerate_groups(rewards: Tensor) -> int:
     return int((rewards.amax(dim=1) - rewards.amin(dim=1) <= DEGENERATE).sum())
 
 
-def token_statistics(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return log-probability and entropy of sampled tokens, both (B, C), in nats.
+def token_logps(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Return the log-probability of sampled tokens, (B, C), in nats.
 
     Args:
         logits: What each token was drawn from, (B, C, V).
@@ -91,12 +91,13 @@ def token_statistics(logits: Tensor, tokens: Tensor, temperature: float) -> tupl
             the distribution is the whole one.
     """
     scaled = logits.float() / temperature
-    total = scaled.logsumexp(dim=-1)
-    logps = scaled.gather(-1, tokens[..., None])[..., 0] - total
-    with torch.no_grad():
-        probabilities = (scaled - total[..., None]).exp()
-        entropy = total - (probabilities * scaled).sum(dim=-1)
-    return logps, entropy
+    return scaled.gather(-1, tokens[..., None])[..., 0] - scaled.logsumexp(dim=-1)
+
+
+def token_entropy(logits: Tensor, temperature: float) -> Tensor:
+    """Return the entropy of what each token is drawn from, in nats: (B, C, V) -> (B, C)."""
+    logps = (logits.float() / temperature).log_softmax(dim=-1)
+    return -(logps.exp() * logps).sum(dim=-1)
 
 
 def kl_divergence(logps: Tensor, ref_logps: Tensor, estimator: str = "k3") -> Tensor:

@@ -183,14 +183,14 @@ class Stepper:
                 lengths = torch.tensor([len(row.completion.ids) for row in part], device=device)
                 mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]  # (B, C)
                 with self.accelerator.autocast():
-                    logps, entropy = self.policy.statistics(part)
+                    logps = self.policy.logps(part)
                     if epoch == 1 and self.policy.reference is not None:
                         ref[number] = self.policy.reference_logps(part)
                 if epoch == 1:
                     old[number] = logps.detach()
                     sampled = pad_sequence([row.completion.logps for row in part], batch_first=True)
                     sums["sampling_gap"] += float((sampled - old[number])[mask].abs().sum())
-                    sums["entropy"] += float(entropy[mask].sum())
+                    sums["entropy"] += sum(float(row.completion.entropy.sum()) for row in part)
                 weights = loss_weights(mask, self.spec.normalisation, tokens, sequences)
                 terms = grpo_loss(logps, old[number], ref.get(number), a[batch], weights, objective)
                 where = f"{doing}, inner epoch {epoch}, micro-batch {number + 1} of {len(batches)}"

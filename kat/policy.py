@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kat.grpo import token_statistics
+from kat.grpo import token_logps
 from kat.rollout import Completion
 from latentwire.harness.progress import say
 
@@ -55,17 +55,17 @@ class Policy:
         """The last frozen block: what it returned while sampling is all that is needed of the frozen part."""
         return self.frozen[-1] if self.frozen else None
 
-    def statistics(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        """Return log-probability (with gradient) and entropy of each token, both (B, C), padded on the right."""
-        return self._statistics(rows, None)
+    def logps(self, rows: Sequence[Row]) -> Tensor:
+        """Return the log-probability of each token, with gradient, (B, C), padded on the right."""
+        return self._logps(rows, None)
 
     @torch.no_grad()
     def reference_logps(self, rows: Sequence[Row]) -> Tensor:
         """Return the log-probability of each token under the reference, (B, C), padded on the right."""
         assert self.reference is not None
-        return self._statistics(rows, self.reference)[0]
+        return self._logps(rows, self.reference)
 
-    def _statistics(self, rows: Sequence[Row], weights: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def _logps(self, rows: Sequence[Row], weights: dict[str, Tensor] | None) -> Tensor:
         device = self.model.device
         before = max(len(row.prompt) for row in rows)  # P
         after = max(len(row.completion.ids) for row in rows)  # C
@@ -89,7 +89,7 @@ class Policy:
         }
         with _given(self.frozen, self._states(rows, before, width)):
             found = self.model(**inputs) if weights is None else functional_call(self.model, weights, (), inputs)
-        return token_statistics(found.logits, tokens.to(device), self.temperature)
+        return token_logps(found.logits, tokens.to(device), self.temperature)
 
     def _states(self, rows: Sequence[Row], before: int, width: int) -> Tensor | None:
         """Lay out the outputs of the last frozen block, as they were while sampling, (B, P + C - 1, D)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from kat.grpo import token_statistics
+from kat.grpo import token_entropy, token_logps
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 
@@ -178,8 +178,9 @@ def _sample_batch(
         for step in range(room):
             lines = torch.tensor(running, device=model.device)
             tokens = choose(logits, sampling.temperature, sampling.top_p, uniform[lines, step])
-            logps, entropy = token_statistics(logits[:, None], tokens[:, None], sampling.temperature)
-            for line, values in enumerate(zip(tokens.tolist(), logps[:, 0], entropy[:, 0], strict=True)):
+            logps = token_logps(logits[:, None], tokens[:, None], sampling.temperature)[:, 0]
+            entropy = token_entropy(logits, sampling.temperature)
+            for line, values in enumerate(zip(tokens.tolist(), logps, entropy, strict=True)):
                 rows[running[line]].add(*values, ends)
             active = [line for line, row in enumerate(running) if not rows[row].ended]
             if not active or step == room - 1:
@@ -249,16 +250,16 @@ def choose(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) ->
         top_p: In (0, 1].
         uniform: One number in [0, 1) for each row, (B,) float64.
     """
-    probabilities = (logits.double() / temperature).softmax(dim=-1)  # (B, V)
+    probabilities = (logits.float() / temperature).softmax(dim=-1)  # (B, V)
     order = None
     if top_p < 1:
         probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = probabilities.cumsum(dim=-1) - probabilities
+        before = probabilities.cumsum(dim=-1, dtype=torch.float64) - probabilities
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    reached = probabilities.cumsum(dim=-1)
-    drawn = torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)  # (B, 1)
-    last = (reached < reached[:, -1:]).sum(dim=-1, keepdim=True)  # the first that reaches the whole mass
-    drawn = torch.minimum(drawn, last)
+    reached = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    total = reached[:, -1:]
+    point = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))  # below the total
+    drawn = torch.searchsorted(reached, point, right=True)  # (B, 1)
     return (drawn if order is None else order.gather(-1, drawn))[:, 0]
 
 

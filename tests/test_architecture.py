@@ -19,7 +19,7 @@ PURE += ["latentwire.vocabulary"]
 PURE += [
     f"kat.{name}" for name in ("clusters", "density", "diagnostics", "draws", "embed", "formats", "neighbours", "pairs")
 ]
-PURE += [f"kat.{name}" for name in ("heldout", "reward_model", "reward_report")]
+PURE += [f"kat.{name}" for name in ("grpo", "grpo_data", "heldout", "reward_data", "reward_model", "reward_report")]
 PURE += [f"kat.{name}" for name in ("bleu", "checkpoints", "collapse", "diversity", "diversity_report")]
 PURE += [f"kat.{name}" for name in ("heldout", "pairs", "projection", "prompts", "sampler", "shards", "tables")]
 JOB = re.compile(r"([a-z]\w*(\.\w+)+):\w+")

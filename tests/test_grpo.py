@@ -15,7 +15,8 @@ from kat.grpo import (
     grpo_loss,
     kl_divergence,
     loss_weights,
-    token_statistics,
+    token_entropy,
+    token_logps,
 )
 from latentwire.harness.errors import UserError
 from latentwire.models import load_model
@@ -54,17 +55,16 @@ def test_degenerate_groups_are_those_of_equal_rewards():
 
 def test_statistics_of_tokens_by_hand():
     logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25]]]))
-    logps, entropy = token_statistics(logits, torch.tensor([[1]]), 1.0)
-    assert logps.item() == pytest.approx(math.log(0.25))
-    assert entropy.item() == pytest.approx(1.5 * math.log(2))
-    logps, entropy = token_statistics(logits, torch.tensor([[0]]), 0.5)  # squares the odds: 4 : 1 : 1
-    assert logps.item() == pytest.approx(math.log(4 / 6))
-    assert entropy.item() == pytest.approx(-(4 / 6) * math.log(4 / 6) - 2 / 6 * math.log(1 / 6))
+    assert token_logps(logits, torch.tensor([[1]]), 1.0).item() == pytest.approx(math.log(0.25))
+    assert token_entropy(logits, 1.0).item() == pytest.approx(1.5 * math.log(2))
+    # half the temperature squares the odds: 4 : 1 : 1
+    assert token_logps(logits, torch.tensor([[0]]), 0.5).item() == pytest.approx(math.log(4 / 6))
+    assert token_entropy(logits, 0.5).item() == pytest.approx(-(4 / 6) * math.log(4 / 6) - 2 / 6 * math.log(1 / 6))
 
 
 def test_statistics_have_the_gradient_of_a_softmax():
     logits = torch.zeros(1, 1, 3, requires_grad=True)
-    token_statistics(logits, torch.tensor([[2]]), 0.5)[0].sum().backward()
+    token_logps(logits, torch.tensor([[2]]), 0.5).sum().backward()
     assert torch.allclose(logits.grad[0, 0], torch.tensor([-2 / 3, -2 / 3, 4 / 3]))
 
 
@@ -244,7 +244,8 @@ def test_loss_and_gradient_are_those_of_trl(
 
     def own_logps():
         logits = model(ids, attention_mask=attention).logits[:, 4:-1]
-        return token_statistics(logits, inputs["completion_ids"], temperature)
+        logps = token_logps(logits, inputs["completion_ids"], temperature)
+        return logps, token_entropy(logits, temperature)
 
     logps = own_logps()[0].detach()
     old = logps + old_differs * 0.5 * torch.randn(logps.shape, generator=g)
