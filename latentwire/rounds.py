@@ -72,7 +72,9 @@ def plan_path(folder: Path) -> Path:
 
 
 def _is_clean(job: Job) -> bool:
-    return (job.config.embed_source.name, job.config.embed_transform.name) == ("text", "baseline")
+    """Tell whether a job is the upper control: the baseline on text, with its passages."""
+    about = (job.config.embed_source.name, job.config.embed_transform.name)
+    return about == ("text", "baseline") and job.config.control != "empty"
 
 
 class _Clock:
@@ -114,7 +116,7 @@ def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job]) -> Rou
     every = {job.config.name: job for job in [*controls, *jobs]}
 
     if plan["first"] is None:
-        probes = [job for job in every.values() if job.config.control == "clean" or _is_clean(job)]
+        probes = [job for job in every.values() if _is_clean(job)]
         clock.launched += len(probes)
         probed = yield [_asking(job, min(PROBE, most)) for job in probes]
         if any(result["status"] != "ok" for result in probed):

@@ -118,11 +118,13 @@ def exact_costs(monkeypatch):
     monkeypatch.setattr(rounds, "_within_budget", at_a_second_each)
 
 
+@pytest.mark.slow
 def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_costs, monkeypatch):
     # 11 jobs: 4 examples of all cost 44 s, the clean control has 16 already; then 3 always go on, of 4 and 4
     # contenders 2 and 2 for 28 s, 1 and 1 for 40 s; 14 s are left
     status, out, err = cli(*SWEEP, "budget_minutes=2.1")
     assert status == 0, err
+    assert "[1/1] baseline  F1" in err.splitlines()[2]  # what an example costs is measured on the clean control alone
     summary = load("outputs/single/summary.json")
     budget = summary["budget"]
     assert summary["total_experiments"] == 10
