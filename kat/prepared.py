@@ -27,8 +27,8 @@ JOBS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {  # a task, and the 
     "embed": (embed, "embeddings_file"),
     "density": (density, "weights_file"),
 }
-HANDED_ON = ("model", "pairs", "path", "embedder", "seed", "dtype", "device", "folder")
-HANDED_ON += tuple(setting for _, setting in JOBS.values())
+OF_A_RUN = ("model", "pairs", "path", "embedder", "seed", "dtype", "device", "folder")
+HANDED_ON = (*OF_A_RUN, *(setting for _, setting in JOBS.values()))
 
 
 def ensure(cfg: DictConfig, names: Sequence[str]) -> None:

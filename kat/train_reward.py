@@ -169,7 +169,9 @@ class _Training:
         return data
 
     def _sampler(self) -> DensityAwareSampler:
-        arm, measured, unread = self.cfg.sampler.name, {}, []
+        arm = self.cfg.sampler.name
+        measured: dict[str, float] = {}
+        unread: list[str] = []
         if arm != "uniform":
             ids, _, weights = read_weights(locate(self.cfg, "weights_file"))
             measured = dict(zip(ids, weights.tolist(), strict=True))
@@ -191,8 +193,7 @@ class _Training:
         """Do the steps that are left, save the model, judge it."""
         checkpoints = Checkpoints(self.folder / "checkpoints", self.identity, self.cfg.keep)
         found = checkpoints.latest()  # before anything is written: what is there may be of another configuration
-        config = OmegaConf.to_container(self.cfg, resolve=True)
-        assert isinstance(config, dict)
+        config: dict[str, Any] = dict(OmegaConf.to_container(self.cfg, resolve=True))  # type: ignore[arg-type]
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             write_json(self.folder / "config.json", config)
