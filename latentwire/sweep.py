@@ -45,6 +45,7 @@ from latentwire.harness.results import (
 from latentwire.harness.tracking import Tracker, make_tracker
 from latentwire.models import ModelSpec
 from latentwire.render import render, tables
+from latentwire.report import write_report
 
 NEEDED = {"name", "experiment", "family", "dials", "source", "group", "config", "num_samples", "identity",
           "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # by whatever reads a finished result
@@ -134,7 +135,7 @@ def run(cfg: DictConfig) -> Result:
 
 
 def finish(cfg: DictConfig, results: list[Result]) -> None:
-    """Write the summary of a sweep, print its analysis and report it.
+    """Write the summary of a sweep and its report, print its analysis and hand it to the tracker.
 
     Raises:
         UserError: Some configurations failed; names them.
@@ -144,10 +145,12 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
     if speaks():
         budget = read_json(rounds.plan_path(folder)) if cfg.budget_minutes is not None else None
         summary = summarize(cfg.sweep.name, results, folder, _judging(cfg), budget)
+        summary["command"] = app.command()
         other = ResultStore(folder).save_summary(summary)
         _write_matrix(summary, folder)
         print(render(summary))
         say(f"summary: {folder / 'summary.json'}")
+        say(f"report: {write_report(folder, summary)}")
         if other is not None:
             say(f"note: the summary that was there has other configurations as well; it is kept as {other}")
         _tracker(cfg).log_summary(summary, tables(summary, _examples(summary, folder)))
@@ -232,10 +235,11 @@ def _examples(summary: dict[str, Any], folder: Path) -> list[tuple[Result, list[
 
 
 def analyze_again(cfg: DictConfig) -> dict[str, Any]:
-    """Print the analysis of a finished sweep from its summary and the predictions beside it.
+    """Print the analysis of a finished sweep from its summary and the predictions beside it; write its report again.
 
     Raises:
-        UserError: There is no such summary, or it is damaged, or the predictions are not beside it.
+        UserError: There is no such summary, or it is damaged, or the predictions are not beside it, or the report
+            cannot be written there.
     """
     path = Path(cfg.summary)
     if not path.is_file():
@@ -254,8 +258,15 @@ def analyze_again(cfg: DictConfig) -> dict[str, Any]:
         ) from error
     except (KeyError, TypeError) as error:
         raise UserError(f"summary={path}: a result lacks {error}; restore the file, or run the sweep again") from error
+    again["command"] = summary.get("command")
     if speaks():
         print(render(again))
+        try:
+            say(f"report: {write_report(path.parent, again)}")
+        except ResultWriteError as error:
+            raise ResultWriteError(
+                error.path, error.reason, "summary=FOLDER/summary.json (a copy, with the results beside it)"
+            ) from error
     return again
 
 

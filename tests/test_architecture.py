@@ -15,7 +15,7 @@ PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benc
 CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
 PURE = [f"latentwire.{name}" for name in ("analysis", "atlas", "auto", "budget", "detectors", "evidence", "metrics")]
 PURE += [f"latentwire.{name}" for name in ("neighbours", "render", "repairs", "sources", "transform", "transforms")]
-PURE += ["latentwire.vocabulary"]
+PURE += [f"latentwire.{name}" for name in ("figures", "panels", "report", "vocabulary")]
 PURE += [
     f"kat.{name}" for name in ("clusters", "density", "diagnostics", "draws", "embed", "formats", "neighbours", "pairs")
 ]

@@ -26,7 +26,7 @@ def load(path: Path | str) -> dict:
 
 def without_timings(summary: dict) -> dict:
     timings = ("time_sec", "job_sec", "timing")
-    return summary | {
+    return summary | {"command": None} | {
         kind: [{k: v for k, v in result.items() if k not in timings} for result in summary[kind]]
         for kind in ("results", "controls")
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -103,6 +104,11 @@ def _run(cfg: DictConfig) -> Any:
         raise _StoppedError(error) from error
     finally:
         in_jobs += time.monotonic() - began
+
+
+def command() -> str:
+    """Return the command line of this run, as it could be typed again."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def finish(cfg: DictConfig, results: list[Any]) -> None:

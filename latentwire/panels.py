@@ -1,0 +1,165 @@
+"""What the report draws, as plain values that the page and the PNGs share: panels of dials, the matrix, colours."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+Row = dict[str, Any]  # a row of a group's ranking
+Group = dict[str, Any]
+
+LOG_FROM = 5  # values of a dial that span more than this factor stand on a logarithmic axis
+EDGE = 0.06  # of an axis stays free at both ends
+NEAR = 0.11  # of an axis: a value so near to the one before is written a line lower
+HEAT_TEXT_TURNS = 0.67  # share of the scale from which a cell's number is written in the other ink
+
+# Colours that stay apart for the colour-blind (after Okabe and Ito); numbers and words say the same everywhere.
+LIGHT = {
+    "ground": "#ffffff", "ink": "#1d2126", "soft": "#5b6570", "line": "#d9dce0", "panel": "#f6f7f8",
+    "better": "#0072b2", "worse": "#c65600", "noise": "#87919c", "identity": "#b9c1c9", "baseline": "#1d2126",
+    "clean": "#007a5a", "empty": "#9a4a86",
+    "low": "#eef3f8", "high": "#083f7e", "on-low": "#000000", "on-high": "#ffffff",
+    "line-0": "#0072b2", "line-1": "#c65600", "line-2": "#007a5a", "line-3": "#9a4a86", "line-4": "#7d6200",
+}  # fmt: skip
+DARK = {
+    "ground": "#12161b", "ink": "#e6e9ec", "soft": "#9ba6b1", "line": "#303841", "panel": "#1a2027",
+    "better": "#56b4e9", "worse": "#f08a3c", "noise": "#7f8b97", "identity": "#55606b", "baseline": "#e6e9ec",
+    "clean": "#3fcf9f", "empty": "#dd8fc5",
+    "low": "#1b242d", "high": "#5fa3dc", "on-low": "#ffffff", "on-high": "#000000",
+    "line-0": "#56b4e9", "line-1": "#f08a3c", "line-2": "#3fcf9f", "line-3": "#dd8fc5", "line-4": "#dfc04a",
+}  # fmt: skip
+LINES = 5  # colours for lines of one panel
+COLOUR_OF = {"better": "better", "worse": "worse", "identity": "identity", "baseline": "baseline"}  # else noise
+
+
+def scale_top(groups: list[Group]) -> float:
+    """Return where all F1 axes and colour scales end: the highest interval or control, up to the next tenth."""
+    highs = [row["f1_interval"][1] for group in groups for row in group["ranking"]]
+    highs += [line["f1"] for group in groups for line in reference_lines(group)]
+    return min(1.0, max(0.1, math.ceil(max(highs, default=0.0) * 10 - 1e-9) / 10))
+
+
+def reference_lines(group: Group) -> list[dict[str, Any]]:
+    """Return what every bar is to be seen against: the baseline, the clean control, the lower controls."""
+    baseline = next((row for row in group["ranking"] if row["verdict"] == "baseline"), None)
+    controls = group.get("controls")
+    lines = []
+    if baseline is not None:
+        lines.append({"kind": "baseline", "label": "baseline", "f1": baseline["f1"]})
+    if controls is not None:
+        if baseline is not None and controls["clean"]["name"] == baseline["name"]:
+            lines[0]["label"] = "baseline (clean control)"
+        else:
+            lines.append({"kind": "clean", "label": "clean control", "f1": controls["clean"]["f1"]})
+        lines += [
+            {"kind": "empty", "label": "empty context", "f1": control["f1"]}
+            for control in controls["lower"]
+            if control["control"] == "empty"
+        ]
+    return lines
+
+
+def dial_panels(rows: list[Row], order: list[str]) -> list[dict[str, Any]]:
+    """Return a panel for each family of which a dial was varied, in the order of the sweep.
+
+    The dial with most values is the axis. One other dial with more than two values makes a grid (k by alpha);
+    otherwise each combination of the others is a line.
+
+    Args:
+        rows: A ranking.
+        order: Experiments in the order of the sweep.
+
+    Returns:
+        {family, kind: "lines", dial, axis, ticks: [{at, value, lower}], lines: [{label, points: [{at, name}]}]} or
+        {family, kind: "grid", dial, values, row_dial, row_values, cells: names or None, rows x columns}.
+        `at` is the place on the axis, in [0, 1].
+    """
+    families: dict[str, list[Row]] = defaultdict(list)
+    place = {experiment: number for number, experiment in reversed(list(enumerate(order)))}
+    for row in sorted(rows, key=lambda row: place.get(row["experiment"], len(order))):
+        families[row["family"]].append(row)
+    panels = []
+    for family, members in families.items():
+        values = {dial: _values(members, dial) for dial in members[0]["dials"]}
+        varied = [dial for dial, found in values.items() if len(found) > 1]
+        if not varied:
+            continue
+        dial = max(varied, key=lambda name: len(values[name]))
+        others = [name for name in varied if name != dial]
+        if len(others) == 1 and len(values[others[0]]) > 2:
+            panels.append(_grid(family, members, dial, values[dial], others[0], values[others[0]]))
+        else:
+            panels.append(_lines(family, members, dial, values[dial], others))
+    return panels
+
+
+def _values(rows: list[Row], dial: str) -> list[Any]:
+    """Return the different values of a dial: numbers in order, anything else as it came."""
+    found: list[Any] = []
+    for row in rows:
+        value = row["dials"].get(dial)
+        if value not in found:
+            found.append(value)
+    return sorted(found) if all(_is_number(value) for value in found) else found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _grid(
+    family: str, rows: list[Row], dial: str, values: list[Any], row_dial: str, row_values: list[Any]
+) -> dict[str, Any]:
+    cells: list[list[str | None]] = [[None] * len(values) for _ in row_values]
+    for row in rows:
+        cells[row_values.index(row["dials"].get(row_dial))][values.index(row["dials"].get(dial))] = row["name"]
+    return {"family": family, "kind": "grid", "dial": dial, "values": values, "row_dial": row_dial,
+            "row_values": row_values, "cells": cells}  # fmt: skip
+
+
+def _lines(family: str, rows: list[Row], dial: str, values: list[Any], others: list[str]) -> dict[str, Any]:
+    axis, places = _places(values)
+    lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: values.index(row["dials"].get(dial))):
+        label = ", ".join(f"{name} {row['dials'].get(name)}" for name in others)
+        lines[label].append({"at": places[values.index(row["dials"].get(dial))], "name": row["name"]})
+    return {
+        "family": family,
+        "kind": "lines",
+        "dial": dial,
+        "axis": axis,
+        "ticks": _ticks(places, values),
+        "lines": [{"label": label, "points": lines[label]} for label in sorted(lines)],
+    }
+
+
+def _ticks(places: list[float], values: list[Any]) -> list[dict[str, Any]]:
+    ticks: list[dict[str, Any]] = []
+    for at, value in zip(places, values, strict=True):
+        lower = bool(ticks) and not ticks[-1]["lower"] and at - ticks[-1]["at"] < NEAR
+        ticks.append({"at": at, "value": value, "lower": lower})
+    return ticks
+
+
+def _places(values: list[Any]) -> tuple[str, list[float]]:
+    """Return the kind of axis ("linear", "log" or "names") and the place of each value on it."""
+    if not all(_is_number(value) for value in values):
+        return "names", [EDGE + (1 - 2 * EDGE) * i / (len(values) - 1) for i in range(len(values))]
+    log = values[0] > 0 and values[-1] / values[0] > LOG_FROM
+    on = [math.log(value) if log else float(value) for value in values]
+    return "log" if log else "linear", [EDGE + (1 - 2 * EDGE) * (x - on[0]) / (on[-1] - on[0]) for x in on]
+
+
+def matrix(groups: list[Group], order: list[str]) -> dict[str, Any] | None:
+    """Return the matrix of transforms (in the order given) by sources, or None where there is one source.
+
+    Returns:
+        {sources: [group], transforms: [experiment], cells: names of results or None, transforms x sources}.
+    """
+    if len(groups) < 2:
+        return None
+    found = [{row["experiment"]: row["name"] for row in group["ranking"]} for group in groups]
+    transforms = [experiment for experiment in dict.fromkeys(order) if any(experiment in names for names in found)]
+    cells = [[names.get(experiment) for names in found] for experiment in transforms]
+    return {"sources": [group["group"] for group in groups], "transforms": transforms, "cells": cells}
