@@ -85,7 +85,8 @@ class Policy:
             "attention_mask": mask.to(device),
             "position_ids": (torch.arange(width) - padding[:, None]).clamp_min(0).to(device),
             "use_cache": False,
-            "logits_to_keep": after,
+            # a tensor: a slice would give the output head strided rows, many times slower
+            "logits_to_keep": torch.arange(width - after, width, device=device),
         }
         with _given(self.frozen, self._states(rows, before, width)):
             found = self.model(**inputs) if weights is None else functional_call(self.model, weights, (), inputs)

@@ -159,6 +159,7 @@ def _sample_batch(
     padding = torch.tensor([width - len(prompt) for prompt in prompts], device=model.device)
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
     columns = torch.arange(width, device=model.device)
+    last = columns[-1:]  # a tensor: a slice would give the output head strided rows, many times slower
     mask = (columns >= padding[:, None]).long()  # (N, P)
     cache = DynamicCache()
     with _tapped(tap) as tapped:
@@ -168,7 +169,7 @@ def _sample_batch(
             position_ids=(columns - padding[:, None]).clamp_min(0),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         ).logits[:, -1]  # (N, V)
         prompt_states = [] if tap is None else list(tapped.pop())  # (P, D) each
         cache.batch_repeat_interleave(g)

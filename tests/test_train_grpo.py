@@ -199,6 +199,7 @@ def killed_after(folder: Path, line: int, *arguments: str) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(training, here, tmp_path_factory, monkeypatch):
     more = ("steps=12", "checkpoint_every=5", "grpo.eval_every=3", "optimizer.schedule=cosine", "grpo.top_p=0.9")
     assert training(*more)[0] == 0
@@ -221,6 +222,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(training, here, tmp_path_factory,
         assert results[0][name] == results[1][name]
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_same_and_lose_the_same(training, here, tmp_path_factory):
     assert training("steps=3")[0] == 0
     other = tmp_path_factory.mktemp("two")
