@@ -26,10 +26,14 @@ def load(path: Path | str) -> dict:
 
 def without_timings(summary: dict) -> dict:
     timings = ("time_sec", "job_sec", "timing")
-    return summary | {"command": None} | {
-        kind: [{k: v for k, v in result.items() if k not in timings} for result in summary[kind]]
-        for kind in ("results", "controls")
-    }
+    return (
+        summary
+        | {"command": None}
+        | {
+            kind: [{k: v for k, v in result.items() if k not in timings} for result in summary[kind]]
+            for kind in ("results", "controls")
+        }
+    )
 
 
 def test_one_configuration_writes_its_result_and_predictions(cli):
