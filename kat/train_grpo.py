@@ -19,6 +19,7 @@ from kat.files import locate, record_of
 from kat.grpo_data import GrpoData, draw_weights, encode_prompts, evaluation_prompts
 from kat.grpo_eval import Answered, answer, judge, mean_rewards
 from kat.grpo_step import COUNTED, GrpoSpec, Stepper
+from kat.plots import plot_training
 from kat.policy import Policy
 from kat.prepared import config_of, ensure
 from kat.prompts import read_prompts
@@ -35,7 +36,7 @@ from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew
 from latentwire.harness.device import choose_batch_tokens, describe_machine, from_first, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
-from latentwire.harness.results import git_commit, json_line, write_json, write_jsonl, writing
+from latentwire.harness.results import git_commit, json_line, read_jsonl, write_json, write_jsonl, writing
 from latentwire.harness.tracking import TrainingRun, start_run
 from latentwire.harness.training import (
     Journal,
@@ -272,6 +273,8 @@ class _Training:
         result = self._result(config, time.perf_counter() - started)
         if self.state.is_main_process:
             self._save_model()
+            steps = read_jsonl(self.folder / "metrics.jsonl")
+            plot_training(steps, self.looks, f"GRPO, {self.cfg.name}", self.folder / "curves.png")
             write_json(self.folder / "result.json", result)
             _tell(result)
             say(f"policy: {self.folder / 'model'}; {self.folder / 'result.json'}")
