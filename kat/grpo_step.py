@@ -195,7 +195,7 @@ class Stepper:
                 terms = grpo_loss(logps, old[number], ref.get(number), a[batch], weights, objective)
                 where = f"{doing}, inner epoch {epoch}, micro-batch {number + 1} of {len(batches)}"
                 require_finite("the loss", terms.loss, where)
-                terms.loss.backward()  # type: ignore[no-untyped-call]
+                terms.loss.backward()
                 sums["loss"] += float(terms.loss.detach()) / self.spec.num_iterations
                 sums["clipped"] += float(terms.clipped.sum()) / self.spec.num_iterations
                 if epoch == 1:
@@ -203,7 +203,7 @@ class Stepper:
             add_up_gradients(self.accelerator, self.policy.parameters.values())
             where = f"{doing}, inner epoch {epoch}"
             norms += clip_gradients(self.policy.parameters.values(), self.max_norm, where)
-            rate = self.scheduler.get_last_lr()[0]
+            rate = float(self.scheduler.get_last_lr()[0])
             self.optimizer.step()
             self.scheduler.step()
         return {**sums, "grad_norm": norms / self.spec.num_iterations, "learning_rate": rate}

@@ -150,7 +150,7 @@ def _given(frozen: list[nn.Module], states: Tensor | None) -> Iterator[None]:
         return
     passes: list[Any] = [lambda hidden, *_, **__: hidden] * (len(frozen) - 1) + [lambda *_, **__: states]
     for block, forward in zip(frozen, passes, strict=True):
-        block.forward = forward  # type: ignore[method-assign]
+        block.forward = forward
     try:
         yield
     finally:

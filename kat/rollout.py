@@ -6,6 +6,7 @@ prompt is read once and its keys and values are repeated for its G completions. 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def sample(
     Raises:
         UserError: A prompt of no tokens, or one that leaves no room in the context for max_new_tokens.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
     for prompt in prompts:
         require_room(len(prompt), sampling.max_new_tokens, context)
     found: list[list[Completion]] = [[] for _ in prompts]
@@ -204,10 +205,10 @@ def _sample_batch(
                 for row, state in zip(running, tapped.pop(), strict=True):
                     rows[row].note(state)
     completions = []
-    for number, row in enumerate(rows):
+    for number, made in enumerate(rows):
         prompt = number // g
         before = None if tap is None else prompt_states[prompt][width - len(prompts[prompt]) :]
-        completions.append(row.completion(before))
+        completions.append(made.completion(before))
     return [completions[i * g : (i + 1) * g] for i in range(len(prompts))]
 
 

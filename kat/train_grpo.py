@@ -214,7 +214,9 @@ class _Training:
         return data
 
     def _weights(self) -> tuple[Tensor, int]:
-        arm, measured, unread = self.cfg.sampler.name, {}, []
+        arm = self.cfg.sampler.name
+        measured: dict[str, float] = {}
+        unread: list[str] = []
         if arm != "uniform":
             ids, _, weights = read_weights(locate(self.cfg, "weights_file"))
             measured = dict(zip(ids, weights.tolist(), strict=True))
@@ -243,8 +245,7 @@ class _Training:
 
     def run(self) -> dict[str, Any]:
         """Do the steps that are left, evaluate, save the policy."""
-        config = OmegaConf.to_container(self.cfg, resolve=True)
-        assert isinstance(config, dict)
+        config: Any = OmegaConf.to_container(self.cfg, resolve=True)
         started = time.perf_counter()
         if self.state.is_main_process:
             write_json(self.folder / "config.json", config)
