@@ -42,7 +42,8 @@ class GridUnionSweeper(BasicSweeper):
             self._compose([*job.overrides, f"variant='{variant}'"]) if variant else job
             for job, variant in zip(jobs, variants(jobs), strict=True)
         ]
-        jobs = keep(jobs, self.config.only) if app.takes_sweeps(self.config.task) else jobs
+        chosen = app.takes_sweeps(self.config.task) or app.entry == "train"  # what trains runs under names of its own
+        jobs = keep(jobs, self.config.only) if chosen else jobs
         if self.config.task == "list":
             print_jobs(jobs)
             return []

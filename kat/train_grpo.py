@@ -32,7 +32,7 @@ from kat.train_reward import reward as train_reward
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew
+from latentwire.harness.checkpoint import Checkpoints, OtherConfigurationError, finished_run, start_anew
 from latentwire.harness.device import choose_batch_tokens, describe_machine, from_first, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
@@ -134,10 +134,17 @@ def reward_folder(cfg: DictConfig) -> Path:
         UserError: No such folder; or what task=reward raises.
     """
     if cfg.reward is None:
-        wanted = config_of(cfg, "train", "reward", sampler={"name": cfg.reward_sampler}, tracker=cfg.tracker)
+        changes = {"sampler": {"name": cfg.reward_sampler}, "tracker": cfg.tracker, "held_out": cfg.held_out}
+        wanted = config_of(cfg, "train", "reward", **changes)
         if not (Path(wanted.out) / "result.json").is_file():
             say(f"{wanted.out}: no reward model there yet, so task=reward comes first")
-        train_reward(wanted)
+        try:
+            train_reward(wanted)
+        except OtherConfigurationError as error:
+            raise UserError(
+                f"{error}\nThis is the reward model that the policy would be trained with: train it anew with train.py "
+                "task=reward force=true and the same settings, or name another with reward=FOLDER"
+            ) from error
         return Path(wanted.out) / "model"
     given = Path(cfg.reward).expanduser()
     if not given.is_dir():
@@ -247,11 +254,13 @@ class _Training:
         """Do the steps that are left, evaluate, save the policy."""
         config: Any = OmegaConf.to_container(self.cfg, resolve=True)
         started = time.perf_counter()
+        checkpoints = Checkpoints(self.folder / "checkpoints", self.identity, self.cfg.keep)
+        checkpoints.latest()  # those of another configuration are refused before anything is written
+        self.state.wait_for_everyone()
         if self.state.is_main_process:
             write_json(self.folder / "config.json", config)
         tracker = start_run(config["tracker"], self.folder, "grpo", str(self.cfg.name), config)
         tracker.histogram(0, "sampling_weights", (self.weights * len(self.weights)).tolist())
-        checkpoints = Checkpoints(self.folder / "checkpoints", self.identity, self.cfg.keep)
         journal = Journal(self.folder, tracker)
         done = self._resume(checkpoints, journal)
         if done == 0:

@@ -94,6 +94,8 @@ def reward(cfg: DictConfig) -> dict[str, Any]:
     spec = app.typed(RewardSpec, {field.name: cfg[field.name] for field in fields(RewardSpec)})
     tuning = app.typed(TuningSpec, cfg.tuning, "tuning.")
     optimizer = app.typed(OptimizerSpec, cfg.optimizer, "optimizer.")
+    if not isinstance(cfg.checkpoint_every, int) or isinstance(cfg.checkpoint_every, bool) or cfg.checkpoint_every < 1:
+        raise UserError(f"checkpoint_every={cfg.checkpoint_every}: expected a whole number above 0")
     accelerator = make_accelerator(cfg.device, cfg.dtype)
     state = place(cfg.device)
     if spec.prompts_per_step < state.num_processes:

@@ -14,6 +14,7 @@ from latentwire.evidence import (
     ById,
     Evidence,
     Judging,
+    above_empty,
     answerable,
     compare,
     controls_of,
@@ -80,7 +81,8 @@ def _is_clean(result: Result) -> bool:
 
 
 def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dict[str, Any]:
-    ranked = sorted(results, key=lambda result: (-result["f1"], result["name"]))
+    # Within a budget the weaker ones were asked fewer examples: they rank behind those that were asked more.
+    ranked = sorted(results, key=lambda result: (-result["num_samples"], -result["f1"], result["name"]))
     baseline, scores = evidence.baseline, evidence.scores
     compared = [r["name"] for r in ranked if r is not baseline and not r["identity"]]
     comparisons = compare(compared, evidence)
@@ -94,8 +96,12 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
     ]
     controls = controls_of(results, evidence)
     can_answer, reason = answerable(controls, evidence.judging.floor)
-    unsupervised = [row for row in rows if row["verdict"] == "better" and not row["supervised"]]
-    winners = unsupervised if reason is None else []
+    if (evidence.empty is None) != (evidence.clean is None) and any(
+        control is not None and control.get("control") for control in (evidence.empty, evidence.clean)
+    ):
+        missing = "clean control" if evidence.clean is None else "empty context, the lower control,"
+        can_answer, reason = False, f"the {missing} is missing or failed"
+    winners = [row for row in rows if _may_win(row, ranked[0]["num_samples"], evidence)] if reason is None else []
     level = _level_with(winners[0]["name"], [row["name"] for row in winners[1:]], evidence) if winners else []
     best: dict[str, Any] = {}
     for row in rows:
@@ -117,6 +123,13 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
         "observations": _observations(baseline, rows, winners, level, reason),
         **(_verdict(baseline, rows, winners, level) if reason is None else _no_answer(reason)),
     }
+
+
+def _may_win(row: dict[str, Any], most: int, evidence: Evidence) -> bool:
+    """Tell whether a configuration could be named: better than the baseline, no control, and above an empty context."""
+    if row["verdict"] != "better" or row["supervised"] or row["family"] == "random_interpolation":
+        return False
+    return row["num_samples"] == most and above_empty(row["name"], evidence)
 
 
 def _row(result: Result, comparison: Comparison | None) -> dict[str, Any]:
@@ -265,6 +278,11 @@ def _verdict(
         noise = "Every difference from the baseline is within noise: no winner."
         if worse:
             noise = f"No winner: {worse} of {compared} configurations are worse than the baseline, none is better."
+        if better := [row["experiment"] for row in rows if row["verdict"] == "better"]:
+            noise = (
+                f"No winner: better than the baseline {'is' if len(better) == 1 else 'are'} {', '.join(better[:4])} "
+                "alone: a control, or asked fewer examples, or not clearly above an empty context."
+            )
         if baseline["source"] == "text":
             advice = "The LM reads its own tokens as they are. Ask a source that it cannot read, such as "
             advice += "embed_source=scaled or embed_source=noisy."

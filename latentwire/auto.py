@@ -157,7 +157,7 @@ def _gain(vocabulary: Vocabulary, x: Tensor) -> Tensor:
 
 def _basis(y: Tensor) -> Tensor | None:
     """Return the directions that a rank-limited source keeps to, (D, rank), or None if it fills its space."""
-    values, vectors = torch.linalg.eigh((y.double().T @ y.double()).cpu())
+    values, vectors = torch.linalg.eigh(y.cpu().double().T @ y.cpu().double())
     values, vectors = values.flip(0).clamp_min(1e-12 * float(values[-1])), vectors.flip(-1)
     steps = values[:-1] / values[1:]
     rank = int(steps.argmax()) + 1
@@ -178,7 +178,7 @@ def _halves(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def _numbered(x: Tensor) -> Tensor:
     """Return the number of each embedding, equal ones having the same: (N, D) -> (N,)."""
     key = torch.randn(x.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return (x.double().cpu() @ key).unique(return_inverse=True)[1]
+    return (x.cpu().double() @ key).unique(return_inverse=True)[1]
 
 
 def _share_near(
@@ -222,7 +222,7 @@ def _described(
     y, tokens = undo(x), vocabulary.embeddings[ids].to(x)
     if undo.basis is not None:
         y, tokens = y @ undo.basis.to(y), tokens @ undo.basis.to(y)
-    cosine = torch.cosine_similarity(y.double(), tokens.double(), dim=-1).clamp(1e-6, 1 - 1e-9)
+    cosine = torch.cosine_similarity(y.cpu().double(), tokens.cpu().double(), dim=-1).clamp(1e-6, 1 - 1e-9)
     ratio = (y * tokens).sum(dim=-1) / tokens.square().sum(dim=-1).clamp_min(1e-30)  # length along its token
     logs = ratio.clamp_min(1e-30).log()
     scale, spread = float(logs.median().exp()), float(logs.quantile(0.84) - logs.quantile(0.16)) / 2

@@ -149,11 +149,15 @@ def recovered(names: list[str], evidence: Evidence) -> dict[str, dict[str, Any]]
 
 
 def controls_of(results: list[Result], evidence: Evidence) -> dict[str, Any] | None:
-    """Compare the clean control with each lower one: the empty context, and random tokens where they were asked."""
+    """Compare the clean control with each lower one: the empty context, and random tokens where they were asked.
+
+    Random tokens that a budget left out after a few examples are no control: these few could not be clearly below.
+    """
     if evidence.clean is None:
         return None
     lower = [evidence.empty] if evidence.empty is not None else []
-    lower += [result for result in results if result["family"] == "random_interpolation"]
+    random = [result for result in results if result["family"] == "random_interpolation"]
+    lower += [result for result in random if result["num_samples"] >= evidence.clean["num_samples"]]
     shown = ("name", "f1", "f1_interval", "num_samples")
     rows = []
     for control in lower:
@@ -194,6 +198,18 @@ def answerable(controls: dict[str, Any] | None, floor: float) -> tuple[bool | No
                 f"[{three_digits(low)}, {three_digits(high)}])"
             )
     return (True if controls["lower"] else None), None
+
+
+def above_empty(name: str, evidence: Evidence) -> bool:
+    """Tell whether a result is clearly above the empty context on the examples that both answered."""
+    if evidence.empty is None:
+        return True  # older summaries have no controls; `answerable` speaks of those that lack one
+    ids = [i for i in evidence.scores[name][0] if i in set(evidence.scores[evidence.empty["name"]][0])]
+    own, empty = evidence.on(name, ids), evidence.on(evidence.empty["name"], ids)
+    if not ids or own is None or empty is None:
+        return False
+    (comparison,) = compare_paired(own[None], empty, SEED)
+    return comparison.interval[0] > 0
 
 
 def three_digits(value: float) -> str:

@@ -118,8 +118,9 @@ def compare_paired(systems: Scores, baseline: Scores, seed: int) -> list[Compari
     """Compare each system with the baseline, example by example, by a paired bootstrap.
 
     The p-value is the share of resampled, centred mean differences at least as large as the one observed,
-    counting the observed one too, so that it is never below 1 / (RESAMPLES + 1). Holm's step-down correction
-    runs over all the systems.
+    counting the observed one too, so that it is never below 1 / (RESAMPLES + 1). Nor is it below 2^(1 - m) with m the
+    examples on which the two differ, the least that flipping signs can give: a few equal differences have no spread
+    to resample. Holm's step-down correction runs over all the systems.
 
     Args:
         systems: Scores, (S, N).
@@ -133,6 +134,7 @@ def compare_paired(systems: Scores, baseline: Scores, seed: int) -> list[Compari
     means = resampled_means(differences, seed)
     extreme = np.abs(means - observed[:, None]) >= np.abs(observed)[:, None] - 1e-12
     p_values = (extreme.sum(axis=1) + 1) / (RESAMPLES + 1)
+    p_values = np.maximum(p_values, np.minimum(1.0, 2.0 ** (1 - (differences != 0).sum(axis=1))))
     corrected = holm(p_values)
     lows, highs = np.quantile(means, [0.025, 0.975], axis=1)
     return [
@@ -179,8 +181,7 @@ def recovered_shares(
 ) -> list[tuple[float | None, Interval | None]]:
     """Return (F1 - empty) / (clean - empty) of each system with its 95% bootstrap interval over examples.
 
-    None where it means nothing: there is no share where clean is not above empty, and no interval where it is not so
-    in every resample.
+    None where it means nothing: where clean is not clearly above empty, that is in 97.5% of the resamples.
 
     Args:
         systems: Scores, (S, N).
@@ -189,16 +190,14 @@ def recovered_shares(
         seed: Of the resampling.
     """
     room = float(clean.mean() - empty.mean())
-    if room <= 0:
-        return [(None, None)] * len(systems)
     means = resampled_means(np.vstack([systems, clean, empty]), seed)
     rooms = means[-2] - means[-1]  # (R,)
+    if room <= 0 or np.quantile(rooms, 0.025) <= 0:
+        return [(None, None)] * len(systems)
+    usable = rooms > 0
     found: list[tuple[float | None, Interval | None]] = []
     for system, resampled in zip(systems, means, strict=False):
         share = float(system.mean() - empty.mean()) / room
-        if rooms.min() <= 0:
-            found.append((share, None))
-            continue
-        low, high = np.quantile((resampled - means[-1]) / rooms, [0.025, 0.975])
+        low, high = np.quantile((resampled - means[-1])[usable] / rooms[usable], [0.025, 0.975])
         found.append((share, (float(low), float(high))))
     return found

@@ -49,7 +49,7 @@ class Whitening(Transform):
     def fit(self, x: Tensor, truth: Tensor | None, generator: torch.Generator) -> None:
         """Take the source's mean and covariance."""
         require_several(x, "whitening")
-        rows = x.double().cpu()
+        rows = x.cpu().double()
         self.mean = rows.mean(dim=0)  # (D,)
         covariance, shrinkage = shrunk_covariance(rows - self.mean)
         if float(covariance.trace()) <= 0:
@@ -151,7 +151,7 @@ def _power(symmetric: Tensor, exponent: float) -> Tensor:
 
 def best_rotation(x: Tensor, tokens: Tensor) -> Tensor:
     """Return the orthogonal R, (D, D), for which the directions of x R come nearest to those of tokens; both (N, D)."""
-    u, _, v = torch.linalg.svd((normalize(x, dim=-1).T @ normalize(tokens, dim=-1)).double().cpu())
+    u, _, v = torch.linalg.svd((normalize(x, dim=-1).T @ normalize(tokens, dim=-1)).cpu().double())
     return (u @ v).float()
 
 

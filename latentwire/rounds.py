@@ -120,7 +120,8 @@ def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job]) -> Rou
         clock.launched += len(probes)
         probed = yield [_asking(job, min(PROBE, most)) for job in probes]
         if any(result["status"] != "ok" for result in probed):
-            raise UserError(f"budget_minutes: the clean control failed ({probed[0].get('error')}); mend that first")
+            broken = next(result for result in probed if result["status"] != "ok")
+            raise UserError(f"budget_minutes: {broken['name']} failed ({broken.get('error')}); mend that first")
         # loading the model is no part of what a job costs
         cost = from_first(state, clock.cost([result | {"job_sec": result["time_sec"]} for result in probed]))
         plan["first"] = first_round(len(every), cost, seconds, FIRST, most)

@@ -165,7 +165,11 @@ def test_the_floor_itself_is_enough():
     right = {("baseline", "b"): 0, ("rms_matching", "r"): 40}
     assert analysis_of("scaled", right, {"clean": 6, "empty": 0})["answerable"] is True
     assert analysis_of("scaled", right)["answerable"] is None
-    assert analysis_of("scaled", right, {"clean": 45})["answerable"] is None  # no lower control
+    alone = analysis_of("scaled", right, {"clean": 45})
+    assert alone["answerable"] is False
+    assert alone["winner"] is None
+    assert "empty context, the lower control, is missing" in alone["verdict"]
+    assert "clean control is missing" in analysis_of("scaled", right, {"empty": 0})["verdict"]
 
 
 def test_the_baseline_on_text_is_the_clean_control():
@@ -254,3 +258,24 @@ def render_of(group: dict) -> str:
         "analysis": {"groups": [group], "warnings": [], "atlas": None},
     }  # fmt: skip
     return render(summary)
+
+
+def test_no_control_and_nothing_below_an_empty_context_is_a_winner():
+    group = analysis_of("scaled", {("baseline", "b"): 0, ("random_interpolation", "z"): 20}, {"clean": 45, "empty": 0})
+    assert group["ranking"][0]["verdict"] == "better"
+    assert group["winner"] is None
+    assert "better than the baseline is z alone" in group["verdict"]
+    group = analysis_of("scaled", {("baseline", "b"): 0, ("rms_matching", "r"): 15}, {"clean": 45, "empty": 15})
+    assert group["ranking"][0]["verdict"] == "better"
+    assert group["winner"] is None
+
+
+def test_who_was_asked_fewer_examples_ranks_behind_and_does_not_win():
+    scores = {"b": (IDS, scores_of(0)), "long": (IDS, scores_of(30)), "short": (IDS[:8], np.ones(8))}
+    results = [
+        result_of(family, name, scores[name][1], "scaled")
+        for family, name in (("baseline", "b"), ("rms_matching", "long"), ("nearest_k", "short"))
+    ]
+    group = analyze(results, scores, [], JUDGING)["groups"][0]
+    assert [row["name"] for row in group["ranking"]] == ["long", "b", "short"]
+    assert group["winner"] == "long"

@@ -374,9 +374,9 @@ def test_nothing_is_recovered_where_clean_is_not_above_empty():
     zeros, ones = np.zeros(10), np.ones(10)
     assert recovered_shares(np.stack([ones, zeros]), zeros, ones, 0) == [(None, None)] * 2
     assert recovered_shares(ones[None], zeros, zeros, 0) == [(None, None)]
-    # above on average, but not in every resample: a share without an interval
+    # above on average, but not clearly: no share
     clean = np.array([1.0, 0.0, 0.0, 0.0])
-    assert recovered_shares(clean[None], clean, zeros[:4], 0) == [(1.0, None)]
+    assert recovered_shares(clean[None], clean, zeros[:4], 0) == [(None, None)]
 
 
 def test_draws_that_are_kept_are_those_of_their_count_and_seed():
@@ -386,3 +386,20 @@ def test_draws_that_are_kept_are_those_of_their_count_and_seed():
     np.testing.assert_allclose(kept[0], scores @ draws.T / 50)
     assert not np.array_equal(kept[0], kept[2])
     np.testing.assert_array_equal(resampled_means(scores, seed=1), kept[0])
+
+
+@pytest.mark.parametrize(("count", "least"), [(1, 1.0), (2, 0.5), (4, 0.125), (6, 0.03125)])
+def test_a_few_equal_differences_are_no_proof(count, least):
+    """They have no spread to resample; the least that flipping signs can give is 2^(1 - n)."""
+    (comparison,) = compare_paired(np.ones((1, count)), np.zeros(count), 0)
+    assert comparison.p_value == pytest.approx(least)
+    half = np.concatenate([np.ones((1, count)), np.zeros((1, 20))], axis=1)
+    assert compare_paired(half, np.zeros(count + 20), 0)[0].p_value >= least
+
+
+def test_few_examples_call_equal_systems_different_no_more_often_than_promised():
+    generator = np.random.default_rng(0)
+    for count in range(1, 9):
+        pairs = generator.integers(0, 2, (400, 2, count)).astype(float)
+        called = sum(compare_paired(a[None], b, 0)[0].p_value < 0.05 for a, b in pairs)
+        assert called <= 0.07 * len(pairs), count

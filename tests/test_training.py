@@ -72,11 +72,11 @@ def test_only_matrices_decay():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schedule": "step"}, "schedule=step: unknown; use one of constant, linear, cosine"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0: must be above 0"),
-        ({"learning_rate": math.inf}, "learning_rate=inf: must be above 0"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0: must be above 0"),
-        ({"warmup_steps": -1}, "warmup_steps=-1: must be 0 or more"),
+        ({"schedule": "step"}, "optimizer.schedule=step: unknown; use one of constant, linear, cosine"),
+        ({"learning_rate": 0.0}, "optimizer.learning_rate=0.0: must be above 0"),
+        ({"learning_rate": math.inf}, "optimizer.learning_rate=inf: must be above 0"),
+        ({"max_grad_norm": 0.0}, "optimizer.max_grad_norm=0.0: must be above 0"),
+        ({"warmup_steps": -1}, "optimizer.warmup_steps=-1: must be 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_named(changes, words):

@@ -233,7 +233,7 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
     default = next((choice for group, choice in _included(CONF / f"{entry}.yaml") if group == "task"), "")
     task = next((a.split("=", 1)[1] for a in arguments if a.startswith("task=")), default)
     of_task = _settings_with(CONF / "task" / f"{task}.yaml")
-    for group, default in sorted(_default_choices().items(), key=lambda item: item[0] not in of_task):
+    for group, default in sorted(_default_choices(task).items(), key=lambda item: item[0] not in of_task):
         owners = {path.stem: _settings_with(path) for path in sorted((CONF / group).glob("*.yaml"))}
         having = [name for name, settings in owners.items() if key in settings]
         chosen = next((a.split("=", 1)[1] for a in arguments if a.startswith(f"{group}=")), default)
@@ -256,10 +256,11 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
     return f"{given}: no such setting; there are {known}, and the groups {', '.join(_groups())}"
 
 
-def _default_choices() -> dict[str, str]:
-    """Return the groups that have settings of their own at the root, and what is chosen of each by default."""
+def _default_choices(task: str) -> dict[str, str]:
+    """Return the groups that have settings of their own at the root, and what this task chooses of each by default."""
     groups = ("embed_transform", "embed_source", "data", "task", "pairs", "embedder")
-    files = (CONF / f"{entry}.yaml", *sorted((CONF / "task").glob("*.yaml")))
+    files = [CONF / f"{entry}.yaml", *sorted((CONF / "task").glob("*.yaml"))]
+    files.sort(key=lambda path: path.stem == task)  # the task's own choice is the last and counts
     found = {group: choice for path in files for group, choice in _included(path)}
     return {group: found[group] for group in groups if group in found}
 
@@ -290,7 +291,7 @@ def _root_settings(path: Path) -> list[str]:
     # a file of a group without this header puts nothing at the root
     if "@package _global_" not in path.read_text(encoding="utf-8") and path.parent != CONF:
         return []
-    internal = {"defaults", "hydra", "task", "variant", "name", "group", "experiment"}
+    internal = {"defaults", "hydra", "task", "variant", "asked", "name", "group", "experiment"}
     return [str(key) for key, value in node.items() if key not in internal and not isinstance(value, dict)]
 
 

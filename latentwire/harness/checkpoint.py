@@ -18,6 +18,10 @@ State = dict[str, Any]  # nested dicts and lists of tensors and plain values
 CHECKPOINT = re.compile(r"step-(\d{8})\.pt")
 
 
+class OtherConfigurationError(UserError):
+    """What lies in the folder was made by another configuration; the message names what differs."""
+
+
 class Checkpoints:
     """The checkpoints of one run, `step-00000020.pt` and so on, each there whole or not at all.
 
@@ -117,7 +121,7 @@ def require_same(found: Any, wanted: dict[str, Any], where: str) -> None:
     """Refuse what was made by another configuration.
 
     Raises:
-        UserError: Names up to three settings that differ, with both values.
+        OtherConfigurationError: Names up to three settings that differ, with both values.
     """
     theirs, ours = dict(_flat(found)), dict(_flat(wanted))
     names = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
@@ -125,7 +129,7 @@ def require_same(found: Any, wanted: dict[str, Any], where: str) -> None:
         return
     told = "; ".join(f"{n} was {theirs.get(n, 'not set')} and is {ours.get(n, 'not set')}" for n in names[:3])
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
-    raise UserError(
+    raise OtherConfigurationError(
         f"{where} is of another configuration ({told}{more}): use the settings it was made with, give another "
         "out=FOLDER, or start anew with force=true (what is there moves to replaced/)"
     )

@@ -102,15 +102,16 @@ def keep(jobs: list[Job], only: str | None) -> list[Job]:
     if only is None:
         return jobs
     patterns = [pattern.strip() for pattern in str(only).split("|")]
-    kept = [
-        job
-        for job in jobs
-        if any(fnmatchcase(name, p) for p in patterns for name in (job.config.name, job.config.experiment))
-    ]
+    kept = [job for job in jobs if any(fnmatchcase(name, p) for p in patterns for name in names_of(job))]
     if not kept:
-        names = ", ".join(dict.fromkeys(job.config.experiment for job in jobs))
+        names = ", ".join(dict.fromkeys(names_of(job)[-1] for job in jobs))
         raise UserError(f"only={only!r}: matches none of the configurations; they are: {names}")
     return kept
+
+
+def names_of(job: Job) -> list[str]:
+    """Return the names by which a job is chosen: its own and, where it has one, that without its source."""
+    return [str(job.config[key]) for key in ("name", "experiment") if key in job.config]
 
 
 def print_jobs(jobs: list[Job]) -> None:

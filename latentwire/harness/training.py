@@ -39,13 +39,13 @@ class OptimizerSpec:
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
-            raise UserError(f"schedule={self.schedule}: unknown; use one of {', '.join(SCHEDULES)}")
+            raise UserError(f"optimizer.schedule={self.schedule}: unknown; use one of {', '.join(SCHEDULES)}")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise UserError(f"learning_rate={self.learning_rate}: must be above 0")
+            raise UserError(f"optimizer.learning_rate={self.learning_rate}: must be above 0")
         if not self.max_grad_norm > 0:
-            raise UserError(f"max_grad_norm={self.max_grad_norm}: must be above 0; .inf clips nothing")
+            raise UserError(f"optimizer.max_grad_norm={self.max_grad_norm}: must be above 0; .inf clips nothing")
         if self.warmup_steps < 0:
-            raise UserError(f"warmup_steps={self.warmup_steps}: must be 0 or more")
+            raise UserError(f"optimizer.warmup_steps={self.warmup_steps}: must be 0 or more")
 
 
 def make_accelerator(device: str, dtype: str) -> Accelerator:
@@ -129,8 +129,8 @@ def require_finite(what: str, value: Tensor, doing: str) -> None:
         return
     bad = value.detach()[~torch.isfinite(value.detach())].flatten()[0]
     raise NonFiniteError(
-        f"{what} is {float(bad)} at {doing}: the run has stopped, its last checkpoint is as it was; lower the learning "
-        "rate (learning_rate=...) or max_grad_norm, or look at the data of this step"
+        f"{what} is {float(bad)} at {doing}: the run has stopped, its last checkpoint is as it was; lower "
+        "optimizer.learning_rate, or look at the data of this step"
     )
 
 
