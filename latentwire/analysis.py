@@ -233,7 +233,8 @@ def _observations(
             shared = "" if len(top) == len(first) else f", level with {len(top) - len(first)} of other families"
             holds = f"yes: {first[0]}{shared}"
         elif any(row["verdict"] == "better" for row in members):
-            holds = f"no: better than the baseline, but behind {winners[0]['experiment']}"
+            behind = f"behind {winners[0]['experiment']}" if winners else "not clearly above an empty context"
+            holds = f"no: better than the baseline, but {behind}"
         elif all(row["verdict"] == "identity" for row in members):
             holds = "no: changed nothing on this source"
         elif all(row["verdict"] in ("worse", "identity") for row in members):
