@@ -90,6 +90,11 @@ def test_float16_is_refused():
     assert make_accelerator("cpu", "float32").mixed_precision == "no"
 
 
+def test_runs_of_one_process_have_each_their_own_precision():
+    for dtype, mixed in (("float32", "no"), ("bfloat16", "bf16"), ("float32", "no")):
+        assert make_accelerator("cpu", dtype).mixed_precision == mixed
+
+
 def test_gradients_are_shortened_and_their_length_told():
     weight = nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0])

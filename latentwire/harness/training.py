@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import reduce
 from torch import Tensor
 from torch.optim import AdamW
@@ -63,6 +64,8 @@ def make_accelerator(device: str, dtype: str) -> Accelerator:
     if chosen == torch.float16:
         raise UserError("dtype=float16: gradients underflow in it; use dtype=bfloat16 or dtype=float32")
     mixed = "bf16" if chosen == torch.bfloat16 else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        AcceleratorState._reset_state()  # one process, several runs: each has a precision of its own
     return Accelerator(cpu=state.device.type == "cpu", mixed_precision=mixed)
 
 
