@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +45,7 @@ from latentwire.harness.training import (
     make_scheduler,
     truncate_jsonl,
 )
-from latentwire.models import ModelSpec, bars_on_terminals_only, load_model
+from latentwire.models import ModelSpec, load_model, save_model
 
 SHOWN = 16  # held-out prompts whose completions are shown in the tracker's table
 
@@ -282,7 +281,7 @@ class _Training:
                 progress.advance(1, _line(found.metrics, found.timings))
         result = self._result(config, time.perf_counter() - started)
         if self.state.is_main_process:
-            self._save_model()
+            save_model(whole_model(self.policy.model), self.tokenizer, self.folder / "model")
             steps = read_jsonl(self.folder / "metrics.jsonl")
             plot_training(steps, self.looks, f"GRPO, {self.cfg.name}", self.folder / "curves.png")
             write_json(self.folder / "result.json", result)
@@ -393,17 +392,6 @@ class _Training:
             "git_commit": git_commit(app.ROOT),
             "config": config,
         }  # fmt: skip
-
-    def _save_model(self) -> None:
-        """Write the policy as transformers loads it: whole, or not at all."""
-        target, temporary = self.folder / "model", self.folder / ".model.tmp"
-        with writing(target):
-            shutil.rmtree(temporary, ignore_errors=True)
-            with bars_on_terminals_only():
-                whole_model(self.policy.model).save_pretrained(temporary)
-            self.tokenizer.save_pretrained(temporary)
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.replace(target)
 
 
 def _line(metrics: dict[str, Any], timings: dict[str, float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -42,7 +41,7 @@ from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew
 from latentwire.harness.device import describe_machine, from_first, gather_from_all, generator_for, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
-from latentwire.harness.results import git_commit, write_json, write_jsonl, writing
+from latentwire.harness.results import git_commit, write_json, write_jsonl
 from latentwire.harness.tracking import start_run
 from latentwire.harness.training import (
     Journal,
@@ -54,7 +53,7 @@ from latentwire.harness.training import (
     make_scheduler,
     require_finite,
 )
-from latentwire.models import ModelSpec, bars_on_terminals_only, load_model
+from latentwire.models import ModelSpec, load_model, save_model
 
 AT_A_TIME = 32  # held-out prompts between two looks at the clock
 
@@ -304,7 +303,7 @@ class _Training:
         del self.scorer  # with the states that it keeps
         model = whole_model(self.trained).eval()
         if self.state.is_main_process:
-            self._save_model(model)
+            save_model(model, self.tokenizer, self.folder / "model")
         margins, rewards = self._score_held_out(model)
         known = self._deciles()
         judged = [
@@ -360,17 +359,6 @@ class _Training:
             return {}
         ids, density, _ = read_weights(path)
         return dict(zip(ids, deciles(density.tolist()), strict=True))
-
-    def _save_model(self, model: Any) -> None:
-        """Write the model in the layout of transformers, whole or not at all."""
-        target, temporary = self.folder / "model", self.folder / ".model.tmp"
-        with writing(target):
-            shutil.rmtree(temporary, ignore_errors=True)
-            with bars_on_terminals_only():
-                model.save_pretrained(temporary)
-            self.tokenizer.save_pretrained(temporary)
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.replace(target)
 
     def _save_ledger(self) -> None:
         meant, drawn = self.sampler.ledger()

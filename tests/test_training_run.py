@@ -80,9 +80,11 @@ def test_a_failure_warns_once_and_the_loop_goes_on(tmp_path, monkeypatch, capsys
 
 
 def test_other_processes_do_not_report(tmp_path, monkeypatch):
+    calls = []
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(wandb, "init", None)
+    monkeypatch.setattr(wandb, "init", lambda **options: calls.append(options))
     start_run(TRACKER, tmp_path, "grpo", "a", {}).log(1, {"reward": 1.0})
+    assert calls == []
 
 
 def test_no_tracker_and_an_unknown_one(tmp_path):
