@@ -11,19 +11,21 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from latentwire.data import Example
 from latentwire.harness.errors import UserError
+from latentwire.metrics import normalize_answer
 
 Finding = dict[str, str]
 
 SAME = 0.01  # spread of outputs over inputs, relative to their length, below which they are the same
 DIFFERENT = 0.05  # spread of inputs above which they are not
-TOO_FAST = 0.02  # of the usual time for a position; machines and loads differ by less than fifty times within a sweep
+TOO_FAST = 0.02  # of the time a position needs; machines and loads differ by less than fifty times within a sweep
 ENOUGH_TO_COMPARE = 4  # configurations that were really decoded
+ENOUGH_SHOTS = 200  # positions of the shots that tell how long one takes to read
+ODD = 0.95  # share of the answers that are all alike or all empty: a handful of others does not hide the fault
 SPAN_WORDS = 0.5  # share of the words that must be found again in the tokens of the source span
 LEAKED_ANSWERS = 0.05  # share of the examples with an answer of the shots that is still chance
 WORDS = re.compile(r"\w+")
@@ -117,14 +119,24 @@ def changes_nothing(family: str, changes: Iterable[float]) -> list[Finding]:
 
 
 def odd_predictions(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Finding]:
-    """Say that all answers are empty, or all the same although the right ones differ."""
+    """Say that ODD of the answers are empty, or the same although the right ones differ; as they are scored."""
     if len(predictions) < 2:
         return []
-    if not any(predictions):
-        return [finding("all_empty", "warning", "all answers are empty")]
-    if len(set(predictions)) == 1 and len({tuple(answers) for answers in references}) > 1:
-        return [finding("all_alike", "warning", f"all answers are the same: {predictions[0]!r}")]
-    return []
+    answer, share = _most_common([normalize_answer(text) for text in predictions])
+    if share < ODD:
+        return []
+    what = "all answers" if share == 1 else f"{share:.1%} of the answers"
+    if not answer:
+        return [finding("all_empty", "warning", f"{what} are empty")]
+    if _most_common([tuple(sorted(map(normalize_answer, answers))) for answers in references])[1] >= ODD:
+        return []
+    return [finding("all_alike", "warning", f"{what} are the same: {answer!r}")]
+
+
+def _most_common(values: Sequence[Any]) -> tuple[Any, float]:
+    """Return the most common of some values and its share of them."""
+    value, count = Counter(values).most_common(1)[0]
+    return value, count / len(values)
 
 
 def shots_leak(shots: Sequence[Sequence[Example]], examples: Sequence[Example]) -> list[Finding]:
@@ -165,26 +177,39 @@ def shots_leak(shots: Sequence[Sequence[Example]], examples: Sequence[Example]) 
 def too_fast(results: Sequence[dict[str, Any]]) -> dict[str, Finding]:
     """Find results whose decoding took far less time than the model needs: a failure that was swallowed.
 
-    Measured is the time of what was really decoded (identical inputs are decoded once), per position, against the
-    median over the sweep's own configurations on the same model and machine: no figure of a machine is needed.
+    Measured is the time of what was really decoded (identical inputs are decoded once), per position. It is set
+    against two others, so that a fault of most or of all configurations is seen too, and no figure of a machine is
+    needed: the slowest configuration of the sweep on the same model and machine that decoded at least half as much
+    (a short batch takes longer for a position), and the time in which the model read the shots, in one pass.
 
     Returns:
         A finding for each such result, by its name.
     """
-    alike: dict[tuple[Any, ...], dict[str, float]] = {}
+    alike: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for result in results:
         timing = result.get("timing", {})
         if timing.get("positions"):
             key = tuple(result.get(field) for field in ("model", "data", "dtype", "device", "processes"))
-            alike.setdefault(key, {})[result["name"]] = timing["decode_sec"] / timing["positions"]
+            alike.setdefault(key, {})[result["name"]] = timing
     found = {}
-    for rates in alike.values():
-        usual = float(np.median(list(rates.values())))
-        for name, rate in rates.items():
-            if len(rates) >= ENOUGH_TO_COMPARE and rate < TOO_FAST * usual:
-                text = f"decoding took {rate * 1e6:.2g} us a position where {usual * 1e6:.2g} is usual in this sweep: "
-                found[name] = finding("too_fast", "warning", text + "the model can hardly have been asked")
+    for timings in alike.values():
+        for name, timing in timings.items():
+            rate = timing["decode_sec"] / timing["positions"]
+            needed = [_shots_rate(timing)]
+            if len(timings) >= ENOUGH_TO_COMPARE:
+                many = [other for other in timings.values() if 2 * other["positions"] >= timing["positions"]]
+                needed += [other["decode_sec"] / other["positions"] for other in many]
+            if rate < TOO_FAST * max(needed):
+                text = f"decoding took {rate * 1e6:.2g} us a position where others or the shots took "
+                text += f"{max(needed) * 1e6:.2g}: the model can hardly have been asked"
+                found[name] = finding("too_fast", "warning", text)
     return found
+
+
+def _shots_rate(timing: dict[str, Any]) -> float:
+    """Return the seconds for a position of the shots; 0, which finds nothing, where they are too few to tell."""
+    positions = timing.get("shots_positions", 0)
+    return float(timing["shots_sec"] / positions) if positions >= ENOUGH_SHOTS else 0.0
 
 
 def joined(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 RESAMPLES = 10_000
 POWER = 0.8  # the chance to see a difference that is there
 ALPHA = 0.05  # the chance to see one that is not
+FEW = 16  # examples; resampling fewer says too little of a ratio, or of a level between two others
 POWER_FORMULA = (
     "(z(1 - alpha/2) + z(power)) sd(paired differences) / sqrt(n): normal approximation of the paired t-test"
 )
@@ -105,13 +106,19 @@ def wilson_interval(successes: float, count: int, z: float = 1.959963984540054) 
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A paired comparison of one system with another over the same examples."""
+class Difference:
+    """A paired difference of one system from another over the same examples."""
 
     difference: float  # mean of the per-example differences
     interval: Interval  # 95%, bootstrap over examples
     p_value: float  # two-sided, of no difference
-    p_holm: float  # the same, corrected for the whole family of comparisons
+
+
+@dataclass(frozen=True)
+class Comparison(Difference):
+    """The same among others."""
+
+    p_holm: float  # the p-value, corrected for the whole family of comparisons
 
 
 def compare_paired(systems: Scores, baseline: Scores, seed: int) -> list[Comparison]:
@@ -127,6 +134,18 @@ def compare_paired(systems: Scores, baseline: Scores, seed: int) -> list[Compari
         baseline: Scores of the baseline on the same examples, (N,).
         seed: Of the resampling.
     """
+    bootstrapped = paired_bootstrap(systems, baseline, seed)
+    return corrected(bootstrapped)
+
+
+def corrected(bootstrapped: Sequence[Difference]) -> list[Comparison]:
+    """Return differences as one family of comparisons, with Holm's correction over all of them."""
+    p_holm = holm(np.array([one.p_value for one in bootstrapped]))
+    return [Comparison(**vars(one), p_holm=float(p)) for one, p in zip(bootstrapped, p_holm, strict=True)]
+
+
+def paired_bootstrap(systems: Scores, baseline: Scores, seed: int) -> list[Difference]:
+    """Return the difference of each system from the baseline, as `compare_paired` has it, without the correction."""
     if len(systems) == 0:
         return []
     differences = systems - baseline
@@ -135,11 +154,10 @@ def compare_paired(systems: Scores, baseline: Scores, seed: int) -> list[Compari
     extreme = np.abs(means - observed[:, None]) >= np.abs(observed)[:, None] - 1e-12
     p_values = (extreme.sum(axis=1) + 1) / (RESAMPLES + 1)
     p_values = np.maximum(p_values, np.minimum(1.0, 2.0 ** (1 - (differences != 0).sum(axis=1))))
-    corrected = holm(p_values)
     lows, highs = np.quantile(means, [0.025, 0.975], axis=1)
     return [
-        Comparison(float(d), (float(low), float(high)), float(p), float(q))
-        for d, low, high, p, q in zip(observed, lows, highs, p_values, corrected, strict=True)
+        Difference(float(d), (float(low), float(high)), float(p))
+        for d, low, high, p in zip(observed, lows, highs, p_values, strict=True)
     ]
 
 

@@ -95,6 +95,30 @@ def test_answers_that_are_all_empty_or_all_alike():
     assert odd_predictions([""], [["a"]]) == []
 
 
+def test_a_few_other_answers_do_not_hide_that_the_rest_are_alike():
+    references = [[f"{number}"] for number in range(40)]
+    for answers, kind in ((["x"], "all_alike"), ([""], "all_empty")):
+        (found,) = odd_predictions(answers * 38 + ["y", "z"], references)  # 95%
+        assert kinds([found]) == [(kind, "warning")]
+        assert found["message"].startswith("95.0% of the answers are ")
+        assert odd_predictions(answers * 37 + ["y", "z", "w"], references) == []
+
+
+def test_answers_are_alike_as_they_are_scored():
+    references = [["a"], ["b"], ["c"]]
+    (alike,) = odd_predictions(["The cat.", "cat", "a Cat!"], references)
+    assert alike["message"] == "all answers are the same: 'cat'"
+    assert kinds(odd_predictions(["the", "", "..."], references)) == [("all_empty", "warning")]
+    assert odd_predictions(["The cat.", "cat", "cats"], references) == []
+
+
+def test_equal_answers_to_questions_of_equal_answers_are_no_fault():
+    yes = [["yes"]] * 19
+    assert odd_predictions(["Yes"] * 20, [*yes, ["no"]]) == []
+    assert kinds(odd_predictions(["Yes"] * 20, [*yes[1:], ["no"], ["never"]])) == [("all_alike", "warning")]
+    assert odd_predictions(["x"] * 3, [["The cat", "one"], ["one", "cat"], ["One.", "a cat"]]) == []
+
+
 def example(identifier: str, context: str, question: str, *answers: str) -> Example:
     return Example(identifier, context, question, answers)
 
@@ -125,8 +149,9 @@ def test_an_answer_of_the_shots_may_be_chance():
     assert finding["message"] == "the shots show the answer of 4 of 42 examples (a0, a1, a2, ...)"
 
 
-def timed(name: str, seconds: float, positions: int, **more: str) -> dict:
-    return {"name": name, "device": "cpu", "timing": {"decode_sec": seconds, "positions": positions}, **more}
+def timed(name: str, seconds: float, positions: int, shots: tuple[float, int] = (0.0, 0), **more: str) -> dict:
+    timing = {"decode_sec": seconds, "positions": positions, "shots_sec": shots[0], "shots_positions": shots[1]}
+    return {"name": name, "device": "cpu", "timing": timing, **more}
 
 
 def test_a_decoding_that_took_no_time_is_found_among_the_others():
@@ -134,6 +159,23 @@ def test_a_decoding_that_took_no_time_is_found_among_the_others():
     found = too_fast([*usual, timed("broken", 0.001, 1000)])
     assert list(found) == ["broken"]
     assert kinds(list(found.values())) == [("too_fast", "warning")]
+
+
+def test_where_most_fail_the_slowest_tells():
+    broken = [timed(f"b{i}", 0.001, 1000) for i in range(5)]
+    assert list(too_fast([*broken, timed("good", 10, 1000)])) == [f"b{i}" for i in range(5)]
+    assert too_fast(broken) == {}  # all of them: only the shots could tell
+    # what decoded few positions is slow for each, and no measure for those that decoded many
+    usual = [timed(f"c{i}", 10, 1000) for i in range(4)]
+    assert too_fast([*usual, timed("few", 499, 499)]) == {}
+    assert len(too_fast([*usual, timed("slow", 501, 500)])) == 4
+
+
+def test_where_all_fail_the_shots_tell():
+    shots = (2.0, 200)  # 10 ms a position
+    assert list(too_fast([timed("broken", 0.19, 1000, shots)])) == ["broken"]
+    assert too_fast([timed("fast", 0.21, 1000, shots)]) == {}
+    assert too_fast([timed("broken", 0.19, 1000, (1.99, 199))]) == {}  # too few to tell
 
 
 def test_reuse_other_machines_and_other_loads_are_not_too_fast():
@@ -215,3 +257,15 @@ def test_a_swallowed_failure_is_too_fast(cli, monkeypatch):
     fast = [r["name"] for r in summary["results"] if "too_fast" in [w["kind"] for w in r["warnings"]]]
     assert fast == ["rms_scale0.36"]
     assert "the model can hardly have been asked (rms_scale0.36)" in out
+
+
+def test_a_failure_that_is_always_swallowed_is_too_fast_for_the_shots(cli, monkeypatch):
+    monkeypatch.setattr(Decoder, "_generate", lambda self, prompts: [Generated((), "", cut_off=False)] * len(prompts))
+    assert cli("-m", *SMALL, "shots=5", "seed=78")[0] == 0  # a bench of its own
+    summary = json.loads(Path("outputs/single/summary.json").read_text())
+    results = [*summary["results"], *summary["controls"]]
+    assert len(results) == 3
+    assert all(result["timing"]["shots_positions"] >= 200 for result in results)
+    found = [{warning["kind"] for warning in result["warnings"]} for result in results]
+    assert all({"too_fast", "all_empty"} <= kinds for kinds in found if kinds)
+    assert sum("too_fast" in kinds for kinds in found) >= 2  # random tokens may have been decoded before
