@@ -10,6 +10,7 @@ import numpy as np
 from latentwire import detectors
 from latentwire.atlas import make_atlas
 from latentwire.evidence import (
+    RANDOM,
     SEED,
     ById,
     Evidence,
@@ -19,12 +20,14 @@ from latentwire.evidence import (
     compare,
     controls_of,
     detectable,
+    is_supervised,
     power,
     recovered,
     spreads,
     three_digits,
 )
-from latentwire.metrics import ALPHA, Comparison, compare_paired, holm
+from latentwire.goal import judge_auto
+from latentwire.metrics import ALPHA, Comparison, Difference, corrected, paired_bootstrap
 
 Result = dict[str, Any]
 
@@ -64,15 +67,35 @@ def analyze(results: list[Result], scores: dict[str, ById], controls: list[Resul
         clean = next((r for r in of_variant if r.get("control") == "clean"), None)
         clean = clean or next((r for r in of_variant if not r.get("control") and _is_clean(r)), None)
         empty = next((r for r in of_variant if r.get("control") == "empty"), None)
-        evidence = Evidence(baseline, clean, empty, scores, judging)
+        evidence = Evidence(baseline, clean, empty, _random_control(of_variant), scores, judging)
         analysed.append(_analyze_group(group, members, evidence))
     return {
         "floor": judging.floor,
         "wished": judging.wished,
         "warnings": detectors.joined([*results, *controls]),
         "groups": analysed,
+        "coverage": coverage(analysed),
         "atlas": make_atlas(results, analysed, scores) if len(analysed) > 1 else None,
+        "auto": judge_auto(analysed, scores),
     }
+
+
+def coverage(groups: list[dict[str, Any]]) -> dict[str, int]:
+    """Return how many examples the configurations were asked: a budget leaves most of them with fewer."""
+    counts = [row["num_samples"] for group in groups for row in group["ranking"]]
+    most = max(counts, default=0)
+    return {
+        "configurations": len(counts),
+        "most": most,
+        "fewest": min(counts, default=0),
+        "fewer": sum(count < most for count in counts),
+    }
+
+
+def _random_control(results: list[Result]) -> Result | None:
+    """Return the random tokens that were asked most examples, the first of several: the control's, or of any source."""
+    random = [result for result in results if result["family"] == RANDOM]
+    return max(random, key=lambda result: int(result["num_samples"]), default=None)
 
 
 def _is_clean(result: Result) -> bool:
@@ -127,7 +150,7 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
 
 def _may_win(row: dict[str, Any], most: int, evidence: Evidence) -> bool:
     """Tell whether a configuration could be named: better than the baseline, no control, and above an empty context."""
-    if row["verdict"] != "better" or row["supervised"] or row["family"] == "random_interpolation":
+    if row["verdict"] != "better" or row["supervised"] or row["family"] == RANDOM:
         return False
     return row["num_samples"] == most and above_empty(row["name"], evidence)
 
@@ -149,7 +172,7 @@ def _row(result: Result, comparison: Comparison | None) -> dict[str, Any]:
         )
     }
     row["warnings"] = result.get("warnings", [])
-    row["supervised"] = bool((result.get("fit") or {}).get("supervised"))  # saw the true tokens: a positive control
+    row["supervised"] = is_supervised(result)
     if result["family"] == "baseline":
         verdict = "baseline"
     elif result["identity"]:
@@ -170,17 +193,17 @@ def _row(result: Result, comparison: Comparison | None) -> dict[str, Any]:
 
 def _level_with(best: str, others: list[str], evidence: Evidence) -> list[str]:
     """Return those that the data do not tell apart from the best; compared on the examples that both answered."""
-    p_values: dict[str, float] = {}
+    found: dict[str, Difference] = {}
     for members, _ in evidence.families(others):
         ids = evidence.scores[members[0]][0]
         ids = ids if len(ids) <= len(evidence.scores[best][0]) else evidence.scores[best][0]
         reference = evidence.on(best, ids)
         own = [evidence.on(name, ids) for name in members]
         if reference is not None:
-            compared = compare_paired(np.stack([scores for scores in own if scores is not None]), reference, SEED)
-            p_values |= {name: comparison.p_value for name, comparison in zip(members, compared, strict=True)}
-    corrected = holm(np.array(list(p_values.values())))
-    return [name for name, p in zip(p_values, corrected, strict=True) if p >= SIGNIFICANT]
+            systems = np.stack([scores for scores in own if scores is not None])
+            found |= zip(members, paired_bootstrap(systems, reference, SEED), strict=True)
+    compared = zip(found, corrected(list(found.values())), strict=True)
+    return [name for name, comparison in compared if comparison.p_holm >= SIGNIFICANT]
 
 
 def _dial_means(results: list[Result]) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from latentwire.evidence import SEED, ById
-from latentwire.metrics import Scores, resampled_means
+from latentwire.evidence import SEED, ById, common, is_supervised, scores_on, three_digits
+from latentwire.metrics import FEW, Scores, resampled_means
 
 Result = dict[str, Any]
 
@@ -83,7 +83,9 @@ def make_atlas(results: list[Result], groups: list[dict[str, Any]], scores: dict
         for group in groups
     ]
     transforms = {
-        result["experiment"]: {key: result[key] for key in ("experiment", "family", "dials")} for result in results
+        result["experiment"]: {key: result[key] for key in ("experiment", "family", "dials")}
+        | {"supervised": is_supervised(result)}
+        for result in results
     }
     cells = {(group["group"], row["experiment"]): _cell(row) for group in groups for row in group["ranking"]}
     matrix = [[cells.get((source["group"], experiment)) for experiment in transforms] for source in sources]
@@ -104,29 +106,54 @@ def _cell(row: dict[str, Any]) -> dict[str, Any]:
 def _columns(transforms: list[dict[str, Any]], matrix: list[list[Any]]) -> list[str]:
     """Return the configuration of each family with the highest mean F1 over the sources, in the order run.
 
-    A configuration that was not run on some source cannot stand for its family unless all are so.
+    A configuration that was not run on some source cannot stand for its family unless all are so, and one that saw the
+    true tokens stands for none that did not.
     """
-    best: dict[str, tuple[tuple[int, float], str]] = {}
+    best: dict[tuple[str, bool], tuple[tuple[int, float], str]] = {}
     for place, transform in enumerate(transforms):
         f1s = [row[place]["f1"] for row in matrix if row[place] is not None]
         score = (len(f1s), float(np.mean(f1s)))
-        if transform["family"] not in best or score > best[transform["family"]][0]:
-            best[transform["family"]] = (score, transform["experiment"])
+        family = transform["family"], transform["supervised"]
+        if family not in best or score > best[family][0]:
+            best[family] = (score, transform["experiment"])
     return [experiment for _, experiment in best.values()]
 
 
 def _tolerances(results: list[Result], groups: list[dict[str, Any]], scores: dict[str, ById]) -> list[dict[str, Any]]:
     """Return for each ladder and transform the level at which F1 falls to half of the clean control's."""
-    clean_of = {group["group"]: group["controls"]["clean"]["name"] for group in groups if group["controls"]}
+    controls_of = {group["group"]: group["controls"] for group in groups if group["controls"]}
+    reason_of = {group["group"]: group["reason"] for group in groups if group["reason"]}
     found = []
     for variant in dict.fromkeys(result.get("variant", "") for result in results):
         own = [result for result in results if result.get("variant", "") == variant]
         for ladder in LADDERS:
             rungs = _rungs(ladder, own)
-            clean = next((clean_of[r["group"]] for r in own if r["group"] in clean_of), None)
-            if len(rungs) > 1 and clean is not None:
-                found.append(_ladder_tolerance(ladder, variant, rungs, own, clean, scores))
+            controls = next((controls_of[r["group"]] for r in own if r["group"] in controls_of), None)
+            if len(rungs) > 1 and controls is not None:
+                on_it = [r["group"] for r in own if r["source"] == ladder.source]
+                reason = next((reason_of[group] for group in on_it if group in reason_of), None)
+                reason = reason or _half_is_empty(controls, scores)
+                clean = controls["clean"]["name"]
+                found.append(_ladder_tolerance(ladder, variant, rungs, own, clean, scores, reason))
     return found
+
+
+def _half_is_empty(controls: dict[str, Any], scores: dict[str, ById]) -> str | None:
+    """Say why half of the clean score is no threshold: without the passage the model scores about as much."""
+    clean = controls["clean"]["name"]
+    for lower in controls["lower"]:
+        ids = common([clean, lower["name"]], scores)
+        if lower["control"] != "empty" or not ids:
+            continue
+        own = scores_on(ids, scores[lower["name"]])
+        above = own - scores_on(ids, scores[clean]) / 2
+        high = float(np.quantile(resampled_means(above[None], SEED)[0], 0.975))
+        if high >= 0:
+            return (
+                f"an empty context scores F1 {three_digits(lower['f1'])}, not clearly below half of the clean "
+                f"score ({three_digits(controls['clean']['f1'] / 2)})"
+            )
+    return None
 
 
 def _rungs(ladder: Ladder, results: list[Result]) -> list[float]:
@@ -138,8 +165,15 @@ def _rungs(ladder: Ladder, results: list[Result]) -> list[float]:
 
 
 def _ladder_tolerance(
-    ladder: Ladder, variant: str, rungs: list[float], results: list[Result], clean: str, scores: dict[str, ById]
+    ladder: Ladder,
+    variant: str,
+    rungs: list[float],
+    results: list[Result],
+    clean: str,
+    scores: dict[str, ById],
+    reason: str | None,
 ) -> dict[str, Any]:
+    """Return the tolerances on one ladder; without a level where there is a reason that none can be told."""
     on_ladder: dict[str, dict[float, Result]] = defaultdict(dict)
     undistorted: dict[str, Result] = {}
     for result in results:
@@ -158,33 +192,37 @@ def _ladder_tolerance(
         names = [levels[rung]["name"] for rung in rungs] + [clean]
         if start and experiment in undistorted:
             names.append(undistorted[experiment]["name"])
-        together[_common(names, scores)].append(experiment)
+        together[common(names, scores)].append(experiment)
     rows: dict[str, dict[str, Any]] = {}
     for ids, experiments in together.items():
         if not ids:
             continue
-        stack: list[Scores] = [_on(ids, scores[clean])]
+        stack: list[Scores] = [scores_on(ids, scores[clean])]
         parts = []
         for experiment in experiments:
             anchored = [undistorted[experiment]] if start and experiment in undistorted else []
             members = anchored + [whole[experiment][rung] for rung in rungs]
             positions = np.array(start * len(anchored) + [ladder.position(rung) for rung in rungs])
             parts.append((experiment, positions, slice(len(stack), len(stack) + len(members)), len(anchored)))
-            stack += [_on(ids, scores[member["name"]]) for member in members]
+            stack += [scores_on(ids, scores[member["name"]]) for member in members]
         table = np.stack(stack)
         means = resampled_means(table, SEED)
         for experiment, positions, part, anchored_count in parts:
             at = crossing(positions, table[part].mean(axis=1)[:, None], table[:1].mean(axis=1) / 2)[0]
             resampled = crossing(positions, means[part], means[0] / 2)
             ends = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")  # some may be infinite
+            told = {"status": "not told", "level": None} if reason else _end(ladder, float(at))
+            interval = [_end(ladder, float(end)) for end in ends] if reason is None and len(ids) >= FEW else None
             first = next(iter(whole[experiment].values()))
             rows[experiment] = {
                 "experiment": experiment,
                 "family": first["family"],
+                "supervised": is_supervised(first),
                 "num_samples": len(ids),
                 "f1": [float(f1) for f1 in table[part].mean(axis=1)[anchored_count:]],
-                **_end(ladder, float(at)),
-                "interval": [_end(ladder, float(end)) for end in ends],
+                "anchored": bool(anchored_count),  # the ladder begins with its own F1 on text
+                **told,
+                "interval": interval,
             }
     return {
         "ladder": ladder.name,
@@ -195,6 +233,7 @@ def _ladder_tolerance(
         "axis": ladder.axis,
         "levels": rungs,
         "threshold": float(scores[clean][1].mean() / 2),
+        "reason": reason,
         "transforms": [rows[experiment] for experiment in whole if experiment in rows],
     }
 
@@ -227,24 +266,14 @@ def _end(ladder: Ladder, position: float) -> dict[str, Any]:
     return {"status": "crosses", "level": ladder.level(position)}
 
 
-def _common(names: list[str], scores: dict[str, ById]) -> tuple[str, ...]:
-    """Return the ids of the examples that all of these answered, in the order of the first."""
-    others = [set(scores[name][0]) for name in names[1:]]
-    return tuple(i for i in scores[names[0]][0] if all(i in other for other in others))
-
-
-def _on(ids: tuple[str, ...], by: ById) -> Scores:
-    places = {identifier: place for place, identifier in enumerate(by[0])}
-    return by[1][[places[identifier] for identifier in ids]]
-
-
 def matrix_table(atlas: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Return the matrix as columns and rows of plain values, one row for each source and transform that was run."""
-    columns = ["source", "transform", "family", "f1", "f1_low", "f1_high", "num_samples", "recovered",
+    columns = ["source", "transform", "family", "supervised", "f1", "f1_low", "f1_high", "num_samples", "recovered",
                "recovered_low", "recovered_high", "verdict"]  # fmt: skip
     rows = [
-        [source["group"], transform["experiment"], transform["family"], cell["f1"], *cell["f1_interval"],
-         cell["num_samples"], cell["recovered"], *(cell["recovered_interval"] or (None, None)), cell["verdict"]]
+        [source["group"], transform["experiment"], transform["family"], transform["supervised"], cell["f1"],
+         *cell["f1_interval"], cell["num_samples"], cell["recovered"],
+         *(cell["recovered_interval"] or (None, None)), cell["verdict"]]
         for source, cells in zip(atlas["sources"], atlas["matrix"], strict=True)
         for transform, cell in zip(atlas["transforms"], cells, strict=True)
         if cell is not None
@@ -257,7 +286,8 @@ def tolerance_table(atlas: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     columns = ["ladder", "variant", "transform", "family", "status", "level", "unit", "from", "to", "num_samples"]
     rows = [
         [ladder["ladder"], ladder["variant"], row["experiment"], row["family"], row["status"], row["level"],
-         ladder["unit"], *(_written(end) for end in row["interval"]), row["num_samples"]]
+         ladder["unit"], *([_written(end) for end in row["interval"]] if row["interval"] else [None, None]),
+         row["num_samples"]]
         for ladder in atlas["tolerance"]
         for row in ladder["transforms"]
     ]  # fmt: skip

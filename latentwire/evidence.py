@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from latentwire.metrics import (
     POWER,
     POWER_FORMULA,
     Comparison,
+    Difference,
     Scores,
-    compare_paired,
+    corrected,
     detectable_difference,
-    holm,
+    paired_bootstrap,
     recovered_shares,
     samples_needed,
     spread,
@@ -27,6 +28,29 @@ Result = dict[str, Any]
 ById = tuple[list[str], Scores]  # ids of the examples and their F1, both (N,)
 
 SEED = 0  # of the bootstrap
+RANDOM = "random_interpolation"  # the family of the random tokens, the negative control
+
+
+def is_supervised(result: Result) -> bool:
+    """Tell whether a transform was fitted to the true tokens: a positive control, which never wins."""
+    return bool((result.get("fit") or {}).get("supervised"))
+
+
+def label(row: dict[str, Any]) -> str:
+    """Return the name of a configuration, marked where it is the supervised control."""
+    return f"{row['experiment']} (control)" if row.get("supervised") else str(row["experiment"])
+
+
+def common(names: list[str], scores: dict[str, ById]) -> tuple[str, ...]:
+    """Return the ids of the examples that all of these answered, in the order of the first."""
+    others = [set(scores[name][0]) for name in names[1:]]
+    return tuple(i for i in scores[names[0]][0] if all(i in other for other in others))
+
+
+def scores_on(ids: tuple[str, ...], by: ById) -> Scores:
+    """Return the F1 of these examples, (N,)."""
+    places = {identifier: place for place, identifier in enumerate(by[0])}
+    return by[1][[places[identifier] for identifier in ids]]
 
 
 @dataclass
@@ -51,6 +75,7 @@ class Evidence:
     baseline: Result | None
     clean: Result | None  # the upper control
     empty: Result | None  # the lower control
+    random: Result | None  # the other one: random tokens, which are the same whatever the source
     scores: dict[str, ById]
     judging: Judging
 
@@ -86,12 +111,10 @@ def compare(names: list[str], evidence: Evidence) -> dict[str, Comparison]:
     """
     if evidence.baseline is None:
         return {}
-    found: dict[str, Comparison] = {}
+    found: dict[str, Difference] = {}
     for members, (reference,) in evidence.families(names, evidence.baseline["name"]):
-        found |= zip(members, compare_paired(evidence.stacked(members), reference, SEED), strict=True)
-    corrected = holm(np.array([comparison.p_value for comparison in found.values()]))
-    by_name = zip(found.items(), corrected, strict=True)
-    return {name: replace(comparison, p_holm=float(p)) for (name, comparison), p in by_name}
+        found |= zip(members, paired_bootstrap(evidence.stacked(members), reference, SEED), strict=True)
+    return dict(zip(found, corrected(list(found.values())), strict=True))
 
 
 def spreads(names: list[str], evidence: Evidence) -> dict[str, float]:
@@ -151,13 +174,17 @@ def recovered(names: list[str], evidence: Evidence) -> dict[str, dict[str, Any]]
 def controls_of(results: list[Result], evidence: Evidence) -> dict[str, Any] | None:
     """Compare the clean control with each lower one: the empty context, and random tokens where they were asked.
 
-    Random tokens that a budget left out after a few examples are no control: these few could not be clearly below.
+    Random tokens are those of the same source, or of the sweep where the source has none. Those that a budget left out
+    after a few examples are no control: these few could not be clearly below.
     """
     if evidence.clean is None:
         return None
     lower = [evidence.empty] if evidence.empty is not None else []
-    random = [result for result in results if result["family"] == "random_interpolation"]
-    lower += [result for result in random if result["num_samples"] >= evidence.clean["num_samples"]]
+    asked = [result for result in results if result["family"] == RANDOM]
+    asked = [result for result in asked if result["num_samples"] >= evidence.clean["num_samples"]]
+    if not asked and evidence.random is not None:
+        asked = [evidence.random]
+    lower += [result for result in asked if result["num_samples"] >= evidence.clean["num_samples"]]
     shown = ("name", "f1", "f1_interval", "num_samples")
     rows = []
     for control in lower:
@@ -165,11 +192,11 @@ def controls_of(results: list[Result], evidence: Evidence) -> dict[str, Any] | N
         clean, own = evidence.on(evidence.clean["name"], ids), evidence.on(control["name"], ids)
         if not ids or clean is None or own is None:
             continue
-        (comparison,) = compare_paired(clean[None], own, SEED)
+        (comparison,) = paired_bootstrap(clean[None], own, SEED)
         rows.append(
             {key: control[key] for key in shown}
             | {
-                "control": control.get("control") or control["family"],
+                "control": RANDOM if control["family"] == RANDOM else "empty",
                 "difference": comparison.difference,
                 "difference_interval": comparison.interval,
                 "p_value": comparison.p_value,
@@ -208,7 +235,7 @@ def above_empty(name: str, evidence: Evidence) -> bool:
     own, empty = evidence.on(name, ids), evidence.on(evidence.empty["name"], ids)
     if not ids or own is None or empty is None:
         return False
-    (comparison,) = compare_paired(own[None], empty, SEED)
+    (comparison,) = paired_bootstrap(own[None], empty, SEED)
     return comparison.interval[0] > 0
 
 

@@ -12,6 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from latentwire.analysis import three_digits
+from latentwire.evidence import label
 from latentwire.harness.results import open_atomically, writing
 from latentwire.panels import COLOUR_OF, HEAT_TEXT_TURNS, LINES, Group, Row, dial_panels, matrix, reference_lines
 from latentwire.panels import LIGHT as COLOURS
@@ -58,7 +59,7 @@ def ranking(group: Group, top: float) -> Figure:
     for line in reference_lines(group):
         axes.axvline(line["f1"], color=COLOURS[line["kind"]], linestyle=STYLES[line["kind"]], linewidth=1,
                      label=f"{line['label']} {three_digits(line['f1'])}")  # fmt: skip
-    axes.set_yticks(places, [row["experiment"] for row in rows], fontsize=8)
+    axes.set_yticks(places, [label(row) + _few(row, group["num_samples"]) for row in rows], fontsize=8)
     axes.set(xlim=(0, top), ylim=(len(rows) - 0.4, -0.6), xlabel="F1, 95% interval")
     axes.set_title(f"{group['group']}, {group['num_samples']} examples", loc="left", fontsize=10)
     if axes.get_legend_handles_labels()[0]:
@@ -81,8 +82,7 @@ def dials(group: Group, order: list[str], top: float) -> Figure | None:
     for axes, panel in zip(grid, panels, strict=False):
         axes.set_title(panel["family"], loc="left", fontsize=9)
         if panel["kind"] == "grid":
-            scores = [[None if name is None else row_of[name]["f1"] for name in names] for names in panel["cells"]]
-            _heat(axes, scores, panel["values"], panel["row_values"], top)
+            _heat(axes, _cells(panel["cells"], row_of), panel["values"], panel["row_values"], top)
             axes.set(xlabel=panel["dial"], ylabel=panel["row_dial"])
         else:
             _draw_lines(axes, panel, row_of, reference_lines(group), top)
@@ -116,27 +116,44 @@ def matrix_figure(groups: list[Group], order: list[str], top: float) -> Figure |
     if found is None:
         return None
     row_of = {row["name"]: row for group in groups for row in group["ranking"]}
-    scores = [[None if name is None else row_of[name]["f1"] for name in names] for names in found["cells"]]
+    transforms = [_label_of(names, row_of) for names in found["cells"]]
     size = (2.2 + 0.55 * len(found["sources"]), 1.6 + 0.24 * len(found["transforms"]))
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     axes = figure.subplots()
-    _heat(axes, scores, found["sources"], found["transforms"], top)
+    _heat(axes, _cells(found["cells"], row_of), found["sources"], transforms, top)
     axes.tick_params(axis="x", rotation=60, top=True, bottom=False, labeltop=True, labelbottom=False)
-    for label in axes.get_xticklabels():
-        label.set(ha="left", rotation_mode="anchor")
+    for words in axes.get_xticklabels():
+        words.set(ha="left", rotation_mode="anchor")
     axes.set_title("F1", loc="left", fontsize=9)
     return figure
 
 
-def _heat(axes: Axes, scores: list[list[float | None]], columns: list[Any], rows: list[Any], top: float) -> None:
-    """Draw a heat map with the number in each cell; what was not run stays blank."""
-    axes.imshow([[float("nan") if s is None else s for s in line] for line in scores], cmap=HEAT, vmin=0, vmax=top,
-                aspect="auto")  # fmt: skip
-    for y, line in enumerate(scores):
-        for x, score in enumerate(line):
-            if score is not None:
-                ink = COLOURS["on-high" if score / top > HEAT_TEXT_TURNS else "on-low"]
-                axes.text(x, y, three_digits(score), ha="center", va="center", fontsize=7, color=ink)
+def _few(row: Row, most: int) -> str:
+    """Return the number of examples of a row where others have more."""
+    return f" n={row['num_samples']}" if row["num_samples"] < most else ""
+
+
+def _cells(names: list[list[str | None]], row_of: dict[str, Row]) -> list[list[Row | None]]:
+    return [[None if name is None else row_of[name] for name in line] for line in names]
+
+
+def _label_of(names: list[str | None], row_of: dict[str, Row]) -> str:
+    """Return what a line of the matrix is called; one of its cells at least was run."""
+    return next(label(row_of[name]) for name in names if name is not None)
+
+
+def _heat(axes: Axes, cells: list[list[Row | None]], columns: list[Any], rows: list[Any], top: float) -> None:
+    """Draw a heat map with the number in each cell, and its n where others have more; what was not run stays blank."""
+    axes.imshow([[float("nan") if cell is None else cell["f1"] for cell in line] for line in cells], cmap=HEAT,
+                vmin=0, vmax=top, aspect="auto")  # fmt: skip
+    most = max(cell["num_samples"] for line in cells for cell in line if cell is not None)
+    for y, line in enumerate(cells):
+        for x, cell in enumerate(line):
+            if cell is not None:
+                ink = COLOURS["on-high" if cell["f1"] / top > HEAT_TEXT_TURNS else "on-low"]
+                few = _few(cell, most)
+                axes.text(x, y, three_digits(cell["f1"]) + few, ha="center", va="center", fontsize=5 if few else 7,
+                          color=ink)  # fmt: skip
     axes.set_xticks(range(len(columns)), [str(column) for column in columns], fontsize=8)
     axes.set_yticks(range(len(rows)), [str(row) for row in rows], fontsize=8)
     axes.spines[:].set_visible(False)

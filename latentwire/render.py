@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
-from latentwire.analysis import DEAD, three_digits
+from latentwire.analysis import DEAD, coverage, three_digits
 from latentwire.atlas import matrix_table, tolerance_table
+from latentwire.evidence import label
+from latentwire.metrics import FEW as FEW_EXAMPLES
 
 Result = dict[str, Any]
 Table = tuple[list[str], list[list[Any]]]
@@ -17,11 +20,11 @@ FEW = 6  # sources whose rankings are shown whole
 def ranking_table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Return the ranking of all groups as columns and rows of plain values."""
     columns = ["group", "rank", "name", "family", "f1", "f1_low", "f1_high", "num_samples", "em", "empty_rate",
-               "recovered", "difference", "p_holm", "verdict"]  # fmt: skip
+               "recovered", "difference", "p_holm", "verdict", "supervised"]  # fmt: skip
     rows = [
         [group["group"], rank, row["name"], row["family"], row["f1"], *row["f1_interval"],
          row["num_samples"], row["em"], row["empty_rate"], row["recovered"], row.get("difference"), row.get("p_holm"),
-         row["verdict"]]
+         row["verdict"], row["supervised"]]
         for group in summary["analysis"]["groups"]
         for rank, row in enumerate(group["ranking"], 1)
     ]  # fmt: skip
@@ -29,7 +32,7 @@ def ranking_table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 
 def tables(summary: dict[str, Any], examples: list[tuple[Result, list[dict[str, Any]]]]) -> dict[str, Table]:
-    """Return everything worth a table of its own, by name: ranking, controls, matrix, tolerance, examples.
+    """Return everything worth a table of its own, by name: ranking, controls, matrix, tolerance, auto, examples.
 
     Args:
         summary: Of the sweep.
@@ -51,6 +54,8 @@ def tables(summary: dict[str, Any], examples: list[tuple[Result, list[dict[str, 
     if analysis["atlas"] is not None:
         found["matrix"] = matrix_table(analysis["atlas"])
         found["tolerance"] = tolerance_table(analysis["atlas"])
+    if analysis["auto"] is not None:
+        found["auto"] = auto_table(analysis["auto"])
     columns = ["name", "group", "id", "question", "references", "prediction", "f1"]
     rows = [
         [r["name"], r["group"], row["id"], row["question"], " | ".join(row["references"]), row["prediction"], row["f1"]]
@@ -59,6 +64,33 @@ def tables(summary: dict[str, Any], examples: list[tuple[Result, list[dict[str, 
     ]
     found["examples"] = (columns, rows)
     return found
+
+
+def auto_table(auto: dict[str, Any]) -> Table:
+    """Return what the automatic repair brings back, a row for each source."""
+    columns = ["group", "num_samples", "clean_f1", "best", "best_f1", "auto_f1", "share", "share_low", "share_high",
+               "recovered", "met", "reason"]  # fmt: skip
+    rows = [
+        [one["group"], one["num_samples"], one["clean_f1"], one["best"], one["best_f1"], one["auto_f1"], one["share"],
+         *(one["share_interval"] or (None, None)), one["recovered"], one["met"], one["reason"]]
+        for one in auto["sources"]
+    ]  # fmt: skip
+    return columns, rows
+
+
+def incomplete(summary: dict[str, Any]) -> str | None:
+    """Say that results are not the full matrix: that a budget left configurations with fewer examples."""
+    found, budget = coverage(summary["analysis"]["groups"]), summary["budget"]
+    wanted = (budget or {}).get("wanted") or found["most"]
+    if not found["fewer"] and found["most"] >= wanted:
+        return None
+    text = f"Not the full matrix: at most {found['most']} of {wanted} examples were asked"
+    if found["fewer"]:
+        text += (
+            f", and {found['fewer']} of {found['configurations']} configurations were asked fewer of them "
+            f"({found['fewest']} or more); each shows its n"
+        )
+    return text + "."
 
 
 def render(summary: dict[str, Any]) -> str:
@@ -72,10 +104,13 @@ def render(summary: dict[str, Any]) -> str:
     lines += [f"{one['level']}: {one['message']}{_names(one)}" for one in analysis["warnings"]]
     if summary["budget"] is not None:
         lines += _render_budget(summary["budget"])
+    lines += [text for text in [incomplete(summary)] if text is not None]
     for group in analysis["groups"]:
         lines += _render_group(group) if len(analysis["groups"]) <= FEW else _render_briefly(group)
     if analysis["atlas"] is not None:
         lines += _render_matrix(analysis) + _render_tolerance(analysis["atlas"])
+    if analysis["auto"] is not None:
+        lines += _render_auto(analysis["auto"])
     return "\n".join(lines)
 
 
@@ -91,6 +126,11 @@ def _render_budget(budget: dict[str, Any]) -> list[str]:
         f"Budget: {budget['seconds_spent'] / 60:.1f} of {budget['minutes']:g} minutes; all {budget['configurations']} "
         f"configurations on {budget['first']} examples, the last round on {budget['samples']}",
     ]
+    if estimate := budget.get("estimate"):
+        lines.append(
+            f"  begun by an estimate, {estimate['seconds_per_example']:.3f} s an example on {estimate['samples']} of "
+            f"{', '.join(estimate['names'])}; measured in the last round: {budget['seconds_per_example']:.3f} s"
+        )
     for halving in budget["halvings"]:
         left = sum(len(group["left_out"]) for group in halving["groups"])
         lines.append(f"  {halving['why']}; {left} left out")
@@ -113,7 +153,9 @@ def _render_group(group: dict[str, Any]) -> list[str]:
     lines = ["", f"=== source {group['group']}, {group['num_samples']} examples ===", ""]
     lines += _render_controls(group) + _render_ranking(group)
     lines += ["", "Best of each family"]
-    lines += [f"  {row['family']:20} {three_digits(row['f1'])}  {row['experiment']}" for row in group["best_of_family"]]
+    for row in group["best_of_family"]:
+        few = f"  n={row['num_samples']}" if row["num_samples"] < group["num_samples"] else ""
+        lines.append(f"  {row['family']:20} {three_digits(row['f1'])}  {label(row)}{few}")
     if group["dial_means"]:
         lines += ["", "Mean F1 by dial"]
         for entry in group["dial_means"]:
@@ -136,7 +178,7 @@ def _render_group(group: dict[str, Any]) -> list[str]:
 
 def _render_ranking(group: dict[str, Any]) -> list[str]:
     rows = group["ranking"]
-    width = max(len(row["experiment"]) for row in rows)
+    width = max(len(label(row)) for row in rows)
     counts = {row["num_samples"] for row in rows}
     lines = [f"    {'':{width}}  F1    95% interval  EM    empty  back   against the baseline"]
     for rank, row in enumerate(rows, 1):
@@ -146,7 +188,7 @@ def _render_ranking(group: dict[str, Any]) -> list[str]:
         scores = f"{three_digits(row['f1']):5} [{three_digits(low):5} {three_digits(high):5}]"
         scores += f"  {three_digits(row['em']):5} {row['empty_rate']:4.0%}  {_percent(row['recovered']):>5}"
         few = f"n={row['num_samples']} " if len(counts) > 1 else ""
-        lines.append(f"{rank:3} {row['experiment']:{width}}  {scores}   {few}{_against(row)}")
+        lines.append(f"{rank:3} {label(row):{width}}  {scores}   {few}{_against(row)}")
     return lines
 
 
@@ -197,20 +239,24 @@ def _render_matrix(analysis: dict[str, Any]) -> list[str]:
     width = max(len(source["group"]) for source in atlas["sources"])
     lines = ["", "=== the matrix: F1 by source and transform ===", ""]
     lines += ["one configuration of each family, the best over all sources on these examples; all in matrix.csv", ""]
-    lines += [
-        f"  {letter}  {atlas['transforms'][place]['experiment']}" for letter, place in zip(letters, places, strict=True)
-    ]
-    lines += ["", f"{'':{width}}" + "".join(f"{letter:>6}" for letter in letters) + "   * better than the baseline"]
-    for source, cells in zip(atlas["sources"], atlas["matrix"], strict=True):
-        shown = [_cell(cells[place]) for place in places]
-        lines.append(f"{source['group']:{width}}" + "".join(f"{cell:>6}" for cell in shown).rstrip())
+    lines += [f"  {letter}  {label(atlas['transforms'][place])}" for letter, place in zip(letters, places, strict=True)]
+    most = max(cell["num_samples"] for cells in atlas["matrix"] for cell in cells if cell is not None)
+    table = [[_cell(cells[place], most) for place in places] for cells in atlas["matrix"]]
+    wide = max(5, *(len(cell) for cells in table for cell in cells)) + 1
+    told = "   * better than the baseline"
+    if any("/" in cell for cells in table for cell in cells):
+        told += f"; /n: on n examples, not {most}"
+    lines += ["", f"{'':{width}}" + "".join(f"{letter:>{wide}}" for letter in letters) + told]
+    for source, shown in zip(atlas["sources"], table, strict=True):
+        lines.append(f"{source['group']:{width}}" + "".join(f"{cell:>{wide}}" for cell in shown).rstrip())
     return lines
 
 
-def _cell(cell: dict[str, Any] | None) -> str:
+def _cell(cell: dict[str, Any] | None, most: int) -> str:
     if cell is None:
         return "-"
-    return three_digits(cell["f1"]) + ("*" if cell["verdict"] == "better" else " ")
+    few = f"/{cell['num_samples']}" if cell["num_samples"] < most else ""
+    return three_digits(cell["f1"]) + ("*" if cell["verdict"] == "better" else "" if few else " ") + few
 
 
 def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
@@ -224,16 +270,78 @@ def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
             f"clean score ({three_digits(ladder['threshold'])}) ===",
             f"levels {levels} ({ladder['unit']}); 95% interval; the configuration of each family chosen as above",
         ]
+        if ladder["reason"] is not None:
+            lines.append(f"  no tolerance can be told: {ladder['reason']}")
+            continue
         for row in ladder["transforms"]:
             if row["experiment"] in atlas["columns"]:
-                ends = ", ".join(_end(end) for end in row["interval"])
-                lines.append(f"  {row['experiment']:24} {_end(row):>8}  [{ends}]  n={row['num_samples']}")
+                lines.append(f"  {label(row):24} {tolerated(row):>8}  {_ends(row)}  n={row['num_samples']}")
     return lines
 
 
-def _end(end: dict[str, Any]) -> str:
-    """Write a level; `beyond` is above half on the whole ladder, `before` on none of it."""
-    return str(end["status"]) if end["level"] is None else f"{end['level']:.3g}"
+def tolerated(row: dict[str, Any]) -> str:
+    """Write the level to which a transform falls to half of the clean score, or why there is none."""
+    if row["level"] is not None:
+        return f"{row['level']:.3g}"
+    if row["status"] == "beyond":
+        return "above half at every level measured"
+    return "below half on clean text" if row["anchored"] else "below the first level measured"
+
+
+def _ends(row: dict[str, Any]) -> str:
+    if row["interval"] is None:
+        return f"no interval below {FEW_EXAMPLES} examples"
+    words = {"beyond": "past the last", "before": "before the first"}
+    ends = [words.get(end["status"], "") or f"{end['level']:.3g}" for end in row["interval"]]
+    return f"[{', '.join(ends)}]"
+
+
+def _render_auto(auto: dict[str, Any]) -> list[str]:
+    """Show the goal of the automatic repair: source by source, where it fails, and what it costs on clean text."""
+    lines = [
+        "",
+        f"=== the goal of auto: {auto['share_wanted']:.0%} of the clean F1 wherever one transform has it ===",
+        "",
+    ]
+    width = max(6, *(len(one["group"]) for one in auto["sources"]))
+    lines.append(f"{'source':{width}}    n  clean  best single              F1    auto  share of clean")
+    for one in auto["sources"]:
+        if one["share"] is None:
+            lines.append(f"{one['group']:{width}}  cannot be told: {one['reason']}")
+            continue
+        met = "not recovered by any" if not one["recovered"] else ("met" if one["met"] else "NOT met")
+        met += "" if one["clear"] in (True, None) else ", not clearly"
+        lines.append(
+            f"{one['group']:{width}} {one['num_samples']:4}  {three_digits(one['clean_f1']):5}  {one['best']:22} "
+            f"{three_digits(one['best_f1']):5}  {three_digits(one['auto_f1']):5}  {_share(one)}  {met}"
+        )
+    return [*lines, "", *(part for line in goal_lines(auto) for part in textwrap.wrap(line, 100))]
+
+
+def _share(one: dict[str, Any]) -> str:
+    if one["share_interval"] is None:
+        return f"{one['share']:4.0%} (no interval below {FEW_EXAMPLES})"
+    low, high = one["share_interval"]
+    return f"{one['share']:4.0%} [{low:.0%}, {high:.0%}]"
+
+
+def goal_lines(auto: dict[str, Any]) -> list[str]:
+    """Return the verdict on the automatic repair in sentences: met or not, where it fails, the harm, the caveat."""
+    told = {True: "The goal is met", False: "The goal is NOT met", None: "Whether the goal is met cannot be told"}
+    lines = [f"{told[auto['met']]}: auto has {auto['share_wanted']:.0%} of the clean F1 on {auto['reached']} of the "
+             f"{auto['recovered']} sources that a single transform recovers."]  # fmt: skip
+    if auto["failed"]:
+        lines.append(f"It fails on: {', '.join(auto['failed'])}.")
+    for one in auto["harm"]:
+        interval = one["difference_interval"]
+        ends = "no interval" if interval is None else f"[{three_digits(interval[0])}, {three_digits(interval[1])}]"
+        sure = "" if one["clear"] in (True, None) else ", not clearly"
+        lines.append(
+            f"Harm on clean text ({one['group']}, n={one['num_samples']}): F1 {three_digits(one['difference'])} {ends} "
+            f"against the baseline, {'within' if one['met'] else 'NOT within'} the {auto['harm_allowed']:g} allowed"
+            f"{sure}."
+        )
+    return [*lines, auto["definition"], auto["bias"]]
 
 
 def _against(row: dict[str, Any]) -> str:

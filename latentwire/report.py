@@ -9,8 +9,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from latentwire.analysis import coverage
 from latentwire.figures import draw_all
 from latentwire.harness.results import ResultStore, read_json, read_jsonl, write_text_atomically
+from latentwire.metrics import FEW
 from latentwire.panels import (
     COLOUR_OF,
     DARK,
@@ -22,6 +24,7 @@ from latentwire.panels import (
     reference_lines,
     scale_top,
 )
+from latentwire.render import goal_lines, incomplete, tolerated
 
 Summary = dict[str, Any]
 Answers = dict[str, list[dict[str, Any]]]  # name of a result -> its rows: id, question, references, prediction, f1, em
@@ -101,12 +104,31 @@ def collect(summary: Summary, answers: Answers, full: list[dict[str, Any]]) -> d
         "colour_of": COLOUR_OF,
         "line_colours": LINES,
         "matrix": matrix(groups, order),
-        "tolerance": (analysis.get("atlas") or {}).get("tolerance", []),
+        "tolerance": _tolerance(analysis),
+        "most": coverage(analysis["groups"])["most"],
+        "few_examples": FEW,
+        "incomplete": incomplete(summary),
+        "auto": _auto(analysis),
         "examples": choose_examples(answers, ANSWERS),
         "run": _how(summary, full),
         "config": json.dumps(shared([result["config"] for result in full if "config" in result]), indent=1,
                              ensure_ascii=False),
     }  # fmt: skip
+
+
+def _tolerance(analysis: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the tolerances with what is to be read of each."""
+    ladders = (analysis.get("atlas") or {}).get("tolerance", [])
+    return [
+        {**ladder, "transforms": [{**row, "told": tolerated(row)} for row in ladder["transforms"]]}
+        for ladder in ladders
+    ]
+
+
+def _auto(analysis: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the goal of the automatic repair with its verdict in sentences."""
+    auto = analysis.get("auto")
+    return None if auto is None else {**auto, "told": goal_lines(auto)}
 
 
 def _asked(summary: Summary) -> str:

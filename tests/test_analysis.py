@@ -95,7 +95,7 @@ def test_the_table_and_the_text_show_the_ranking():
     group = analysis_of("scaled", {("baseline", "b"): 0, ("rms_matching", "r"): 40})
     summary = {
         "sweep": "s", "total_experiments": 2, "successful": 2, "failed": 0, "budget": None, "controls": [],
-        "analysis": {"groups": [group], "warnings": [], "atlas": None},
+        "analysis": {"groups": [group], "warnings": [], "atlas": None, "auto": None},
     }  # fmt: skip
     columns, rows = ranking_table(summary)
     assert [dict(zip(columns, row, strict=True))["name"] for row in rows] == ["r", "b"]
@@ -255,7 +255,7 @@ def test_winners_of_different_numbers_of_examples_are_told_apart_on_those_in_com
 def render_of(group: dict) -> str:
     summary = {
         "sweep": "s", "total_experiments": 2, "successful": 2, "failed": 0, "budget": None, "controls": [],
-        "analysis": {"groups": [group], "warnings": [], "atlas": None},
+        "analysis": {"groups": [group], "warnings": [], "atlas": None, "auto": None},
     }  # fmt: skip
     return render(summary)
 

@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = sorted(ROOT.glob("*.py"))
 PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks", "examples")]
 CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
-PURE = [f"latentwire.{name}" for name in ("analysis", "atlas", "auto", "budget", "detectors", "evidence", "metrics")]
+PURE = [
+    f"latentwire.{name}" for name in ("analysis", "atlas", "auto", "budget", "detectors", "evidence", "goal", "metrics")
+]
 PURE += [f"latentwire.{name}" for name in ("neighbours", "render", "repairs", "sources", "transform", "transforms")]
 PURE += [f"latentwire.{name}" for name in ("figures", "panels", "report", "vocabulary")]
 PURE += [

@@ -11,7 +11,7 @@ from test_analysis import result_of
 from latentwire.analysis import analyze
 from latentwire.atlas import LADDERS, crossing, matrix_table, tolerance_table
 from latentwire.evidence import Judging
-from latentwire.render import render
+from latentwire.render import render, tolerated
 
 COUNT = 200
 IDS = [f"q{i}" for i in range(COUNT)]
@@ -23,7 +23,9 @@ def right(share: float, count: int = COUNT) -> np.ndarray:
     return (np.floor((places + 1) * share + 1e-9) - np.floor(places * share + 1e-9)).astype(float)
 
 
-def analysis_of(f1s: dict[tuple[str, float | None], dict[str, float]], counts: dict[str, int] | None = None) -> dict:
+def analysis_of(
+    f1s: dict[tuple[str, float | None], dict[str, float]], counts: dict[str, int] | None = None, empty: float = 0.1
+) -> dict:
     """Analyse (source, level) -> transform -> F1."""
     dial = {ladder.source: ladder.dial for ladder in LADDERS}
     results, scores = [], {}
@@ -37,9 +39,9 @@ def analysis_of(f1s: dict[tuple[str, float | None], dict[str, float]], counts: d
             results.append(
                 result_of(family, name, values, group, experiment=family, source=source, source_dials=dials, variant="")
             )
-    empty = result_of("baseline", "control_empty", right(0.1), "text", control="empty", variant="")
-    scores["control_empty"] = (IDS, right(0.1))
-    return analyze(results, scores, [empty], Judging(0.1, 0.05))
+    control = result_of("baseline", "control_empty", right(empty), "text", control="empty", variant="")
+    scores["control_empty"] = (IDS, right(empty))
+    return analyze(results, scores, [control], Judging(0.1, 0.05))
 
 
 def tolerance_of(analysis: dict, ladder: str, transform: str) -> dict:
@@ -83,6 +85,59 @@ def test_the_tolerance_is_where_half_of_the_clean_score_is_left():
     before = tolerance_of(analysis, "noisy", "nearest_k")
     assert (before["status"], before["level"]) == ("before", None)
     assert before["interval"] == [{"status": "before", "level": None}] * 2
+    assert ladder["reason"] is None
+    assert tolerated(before) == "below the first level measured"
+    assert tolerated(tolerance_of(analysis, "noisy", "anchor_offset")) == "above half at every level measured"
+    assert tolerated(before | {"anchored": True}) == "below half on clean text"
+
+
+def test_no_tolerance_where_half_of_the_clean_score_is_what_an_empty_context_has():
+    for empty, told in ((0.3, True), (0.36, False), (0.4, False), (0.5, False)):
+        analysis = analysis_of(NOISY, empty=empty)
+        (ladder,) = analysis["atlas"]["tolerance"]
+        assert (ladder["reason"] is None) == told, empty
+        row = tolerance_of(analysis, "noisy", "baseline")
+        assert (row["level"] is not None) == (row["interval"] is not None) == told
+    assert ladder["reason"] == "an empty context scores F1 .500, not clearly below half of the clean score (.400)"
+    assert (row["status"], row["f1"][0]) == ("not told", pytest.approx(0.6))
+    summary = {"sweep": "atlas", "total_experiments": 12, "successful": 12, "failed": 0, "budget": None,
+               "controls": [], "analysis": analysis}  # fmt: skip
+    assert f"no tolerance can be told: {ladder['reason']}" in render(summary)
+
+
+def test_no_tolerance_where_the_source_cannot_answer():
+    analysis = analysis_of({key: {name: f1 / 10 for name, f1 in row.items()} for key, row in NOISY.items()}, empty=0.0)
+    (ladder,) = analysis["atlas"]["tolerance"]
+    assert ladder["reason"].startswith("the clean baseline reads too little: F1 .080")
+    assert tolerance_of(analysis, "noisy", "baseline")["level"] is None
+
+
+def test_no_interval_from_fewer_than_sixteen_examples():
+    for count in (15, 16):
+        analysis = analysis_of(NOISY, {"baseline@noisy0.0": count})
+        row = tolerance_of(analysis, "noisy", "baseline")
+        assert (row["num_samples"], row["interval"] is None, row["level"] is None) == (count, count < 16, False)
+        columns, rows = tolerance_table(analysis["atlas"])
+        (written,) = [dict(zip(columns, one, strict=True)) for one in rows if one[2] == "baseline"]
+        assert (written["from"] is None) == (written["to"] is None) == (count < 16)
+        summary = {"sweep": "atlas", "total_experiments": 12, "successful": 12, "failed": 0, "budget": None,
+                   "controls": [], "analysis": analysis}  # fmt: skip
+        assert ("no interval below 16 examples  n=15" in render(summary)) == (count < 16)
+
+
+def test_a_chain_that_saw_the_true_tokens_stands_for_no_family():
+    results = [
+        result_of(family, f"{experiment}@{group}", right(f1), group, experiment=experiment, variant="",
+                  fit={"supervised": experiment == "seen"})
+        for group in "xy"
+        for family, experiment, f1 in (("baseline", "b", 0.2), ("chain", "seen", 0.9), ("chain", "blind", 0.5))
+    ]  # fmt: skip
+    scores = {result["name"]: (IDS, right(result["f1"])) for result in results}
+    atlas = analyze(results, scores, [], Judging(0.1, 0.05))["atlas"]
+    assert atlas["columns"] == ["b", "seen", "blind"]
+    assert [transform["supervised"] for transform in atlas["transforms"]] == [False, True, False]
+    columns, rows = matrix_table(atlas)
+    assert [row[columns.index("supervised")] for row in rows] == [False, True, False] * 2
 
 
 def test_the_interval_holds_the_level_as_often_as_it_says():
@@ -208,6 +263,6 @@ def test_the_text_is_readable_on_a_hundred_columns():
     assert "noisy-10.0 .500  .500" in matrix
     assert "  a  baseline" in matrix
     assert "=== tolerance: noisy, snr_db where F1 falls to half of the clean score (.400) ===" in matrix
-    assert "beyond  [beyond, beyond]  n=200" in matrix
+    assert "above half at every level measured  [past the last, past the last]  n=200" in matrix
     assert text.count("Verdict:") == 8
     assert "Best of each family" not in text  # many sources are shown briefly

@@ -83,7 +83,7 @@ def made_up_sweep() -> tuple[dict, dict[str, list[dict]]]:
         "ladder": "scaled up", "source": "scaled", "variant": "", "dial": "factor", "unit": "", "axis": "log",
         "levels": [1.0, 117.0], "threshold": 0.34375,
         "transforms": [{"experiment": "baseline", "family": "baseline", "num_samples": COUNT, "f1": [0.6875, 0.0625],
-                        "status": "crosses", "level": 12.345,
+                        "status": "crosses", "level": 12.345, "anchored": False,
                         "interval": [{"status": "crosses", "level": 9.0}, {"status": "beyond", "level": None}]}],
     }  # fmt: skip
     failed = {"name": "broken", "experiment": "broken", "family": "nearest_k", "source": "text", "group": "text",
