@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from latentwire.budget import Cost, Round, first_round, next_round
 from latentwire.evaluate import FIRST
+from latentwire.evidence import RANDOM
 from latentwire.harness import app
 from latentwire.harness.device import from_first, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.progress import say
 from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
+from latentwire.request import read
 
 Result = dict[str, Any]
 Rounds = Generator[list[Job], list[Result], list[Result]]
@@ -25,8 +27,9 @@ Rounds = Generator[list[Job], list[Result], list[Result]]
 PROBE = 16  # examples of the clean control that tell what an example costs
 ALWAYS = ("baseline", "auto")  # families that are never left out
 TIME_MODEL = (
-    "seconds for each job and for each example of it, as measured in this sweep: at first on the clean control, then "
-    "on all of the last round; identical inputs are decoded once and count with the little that they cost"
+    "seconds for each job and for each example of it, as measured in this sweep: at first estimated on the clean "
+    "control, then on all of the last round; identical inputs are decoded once and count with the little that they "
+    "cost. All seconds up to the last round count, loading, saving and tracking too; the analysis at the end does not"
 )
 BIAS = (
     "Which transforms went on was decided on examples that their scores are made of: the F1 of the best of a source "
@@ -40,9 +43,11 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
     Raises:
         UserError: The budget is no positive number, too small, or has no baseline to be measured on.
     """
+    began = time.monotonic()
     controls = control_jobs(jobs, compose)
     if cfg.budget_minutes is not None:
-        return (yield from _within_budget(cfg, controls, jobs))
+        launching = (time.monotonic() - began) / max(1, len(controls))  # composing a config is most of it
+        return (yield from _within_budget(cfg, controls, jobs, launching))
     of_controls = (yield controls) if controls else []
     return [*(yield jobs), *of_controls]
 
@@ -50,20 +55,23 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
 def control_jobs(jobs: list[Job], compose: Callable[[Sequence[str]], Job]) -> list[Job]:
     """Return the controls of a sweep that has a baseline, once for each model, data and settings among its jobs.
 
-    Clean is the baseline on text; where the sweep has that it is its own control.
+    Clean is the baseline on text, random are random tokens; where the sweep has these they are its own controls.
     """
     nodes = [node for job in jobs for node in (job.config.embed_source, job.config.embed_transform)]
     dials = {str(dial) for node in nodes for dial in node.dials}
-    clean: dict[tuple[str, ...], bool] = {}  # by all settings but the source and the transform: is there one already?
+    there: dict[tuple[str, ...], set[str]] = {}  # by all settings but the source and the transform: what there is
     for job in jobs:
-        if job.config.embed_transform.name == "baseline":
-            keys = {override: override.split("=", 1)[0] for override in job.overrides}
-            rest = tuple(o for o, key in keys.items() if key not in {"embed_source", "embed_transform", *dials})
-            clean[rest] = clean.get(rest, False) or _is_clean(job)
-    wanted = [
-        (rest, name) for rest, there in clean.items() for name in ("clean", "empty") if name == "empty" or not there
+        keys = {override: override.split("=", 1)[0] for override in job.overrides}
+        rest = tuple(o for o, key in keys.items() if key not in {"embed_source", "embed_transform", *dials})
+        family = job.config.embed_transform.name
+        own = {"baseline": family == "baseline", "clean": _is_clean(job), "random": family == RANDOM}
+        there.setdefault(rest, set()).update(name for name, is_one in own.items() if is_one)
+    return [
+        compose([*rest, f"control={name}"])
+        for rest, own in there.items()
+        for name in ("clean", "empty", "random")
+        if "baseline" in own and name not in own
     ]
-    return [compose([*rest, f"control={name}"]) for rest, name in wanted]
 
 
 def plan_path(folder: Path) -> Path:
@@ -77,26 +85,14 @@ def _is_clean(job: Job) -> bool:
     return about == ("text", "baseline") and job.config.control != "empty"
 
 
-class _Clock:
-    """What launching jobs costs besides the jobs: composing their configs, mostly."""
-
-    def __init__(self, before: float) -> None:
-        self.before = before + time.monotonic() - app.started  # of killed runs of this sweep, and up to here
-        self.began, self.in_jobs, self.launched = time.monotonic(), app.in_jobs, 0
-
-    @property
-    def launching(self) -> float:
-        """Seconds since the beginning that no job used."""
-        return time.monotonic() - self.began - (app.in_jobs - self.in_jobs)
-
-    def cost(self, results: list[Result]) -> Cost:
-        """Return what these results cost, and what launching a job did so far."""
-        count = sum(result["num_samples"] for result in results)
-        beside = sum(result["job_sec"] - result["time_sec"] for result in results) / len(results)
-        return Cost(self.launching / self.launched + beside, sum(result["time_sec"] for result in results) / count)
+def _cost(results: Sequence[Result], launches: int) -> Cost:
+    """Return what a job and an example of these results cost; each was launched so many times."""
+    count = sum(result["num_samples"] for result in results)
+    beside = sum(result["job_sec"] - result["time_sec"] for result in results)
+    return Cost(beside / (launches * len(results)), sum(result["time_sec"] for result in results) / count)
 
 
-def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job]) -> Rounds:
+def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launching: float) -> Rounds:
     """Run rounds until the budget or the examples are used up.
 
     Every decision is written down when it is made: a killed sweep goes on with the decisions there are, and with the
@@ -111,25 +107,31 @@ def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job]) -> Rou
     if not all(isinstance(job.config.samples, int) for job in jobs):
         raise UserError(f"samples={jobs[0].config.samples}: expected a whole number")
     most = min(job.config.samples for job in jobs)
-    plan = _open_plan(cfg, state, controls, jobs, most)
-    clock = _Clock(plan["launch_sec"])
+    plan = _open_plan(cfg, state, [*controls, *jobs], most)
     every = {job.config.name: job for job in [*controls, *jobs]}
 
     if plan["first"] is None:
         probes = [job for job in every.values() if _is_clean(job)]
-        clock.launched += len(probes)
         probed = yield [_asking(job, min(PROBE, most)) for job in probes]
         if any(result["status"] != "ok" for result in probed):
             broken = next(result for result in probed if result["status"] != "ok")
             raise UserError(f"budget_minutes: {broken['name']} failed ({broken.get('error')}); mend that first")
-        # loading the model is no part of what a job costs
-        cost = from_first(state, clock.cost([result | {"job_sec": result["time_sec"]} for result in probed]))
+        # the probe's own seconds beside its examples are loading the model, which no other job does
+        cost = from_first(state, Cost(launching, _cost(probed, 1).per_example))
+        plan["estimate"] = {
+            "names": [result["name"] for result in probed],
+            "samples": min(result["num_samples"] for result in probed),
+            "seconds_per_example": cost.per_example,
+        }
         plan["first"] = first_round(len(every), cost, seconds, FIRST, most)
         _save(cfg, state, plan)
 
     groups: dict[str, list[str]] = {job.config.group: [] for job in jobs}
+    random: dict[str, str] = {}  # the first of each variant is a control: the same tokens whatever the source
     for job in jobs:
-        if job.config.embed_transform.name not in ALWAYS:
+        if job.config.embed_transform.name == RANDOM:
+            random.setdefault(job.config.variant, job.config.name)
+        if job.config.embed_transform.name not in ALWAYS and job.config.name not in random.values():
             groups[job.config.group].append(job.config.name)
     contenders = {name for members in groups.values() for name in members}
     asked = dict.fromkeys(every, plan["first"])
@@ -139,7 +141,6 @@ def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job]) -> Rou
     results: dict[str, Result] = {}
     todo = list(every)
     while True:
-        clock.launched += len(todo)
         results |= zip(todo, (yield [_asking(every[name], asked[name]) for name in todo]), strict=True)
         now = max(asked.values())
         running = {name: results[name] for name in every if asked[name] == now and results[name]["status"] == "ok"}
@@ -150,9 +151,9 @@ def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job]) -> Rou
             for group, members in groups.items()
         }
         spent = sum(result.get("job_sec", 0.0) for result in results.values())
-        cost, launching = from_first(state, (clock.cost(list(running.values())), clock.launching))
-        plan["launch_sec"] = round(clock.before + launching, 3)
-        plan["seconds_spent"] = round(spent + plan["launch_sec"], 3)
+        cost = _cost(list(running.values()), 1 + len(plan["halvings"]))
+        cost, spent = from_first(state, (cost, spent + app.lap(count=False)))
+        plan["seconds_spent"] = round(spent, 3)
         plan["seconds_per_example"] = cost.per_example
         decided = next_round(standings, len(every) - len(contenders), now, most, cost, seconds - plan["seconds_spent"])
         if decided.kept:
@@ -181,10 +182,14 @@ def _seconds(minutes: Any) -> float:
 
 
 def _f1(store: ResultStore, result: Result, count: int) -> float:
-    """Return the mean F1 of the first examples; a larger budget spent here before may have left more."""
+    """Return the mean F1 of the first examples; a larger budget spent here before may have left more.
+
+    Rounded, so that means of the same scores in another order are equal, and the order of the sweep decides.
+    """
     if result["num_samples"] <= count:
-        return float(result["f1"])
-    return sum(row["f1"] for row in read_jsonl(store.predictions_path(result["name"]))[:count]) / count
+        return round(float(result["f1"]), 9)
+    rows = read_jsonl(store.predictions_path(result["name"]))[:count]
+    return round(sum(row["f1"] for row in rows) / count, 9)
 
 
 def _asking(job: Job, count: int) -> Job:
@@ -226,10 +231,12 @@ def _halving(
     }
 
 
-def _open_plan(cfg: DictConfig, state: PartialState, controls: list[Job], jobs: list[Job], most: int) -> dict[str, Any]:
-    """Return the plan of this very sweep, begun before or new; another one is moved to replaced/."""
-    shared = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("model", "data")}
-    key = config_hash([cfg.budget_minutes, most, shared, [job.overrides for job in [*controls, *jobs]]])
+def _open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) -> dict[str, Any]:
+    """Return the plan of this very sweep, begun before or new; another one is moved to replaced/.
+
+    A plan decides on results: its key is made of theirs, which hold model, data, settings, device and version.
+    """
+    key = config_hash([cfg.budget_minutes, [[job.config.name, read(job.config, state, FIRST).key] for job in jobs]])
     path = plan_path(Path(cfg.out))
     plan = None
     if state.is_main_process and path.exists():
@@ -243,12 +250,13 @@ def _open_plan(cfg: DictConfig, state: PartialState, controls: list[Job], jobs: 
     new = {
         "key": key,
         "minutes": float(cfg.budget_minutes),
-        "configurations": len(jobs),
+        "configurations": sum(job.config.control == "none" for job in jobs),
+        "wanted": most,
+        "estimate": None,
         "first": None,
         "samples": None,
         "seconds_per_example": None,
         "seconds_spent": 0.0,
-        "launch_sec": 0.0,
         "time_model": TIME_MODEL,
         "halvings": [],
         "stopped": None,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 import traceback
-from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import transformers
 from accelerate import PartialState
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import latentwire
 from latentwire import rounds
@@ -26,9 +24,9 @@ from latentwire.analysis import ById, Judging, analyze, three_digits
 from latentwire.atlas import matrix_table
 from latentwire.data import DataSpec
 from latentwire.detectors import Finding, too_fast
-from latentwire.evaluate import FIRST, Bench, Choice, Settings, evaluate, identity, prepare, without_passages
+from latentwire.evaluate import FIRST, Bench, Choice, Settings, evaluate, prepare, without_passages
 from latentwire.harness import app
-from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, from_first, place
+from latentwire.harness.device import describe_machine, from_first, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import (
@@ -46,6 +44,7 @@ from latentwire.harness.tracking import Tracker, make_tracker
 from latentwire.models import ModelSpec
 from latentwire.render import render, tables
 from latentwire.report import write_report
+from latentwire.request import plain, read
 
 NEEDED = {"name", "experiment", "family", "dials", "source", "group", "config", "num_samples", "identity",
           "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # by whatever reads a finished result
@@ -64,22 +63,14 @@ def run(cfg: DictConfig) -> Result:
         UserError: Nothing can be evaluated (model, data, settings, output folder), or, outside a sweep, this
             configuration failed. Within a sweep a failed configuration is a result of its own.
     """
-    started = time.perf_counter()
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     if cfg.budget_minutes is not None and not sweeping:
         raise UserError(f"budget_minutes={cfg.budget_minutes}: belongs to a sweep; add -m, or leave it out")
     state = place(cfg.device)
-    asked = {field.name: cfg[field.name] for field in fields(Settings)}
-    asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
-    settings = app.typed(Settings, asked)
-    model = app.typed(ModelSpec, cfg.model, "model.")
-    data = app.typed(DataSpec, cfg.data, "data.")
-    source = Choice(cfg.embed_source.name, _plain(cfg.embed_source.dials))
-    transform = Choice(cfg.embed_transform.name, _plain(cfg.embed_transform.dials))
-    dtype = choose_dtype(settings.dtype, state.device)
-    first = FIRST if cfg.asked is not None else 0
-    about = identity(model, data, settings, dtype, source, transform, cfg.control != "empty", first)
-    key = config_hash({**about, "version": latentwire.__version__})
+    request = read(cfg, state, FIRST if cfg.asked is not None else 0)
+    model, data, settings, source, transform = (
+        request.model, request.data, request.settings, request.source, request.transform,
+    )  # fmt: skip
     store = ResultStore(Path(cfg.out))
     head: Result = {
         "name": cfg.name,
@@ -91,7 +82,7 @@ def run(cfg: DictConfig) -> Result:
         "group": cfg.group,
         "variant": cfg.variant,
         "control": None if cfg.control == "none" else cfg.control,
-        "config_hash": key,
+        "config_hash": request.key,
         "model": model.name,
         "model_id": model.package or model.repo or model.path or model.name,
         "data": data.name,
@@ -101,24 +92,24 @@ def run(cfg: DictConfig) -> Result:
     if result is None:
         if state.is_main_process:
             store.require_writable()
-        bench = _bench(_Recipe(model, data, settings, state, first))
-        if cfg.control == "empty":
+        bench = _bench(_Recipe(model, data, settings, state, request.first))
+        if not request.passage:
             bench = without_passages(bench)
         title = _title(cfg.name)
         known = read_jsonl(store.predictions_path(cfg.name)) if before is not None else []
         body, predictions = _attempt(bench, source, transform, state, title, cfg.asked, known)
-        body = from_first(state, _continued(before, body, time.perf_counter() - started))
+        body = from_first(state, _continued(before, body, app.lap(count=True)))
         result = {
             **head,
             **body,
             "asked": cfg.asked,
             "seed": settings.seed,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": str(request.dtype).removeprefix("torch."),
             "device": describe_machine(state.device),
             "processes": state.num_processes,
             "versions": _versions(),
             "git_commit": git_commit(app.ROOT),
-            "config": _plain(cfg),
+            "config": plain(cfg),
         }
         if state.is_main_process:
             store.save(cfg.name, result, predictions)
@@ -347,13 +338,17 @@ def _is_enough(result: Result, asked: int | None) -> bool:
 
 
 def _continued(before: Result | None, body: Result, job_sec: float) -> Result:
-    """Add the time and the findings of a result to those of its extension."""
+    """Add the time and the findings of a result to those of its extension.
+
+    A job's seconds are all since the result before it: loading, composing its config, saving and tracking that one.
+    """
     earlier = before or {"time_sec": 0.0, "job_sec": 0.0, "timing": {}, "warnings": []}
     body = {**body, "job_sec": round(earlier["job_sec"] + job_sec, 3)}
     if body["status"] != "ok":
         return body
     seconds = round(earlier["time_sec"] + body["time_sec"], 3)
-    timing = {key: value + earlier["timing"].get(key, 0) for key, value in body["timing"].items()}
+    added = {key: value for key, value in earlier["timing"].items() if not key.startswith("shots_")}
+    timing = {key: value + added.get(key, 0) for key, value in body["timing"].items()}
     # what is said of all answers is said of those there are now
     kept = [one for one in earlier["warnings"] if one["kind"] in ("same_output", "dtype_changed")]
     return {
@@ -390,10 +385,6 @@ def _attempt(
             "traceback": traceback.format_exc(),
         }, None
     return {"status": "ok", **scores}, predictions
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True)
 
 
 def _title(name: str) -> str:

@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from test_sweep import command, environment, load, without_timings
 
 from latentwire import rounds, sweep
 from latentwire.budget import Cost, first_round, next_round
 from latentwire.evaluate import block_ends
+from latentwire.harness import app
 from latentwire.harness.errors import UserError
+from latentwire.harness.grids import Job
 
 A_SECOND = Cost(0.0, 1.0)
 
@@ -92,21 +95,12 @@ SWEEP = ["-m", "embed_transform=baseline,rms_matching,nearest_k,anchor_offset,ra
 def exact_costs(monkeypatch):
     """Costs that do not depend on the machine: a second for each example, nothing for launching a job."""
 
-    class Clock:
-        before = launching = 0.0
-        launched = 0
-
-        def __init__(self, before: float) -> None:
-            assert before == 0
-
-        def cost(self, results: list[dict]) -> Cost:
-            return A_SECOND
-
-    monkeypatch.setattr(rounds, "_Clock", Clock)
+    monkeypatch.setattr(rounds, "_cost", lambda results, launches: A_SECOND)
+    monkeypatch.setattr(app, "lap", lambda *, count: 0.0)
     real = rounds._within_budget
 
-    def at_a_second_each(cfg, controls, jobs):
-        inner = real(cfg, controls, jobs)
+    def at_a_second_each(cfg, controls, jobs, launching):
+        inner = real(cfg, controls, jobs, launching)
         answers = None
         while True:
             try:
@@ -120,36 +114,45 @@ def exact_costs(monkeypatch):
 
 @pytest.mark.slow
 def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_costs, monkeypatch):
-    # 11 jobs: 4 examples of all cost 44 s, the clean control has 16 already; then 3 always go on, of 4 and 4
-    # contenders 2 and 2 for 28 s, 1 and 1 for 40 s; 14 s are left
-    status, out, err = cli(*SWEEP, "budget_minutes=2.1")
+    # 11 jobs: 4 examples of all cost 44 s, the clean control has 16 already; then 4 always go on (baselines, random
+    # tokens on text, the empty context), of 3 and 4 contenders 2 and 2 for 28 s, 1 and 1 for 40 s; 8 s are left
+    status, out, err = cli(*SWEEP, "budget_minutes=2.2")
     assert status == 0, err
     assert "[1/1] baseline  F1" in err.splitlines()[2]  # what an example costs is measured on the clean control alone
     summary = load("outputs/single/summary.json")
     budget = summary["budget"]
     assert summary["total_experiments"] == 10
-    assert (budget["minutes"], budget["first"], budget["configurations"], budget["samples"]) == (2.1, 4, 10, 16)
+    assert (budget["minutes"], budget["first"], budget["configurations"], budget["samples"]) == (2.2, 4, 10, 16)
+    assert (budget["wanted"], budget["estimate"]) == (
+        20, {"names": ["baseline"], "samples": 16, "seconds_per_example": 1.0},
+    )  # fmt: skip
+    assert "begun by an estimate, 1.000 s an example on 16 of baseline" in out
+    assert summary["analysis"]["coverage"] == {"configurations": 10, "most": 16, "fewest": 4, "fewer": 5}
+    assert "Not the full matrix: at most 16 of 20 examples were asked, and 5 of 10 configurations" in out
     samples = {result["name"]: result["num_samples"] for result in summary["results"]}
     assert samples["baseline"] == samples["baseline@scaled117.0"] == 16
-    assert sorted(samples.values()) == [4] * 4 + [8] * 2 + [16] * 4
+    assert samples["random_k3"] == 16
+    assert sorted(samples.values()) == [4] * 3 + [8] * 2 + [16] * 5
     assert [control["num_samples"] for control in summary["controls"]] == [16]
     first, second = budget["halvings"]
     assert (first["samples"], second["samples"]) == (8, 16)
-    for halving, kept in ((first, 2), (second, 1)):
+    for halving, kept, left_out in ((first, 2, [1, 2]), (second, 1, [1, 1])):
         assert [len(group["kept"]) for group in halving["groups"]] == [kept, kept]
-        assert [len(group["left_out"]) for group in halving["groups"]] == [kept, kept]
-    left_out = {name for group in first["groups"] for name in group["left_out"]}
-    assert all(samples[name] == 4 for name in left_out if name in samples)
-    assert budget["seconds_spent"] == 4 * 4 + 2 * 8 + 5 * 16
+        assert [len(group["left_out"]) for group in halving["groups"]] == left_out
+    assert [samples[name] for name in first["groups"][0]["left_out"]] == [4]
+    assert budget["seconds_spent"] == 3 * 4 + 2 * 8 + 6 * 16
     assert budget["stopped"] == (
-        "the budget is used up: 20 examples of one transform for each source need about 20 s more, 14 s are left"
+        "the budget is used up: 20 examples of one transform for each source need about 24 s more, 8 s are left"
     )
     assert budget["stopped"] in out
-    assert "4 left out" in out
+    assert "3 left out" in out
+    for group in summary["analysis"]["groups"]:
+        lower = [(row["name"], row["num_samples"]) for row in group["controls"]["lower"]]
+        assert lower == [("control_empty", 16), ("random_k3", 16)]  # where its own was left out too
     assert " n=4 " in out
     # The same command again runs nothing and says the same.
     written = {path: path.stat().st_mtime_ns for path in Path("outputs/single").glob("*.jsonl")}
-    _, again, err = cli(*SWEEP, "budget_minutes=2.1")
+    _, again, err = cli(*SWEEP, "budget_minutes=2.2")
     assert again == out
     assert err.count("(finished before)") == 11
     assert {path: path.stat().st_mtime_ns for path in Path("outputs/single").glob("*.jsonl")} == written
@@ -165,11 +168,11 @@ def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_co
             return real(*arguments)
 
         monkeypatch.setattr(sweep, "evaluate", interrupting)
-        assert cli(*SWEEP, "budget_minutes=2.1", "out=again")[0] == 130
+        assert cli(*SWEEP, "budget_minutes=2.2", "out=again")[0] == 130
     monkeypatch.setattr(sweep, "evaluate", real)
-    assert cli(*SWEEP, "budget_minutes=2.1", "out=again")[0] == 0
+    assert cli(*SWEEP, "budget_minutes=2.2", "out=again")[0] == 0
     resumed = load("again/summary.json")
-    assert resumed["budget"].pop("key") != summary["budget"].pop("key")  # another folder is another command
+    assert resumed["budget"]["key"] == summary["budget"]["key"]  # the same results are decided on
     assert without_timings(resumed) == without_timings(summary)
     assert not list(Path("again/replaced").glob("*"))
     # Another budget is another plan over the same results.
@@ -179,6 +182,20 @@ def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_co
     assert (more["budget"]["stopped"], more["budget"]["halvings"]) == ("all 20 examples are asked", [])
     assert {result["num_samples"] for result in more["results"]} == {20}
     assert load(f"again/replaced/plan.{plan['key']}.json") == plan
+
+
+def test_the_estimate_at_the_start_holds_the_launching_of_jobs(cli, exact_costs, monkeypatch):
+    real = rounds.control_jobs
+
+    def slow(jobs, compose):
+        time.sleep(0.5)
+        return real(jobs, compose)
+
+    monkeypatch.setattr(rounds, "control_jobs", slow)
+    # 44 s for 4 examples each, a quarter more are 55 s; with half a second for each of 11 jobs about 62 s
+    status, _, err = cli(*SWEEP, "budget_minutes=0.95")
+    assert status == 1
+    assert "11 configurations on 4 examples each need about 1.0 minutes here" in err
 
 
 def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
@@ -225,6 +242,7 @@ def test_a_killed_budgeted_sweep_goes_on_with_its_plan(tmp_path):
         (tmp_path / folder).mkdir()
     subprocess.run(command(*asked), cwd=tmp_path / "whole", env=environment(), check=True, capture_output=True)
     out = tmp_path / "killed/outputs/single"
+    kept: dict[Path, int] = {}
     for wanted in (2, 5):
         process = subprocess.Popen(
             command(*asked), cwd=tmp_path / "killed", env=environment(), stderr=subprocess.DEVNULL,
@@ -236,12 +254,62 @@ def test_a_killed_budgeted_sweep_goes_on_with_its_plan(tmp_path):
                 break
             time.sleep(0.002)
         assert process.wait() == -signal.SIGKILL
+        finished = {path: path.stat().st_mtime_ns for path in out.glob("*.json") if path.name != "plan.json"}
+        assert {path: finished[path] for path in kept} == kept
+        kept = {path: written for path, written in finished.items() if load(path)["num_samples"] == 20}
     subprocess.run(command(*asked), cwd=tmp_path / "killed", env=environment(), check=True, capture_output=True)
+    assert kept and {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing finished is asked again
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["seconds_spent"] >= sum(load(path)["job_sec"] for path in kept)  # and what it cost is counted
     summaries = []
     for folder in ("whole", "killed"):
         summary = without_timings(load(tmp_path / folder / "outputs/single/summary.json"))
-        for key in ("seconds_spent", "seconds_per_example", "launch_sec"):
+        for key in ("seconds_spent", "seconds_per_example", "estimate"):
             del summary["budget"][key]
         summaries.append(summary)
     assert summaries[0] == summaries[1]
-    assert json.loads((out / "plan.json").read_text())["stopped"] == "all 20 examples are asked"
+    assert plan["stopped"] == "all 20 examples are asked"
+
+
+def test_what_a_job_and_an_example_cost():
+    results = [
+        {"num_samples": 8, "time_sec": 4.0, "job_sec": 7.0},
+        {"num_samples": 8, "time_sec": 12.0, "job_sec": 13.0},
+    ]
+    assert rounds._cost(results, 1) == Cost(2.0, 1.0)
+    assert rounds._cost(results, 2) == Cost(1.0, 1.0)
+
+
+def test_a_lap_holds_all_seconds_since_they_were_counted(monkeypatch):
+    times = iter([10.0, 12.5, 13.0, 14.0])
+    monkeypatch.setattr(app.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(app, "counted", 9.0)
+    assert [app.lap(count=count) for count in (False, True, False, True)] == [1.0, 3.5, 0.5, 1.5]
+
+
+@pytest.mark.parametrize("change", ["seed=1", "data=file", "max_new_tokens=3", "version"])
+def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
+    from hydra import compose, initialize_config_dir
+
+    from latentwire import request
+    from latentwire.harness.device import place
+
+    (tmp_path / "mine.jsonl").write_text(
+        '{"id": "q", "context": "Number one lives here.", "question": "Who?", "answers": "Number one"}'
+    )
+    state = place("cpu")
+
+    def key(*overrides: str) -> str:
+        with initialize_config_dir(str(app.CONF), version_base="1.3"):
+            cfg = compose("run", overrides=["model=tiny_random", "samples=20", f"out={tmp_path}", *overrides])
+        job = Job([], cfg)
+        with_budget = OmegaConf.merge(cfg, {"budget_minutes": 5})
+        return rounds._open_plan(with_budget, state, [job], 20)["key"]
+
+    before = key()
+    assert before == key("only=base*", "wished=0.1")  # what decides no result
+    if change == "version":
+        monkeypatch.setattr(request.latentwire, "__version__", "9")
+        assert key() != before
+    else:
+        assert key(change, *([f"path={tmp_path / 'mine.jsonl'}"] if change == "data=file" else [])) != before

@@ -285,4 +285,6 @@ def test_a_control_is_named_for_what_it_is():
         cfg = compose("run", overrides=[f"control={name}", "embed_source=text", "embed_transform=baseline"])
         assert (cfg.name, cfg.group, cfg.embed_source.name) == (f"control_{name}", "text", "text")
         assert cfg.embed_transform.name == "baseline"
+    cfg = compose("run", overrides=["control=random"])
+    assert (cfg.name, cfg.group, cfg.embed_transform.name) == ("control_random", "text", "random_interpolation")
     assert compose("run").name == "baseline"

@@ -15,6 +15,7 @@ import pytest
 
 from latentwire.evaluate import FITTED_ON
 from latentwire.harness import app
+from latentwire.harness.results import ResultStore
 from latentwire.metrics import f1_score
 
 SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
@@ -136,7 +137,7 @@ def test_finished_configurations_are_not_run_again_unless_forced(cli):
     before = load("outputs/smoke/summary.json")
     written = Path("outputs/smoke/baseline.json").stat().st_mtime_ns
     _, _, err = cli(*command)
-    assert err.count("(finished before)") == 3  # the empty context too
+    assert err.count("(finished before)") == 4  # the empty context and the random tokens too
     assert Path("outputs/smoke/baseline.json").stat().st_mtime_ns == written
     assert load("outputs/smoke/summary.json") == before
     _, _, err = cli(*command, "force=true")
@@ -250,9 +251,46 @@ def test_controls_stand_beside_a_sweep_and_are_not_counted(cli):
 def test_the_baseline_on_text_is_its_own_clean_control(cli):
     cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
     summary = load("outputs/smoke/summary.json")
-    assert [control["name"] for control in summary["controls"]] == ["control_empty"]
+    assert [control["name"] for control in summary["controls"]] == ["control_empty", "control_random"]
     assert summary["analysis"]["groups"][0]["controls"]["clean"]["name"] == "baseline"
     assert not Path("outputs/smoke/control_clean.json").exists()
+
+
+def test_random_tokens_stand_beside_a_sweep_that_has_none_and_are_not_run_twice(cli):
+    arguments = [*SMALL, "embed_source=text,scaled", "floor=0"]
+    assert cli("-m", *arguments, "embed_transform=baseline,rms_matching")[0] == 0
+    summary = load("outputs/single/summary.json")
+    assert [(c["name"], c["control"], c["source"]) for c in summary["controls"]] == [
+        ("control_empty", "empty", "text"), ("control_random", "random", "text"),
+    ]  # fmt: skip
+    for group in summary["analysis"]["groups"]:
+        lower = [(row["name"], row["control"]) for row in group["controls"]["lower"]]
+        assert lower == [("control_empty", "empty"), ("control_random", "random_interpolation")]
+    # They are what the sweep's own would be, on any source.
+    assert cli("-m", *arguments, "embed_transform=baseline,random_interpolation", "k=3", "out=own")[0] == 0
+    own = load("own/summary.json")
+    assert [control["name"] for control in own["controls"]] == ["control_empty"]
+    control = Path("outputs/single/control_random.predictions.jsonl")
+    rows = [
+        [row["prediction"] for row in map(json.loads, path.read_text().splitlines())]
+        for path in (control, *(Path(f"own/random_k3{end}.predictions.jsonl") for end in ("", "@scaled117.0")))
+    ]
+    assert rows[0] == rows[1] == rows[2]
+
+
+def test_the_seconds_of_a_job_hold_what_came_before_it(cli, monkeypatch):
+    real = ResultStore.save
+
+    def slow(self, name, result, predictions):
+        time.sleep(0.3 if name == "control_empty" else 0)
+        real(self, name, result, predictions)
+
+    monkeypatch.setattr(ResultStore, "save", slow)
+    assert cli("-m", *SMALL, "embed_transform=baseline,rms_matching")[0] == 0
+    summary = load("outputs/single/summary.json")
+    results = {result["name"]: result for result in [*summary["results"], *summary["controls"]]}
+    assert results["control_random"]["job_sec"] >= 0.3  # it was saved while this one's time ran
+    assert all(result["job_sec"] > result["time_sec"] for result in results.values())
 
 
 def test_the_wish_and_the_floor_are_read_again_by_the_analysis(cli):

@@ -45,8 +45,7 @@ class Task:
 tasks: dict[str, Task] = {}
 entry = "run"  # root of the config tree that this program reads: run or train
 position: tuple[int, int] | None = None  # this job among those of the sweep, (3, 35)
-started = time.monotonic()  # when this command did
-in_jobs = 0.0  # seconds that its jobs used since then
+counted = time.monotonic()  # when this command began, or when a result last counted its seconds
 
 
 def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] | None = None) -> None:
@@ -57,9 +56,9 @@ def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] 
         known_tasks: The jobs of this entry.
         arguments: The command line, without the program's name; by default the real one.
     """
-    global entry, started
+    global entry, counted
     entry = config_name
-    started = time.monotonic()
+    counted = time.monotonic()
     tasks.clear()
     tasks.update(known_tasks)
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -94,16 +93,26 @@ class _StoppedError(BaseException):
 
 
 def _run(cfg: DictConfig) -> Any:
-    global in_jobs
-    began = time.monotonic()
     try:
         if cfg.task not in tasks:
             raise UserError(f"task={cfg.task}: not a task of {entry}.py; use one of {', '.join(tasks)}")
         return _function(tasks[cfg.task].run)(cfg)
     except Exception as error:
         raise _StoppedError(error) from error
-    finally:
-        in_jobs += time.monotonic() - began
+
+
+def lap(*, count: bool) -> float:
+    """Return the seconds of this command since a result last counted them, whatever they were spent on.
+
+    Args:
+        count: These seconds are now counted with a result; the next lap begins here.
+    """
+    global counted
+    now = time.monotonic()
+    seconds = now - counted
+    if count:
+        counted = now
+    return seconds
 
 
 def command() -> str:
