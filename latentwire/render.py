@@ -271,7 +271,8 @@ def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
             f"levels {levels} ({ladder['unit']}); 95% interval; the configuration of each family chosen as above",
         ]
         if ladder["reason"] is not None:
-            lines.append(f"  no tolerance can be told: {ladder['reason']}")
+            text = f"no tolerance can be told: {ladder['reason']}"
+            lines += textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ")
             continue
         for row in ladder["transforms"]:
             if row["experiment"] in atlas["columns"]:
@@ -307,7 +308,8 @@ def _render_auto(auto: dict[str, Any]) -> list[str]:
     lines.append(f"{'source':{width}}    n  clean  best single              F1    auto  share of clean")
     for one in auto["sources"]:
         if one["share"] is None:
-            lines.append(f"{one['group']:{width}}  cannot be told: {one['reason']}")
+            text = f"{one['group']:{width}}  cannot be told: {one['reason']}"
+            lines += textwrap.wrap(text, 100, subsequent_indent=" " * (width + 2))
             continue
         met = "not recovered by any" if not one["recovered"] else ("met" if one["met"] else "NOT met")
         met += "" if one["clear"] in (True, None) else ", not clearly"

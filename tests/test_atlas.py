@@ -102,7 +102,7 @@ def test_no_tolerance_where_half_of_the_clean_score_is_what_an_empty_context_has
     assert (row["status"], row["f1"][0]) == ("not told", pytest.approx(0.6))
     summary = {"sweep": "atlas", "total_experiments": 12, "successful": 12, "failed": 0, "budget": None,
                "controls": [], "analysis": analysis}  # fmt: skip
-    assert f"no tolerance can be told: {ladder['reason']}" in render(summary)
+    assert f"no tolerance can be told: {ladder['reason']}" in " ".join(render(summary).split())
 
 
 def test_no_tolerance_where_the_source_cannot_answer():
