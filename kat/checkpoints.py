@@ -10,8 +10,8 @@ from typing import Any
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import config_hash, read_json
+from latentwire.models import weight_files
 
-WEIGHTS = ("*.safetensors", "*.bin")
 READ_TOO = ("*.json", "*.jinja", "*.model", "*.txt")  # settings and tokenizer
 # Settings of a run that decide nothing it learns, and the sampler, by which they are meant to differ.
 NOT_COMPARED = ("sampler", "out", "name", "variant", "folder", "force", "only", "tracker", "keep", "checkpoint_every")
@@ -49,10 +49,7 @@ def find_models(paths: Mapping[str, str]) -> list[TrainedModel]:
     found = []
     for letter, (setting, folder) in zip("abcdefghijklmnopqrstuvwxyz", folders.items(), strict=False):
         twice = sum(name == names[setting] for name in names.values()) > 1
-        weights = sorted(file_sha256(path) for pattern in WEIGHTS for path in folder.glob(pattern))
-        if not weights:
-            raise UserError(f"{setting}={paths[setting]}: {folder} has no weights ({' or '.join(WEIGHTS)}); give a "
-                            "finished run, or a folder written by save_pretrained")  # fmt: skip
+        weights = sorted(map(file_sha256, weight_files(folder, f"{setting}={paths[setting]}")))
         others = sorted((path.name, file_sha256(path)) for pattern in READ_TOO for path in folder.glob(pattern))
         run = folder.parent / "config.json"
         config = read_json(run) if folder.name == "model" and run.is_file() else None

@@ -41,7 +41,7 @@ BATCH_TOKENS_ON_CPU = 8192  # measured best for embedding
 
 
 @dataclass
-class _Work:
+class Plan:
     """What task=embed needs to know before it loads anything."""
 
     out: Path
@@ -65,7 +65,7 @@ def embed(cfg: DictConfig) -> dict[str, Any]:
         UserError: No prompts, a model that cannot be had, texts that cannot be embedded.
     """
     state = place(cfg.device)
-    work = _work(cfg, state)
+    work = plan(cfg, state)
     record = work.out.with_suffix(".json")
     before = from_first(state, None if cfg.force or not state.is_main_process else _finished(work, record))
     if before is not None:
@@ -101,7 +101,12 @@ def embed(cfg: DictConfig) -> dict[str, Any]:
     return dict(from_first(state, result))
 
 
-def _work(cfg: DictConfig, state: PartialState) -> _Work:
+def plan(cfg: DictConfig, state: PartialState) -> Plan:
+    """Return what task=embed would do with a config, without loading a model.
+
+    Raises:
+        UserError: No prompts, an unknown embedder, or one that cannot be identified.
+    """
     spec = app.typed(EmbedderSpec, cfg.embedder, "embedder.")
     spec.check()
     model = app.typed(ModelSpec, cfg.model, "model.")
@@ -110,10 +115,10 @@ def _work(cfg: DictConfig, state: PartialState) -> _Work:
     batch_tokens = choose_batch_tokens(cfg.batch_tokens, state.device, BATCH_TOKENS_ON_CPU)
     about = _file_identity(spec) if spec.name == "file" else spec.identity(model, dtype)
     key = config_hash([about, [[prompt.id, prompt.text] for prompt in wanted]])
-    return _Work(destination(cfg, ".json"), wanted, spec, model, dtype, batch_tokens, about, key)
+    return Plan(destination(cfg, ".json"), wanted, spec, model, dtype, batch_tokens, about, key)
 
 
-def _finished(work: _Work, record: Path) -> dict[str, Any] | None:
+def _finished(work: Plan, record: Path) -> dict[str, Any] | None:
     """Return the record of embeddings of this key that are there and whole."""
     if not record.is_file() or not work.out.is_file():
         return None
@@ -140,11 +145,11 @@ def _set_aside(out: Path, record: Path, key: str) -> None:
     say(f"note: other embeddings were in {out}; they are in {folder} now")
 
 
-def _shards_folder(work: _Work) -> Path:
+def _shards_folder(work: Plan) -> Path:
     return work.out.parent / f".{work.out.name}.parts" / config_hash([work.key, work.batch_tokens])
 
 
-def _remove_shards(work: _Work) -> None:
+def _remove_shards(work: Plan) -> None:
     folder = _shards_folder(work)
     shutil.rmtree(folder, ignore_errors=True)
     if folder.parent.is_dir() and not any(folder.parent.iterdir()):
@@ -163,7 +168,7 @@ def _digests(prompts: list[Prompt], ids: list[str]) -> str:
 Rows = tuple[list[str], Tensor | None, list[str], dict[str, Any]]  # ids, (N, D), ids too long, what else to record
 
 
-def _embedded(cfg: DictConfig, work: _Work, state: PartialState) -> Rows:
+def _embedded(cfg: DictConfig, work: Plan, state: PartialState) -> Rows:
     """Embed with a model; all processes share the pieces, the first puts them together."""
     with state.local_main_process_first():
         embedder = load_embedder(work.spec, work.model, state.device, work.dtype)
@@ -220,7 +225,7 @@ def _file_identity(spec: EmbedderSpec) -> dict[str, Any]:
     return {"embedder": "file", "sha256": file_sha256(path)}
 
 
-def _from_file(work: _Work) -> Rows:
+def _from_file(work: Plan) -> Rows:
     """Take the rows of the prompts at hand from an earlier file, whose record says which were too long."""
     path = Path(work.spec.path).expanduser()
     earlier = record_of(path)

@@ -19,6 +19,7 @@ BESIDE = {
     "pairs_dropped.jsonl": "pairs_all.jsonl",
     "pairs.json": "pairs_all.jsonl",
     "pair_to_prompt.jsonl": "prompts_all.jsonl",
+    "prompts.json": "prompts_all.jsonl",
     "density.json": "weights.jsonl",
     "density.png": "weights.jsonl",
 }

@@ -19,7 +19,7 @@ STD_EPSILON = 1e-4  # TRL's
 DEGENERATE = 1e-8  # a group whose rewards spread less than this teaches nothing
 
 
-@dataclass(frozen=True)
+@dataclass
 class Objective:
     """What is maximised: the settings of the loss.
 
@@ -71,6 +71,7 @@ def advantages(rewards: Tensor, scale: str = "group") -> Tensor:
             "another; use at least 2"
         )
     centred = rewards - rewards.mean(dim=1, keepdim=True)
+    centred = centred.masked_fill(_equal(rewards)[:, None], 0.0)  # a mean may miss equal numbers by rounding
     if scale == "none":
         return centred
     return centred / (rewards.std(dim=1, keepdim=True) + STD_EPSILON)
@@ -78,7 +79,11 @@ def advantages(rewards: Tensor, scale: str = "group") -> Tensor:
 
 def degenerate_groups(rewards: Tensor) -> int:
     """Count the groups whose rewards are all equal, (P, G): they have no advantage to learn from."""
-    return int((rewards.amax(dim=1) - rewards.amin(dim=1) <= DEGENERATE).sum())
+    return int(_equal(rewards).sum())
+
+
+def _equal(rewards: Tensor) -> Tensor:
+    return rewards.amax(dim=1) - rewards.amin(dim=1) <= DEGENERATE
 
 
 def token_logps(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:

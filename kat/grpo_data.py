@@ -33,7 +33,8 @@ class GrpoData:
     too_long: list[str]  # ids of prompts that leave no room for a completion; in neither
 
 
-def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, context: int, new_tokens: int, share: float) -> GrpoData:
+def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, context: int, new_tokens: int, share: float,
+                   whose: str = "policy") -> GrpoData:  # fmt: skip
     """Encode prompts and set apart those that are held out; what does not fit into the context is in neither.
 
     Fitting means the prompt, a whole completion, and the end token that the reward model reads after one cut off.
@@ -41,9 +42,10 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, context: int, new_
     Args:
         prompts: All there are.
         tokenizer: Of the policy.
-        context: Positions the policy was made for.
+        context: Positions that the policy and the reward model can both read.
         new_tokens: Tokens of a completion, at most.
         share: Of the prompts that are held out; by their ids alone, so the same in every arm and for every seed.
+        whose: Of the two models, the one with that context; for the message.
 
     Raises:
         UserError: No prompt leaves room for a completion.
@@ -59,8 +61,8 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, context: int, new_
             )
     if not data.train and not data.held_out:
         raise UserError(
-            f"none of the {len(prompts)} prompts leaves room for {new_tokens} new tokens in the policy's context of "
-            f"{context}; lower grpo.max_completion_length"
+            f"none of the {len(prompts)} prompts leaves room for {new_tokens} new tokens in the {whose}'s context of "
+            f"{context}; lower grpo.max_completion_length, or use a {whose} with a longer context"
         )
     return data
 

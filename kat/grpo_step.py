@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,12 +26,12 @@ from latentwire.harness.progress import say
 from latentwire.harness.training import add_up_gradients, clip_gradients, require_finite
 
 SUMMED = ("loss", "kl", "entropy", "clipped", "sampling_gap")  # over the tokens that count
-COUNTED = ("completions", "truncated", "empty", "groups", "degenerate_groups")
+COUNTED = ("completions", "truncated", "empty", "groups", "degenerate_groups", "steps_without_update")
 
 
 @dataclass
-class GrpoSpec:
-    """The settings under `grpo`; conf/task/grpo.yaml says what they mean."""
+class GrpoSpec(Objective):
+    """The settings under `grpo`, those of the objective among them; conf/task/grpo.yaml says what they mean."""
 
     prompts_per_step: int
     num_generations: int
@@ -39,12 +39,6 @@ class GrpoSpec:
     temperature: float
     top_p: float
     num_iterations: int
-    epsilon: float
-    beta: float
-    kl: str
-    kl_correction: bool
-    normalisation: str
-    scale: str
     mask_truncated: bool
     reward_funcs: list[str]
     reward_weights: list[float]
@@ -64,10 +58,8 @@ class GrpoSpec:
         if self.eval_prompts < 0:
             raise UserError(f"grpo.eval_prompts={self.eval_prompts}: must be 0 (no evaluation) or more")
         check_names(self.reward_funcs, self.reward_weights)
-
-    def objective(self) -> Objective:
-        """Return the part that is the loss."""
-        return Objective(**{field.name: getattr(self, field.name) for field in fields(Objective)})
+        self.check()
+        self.sampling(self.num_generations, batch_tokens=1).check()
 
     def sampling(self, num_generations: int, batch_tokens: int) -> Sampling:
         """Return the part that is the sampling."""
@@ -128,11 +120,13 @@ class Stepper:
         rollout = self._roll_out(number, drawn, doing)
         sampled = time.perf_counter()
         rows = [rollout.rows[i] for i in rollout.counted]
-        tokens, sequences = map(int, self._add_up([sum(len(row.completion.ids) for row in rows), len(rows)]))
-        if sequences == 0:
-            say(f"warning: {doing}: every completion was cut off and left out, so there is nothing to learn from")
         a = advantages(rollout.rewards, self.spec.scale).flatten()[rollout.counted].to(self.state.device)
-        update = self._update(rows, a, tokens, sequences, doing)
+        lengths = [len(row.completion.ids) for row in rows]
+        tokens, sequences, pulling = map(int, self._add_up([sum(lengths), len(rows), int(a.any())]))
+        if not pulling:  # weight decay and AdamW's momentum would move the weights all the same
+            why = "all rewards of a group are equal" if sequences else "every completion was cut off and left out"
+            say(f"warning: {doing}: {why}, so there is nothing to learn from and no optimizer step")
+        update = self._update(rows, a, tokens, sequences, doing, learns=pulling > 0)
         metrics, counts = self._summary(rollout, update, tokens)
         seconds = time.perf_counter() - started
         timings = {
@@ -164,13 +158,17 @@ class Stepper:
         empty = sum(not row.completion.strip() for row in sampled)
         return _Rollout(rows, total.view(len(prompts), -1), by_name, counted, empty)
 
-    def _update(self, rows: list[Row], a: Tensor, tokens: int, sequences: int, doing: str) -> dict[str, float]:
+    def _update(
+        self, rows: list[Row], a: Tensor, tokens: int, sequences: int, doing: str, *, learns: bool
+    ) -> dict[str, float]:
         """Do one optimizer step for each inner epoch, gradients added up over micro-batches and processes.
+
+        Where no process `learns` anything the weights stay, and only the numbers are taken.
 
         Returns:
             Sums over this process's tokens, and what all processes share: grad_norm, learning_rate.
         """
-        objective, device = self.spec.objective(), self.state.device
+        device = self.state.device
         sums = dict.fromkeys(SUMMED, 0.0)
         batches = micro_batches([(len(row.prompt), len(row.completion.ids)) for row in rows], self.batch_tokens)
         old: dict[int, Tensor] = {}  # of the policy that sampled, by micro-batch
@@ -192,7 +190,7 @@ class Stepper:
                     sums["sampling_gap"] += float((sampled - old[number])[mask].abs().sum())
                     sums["entropy"] += sum(float(row.completion.entropy.sum()) for row in part)
                 weights = loss_weights(mask, self.spec.normalisation, tokens, sequences)
-                terms = grpo_loss(logps, old[number], ref.get(number), a[batch], weights, objective)
+                terms = grpo_loss(logps, old[number], ref.get(number), a[batch], weights, self.spec)
                 where = f"{doing}, inner epoch {epoch}, micro-batch {number + 1} of {len(batches)}"
                 require_finite("the loss", terms.loss, where)
                 terms.loss.backward()
@@ -202,11 +200,14 @@ class Stepper:
                     sums["kl"] += float(terms.kl.sum())
             add_up_gradients(self.accelerator, self.policy.parameters.values())
             where = f"{doing}, inner epoch {epoch}"
-            norms += clip_gradients(self.policy.parameters.values(), self.max_norm, where)
             rate = float(self.scheduler.get_last_lr()[0])
-            self.optimizer.step()
-            self.scheduler.step()
-        return {**sums, "grad_norm": norms / self.spec.num_iterations, "learning_rate": rate}
+            if learns:
+                norms += clip_gradients(self.policy.parameters.values(), self.max_norm, where)
+                self.optimizer.step()
+                self.scheduler.step()
+        idle = float(self.state.is_main_process and not learns)
+        return {**sums, "steps_without_update": idle, "grad_norm": norms / self.spec.num_iterations,
+                "learning_rate": rate}  # fmt: skip
 
     def _summary(
         self, rollout: _Rollout, update: dict[str, float], tokens: int
@@ -223,11 +224,12 @@ class Stepper:
             "degenerate_groups": degenerate_groups(rewards),
             "groups": len(rewards),
             "completions": len(completions),
+            "steps_without_update": update["steps_without_update"],
             **{name: update[name] for name in SUMMED},
         }
         sums = dict(zip(mine, self._add_up(list(mine.values())), strict=True))
         counts = {name: int(sums[name]) for name in COUNTED}
-        del sums["groups"], sums["completions"]
+        del sums["groups"], sums["completions"], sums["steps_without_update"]
         divisors = {
             "loss": 1,
             **dict.fromkeys(("kl", "entropy", "clipped", "sampling_gap"), max(tokens, 1)),

@@ -22,7 +22,16 @@ def held_out(prompt_id: str, share: float) -> bool:
     Raises:
         UserError: A share out of that range.
     """
-    if not 0 <= share < 1:  # NaN too
-        raise UserError(f"held_out={share}: must be a share of the prompts, from 0 to below 1")
+    require_share(share)
     digest = hashlib.blake2b(prompt_id.encode(), digest_size=8, salt=SALT).digest()
     return int.from_bytes(digest, "big") < share * 2**64
+
+
+def require_share(share: float) -> None:
+    """Refuse what is no share of the prompts to hold out.
+
+    Raises:
+        UserError: It is not from 0 to below 1.
+    """
+    if not 0 <= share < 1:  # NaN too
+        raise UserError(f"held_out={share}: must be a share of the prompts, from 0 to below 1")

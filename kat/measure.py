@@ -47,7 +47,7 @@ def density(cfg: DictConfig) -> dict[str, Any]:
             f"out here, and give it to task=subsample"
         )
     out, source = destination(cfg), locate(cfg, "embeddings_file")
-    spec = app.typed(DensitySpec, {f.name: cfg.sampler[f.name] for f in fields(DensitySpec)}, "sampler.")
+    spec = density_spec(cfg)
     ids, emb = load_embeddings(source)
     prompts = _prompts_of(ids, locate(cfg, "prompts_file"), source)
     clusters = None if cfg.clusters_file is None else read_clusters(locate(cfg, "clusters_file"), ids)
@@ -68,6 +68,7 @@ def density(cfg: DictConfig) -> dict[str, Any]:
     if speaks():
         write_jsonl(out, _weight_rows(ids, found))
         origin = {
+            "settings": dict(vars(spec)),
             "embeddings_sha256": file_sha256(source),
             "weights_sha256": file_sha256(out),
             "seed": cfg.seed,
@@ -80,6 +81,15 @@ def density(cfg: DictConfig) -> dict[str, Any]:
     return report
 
 
+def density_spec(cfg: DictConfig) -> DensitySpec:
+    """Return the settings under `sampler` of task=density.
+
+    Raises:
+        UserError: One of another type.
+    """
+    return app.typed(DensitySpec, {f.name: cfg.sampler[f.name] for f in fields(DensitySpec)}, "sampler.")
+
+
 @task
 def subsample(cfg: DictConfig) -> list[str]:
     """Draw `budget` prompts without replacement by the sampler's weights; write their ids, a line each, as drawn.
@@ -89,7 +99,7 @@ def subsample(cfg: DictConfig) -> list[str]:
     """
     source, out, prompts = locate(cfg, "weights_file"), destination(cfg), locate(cfg, "prompts_file")
     ids, _, weights = read_weights(source)
-    _check_origin(source)
+    check_origin(source)
     same_ids(ids, {prompt.id for prompt in read_prompts(prompts)}, str(source), str(prompts), "run task=density again")
     weights = arm_weights(cfg.sampler.name, weights, cfg.seed)
     budget, drawable = cfg.budget, int((weights > 0).sum())
@@ -180,6 +190,22 @@ def projection(cfg: DictConfig) -> list[dict[str, Any]]:
     return points
 
 
+def check_origin(weights: Path, embeddings: Path | None = None) -> None:
+    """Refuse weights that are not those of their density.json, or were made from other embeddings than these.
+
+    Raises:
+        UserError: Says which file is not the one that the weights' record speaks of.
+    """
+    record = beside(weights, "density.json")
+    if not record.is_file():
+        say(f"note: {record} is not there, so it cannot be told what {weights} was made from")
+        return
+    found = read_json(record)
+    for name, path in {"weights_sha256": weights, "embeddings_sha256": embeddings}.items():
+        if path is not None and (not isinstance(found, dict) or found.get(name) != file_sha256(path)):
+            raise UserError(f"{path}: is not the file that {record} speaks of; run task=density again")
+
+
 def _prompts_of(ids: list[str], path: Path, embeddings: Path) -> list[Prompt]:
     """Return the prompts in the order of the ids; those too long to have an embedding are counted, and left out."""
     prompts = {prompt.id: prompt for prompt in read_prompts(path)}
@@ -197,25 +223,13 @@ def _prompts_of(ids: list[str], path: Path, embeddings: Path) -> list[Prompt]:
 def _density_of(ids: Sequence[str], path: Path, embeddings: Path) -> tuple[Tensor, Tensor]:
     """Return densities and weights of these embeddings, in the order of their ids."""
     names, crowding, weights = read_weights(path)
-    _check_origin(path, embeddings)
+    check_origin(path, embeddings)
     row = {name: i for i, name in enumerate(names)}
     order = torch.tensor(
         [row[name] for name in same_ids(ids, row, str(embeddings), str(path), "run task=density again")]
     )
     same_ids(names, set(ids), str(path), str(embeddings), "run task=density again")
     return crowding[order], weights[order]
-
-
-def _check_origin(weights: Path, embeddings: Path | None = None) -> None:
-    """Refuse weights that are not those of their density.json, or were made from other embeddings than these."""
-    record = beside(weights, "density.json")
-    if not record.is_file():
-        say(f"note: {record} is not there, so it cannot be told what {weights} was made from")
-        return
-    found = read_json(record)
-    for name, path in {"weights_sha256": weights, "embeddings_sha256": embeddings}.items():
-        if path is not None and (not isinstance(found, dict) or found.get(name) != file_sha256(path)):
-            raise UserError(f"{path}: is not the file that {record} speaks of; run task=density again")
 
 
 def _weight_rows(ids: list[str], found: Density) -> list[dict[str, Any]]:

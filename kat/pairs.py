@@ -158,14 +158,22 @@ class BrokenRow:
 
 def _pinned(spec: PairsSpec, split: str) -> tuple[dict[str, str], PairsSpec]:
     """Return what tells which rows are read, and the spec with a hub's branch as the commit it stands at."""
+    rows = rows_of(spec, split)
+    if spec.origin != "hub":
+        return rows, spec
+    commit = hub_commit(spec.repo, spec.revision, "dataset")
+    return {**rows, "commit": commit}, replace(spec, revision=commit)
+
+
+def rows_of(spec: PairsSpec, split: str) -> dict[str, str]:
+    """Return what tells which rows a split has: all of it but the commit at which a hub's data set stands."""
     theirs = spec.splits[split]
     if spec.origin == "hub":
-        commit = hub_commit(spec.repo, spec.revision, "dataset")
-        return {"repo": spec.repo, "commit": commit, "split": theirs}, replace(spec, revision=commit)
+        return {"repo": spec.repo, "split": theirs}
     if spec.origin == "wheel":
-        return {"package": spec.package, "sha256": spec.sha256, "member": theirs}, spec
+        return {"package": spec.package, "sha256": spec.sha256, "member": theirs}
     path = Path(theirs).expanduser()
-    return {"path": theirs, **({"sha256": file_sha256(path)} if path.is_file() else {})}, spec
+    return {"path": theirs, **({"sha256": file_sha256(path)} if path.is_file() else {})}
 
 
 def _rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, Any]]:

@@ -45,11 +45,11 @@ def plot_weights(density: Tensor, weights: Tensor, path: Path) -> None:
 def plot_training(
     steps: Sequence[Mapping[str, Any]], looks: Sequence[Mapping[str, Any]], title: str, path: Path
 ) -> None:
-    """Draw reward, KL divergence and entropy over the steps of GRPO, and the reward of held-out prompts.
+    """Draw reward, KL divergence and entropy over the steps of GRPO, and reward and KL of held-out prompts.
 
     Args:
         steps: Rows of metrics.jsonl: step, reward, entropy and, with a reference, kl.
-        looks: Rows of held_out.jsonl: step, reward and reward_interval; may be empty.
+        looks: Rows of held_out.jsonl: step, reward, reward_interval and, with a reference, kl; may be empty.
         title: Name of the run.
         path: PNG file, written whole or not at all.
     """
@@ -67,7 +67,9 @@ def plot_training(
     left.legend(fontsize=7, frameon=False)
     for axes, name, words in ((middle, "kl", "KL from the start, nats a token"), (right, "entropy", "entropy, nats")):
         if name in steps[0]:
-            axes.plot(at, [row[name] for row in steps], color=BLUE)
+            axes.plot(at, [row[name] for row in steps], color=GREY, linewidth=1)
+        if looks and name in looks[0]:
+            axes.plot([row["step"] for row in looks], [row[name] for row in looks], color=BLUE, marker="o")
         axes.set(title=words, xlabel="step")
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -11,9 +11,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kat.files import beside, destination, locate, task
-from kat.pairs import Dropped, PairsSpec, PreferencePair, Reading, read_pairs, readings
+from kat.pairs import Dropped, PairsSpec, PreferencePair, Reading, read_pairs, readings, rows_of
 from kat.prompts import unique_prompts
 from latentwire.harness import app
+from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
@@ -32,8 +33,7 @@ def pairs(cfg: DictConfig) -> dict[str, Any] | None:
     """
     if not place(cfg.device).is_main_process:
         return None
-    specs = [app.typed(PairsSpec, node, f"pairs.{name}.") for name, node in cfg.pairs.items()]
-    specs = [_named_after_file(spec) if spec.origin == "file" else spec for spec in specs]
+    specs = _specs(cfg)
     given = [
         Path(path).expanduser() for spec in specs if spec.origin == "file" for path in spec.splits.values() if path
     ]
@@ -73,6 +73,20 @@ def pairs(cfg: DictConfig) -> dict[str, Any] | None:
     return counts
 
 
+def asked_sets(cfg: DictConfig) -> dict[str, dict[str, str]]:
+    """Return what tells which rows task=pairs would read of each data set and split; of a hub's without its commit.
+
+    Raises:
+        UserError: Settings of the wrong kind.
+    """
+    return {f"{spec.name}/{split}": rows_of(spec, split) for spec in _specs(cfg) for split in spec.splits}
+
+
+def _specs(cfg: DictConfig) -> list[PairsSpec]:
+    specs = [app.typed(PairsSpec, node, f"pairs.{name}.") for name, node in cfg.pairs.items()]
+    return [_named_after_file(spec) if spec.origin == "file" else spec for spec in specs]
+
+
 def _named_after_file(spec: PairsSpec) -> PairsSpec:
     path = next(iter(spec.splits.values()), "")
     return replace(spec, name=Path(path).name.split(".")[0] or spec.name)
@@ -109,6 +123,8 @@ def prompts(cfg: DictConfig) -> int | None:
     write_jsonl(out, (prompt.row() for prompt in unique))
     side = beside(out, "pair_to_prompt.jsonl")
     write_jsonl(side, ({"pair_id": pair, "prompt_id": prompt} for pair, prompt in pair_to_prompt))
+    record = {"pairs_sha256": file_sha256(source), "prompts_sha256": file_sha256(out), "split": cfg.split}
+    write_json(beside(out, "prompts.json"), {**record, "prompts": len(unique), "git_commit": git_commit(app.ROOT)})
     say(f"prompts: {out} ({len(unique)} unique of {len(pair_to_prompt)} pairs); {side}")
     for name, n in sorted(Counter(prompt.source for prompt in unique).items()):
         say(f"  {n} of {name}")

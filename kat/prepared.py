@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kat.embed_job import embed
-from kat.files import beside, locate
+from kat.files import locate
 from kat.measure import density
 from kat.prepare import pairs, prompts
+from kat.provenance import require_asked
 from latentwire.harness.app import CONF
 from latentwire.harness.device import from_first, place
-from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
-from latentwire.harness.results import read_json
 
 JOBS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {  # a task, and the setting that names its file
     "pairs": (pairs, "pairs_file"),
@@ -27,7 +24,7 @@ JOBS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {  # a task, and the 
     "embed": (embed, "embeddings_file"),
     "density": (density, "weights_file"),
 }
-OF_A_RUN = ("model", "pairs", "path", "embedder", "seed", "dtype", "device", "folder")
+OF_A_RUN = ("model", "pairs", "path", "embedder", "split", "seed", "dtype", "device", "folder")
 HANDED_ON = (*OF_A_RUN, *(setting for _, setting in JOBS.values()))
 
 
@@ -40,18 +37,18 @@ def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
         names: Keys of `JOBS`: pairs, prompts, embed, density.
 
     Raises:
-        UserError: What the tasks raise; or other data sets were asked for than those of the pairs file that is there.
+        UserError: What the tasks raise; or a file that is there is of other data, another embedder or other files than
+            this run asks for (`kat.provenance`).
     """
     state = place(cfg.device)
     for name in names:
         job, setting = JOBS[name]
-        path = locate(cfg, setting)
+        path, made = locate(cfg, setting), config_of(cfg, "run", name)
         if from_first(state, path.is_file()):
-            if name == "pairs":
-                _check_sets(cfg, path)
+            require_asked(name, path, made, cfg)
             continue
         say(f"{path}: not there yet, so task={name} comes first")
-        job(config_of(cfg, "run", name))
+        job(made)
         state.wait_for_everyone()
 
 
@@ -80,18 +77,3 @@ def config_of(cfg: DictConfig, entry: str, task: str, **changes: Any) -> DictCon
 
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _check_sets(cfg: DictConfig, path: Path) -> None:
-    """Refuse a pairs file of other data sets than those that were asked for on the command line."""
-    record = beside(path, "pairs.json")
-    asked = HydraConfig.initialized() and [word for word in HydraConfig.get().overrides.task if word[:6] == "pairs="]
-    if not asked or not record.is_file():
-        return
-    names = {str(node.name) for node in cfg.pairs.values() if node.origin != "file"}
-    there = {name.rpartition("/")[0] for name in read_json(record)["sets"]}
-    if missing := sorted(names - there):
-        raise UserError(
-            f"{asked[0]}: {path} was made from {', '.join(sorted(there))}, not from {', '.join(missing)}; make it anew "
-            f"with run.py task=pairs {asked[0]}, or keep other files with folder=FOLDER"
-        )

@@ -27,7 +27,7 @@ from transformers import (
 from kat.chat import encode_completion, encode_prompt
 from kat.formats import Message
 from latentwire.harness.errors import UserError
-from latentwire.models import LanguageModel, bars_on_terminals_only
+from latentwire.models import LanguageModel, bars_on_terminals_only, weight_files
 
 BATCH_TOKENS = 4096
 
@@ -142,11 +142,12 @@ def load_reward_model(
     if not (folder / "config.json").is_file():
         state = "holds no model" if given.is_dir() else "no such folder"
         raise UserError(f"reward={path}: {state}; {remedy}")
+    weight_files(folder, f"reward={path}")
     try:
         with bars_on_terminals_only():
             tokenizer = AutoTokenizer.from_pretrained(folder)
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+                folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import reduce
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-import latentwire
 from kat.files import locate, record_of
 from kat.frozen import SplitScorer
 from kat.pairs import read_pairs
@@ -32,19 +30,17 @@ from kat.reward_model import (
     tree_scores,
 )
 from kat.reward_report import Judged, deciles, judge_by, longer_wins, render
+from kat.run_state import Learner, LoopSpec, Run
 from kat.sampler import DensityAwareSampler
 from kat.tables import read_weights
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew
-from latentwire.harness.device import describe_machine, from_first, gather_from_all, generator_for, place
+from latentwire.harness.device import from_first, gather_from_all, generator_for, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
-from latentwire.harness.results import git_commit, write_json, write_jsonl
-from latentwire.harness.tracking import start_run
+from latentwire.harness.results import write_json
 from latentwire.harness.training import (
-    Journal,
     OptimizerSpec,
     add_up_gradients,
     clip_gradients,
@@ -61,19 +57,28 @@ Scorer = Callable[[Sequence[Tree]], Tensor]
 
 
 @dataclass
+class MemorySpec:
+    """What may be kept; decides nothing that is learnt."""
+
+    states_gib: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.states_gib < math.inf:
+            raise UserError(f"states_gib={self.states_gib}: must be 0 (keep none) or more")
+
+
+@dataclass
 class RewardSpec:
     """What decides a reward model besides the model, the data, the optimizer and what is trained."""
 
     split: str | None
-    held_out: float
     max_length: int
-    steps: int
     prompts_per_step: int
     pairs_per_prompt: int
     batch_tokens: int
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts_per_step", "pairs_per_prompt", "batch_tokens"):
+        for name in ("prompts_per_step", "pairs_per_prompt", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.max_length < 2:
@@ -90,39 +95,36 @@ def reward(cfg: DictConfig) -> dict[str, Any]:
         UserError: Data or a model that cannot be had, settings out of their range, a run of another configuration in
             the folder, a loss or gradient that is not finite, a full disk.
     """
+    loop = LoopSpec.of(cfg)
     spec = app.typed(RewardSpec, {field.name: cfg[field.name] for field in fields(RewardSpec)})
+    memory = app.typed(MemorySpec, {"states_gib": cfg.states_gib})
     tuning = app.typed(TuningSpec, cfg.tuning, "tuning.")
     optimizer = app.typed(OptimizerSpec, cfg.optimizer, "optimizer.")
-    if not isinstance(cfg.checkpoint_every, int) or isinstance(cfg.checkpoint_every, bool) or cfg.checkpoint_every < 1:
-        raise UserError(f"checkpoint_every={cfg.checkpoint_every}: expected a whole number above 0")
+    model = app.typed(ModelSpec, cfg.model, "model.")
     accelerator = make_accelerator(cfg.device, cfg.dtype)
     state = place(cfg.device)
     if spec.prompts_per_step < state.num_processes:
         raise UserError(f"prompts_per_step={spec.prompts_per_step}: {state.num_processes} processes share them, and "
                         "some would have none; use fewer processes or more prompts")  # fmt: skip
+    ensure(cfg, ["pairs", "prompts", "embed", "density"])  # whatever the arm: the result is told by density too
     uniform = cfg.sampler.name == "uniform"
-    ensure(cfg, ["pairs"] if uniform else ["pairs", "prompts", "embed", "density"])
-    folder = Path(cfg.out).expanduser()
     identity = {
         "task": "reward",
-        "model": app.typed(ModelSpec, cfg.model, "model.").identity(),
+        "model": model.identity(),
         "precision": accelerator.mixed_precision,
         "pairs_sha256": file_sha256(locate(cfg, "pairs_file")),
         "weights_sha256": None if uniform else file_sha256(locate(cfg, "weights_file")),
         "sampler": cfg.sampler.name,
-        "seed": cfg.seed,
+        **loop.identity(),
         **vars(spec),
         "tuning": dict(vars(tuning)),
         "optimizer": dict(vars(optimizer)),
     }
-    if cfg.force and state.is_main_process:
-        start_anew(folder)
-    state.wait_for_everyone()
-    finished = from_first(state, finished_run(folder, identity) if state.is_main_process else None)
-    if finished is not None:
-        say(f"reward model: {folder / 'model'}  (finished before; force=true trains it anew)")
-        return dict(finished)
-    return _Training(cfg, spec, tuning, optimizer, accelerator, folder, identity).run()
+    run = Run(cfg, loop, identity, state)
+    if (finished := run.finished()) is not None:
+        say(f"reward model: {run.folder / 'model'}  (finished before; force=true trains it anew)")
+        return finished
+    return _Training(run, spec, memory, model, tuning, optimizer, accelerator).train()
 
 
 class _Training:
@@ -130,27 +132,28 @@ class _Training:
 
     def __init__(
         self,
-        cfg: DictConfig,
+        run: Run,
         spec: RewardSpec,
+        memory: MemorySpec,
+        model: ModelSpec,
         tuning: TuningSpec,
         optimizer: OptimizerSpec,
         accelerator: Accelerator,
-        folder: Path,
-        identity: dict[str, Any],
     ) -> None:
-        self.cfg, self.spec, self.accelerator, self.folder, self.identity = cfg, spec, accelerator, folder, identity
-        self.state = place(cfg.device)
+        self.run, self.spec, self.accelerator = run, spec, accelerator
+        self.cfg, self.loop, self.state = run.cfg, run.loop, run.state
         with self.state.local_main_process_first():
-            lm = load_model(app.typed(ModelSpec, cfg.model, "model."), self.state.device, torch.float32)
+            lm = load_model(model, self.state.device, torch.float32)
         self.tokenizer = lm.tokenizer
         self.data = self._data(min(spec.max_length, reads_at_most(lm.model) or spec.max_length))
         self.sampler = self._sampler()
-        self.model: Any = reward_model_of(lm, generator_for(cfg.seed, "reward head"))
-        self.trained, self.parameters = make_trainable(self.model, tuning, cfg.seed, ["score"])
+        self.model: Any = reward_model_of(lm, generator_for(self.loop.seed, "reward head"))
+        self.trained, self.parameters = make_trainable(self.model, tuning, self.loop.seed, ["score"])
         self.optimizer = make_optimizer(self.parameters, optimizer)
-        self.scheduler = make_scheduler(self.optimizer, optimizer, spec.steps)
+        self.scheduler = make_scheduler(self.optimizer, optimizer, self.loop.steps)
+        self.learner = Learner(self.parameters, self.optimizer, self.scheduler, self.sampler)
         self.max_norm = optimizer.max_grad_norm
-        self.scorer = self._scorer(tuning)
+        self.scorer = self._scorer(tuning, memory)
 
     def _data(self, max_length: int) -> RewardData:
         source = locate(self.cfg, "pairs_file")
@@ -162,7 +165,7 @@ class _Training:
                 f"split={self.spec.split}: no pair of {source} is of this split and fits into max_length={max_length} "
                 "tokens; choose another split, split=null, or a larger max_length"
             )
-        data = split_pairs(pairs, self.spec.held_out)
+        data = split_pairs(pairs, self.loop.held_out)
         data.counts.update(counts)
         if self.spec.prompts_per_step > len(data.train):
             raise UserError(f"prompts_per_step={self.spec.prompts_per_step}: there are {len(data.train)} prompts to "
@@ -177,67 +180,42 @@ class _Training:
             ids, _, weights = read_weights(locate(self.cfg, "weights_file"))
             measured = dict(zip(ids, weights.tolist(), strict=True))
             unread = record_of(locate(self.cfg, "embeddings_file")).get("too_long") or []
-        weights, without = prompt_weights(list(self.data.train), arm, measured, unread, self.cfg.seed)
+        weights, without = prompt_weights(list(self.data.train), arm, measured, unread, self.loop.seed)
         if without:
             say(f"warning: {without} training prompts were too long for the embedder; they are never drawn")
-        return DensityAwareSampler(weights, seed=self.cfg.seed)
+        return DensityAwareSampler(weights, seed=self.loop.seed)
 
-    def _scorer(self, tuning: TuningSpec) -> Scorer:
+    def _scorer(self, tuning: TuningSpec, memory: MemorySpec) -> Scorer:
         if tuning.method != "last_blocks":
             return lambda trees: tree_scores(self.model, trees)
-        memory = int(self.cfg.states_gib * 2**30)
+        most = int(memory.states_gib * 2**30)
         trees = (pair.tree for pair in self.data.train_pairs)
         with self.accelerator.autocast():
-            return SplitScorer(self.model, tuning.blocks, trees, memory, self.spec.batch_tokens).scores
+            return SplitScorer(self.model, tuning.blocks, trees, most, self.spec.batch_tokens).scores
 
-    def run(self) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:
         """Do the steps that are left, save the model, judge it."""
-        checkpoints = Checkpoints(self.folder / "checkpoints", self.identity, self.cfg.keep)
-        found = checkpoints.latest()  # before anything is written: what is there may be of another configuration
-        config: dict[str, Any] = dict(OmegaConf.to_container(self.cfg, resolve=True))  # type: ignore[arg-type]
-        self.state.wait_for_everyone()
-        if self.state.is_main_process:
-            write_json(self.folder / "config.json", config)
-        tracker = start_run(config["tracker"], self.folder, "reward", str(self.cfg.name), config)
-        journal = Journal(self.folder, tracker)
-        done = self._resume(*(found or (0, {})))
-        if self.state.is_main_process:
-            journal.rewind(done)
-        self._steps(done, checkpoints, journal)
+        done, _ = self.run.begin(self.learner)
+        self._steps(done)
         result = self._judged()
         if self.state.is_main_process:
-            result["config"] = config
-            self._save_ledger()
-            write_json(self.folder / "result.json", result)
+            self.run.save_ledger(self.sampler, list(self.data.train))
+            write_json(self.run.folder / "result.json", result)
             print(render(result["held_out"], "held-out pairs"))
-            say(f"reward model: {self.folder / 'model'}; {self.folder / 'result.json'}")
-        tracker.close({"held_out_accuracy": result["held_out"]["accuracy"]})
+            say(f"reward model: {self.run.folder / 'model'}; {self.run.folder / 'result.json'}")
+        self.run.tracker.close({"held_out_accuracy": result["held_out"]["accuracy"]})
         self.state.wait_for_everyone()
         return dict(from_first(self.state, result))
 
-    def _resume(self, step: int, saved: dict[str, Any]) -> int:
-        """Go on from a checkpoint, if there is one; return how many steps are done."""
-        if saved:
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(saved["parameters"][name])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.scheduler.load_state_dict(saved["scheduler"])
-            self.sampler.load_state_dict(saved["sampler"])
-            say(f"going on after step {step} of {self.spec.steps}")
-        return step
-
-    def _steps(self, done: int, checkpoints: Checkpoints, journal: Journal) -> None:
+    def _steps(self, done: int) -> None:
         draws = self._draws(done * self.spec.prompts_per_step)
-        every, last = self.cfg.checkpoint_every, self.spec.steps
+        last = self.loop.steps
         with Progress(f"reward {self.cfg.name}", (last - done) * self.spec.prompts_per_step) as progress:
             for step in range(done + 1, last + 1):
                 drawn = [next(draws) for _ in range(self.spec.prompts_per_step)]
                 metrics, timings = self._step(step, drawn)
-                if self.state.is_main_process:
-                    journal.log(step, metrics, timings)
-                    if step % every == 0 or step == last:
-                        checkpoints.save(step, self._snapshot())
+                self.run.log(step, metrics, timings)
+                self.run.save(step, self.learner)
                 progress.advance(
                     len(drawn),
                     f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.2f}  "
@@ -251,7 +229,7 @@ class _Training:
         while True:
             for row in self.sampler:
                 pairs = prompts[row]
-                order = torch.randperm(len(pairs), generator=generator_for(self.cfg.seed, "pairs of draw", number))
+                order = torch.randperm(len(pairs), generator=generator_for(self.loop.seed, "pairs of draw", number))
                 number += 1
                 yield [pairs[i] for i in order[: self.spec.pairs_per_prompt].tolist()]
 
@@ -290,20 +268,12 @@ class _Training:
         metrics = {"loss": loss, "accuracy": accuracy, "margin": margin, "grad_norm": norm, "learning_rate": rate}
         return metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds}
 
-    def _snapshot(self) -> dict[str, Any]:
-        return {
-            "parameters": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "sampler": self.sampler.state_dict(),
-        }
-
     def _judged(self) -> dict[str, Any]:
         """Save the model, score the held-out pairs, and return the result."""
         del self.scorer  # with the states that it keeps
         model = whole_model(self.trained).eval()
         if self.state.is_main_process:
-            save_model(model, self.tokenizer, self.folder / "model")
+            save_model(model, self.tokenizer, self.run.folder / "model")
         margins, rewards = self._score_held_out(model)
         known = self._deciles()
         judged = [
@@ -312,9 +282,7 @@ class _Training:
         ]
         longer = longer_wins([pair.lengths for pair in self.data.train_pairs])
         return {
-            "identity": self.identity,
-            "name": str(self.cfg.name),
-            "held_out": judge_by(judged, longer, self.cfg.seed),
+            "held_out": judge_by(judged, longer, self.loop.seed),
             "rewards": {"mean": float(rewards.mean()), "std": float(rewards.std(correction=0))},
             "counts": {
                 **self.data.counts,
@@ -324,12 +292,8 @@ class _Training:
                 "held_out_pairs": len(self.data.held_out),
             },
             "trained_weights": sum(parameter.numel() for parameter in self.parameters.values()),
-            "device": describe_machine(self.state.device),
-            "processes": self.state.num_processes,
-            "versions": {"latentwire": latentwire.__version__, "torch": torch.__version__,
-                         "transformers": transformers.__version__},
-            "git_commit": git_commit(app.ROOT),
-        }  # fmt: skip
+            **self.run.about(),
+        }
 
     def _score_held_out(self, model: Any) -> tuple[list[float], Tensor]:
         """Return the margin of each held-out pair, and the rewards of all their completions, (2 * pairs,)."""
@@ -353,14 +317,6 @@ class _Training:
         return (rewards[:, 0] - rewards[:, 1]).tolist(), rewards.flatten()
 
     def _deciles(self) -> dict[str, int]:
-        """Return the tenth of the densities that each prompt is in, where they have been measured."""
-        path = locate(self.cfg, "weights_file")
-        if not path.is_file():
-            return {}
-        ids, density, _ = read_weights(path)
+        """Return the tenth of the densities that each prompt is in; none for what the embedder could not read."""
+        ids, density, _ = read_weights(locate(self.cfg, "weights_file"))
         return dict(zip(ids, deciles(density.tolist()), strict=True))
-
-    def _save_ledger(self) -> None:
-        meant, drawn = self.sampler.ledger()
-        rows = zip(self.data.train, meant.tolist(), drawn.tolist(), strict=True)
-        write_jsonl(self.folder / "ledger.jsonl", ({"id": n, "intended": m, "drawn": d} for n, m, d in rows))

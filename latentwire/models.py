@@ -113,7 +113,7 @@ def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Lan
     where, options = _locate(spec)
     with _explained(spec, where), bars_on_terminals_only():
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        model = _load_whole(where, dtype=dtype, **options)
+        model = _load_whole(where, dtype=dtype, use_safetensors=True, **options)
     if model.get_input_embeddings() is None:
         raise UserError(f"{spec.name}: has no input embeddings; choose a causal language model")
     model.requires_grad_(False).eval().to(device)
@@ -156,10 +156,31 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
                 f"model.path={spec.path}: the folder has no config.json, so it holds no model; "
                 "give a folder written by save_pretrained"
             )
+        weight_files(local, f"model.path={spec.path}")
         return str(local), {}
     if spec.path.count("/") == 1 and not spec.path.startswith((".", "/", "~")):
         return spec.path, {"revision": hub_commit(spec.path, spec.revision)}
     raise UserError(f"model.path={spec.path}: no such file or folder, and no ORG/NAME of the hub; check the spelling")
+
+
+def weight_files(folder: Path, setting: str) -> list[Path]:
+    """Return the files of a folder's weights, which must be safetensors: a pickle could run whatever it likes.
+
+    Args:
+        folder: Of a model.
+        setting: That names it, with its value, for the message.
+
+    Raises:
+        UserError: There are none; says so where there are pickles instead.
+    """
+    if found := sorted(folder.glob("*.safetensors")):
+        return found
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    held = f"has its weights as {pickles[0]}, a pickle, which is not loaded" if pickles else "has no weights"
+    raise UserError(
+        f"{setting}: {folder} {held}; give a folder with model.safetensors or its shards"
+        + (" (convert it to safetensors: load it where you trust it, save_pretrained writes them)" if pickles else "")
+    )
 
 
 def _load_whole(where: str, **options: Any) -> PreTrainedModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from hydra import compose, initialize_config_dir
 from kat import prepared
 from kat.prepared import config_of, ensure
 from latentwire.harness.app import CONF
-from latentwire.harness.errors import UserError
 
 
 def config(*overrides: str):
@@ -70,20 +68,3 @@ def test_the_config_of_another_task_takes_changes():
     made = config_of(cfg, "train", "reward", steps=2, sampler={"name": "reversed"})
     assert (made.steps, made.sampler.name, made.seed, made.folder) == (2, "reversed", 3, "here")
     assert made.name == "reversed_seed3" and made.out == "outputs/reward/reversed_seed3"
-
-
-def test_pairs_of_other_data_sets_than_asked_for_are_refused(jobs, monkeypatch, tmp_path):
-    class Hydra:
-        overrides = type("O", (), {"task": ["task=reward", "pairs=hh_rlhf"]})
-
-    cfg = config("pairs=hh_rlhf")
-    ensure(cfg, ["pairs"])
-    record = tmp_path / "outputs/kat/pairs.json"
-    record.write_text(json.dumps({"sets": {"nq_open/train": {}}}))
-    ensure(cfg, ["pairs"])  # not asked for on a command line: the file that is there serves
-    monkeypatch.setattr(prepared.HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(prepared.HydraConfig, "get", lambda: Hydra)
-    with pytest.raises(UserError, match=r"pairs=hh_rlhf: .*pairs_all\.jsonl was made from nq_open, not from hh_rlhf"):
-        ensure(cfg, ["pairs"])
-    record.write_text(json.dumps({"sets": {"hh_rlhf/train": {}, "nq_open/train": {}}}))
-    ensure(cfg, ["pairs"])

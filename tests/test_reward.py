@@ -242,7 +242,10 @@ def test_density_makes_what_it_lacks_and_draws_rare_prompts_more_often(command):
     rows = read_jsonl(Path("outputs/kat/weights.jsonl"))
     Path("outputs/kat/weights.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:20]))
     status, _, said = command(*SMALL, "sampler=reversed", "steps=1")
-    assert status == 1 and "prompts have pairs but no weight" in said
+    assert status == 1 and "weights.jsonl: is not the file that outputs/kat/density.json speaks of" in said
+    Path("outputs/kat/density.json").unlink()
+    status, _, said = command(*SMALL, "sampler=reversed", "steps=1")
+    assert status == 1 and "prompts have pairs but no weight" in said and "cannot be told" in said
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(command, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
-from latentwire.harness.results import DamagedResultError, open_atomically, read_json, writing
+from latentwire.harness.results import DamagedResultError, open_atomically, read_json, write_json, writing
 
 State = dict[str, Any]  # nested dicts and lists of tensors and plain values
 CHECKPOINT = re.compile(r"step-(\d{8})\.pt")
@@ -101,6 +101,25 @@ def finished_run(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | Non
         raise DamagedResultError(f"{path} is no result of a training run: move it away, or give another out=FOLDER")
     require_same(result["identity"], identity, str(path))
     return result
+
+
+def start_anew_once(folder: Path, checkpoints: Checkpoints) -> None:
+    """Do what force=true asks for: start anew, or go on with the run that a killed command of the same began anew.
+
+    A marker, `anew.json`, tells such a run from one that was there before. It counts until the run is finished, and
+    only while its checkpoints can be gone on with.
+    """
+    marker = folder / "anew.json"
+    if marker.is_file() and not (folder / "result.json").is_file():
+        try:
+            checkpoints.latest()
+        except UserError as error:
+            say(f"note: {error}")
+        else:
+            say(f"note: {folder} was begun anew by force=true and is not finished; going on with it")
+            return
+    start_anew(folder)
+    write_json(marker, {"begun": "anew"})
 
 
 def start_anew(folder: Path) -> None:

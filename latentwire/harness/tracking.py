@@ -178,16 +178,23 @@ class WandbTrainingRun(TrainingRun):
 
     def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
         """Report a distribution, (N,) numbers."""
-        import wandb
 
-        self._try(lambda: self.run.log({"step": step, name: wandb.Histogram(list(values))}))
+        def report() -> None:
+            import wandb
+
+            self.run.log({"step": step, name: wandb.Histogram(list(values))})
+
+        self._try(report)
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Report rows of plain values."""
-        import wandb
 
-        table = {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}
-        self._try(lambda: self.run.log({"step": step, **table}))
+        def report() -> None:
+            import wandb
+
+            self.run.log({"step": step, name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+        self._try(report)
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """Report what came out, and end."""

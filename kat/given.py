@@ -1,0 +1,141 @@
+"""Models that a run is given: the policy it starts from, the reward model that judges it, and whether they fit it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from kat.checkpoints import READ_TOO
+from kat.prepared import config_of
+from kat.rewards import MODEL, load_function
+from kat.tables import read_rows
+from kat.train_reward import reward as train_reward
+from latentwire.harness import app
+from latentwire.harness.assets import file_sha256
+from latentwire.harness.checkpoint import OtherConfigurationError
+from latentwire.harness.errors import UserError
+from latentwire.harness.progress import say
+from latentwire.harness.results import config_hash
+from latentwire.models import ModelSpec, weight_files
+
+
+def policy_spec(cfg: DictConfig) -> ModelSpec:
+    """Return which model training starts from: the folder `policy`, or else `model`.
+
+    Raises:
+        UserError: A folder without a model.
+    """
+    if cfg.policy is None:
+        return app.typed(ModelSpec, cfg.model, "model.")
+    folder = _model_folder("policy", cfg.policy, "give the folder of a finished run, or one of save_pretrained")
+    return ModelSpec(name=f"policy={cfg.policy}", origin="path", path=str(folder))
+
+
+def reward_folder(cfg: DictConfig) -> Path:
+    """Return the folder of the reward model: the one given, or that of task=reward, which is run if need be.
+
+    Raises:
+        UserError: No such folder, or one without a model; or what task=reward raises.
+    """
+    if cfg.reward is not None:
+        return _model_folder("reward", cfg.reward, "give the folder of a finished run of task=reward")
+    changes = {"sampler": {"name": cfg.reward_sampler}, "tracker": cfg.tracker, "held_out": cfg.held_out}
+    wanted = config_of(cfg, "train", "reward", **changes)
+    if not (Path(wanted.out) / "result.json").is_file():
+        say(f"{wanted.out}: no reward model there yet, so task=reward comes first")
+    try:
+        train_reward(wanted)
+    except OtherConfigurationError as error:
+        raise UserError(
+            f"{error}\nThis is the reward model that the policy would be trained with: train it anew with train.py "
+            "task=reward force=true and the same settings, or name another with reward=FOLDER"
+        ) from error
+    return Path(wanted.out) / "model"
+
+
+def _model_folder(setting: str, value: Any, remedy: str) -> Path:
+    given = Path(str(value)).expanduser()
+    folder = given / "model" if (given / "model").is_dir() else given
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{setting}={value}: {'holds no model' if given.is_dir() else 'no such folder'}; {remedy}")
+    weight_files(folder, f"{setting}={value}")
+    return folder
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    """Return what a model's folder is: the digests of its weights by file, and one of settings and tokenizer.
+
+    Raises:
+        UserError: It has no weights as safetensors.
+    """
+    others = sorted((path.name, file_sha256(path)) for pattern in READ_TOO for path in folder.glob(pattern))
+    weights = {path.name: file_sha256(path) for path in weight_files(folder, str(folder))}
+    return {**weights, "settings": config_hash([list(pair) for pair in others])}
+
+
+def sources_of(names: Sequence[str]) -> dict[str, str]:
+    """Return the digests of the modules that hold the reward functions among the names; helpers beside them count.
+
+    Raises:
+        UserError: What cannot be imported, or a function whose module has no source to tell it by.
+    """
+    found = {}
+    for name in names:
+        if name == MODEL:
+            continue
+        load_function(name)
+        module = sys.modules[name.partition(":")[0]]
+        try:
+            found[name] = config_hash(inspect.getsource(module))
+        except (OSError, TypeError) as error:
+            raise UserError(
+                f"grpo.reward_funcs: {name}: {module.__name__} has no source that could be read ({error}), so nothing "
+                "would tell when it changes; put the function into a .py file"
+            ) from error
+    return found
+
+
+def differing_tokenizers(one: Any, other: Any) -> list[str]:
+    """Return in what two tokenizers differ, in words; empty where ids of one mean the same to the other."""
+    vocabularies = [tokenizer.get_vocab() for tokenizer in (one, other)]
+    found = []
+    if vocabularies[0] != vocabularies[1]:
+        found.append(f"vocabulary ({len(vocabularies[0])} and {len(vocabularies[1])} tokens)")
+    if getattr(one, "chat_template", None) != getattr(other, "chat_template", None):
+        found.append("chat template")
+    for name in ("eos_token", "pad_token"):
+        values = [getattr(tokenizer, name, None) for tokenizer in (one, other)]
+        if values[0] != values[1]:
+            found.append(f"{name} ({values[0]} and {values[1]})")
+    return found
+
+
+def require_unseen(setting: str, folder: Path, held_out: Collection[str]) -> None:
+    """Refuse a model that was trained on prompts which this run holds out: its rewards or answers there prove nothing.
+
+    Prompts are told apart by their ids, which are hashes of their content. What a run drew is in its ledger.jsonl.
+
+    Args:
+        setting: That names the model, with its value.
+        folder: Of the model.
+        held_out: Ids of the prompts that this run holds out.
+
+    Raises:
+        UserError: Says how many of them it has seen.
+    """
+    ledger = (folder.parent if folder.name == "model" else folder) / "ledger.jsonl"
+    if not ledger.is_file():
+        say(f"note: {setting}: there is no {ledger.name} with it, so nothing tells which prompts it was trained on")
+        return
+    rows = read_rows(ledger, {"drawn": int}, "grpo (or task=reward) in train.py")
+    if seen := [row["id"] for row in rows if row["drawn"] and row["id"] in held_out]:
+        raise UserError(
+            f"{setting}: was trained on {len(seen)} of the {len(held_out)} prompts that this run holds out, {seen[0]} "
+            "for instance, so it would be judged on what it knows; use held_out and data as in that run, or train it "
+            "anew with those of this one"
+        )
