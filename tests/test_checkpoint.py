@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.harness.checkpoint import Checkpoints, finished_run, require_same, start_anew
+from latentwire.harness.checkpoint import Checkpoints, finished_run, require_same, start_anew, start_anew_once
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import DamagedResultError, ResultWriteError, write_json
 
@@ -140,3 +140,32 @@ def test_starting_anew_keeps_what_was_there(tmp_path):
         start_anew(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["replaced"]
     assert [(tmp_path / "replaced" / n / "model" / "weights").read_text() for n in "12"] == ["first", "second"]
+
+
+def test_force_counts_once_until_its_run_is_finished(tmp_path, capsys):
+    saved = Checkpoints(tmp_path / "checkpoints", IDENTITY)
+    write_json(tmp_path / "result.json", {"identity": IDENTITY})
+    start_anew_once(tmp_path, saved)  # what was finished goes aside
+    assert (tmp_path / "replaced" / "1" / "result.json").is_file() and not (tmp_path / "result.json").exists()
+    saved.save(3, state(3))
+    start_anew_once(tmp_path, saved)  # the same command after a kill
+    assert saved.latest()[0] == 3 and "going on with it" in capsys.readouterr().err
+    write_json(tmp_path / "result.json", {"identity": IDENTITY})
+    start_anew_once(tmp_path, saved)  # finished: force means anew again
+    assert saved.latest() is None and (tmp_path / "replaced" / "2" / "result.json").is_file()
+
+
+def test_force_goes_on_with_nothing_that_cannot_be_gone_on_with(tmp_path, capsys):
+    other = Checkpoints(tmp_path / "checkpoints", {**IDENTITY, "seed": 5})
+    start_anew_once(tmp_path, other)
+    other.save(3, state(3))
+    start_anew_once(tmp_path, Checkpoints(tmp_path / "checkpoints", IDENTITY))
+    assert "seed was 5 and is 0" in capsys.readouterr().err
+    assert (tmp_path / "replaced" / "1" / "checkpoints" / "step-00000003.pt").is_file()
+
+
+def test_force_begins_anew_what_was_begun_without_it(tmp_path):
+    saved = Checkpoints(tmp_path / "checkpoints", IDENTITY)
+    saved.save(3, state(3))
+    start_anew_once(tmp_path, saved)
+    assert saved.latest() is None and (tmp_path / "replaced" / "1" / "checkpoints").is_dir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import model_spec
 
 from kat.chat import encode_prompt
 from kat.grpo_data import GrpoData, TokenPrompt, draw_weights, encode_prompts, evaluation_prompts
@@ -12,9 +13,12 @@ from kat.grpo_eval import answer, described, judge, mean_rewards
 from kat.heldout import held_out
 from kat.prompts import Prompt, prompt_id
 from kat.rewards import Rewards
-from kat.rollout import Completion, Sampling
+from kat.policy import Policy
+from kat.rollout import Completion, Sampling, sample
+from kat.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
+from latentwire.models import load_model
 
 
 def prompt_of(text: str) -> Prompt:
@@ -101,13 +105,63 @@ def test_looks_at_held_out_prompts_are_repeatable_and_do_not_depend_on_the_other
     rewards = Rewards([f"{__name__}:letters"], [1.0], None, 0, 100)
     look = {"seed": 0, "ends": frozenset({0}), "state": place("cpu"), "doing": "a test"}
     sampling = Sampling(2, 5, 1.0, 1.0, 4096)
-    rows = answer(tiny.model, tiny.tokenizer, prompts, rewards, sampling, **look)
+    policy = Policy(tiny.model, {}, 1.0, reference=False)
+    rows = answer(policy, tiny.tokenizer, prompts, rewards, sampling, "k3", **look)
     assert [r["id"] for r in rows] == [p.id for p in prompts]
-    assert rows == answer(tiny.model, tiny.tokenizer, prompts, rewards, sampling, **look)
-    assert rows[3:4] == answer(tiny.model, tiny.tokenizer, prompts[3:4], rewards, sampling, **look)
+    assert rows == answer(policy, tiny.tokenizer, prompts, rewards, sampling, "k3", **look)
+    assert rows[3:4] == answer(policy, tiny.tokenizer, prompts[3:4], rewards, sampling, "k3", **look)
+    assert "kl" not in judge(rows, mean_rewards(rows), seed=0)
     for r in rows:
+        assert "kl" not in r["completions"][0]
         assert [c["reward"] for c in r["completions"]] == letters([], [c["text"] for c in r["completions"]])
         assert len(r["completions"]) == 2
+
+
+def logps_of(model, prompt, completion):
+    """Log-probabilities of a completion's tokens, by a plain pass over the whole sequence."""
+    logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def test_the_divergence_at_a_look_is_that_of_the_weights_then_and_now():
+    lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
+    prompts = encode_prompts(PROMPTS[:3], lm.tokenizer, 4096, 5, 0.0).train
+    model, parameters = make_trainable(lm.model, TuningSpec("last_blocks", 1, 1, 1), seed=0)
+    policy = Policy(model, parameters, 1.0, reference=True)
+    start = {name: p.detach().clone() for name, p in parameters.items()}
+    rewards = Rewards([f"{__name__}:letters"], [1.0], None, 0, 100)
+    look = {"seed": 0, "ends": frozenset({0}), "state": place("cpu"), "doing": "a test"}
+
+    def looked(estimator):
+        return answer(policy, lm.tokenizer, prompts, rewards, Sampling(2, 5, 1.0, 1.0, 40), estimator, **look)
+
+    at_start = judge(looked("k3"), [0.0] * 3, seed=0)
+    assert at_start["kl"] == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for p in parameters.values():
+            p.mul_(1.3)
+        groups = sample(model, [p.ids for p in prompts], [("held-out", p.id) for p in prompts],
+                        Sampling(2, 5, 1.0, 1.0, 4096), seed=0, ends=frozenset({0}))  # fmt: skip
+        completions = [(p.ids, c.ids) for p, group in zip(prompts, groups, strict=True) for c in group]
+        now = [logps_of(model, *row) for row in completions]
+        for name, p in parameters.items():
+            p.copy_(start[name])
+        then = [logps_of(model, *row) for row in completions]
+        for p in parameters.values():
+            p.mul_(1.3)
+    gaps = [a - b for a, b in zip(then, now, strict=True)]
+    rows = looked("k3")
+    shown = [c["kl"] for row in rows for c in row["completions"]]
+    assert shown == pytest.approx([float((r.exp() - r - 1).sum()) for r in gaps], rel=1e-3)
+    tokens = sum(len(ids) for _, ids in completions)
+    assert judge(rows, [0.0] * 3, seed=0)["kl"] == pytest.approx(sum(shown) / tokens) and sum(shown) > 0.1
+    squared = [c["kl"] for row in looked("k2") for c in row["completions"]]
+    assert squared == pytest.approx([float((r * r / 2).sum()) for r in gaps], rel=1e-3)
+
+
+def test_the_context_is_named_by_whose_it_is(tiny):
+    with pytest.raises(UserError, match="in the reward model's context of 9; .*or use a reward model with a longer"):
+        encode_prompts(PROMPTS, tiny.tokenizer, 9, 5, 0.25, whose="reward model")
 
 
 def test_the_end_token_is_no_text(tiny):

@@ -85,6 +85,8 @@ def test_a_run_learns_writes_what_it_did_and_is_not_done_twice(command):
     assert result["held_out"]["accuracy"] == 1.0 and result["held_out"]["log_loss"] < 0.3
     assert result["held_out"]["length_only"]["rule"] == "shorter"
     assert set(result["held_out"]["by_source"]) == {"mine/a", "mine/b"}
+    by_density = result["held_out"]["by_density_decile"]  # in the uniform arm too
+    assert sum(part["pairs"] for part in by_density.values()) == result["held_out"]["pairs"]
     pairs = list(read_pairs(Path("outputs/kat/pairs_all.jsonl")))
     kept = [pair for pair in pairs if held_out(prompt_id(pair.prompt), 0.25)]
     counts = result["counts"]
@@ -274,6 +276,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(comman
         (["sampler=other"], "sampler=other: unknown"),
         (["tuning.blocks=3"], "tuning.blocks=3: the model has 2 blocks"),
         (["steps=many"], "steps=many: expected a whole number"),
+        (["steps=0"], "steps=0: must be at least 1"),
+        (["checkpoint_every=1.5"], "checkpoint_every=1.5: expected a whole number"),
+        (["keep=0"], "keep=0: must be at least 1"),
+        (["held_out=null"], "held_out=None: expected a number"),
+        (["held_out=1"], "held_out=1.0: must be a share"),
+        (["states_gib=much"], "states_gib=much: expected a number"),
+        (["states_gib=-1"], "states_gib=-1.0: must be 0 (keep none) or more"),
+        (["seed=lucky"], "seed=lucky: expected a whole number"),
+        (["force=perhaps"], "force=perhaps: expected true or false"),
         (["path=nowhere.jsonl"], "path=nowhere.jsonl: no such file"),
         (["lr=3"], "lr=3: no such setting"),
     ],

@@ -134,7 +134,14 @@ def test_one_command_does_it_all(training, here):
     shown = answered[0]["completions"][0]
     assert shown["reward"] == pytest.approx(vowels([""], [shown["text"]])[0])
 
+    kls = [[c["kl"] for row in answered if row["step"] == step for c in row["completions"]] for step in (0, 4)]
+    tokens = sum(c["tokens"] for row in answered if row["step"] == 4 for c in row["completions"])
+    assert looks[0]["kl"] == pytest.approx(0, abs=1e-6) and kls[0] == pytest.approx([0.0] * 8, abs=1e-5)
+    assert looks[2]["kl"] == pytest.approx(sum(kls[1]) / tokens) and looks[2]["kl"] > 1e-4
+    assert f"KL {looks[2]['kl']:.4f}" in out and f"KL {looks[1]['kl']:.4f}" in err
+
     counts = result["counts"]
+    assert counts["steps_without_update"] == 0 and "nothing to learn" not in out
     assert (counts["completions"], counts["groups"]) == (24, 8)
     assert counts["train_prompts"] + counts["held_out_prompts"] == len(prompts) and counts["too_long"] == 0
     assert counts["truncated"] == round(sum(6 * row["truncated"] for row in metrics))
@@ -176,14 +183,59 @@ def test_other_ways_of_tuning_save_the_whole_policy(training, method):
     assert all(row["sampling_gap"] < 1e-4 for row in metrics)
 
 
-def test_truncated_completions_can_be_left_out_of_the_loss(training):
-    status, _, err = training("grpo.mask_truncated=true", "steps=1", "grpo.max_completion_length=1",
-                              "grpo.eval_prompts=0", "grpo.num_iterations=1")  # fmt: skip
+def constant(prompts, completions):
+    return [0.1] * len(completions)
+
+
+def trained_and_given(tiny) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weights of the saved policy beside those of the model that it began with."""
+    trained = load_file(RUN / "model" / "model.safetensors")
+    given = tiny.model.state_dict()
+    return [(value, given[name]) for name, value in trained.items()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (["grpo.mask_truncated=true", "grpo.max_completion_length=1"], "every completion was cut off and left out"),
+        (["grpo.reward_funcs=[test_train_grpo:constant]"], "all rewards of a group are equal"),
+    ],
+)
+def test_a_step_that_teaches_nothing_leaves_the_policy_as_it_was(training, tiny, settings, why):
+    status, out, err = training(*settings, "steps=2", "grpo.eval_prompts=0", "optimizer.weight_decay=0.5")
     assert status == 0, err
-    (metrics,) = rows(RUN / "metrics.jsonl")
-    if metrics["truncated"] == 1:
-        assert metrics["loss"] == metrics["grad_norm"] == 0
-        assert "nothing to learn from" in err
+    metrics = rows(RUN / "metrics.jsonl")
+    assert [row["grad_norm"] for row in metrics] == [0, 0]
+    if "left out" in why:
+        assert [(row["truncated"], row["loss"]) for row in metrics] == [(1, 0), (1, 0)]
+    else:
+        assert [row["degenerate_groups"] for row in metrics] == [1, 1]
+    assert f"step 1 of uniform_seed0: {why}, so there is nothing to learn from and no optimizer step" in err
+    assert "2 of 2 steps had nothing to learn from and left the policy as it was" in out
+    assert json.loads((RUN / "result.json").read_text())["counts"]["steps_without_update"] == 2
+    assert all(torch.equal(mine, given) for mine, given in trained_and_given(tiny))
+
+
+def test_force_begins_anew_once_and_then_goes_on(training, monkeypatch):
+    from kat.run_state import Run
+
+    assert training()[0] == 0
+    whole = {name: (RUN / name).read_bytes() for name in SAME}
+    real = Run.log
+
+    def stopped(self, step, *numbers):
+        if step == 4:
+            raise KeyboardInterrupt
+        real(self, step, *numbers)
+
+    monkeypatch.setattr(Run, "log", stopped)
+    status, _, err = training("force=true")
+    assert status == 130 and "replaced/1" in err and not (RUN / "result.json").exists()
+    monkeypatch.setattr(Run, "log", real)
+    status, _, err = training("force=true")
+    assert status == 0 and "begun anew by force=true" in err and "going on after step 2 of 4" in err
+    assert [path.name for path in (RUN / "replaced").iterdir()] == ["1"]
+    assert {name: (RUN / name).read_bytes() for name in SAME} == whole
 
 
 def killed_after(folder: Path, line: int, *arguments: str) -> None:
@@ -220,6 +272,95 @@ def test_a_killed_run_goes_on_to_the_same_bits(training, here, tmp_path_factory,
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, other / RUN)]
     for name in ("identity", "held_out_curve", "last_step", "counts"):
         assert results[0][name] == results[1][name]
+
+
+KILLED = """
+import os, signal, sys
+from latentwire.harness import app, checkpoint
+import kat.train_grpo, train
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+point, step = sys.argv[1], int(sys.argv[2])
+write, save = checkpoint.torch.save, checkpoint.Checkpoints.save
+
+def half(content, file):
+    if content["step"] == step:
+        file.write(b"half of it")
+        file.flush()
+        die()
+    write(content, file)
+
+def then(self, number, state):
+    save(self, number, state)
+    if number == step:
+        die()
+
+if point == "while a checkpoint is written":
+    checkpoint.torch.save = half
+elif point == "right after one":
+    checkpoint.Checkpoints.save = then
+else:
+    kat.train_grpo.save_model = die
+app.launch("train", train.TASKS, sys.argv[3:])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(training, here, tmp_path_factory, monkeypatch):
+    more = ("steps=6", "grpo.eval_every=3", "optimizer.schedule=cosine")
+    assert training(*more)[0] == 0
+    other = tmp_path_factory.mktemp("killed")
+    shutil.copy(here / "pairs.jsonl", other)
+    shutil.copytree(here / "outputs" / "kat", other / "outputs" / "kat")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    for point, step, left in (
+        ("while a checkpoint is written", 4, ["step-00000002.pt"]),
+        ("right after one", 4, ["step-00000002.pt", "step-00000004.pt"]),
+        ("at the very end", 6, ["step-00000004.pt", "step-00000006.pt"]),
+    ):
+        done = subprocess.run([sys.executable, "-c", KILLED, point, str(step), *SMALL, *more], cwd=other,
+                              env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert sorted(path.name for path in (other / RUN / "checkpoints").glob("step-*")) == left, point
+        assert not (other / RUN / "result.json").exists() and not (other / RUN / "model").exists()
+    monkeypatch.chdir(other)
+    status, _, told = training(*more)
+    assert status == 0 and "going on after step 6 of 6" in told, told
+    for name in (*SAME, "model/model.safetensors"):
+        assert (other / RUN / name).read_bytes() == (here / RUN / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes_build_and_train_all_of_it_by_density(here):
+    """The line of the README, small: pairs, prompts, densities, reward model and policy, by two processes."""
+    with (here / "pairs.jsonl").open("a", encoding="utf-8") as file:
+        for n in range(20):
+            file.write(
+                json.dumps({"prompt": f"Who was number {n}?", "chosen": "He was.", "rejected": "No idea"}) + "\n"
+            )
+    process = start(here, "sampler=density", "grpo.reward_funcs=[model]", "steps=2", processes=2)
+    told = process.communicate(timeout=280)[0]
+    assert process.returncode == 0, told
+    for name in ("pairs", "prompts", "embed", "density", "reward"):
+        assert f"task={name} comes first" in told
+    folder = here / "outputs/grpo/density_seed0"
+    judge, result = (json.loads((each / "result.json").read_text())
+                     for each in (here / "outputs/reward/uniform_seed0", folder))  # fmt: skip
+    assert judge["processes"] == result["processes"] == 2 and judge["held_out"]["by_density_decile"]
+    weights = {row["id"]: row["weight"] for row in rows(here / "outputs/kat/weights.jsonl")}
+    ledger = rows(folder / "ledger.jsonl")
+    total = sum(weights[row["id"]] for row in ledger)
+    for row in ledger:
+        assert row["intended"] == pytest.approx(4 * weights[row["id"]] / total)
+    assert sum(row["drawn"] for row in ledger) == 4
+    trained_on = {row["id"] for row in rows(here / "outputs/reward/uniform_seed0/ledger.jsonl")}
+    answered = {row["id"] for row in rows(folder / "completions.jsonl")}
+    assert answered and not answered & trained_on and not answered & {row["id"] for row in ledger}
+    assert [row["step"] for row in rows(folder / "metrics.jsonl")] == [1, 2]
+    assert rows(folder / "metrics.jsonl")[1]["kl"] > 0 and result["held_out"]["kl"] > 0
+    assert result["identity"]["reward"].keys() == {"model.safetensors", "settings"}
 
 
 @pytest.mark.slow
@@ -261,8 +402,21 @@ def test_a_loss_that_is_no_number_stops_the_run(training, monkeypatch):
         (["grpo.epsilon=0"], "grpo.epsilon=0"),
         (["grpo.temperature=0"], "grpo.temperature=0"),
         (["grpo.kl=k5"], "grpo.kl=k5"),
-        (["steps=0"], "steps=0: expected a whole number above 0"),
+        (["steps=0"], "steps=0: must be at least 1"),
+        (["steps=half"], "steps=half: expected a whole number"),
+        (["checkpoint_every=0"], "checkpoint_every=0: must be at least 1"),
+        (["keep=few"], "keep=few: expected a whole number"),
+        (["seed=null"], "seed=None: expected a whole number"),
         (["held_out=0"], "holds out none"),
+        (["held_out=null"], "held_out=None: expected a number"),
+        (["held_out=-0.1"], "held_out=-0.1: must be a share of the prompts"),
+        (["sampler.name=rarest"], "sampler=rarest: unknown; use one of uniform"),
+        (["grpo.eval_prompts=all"], "grpo.eval_prompts=all: expected a whole number"),
+        (["grpo.eval_prompts=-1"], "grpo.eval_prompts=-1: must be 0 (no evaluation) or more"),
+        (["grpo.num_generations=null"], "grpo.num_generations=None: expected a whole number"),
+        (["grpo.top_p=0"], "grpo.top_p=0.0: must be above 0"),
+        (["batch_tokens=some"], "batch_tokens=some: expected auto or a whole number above 0"),
+        (["policy=7"], "policy=7: no such folder"),
         (["grpo.max_completion_length=5000"], "none of the 24 prompts leaves room for 5000 new tokens"),
         (["policy=nowhere"], "policy=nowhere: no such folder"),
         (["policy=outputs"], "policy=outputs: holds no model"),
@@ -308,11 +462,38 @@ def test_a_policy_is_no_reward_model_and_another_tokenizer_no_fit(training, here
     other.add_tokens(["<|new|>"])
     other.save_pretrained(here / "judge")
     status, _, err = training("grpo.reward_funcs=[model]", "reward=judge")
-    assert status == 1 and "has another tokenizer than the policy" in err
+    assert status == 1 and "has another tokenizer than the policy, they differ in vocabulary (" in err
     tiny.tokenizer.save_pretrained(here / "judge")
     status, _, err = training("grpo.reward_funcs=[model]", "reward=judge", "policy=lm", "steps=1")
     assert status == 0, err
     assert rows(RUN / "metrics.jsonl")[0].keys() >= {"rewards/model"}
+    status, _, err = training("grpo.reward_funcs=[model]", "reward=judge", "policy=lm", "steps=1")
+    assert status == 0 and "finished before" in err
+    identity = json.loads((RUN / "result.json").read_text())["identity"]
+    prompts = [row["id"] for row in rows(Path("outputs/kat/prompts_all.jsonl"))]
+    seen = next(name for name in prompts if held_out(name, 0.3))
+    (here / "judge" / "ledger.jsonl").write_text(json.dumps({"id": seen, "drawn": 1}) + "\n")
+    again = ("grpo.reward_funcs=[model]", "reward=judge", "policy=lm", "steps=1", "out=again")
+    status, _, err = training(*again)
+    assert status == 1 and "reward=judge: was trained on 1 of the" in err and seen in err
+    shutil.move(here / "judge" / "ledger.jsonl", here / "lm")
+    status, _, err = training(*again)
+    assert status == 1 and "policy=lm: was trained on 1 of the" in err
+    (here / "lm" / "ledger.jsonl").unlink()
+
+    settings = json.loads((here / "judge" / "config.json").read_text())
+    (here / "judge" / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 9}))
+    status, _, err = training(*again)
+    assert status == 1 and "leaves room for 6 new tokens in the reward model's context of 9" in err
+    (here / "judge" / "config.json").write_text(json.dumps(settings))
+    for setting, name in (("reward", "judge"), ("policy", "lm")):
+        weights = here / name / "model.safetensors"
+        shutil.move(weights, here / name / "pytorch_model.bin")
+        status, _, err = training(*again)
+        assert status == 1 and f"{setting}={name}: " in err and "a pickle, which is not loaded" in err, err
+        shutil.move(here / name / "pytorch_model.bin", weights)
+    assert identity["policy"].keys() == identity["reward"].keys() == {"model.safetensors", "settings"}
+    assert identity["policy"] != identity["reward"] and identity["reward_functions"] == {}
 
 
 def test_no_disk_is_said_and_what_is_finished_stays(training, monkeypatch):
@@ -327,7 +508,7 @@ def test_no_disk_is_said_and_what_is_finished_stays(training, monkeypatch):
 
 
 def test_the_trackers_run_is_told(training, monkeypatch):
-    import kat.train_grpo
+    import kat.run_state
 
     told: list[tuple] = []
 
@@ -344,7 +525,7 @@ def test_the_trackers_run_is_told(training, monkeypatch):
         def close(self, summary):
             told.append(("close", sorted(summary)))
 
-    monkeypatch.setattr(kat.train_grpo, "start_run", lambda *_: Run())
+    monkeypatch.setattr(kat.run_state, "start_run", lambda *_: Run())
     assert training("steps=2", "grpo.eval_every=2")[0] == 0
     assert ("table", 0, "completions", 4, [True] * 4) in told and ("table", 2, "completions", 4, [True] * 4) in told
     assert ("histogram", 1, "rewards", 6) in told

@@ -79,6 +79,26 @@ def test_a_failure_warns_once_and_the_loop_goes_on(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err.count("warning: W&B failed") == 1
 
 
+@pytest.mark.parametrize("broken", ["Histogram", "Table"])
+def test_what_cannot_be_drawn_warns_and_the_loop_goes_on(tmp_path, monkeypatch, capsys, broken):
+    class Stub:
+        def define_metric(self, *names, **options):
+            pass
+
+        def log(self, row):
+            pass
+
+    def fail(*values, **options):
+        raise ValueError("range parameter must be finite")
+
+    monkeypatch.setattr(wandb, "init", lambda **options: Stub())
+    monkeypatch.setattr(wandb, broken, fail)
+    run = start_run(TRACKER, tmp_path, "grpo", "a", {})
+    run.histogram(1, "rewards", [float("inf")])
+    run.table(1, "t", ["a"], [[1]])
+    assert capsys.readouterr().err.count("warning: W&B failed") == 1
+
+
 def test_other_processes_do_not_report(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setenv("RANK", "1")

@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,7 +158,7 @@ def typed(kind: type[T], values: Any, prefix: str = "") -> T:
         made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain))
     except OmegaConfBaseException as error:
         key = str(error.full_key or error.key)
-        wanted = str(kind.__annotations__.get(key, "no such setting"))
+        wanted = {field.name: str(field.type) for field in fields(kind)}.get(key, "no such setting")  # type: ignore[arg-type]
         raise UserError(f"{prefix}{key}={plain.get(key)}: expected {_KINDS.get(wanted, wanted)}") from error
     assert isinstance(made, kind)
     return made
