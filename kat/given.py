@@ -8,10 +8,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from transformers import PreTrainedModel
 
 from kat.checkpoints import READ_TOO
 from kat.prepared import config_of
+from kat.reward_model import load_reward_model
 from kat.rewards import MODEL, load_function
 from kat.tables import read_rows
 from kat.train_reward import reward as train_reward
@@ -113,6 +116,22 @@ def differing_tokenizers(one: Any, other: Any) -> list[str]:
         if values[0] != values[1]:
             found.append(f"{name} ({values[0]} and {values[1]})")
     return found
+
+
+def load_judge(folder: Path, tokenizer: Any, device: torch.device) -> PreTrainedModel:
+    """Load a reward model for completions of a policy, whose token ids it reads.
+
+    Raises:
+        UserError: It does not load, or its tokenizer is not the policy's; says in what they differ.
+    """
+    model, own = load_reward_model(folder, device, torch.float32)
+    if differing := differing_tokenizers(own, tokenizer):
+        raise UserError(
+            f"the reward model in {folder} has another tokenizer than the policy, they differ in "
+            f"{', '.join(differing)}: it would read other words than were written; give a reward model of the same "
+            "family"
+        )
+    return model
 
 
 def require_unseen(setting: str, folder: Path, held_out: Collection[str]) -> None:

@@ -55,7 +55,8 @@ def _pairs(path: Path, found: dict[str, Any], made: DictConfig, _: DictConfig) -
     if theirs.keys() != ours.keys():
         _refuse(path, "pairs", _and(theirs), _and(ours), same)
     for name, origin in ours.items():
-        shared = ["sha256"] if "sha256" in origin and "sha256" in theirs[name] else sorted(origin)
+        a_file = "path" in origin and "sha256" in origin and "sha256" in theirs[name]  # wherever it lies
+        shared = ["sha256"] if a_file else sorted(origin)
         if differing := [key for key in shared if theirs[name].get(key) != origin.get(key)]:
             key = differing[0]
             _refuse(path, "pairs", f"{name} with {key} {theirs[name].get(key)}", f"{key} {origin.get(key)}", same)
@@ -68,9 +69,9 @@ def _prompts(path: Path, found: dict[str, Any], made: DictConfig, cfg: DictConfi
                         "run.py task=prompts")  # fmt: skip
     if pairs.is_file() and found.get("pairs_sha256") != file_sha256(pairs):
         _refuse(path, "prompts", "other pairs", f"those of {pairs}")
-    split = found.get("split")
-    if "split" in cfg and split != cfg.split:
-        _refuse(path, "prompts", f"split={split}", f"split={cfg.split}", f"add split={split}, ")
+    if "split" in cfg and found.get("split") != cfg.split:
+        theirs, ours = (split or "null" for split in (found.get("split"), cfg.split))
+        _refuse(path, "prompts", f"split={theirs}", f"split={ours}", f"add split={theirs}, ")
 
 
 def _embeddings(path: Path, found: dict[str, Any], made: DictConfig, _: DictConfig) -> None:

@@ -17,8 +17,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import latentwire
 from kat.draws import ARMS
+from kat.files import locate, record_of
 from kat.heldout import require_share
 from kat.sampler import DensityAwareSampler
+from kat.tables import read_weights
 from latentwire.harness import app
 from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew_once
 from latentwire.harness.device import describe_machine, from_first
@@ -88,6 +90,21 @@ class Learner:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
         self.sampler.load_state_dict(saved["sampler"])
+
+
+def measured_weights(cfg: DictConfig) -> tuple[dict[str, float], list[str]]:
+    """Return the weights of task=density by prompt id, and the ids of prompts that the embedder could not read.
+
+    Nothing of either for the uniform arm, which looks at no weights.
+
+    Raises:
+        UserError: Weights that are missing or damaged.
+    """
+    if cfg.sampler.name == "uniform":
+        return {}, []
+    ids, _, weights = read_weights(locate(cfg, "weights_file"))
+    unread = record_of(locate(cfg, "embeddings_file")).get("too_long") or []
+    return dict(zip(ids, weights.tolist(), strict=True)), unread
 
 
 class Run:

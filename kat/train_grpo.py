@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import Tensor
 
-from kat.files import locate, record_of
-from kat.given import content_of, differing_tokenizers, policy_spec, require_unseen, reward_folder, sources_of
+from kat.files import locate
+from kat.given import content_of, load_judge, policy_spec, require_unseen, reward_folder, sources_of
 from kat.grpo_data import GrpoData, draw_weights, encode_prompts, evaluation_prompts
 from kat.grpo_eval import Answered, answer, judge, mean_rewards
 from kat.grpo_step import COUNTED, GrpoSpec, Stepper
@@ -21,12 +21,11 @@ from kat.plots import plot_training
 from kat.policy import Policy
 from kat.prepared import ensure
 from kat.prompts import read_prompts
-from kat.reward_model import load_reward_model, reads_at_most
+from kat.reward_model import reads_at_most
 from kat.rewards import MODEL, Rewards
 from kat.rollout import end_tokens
-from kat.run_state import Learner, LoopSpec, Run
+from kat.run_state import Learner, LoopSpec, Run, measured_weights
 from kat.sampler import DensityAwareSampler
-from kat.tables import read_weights
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
@@ -158,28 +157,15 @@ class _Training:
         return data
 
     def _weights(self) -> tuple[Tensor, int]:
-        arm = self.cfg.sampler.name
-        measured: dict[str, float] = {}
-        unread: list[str] = []
-        if arm != "uniform":
-            ids, _, weights = read_weights(locate(self.cfg, "weights_file"))
-            measured = dict(zip(ids, weights.tolist(), strict=True))
-            unread = record_of(locate(self.cfg, "embeddings_file")).get("too_long") or []
-        weights, without = draw_weights(self.data, arm, measured, unread, self.spec.prompts_per_step, self.loop.seed)
+        weights, without = draw_weights(
+            self.data, self.cfg.sampler.name, *measured_weights(self.cfg), self.spec.prompts_per_step, self.loop.seed
+        )
         if without:
             say(f"warning: {without} training prompts were too long for the embedder; they are never drawn")
         return weights, without
 
     def _rewards(self, folder: Path | None) -> Rewards:
-        model = None
-        if folder is not None:
-            model, tokenizer = load_reward_model(folder, self.state.device, torch.float32)
-            if differing := differing_tokenizers(tokenizer, self.tokenizer):
-                raise UserError(
-                    f"the reward model in {folder} has another tokenizer than the policy, they differ in "
-                    f"{', '.join(differing)}: it would read other words than were written; give a reward model of the "
-                    "same family"
-                )
+        model = None if folder is None else load_judge(folder, self.tokenizer, self.state.device)
         end = self.tokenizer.eos_token_id
         return Rewards(self.spec.reward_funcs, self.spec.reward_weights, model, end, self.batch_tokens)
 

@@ -14,7 +14,7 @@ from accelerate.utils import reduce
 from omegaconf import DictConfig
 from torch import Tensor
 
-from kat.files import locate, record_of
+from kat.files import locate
 from kat.frozen import SplitScorer
 from kat.pairs import read_pairs
 from kat.prepared import ensure
@@ -30,7 +30,7 @@ from kat.reward_model import (
     tree_scores,
 )
 from kat.reward_report import Judged, deciles, judge_by, longer_wins, render
-from kat.run_state import Learner, LoopSpec, Run
+from kat.run_state import Learner, LoopSpec, Run, measured_weights
 from kat.sampler import DensityAwareSampler
 from kat.tables import read_weights
 from kat.tuning import TuningSpec, make_trainable, whole_model
@@ -173,14 +173,9 @@ class _Training:
         return data
 
     def _sampler(self) -> DensityAwareSampler:
-        arm = self.cfg.sampler.name
-        measured: dict[str, float] = {}
-        unread: list[str] = []
-        if arm != "uniform":
-            ids, _, weights = read_weights(locate(self.cfg, "weights_file"))
-            measured = dict(zip(ids, weights.tolist(), strict=True))
-            unread = record_of(locate(self.cfg, "embeddings_file")).get("too_long") or []
-        weights, without = prompt_weights(list(self.data.train), arm, measured, unread, self.loop.seed)
+        weights, without = prompt_weights(
+            list(self.data.train), self.cfg.sampler.name, *measured_weights(self.cfg), self.loop.seed
+        )
         if without:
             say(f"warning: {without} training prompts were too long for the embedder; they are never drawn")
         return DensityAwareSampler(weights, seed=self.loop.seed)

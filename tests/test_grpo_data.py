@@ -11,9 +11,9 @@ from kat.chat import encode_prompt
 from kat.grpo_data import GrpoData, TokenPrompt, draw_weights, encode_prompts, evaluation_prompts
 from kat.grpo_eval import answer, described, judge, mean_rewards
 from kat.heldout import held_out
+from kat.policy import Policy
 from kat.prompts import Prompt, prompt_id
 from kat.rewards import Rewards
-from kat.policy import Policy
 from kat.rollout import Completion, Sampling, sample
 from kat.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import place
@@ -160,7 +160,7 @@ def test_the_divergence_at_a_look_is_that_of_the_weights_then_and_now():
 
 
 def test_the_context_is_named_by_whose_it_is(tiny):
-    with pytest.raises(UserError, match="in the reward model's context of 9; .*or use a reward model with a longer"):
+    with pytest.raises(UserError, match=r"in the reward model's context of 9; .*or use a reward model with a longer"):
         encode_prompts(PROMPTS, tiny.tokenizer, 9, 5, 0.25, whose="reward model")
 
 

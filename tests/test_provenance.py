@@ -20,7 +20,9 @@ FILES = Path("outputs/kat")
 
 
 def config(*overrides: str):
-    usual = ["task=reward", "model=tiny_random", "device=cpu", "pairs=file", "path=mine.jsonl"]
+    usual = ["task=reward", "model=tiny_random", "device=cpu"]
+    if not any(word.startswith("pairs=") for word in overrides):
+        usual += ["pairs=file", "path=mine.jsonl"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", overrides=[*usual, *overrides])
 
@@ -74,10 +76,10 @@ def test_what_fits_is_used_as_it_is(here, capfd):
         (lambda: write_pairs(Path("mine.jsonl"), 9), [], "pairs_all.jsonl: was made from mine/train with sha256"),
         (lambda: None, ["pairs=nq_open"], "asks for nq_open/train"),
         (lambda: drop_a_line("pairs_all.jsonl"), [], "prompts_all.jsonl: was made from other pairs, and this run asks"),
-        (lambda: drop_a_line("prompts_all.jsonl"), [], "prompts_all.jsonl: is not the file that outputs/kat/prompts.json"),
-        (lambda: None, ["split=null"], "was made from split=train, and this run asks for split=None; add split=train"),
-        (lambda: None, ["embedder=logits"], "embeddings.pt: was made from embedder hidden, and this run asks for embedder "
-         "logits; give the same embedder=NAME and model=NAME here, make it anew with run.py task=embed"),
+        (lambda: drop_a_line("prompts_all.jsonl"), [], "prompts_all.jsonl: is not the file that outputs/kat/prompts.js"),
+        (lambda: None, ["split=null"], "was made from split=train, and this run asks for split=null; add split=train"),
+        (lambda: None, ["embedder=logits"], "embeddings.pt: was made from embedder hidden, and this run asks for "
+         "embedder logits; give the same embedder=NAME and model=NAME here, make it anew with run.py task=embed"),
         (lambda: None, ["model=smollm2"], "embeddings.pt: was made from model {'tiny_random'"),
         (lambda: rewrite("embeddings.json", key="0"), [], "embeddings.pt: was made from other prompts, and this run"),
         (lambda: drop_a_line("weights.jsonl"), [], "weights.jsonl: is not the file that outputs/kat/density.json"),

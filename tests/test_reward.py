@@ -20,6 +20,7 @@ from kat.pairs import read_pairs
 from kat.prompts import prompt_id
 from kat.reward_data import RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
 from kat.reward_model import Tree, load_reward_model, score
+from kat.run_state import LoopSpec
 from kat.train_reward import RewardSpec
 from latentwire.harness import app
 from latentwire.harness.errors import UserError
@@ -325,13 +326,20 @@ def test_a_full_disk_stops_with_a_remedy_and_the_run_goes_on_later(command, monk
     assert status == 0, said
 
 
-@pytest.mark.parametrize("name", ["steps", "prompts_per_step", "pairs_per_prompt", "batch_tokens", "max_length"])
+@pytest.mark.parametrize("name", ["prompts_per_step", "pairs_per_prompt", "batch_tokens", "max_length"])
 def test_numbers_out_of_their_range_are_named(name):
-    good = {"split": None, "held_out": 0.1, "max_length": 2, "steps": 1, "prompts_per_step": 1, "pairs_per_prompt": 1,
-            "batch_tokens": 1}  # fmt: skip
+    good = {"split": None, "max_length": 2, "prompts_per_step": 1, "pairs_per_prompt": 1, "batch_tokens": 1}
     RewardSpec(**good)
     with pytest.raises(UserError, match=rf"{name}={good[name] - 1}: "):
         RewardSpec(**{**good, name: good[name] - 1})
+
+
+@pytest.mark.parametrize("name", ["steps", "checkpoint_every", "keep"])
+def test_numbers_of_the_loop_out_of_their_range_are_named(name):
+    good = {"seed": 0, "steps": 1, "held_out": 0.0, "checkpoint_every": 1, "keep": 1, "force": False}
+    assert LoopSpec(**good).identity() == {"seed": 0, "steps": 1, "held_out": 0.0}
+    with pytest.raises(UserError, match=rf"{name}=0: must be at least 1"):
+        LoopSpec(**{**good, name: 0})
 
 
 def pair(name: str, source: str = "s") -> RewardPair:

@@ -216,6 +216,20 @@ def test_a_step_that_teaches_nothing_leaves_the_policy_as_it_was(training, tiny,
     assert all(torch.equal(mine, given) for mine, given in trained_and_given(tiny))
 
 
+def test_what_another_process_learns_moves_this_one_too(training, tiny, monkeypatch):
+    from kat.grpo_step import Stepper
+
+    def of_two(self, numbers):  # tokens, sequences and whether there is a pull: the other process has one
+        return [2 * n for n in numbers[:2]] + [1] if len(numbers) == 3 else numbers
+
+    monkeypatch.setattr(Stepper, "_add_up", of_two)
+    status, _, err = training("grpo.reward_funcs=[test_train_grpo:constant]", "steps=1", "grpo.eval_prompts=0",
+                              "optimizer.weight_decay=0.5")  # fmt: skip
+    assert status == 0 and "nothing to learn" not in err
+    assert json.loads((RUN / "result.json").read_text())["counts"]["steps_without_update"] == 0
+    assert not all(torch.equal(mine, given) for mine, given in trained_and_given(tiny))
+
+
 def test_force_begins_anew_once_and_then_goes_on(training, monkeypatch):
     from kat.run_state import Run
 
