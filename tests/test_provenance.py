@@ -76,7 +76,7 @@ def test_what_fits_is_used_as_it_is(here, capfd):
         (lambda: write_pairs(Path("mine.jsonl"), 9), [], "pairs_all.jsonl: was made from mine/train with sha256"),
         (lambda: None, ["pairs=nq_open"], "asks for nq_open/train"),
         (lambda: drop_a_line("pairs_all.jsonl"), [], "prompts_all.jsonl: was made from other pairs, and this run asks"),
-        (lambda: drop_a_line("prompts_all.jsonl"), [], "prompts_all.jsonl: is not the file that outputs/kat/prompts.js"),
+        (lambda: drop_a_line("prompts_all.jsonl"), [], "prompts_all.jsonl: is not the file that outputs/kat/prompts"),
         (lambda: None, ["split=null"], "was made from split=train, and this run asks for split=null; add split=train"),
         (lambda: None, ["embedder=logits"], "embeddings.pt: was made from embedder hidden, and this run asks for "
          "embedder logits; give the same embedder=NAME and model=NAME here, make it anew with run.py task=embed"),
