@@ -156,7 +156,8 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
                 f"model.path={spec.path}: the folder has no config.json, so it holds no model; "
                 "give a folder written by save_pretrained"
             )
-        weight_files(local, f"model.path={spec.path}")
+        if any(local.glob("*.bin")):
+            weight_files(local, f"model.path={spec.path}")
         return str(local), {}
     if spec.path.count("/") == 1 and not spec.path.startswith((".", "/", "~")):
         return spec.path, {"revision": hub_commit(spec.path, spec.revision)}
