@@ -37,7 +37,7 @@ def divergences(policy: Policy, rows: Sequence[Row], estimator: str, batch_token
         batch_tokens: Positions computed at a time.
     """
     found = [0.0] * len(rows)
-    for batch in micro_batches([(len(row.prompt), len(row.completion.ids)) for row in rows], batch_tokens):
+    for batch in micro_batches(rows, batch_tokens):
         part = [rows[i] for i in batch]
         values = kl_divergence(policy.logps(part), policy.reference_logps(part), estimator).double()  # (B, C)
         for i, row, each in zip(batch, part, values, strict=True):

@@ -170,7 +170,7 @@ class Stepper:
         """
         device = self.state.device
         sums = dict.fromkeys(SUMMED, 0.0)
-        batches = micro_batches([(len(row.prompt), len(row.completion.ids)) for row in rows], self.batch_tokens)
+        batches = micro_batches(rows, self.batch_tokens)
         old: dict[int, Tensor] = {}  # of the policy that sampled, by micro-batch
         ref: dict[int, Tensor] = {}
         norms = 0.0

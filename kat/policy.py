@@ -1,5 +1,8 @@
 """Log-probabilities of completions under the policy and its frozen reference; frozen blocks are read once, if ever.
 
+A prompt is read once for all its completions: they stand behind it in one line, each sees the prompt and itself, and
+its positions go on from the prompt's end. The numbers are those of the rows one by one, to rounding.
+
 The reference is the policy with the weights that it began with: copies of the trainable ones, which stand in for
 them (`torch.func.functional_call`). No second model is loaded, whatever is trained.
 """
@@ -15,10 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
 
 from kat.grpo import token_logps
 from kat.rollout import Completion
+from kat.tree_mask import tree_mask
 from latentwire.harness.progress import say
+
+LINE = 2048  # positions of a line, at most: attention costs the square of it
 
 
 @dataclass(frozen=True)
@@ -67,44 +74,71 @@ class Policy:
 
     def _logps(self, rows: Sequence[Row], weights: dict[str, Tensor] | None) -> Tensor:
         device = self.model.device
-        before = max(len(row.prompt) for row in rows)  # P
-        after = max(len(row.completion.ids) for row in rows)  # C
-        width = before + after - 1
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
-        tokens = torch.zeros(len(rows), after, dtype=torch.long)
-        for i, row in enumerate(rows):
-            start = before - len(row.prompt)
-            read = [*row.prompt, *row.completion.ids[:-1]]
-            ids[i, start : start + len(read)] = torch.tensor(read)
-            mask[i, start : start + len(read)] = 1
-            tokens[i, : len(row.completion.ids)] = torch.tensor(row.completion.ids)
-        padding = before - torch.tensor([len(row.prompt) for row in rows])
+        line = lay_out(rows)
         inputs = {
-            "input_ids": ids.to(device),
-            "attention_mask": mask.to(device),
-            "position_ids": (torch.arange(width) - padding[:, None]).clamp_min(0).to(device),
+            "input_ids": line.ids[None].to(device),
+            "attention_mask": tree_mask(line.branch, self.model.dtype, line.family)[None, None].to(device),
+            "position_ids": line.positions[None].to(device),
             "use_cache": False,
             # a tensor: a slice would give the output head strided rows, many times slower
-            "logits_to_keep": torch.arange(width - after, width, device=device),
+            "logits_to_keep": line.reads.to(device),
         }
-        with _given(self.frozen, self._states(rows, before, width)):
+        with _given(self.frozen, self._states(line, rows)):
             found = self.model(**inputs) if weights is None else functional_call(self.model, weights, (), inputs)
-        return token_logps(found.logits, tokens.to(device), self.temperature)
+        tokens = torch.tensor([token for row in rows for token in row.completion.ids], device=device)
+        logps = token_logps(found.logits, tokens[None], self.temperature)[0]  # (S,)
+        return pad_sequence(logps.split([len(row.completion.ids) for row in rows]), batch_first=True)
 
-    def _states(self, rows: Sequence[Row], before: int, width: int) -> Tensor | None:
-        """Lay out the outputs of the last frozen block, as they were while sampling, (B, P + C - 1, D)."""
+    def _states(self, line: Line, rows: Sequence[Row]) -> Tensor | None:
+        """Lay out the outputs of the last frozen block, as they were while sampling, (1, T, D)."""
         if not self.frozen or any(row.completion.states is None for row in rows):
             return None
-        first = rows[0].completion.states
-        assert first is not None
-        states = first.new_zeros(len(rows), width, first.shape[-1])
-        for i, row in enumerate(rows):
-            found = row.completion.states
-            assert found is not None
-            start = before - len(row.prompt)
-            states[i, start : start + len(found)] = found
-        return states
+        parts: list[Tensor] = []
+        for number, start in line.pieces:
+            states = rows[number].completion.states
+            assert states is not None
+            parts.append(states[: len(rows[number].prompt)] if start == 0 else states[start:])
+        return torch.cat(parts)[None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Rows in one line of T positions: each prompt, once, then what follows it."""
+
+    ids: Tensor  # (T,)
+    positions: Tensor  # (T,), of a token in its own row
+    family: Tensor  # (T,), which prompt a token belongs to
+    branch: Tensor  # (T,), 0 for a prompt's token, else which of its completions
+    reads: Tensor  # (S,), for each token of each completion, row by row: where its logits are
+    pieces: list[tuple[int, int]]  # what the line is made of: (row, 0) its prompt, (row, P) what it reads after that
+
+
+def lay_out(rows: Sequence[Row]) -> Line:
+    """Lay rows out in one line, the completions of a prompt behind it."""
+    families: dict[tuple[int, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        families.setdefault(row.prompt, []).append(number)
+    ids: list[int] = []
+    positions: list[int] = []
+    family: list[int] = []
+    branch: list[int] = []  # 0: the prompt
+    pieces: list[tuple[int, int]] = []
+    reads: list[list[int]] = [[] for _ in rows]
+    for which, (prompt, members) in enumerate(families.items()):
+        last = len(ids) + len(prompt) - 1  # gives the first token of each completion
+        for number, part in enumerate([None, *members]):
+            read = prompt if part is None else rows[part].completion.ids[:-1]
+            start = 0 if part is None else len(prompt)
+            pieces.append((members[0] if part is None else part, start))
+            if part is not None:
+                reads[part] = [last, *range(len(ids), len(ids) + len(read))]
+            ids += read
+            positions += range(start, start + len(read))
+            family += [which] * len(read)
+            branch += [number] * len(read)
+    wanted = [position for row in reads for position in row]
+    columns = (torch.tensor(column) for column in (ids, positions, family, branch, wanted))
+    return Line(*columns, pieces)
 
 
 def frozen_blocks(model: Any) -> list[nn.Module]:
@@ -158,24 +192,30 @@ def _given(frozen: list[nn.Module], states: Tensor | None) -> Iterator[None]:
             del block.forward
 
 
-def micro_batches(sizes: Sequence[tuple[int, int]], batch_tokens: int) -> list[list[int]]:
-    """Group rows so that no micro-batch holds more than `batch_tokens` positions, padding too.
+def micro_batches(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
+    """Group rows so that no line of a micro-batch has more than `batch_tokens` positions, rows of a prompt together.
 
     Args:
-        sizes: Of each row, tokens of its prompt and of its completion.
-        batch_tokens: Rows times positions of the widest, at most; a row that is wider gets a micro-batch of its own.
+        rows: In any order.
+        batch_tokens: Positions of a line, at most, and never more than LINE; a row that is longer gets a micro-batch of
+            its own.
 
     Returns:
-        Indices into `sizes`. Rows of long completions stand together, so that little is padding.
+        Indices into `rows`.
     """
+    families: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        families.setdefault(row.prompt, []).append(index)
     batches: list[list[int]] = []
-    widest = (0, 0)
-    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i][1], -sizes[i][0], i)):
-        width = max(widest[0], sizes[index][0]), max(widest[1], sizes[index][1])
-        if batches and (len(batches[-1]) + 1) * sum(width) <= batch_tokens:
+    most = size = min(batch_tokens, LINE)
+    for prompt, members in families.items():
+        starts = True  # the prompt does not stand in the line yet
+        for index in members:
+            more = len(rows[index].completion.ids) - 1
+            if not batches or size + more + starts * len(prompt) > most:
+                batches.append([])
+                size, starts = 0, True
             batches[-1].append(index)
-            widest = width
-        else:
-            batches.append([index])
-            widest = sizes[index]
+            size += more + starts * len(prompt)
+            starts = False
     return batches

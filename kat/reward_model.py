@@ -26,6 +26,7 @@ from transformers import (
 
 from kat.chat import encode_completion, encode_prompt
 from kat.formats import Message
+from kat.tree_mask import tree_mask
 from latentwire.harness.errors import UserError
 from latentwire.models import LanguageModel, bars_on_terminals_only, weight_files
 
@@ -196,11 +197,8 @@ def pack(trees: Sequence[Tree], pad: int, device: torch.device, dtype: torch.dty
             rows.append(row)
             ends.append(stop - 1)
             start = stop
-    column = torch.arange(width)
-    earlier = column[:, None] >= column[None, :]  # (T, T)
-    sees = earlier & ((branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == 0))  # (B, T, T)
-    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
-    return Packed(ids.to(device), positions.to(device), mask[:, None].to(device), torch.tensor(rows, device=device),
+    mask = tree_mask(branch, dtype)[:, None]
+    return Packed(ids.to(device), positions.to(device), mask.to(device), torch.tensor(rows, device=device),
                   torch.tensor(ends, device=device))  # fmt: skip
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kat.policy import Policy, Row, frozen_blocks, micro_batches
+from kat.policy import Policy, Row, frozen_blocks, lay_out, micro_batches
 from kat.rollout import Completion, Sampling, choose, end_tokens, sample
+from kat.tree_mask import tree_mask
 from kat.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
@@ -273,16 +274,52 @@ def test_blocks_that_cannot_be_left_out_are_computed(tiny, monkeypatch, capsys):
             handle.remove()
 
 
+def made(prompt: tuple[int, ...], tokens: int) -> Row:
+    ids = tuple(range(20, 20 + tokens))
+    return Row(prompt, Completion(ids, True, torch.zeros(tokens), torch.zeros(tokens), None))
+
+
 def test_micro_batches_hold_what_they_may():
-    sizes = [(10, 5), (3, 9), (10, 1), (4, 4), (50, 60), (2, 9)]
-    batches = micro_batches(sizes, 40)
-    assert sorted(i for batch in batches for i in batch) == list(range(6))
-    for batch in batches:
-        width = max(sizes[i][0] for i in batch) + max(sizes[i][1] for i in batch)
-        assert len(batch) * width <= 40 or len(batch) == 1
-    assert micro_batches(sizes, 10**6) == [[4, 1, 5, 0, 3, 2]]
-    assert micro_batches([(3, 2), (3, 2)], 10) == [[0, 1]] and micro_batches([(3, 2), (3, 2)], 9) == [[0], [1]]
+    a, b = (1, 2, 3), (4, 5, 6, 7)
+    rows = [made(a, 3), made(b, 1), made(a, 5), made(b, 4), made(a, 2)]  # in a line: a 3 + 2 + 4 + 1, b 4 + 0 + 3
+    assert micro_batches(rows, 17) == [[0, 2, 4, 1, 3]]
+    assert micro_batches(rows, 16) == [[0, 2, 4, 1], [3]]
+    assert micro_batches(rows, 10) == [[0, 2, 4], [1, 3]]
+    assert micro_batches(rows, 9) == [[0, 2], [4, 1], [3]]
+    assert micro_batches(rows, 1) == [[0], [2], [4], [1], [3]]
     assert micro_batches([], 10) == []
+    for limit in range(1, 18):
+        batches = micro_batches(rows, limit)
+        assert sorted(i for batch in batches for i in batch) == list(range(5))
+        for batch in batches:
+            assert len(lay_out([rows[i] for i in batch]).ids) <= limit or len(batch) == 1
+
+
+def test_a_line_holds_each_prompt_once_and_its_tokens_see_their_own_row():
+    rows = [made((1, 2, 3), 3), made((4, 5), 1), made((1, 2, 3), 2)]
+    line = lay_out(rows)
+    assert line.ids.tolist() == [1, 2, 3, 20, 21, 20, 4, 5]
+    assert line.positions.tolist() == [0, 1, 2, 3, 4, 3, 0, 1]
+    assert line.reads.tolist() == [2, 3, 4, 7, 2, 5]  # row by row: what gives each token
+    assert line.pieces == [(0, 0), (0, 3), (2, 3), (1, 0), (1, 2)]
+    sees = tree_mask(line.branch, torch.float32, line.family) == 0
+    expected = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 5], [6], [6, 7]]
+    assert [row.nonzero()[:, 0].tolist() for row in sees] == expected
+
+
+def test_rows_in_one_line_have_the_numbers_they_have_alone(policy_model):
+    model, parameters = policy_model
+    policy = Policy(model, parameters, 1.0, reference=False)
+    groups = sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, tap=policy.tap)
+    rows = rows_of(groups)
+    rows = rows[1::2] + rows[::2]  # completions of a prompt not side by side
+    together = policy.logps(rows)
+    for i, row in enumerate(rows):
+        ids = torch.tensor([[*row.prompt, *row.completion.ids]])
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 : -1]
+        alone = logits.log_softmax(-1).gather(-1, ids[0, len(row.prompt) :, None])[:, 0]
+        assert torch.allclose(together[i, : len(alone)], alone, atol=1e-4)
+        assert not together[i, len(alone) :].any()
 
 
 def test_a_row_reads_all_but_the_last_token():
