@@ -5,13 +5,16 @@ them for each of `sweep.sources`, where a preset has those), names every job bef
 `only` asks for, runs what the task makes of them round by round, and hands all results to the task.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from latentwire.harness import app
 from latentwire.harness.grids import Job, expand, factors, keep, print_jobs, variants
@@ -30,6 +33,10 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grid_union", node=Grid
 
 class GridUnionSweeper(BasicSweeper):
     """Runs a union of grids; without a preset, the one grid of the command line."""
+
+    def __init__(self, max_batch_size: int | None) -> None:
+        super().__init__(max_batch_size)
+        self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the files that were chosen
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run every job and return what they returned, in order."""
@@ -70,7 +77,16 @@ class GridUnionSweeper(BasicSweeper):
         return returns
 
     def _compose(self, overrides: Sequence[str]) -> Job:
+        """Compose a job: files once for each choice of them, plain values set on a copy, as Hydra itself sets them."""
         assert self.config is not None
         assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
-        return Job(list(overrides), loader.load_sweep_config(self.config, list(overrides)))
+        loader: Any = self.hydra_context.config_loader
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+        choices = [one for one in parsed if loader.repository.group_exists(one.key_or_group)]
+        values = [one for one in parsed if one not in choices]
+        files = tuple(str(one.input_line) for one in choices)
+        if files not in self.composed:
+            self.composed[files] = loader.load_sweep_config(self.config, list(files))
+        config = copy.deepcopy(self.composed[files])
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        return Job(list(overrides), config)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kat.embedders import EmbedderSpec
@@ -103,6 +107,29 @@ def test_the_atlas_asks_each_source_with_the_35_and_the_automatic_repair():
     assert [cfg.name for cfg in asked[:36]] == [*EMBED35, "auto"]
     assert [cfg.group for cfg in asked[35:]] == ATLAS
     assert all(cfg.experiment == "baseline" for cfg in asked[36:])
+
+
+def test_the_sweeper_composes_what_hydra_composes():
+    config = compose("run", overrides=["sweep=atlas", "samples=7"], return_hydra_config=True)
+    sweeper = instantiate(config.hydra.sweeper)
+    sweeper.config = config
+    sweeper.hydra_context = SimpleNamespace(config_loader=GlobalHydra.instance().config_loader())
+    sweeper.config.hydra.job.config_name = "run"
+    given = ["sweep=atlas", "samples=7"]
+    jobs = [
+        [*given, "embed_source=scaled", "factor=10", "embed_transform=anchor_offset", "eps=0.05"],
+        [*given, "embed_source=scaled", "factor=117", "embed_transform=anchor_offset", "eps=0.3", "variant='@a'"],
+        [*given, "embed_source=noisy", "snr_db=-3", "embed_transform=baseline", "shots=3", "only=null"],
+        [*given, "embed_source=scaled", "factor=10", "embed_transform=anchor_offset", "eps=0.05"],
+    ]
+    for overrides in jobs:
+        job = sweeper._compose(overrides)
+        assert job.overrides == overrides
+        found = {key: value for key, value in OmegaConf.to_container(job.config).items() if key != "hydra"}
+        assert found == OmegaConf.to_container(compose("run", overrides=overrides))
+    assert len(sweeper.composed) == 2  # the files, once for each choice of them
+    with pytest.raises(ConfigCompositionException, match="Could not override 'factor'"):
+        sweeper._compose([*given, "embed_source=text", "factor=10"])
 
 
 def test_unions_are_combined_with_the_command_line_outermost():
