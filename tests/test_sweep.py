@@ -267,7 +267,7 @@ def test_random_tokens_stand_beside_a_sweep_that_has_none_and_are_not_run_twice(
         lower = [(row["name"], row["control"]) for row in group["controls"]["lower"]]
         assert lower == [("control_empty", "empty"), ("control_random", "random_interpolation")]
     # They are what the sweep's own would be, on any source.
-    assert cli("-m", *arguments, "embed_transform=baseline,random_interpolation", "k=3", "out=own")[0] == 0
+    assert cli("-m", *arguments, "embed_transform=baseline,random_interpolation", "out=own")[0] == 0
     own = load("own/summary.json")
     assert [control["name"] for control in own["controls"]] == ["control_empty"]
     control = Path("outputs/single/control_random.predictions.jsonl")
