@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,13 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_sweep import command, environment, load, without_timings
 
-from latentwire import rounds, sweep
+from latentwire import report, request, rounds, sweep
 from latentwire.budget import Cost, first_round, next_round
 from latentwire.evaluate import block_ends
 from latentwire.harness import app
+from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 
@@ -86,9 +88,8 @@ def test_the_last_examples_end_the_sweep():
     assert next_round({"text": [("a", 1.0)]}, 1, 100, 100, A_SECOND, 1e6).why == "all 100 examples are asked"
 
 
-SWEEP = ["-m", "embed_transform=baseline,rms_matching,nearest_k,anchor_offset,random_interpolation",
-         "embed_source=text,scaled", "model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2",
-         "floor=0"]  # fmt: skip
+SWEEP = ["-m", "embed_transform=baseline,rms_matching,nearest_k,random_interpolation", "embed_source=text,scaled",
+         "model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "floor=0"]  # fmt: skip
 
 
 @pytest.fixture
@@ -114,74 +115,127 @@ def exact_costs(monkeypatch):
 
 @pytest.mark.slow
 def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_costs, monkeypatch):
-    # 11 jobs: 4 examples of all cost 44 s, the clean control has 16 already; then 4 always go on (baselines, random
-    # tokens on text, the empty context), of 3 and 4 contenders 2 and 2 for 28 s, 1 and 1 for 40 s; 8 s are left
-    status, out, err = cli(*SWEEP, "budget_minutes=2.2")
-    assert status == 0, err
+    # 9 jobs: 4 examples of all cost 36 s, the clean control has 16 already; then 4 always go on (baselines, random
+    # tokens on text, the empty context), of 2 and 3 contenders 1 and 2 for 24 s, 1 and 1 for 40 s; 8 s are left
+    monkeypatch.setattr(report, "draw_all", lambda *arguments: [])  # no figures
+    real, left = sweep.evaluate, iter(range(11))
+
+    def interrupting(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(sweep, "evaluate", interrupting)  # in the second round
+    status, _, err = cli(*SWEEP, "budget_minutes=2")
+    assert status == 130
     assert "[1/1] baseline  F1" in err.splitlines()[2]  # what an example costs is measured on the clean control alone
+    assert "round 2: " in err and "round 3: " not in err
+    monkeypatch.setattr(sweep, "evaluate", real)
+    status, out, err = cli(*SWEEP, "budget_minutes=2")
+    assert status == 0, err
+    assert err.count("(finished before)") == 9 - 4 + 1  # four of the second round were left, of the third the clean one
     summary = load("outputs/single/summary.json")
     budget = summary["budget"]
-    assert summary["total_experiments"] == 10
-    assert (budget["minutes"], budget["first"], budget["configurations"], budget["samples"]) == (2.2, 4, 10, 16)
+    assert summary["total_experiments"] == 8
+    assert (budget["minutes"], budget["first"], budget["configurations"], budget["samples"]) == (2, 4, 8, 16)
     assert (budget["wanted"], budget["estimate"]) == (
         20, {"names": ["baseline"], "samples": 16, "seconds_per_example": 1.0},
     )  # fmt: skip
     assert "begun by an estimate, 1.000 s an example on 16 of baseline" in out
-    assert summary["analysis"]["coverage"] == {"configurations": 10, "most": 16, "fewest": 4, "fewer": 5}
-    assert "Not the full matrix: at most 16 of 20 examples were asked, and 5 of 10 configurations" in out
+    assert summary["analysis"]["coverage"] == {"configurations": 8, "most": 16, "fewest": 4, "fewer": 3}
+    assert "Not the full matrix: at most 16 of 20 examples were asked, and 3 of 8 configurations" in out
     samples = {result["name"]: result["num_samples"] for result in summary["results"]}
     assert samples["baseline"] == samples["baseline@scaled117.0"] == 16
     assert samples["random_k3"] == 16
-    assert sorted(samples.values()) == [4] * 3 + [8] * 2 + [16] * 5
+    assert sorted(samples.values()) == [4] * 2 + [8] + [16] * 5
     assert [control["num_samples"] for control in summary["controls"]] == [16]
     first, second = budget["halvings"]
     assert (first["samples"], second["samples"]) == (8, 16)
-    for halving, kept, left_out in ((first, 2, [1, 2]), (second, 1, [1, 1])):
-        assert [len(group["kept"]) for group in halving["groups"]] == [kept, kept]
+    for halving, kept, left_out in ((first, [1, 2], [1, 1]), (second, [1, 1], [0, 1])):
+        assert [len(group["kept"]) for group in halving["groups"]] == kept
         assert [len(group["left_out"]) for group in halving["groups"]] == left_out
     assert [samples[name] for name in first["groups"][0]["left_out"]] == [4]
-    assert budget["seconds_spent"] == 3 * 4 + 2 * 8 + 6 * 16
+    assert budget["seconds_spent"] == 2 * 4 + 1 * 8 + 6 * 16
     assert budget["stopped"] == (
         "the budget is used up: 20 examples of one transform for each source need about 24 s more, 8 s are left"
     )
     assert budget["stopped"] in out
-    assert "3 left out" in out
+    assert "2 left out" in out
     for group in summary["analysis"]["groups"]:
         lower = [(row["name"], row["num_samples"]) for row in group["controls"]["lower"]]
         assert lower == [("control_empty", 16), ("random_k3", 16)]  # where its own was left out too
     assert " n=4 " in out
+    assert not list(Path("outputs/single/replaced").glob("*"))
     # The same command again runs nothing and says the same.
     written = {path: path.stat().st_mtime_ns for path in Path("outputs/single").glob("*.jsonl")}
-    _, again, err = cli(*SWEEP, "budget_minutes=2.2")
+    _, again, err = cli(*SWEEP, "budget_minutes=2")
     assert again == out
-    assert err.count("(finished before)") == 11
+    assert err.count("(finished before)") == 9
     assert {path: path.stat().st_mtime_ns for path in Path("outputs/single").glob("*.jsonl")} == written
     assert load("outputs/single/summary.json") == summary
-    # Interrupted in the first round and in the second, it decides as it would have.
-    real = sweep.evaluate
-    for calls in (3, 12):
-        left = iter(range(calls))
 
-        def interrupting(*arguments, left=left):
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            return real(*arguments)
 
-        monkeypatch.setattr(sweep, "evaluate", interrupting)
-        assert cli(*SWEEP, "budget_minutes=2.2", "out=again")[0] == 130
-    monkeypatch.setattr(sweep, "evaluate", real)
-    assert cli(*SWEEP, "budget_minutes=2.2", "out=again")[0] == 0
-    resumed = load("again/summary.json")
-    assert resumed["budget"]["key"] == summary["budget"]["key"]  # the same results are decided on
-    assert without_timings(resumed) == without_timings(summary)
-    assert not list(Path("again/replaced").glob("*"))
-    # Another budget is another plan over the same results.
-    plan = load("again/plan.json")
-    assert cli(*SWEEP, "budget_minutes=90", "out=again")[0] == 0
-    more = load("again/summary.json")
-    assert (more["budget"]["stopped"], more["budget"]["halvings"]) == ("all 20 examples are asked", [])
-    assert {result["num_samples"] for result in more["results"]} == {20}
-    assert load(f"again/replaced/plan.{plan['key']}.json") == plan
+def played(cfg, jobs, finished, calls=None):
+    """Play the rounds of a sweep whose results cost a second an example, with the results there are; return the plan.
+
+    Args:
+        cfg: With the budget and the folder of the plan.
+        jobs: Of the sweep, the empty context first.
+        finished: Examples asked by name; grows.
+        calls: Interrupted after so many results that were not there.
+    """
+    left = iter(range(10**6 if calls is None else calls))
+    playing = rounds._within_budget(cfg, jobs[:1], jobs[1:], 0.0)
+    answers = None
+    while True:
+        try:
+            todo = next(playing) if answers is None else playing.send(answers)
+        except StopIteration:
+            return load(rounds.plan_path(Path(cfg.out)))
+        answers = []
+        for job in todo:
+            name, asked = job.config.name, int(job.overrides[-1].removeprefix("asked="))
+            if finished.get(name, 0) < asked:
+                if next(left, None) is None:
+                    return None
+                finished[name] = asked
+            count = finished[name]
+            f1 = (len(name) * 7 + count) % 10 / 10  # the best of four examples is not that of eight
+            answers.append({"name": name, "status": "ok", "f1": f1, "num_samples": count, "time_sec": float(count),
+                            "job_sec": float(count)})  # fmt: skip
+
+
+def test_wherever_it_is_interrupted_it_decides_the_same_and_another_budget_is_another_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "lap", lambda *, count: 0.0)
+    transforms = ("baseline", "rms_matching", "nearest_k", "anchor_offset", "random_interpolation")
+    asked = [["control=empty"]] + [
+        [f"embed_transform={transform}", f"embed_source={source}"]
+        for transform in transforms
+        for source in ("text", "scaled")
+    ]
+    with initialize_config_dir(str(app.CONF), version_base="1.3"):
+        jobs = [Job(one, compose("run", overrides=["model=tiny_random", "samples=20", *one])) for one in asked]
+
+    def of(folder, minutes):
+        return OmegaConf.merge(jobs[0].config, {"budget_minutes": minutes, "out": str(tmp_path / folder)})
+
+    finished: dict[str, int] = {}
+    whole = played(of("whole", 2.2), jobs, finished)
+    # of 11 jobs 5 always go on; as above, of 3 and 4 contenders 2 and 2, then 1 and 1
+    assert [halving["samples"] for halving in whole["halvings"]] == [8, 16]
+    assert sorted(finished.values()) == [4] * 3 + [8] * 2 + [16] * 6
+    assert whole["seconds_spent"] == sum(finished.values())
+    for calls in (0, 5, 11, 14, 18):  # of 1 + 10 + 7 + 5
+        again: dict[str, int] = {}
+        cfg = of(f"interrupted{calls}", 2.2)
+        assert played(cfg, jobs, again, calls) is None
+        assert played(cfg, jobs, again) == whole
+        assert again == finished
+    assert played(of("whole", 2.2), jobs, finished, 0) == whole  # once more asks nothing
+    more = played(of("whole", 90), jobs, finished)
+    assert (more["stopped"], more["halvings"]) == ("all 20 examples are asked", [])
+    assert set(finished.values()) == {20}
+    assert load(tmp_path / f"whole/replaced/plan.{whole['key']}.json") == whole
 
 
 def test_the_estimate_at_the_start_holds_the_launching_of_jobs(cli, exact_costs, monkeypatch):
@@ -192,10 +246,10 @@ def test_the_estimate_at_the_start_holds_the_launching_of_jobs(cli, exact_costs,
         return real(jobs, compose)
 
     monkeypatch.setattr(rounds, "control_jobs", slow)
-    # 44 s for 4 examples each, a quarter more are 55 s; with half a second for each of 11 jobs 62 s or more
-    status, _, err = cli(*SWEEP, "budget_minutes=0.95")
+    # 36 s for 4 examples each, a quarter more are 45 s; with half a second for each of 9 jobs 50 s or more
+    status, _, err = cli(*SWEEP, "budget_minutes=0.8")
     assert status == 1
-    assert "11 configurations on 4 examples each need about" in err
+    assert "9 configurations on 4 examples each need about" in err
 
 
 def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
@@ -236,39 +290,41 @@ def test_budgets_that_cannot_be(cli, arguments, message):
 
 
 @pytest.mark.slow
-def test_a_killed_budgeted_sweep_goes_on_with_its_plan(tmp_path):
-    asked = [*SWEEP, "budget_minutes=30"]  # enough for all: the plan does not depend on times
-    for folder in ("whole", "killed"):
-        (tmp_path / folder).mkdir()
-    subprocess.run(command(*asked), cwd=tmp_path / "whole", env=environment(), check=True, capture_output=True)
-    out = tmp_path / "killed/outputs/single"
-    kept: dict[Path, int] = {}
-    for wanted in (2, 5):
-        process = subprocess.Popen(
-            command(*asked), cwd=tmp_path / "killed", env=environment(), stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        while process.poll() is None:
-            if len(list(out.glob("*.predictions.jsonl"))) >= wanted:
-                os.killpg(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        assert process.wait() == -signal.SIGKILL
-        finished = {path: path.stat().st_mtime_ns for path in out.glob("*.json") if path.name != "plan.json"}
-        assert {path: finished[path] for path in kept} == kept
-        kept = {path: written for path, written in finished.items() if load(path)["num_samples"] == 20}
-    subprocess.run(command(*asked), cwd=tmp_path / "killed", env=environment(), check=True, capture_output=True)
-    assert kept and {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing finished is asked again
-    plan = json.loads((out / "plan.json").read_text())
-    assert plan["seconds_spent"] >= sum(load(path)["job_sec"] for path in kept)  # and what it cost is counted
+def test_a_killed_budgeted_sweep_goes_on_with_its_plan(cli, tmp_path):
+    sweeping = ["-m", "embed_transform=baseline,rms_matching", "embed_source=scaled", "model=tiny_random", "samples=20",
+                "shots=1", "max_new_tokens=2", "floor=0", "budget_minutes=30"]  # fmt: skip
+    # enough for all five jobs: the plan does not depend on times
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(
+        command(*sweeping, "out=killed"), cwd=tmp_path, env=environment() | threads, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    out = tmp_path / "killed"
+    while process.poll() is None:
+        if len(list(out.glob("*.predictions.jsonl"))) >= 3:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    assert process.wait() == -signal.SIGKILL
+    plan = load(out / "plan.json")
+    results = {path: path.stat().st_mtime_ns for path in out.glob("*.json") if path.name != "plan.json"}
+    kept = {path: written for path, written in results.items() if load(path)["num_samples"] == 20}
+    assert len(kept) >= 2 and not (out / "summary.json").exists()
+    status, _, err = cli(*sweeping, "out=killed")
+    assert status == 0, err
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing finished is asked again
+    gone_on = load(out / "plan.json")
+    assert (gone_on["key"], gone_on["first"], gone_on["estimate"]) == (plan["key"], plan["first"], plan["estimate"])
+    assert gone_on["seconds_spent"] >= sum(load(path)["job_sec"] for path in kept)  # what it cost is counted
+    assert gone_on["stopped"] == "all 20 examples are asked"
+    assert cli(*sweeping, "out=whole")[0] == 0
     summaries = []
     for folder in ("whole", "killed"):
-        summary = without_timings(load(tmp_path / folder / "outputs/single/summary.json"))
+        summary = without_timings(load(tmp_path / folder / "summary.json"))
         for key in ("seconds_spent", "seconds_per_example", "estimate"):
             del summary["budget"][key]
         summaries.append(summary)
     assert summaries[0] == summaries[1]
-    assert plan["stopped"] == "all 20 examples are asked"
 
 
 def test_what_a_job_and_an_example_cost():
@@ -289,11 +345,6 @@ def test_a_lap_holds_all_seconds_since_they_were_counted(monkeypatch):
 
 @pytest.mark.parametrize("change", ["seed=1", "data=file", "max_new_tokens=3", "version"])
 def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
-    from hydra import compose, initialize_config_dir
-
-    from latentwire import request
-    from latentwire.harness.device import place
-
     (tmp_path / "mine.jsonl").write_text(
         '{"id": "q", "context": "Number one lives here.", "question": "Who?", "answers": "Number one"}'
     )
