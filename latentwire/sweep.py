@@ -144,7 +144,8 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
         say(f"report: {write_report(folder, summary)}")
         if other is not None:
             say(f"note: the summary that was there has other configurations as well; it is kept as {other}")
-        _tracker(cfg).log_summary(summary, tables(summary, _examples(summary, folder)))
+        figures = sorted((folder / "figures").glob("*.png"))
+        _tracker(cfg).log_summary(summary, tables(summary, _examples(summary, folder)), figures)
     if failed:
         listed = "\n".join(f"  {result['name']}: {result['error']}" for result in failed)
         controls = sum(result.get("control") is not None for result in failed)

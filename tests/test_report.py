@@ -14,10 +14,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from latentwire import report
+from latentwire import report, sweep
 from latentwire.analysis import three_digits
 from latentwire.figures import draw_all
 from latentwire.harness import app
+from latentwire.harness.tracking import NoTracker
 from latentwire.panels import DARK, LIGHT, dial_panels, matrix, reference_lines, scale_top
 from latentwire.report import choose_examples, collect, page, shared, write_report
 
@@ -550,11 +551,21 @@ def test_a_sweep_of_which_nothing_succeeded_has_a_report_too(tmp_path):
     assert "No configuration succeeded" in text and "failed: broken" in text
 
 
-def test_every_sweep_ends_with_its_report_and_the_analysis_writes_it_again(cli):
+class Logged(NoTracker):
+    """A tracker that remembers the figures of a sweep."""
+
+    def log_summary(self, summary, tables, figures):
+        self.figures = figures
+
+
+def test_every_sweep_ends_with_its_report_and_the_analysis_writes_it_again(cli, monkeypatch):
+    logged = Logged()
+    monkeypatch.setattr(sweep, "_tracker", lambda cfg: logged)
     status, _, err = cli("-m", "sweep=smoke", "only=baseline|rms*", "model=tiny_random", "samples=4",
                          "embed_source=text,scaled")  # fmt: skip
     assert status == 0 and "report: outputs/smoke/report.html" in err
     folder = Path("outputs/smoke")
+    assert logged.figures == sorted((folder / "figures").iterdir())
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["command"].startswith("python run.py -m sweep=smoke 'only=baseline|rms*'")
     assert {path.name for path in (folder / "figures").iterdir()} >= {"ranking_text.png", "matrix.png"}

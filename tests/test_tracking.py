@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import wandb
+from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
 from latentwire.harness.errors import UserError
@@ -28,8 +29,12 @@ RESULT = {
     "config": {"seed": 3, "embed_transform": {"name": "anchor_offset", "dials": {"eps": 0.05}}},
 }
 SUMMARY = {"sweep": "embed35", "total_experiments": 35, "failed": 1, "results": [RESULT]}
-COLUMNS = ["group", "rank", "name", "f1"]
-ROWS = [["text", 1, "anchor_eps0.05", 0.5], ["text", 2, "baseline", 0.25], ["noisy", 1, "baseline@noisy", 0.125]]
+COLUMNS = ["group", "rank", "name", "f1", "em", "f1_low", "f1_high"]
+ROWS = [
+    ["text", 1, "anchor_eps0.05", 0.5, 0.1, 0.375, 0.625],
+    ["text", 2, "baseline", 0.25, 0.2, 0.125, 0.5],
+    ["noisy", 1, "baseline@noisy", 0.125, 0.0, 0.0, 0.25],
+]
 MATRIX = ["source", "f1", "recovered"], [["text", 0.5, None], ["noisy", 0.125, 0.25]]
 EXAMPLES = ["name", "id", "prediction"], [["baseline", "q1", "Anna"], ["anchor_eps0.05", "q1", ""]]
 TABLES = {"ranking": (COLUMNS, ROWS), "matrix": MATRIX, "examples": EXAMPLES}
@@ -100,9 +105,12 @@ def read_table(run: SimpleNamespace, name: str) -> dict[str, Any]:
 
 
 def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
+    figures = [tmp_path / f"{name}.png" for name in ("ranking_text", "ranking_scaled117.0")]
+    for number, figure in enumerate(figures):
+        Image.new("RGB", (30 + number, 20)).save(figure)
     reporter = tracker(tmp_path)
     reporter.log_result(RESULT)
-    reporter.log_summary(SUMMARY, TABLES)
+    reporter.log_summary(SUMMARY, TABLES, figures)
     assert not reporter.broken
     assert "warning" not in capsys.readouterr().err
     runs = logged(tmp_path)
@@ -123,11 +131,17 @@ def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
     assert all_of_them.summary["ranking/nrows"] == 3
     for name, (columns, rows) in TABLES.items():
         assert read_table(all_of_them, name) == {"columns": columns, "data": rows}
-    # A chart for each source, over a table of its own, in the run's page by its name.
+    # The figures are logged as they are.
+    for figure in figures:
+        assert (all_of_them.files / all_of_them.summary[f"figures/{figure.stem}/path"]).read_bytes() == (
+            figure.read_bytes()
+        )
+    # A chart for each source, over a table of its own with the intervals, in the run's page by its name.
     assert read_table(all_of_them, "bars/text_table") == {
-        "columns": ["name", "f1"], "data": [["anchor_eps0.05", 0.5], ["baseline", 0.25]],
-    }  # fmt: skip
-    assert read_table(all_of_them, "bars/noisy_table")["data"] == [["baseline@noisy", 0.125]]
+        "columns": ["name", "f1", "f1_low", "f1_high"],
+        "data": [["anchor_eps0.05", 0.5, 0.375, 0.625], ["baseline", 0.25, 0.125, 0.5]],
+    }
+    assert read_table(all_of_them, "bars/noisy_table")["data"] == [["baseline@noisy", 0.125, 0.0, 0.25]]
     charts = all_of_them.charts
     assert set(charts) == {"bars/text", "bars/noisy"}
     chart = charts["bars/text"]["panel_config"]
@@ -147,6 +161,18 @@ def test_the_same_result_again_is_the_same_run_and_another_is_another(tmp_path, 
     assert {call["resume"] for call in calls} == {"allow"}
 
 
+def test_a_run_belongs_to_its_folder_wherever_the_command_stands(tmp_path, monkeypatch, init):
+    for here in ("one", "two"):
+        (tmp_path / here).mkdir()
+        monkeypatch.chdir(tmp_path / here)
+        for folder in (Path("outputs/embed35"), Path("outputs/embed35").resolve()):
+            tracker(folder).log_summary(SUMMARY, TABLES, [])
+            tracker(folder).log_result(RESULT)
+    ids = [call["id"] for call in init.calls]
+    assert ids[:2] == ids[2:4] and ids[4:6] == ids[6:]  # relative or absolute
+    assert len({*ids}) == 4  # two runs in each of two folders
+
+
 class StubRun:
     """In the place of a W&B run."""
 
@@ -159,7 +185,7 @@ def test_no_tracker_does_nothing(tmp_path, monkeypatch, capsys):
     reporter = make_tracker("none")
     assert isinstance(reporter, NoTracker)
     reporter.log_result(RESULT)
-    reporter.log_summary(SUMMARY, TABLES)
+    reporter.log_summary(SUMMARY, TABLES, [])
     assert capsys.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -192,7 +218,7 @@ def test_a_tracker_that_fails_warns_once_and_is_not_asked_again(tmp_path, init, 
     reporter = tracker(tmp_path)
     for _ in range(3):
         reporter.log_result(RESULT)
-    reporter.log_summary(SUMMARY, TABLES)
+    reporter.log_summary(SUMMARY, TABLES, [])
     assert len(init.calls) == 1
     said = capsys.readouterr().err
     assert said.count("warning") == 1

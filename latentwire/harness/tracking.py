@@ -20,8 +20,8 @@ class Tracker(Protocol):
     def log_result(self, result: dict[str, Any]) -> None:
         """Report one finished configuration."""
 
-    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table]) -> None:
-        """Report a finished sweep with its tables, by name."""
+    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table], figures: Sequence[Path]) -> None:
+        """Report a finished sweep with its tables, by name, and its figures, PNG files."""
 
 
 class NoTracker:
@@ -30,7 +30,7 @@ class NoTracker:
     def log_result(self, result: dict[str, Any]) -> None:
         """Do nothing."""
 
-    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table]) -> None:
+    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table], figures: Sequence[Path]) -> None:
         """Do nothing."""
 
 
@@ -52,19 +52,22 @@ class WandbTracker:
         }
         self._run(
             name=result["name"],
-            key=f"{self.folder}/{result['name']}/{result['config_hash']}",
+            key=f"{result['name']}/{result['config_hash']}",
             job_type=result["family"],
             tags=[result["family"], result["source"]],
             config=result["config"],
             summary={**scores, "status": result["status"], "error": result.get("error", "")},
         )
 
-    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table]) -> None:
-        """Report the sweep's tables and counts, and a bar chart for each group of the ranking."""
+    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table], figures: Sequence[Path]) -> None:
+        """Report the sweep's tables, counts and figures, and a bar chart for each group of the ranking.
+
+        W&B's bar chart draws no intervals: they stand in the chart's table and in the figures.
+        """
         counts = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         name = f"{self.group} summary"
-        self._run(name=name, key=f"{self.folder}/{name}", job_type="summary", tags=[], config={}, summary=counts,
-                  tables=tables)  # fmt: skip
+        self._run(name=name, key=name, job_type="summary", tags=[], config={}, summary=counts, tables=tables,
+                  figures=figures)  # fmt: skip
 
     def _run(
         self,
@@ -75,6 +78,7 @@ class WandbTracker:
         config: dict[str, Any],
         summary: dict[str, Any],
         tables: dict[str, Table] | None = None,
+        figures: Sequence[Path] = (),
     ) -> None:
         if self.broken or not speaks():
             return
@@ -97,6 +101,7 @@ class WandbTracker:
                     logged: dict[str, Any] = {
                         name: wandb.Table(columns=list(columns), data=rows) for name, (columns, rows) in tables.items()
                     }
+                    logged |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
                     run.log(logged | _bars(*tables["ranking"]))
         except Exception as error:  # a tracker never stops a run; whatever it raised is shown, once
             self.broken = True
@@ -104,17 +109,23 @@ class WandbTracker:
 
 
 def _bars(columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
-    """Return a bar chart of F1 for each group of a ranking: columns group, name and f1 among others."""
+    """Return a bar chart of F1 for each group of a ranking, over a table that has its intervals too.
+
+    Args:
+        columns: Of the ranking; group, name, f1, f1_low and f1_high are among them.
+        rows: Of the ranking.
+    """
     import wandb
 
-    where = [columns.index(column) for column in ("group", "name", "f1")]
+    shown = ["name", "f1", "f1_low", "f1_high"]
+    where = [columns.index(column) for column in ("group", *shown)]
     bars: dict[str, list[list[Any]]] = {}
     for row in rows:
         group, *bar = (row[place] for place in where)
         bars.setdefault(str(group), []).append(bar)
     charts = {}
     for group, data in bars.items():
-        table = wandb.Table(columns=["name", "f1"], data=data)
+        table = wandb.Table(columns=shown, data=data)
         charts[f"bars/{group}"] = wandb.plot.bar(table, "name", "f1", title=f"F1, {group}")
     return charts
 
@@ -133,13 +144,13 @@ def make_tracker(name: str, **settings: Any) -> Tracker:
 
 
 def _init(folder: Path, key: str, **settings: Any) -> Any:
-    """Open a W&B run below `folder`; the same key again is the same run. Offline without a login."""
+    """Open a W&B run below `folder`; the same key in the same folder is the same run. Offline without a login."""
     import wandb
 
     mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
     folder.mkdir(parents=True, exist_ok=True)
     return wandb.init(
-        id=hashlib.sha256(key.encode()).hexdigest()[:16],
+        id=hashlib.sha256(f"{folder.resolve()}/{key}".encode()).hexdigest()[:16],
         resume="allow",
         dir=str(folder),
         mode=mode,
@@ -202,7 +213,7 @@ class WandbTrainingRun(TrainingRun):
         self._try(lambda: self.run.finish())
 
     def _open(self, folder: Path, name: str, config: dict[str, Any], settings: dict[str, Any]) -> None:
-        self.run = _init(folder, f"{folder.resolve()}/{name}", name=name, config=config, **settings)
+        self.run = _init(folder, name, name=name, config=config, **settings)
         # A resumed run repeats the steps after its checkpoint; with an axis of its own they fall on one another.
         self.run.define_metric("*", step_metric="step")
 
