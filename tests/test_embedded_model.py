@@ -1,15 +1,20 @@
-"""The embedded model itself: its decoding, its prompts, and that short_qa is answered by reading alone."""
+"""The embedded model itself: decoding, prompts, short_qa answered by reading alone, the automatic repair."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import model_spec
 
+from latentwire import evaluate as evaluating
 from latentwire.data import Dataset, DataSpec, Example, choose_examples, load_data
+from latentwire.evaluate import Bench, Choice, Settings, evaluate, prepare
 from latentwire.generation import Decoder, encode_prefix, plan_batches
+from latentwire.harness.device import place
 from latentwire.metrics import f1_score
 from latentwire.models import LanguageModel
 from latentwire.prompts import PromptWriter
@@ -73,3 +78,31 @@ def test_short_qa_is_answered_by_reading_and_only_by_reading(smollm2, drawn):
 
     assert mean_f1(examples) >= 0.5
     assert mean_f1(hidden) <= 0.1
+
+
+@pytest.fixture(scope="module")
+def bench(smollm2) -> Bench:
+    """Eight questions of the train split, with the other passages of it to fit on."""
+    spec = DataSpec("short_qa", "short_qa")
+    train = load_data(spec).train
+    asked = Settings(samples=8, seed=0, shots=3, questions_per_shot=3, max_new_tokens=12, batch_tokens=4096,
+                     dtype="float32")  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluating, "load_data", lambda spec: Dataset(train, train))
+        patch.setattr(evaluating, "load_model", lambda *arguments: smollm2)
+        return prepare(model_spec("smollm2"), spec, asked, place("cpu"))
+
+
+def test_the_automatic_repair_gives_back_what_the_model_reads(bench):
+    def scores(source: str, transform: str, **dials: float) -> dict[str, Any]:
+        return evaluate(bench, Choice(source, dials), Choice(transform), place("cpu"), transform)[0]
+
+    clean = scores("text", "baseline")
+    assert clean["f1"] >= 0.4
+    assert scores("scaled", "baseline", factor=117.0)["f1"] <= clean["f1"] / 2  # there is something to repair
+    left_alone = scores("text", "auto")
+    assert left_alone["identity"] and left_alone["f1"] == clean["f1"]
+    for source, dials, named in (("scaled", {"factor": 117.0}, "scale"), ("low_rank", {"rank": 64}, "low_rank")):
+        repaired = scores(source, "auto", **dials)
+        assert named in repaired["fit"]["diagnosis"]["found"]
+        assert repaired["f1"] >= 0.9 * clean["f1"], source
