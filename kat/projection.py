@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latentwire.harness.errors import UserError
+from latentwire.harness.pages import fill
 
 METHODS = ("pca", "umap")
 
@@ -76,7 +76,4 @@ def page(points: list[dict[str, Any]], title: str, axes: list[str]) -> str:
     """
     columns = ("id", "x", "y", "z", "density", "weight", "source", "text")
     data = {"title": title, "axes": axes, **{name: [point[name] for point in points] for name in columns}}
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # Inside a script element only "<" can end it or open a comment.
-    text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    return files("kat").joinpath("map.html").read_text(encoding="utf-8").replace("{{data}}", text)
+    return fill(files("kat").joinpath("map.html").read_text(encoding="utf-8"), data)

@@ -11,6 +11,7 @@ from typing import Any
 
 from latentwire.analysis import coverage
 from latentwire.figures import draw_all
+from latentwire.harness.pages import fill
 from latentwire.harness.results import ResultStore, read_json, read_jsonl, write_text_atomically
 from latentwire.metrics import FEW
 from latentwire.panels import (
@@ -254,10 +255,8 @@ def page(content: dict[str, Any]) -> str:
     Args:
         content: Of `collect`. Its texts are data to the page, never markup.
     """
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # Inside a script element only "<" can end it or open a comment.
-    text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    template = files("latentwire").joinpath("report.html").read_text(encoding="utf-8")
-    for scheme, colours in (("{{light}}", LIGHT), ("{{dark}}", DARK)):
-        template = template.replace(scheme, " ".join(f"--{name}: {colour};" for name, colour in colours.items()))
-    return template.replace("{{data}}", text)
+    colours = {
+        scheme: " ".join(f"--{name}: {colour};" for name, colour in of.items())
+        for scheme, of in (("light", LIGHT), ("dark", DARK))
+    }
+    return fill(files("latentwire").joinpath("report.html").read_text(encoding="utf-8"), content, **colours)

@@ -122,7 +122,7 @@ def test_the_page_works_in_a_browser(tmp_path):
 
 # Acts on the page as a user would, draws it after each act, and writes what it then shows into the dataset.
 ACTS = """
-const told = page.dataset, canvasOf = document.getElementById("map"), after = [];
+const told = root.dataset, canvasOf = document.getElementById("map"), after = [];
 const pointer = (kind, x, y, id = 1) => canvasOf.dispatchEvent(
   new PointerEvent(kind, { pointerId: id, clientX: x, clientY: y, bubbles: true }));
 canvasOf.setPointerCapture = () => {};  // made-up pointers cannot be captured

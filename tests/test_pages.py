@@ -1,0 +1,30 @@
+"""Pages: data come through as data, whatever is written in them; every page carries the policy and the script."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from latentwire.harness.pages import fill
+
+TEMPLATE = '<head>{{head}}</head><style>{{dark}}</style><script id="data">{{data}}</script><script>{{script}}</script>'
+HOSTILE = "</script><!-- {{script}} {{data}} {{dark}} \u2028\u2029 ü"
+
+
+def test_data_stay_data_and_nothing_is_put_into_them():
+    told = {"text": HOSTILE, HOSTILE: [1.5, None, True]}
+    html = fill(TEMPLATE, told, dark="--ink: white;")
+    block, script = re.findall(r"<script[^>]*>(.*?)</script>", html, flags=re.DOTALL)
+    assert json.loads(block) == told
+    assert "<" not in block and "\u2028" not in block and "\u2029" not in block and "ü" in block
+    assert script.startswith('"use strict";') and "dataset.errors" in script
+    assert "<style>--ink: white;</style>" in html
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    assert policy == "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+
+
+def test_a_number_that_a_page_cannot_read_is_refused():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fill(TEMPLATE, float("nan"), dark="")
