@@ -4,6 +4,7 @@ python run.py                                    one configuration
 python run.py -m sweep=embed35                   the sweep
 python run.py task=list sweep=embed35            its configurations by name
 python run.py task=analyze summary=FILE          a finished sweep's analysis again
+python run.py task=latent_report checkpoint=...   a trained encoder beside its controls at equal positions
 python run.py task=pairs pairs=nq_open           preference pairs, then task=prompts, task=embed
 python run.py task=retrieve query='What is NLP?' the prompts nearest to it
 python run.py task=density                       embeddings -> sampling weights, with diagnostics
@@ -20,6 +21,7 @@ TASKS = {
     "evaluate": Task(run="latentwire.sweep:run", finish="latentwire.sweep:finish", direct="latentwire.rounds:direct"),
     "list": Task(run="latentwire.sweep:list_one"),
     "analyze": Task(run="latentwire.sweep:analyze_again"),
+    "latent_report": Task(run="latentwire.latent_report:report"),
     "pairs": Task(run="kat.prepare:pairs"),
     "prompts": Task(run="kat.prepare:prompts"),
     "embed": Task(run="kat.embed_job:embed"),

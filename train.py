@@ -2,6 +2,8 @@
 
 python train.py sampler=density                  GRPO; builds what is missing first
 python train.py task=reward sampler=density      a reward model
+python train.py task=latent encoder=bottleneck   an encoder whose latents a frozen LM reads
+python train.py -m sweep=latent_screen           which transform to train it with
 python train.py -m sampler=uniform,density seed=0,1,2
 """
 
@@ -10,6 +12,7 @@ from latentwire.harness.app import Task, launch
 TASKS = {
     "grpo": Task(run="kat.train_grpo:grpo"),
     "reward": Task(run="kat.train_reward:reward"),
+    "latent": Task(run="latentwire.screen:run", finish="latentwire.screen:finish", direct="latentwire.screen:direct"),
 }
 
 if __name__ == "__main__":

@@ -14,16 +14,20 @@ from torch import Tensor
 
 from latentwire import detectors
 from latentwire import prompts as prompt_format
+from latentwire.accounting import COMPARED as PASSAGES_COMPARED
+from latentwire.accounting import Cost, account
 from latentwire.data import DataSpec, choose_examples, load_data
 from latentwire.detectors import Finding
 from latentwire.generation import Decoder, Generated, encode_prefix, plan_batches
 from latentwire.harness.device import choose_dtype, gather_from_all, generator_for
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import Progress
+from latentwire.harness.progress import Progress, say
+from latentwire.latent_data import fingerprint
+from latentwire.latents import about_latents
 from latentwire.metrics import bootstrap_interval, exact_match, f1_score, wilson_interval
 from latentwire.models import LanguageModel, ModelSpec, load_model
 from latentwire.prompts import Prompt, PromptWriter
-from latentwire.sources import Text, build_source
+from latentwire.sources import SOURCES, Text, build_source
 from latentwire.transform import PAIRS, Transform
 from latentwire.transforms import TRANSFORMS, build_transform
 from latentwire.vocabulary import Vocabulary
@@ -74,6 +78,7 @@ class Bench:
     batches: list[list[int]]  # indices into prompts
     decoder: Decoder
     fitting: list[Tensor]  # token ids of passages and questions that are not asked about, each (T,)
+    fitting_passages: list[Tensor]  # those of passages alone
     left_out: dict[str, int]  # questions of the data that were not asked, by reason
     too_long: list[str]  # ids of drawn examples that do not fit into the model's context
     warnings: list[Finding]  # what is odd about the shots and the examples
@@ -92,16 +97,23 @@ def identity(
     passage: bool,
     first: int,
 ) -> dict[str, Any]:
-    """Return everything that decides a result, for its hash.
+    """Return everything that decides a result, for its hash; of a trained encoder its content, not its folder.
 
     A budgeted result, asked in blocks, is the same one however many of its examples are asked yet.
+
+    Raises:
+        UserError: A trained encoder that is not there, or not for this model.
     """
+    stands_for = vars(source)
+    if "checkpoint" in source.dials:
+        about = about_latents(source.dials["checkpoint"], model.identity())
+        stands_for = {"name": source.name, "dials": {**source.dials, "checkpoint": about["sha256"]}}
     return {
         "model": model.identity(),
         "data": data.identity(),
         "settings": {**vars(settings), "dtype": str(dtype)},
         "prompt_format": prompt_format.FORMAT,
-        "source": vars(source),
+        "source": stands_for,
         "transform": vars(transform),
         **({"fitted_on": FITTED_ON} if transform.name in FITTED else {}),
         **({} if passage else {"passage": False}),
@@ -146,13 +158,15 @@ def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: Partial
     prefix = encode_prefix(lm, shot_ids)
     shots_sec = time.perf_counter() - started  # on an accelerator that lags behind, less than it takes
     decoder = Decoder(lm, prefix, settings.max_new_tokens)
+    others = [example for example in dataset.train if example.context not in asked]
     bench = Bench(
         lm=lm,
         vocabulary=Vocabulary(lm.token_embeddings(), seed=settings.seed),
         prompts=fitting,
         batches=[],
         decoder=decoder,
-        fitting=writer.spans([example for example in dataset.train if example.context not in asked], FITTED_ON),
+        fitting=writer.spans(others, FITTED_ON),
+        fitting_passages=writer.spans(others, FITTED_ON, questions=False),
         left_out=dict(dataset.left_out),
         too_long=[prompt.example.id for prompt in prompts if len(prompt.token_ids) > room],
         warnings=detectors.shots_leak(shots, examples),
@@ -262,6 +276,7 @@ def evaluate(
         **_summarize(bench, public, bench.settings.seed),
         "warnings": _distinct(findings),
         "fit": share.fit,
+        "latents": _account(bench, source, public),
         "time_sec": seconds,
         "timing": timing,
     }
@@ -325,12 +340,22 @@ def _fit(bench: Bench, distort: Text, repair: Transform, source: Choice, transfo
             "none; lower samples, or give another file for the shots (shots_path=FILE)"
         )
     seed = bench.settings.seed
-    spans = [bench.lm.embed(ids.to(bench.lm.device)) for ids in bench.fitting]
+    ids = bench.fitting_passages if distort.passage_only else bench.fitting
+    texts = [str(bench.lm.tokenizer.decode(span.tolist())).strip() for span in ids]
+    spans = [bench.lm.embed(span.to(bench.lm.device)) for span in ids]
     seen = [
-        distort(span, generator_for(seed, source.name, "fitting", index)).float() for index, span in enumerate(spans)
+        distort(span, generator_for(seed, source.name, "fitting", index), text).float()
+        for index, (span, text) in enumerate(zip(spans, texts, strict=True))
     ]
+    if not sum(map(len, seen)):
+        raise UserError(f"embed_transform={transform.name}: the source {source.name} gives nothing to fit it on")
     truth = torch.cat(spans).float() if repair.fits == PAIRS else None
     x = torch.cat(seen)
+    if truth is not None and len(truth) != len(x):
+        raise UserError(
+            f"embed_transform={transform.name}: is fitted to pairs of embedding and token, and the source "
+            f"{source.name} has another number of positions than the text has tokens; choose one that sees no pairs"
+        )
     repair.fit(x, truth, generator_for(seed, transform.name, "fitting"))
     return {
         "embeddings": len(x),
@@ -364,10 +389,10 @@ def _embed(
     """
     identifier, seed = prompt.example.id, bench.settings.seed
     embeds = bench.lm.embed(prompt.token_ids).clone()
-    span = prompt.source_mask.to(embeds.device)
+    span = (prompt.passage_mask if distort.passage_only else prompt.source_mask).to(embeds.device)
     real = embeds[span]
-    seen = distort(real, generator_for(seed, source.name, identifier))
-    repaired = repair(seen, generator_for(seed, transform.name, identifier))
+    seen = distort(real, generator_for(seed, source.name, identifier), prompt.example.context)
+    repaired = repair(seen, generator_for(seed, transform.name, identifier)) if len(seen) else seen
     for what, before, after in (
         (f"the source {source.name} {source.dials or ''}".rstrip(), real, seen),
         (f"the transform {transform.name} {transform.dials or ''}".rstrip(), seen, repaired),
@@ -378,9 +403,65 @@ def _embed(
         ]
     if len(seen) >= BEGINNING and len(share.beginnings) < COMPARED:
         share.beginnings.append((seen[:BEGINNING].cpu(), repaired[:BEGINNING].cpu()))
-    embeds[span] = repaired.to(embeds.dtype)
+    embeds = _put(embeds, span, repaired.to(embeds.dtype))
+    room = bench.lm.context_length - bench.decoder.prefix.length - bench.decoder.max_new_tokens
+    if len(embeds) > room:
+        raise UserError(
+            f"the source {source.name} {source.dials or ''} makes {len(repaired)} positions of the passage of example "
+            f"{identifier}, more than the model's context has room for; lower shots, or use fewer positions"
+        )
     change = (repaired.float() - seen.float()).norm() / seen.float().norm().clamp_min(1e-30)
     return embeds, float(change)
+
+
+def _put(embeds: Tensor, span: Tensor, replacement: Tensor) -> Tensor:
+    """Put (L, D) in the place of a span of (T, D); with another number of positions the span must be in one piece."""
+    places = span.nonzero().flatten()
+    if len(places) == len(replacement):
+        embeds[span] = replacement
+        return embeds
+    start, end = int(places[0]), int(places[-1]) + 1
+    assert end - start == len(places), "a span in several pieces cannot change its length"
+    return torch.cat([embeds[:start], replacement, embeds[end:]])
+
+
+@torch.no_grad()
+def _account(bench: Bench, source: Choice, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Say what latents cost, whether they differ, and how many of the passages the encoder was trained on.
+
+    None for a source that stands for more than the passage.
+    """
+    if not SOURCES[source.name].passage_only:
+        return None
+    seed = bench.settings.seed
+    distort = build_source(source.name, source.dials, bench.vocabulary, generator_for(seed, source.name))
+    prompts = bench.prompts[: len(rows)]
+    contexts = [prompt.example.context for prompt in prompts]
+    tokens = [int(prompt.passage_mask.sum()) for prompt in prompts]
+    costs = [
+        Cost(text, count, distort.positions(count), distort.size(count))
+        for text, count in zip(contexts, tokens, strict=True)
+    ]
+    latents = [
+        distort(
+            bench.lm.embed(prompt.token_ids[prompt.passage_mask]),
+            generator_for(seed, source.name, prompt.example.id),
+            text,
+        ).float()
+        for text, prompt in list(dict(zip(contexts, prompts, strict=True)).items())[:PASSAGES_COMPARED]
+    ]
+    found = account(costs, latents, [row["prediction"] for row in rows], [row["references"][0] for row in rows])
+    if "checkpoint" in source.dials:
+        known = set(about_latents(source.dials["checkpoint"])["trained_on"])
+        found["seen_in_training"] = sum(fingerprint(text) in known for text in contexts)
+        if found["seen_in_training"]:
+            found["warnings"].append(
+                f"{found['seen_in_training']} of {len(rows)} examples ask about passages that the encoder was trained "
+                "or stopped by: their scores are no evidence"
+            )
+    for warning in found["warnings"]:
+        say(f"warning: {warning}")
+    return found
 
 
 def _row(index: int, prompt: Prompt, output: Generated, change: float, reused: bool) -> dict[str, Any]:

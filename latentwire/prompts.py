@@ -27,6 +27,7 @@ class Prompt:
     example: Example
     token_ids: torch.Tensor  # (T,) int64
     source_mask: torch.Tensor  # (T,) bool, true on the source span
+    passage_mask: torch.Tensor  # (T,) bool, true on the passage, the beginning of the source span
     passage: bool = True  # whether the passage is in it
 
 
@@ -39,7 +40,8 @@ class PromptWriter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """Return the tokens of a piece, without any that begin or end a text."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def shots(self, passages: list[list[Example]]) -> torch.Tensor:
@@ -47,39 +49,42 @@ class PromptWriter:
         beginning = list(self.tokenizer("")["input_ids"])
         ids = [i for i in beginning if i == self.tokenizer.bos_token_id][:1]
         for examples in passages:
-            ids += self._ids("Context:") + self._ids(f" {examples[0].context}")
+            ids += self.ids("Context:") + self.ids(f" {examples[0].context}")
             for example in examples:
-                ids += self._ids("\nQuestion:") + self._ids(f" {example.question}")
-                ids += self._ids("\nAnswer:") + self._ids(f" {example.answers[0]}")
-            ids += self._ids("\n\n")
+                ids += self.ids("\nQuestion:") + self.ids(f" {example.question}")
+                ids += self.ids("\nAnswer:") + self.ids(f" {example.answers[0]}")
+            ids += self.ids("\n\n")
         return torch.tensor(ids, dtype=torch.int64)
 
     def prompt(self, example: Example, passage: bool = True) -> Prompt:
         """Return an example's own tokens and which of them are the source span; on request without the passage."""
         ids: list[int] = []
         mask: list[bool] = []
-        for text, is_source in (
-            ("Context:", False),
-            *([(f" {example.context}", True)] if passage else []),
-            ("\nQuestion:", False),
-            (f" {example.question}", True),
-            ("\nAnswer:", False),
+        passage_mask: list[bool] = []
+        for text, is_source, is_passage in (
+            ("Context:", False, False),
+            *([(f" {example.context}", True, True)] if passage else []),
+            ("\nQuestion:", False, False),
+            (f" {example.question}", True, False),
+            ("\nAnswer:", False, False),
         ):
-            tokens = self._ids(text)
+            tokens = self.ids(text)
             ids += tokens
             mask += [is_source] * len(tokens)
-        return Prompt(example, torch.tensor(ids), torch.tensor(mask), passage)
+            passage_mask += [is_passage] * len(tokens)
+        return Prompt(example, torch.tensor(ids), torch.tensor(mask), torch.tensor(passage_mask), passage)
 
-    def spans(self, examples: list[Example], positions: int) -> list[torch.Tensor]:
+    def spans(self, examples: list[Example], positions: int, questions: bool = True) -> list[torch.Tensor]:
         """Return what would be source spans of these examples, each passage once: token ids (T,) int64.
 
-        They end before the span with which they would pass `positions` in all.
+        With or without the questions. They end before the span with which they would pass `positions` in all.
         """
-        texts = dict.fromkeys(text for example in examples for text in (example.context, example.question))
+        pieces = [(example.context, example.question) if questions else (example.context,) for example in examples]
+        texts = dict.fromkeys(text for piece in pieces for text in piece)
         found: list[torch.Tensor] = []
         room = positions
         for text in texts:
-            ids = self._ids(f" {text}")
+            ids = self.ids(f" {text}")
             if len(ids) > room:
                 break
             found.append(torch.tensor(ids, dtype=torch.int64))

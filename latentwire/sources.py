@@ -1,7 +1,9 @@
-"""What stands in for an encoder: real token embeddings, or a known distortion of them, (T, D) -> (T, D).
+"""What stands in for an encoder: real token embeddings, a known distortion of them, or a trained encoder's latents.
 
-A source distorts the source span alone. What all examples share (a rotation, an offset) is drawn when the
-source is built; what differs between them is drawn from the generator passed with each example.
+A source distorts the source span alone, passage and question, (T, D) -> (T, D). What all examples share (a rotation, an
+offset) is drawn when the source is built; what differs between them is drawn from the generator passed with each
+example. A source with `passage_only` puts as many positions as it likes in the place of the passage, (T, D) -> (L, D);
+there the question stays real tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentwire.accounting import BYTES_PER_NUMBER
+from latentwire.encoder import group_means, make_passages
 from latentwire.harness.errors import UserError
+from latentwire.latents import load_latents
 from latentwire.transform import check_dials, require
 from latentwire.vocabulary import Vocabulary, rms
 
@@ -23,12 +28,36 @@ SPREAD_RANGE = f"is the standard deviation of a log-normal factor's logarithm, b
 class Text:
     """Real token embeddings as they are."""
 
+    passage_only = False  # True: stands for the passage alone, in as many positions as it likes
+
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator) -> None:
         self.vocabulary = vocabulary
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Distort the embeddings of one example, (T, D) -> (T, D), keeping dtype and device."""
-        return self.distort(x.to(torch.promote_types(x.dtype, torch.float32)), generator).to(x.dtype)
+    def __call__(self, x: Tensor, generator: torch.Generator, passage: str = "") -> Tensor:
+        """Distort the embeddings of one example, keeping dtype and device.
+
+        Args:
+            x: The source span's embeddings, (T, D); with `passage_only` the passage's.
+            generator: Of what differs between examples.
+            passage: The passage as text.
+
+        Returns:
+            (T, D), or with `passage_only` (L, D), L from 0 on.
+        """
+        x32 = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.replace(x32, generator, passage).to(x.dtype)
+
+    def replace(self, x: Tensor, generator: torch.Generator, passage: str) -> Tensor:
+        """Distort x, which is float32 or float64; a source that reads the text itself does so here."""
+        return self.distort(x, generator)
+
+    def positions(self, tokens: int) -> int:
+        """Return in how many positions so many tokens result."""
+        return tokens
+
+    def size(self, tokens: int) -> int:
+        """Return how many bytes stand for so many tokens on the way: embeddings in float16."""
+        return BYTES_PER_NUMBER * self.positions(tokens) * self.vocabulary.width
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """x, in float32 or float64."""
@@ -153,6 +182,78 @@ class LowRank(Text):
         return centred / rms(centred)[..., None]  # by hand: layer_norm's eps is as large as a token's variance
 
 
+class Latent(Text):
+    """What a trained encoder makes of the passage, after the transform it was trained with.
+
+    Args:
+        checkpoint: Folder of the encoder, or of the run that trained it. For which LM it was trained is checked by who
+            knows that LM (`latents.about_latents`).
+    """
+
+    passage_only = True
+
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, checkpoint: str) -> None:
+        super().__init__(vocabulary, generator)
+        self.latents = load_latents(checkpoint, vocabulary)
+
+    def replace(self, x: Tensor, generator: torch.Generator, passage: str) -> Tensor:
+        """Encode the passage: from its tokens or its text, as the encoder wants."""
+        latents: Tensor = self.latents(make_passages([passage], [x]))[0]
+        return latents
+
+    def positions(self, tokens: int) -> int:
+        """As many as the encoder makes."""
+        return self.latents.encoder.positions(tokens)
+
+    def size(self, tokens: int) -> int:
+        """Of z in float16: the adapter stands on the LM's side."""
+        return BYTES_PER_NUMBER * self.positions(tokens) * self.latents.encoder.z_width
+
+
+class Cut(Text):
+    """Control: the passage's first tokens, ceil(T / ratio) of them, or `positions` where that is given."""
+
+    passage_only = True
+
+    def __init__(
+        self, vocabulary: Vocabulary, generator: torch.Generator, *, ratio: float, positions: int | None
+    ) -> None:
+        super().__init__(vocabulary, generator)
+        require(ratio >= 1 and math.isfinite(ratio), "ratio", ratio, "tokens for each position: must be 1 or more")
+        require(positions is None or positions >= 1, "positions", positions or 0, "must be at least 1")
+        self.ratio, self.at_most = ratio, positions
+
+    def positions(self, tokens: int) -> int:
+        """How many are left of so many."""
+        return math.ceil(tokens / self.ratio) if self.at_most is None else min(tokens, self.at_most)
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The beginning of x."""
+        return x[: self.positions(len(x))]
+
+
+class Averaged(Cut):
+    """Control: the means of groups of neighbouring tokens of nearly equal size, not trained; as many as Cut keeps."""
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """(T, D) -> (L, D)."""
+        return group_means(x, self.positions(len(x)))
+
+
+class Empty(Text):
+    """Control: no passage."""
+
+    passage_only = True
+
+    def positions(self, tokens: int) -> int:
+        """None."""
+        return 0
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """(T, D) -> (0, D)."""
+        return x[:0]
+
+
 SOURCES: dict[str, type[Text]] = {
     "text": Text,
     "scaled": Scaled,
@@ -163,6 +264,10 @@ SOURCES: dict[str, type[Text]] = {
     "token_scale": TokenScale,
     "anisotropic": Anisotropic,
     "low_rank": LowRank,
+    "latent": Latent,
+    "cut": Cut,
+    "averaged": Averaged,
+    "empty": Empty,
 }
 
 

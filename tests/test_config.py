@@ -17,9 +17,11 @@ from omegaconf import OmegaConf
 from kat.embedders import EmbedderSpec
 from kat.pairs import PairsSpec, readings
 from latentwire.data import DataSpec
+from latentwire.encoder import ENCODERS, build_encoder
 from latentwire.harness.app import CONF, typed
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job, expand, factors, keep, variants
+from latentwire.latent_objective import Weights
 from latentwire.models import ModelSpec
 from latentwire.sources import SOURCES, build_source
 from latentwire.transforms import TRANSFORMS, build_transform, read_label
@@ -248,9 +250,15 @@ def test_embed_plus_has_its_controls_and_each_name_once():
 def test_every_source_file_builds_its_source(name, vocabulary):
     cfg = compose("run", overrides=[f"embed_source={name}"])
     dials = OmegaConf.to_container(cfg.embed_source.dials, resolve=True)
+    if name == "latent":
+        assert cfg.embed_source.name == "latent"
+        with pytest.raises(UserError, match="checkpoint=FOLDER"):
+            build_source("latent", dials, vocabulary, torch.Generator())
+        return
     source = build_source(cfg.embed_source.name, dials, vocabulary, torch.Generator().manual_seed(0))
     assert type(source) is SOURCES[name]
-    assert source(torch.randn(5, 64), torch.Generator().manual_seed(1)).shape == (5, 64)
+    positions = {"cut": 3, "averaged": 3, "empty": 0}.get(name, 5)
+    assert source(torch.randn(5, 64), torch.Generator().manual_seed(1)).shape == (positions, 64)
 
 
 @pytest.mark.parametrize("name", options("model"))
@@ -298,10 +306,44 @@ def test_no_task_makes_a_folder_of_the_file_it_writes(task):
     assert compose("run", return_hydra_config=True).hydra.run.dir == "outputs/single"
 
 
+@pytest.mark.parametrize("name", options("encoder"))
+def test_every_encoder_file_builds_its_encoder(name, tiny):
+    cfg = compose("train", overrides=["task=latent", f"encoder={name}", *(["layers=1"] if name == "lm_layers" else [])])
+    dials = OmegaConf.to_container(cfg.encoder.dials, resolve=True)
+    config = tiny.model.config.to_dict()
+    assert type(build_encoder(cfg.encoder.name, dials, 64, 1.0, config)) is ENCODERS[name]
+    assert options("encoder") == sorted(ENCODERS)
+
+
+@pytest.mark.parametrize("name", options("loss"))
+def test_every_loss_file_is_a_set_of_weights(name):
+    cfg = compose("train", overrides=["task=latent", f"loss={name}"])
+    weights = typed(Weights, cfg.weights)
+    assert cfg.loss.name == name
+    assert weights.needs_lm() == (name != "reconstruction")
+
+
+def test_a_screening_varies_the_transform_and_the_seed_alone():
+    cfg = compose("train", overrides=["sweep=latent_screen"], return_hydra_config=True)
+    assert (cfg.task, cfg.until, cfg.epochs) == ("latent", cfg.sweep.rounds[0], cfg.sweep.rounds[-1])
+    assert cfg.hydra.mode.name == "MULTIRUN"
+    for grid in cfg.sweep.grids:
+        assert "embed_transform" in grid and list(grid.seed) == [0, 1, 2]
+        assert set(grid) - {"embed_transform", "seed"} <= {"target_scale", "k", "alpha", "eps", "codebook_size", "tau"}
+
+
+def test_the_report_asks_over_latents():
+    assert compose("run", overrides=["task=latent_report", "checkpoint=x"]).embed_source.dials.checkpoint == "x"
+
+
+TRAINED = ("latent_screen",)  # presets of train.py
+
+
 @pytest.mark.parametrize("group", ["task", "sweep", "tracker", "control"])
 def test_every_other_file_composes_under_its_name(group):
     for name in options(group):
-        cfg = compose("run", overrides=[f"{group}={name}"])
+        entry = "train" if (group, name) == ("task", "latent") or name in TRAINED else "run"
+        cfg = compose(entry, overrides=[f"{group}={name}"])
         node = cfg[group]
         written = node if group in ("task", "control") else node.name
         assert written == ("single" if (group, name) == ("sweep", "none") else name)

@@ -267,7 +267,7 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
 
 def _default_choices(task: str) -> dict[str, str]:
     """Return the groups that have settings of their own at the root, and what this task chooses of each by default."""
-    groups = ("embed_transform", "embed_source", "data", "task", "pairs", "embedder")
+    groups = ("embed_transform", "embed_source", "data", "task", "pairs", "embedder", "encoder", "loss")
     files = [CONF / f"{entry}.yaml", *sorted((CONF / "task").glob("*.yaml"))]
     files.sort(key=lambda path: path.stem == task)  # the task's own choice is the last and counts
     found = {group: choice for path in files for group, choice in _included(path)}

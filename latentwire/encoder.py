@@ -1,0 +1,281 @@
+"""Encoders of a passage: text or its token embeddings -> latents z, and the adapter from z to the LM's width.
+
+    passage (T tokens) -> encoder -> z (L, Z) -> adapter -> (L, D)
+
+z is what would travel; the adapter stands on the LM's side. Each encoder says how many positions L it makes of T.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from latentwire.harness.errors import UserError
+from latentwire.transform import check_dials, require
+
+BYTES = 256
+POOLS = ("mean", "query")
+
+
+@dataclass(frozen=True)
+class Passages:
+    """A batch of passages, as the LM's own tokens and as text."""
+
+    texts: list[str]
+    lengths: list[int]  # tokens of each
+    embeds: Tensor  # (B, T, D) token embeddings, zero beyond the length
+
+    @property
+    def mask(self) -> Tensor:
+        """True on real tokens, (B, T)."""
+        return torch.arange(self.embeds.shape[1], device=self.embeds.device) < torch.tensor(
+            self.lengths, device=self.embeds.device
+        ).unsqueeze(-1)
+
+
+def make_passages(texts: list[str], embeds: list[Tensor]) -> Passages:
+    """Put passages side by side, padded on the right.
+
+    Args:
+        texts: The passages.
+        embeds: Their token embeddings, (T_i, D) each.
+
+    Raises:
+        UserError: A passage without a token.
+    """
+    lengths = [len(rows) for rows in embeds]
+    if not all(lengths):
+        raise UserError("an empty passage: there is nothing to encode; leave it out, or ask without a passage")
+    return Passages(texts, lengths, nn.utils.rnn.pad_sequence([rows.float() for rows in embeds], batch_first=True))
+
+
+class Encoder(nn.Module, ABC):
+    """What all encoders share.
+
+    Args:
+        width: Of the LM's embeddings, D.
+        unit: Mean RMS of the LM's token embeddings; inputs are divided by it, whatever model they are of.
+    """
+
+    z_width: int
+
+    def __init__(self, width: int, unit: float) -> None:
+        super().__init__()
+        self.width, self.unit = width, unit
+
+    def positions(self, tokens: int) -> int:
+        """Return how many latents a passage of so many tokens becomes."""
+        return tokens
+
+    @abstractmethod
+    def forward(self, passages: Passages) -> Tensor:
+        """Encode passages: (B, L, Z), L being the positions of the longest; beyond a passage's own, anything."""
+
+
+class Bottleneck(Encoder):
+    """Each token embedding through d_z dimensions, position for position."""
+
+    def __init__(self, width: int, unit: float, *, d_z: int) -> None:
+        super().__init__(width, unit)
+        require(d_z >= 1, "d_z", d_z, "must be at least 1")
+        self.z_width = d_z
+        self.down = nn.Linear(width, d_z)
+
+    def forward(self, passages: Passages) -> Tensor:
+        """W x + b."""
+        z: Tensor = self.down(passages.embeds / self.unit)  # (B, T, Z)
+        return z
+
+
+class LMLayers(Encoder):
+    """A trainable copy of the LM's first layers, attending in both directions, `ratio` positions pooled to one.
+
+    A passage of T tokens becomes ceil(T / ratio) groups of nearly equal size. `mean` takes the mean of a group; `query`
+    lets that mean attend once more to the whole passage, as in ARC-Encoder (arXiv 2510.20535); there the last layer's
+    own attention does it, here one of its own, which starts as the mean and knows no architecture.
+    """
+
+    def __init__(
+        self, width: int, unit: float, lm_config: dict[str, Any], *, layers: int, ratio: int, pool: str
+    ) -> None:
+        super().__init__(width, unit)
+        require(ratio >= 1, "ratio", ratio, "how many tokens share a position: must be at least 1")
+        if pool not in POOLS:
+            raise UserError(f"pool={pool}: unknown; use one of {', '.join(POOLS)}")
+        there = int(lm_config["num_hidden_layers"])
+        require(1 <= layers <= there, "layers", layers, f"must be between 1 and the LM's {there} layers")
+        config = copy.deepcopy(lm_config)
+        config["num_hidden_layers"] = layers
+        if config.get("layer_types"):
+            config["layer_types"] = config["layer_types"][:layers]
+        self.ratio, self.z_width = ratio, width
+        loaded = AutoConfig.for_model(**config)
+        self.body: PreTrainedModel = AutoModel.from_config(loaded, dtype=torch.float32)
+        self.body.set_input_embeddings(nn.Identity())  # fed with embeddings; a copy of the table would only lie there
+        self.pooling = QueryPooling(width) if pool == "query" else None
+
+    def copy_from(self, lm: PreTrainedModel) -> None:
+        """Start as the LM's own first layers."""
+        own = self.body.state_dict()
+        theirs = lm.base_model.state_dict()
+        self.body.load_state_dict({name: theirs[name].float() for name in own})
+
+    def positions(self, tokens: int) -> int:
+        """ceil(T / ratio).
+
+        Raises:
+            UserError: The passage has fewer tokens than share a position.
+        """
+        if self.ratio > tokens:
+            raise UserError(
+                f"ratio={self.ratio}: leaves nothing of a passage of {tokens} tokens; use ratio={tokens} or less"
+            )
+        return math.ceil(tokens / self.ratio)
+
+    def forward(self, passages: Passages) -> Tensor:
+        """Run the layers, then pool."""
+        mask = passages.mask  # (B, T)
+        seen = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+        hidden = self.body(
+            inputs_embeds=passages.embeds, attention_mask=seen[:, None, None].expand(-1, 1, mask.shape[1], -1),
+            use_cache=False,
+        ).last_hidden_state  # (B, T, D)  # fmt: skip
+        matrix = pooling_matrix(passages.lengths, [self.positions(n) for n in passages.lengths]).to(hidden)
+        pooled = matrix @ hidden  # (B, L, T) (B, T, D) -> (B, L, D)
+        return pooled if self.pooling is None else self.pooling(pooled, hidden, mask)
+
+
+class QueryPooling(nn.Module):
+    """Means of groups that ask the whole passage once more; at the start what they hear weighs nothing.
+
+    Args:
+        width: D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        heads = next(heads for heads in (8, 4, 2, 1) if width % heads == 0)
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        nn.init.zeros_(self.attention.out_proj.weight)
+        nn.init.zeros_(self.attention.out_proj.bias)
+
+    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
+        """q + attention(q, hidden): (B, L, D), (B, T, D), (B, T) -> (B, L, D)."""
+        keys = self.norm(hidden)
+        heard, _ = self.attention(self.norm(queries), keys, keys, key_padding_mask=~mask, need_weights=False)
+        return queries + heard
+
+
+class ByteEncoder(Encoder):
+    """A small transformer over the bytes of the text, asked by `latent_len` learned queries."""
+
+    def __init__(self, width: int, unit: float, *, latent_len: int, byte_width: int, byte_layers: int) -> None:
+        super().__init__(width, unit)
+        require(latent_len >= 1, "latent_len", latent_len, "must be at least 1")
+        require(byte_layers >= 1, "byte_layers", byte_layers, "must be at least 1")
+        require(byte_width >= 8 and byte_width % 8 == 0, "byte_width", byte_width, "must be a multiple of 8")
+        self.latent_len, self.z_width = latent_len, byte_width
+        heads = max(1, byte_width // 64)
+        options: dict[str, Any] = {"dim_feedforward": 4 * byte_width, "dropout": 0.0, "activation": "gelu",
+                                   "batch_first": True, "norm_first": True}  # fmt: skip
+        self.bytes = nn.Embedding(BYTES, byte_width)
+        self.queries = nn.Parameter(torch.randn(latent_len, byte_width) / math.sqrt(byte_width))
+        self.body = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(byte_width, heads, **options), byte_layers, enable_nested_tensor=False
+        )
+        self.head = nn.TransformerDecoder(nn.TransformerDecoderLayer(byte_width, heads, **options), byte_layers)
+
+    def positions(self, tokens: int) -> int:
+        """latent_len, whatever the text."""
+        return self.latent_len
+
+    def forward(self, passages: Passages) -> Tensor:
+        """Read the bytes, then let the queries ask."""
+        device = self.queries.device
+        raw = [torch.tensor(list(text.encode()), device=device) for text in passages.texts]
+        ids = nn.utils.rnn.pad_sequence(raw, batch_first=True)  # (B, N)
+        lengths = torch.tensor([len(row) for row in raw], device=device)
+        padded = torch.arange(ids.shape[1], device=device) >= lengths[:, None]
+        embeds = self.bytes(ids) + sinusoids(ids.shape[1], self.z_width).to(device)
+        memory = self.body(embeds, src_key_padding_mask=padded)
+        z: Tensor = self.head(self.queries.expand(len(raw), -1, -1), memory, memory_key_padding_mask=padded)
+        return z  # (B, latent_len, Z)
+
+
+class Adapter(nn.Module):
+    """From z to the LM's width: a straight line and a small MLP, added, then a LayerNorm, as encoders end in one.
+
+    The LayerNorm gives every position unit RMS; the LM's tokens are far shorter, which is what transforms repair.
+    """
+
+    def __init__(self, z_width: int, width: int, hidden: int) -> None:
+        super().__init__()
+        require(hidden >= 1, "adapter_hidden", hidden, "must be at least 1")
+        self.line = nn.Linear(z_width, width)
+        self.mlp = nn.Sequential(nn.Linear(z_width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """LayerNorm(W z + MLP(z)): (..., Z) -> (..., D)."""
+        y: Tensor = self.norm(self.line(z) + self.mlp(z))
+        return y
+
+
+def pooling_matrix(tokens: list[int], positions: list[int]) -> Tensor:
+    """Return matrices that take the means of neighbouring tokens, (B, L, T); rows beyond a passage's own are zero."""
+    matrix = torch.zeros(len(tokens), max(positions), max(tokens))
+    for row, (t, n) in enumerate(zip(tokens, positions, strict=True)):
+        for place, (start, end) in enumerate(group_bounds(t, n)):
+            matrix[row, place, start:end] = 1 / (end - start)
+    return matrix
+
+
+def group_bounds(tokens: int, positions: int) -> list[tuple[int, int]]:
+    """Split tokens into groups of nearly equal size, in order; with more positions than tokens some share a token."""
+    starts = [place * tokens // positions for place in range(positions + 1)]
+    return [(start, max(end, start + 1)) for start, end in itertools.pairwise(starts)]
+
+
+def group_means(x: Tensor, positions: int) -> Tensor:
+    """Return the means of `positions` groups of neighbouring tokens: (T, D) -> (positions, D)."""
+    return pooling_matrix([len(x)], [positions])[0].to(x) @ x
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Return the positions of Vaswani et al. (2017), (length, width): they need no longest text."""
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+ENCODERS: dict[str, type[Encoder]] = {"bottleneck": Bottleneck, "lm_layers": LMLayers, "byte": ByteEncoder}
+
+
+def build_encoder(name: str, dials: dict[str, Any], width: int, unit: float, lm_config: dict[str, Any]) -> Encoder:
+    """Build an encoder of random weights (torch's global generator); LMLayers then copies the LM's.
+
+    Args:
+        name: One of ENCODERS.
+        dials: Of that encoder.
+        width: Of the LM's embeddings.
+        unit: Mean RMS of the LM's token embeddings.
+        lm_config: The LM's config as plain values; LMLayers is built after it.
+
+    Raises:
+        UserError: An unknown encoder, a stray or missing dial, or one out of range.
+    """
+    if name not in ENCODERS:
+        raise UserError(f"encoder={name}: unknown; use one of {', '.join(ENCODERS)}")
+    check_dials(name, dials, ENCODERS[name])
+    if name == "lm_layers":
+        return LMLayers(width, unit, lm_config, **dials)
+    return ENCODERS[name](width, unit, **dials)

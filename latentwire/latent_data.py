@@ -1,0 +1,156 @@
+"""Passages with their questions to train a latent encoder on; those of the evaluation are never among them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from latentwire.data import Dataset, DataSpec, Example, choose_examples, load_data
+from latentwire.harness.device import generator_for
+from latentwire.harness.errors import UserError
+
+WINDOW = 8  # steps whose passages are sorted by length before they are shared out
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage and the questions that are asked about it."""
+
+    text: str
+    questions: tuple[Example, ...]  # empty for text without questions
+
+
+@dataclass
+class LatentData:
+    """What there is to train on and to stop by."""
+
+    shots: list[list[Example]]  # shown before every question, the same as in an evaluation with this seed
+    train: list[Passage]
+    held_out: list[Passage]  # never trained on; the run stops by them
+    counts: Counter[str] = field(default_factory=Counter)  # passages left out, by reason
+
+
+def fingerprint(text: str) -> str:
+    """Return what two passages of equal words share, 16 hexadecimal digits: white space and case do not count."""
+    return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()[:16]
+
+
+def load_latent_data(
+    spec: DataSpec, extra: str, samples: int, held_out: float, shots: int, questions_per_shot: int, seed: int
+) -> LatentData:
+    """Read, take out what must not be trained on, and split.
+
+    Where the data have two parts, the second is the evaluation's: none of its passages is trained on, wherever else it
+    turns up. Where they are one file, its held-out passages are the evaluation's.
+
+    Args:
+        spec: The data; its first part is trained on.
+        extra: A file with more, "" for none: texts (.txt, passages between empty lines), or whatever data=file reads.
+        samples: Questions to train on, at most.
+        held_out: Share of the passages to stop by, chosen by content: the same ones whatever else there is.
+        shots: Passages shown before each question; they are not trained on.
+        questions_per_shot: How many of their questions.
+        seed: Of the shots.
+
+    Raises:
+        UserError: Data that cannot be read, or nothing left to train on or to stop by.
+    """
+    if not 0 < held_out < 1:
+        raise UserError(f"held_out={held_out}: is a share of the passages, above 0 and below 1")
+    if samples < 1:
+        raise UserError(f"samples={samples}: at least 1 question is needed")
+    dataset = load_data(spec)
+    shown, _ = choose_examples(dataset, 1, shots, questions_per_shot, seed)
+    known = Counter(dataset.left_out)
+    passages = _grouped(dataset.train)
+    kept_for_asking = set() if _is_one(dataset) else {fingerprint(example.context) for example in dataset.validation}
+    in_shots = {fingerprint(examples[0].context) for examples in shown}
+    more = _extra_passages(extra) if extra else []
+    train: list[Passage] = []
+    stop: list[Passage] = []
+    seen: set[str] = set()
+    counts: Counter[str] = Counter({f"questions {reason}": number for reason, number in known.items()})
+    for passage in [*passages, *more]:
+        mark = fingerprint(passage.text)
+        reason = ("of the evaluation" if mark in kept_for_asking else "shown as shots" if mark in in_shots
+                  else "twice there" if mark in seen else "")  # fmt: skip
+        seen.add(mark)
+        if reason:
+            counts[f"passages {reason}"] += 1
+        elif int(mark[:8], 16) / 2**32 < held_out and passage.questions:
+            stop.append(passage)
+        else:
+            train.append(passage)
+    if not train or not stop:
+        raise UserError(
+            f"held_out={held_out}: of {len(passages) + len(more)} passages {len(train)} are left to train on and "
+            f"{len(stop)} to stop by; both are needed: give more data, or another held_out"
+        )
+    return LatentData(shown, _at_most(train, samples, counts), stop, counts)
+
+
+def _is_one(dataset: Dataset) -> bool:
+    """Tell whether the data are one file, read twice."""
+    return [example.id for example in dataset.train] == [example.id for example in dataset.validation]
+
+
+def _grouped(examples: Iterable[Example]) -> list[Passage]:
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.context, []).append(example)
+    return [Passage(text, tuple(questions)) for text, questions in groups.items()]
+
+
+def _extra_passages(path: str) -> list[Passage]:
+    if path.endswith(".txt"):
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise UserError(f"extra={path}: no such file; give a .txt, or a file as data=file reads it")
+        try:
+            texts = [" ".join(part.split()) for part in file.read_text(encoding="utf-8").split("\n\n")]
+        except UnicodeDecodeError as error:
+            raise UserError(f"extra={path}: no UTF-8 text ({error.reason}); convert it") from error
+        passages = [Passage(text, ()) for text in texts if text]
+        if not passages:
+            raise UserError(f"extra={path}: the file holds no text; give one with passages between empty lines")
+        return passages
+    return _grouped(load_data(DataSpec("extra", "file", path=path)).train)
+
+
+def _at_most(passages: list[Passage], samples: int, counts: Counter[str]) -> list[Passage]:
+    """Return the first passages whose questions are `samples`, at least one; text without questions stays."""
+    left, kept = samples, []
+    for passage in passages:
+        if passage.questions and left <= 0:
+            counts["passages beyond samples"] += 1
+            continue
+        kept.append(Passage(passage.text, passage.questions[:left]) if passage.questions else passage)
+        left -= len(passage.questions)
+    return kept
+
+
+def order_of(lengths: list[int], passages_per_step: int, seed: int, epoch: int) -> Iterator[list[int]]:
+    """Yield the passages of each step of an epoch, all of them once, those of like length together.
+
+    The order hangs on the seed and the epoch alone; within a window of 8 steps passages are sorted by length, and the
+    steps of the window drawn in random order, so that no length comes first.
+
+    Args:
+        lengths: Of each passage, any unit.
+        passages_per_step: In a step; the last may have fewer.
+        seed: Of the run.
+        epoch: From 0.
+    """
+    generator = generator_for(seed, "order", epoch)
+    drawn = torch.randperm(len(lengths), generator=generator).tolist()
+    size = WINDOW * passages_per_step
+    for start in range(0, len(drawn), size):
+        window = sorted(drawn[start : start + size], key=lambda index: (lengths[index], index))
+        steps = [window[i : i + passages_per_step] for i in range(0, len(window), passages_per_step)]
+        for place in torch.randperm(len(steps), generator=generator).tolist():
+            yield steps[place]

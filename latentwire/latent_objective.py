@@ -1,0 +1,222 @@
+"""The objectives of latent training: a batch of passages -> the sum of each loss over them.
+
+Three kinds of steps: `reconstruction` (the embeddings, and the text by the LM), `continuation` (the second half of a
+text from latents of the first) and `answers` (the answer's first tokens, and the same LM's distribution over the text).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentwire.data import Example
+from latentwire.encoder import Bottleneck, make_passages
+from latentwire.generation import encode_prefix
+from latentwire.harness.device import generator_for
+from latentwire.harness.errors import UserError
+from latentwire.latent_data import Passage
+from latentwire.latent_losses import (
+    distillation_loss,
+    embedding_loss,
+    manifold_loss,
+    rms_loss,
+    token_loss,
+)
+from latentwire.latents import Latents
+from latentwire.models import LanguageModel
+from latentwire.prompts import PromptWriter
+from latentwire.reader import Branch, Reader, Row
+from latentwire.vocabulary import Vocabulary
+
+AGAIN = "\nThe same text again:"  # asks for the text that the latents stand for
+VOCABULARY_TOKENS = 512  # drawn at a step for the loss `vocabulary`
+TEACHER_BYTES = 2**30  # of the teacher's states that are kept
+
+
+@dataclass
+class Weights:
+    """How much each loss counts; 0 leaves it out, and what it would cost."""
+
+    embedding: float  # reconstruction of the token embeddings
+    vocabulary: float  # the same of random tokens of the vocabulary; bottleneck only
+    text: float  # reconstruction of the text by the LM
+    continuation: float
+    answer: float
+    distillation: float
+    rms: float  # distance from the tokens' RMS
+    manifold: float  # distance from the nearest token
+
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            if not 0 <= weight < float("inf"):
+                raise UserError(f"weights.{name}={weight}: must be 0 or more")
+        if not (self.first_kinds() or self.asks()):
+            raise UserError("weights: all losses are off; give embedding, text, continuation, answer or distillation "
+                            "a weight above 0")  # fmt: skip
+
+    def first_kinds(self) -> list[str]:
+        """Return the kinds of steps of the first phase, in the order they alternate."""
+        kinds = [("reconstruction", self.embedding + self.vocabulary + self.text), ("continuation", self.continuation)]
+        return [kind for kind, weight in kinds if weight > 0]
+
+    def asks(self) -> bool:
+        """Tell whether there is a phase of answers."""
+        return self.answer + self.distillation > 0
+
+    def needs_lm(self) -> bool:
+        """Tell whether the LM is in the loop."""
+        return self.text + self.continuation + self.answer + self.distillation > 0
+
+
+class Objective:
+    """Losses of passages.
+
+    Args:
+        lm: The frozen LM.
+        vocabulary: Of it.
+        latents: The encoder in training.
+        weights: Which losses are wanted.
+        shots: What is shown before questions.
+        answer_tokens: Of an answer, the first so many are predicted.
+        distance: Of `embedding_loss`.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        vocabulary: Vocabulary,
+        latents: Latents,
+        weights: Weights,
+        shots: list[list[Example]],
+        answer_tokens: int,
+        distance: str,
+    ) -> None:
+        if answer_tokens < 1:
+            raise UserError(f"answer_tokens={answer_tokens}: must be at least 1")
+        if weights.vocabulary and not isinstance(latents.encoder, Bottleneck):
+            raise UserError(
+                f"weights.vocabulary={weights.vocabulary}: tokens without an order say nothing to "
+                f"encoder={latents.spec.encoder}; use 0, or encoder=bottleneck"
+            )
+        self.lm, self.vocabulary, self.latents, self.weights = lm, vocabulary, latents, weights
+        self.answer_tokens, self.distance = answer_tokens, distance
+        self.writer = PromptWriter(lm.tokenizer)
+        self.lead = lm.embed(torch.tensor(self.writer.ids("Context:")))
+        self.newline = self.writer.ids("\nQuestion:")[0]
+        if weights.needs_lm():
+            self.bare = Reader(lm, encode_prefix(lm, self.writer.shots([])))
+            self.asking = Reader(lm, encode_prefix(lm, self.writer.shots(shots)))
+        self._teacher: dict[str, Tensor] = {}
+        self._teacher_bytes = 0
+
+    def embed(self, text: str) -> Tensor:
+        """Return the token embeddings of a passage as it stands in a prompt: (T, D)."""
+        return self.lm.embed(torch.tensor(self.writer.ids(f" {text}"), dtype=torch.long))
+
+    def losses(self, kind: str, passages: list[Passage], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the sum of each loss over the passages, by name."""
+        texts = [passage.text for passage in passages]
+        rests: list[str] = []
+        if kind == "continuation":
+            split = [halves(text) for text in texts]
+            texts, rests = [first for first, _ in split], [rest for _, rest in split]
+        embeds = [self.embed(text) for text in texts]
+        found: list[Tensor] = self.latents(make_passages(texts, embeds), generator)
+        losses: dict[str, Tensor] = {}
+        weights = self.weights
+        if kind == "reconstruction":
+            if weights.embedding:
+                losses["embedding"] = _sum(
+                    embedding_loss(x, e.float(), self.latents.unit, self.distance)
+                    for x, e in zip(found, embeds, strict=True)
+                )
+            if weights.text:
+                branches = [(self._branch(AGAIN, f" {text}"),) for text in texts]
+                losses["text"] = self._token_losses(self.bare, self._rows(found, branches))
+        elif kind == "continuation":
+            branches = [(self._branch("", f" {rest}"),) for rest in rests]
+            losses["continuation"] = self._token_losses(self.bare, self._rows(found, branches))
+        else:
+            losses |= self._answers(passages, found, embeds)
+        if weights.rms:
+            losses["rms"] = _sum(rms_loss(x, self.latents.unit) for x in found)
+        if weights.manifold:
+            losses["manifold"] = _sum(manifold_loss(x, self.vocabulary) for x in found)
+        return losses
+
+    def vocabulary_loss(self, seed: int, step: int) -> Tensor:
+        """Return the embedding loss of random tokens of the vocabulary."""
+        ids = torch.randint(self.vocabulary.size, (VOCABULARY_TOKENS,), generator=generator_for(seed, "tokens", step))
+        embeds = self.vocabulary.embeddings[ids.to(self.vocabulary.embeddings.device)]
+        # each by itself: a transform that looks at all tokens of a passage shall not see these as one
+        found: Tensor = self.latents.adapter(self.latents.encoder(make_passages([""], [embeds])))[0]
+        return embedding_loss(found, embeds, self.latents.unit, self.distance)
+
+    def cost(self, kind: str, passage: Passage) -> int:
+        """Return how many positions a passage takes in a step of this kind, about: text, branches and shots."""
+        words = len(self.writer.ids(f" {passage.text}"))
+        if kind != "answers":
+            return 2 * words
+        return self.asking.prefix.length + words + 24 * len(passage.questions)
+
+    def _branch(self, asked: str, said: str) -> Branch:
+        answer = self.writer.ids(said)
+        return Branch((*self.writer.ids(asked), *answer), len(answer)) if asked else Branch((*answer,), len(answer))
+
+    def asked(self, example: Example) -> list[int]:
+        """Return the tokens of a question as it stands in a prompt, up to where the answer begins."""
+        ids = self.writer.ids
+        return [*ids("\nQuestion:"), *ids(f" {example.question}"), *ids("\nAnswer:")]
+
+    def _question(self, example: Example) -> Branch:
+        answer = [*self.writer.ids(f" {example.answers[0]}"), self.newline][: self.answer_tokens]
+        return Branch((*self.asked(example), *answer), len(answer))
+
+    def _rows(self, beginnings: list[Tensor], branches: Sequence[tuple[Branch, ...]]) -> list[Row]:
+        return [Row(torch.cat([self.lead.to(x), x]), own) for x, own in zip(beginnings, branches, strict=True)]
+
+    def _token_losses(self, reader: Reader, rows: list[Row]) -> Tensor:
+        """Return the sum over rows of the mean loss of their tokens."""
+        logits, targets = reader.logits(reader.states(rows)), reader.targets(rows)
+        sizes = [sum(branch.predicted for branch in row.branches) for row in rows]
+        return _sum(token_loss(a, b) for a, b in zip(logits.split(sizes), targets.split(sizes), strict=True))
+
+    def _answers(self, passages: list[Passage], found: list[Tensor], embeds: list[Tensor]) -> dict[str, Tensor]:
+        branches = [tuple(self._question(example) for example in passage.questions) for passage in passages]
+        rows = self._rows(found, branches)
+        logits, targets = self.asking.logits(self.asking.states(rows)), self.asking.targets(rows)
+        sizes = [sum(branch.predicted for branch in own) for own in branches]
+        losses: dict[str, Tensor] = {}
+        if self.weights.answer:
+            parts = zip(logits.split(sizes), targets.split(sizes), strict=True)
+            losses["answer"] = _sum(token_loss(a, b) for a, b in parts)
+        if self.weights.distillation:
+            taught = [self._taught(p, e, own) for p, e, own in zip(passages, embeds, branches, strict=True)]
+            parts = zip(logits.split(sizes), taught, strict=True)
+            losses["distillation"] = _sum(distillation_loss(a, self.asking.logits(b)) for a, b in parts)
+        return losses
+
+    @torch.no_grad()
+    def _taught(self, passage: Passage, embeds: Tensor, branches: tuple[Branch, ...]) -> Tensor:
+        """Return the LM's final states over the text, (N, D), each passage by itself: batches do not matter."""
+        known = self._teacher.get(passage.text)
+        if known is None:
+            known = self.asking.states(self._rows([embeds], [branches]))
+            if self._teacher_bytes < TEACHER_BYTES:
+                self._teacher[passage.text] = known
+                self._teacher_bytes += known.nbytes
+        return known
+
+
+def halves(text: str) -> tuple[str, str]:
+    """Split a text at the space in its middle; one of a single word stands on both sides."""
+    words = text.split(" ")
+    middle = len(words) // 2
+    return (" ".join(words[:middle]), " ".join(words[middle:])) if middle else (text, text)
+
+
+def _sum(values: object) -> Tensor:
+    return torch.stack(list(values)).sum()  # type: ignore[call-overload]

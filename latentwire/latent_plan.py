@@ -1,0 +1,84 @@
+"""What decides a latent training run, and its steps from the first to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentwire.harness.errors import UserError
+from latentwire.latent_data import Passage, order_of
+from latentwire.latent_losses import DISTANCES
+from latentwire.latent_objective import Weights
+
+
+@dataclass
+class TrainingSpec:
+    """What decides a trained encoder besides model, data, encoder, transform, weights and optimizer."""
+
+    samples: int
+    epochs: int
+    first_phase: float
+    held_out: float
+    shots: int
+    questions_per_shot: int
+    answer_tokens: int
+    max_new_tokens: int
+    distance: str
+    passages_per_step: int
+    batch_tokens: int
+    evaluate_every: int
+    judge_by: str | None
+    patience: int
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "passages_per_step", "max_new_tokens", "evaluate_every", "patience"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.first_phase <= 1:
+            raise UserError(f"first_phase={self.first_phase}: is a share of the epochs, between 0 and 1")
+        if self.judge_by not in (None, "f1", "cosine"):
+            raise UserError(f"judge_by={self.judge_by}: unknown; use f1, cosine or null")
+        if self.distance not in DISTANCES:
+            raise UserError(f"distance={self.distance}: unknown; use one of {', '.join(DISTANCES)}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step of the plan."""
+
+    epoch: int  # from 1
+    kind: str
+    passages: tuple[int, ...]  # indices into the passages to train on
+    last_of_epoch: bool
+
+
+def plan_steps(
+    passages: Sequence[Passage], lengths: Sequence[int], spec: TrainingSpec, weights: Weights, seed: int
+) -> list[Step]:
+    """Return the steps: in the first phase reconstruction and continuation in turn, then answers.
+
+    A phase whose losses are all off is left out, and the other one takes all epochs.
+
+    Args:
+        passages: To train on.
+        lengths: Tokens of each.
+        spec: Epochs and the size of a step.
+        weights: Which losses are on.
+        seed: Of the order.
+
+    Raises:
+        UserError: Answers are wanted, and no passage has questions.
+    """
+    kinds = weights.first_kinds()
+    first = spec.epochs if not weights.asks() else round(spec.first_phase * spec.epochs) if kinds else 0
+    questioned = [index for index, passage in enumerate(passages) if passage.questions]
+    if weights.asks() and not questioned:
+        raise UserError("weights.answer: the data have no questions; give question answering data, or weight 0")
+    plan: list[Step] = []
+    for epoch in range(spec.epochs):
+        among = list(range(len(passages))) if epoch < first else questioned
+        steps = list(order_of([lengths[index] for index in among], spec.passages_per_step, seed, epoch))
+        for number, places in enumerate(steps, 1):
+            kind = kinds[len(plan) % len(kinds)] if epoch < first else "answers"
+            plan.append(Step(epoch + 1, kind, tuple(among[place] for place in places), number == len(steps)))
+    return plan

@@ -1,0 +1,375 @@
+"""The task latent: trains an encoder whose latents a frozen LM reads, and stops by passages that it never saw."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import reduce
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+import latentwire
+from latentwire.data import DataSpec
+from latentwire.encoder import LMLayers
+from latentwire.harness import app
+from latentwire.harness.assets import file_sha256
+from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew
+from latentwire.harness.device import (
+    choose_batch_tokens,
+    choose_dtype,
+    describe_machine,
+    from_first,
+    gather_from_all,
+    generator_for,
+    place,
+)
+from latentwire.harness.errors import UserError
+from latentwire.harness.progress import Progress, say
+from latentwire.harness.results import git_commit, write_json
+from latentwire.harness.tracking import start_run
+from latentwire.harness.training import (
+    Journal,
+    OptimizerSpec,
+    add_up_gradients,
+    clip_gradients,
+    make_accelerator,
+    make_optimizer,
+    make_scheduler,
+    require_finite,
+)
+from latentwire.latent_data import LatentData, fingerprint, load_latent_data
+from latentwire.latent_judge import HeldOut
+from latentwire.latent_objective import Objective, Weights, halves
+from latentwire.latent_plan import Step, TrainingSpec, plan_steps
+from latentwire.latents import Latents, LatentSpec, save_latents
+from latentwire.models import LanguageModel, ModelSpec, load_model
+from latentwire.vocabulary import Vocabulary
+
+
+def latent(cfg: DictConfig) -> dict[str, Any]:
+    """Train an encoder, or go on where a killed run stopped.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        UserError: Data or a model that cannot be had, settings out of their range, a run of another configuration in
+            the folder, a loss or gradient that is not finite, a full disk.
+    """
+    accelerator = make_accelerator(cfg.device, cfg.dtype)
+    state = place(cfg.device)
+    asked = {field.name: cfg[field.name] for field in fields(TrainingSpec)}
+    asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
+    spec = app.typed(TrainingSpec, asked)
+    weights = app.typed(Weights, cfg.weights, "weights.")
+    optimizer = app.typed(OptimizerSpec, cfg.optimizer, "optimizer.")
+    model, data = app.typed(ModelSpec, cfg.model, "model."), app.typed(DataSpec, cfg.data, "data.")
+    until = spec.epochs if cfg.until is None else int(cfg.until)
+    if not 1 <= until <= spec.epochs:
+        raise UserError(f"until={until}: is an epoch of the run, between 1 and epochs={spec.epochs}")
+    extra = Path(cfg.extra).expanduser()
+    identity = {
+        "task": "latent",
+        "model": model.identity(),
+        "data": data.identity(),
+        "extra_sha256": file_sha256(extra) if cfg.extra and extra.is_file() else None,  # where it is not: said below
+        "dtype": str(choose_dtype(cfg.dtype, state.device)),
+        "seed": cfg.seed,
+        "encoder": {"name": cfg.encoder.name, **_plain(cfg.encoder.dials), "adapter_hidden": cfg.adapter_hidden},
+        "transform": {"name": cfg.embed_transform.name, **_plain(cfg.embed_transform.dials)},
+        "weights": dict(vars(weights)),
+        "optimizer": dict(vars(optimizer)),
+        **vars(spec),
+    }
+    folder = Path(cfg.out).expanduser()
+    if cfg.force and state.is_main_process:
+        start_anew(folder)
+    state.wait_for_everyone()
+    finished = from_first(state, finished_run(folder, identity) if state.is_main_process else None)
+    if finished is not None and (finished["until"] >= until or finished["stopped"]):
+        say(f"encoder: {folder / 'encoder'}  (finished before; force=true trains it anew)")
+        return dict(finished)
+    return _Training(cfg, spec, weights, optimizer, accelerator, folder, identity, until).run()
+
+
+class _Training:
+    """One run: what it has loaded, its plan, and its steps."""
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        spec: TrainingSpec,
+        weights: Weights,
+        optimizer: OptimizerSpec,
+        accelerator: Accelerator,
+        folder: Path,
+        identity: dict[str, Any],
+        until: int,
+    ) -> None:
+        self.cfg, self.spec, self.weights, self.accelerator = cfg, spec, weights, accelerator
+        self.folder, self.identity, self.until = folder, identity, until
+        self.state = place(cfg.device)
+        self.data: LatentData = load_latent_data(
+            app.typed(DataSpec, cfg.data, "data."), cfg.extra, spec.samples, spec.held_out, spec.shots,
+            spec.questions_per_shot, cfg.seed,
+        )  # fmt: skip
+        model = app.typed(ModelSpec, cfg.model, "model.")
+        with self.state.local_main_process_first():
+            self.lm: LanguageModel = load_model(model, self.state.device, choose_dtype(cfg.dtype, self.state.device))
+        self.vocabulary = Vocabulary(self.lm.token_embeddings(), seed=cfg.seed)
+        self.latents = self._build(model)
+        self.objective = Objective(
+            self.lm, self.vocabulary, self.latents, weights, self.data.shots, spec.answer_tokens, spec.distance
+        )
+        self.parameters = dict(self.latents.named_parameters())
+        self.optimizer = make_optimizer(self.parameters, optimizer)
+        self.max_norm = optimizer.max_grad_norm
+        texts = [passage.text for passage in self.data.train]
+        self.lengths = [len(self.objective.writer.ids(f" {text}")) for text in texts]
+        self._require_encodable()
+        self.plan = plan_steps(self.data.train, self.lengths, spec, weights, cfg.seed)
+        self.scheduler = make_scheduler(self.optimizer, optimizer, len(self.plan))
+        self.judge_by = spec.judge_by or ("f1" if weights.needs_lm() else "cosine")
+        self.held_out = HeldOut(
+            self.objective, self.data.held_out, self.data.shots, spec.max_new_tokens, spec.batch_tokens, cfg.seed
+        )
+        # the best weights so far by the held-out passages, their epoch and score, and the scores of all epochs judged
+        self.best: dict[str, Any] = {"epoch": 0, "score": -math.inf, "weights": {}}
+        self.history: list[dict[str, Any]] = []
+
+    def _build(self, model: ModelSpec) -> Latents:
+        spec = LatentSpec(
+            encoder=self.cfg.encoder.name, encoder_dials=_plain(self.cfg.encoder.dials),
+            adapter_hidden=self.cfg.adapter_hidden, transform=self.cfg.embed_transform.name,
+            transform_dials=_plain(self.cfg.embed_transform.dials), lm=model.identity(), lm_name=model.name,
+            lm_config=_lm_config(self.lm) if self.cfg.encoder.name == "lm_layers" else {},
+        )  # fmt: skip
+        # The same first weights whatever the transform: a screening compares transforms alone.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator_for(self.cfg.seed, "encoder").initial_seed())
+            latents = Latents(spec, self.vocabulary)
+        if isinstance(latents.encoder, LMLayers):
+            latents.encoder.copy_from(self.lm.model)
+        return latents.to(self.lm.device)
+
+    def _require_encodable(self) -> None:
+        """Refuse a ratio that leaves nothing of some passage, or of its first half, before any work is done."""
+        for passage in [*self.data.train, *self.data.held_out]:
+            text = halves(passage.text)[0] if self.weights.continuation else passage.text
+            self.latents.encoder.positions(len(self.objective.writer.ids(f" {text}")))
+
+    def run(self) -> dict[str, Any]:
+        """Do the steps that are left, and save the best encoder."""
+        config = _plain(self.cfg)
+        if self.state.is_main_process:
+            write_json(self.folder / "config.json", config)
+        self._tell()
+        tracker = start_run(config["tracker"], self.folder, "latent", str(self.cfg.name), config)
+        checkpoints = Checkpoints(self.folder / "checkpoints", self.identity, self.cfg.keep)
+        journal = Journal(self.folder, tracker)
+        done = self._resume(checkpoints, journal)
+        self._steps(done, checkpoints, journal)
+        result = self._finish(config)
+        tracker.close({key: value for key, value in result["held_out"].items() if isinstance(value, int | float)})
+        self.state.wait_for_everyone()
+        return dict(from_first(self.state, result))
+
+    def _tell(self) -> None:
+        questions = sum(len(passage.questions) for passage in self.data.train)
+        say(
+            f"{self.cfg.name}: {len(self.data.train)} passages with {questions} questions to train on "
+            f"(samples={self.spec.samples}), {len(self.data.held_out)} held out; {len(self.plan)} steps in "
+            f"{self.spec.epochs} epochs; {sum(p.numel() for p in self.parameters.values()):,} weights"
+        )
+        for reason, count in self.data.counts.items():
+            say(f"note: {count} {reason} left out")
+
+    def _resume(self, checkpoints: Checkpoints, journal: Journal) -> int:
+        found = checkpoints.latest()
+        self.state.wait_for_everyone()
+        step, saved = found or (0, {})
+        if saved:
+            self.latents.load_state_dict(saved["latents"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scheduler.load_state_dict(saved["scheduler"])
+            self.best, self.history = saved["best"], saved["history"]
+            say(f"going on after step {step} of {len(self.plan)}")
+        if self.state.is_main_process:
+            journal.rewind(step)
+        return step
+
+    @property
+    def _stopped(self) -> bool:
+        """Tell whether the last `patience` judgements brought nothing better."""
+        later = [entry for entry in self.history if entry["epoch"] > self.best["epoch"]]
+        return len(later) >= self.spec.patience
+
+    def _steps(self, done: int, checkpoints: Checkpoints, journal: Journal) -> None:
+        last = max((n for n, step in enumerate(self.plan, 1) if step.epoch <= self.until), default=0)
+        total = sum(len(step.passages) for step in self.plan[done:last])
+        with Progress(f"latent {self.cfg.name}", max(1, total)) as progress:
+            for number in range(done + 1, last + 1):
+                if self._stopped:
+                    say(f"stopped: no better than epoch {self.best['epoch']} for {self.spec.patience} judgements")
+                    break
+                step = self.plan[number - 1]
+                metrics, timings = self._step(number, step)
+                judged = step.last_of_epoch and (
+                    step.epoch % self.spec.evaluate_every == 0 or step.epoch in (self.until, self.spec.epochs)
+                )
+                if judged:
+                    metrics |= {f"held_out_{key}": value for key, value in self._judge(step.epoch).items()}
+                if self.state.is_main_process:
+                    journal.log(number, metrics, timings)
+                    if judged or number % self.cfg.checkpoint_every == 0 or number == last:
+                        checkpoints.save(number, self._snapshot())
+                shown = f"{step.kind} {metrics['loss']:.3f}"
+                if self.history:
+                    shown += "  held-out " + "  ".join(f"{k} {v:.3f}" for k, v in self._scores().items())
+                progress.advance(len(step.passages), shown)
+
+    def _scores(self) -> dict[str, float]:
+        return {key: self.history[-1][key] for key in ("f1", "cosine") if key in self.history[-1]}
+
+    def _step(self, number: int, step: Step) -> tuple[dict[str, Any], dict[str, float]]:
+        """Do one optimizer step; the passages of this process in batches of a bounded size."""
+        started, doing = time.perf_counter(), f"step {number} of {self.cfg.name}"
+        self.latents.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        own = step.passages[self.state.process_index :: self.state.num_processes]
+        sums: dict[str, float] = {}
+        for batch in self._batches(step.kind, own):
+            generator = generator_for(self.cfg.seed, "noise", number, batch[0])
+            losses = self.objective.losses(step.kind, [self.data.train[index] for index in batch], generator)
+            self._backward(losses, len(step.passages), sums, doing)
+        if step.kind == "reconstruction" and self.weights.vocabulary and self.state.is_main_process:
+            self._backward({"vocabulary": self.objective.vocabulary_loss(self.cfg.seed, number)}, 1, sums, doing)
+        add_up_gradients(self.accelerator, self.parameters.values())
+        norm = clip_gradients(self.parameters.values(), self.max_norm, doing)
+        rate = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.scheduler.step()
+        sums = self._over_processes(step.kind, sums)
+        loss = sum(getattr(self.weights, name) * value for name, value in sums.items())
+        seconds = time.perf_counter() - started
+        tokens = sum(self.lengths[index] for index in step.passages)
+        metrics = {"epoch": step.epoch, "kind": step.kind, "loss": loss, **sums, "grad_norm": norm,
+                   "learning_rate": rate, "tokens": tokens}  # fmt: skip
+        return metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds}
+
+    def _backward(self, losses: dict[str, Tensor], count: int, sums: dict[str, float], doing: str) -> None:
+        total = torch.zeros((), device=self.lm.device)
+        for name, value in losses.items():
+            require_finite(f"the loss {name}", value, doing)
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) / count
+            total = total + getattr(self.weights, name) * value / count
+        if losses:
+            total.backward()
+
+    def _over_processes(self, kind: str, sums: dict[str, float]) -> dict[str, float]:
+        """Add up the losses of all processes; one without passages has none of the names."""
+        if self.state.num_processes == 1:
+            return sums
+        names = sorted({name for names in gather_from_all(self.state, [sorted(sums)]) for name in names})
+        values = torch.tensor([sums.get(name, 0.0) for name in names], device=self.state.device)
+        return dict(zip(names, reduce(values, reduction="sum").tolist(), strict=True))
+
+    def _batches(self, kind: str, indices: tuple[int, ...]) -> Iterator[list[int]]:
+        """Split the passages of a step so that no batch takes more than `batch_tokens` positions."""
+        batch: list[int] = []
+        widest = 0
+        for index in indices:
+            cost = self.objective.cost(kind, self.data.train[index])
+            if batch and (len(batch) + 1) * max(widest, cost) > self.spec.batch_tokens:
+                yield batch
+                batch, widest = [], 0
+            batch.append(index)
+            widest = max(widest, cost)
+        if batch:
+            yield batch
+
+    def _judge(self, epoch: int) -> dict[str, float]:
+        """Score the held-out passages, remember the best weights; return the scores."""
+        self.latents.eval()
+        scores = self.held_out.scores(self.judge_by == "f1", self.state)
+        score = scores[self.judge_by]
+        self.history.append({"epoch": epoch, **scores})
+        if score > self.best["score"]:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.latents.state_dict().items()}
+            self.best = {"epoch": epoch, "score": score, "weights": weights}
+        return scores
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "latents": {name: tensor.detach().cpu() for name, tensor in self.latents.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "best": self.best,
+            "history": self.history,
+        }
+
+    def _finish(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Save the best weights; return the result."""
+        held_out = next(entry for entry in self.history if entry["epoch"] == self.best["epoch"])
+        result = {
+            "identity": self.identity,
+            "name": str(self.cfg.name),
+            "encoder": str(self.folder / "encoder"),
+            "held_out": held_out,
+            "score": self.best["score"],
+            "scored_by": self.judge_by,
+            "history": self.history,
+            "until": self.until,
+            "stopped": self._stopped,
+            "counts": {
+                **self.data.counts,
+                "train_passages": len(self.data.train),
+                "train_questions": sum(len(passage.questions) for passage in self.data.train),
+                "held_out_passages": len(self.data.held_out),
+            },
+            "trained_weights": sum(parameter.numel() for parameter in self.parameters.values()),
+            "device": describe_machine(self.state.device),
+            "processes": self.state.num_processes,
+            "versions": {"latentwire": latentwire.__version__, "torch": torch.__version__},
+            "git_commit": git_commit(app.ROOT),
+            "config": config,
+        }
+        if self.state.is_main_process:
+            self.latents.load_state_dict(self.best["weights"])
+            passages = [*self.data.train, *self.data.held_out]
+            about = {"trained_on": sorted(fingerprint(passage.text) for passage in passages),
+                     "name": str(self.cfg.name), "identity": self.identity}  # fmt: skip
+            save_latents(self.latents, self.folder / "encoder", about)
+            write_json(self.folder / "result.json", result)
+            for line in _told(held_out):
+                say(line)
+            say(f"encoder: {self.folder / 'encoder'}")
+            say(f"ask it: python run.py task=latent_report checkpoint={self.folder}")
+        return result
+
+
+def _told(held_out: dict[str, Any]) -> Iterator[str]:
+    yield f"held-out passages, epoch {held_out['epoch']}: cosine with the tokens {held_out['cosine']:.3f}" + (
+        f", F1 {held_out['f1']:.3f} [{held_out['f1_low']:.3f}, {held_out['f1_high']:.3f}]" if "f1" in held_out else ""
+    )
+    if held_out["likeness"] > 0.9:
+        yield (
+            f"warning: latents of different passages have a mean cosine of {held_out['likeness']:.2f} at equal "
+            "positions: the encoder has collapsed, or nearly; lower the learning rate, or raise weights.embedding"
+        )
+
+
+def _lm_config(lm: LanguageModel) -> dict[str, Any]:
+    config = lm.model.config.get_text_config().to_dict()
+    return {key: value for key, value in config.items() if not key.startswith("_") and key != "dtype"}
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True)

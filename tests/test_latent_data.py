@@ -1,0 +1,118 @@
+"""What is trained on, what is not, and in which order."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from latentwire.data import DataSpec
+from latentwire.harness.errors import UserError
+from latentwire.latent_data import fingerprint, load_latent_data, order_of
+
+SHORT_QA = DataSpec("short_qa", "short_qa")
+
+
+def load(spec=SHORT_QA, extra="", samples=10000, held_out=0.1, shots=5, seed=0):
+    return load_latent_data(spec, extra, samples, held_out, shots, 3, seed)
+
+
+def rows(path, *texts):
+    lines = [json.dumps({"id": f"{path.stem}{n}", "context": t, "question": "Who?", "answers": [t.split()[0]]})
+             for n, t in enumerate(texts)]  # fmt: skip
+    path.write_text("\n".join(lines))
+    return DataSpec("file", "file", path=str(path))
+
+
+def test_no_passage_is_in_two_of_the_parts():
+    from latentwire.data import load_data
+
+    data = load()
+    train = {fingerprint(p.text) for p in data.train}
+    held = {fingerprint(p.text) for p in data.held_out}
+    shots = {fingerprint(shown[0].context) for shown in data.shots}
+    asked = {fingerprint(e.context) for e in load_data(SHORT_QA).validation}
+    assert len(train) == len(data.train)
+    assert not (train & held) and not (train & shots) and not (held & shots)
+    assert not asked & (train | held | shots)
+    assert len(train) + len(held) + len(shots) == 120
+    assert data.counts["passages shown as shots"] == 5
+    assert all(question.context == p.text for p in data.train for question in p.questions)
+
+
+def test_passages_of_the_evaluation_are_found_by_content_in_whatever_else_is_given(tmp_path):
+    from latentwire.data import load_data
+
+    asked = load_data(SHORT_QA).validation[0].context
+    extra = tmp_path / "more.txt"
+    extra.write_text(f"{asked.upper()}\n\nA new text\nof two lines.\n\nA  new text of TWO lines.\n")
+    data = load(extra=str(extra))
+    assert data.counts["passages of the evaluation"] == 1
+    assert data.counts["passages twice there"] == 1
+    assert [p.text for p in data.train if not p.questions] == ["A new text of two lines."]
+    assert load(samples=1, extra=str(extra)).train[-1].text == "A new text of two lines."
+
+
+def test_one_file_is_split_by_content(tmp_path):
+    texts = [f"Name{n} lives in house number {n}." for n in range(60)]
+    spec = rows(tmp_path / "a.jsonl", *texts)
+    data = load(spec, held_out=0.3, shots=2)
+    again = load(rows(tmp_path / "b.jsonl", *reversed(texts)), held_out=0.3, shots=2, seed=1)
+    assert 5 <= len(data.held_out) <= 30
+    assert len(data.train) + len(data.held_out) == 58
+    kept = {p.text for p in data.held_out}
+    assert len(kept - {p.text for p in again.held_out}) <= 2  # but for the shots the same ones
+    assert data.counts["passages of the evaluation"] == 0
+
+
+def test_samples_bounds_the_questions():
+    data = load(samples=7)
+    assert sum(len(p.questions) for p in data.train) == 7
+    whole = load()
+    assert data.train[0] == whole.train[0]
+    assert len(data.held_out) == len(whole.held_out)
+    assert data.counts["passages beyond samples"] == len(whole.train) - len(data.train)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"held_out": 0.0}, "held_out=0.0"),
+        ({"held_out": 1.0}, "held_out=1.0"),
+        ({"samples": 0}, "samples=0"),
+        ({"held_out": 1e-9}, r"115 are left to train on and 0 to stop by"),
+        ({"extra": "nowhere.txt"}, "extra=nowhere.txt: no such file"),
+    ],
+)
+def test_what_is_wrong_is_said(change, message):
+    with pytest.raises(UserError, match=message):
+        load(**change)
+
+
+def test_a_text_file_without_text_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n \n")
+    with pytest.raises(UserError, match="holds no text"):
+        load(extra=str(path))
+    path.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        load(extra=str(path))
+
+
+def test_an_epoch_has_every_passage_once_and_like_lengths_together():
+    lengths = [(7 * n) % 50 for n in range(75)]
+    steps = list(order_of(lengths, 4, 0, 0))
+    assert sorted(index for step in steps for index in step) == list(range(75))
+    assert len(steps) == 19
+    spread = [max(lengths[i] for i in step) - min(lengths[i] for i in step) for step in steps]
+    assert sum(spread) / len(spread) < 10
+    assert steps == list(order_of(lengths, 4, 0, 0))
+    assert steps != list(order_of(lengths, 4, 0, 1))
+    assert steps != list(order_of(lengths, 4, 1, 0))
+    first = [lengths[step[0]] for step in steps[:8]]
+    assert first != sorted(first)
+
+
+def test_case_and_space_make_no_other_passage():
+    assert fingerprint("A  b\nc") == fingerprint("a b C ")
+    assert fingerprint("a b c") != fingerprint("a b d")

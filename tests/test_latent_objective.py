@@ -1,0 +1,190 @@
+"""The objectives over a tiny LM: what is asked, what each loss is, and when which kind of step is due."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from latentwire.data import Example
+from latentwire.encoder import Passages
+from latentwire.harness.errors import UserError
+from latentwire.latent_data import Passage
+from latentwire.latent_objective import AGAIN, Objective, Weights, halves
+from latentwire.latent_plan import TrainingSpec, plan_steps
+from latentwire.latents import Latents, LatentSpec
+from latentwire.vocabulary import Vocabulary
+
+SHOWN = [[Example("s", "The mill is red.", "What colour is the mill?", ("red",))]]
+TEXT = "The ferry left the long pier at noon."
+PASSAGE = Passage(
+    TEXT, (Example("a", TEXT, "When did it leave?", ("noon",)), Example("b", TEXT, "What?", ("The ferry",)))
+)
+OTHER = Passage("A kettle whistled.", (Example("c", "A kettle whistled.", "What whistled?", ("A kettle",)),))
+ALL = {
+    "embedding": 1,
+    "vocabulary": 0,
+    "text": 1,
+    "continuation": 1,
+    "answer": 1,
+    "distillation": 1,
+    "rms": 1,
+    "manifold": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded(one_thread):
+    torch.manual_seed(0)
+
+
+def objective_of(tiny, answer_tokens: int = 8, **weights: float) -> Objective:
+    vocabulary = Vocabulary(tiny.token_embeddings())
+    spec = LatentSpec("bottleneck", {"d_z": 4}, 8, "baseline", {}, {}, "tiny_random")
+    chosen = Weights(**{name: weights.get(name, 0.0) for name in ALL})
+    return Objective(tiny, vocabulary, Latents(spec, vocabulary), chosen, SHOWN, answer_tokens, "cosine")
+
+
+class Oracle(nn.Module):
+    """Gives the text itself: nothing is lost."""
+
+    unit = 1.0
+
+    def forward(self, passages: Passages, generator: object) -> list[torch.Tensor]:
+        return [rows[:n] for rows, n in zip(passages.embeds, passages.lengths, strict=True)]
+
+
+def nll(tiny, ids: list[int], targets: int) -> float:
+    """The mean negative log-likelihood of the last tokens, by the model itself."""
+    logits = tiny.model(input_ids=torch.tensor([ids])).logits[0, -targets - 1 : -1]
+    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[-targets:])))
+
+
+def test_over_the_text_itself_all_losses_are_the_models_own(tiny):
+    objective = objective_of(tiny, **{name: 1.0 for name in ALL if name != "vocabulary"})
+    objective.latents = Oracle()
+    ids = objective.writer.ids
+    lead, text = ids("Context:"), ids(f" {TEXT}")
+
+    found = objective.losses("reconstruction", [PASSAGE], torch.Generator())
+    assert set(found) == {"embedding", "text", "rms", "manifold"}
+    assert float(found["embedding"]) == pytest.approx(0, abs=1e-5)
+    assert float(found["manifold"]) == pytest.approx(0, abs=1e-5)
+    assert float(found["text"].detach()) == pytest.approx(
+        nll(tiny, [*lead, *text, *ids(AGAIN), *text], len(text)), abs=1e-3
+    )
+
+    first, rest = ids(" The ferry left the"), ids(" long pier at noon.")
+    found = objective.losses("continuation", [PASSAGE], torch.Generator())
+    assert set(found) == {"continuation", "rms", "manifold"}
+    assert float(found["continuation"]) == pytest.approx(nll(tiny, [*lead, *first, *rest], len(rest)), abs=1e-3)
+
+    found = objective.losses("answers", [PASSAGE, OTHER], torch.Generator())
+    assert set(found) == {"answer", "distillation", "rms", "manifold"}
+    assert float(found["distillation"]) == pytest.approx(0, abs=1e-4)
+    shots = objective.writer.shots(SHOWN).tolist()
+    expected = 0.0
+    for passage in (PASSAGE, OTHER):
+        losses, tokens = 0.0, 0
+        for example in passage.questions:
+            answer = [*ids(f" {example.answers[0]}"), ids("\nQuestion:")[0]]
+            whole = [*shots, *objective.writer.prompt(example).token_ids.tolist(), *answer]
+            losses, tokens = losses + len(answer) * nll(tiny, whole, len(answer)), tokens + len(answer)
+        expected += losses / tokens
+    assert float(found["answer"]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_loss_of_no_weight_is_not_computed(tiny):
+    objective = objective_of(tiny, embedding=1.0)
+    assert not hasattr(objective, "asking")
+    assert set(objective.losses("reconstruction", [PASSAGE], torch.Generator())) == {"embedding"}
+    assert set(objective_of(tiny, answer=1.0).losses("answers", [PASSAGE], torch.Generator())) == {"answer"}
+
+
+def test_the_teacher_reads_a_passage_once_and_by_itself(tiny):
+    objective = objective_of(tiny, distillation=1.0)
+    first = float(objective.losses("answers", [PASSAGE], torch.Generator())["distillation"].detach())
+    assert first > 0
+    known = objective._teacher[TEXT]
+    both = objective.losses("answers", [PASSAGE, OTHER], torch.Generator())["distillation"]
+    assert objective._teacher[TEXT] is known
+    alone = float(objective.losses("answers", [OTHER], torch.Generator())["distillation"].detach())
+    assert float(both.detach()) == pytest.approx(first + alone, rel=1e-4)
+    assert not known.requires_grad
+
+
+def test_an_answer_is_predicted_up_to_its_first_tokens_and_its_end(tiny):
+    ids = objective_of(tiny, embedding=1.0).writer.ids
+    answer = [*ids(" The ferry"), ids("\nQuestion:")[0]]
+    assert len(answer) > 2
+    assert objective_of(tiny, embedding=1.0)._question(PASSAGE.questions[1]).targets == tuple(answer)
+    assert objective_of(tiny, answer_tokens=2, embedding=1.0)._question(PASSAGE.questions[1]).targets == tuple(
+        answer[:2]
+    )
+    with pytest.raises(UserError, match="answer_tokens=0"):
+        objective_of(tiny, answer_tokens=0, embedding=1.0)
+
+
+def test_random_tokens_of_the_vocabulary_are_reconstructed(tiny):
+    objective = objective_of(tiny, vocabulary=1.0)
+    loss = objective.vocabulary_loss(0, 1)
+    assert 0 < float(loss.detach()) < 2
+    assert float(loss) == float(objective.vocabulary_loss(0, 1)) != float(objective.vocabulary_loss(0, 2))
+
+
+def test_a_text_is_split_in_its_middle():
+    assert halves("a b c") == ("a", "b c")
+    assert halves("a b c d") == ("a b", "c d")
+    assert halves("word") == ("word", "word")
+
+
+def test_what_a_step_costs_grows_with_what_is_read(tiny):
+    objective = objective_of(tiny, answer=1.0)
+    words = len(objective.writer.ids(f" {TEXT}"))
+    assert objective.cost("reconstruction", PASSAGE) == 2 * words
+    assert objective.cost("answers", PASSAGE) - objective.cost("answers", Passage(TEXT, PASSAGE.questions[:1])) == 24
+
+
+def spec_of(**changes: object) -> TrainingSpec:
+    usual: dict = {
+        "samples": 9, "epochs": 5, "first_phase": 0.4, "held_out": 0.1, "shots": 1, "questions_per_shot": 1,
+        "answer_tokens": 8, "max_new_tokens": 2, "distance": "cosine", "passages_per_step": 2, "batch_tokens": 99,
+        "evaluate_every": 1, "judge_by": None, "patience": 3,
+    }  # fmt: skip
+    return TrainingSpec(**{**usual, **changes})
+
+
+def weights_of(*names: str) -> Weights:
+    return Weights(**{name: float(name in names) for name in ALL})
+
+
+def test_the_plan_takes_turns_then_asks():
+    passages = [PASSAGE, Passage("Text alone.", ()), OTHER]
+    plan = plan_steps(passages, [9, 3, 5], spec_of(), Weights(**ALL), 0)
+    assert [step.kind for step in plan] == ["reconstruction", "continuation"] * 2 + ["answers"] * 3
+    assert [step.epoch for step in plan] == [1, 1, 2, 2, 3, 4, 5]
+    assert [step.last_of_epoch for step in plan] == [False, True, False, True, True, True, True]
+    assert sorted(plan[0].passages + plan[1].passages) == [0, 1, 2]
+    assert all(sorted(step.passages) == [0, 2] for step in plan[4:])  # text without questions is not asked about
+
+
+def test_a_phase_without_losses_is_left_out():
+    passages = [PASSAGE, OTHER]
+    kinds = {
+        name: {step.kind for step in plan_steps(passages, [9, 5], spec_of(), weights_of(name), 0)}
+        for name in ("embedding", "vocabulary", "text", "continuation", "answer", "distillation")
+    }
+    first = {"embedding": "reconstruction", "vocabulary": "reconstruction", "text": "reconstruction"}
+    assert kinds == {n: {first.get(n, "continuation" if n == "continuation" else "answers")} for n in kinds}
+    assert len(plan_steps(passages, [9, 5], spec_of(first_phase=0.0), weights_of("embedding"), 0)) == 5
+    with pytest.raises(UserError, match="the data have no questions"):
+        plan_steps([Passage("Text.", ())], [3], spec_of(), weights_of("answer"), 0)
+
+
+@pytest.mark.parametrize("name", ["embedding", "rms"])
+@pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
+def test_a_weight_is_a_number_from_0_on(name, value):
+    with pytest.raises(UserError, match=rf"weights\.{name}="):
+        Weights(**{**ALL, name: value})

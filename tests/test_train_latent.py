@@ -1,0 +1,306 @@
+"""The task latent from the command line on a tiny model: training, resuming, asking, reporting, screening."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from latentwire.harness import app
+from latentwire.harness.checkpoint import Checkpoints
+from latentwire.latent_objective import Weights
+from latentwire.screen import interval, promoted, rank, render
+
+BASE = ["task=latent", "model=tiny_random", "device=cpu", "dtype=float32", "adapter_hidden=16", "samples=24", "shots=1"]
+QUICK = [*BASE, "encoder=bottleneck", "d_z=8", "loss=reconstruction", "epochs=3"]
+WHOLE = [*BASE, "encoder=lm_layers", "layers=1", "ratio=2", "epochs=2", "first_phase=0.5", "held_out=0.05",
+         "passages_per_step=3", "max_new_tokens=2", "checkpoint_every=2"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _threads(one_thread):
+    pass
+
+
+@pytest.fixture
+def trains(tmp_path, monkeypatch, capfd):
+    """Run train.py in tmp_path; return exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        app.position = None
+        status = 0
+        try:
+            app.launch("train", train.TASKS, list(arguments))
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_reconstruction_alone_learns_and_can_be_asked(trains, cli, tmp_path):
+    status, _, err = trains(*QUICK, "evaluate_every=1", "out=run")
+    assert status == 0, err
+    assert "7 passages with 24 questions to train on (samples=24)" in err or "questions to train on (samples=24)" in err
+    steps = metrics_of(tmp_path / "run")
+    assert {step["kind"] for step in steps} == {"reconstruction"}
+    assert steps[-1]["embedding"] < steps[0]["embedding"]
+    assert steps[0]["loss"] == pytest.approx(steps[0]["embedding"] + steps[0]["vocabulary"])
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["scored_by"] == "cosine"
+    assert result["score"] == max(entry["cosine"] for entry in result["history"])
+    assert [entry["epoch"] for entry in result["history"]] == [1, 2, 3]
+    assert "F1" not in err  # no LM in the loop
+
+    status, _, err = cli("model=tiny_random", "embed_source=latent", "checkpoint=run", "samples=6", "shots=1",
+                         "max_new_tokens=2", "device=cpu", "dtype=float32", "out=asked")  # fmt: skip
+    assert status == 0, err
+    asked = json.loads((tmp_path / "asked/baseline@latent.json").read_text())
+    latents = asked["latents"]
+    assert latents["positions"] == latents["text_positions"] > 10
+    assert latents["bytes"] == pytest.approx(2 * 8 * latents["positions"])
+    assert latents["seen_in_training"] == 0
+    assert latents["text_zlib_bytes"] < latents["text_bytes"]
+
+    status, _, err = trains(*QUICK, "evaluate_every=1", "out=run")
+    assert status == 0
+    assert "finished before" in err
+    status, _, err = trains(*QUICK, "out=run", "evaluate_every=1", "d_z=9")
+    assert status == 1
+    assert "encoder.d_z was 8 and is 9" in err
+
+
+def test_a_checkpoint_of_another_lm_is_refused_before_any_work(trains, cli, tmp_path):
+    assert trains(*QUICK, "out=run", "epochs=1")[0] == 0
+    config = json.loads((tmp_path / "run/encoder/config.json").read_text())
+    config["lm"] = {"repo": "other/model"}
+    (tmp_path / "run/encoder/config.json").write_text(json.dumps(config))
+    status, _, err = cli("model=tiny_random", "embed_source=latent", "checkpoint=run", "samples=2")
+    assert status == 1
+    assert "another LM is to read it" in err
+    status, _, err = cli("model=tiny_random", "embed_source=latent", "samples=2")
+    assert status == 1
+    assert "checkpoint=FOLDER" in err
+
+
+def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tmp_path):
+    status, _, err = trains(*WHOLE, "out=run")
+    assert status == 0, err
+    steps = metrics_of(tmp_path / "run")
+    kinds = [step["kind"] for step in steps]
+    half = len(kinds) // 2
+    assert kinds[:2] == ["reconstruction", "continuation"]
+    assert set(kinds[:half]) == {"reconstruction", "continuation"}
+    assert set(kinds[half:]) == {"answers"}
+    weights = dict.fromkeys(("embedding", "text", "continuation", "answer", "distillation"), 1.0)
+    weights |= {"rms": 0.01, "manifold": 0.01}
+    for step in steps:
+        own = {"reconstruction": {"embedding", "text"}, "continuation": {"continuation"},
+               "answers": {"answer", "distillation"}}[step["kind"]] | {"rms", "manifold"}  # fmt: skip
+        assert own == weights.keys() & step.keys()
+        assert step["loss"] == pytest.approx(sum(weights[name] * step[name] for name in own), rel=1e-5)
+    assert [step["epoch"] for step in steps if "held_out_f1" in step] == [1, 2]
+
+    asking = ["task=latent_report", "checkpoint=run", "model=tiny_random", "samples=6", "shots=1", "max_new_tokens=2",
+              "device=cpu", "dtype=float32", "out=report"]  # fmt: skip
+    status, out, err = cli(*asking)
+    assert status == 0, err
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    rows = {row["source"]: row for row in report["rows"]}
+    assert list(rows) == ["text", "latent", "cut", "averaged", "empty"]
+    assert rows["cut"]["positions"] == rows["averaged"]["positions"] == rows["latent"]["positions"]
+    assert rows["text"]["positions"] / 2 <= rows["cut"]["positions"] <= rows["text"]["positions"] / 2 + 0.5
+    assert rows["empty"]["positions"] == 0
+    assert "no passage" in out
+    assert ": positions are saved, not bytes" in out
+    before = (tmp_path / "report/latent.json").stat().st_mtime_ns
+    assert cli(*asking)[0] == 0
+    assert (tmp_path / "report/latent.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_killed_run_goes_on_bit_for_bit(trains, tmp_path, monkeypatch, at):
+    assert trains(*WHOLE, "out=straight")[0] == 0
+    logged = metrics_of(tmp_path / "straight")
+
+    class KilledError(BaseException):
+        """Nothing catches it, as nothing catches SIGKILL."""
+
+    from latentwire.harness import training
+
+    real = training.Journal.log
+
+    def log(journal, step, *rest):
+        real(journal, step, *rest)
+        if step == at:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("latentwire.train_latent.Journal.log", log)
+        with pytest.raises(KilledError):
+            trains(*WHOLE, "out=killed")
+    assert not (tmp_path / "killed/result.json").exists()
+    assert Checkpoints(tmp_path / "killed/checkpoints", {})._saved()[-1][0] < at
+    status, _, err = trains(*WHOLE, "out=killed")
+    assert status == 0, err
+    assert "going on after step" in err
+    assert metrics_of(tmp_path / "killed") == logged
+    ours, theirs = (load_file(tmp_path / name / "encoder/model.safetensors") for name in ("killed", "straight"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_that_stops_early_keeps_its_best(trains, tmp_path):
+    # a learning rate of nothing: no epoch is better than the first
+    status, _, err = trains(
+        *QUICK, "out=run", "epochs=9", "patience=2", "evaluate_every=1", "optimizer.learning_rate=1e-30"
+    )
+    assert status == 0, err
+    assert "stopped: no better than epoch 1 for 2 judgements" in err
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["stopped"]
+    assert result["held_out"]["epoch"] == 1
+    assert len(result["history"]) == 3
+
+
+def test_a_screening_promotes_by_thirds_and_goes_on_where_a_run_stopped(trains, tmp_path):
+    status, out, err = trains(
+        "-m", "sweep=latent_screen", "only=baseline|rms_scale1.0|batch_distribution|anchor_eps0.3", *BASE[1:], "d_z=8",
+        "epochs=3", "sweep.rounds=[1,2,3]", "judge_by=cosine",
+    )  # fmt: skip
+    assert status == 0, err
+    screen = json.loads((tmp_path / "outputs/latent_screen/screen.json").read_text())
+    assert [len(judged["ranking"]) for judged in screen["rounds"]] == [4, 2, 1]
+    assert [len(judged["kept"]) for judged in screen["rounds"]] == [2, 1, 1]
+    assert "2 of 4 candidates go on to epoch 2" in err
+    assert [run["until"] for run in screen["runs"]] == [1] * 12 + [2] * 6 + [3] * 3
+    for earlier, later in zip(screen["rounds"], screen["rounds"][1:], strict=False):
+        assert [row["candidate"] for row in earlier["ranking"][: len(later["ranking"])]] == earlier["kept"]
+        assert {row["candidate"] for row in later["ranking"]} == set(earlier["kept"])
+    best = screen["rounds"][-1]["ranking"][0]
+    assert set(best["scores"]) == {"0", "1", "2"}
+    assert "goes on" in out
+    folder = Path(best["encoders"][0]).parent
+    same = [*QUICK, "evaluate_every=30", "judge_by=cosine", f"embed_transform={_family(best)}", *_dials(best)]
+    assert trains(*same, "out=straight")[0] == 0
+    straight = metrics_of(tmp_path / "straight")
+    screened = metrics_of(tmp_path / folder)
+    assert [step["loss"] for step in straight] == [step["loss"] for step in screened]
+
+
+def _family(row: dict) -> str:
+    known = {"rms_scale1.0": "rms_matching", "anchor_eps0.3": "anchor_offset"}
+    label = row["candidate"].removeprefix("bottleneck8_reconstruction_")
+    return known.get(label, label)
+
+
+def _dials(row: dict) -> list[str]:
+    return ["eps=0.3"] if _family(row) == "anchor_offset" else []
+
+
+def runs(**scores: list[float]) -> list[dict]:
+    return [
+        {"candidate": name, "name": f"{name}{seed}", "status": "ok", "score": score, "scored_by": "f1", "seed": seed,
+         "encoder": f"{name}/encoder"}
+        for name, own in scores.items()
+        for seed, score in enumerate(own)
+    ]  # fmt: skip
+
+
+def test_candidates_are_ranked_by_their_mean_over_seeds():
+    rows = rank(runs(a=[0.1, 0.3], b=[0.5, 0.1], c=[0.9, 0.9]))
+    assert [row["candidate"] for row in rows] == ["c", "b", "a"]
+    assert rows[1]["mean"] == pytest.approx(0.3)
+    failed = runs(a=[0.1, 0.3], b=[0.5, 0.1])
+    failed[2] = {**failed[2], "status": "failed", "error": "NaN"}
+    assert [row["candidate"] for row in rank(failed)] == ["a"]
+
+
+def test_the_interval_is_students():
+    from scipy import stats
+
+    scores = [0.2, 0.5, 0.6, 0.4]
+    low, high = stats.t.interval(0.95, 3, loc=sum(scores) / 4, scale=stats.sem(scores))
+    assert interval(scores) == pytest.approx([low, high], abs=1e-4)
+    assert interval([0.3]) is None
+    assert interval([0.0, 1.0]) == [-1.0, 1.0]
+
+
+def test_a_third_goes_on_and_at_least_one():
+    assert [promoted(n) for n in (1, 2, 3, 4, 9, 10)] == [1, 1, 1, 2, 3, 4]
+
+
+def test_a_candidate_whose_numbers_explode_does_not_stop_the_others(trains, tmp_path):
+    status, _, err = trains("-m", *QUICK, "seed=0,1", "optimizer.learning_rate=1e-3,1e30")
+    assert status == 0, err
+    assert err.count("FAILED") == 2
+    screen = json.loads((tmp_path / "outputs/latent/screen.json").read_text())
+    assert [run["status"] for run in screen["runs"]].count("failed") == 2
+    (ranked,) = screen["rounds"][0]["ranking"]
+    assert set(ranked["scores"]) == {"0", "1"}
+    assert "learning_rate1e-3" in ranked["candidate"]
+
+
+def test_rounds_rise(trains):
+    status, _, err = trains("-m", "sweep=latent_screen", *BASE[1:], "sweep.rounds=[3,2]")
+    assert status == 1
+    assert "sweep.rounds=[3, 2]: are epochs, each later than the one before" in err
+
+
+def test_a_screening_is_told_with_what_it_does_not_tell_apart():
+    ranking = rank(runs(a=[0.5, 0.5], b=[0.49, 0.51], c=[0.1, 0.1]))
+    text = render({"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]})
+    assert "Best: a; not told apart from it: b\n" in text
+    alone = [{"until": None, "ranking": rank(runs(a=[0.5])), "kept": ["a"]}]
+    assert "one seed: no interval" in render({"sweep": "s", "runs": [], "rounds": alone})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["weights.answer=-1"], "weights.answer=-1.0: must be 0 or more"),
+        (["layers=1", "ratio=500"], "ratio=500: leaves nothing of a passage"),
+        (["layers=9"], "layers=9: must be between 1 and the LM's 2 layers"),
+        (["layers=1", "ratio=20"], "ratio=20: leaves nothing of a passage"),  # of its first half, that is
+        (["encoder=byte", "weights.vocabulary=1"], "tokens without an order say nothing to encoder=byte"),
+        (["embed_transform=random_interpolation"], "does not hang on the encoder"),
+        (["until=11"], "until=11: is an epoch of the run, between 1 and epochs=10"),
+        (["distance=l1"], "distance=l1: unknown"),
+        (["judge_by=em"], "judge_by=em: unknown"),
+        (["first_phase=2"], "first_phase=2.0"),
+        (["answer_tokens=0"], "answer_tokens=0"),
+        (["epochs=0"], "epochs=0"),
+        (["dtype=float16"], "dtype=float16"),
+        (["eps=0.1"], "eps=0.1: embed_transform=baseline has no such dial"),
+        (["latent_len=3"], "latent_len=3: encoder=lm_layers has no such dial"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(trains, tmp_path, arguments, message):
+    usual = [] if {"layers", "encoder", "latent_len"} & {a.split("=")[0] for a in arguments} else ["layers=1"]
+    status, _, err = trains(*BASE, "out=run", *usual, *arguments)
+    assert status == 1
+    assert message in err
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_losses_that_are_all_off_are_refused():
+    from latentwire.harness.errors import UserError
+
+    with pytest.raises(UserError, match="all losses are off"):
+        Weights(embedding=0, vocabulary=0, text=0, continuation=0, answer=0, distillation=0, rms=1, manifold=1)
+    weights = Weights(embedding=1, vocabulary=0, text=0, continuation=0, answer=0, distillation=0, rms=1, manifold=1)
+    assert weights.first_kinds() == ["reconstruction"]
+    assert not weights.asks() and not weights.needs_lm()
