@@ -130,8 +130,9 @@ def test_an_answer_is_predicted_up_to_its_first_tokens_and_its_end(tiny):
 def test_random_tokens_of_the_vocabulary_are_reconstructed(tiny):
     objective = objective_of(tiny, vocabulary=1.0)
     loss = objective.vocabulary_loss(0, 1)
+    again, other = objective.vocabulary_loss(0, 1), objective.vocabulary_loss(0, 2)
     assert 0 < float(loss.detach()) < 2
-    assert float(loss) == float(objective.vocabulary_loss(0, 1)) != float(objective.vocabulary_loss(0, 2))
+    assert torch.equal(loss, again) and not torch.equal(loss, other)
 
 
 def test_a_text_is_split_in_its_middle():
@@ -181,6 +182,16 @@ def test_a_phase_without_losses_is_left_out():
     assert len(plan_steps(passages, [9, 5], spec_of(first_phase=0.0), weights_of("embedding"), 0)) == 5
     with pytest.raises(UserError, match="the data have no questions"):
         plan_steps([Passage("Text.", ())], [3], spec_of(), weights_of("answer"), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("distance", "l1"), ("judge_by", "em"), ("first_phase", 2.0), ("first_phase", -0.1), ("epochs", 0),
+     ("passages_per_step", 0), ("max_new_tokens", 0), ("evaluate_every", 0), ("patience", 0)],
+)  # fmt: skip
+def test_a_setting_out_of_its_range_is_named(name, value):
+    with pytest.raises(UserError, match=f"{name}={value}"):
+        spec_of(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["embedding", "rms"])

@@ -136,7 +136,7 @@ def test_a_result_is_known_by_what_is_in_the_checkpoint_not_by_its_folder(checkp
     first = key(checkpoint)
     spec = LatentSpec("bottleneck", {"d_z": 5}, 8, "baseline", {}, model_spec("tiny_random").identity(), "tiny_random")
     other = tmp_path / "other"
-    save_latents(Latents(spec, vocabulary), other, {})
+    save_latents(Latents(spec, vocabulary), other, {"trained_on": []})
     assert key(str(other)) != first
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -149,7 +149,7 @@ def test_a_result_is_known_by_what_is_in_the_checkpoint_not_by_its_folder(checkp
 def test_more_positions_than_there_is_room_for_are_refused(bench, checkpoint, vocabulary, tmp_path):
     spec = LatentSpec("byte", {"latent_len": 4090, "byte_width": 8, "byte_layers": 1}, 8, "baseline", {},
                       model_spec("tiny_random").identity(), "tiny_random")  # fmt: skip
-    save_latents(Latents(spec, vocabulary), tmp_path / "byte", {})
+    save_latents(Latents(spec, vocabulary), tmp_path / "byte", {"trained_on": []})
     one = replace(bench, batches=[[0]])
     with pytest.raises(UserError, match="makes 4090 positions of the passage"):
         evaluate(one, Choice("latent", {"checkpoint": str(tmp_path / "byte")}), NONE, STATE, "byte")

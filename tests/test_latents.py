@@ -85,7 +85,7 @@ def test_codes_of_a_codebook_are_learned_and_saved(vocabulary, passages, tmp_pat
     assert float(latents.transform.codes.grad.norm()) > 0
     with torch.no_grad():
         latents.transform.codes.add_(1.0)
-    save_latents(latents, tmp_path, {})
+    save_latents(latents, tmp_path, {"trained_on": []})
     assert torch.equal(load_latents(str(tmp_path), vocabulary).transform.codes, latents.transform.codes)
 
 
@@ -128,7 +128,7 @@ def test_what_is_saved_is_what_is_loaded(tiny, vocabulary, passages, tmp_path, e
 
 
 def test_another_lms_checkpoint_is_refused(vocabulary, tmp_path):
-    save_latents(Latents(SPEC, vocabulary), tmp_path, {})
+    save_latents(Latents(SPEC, vocabulary), tmp_path, {"trained_on": []})
     assert about_latents(str(tmp_path), SPEC.lm)["encoder"] == "bottleneck"
     with pytest.raises(UserError, match="was trained for the model tiny_random, and another LM"):
         about_latents(str(tmp_path), {"tiny_random": {"version": 2}})
@@ -144,7 +144,7 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_refused(vocabulary, tmp_path):
-    save_latents(Latents(SPEC, vocabulary), tmp_path, {})
+    save_latents(Latents(SPEC, vocabulary), tmp_path, {"trained_on": []})
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_dials": {"d_z": 5}}))
     with pytest.raises(UserError, match="does not load as the encoder it says it is"):

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import train
 from latentwire.harness import app
 from latentwire.harness.checkpoint import Checkpoints
+from latentwire.harness.errors import UserError
 from latentwire.latent_objective import Weights
-from latentwire.screen import interval, promoted, rank, render
+from latentwire.screen import interval, promoted, rank, render, rounds_of
 
 BASE = ["task=latent", "model=tiny_random", "device=cpu", "dtype=float32", "adapter_hidden=16", "samples=24", "shots=1"]
 QUICK = [*BASE, "encoder=bottleneck", "d_z=8", "loss=reconstruction", "epochs=3"]
@@ -131,8 +133,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert (tmp_path / "report/latent.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("at", [3, 5])
-def test_a_killed_run_goes_on_bit_for_bit(trains, tmp_path, monkeypatch, at):
+def test_a_killed_run_goes_on_bit_for_bit(trains, tmp_path, monkeypatch):
     assert trains(*WHOLE, "out=straight")[0] == 0
     logged = metrics_of(tmp_path / "straight")
 
@@ -142,25 +143,27 @@ def test_a_killed_run_goes_on_bit_for_bit(trains, tmp_path, monkeypatch, at):
     from latentwire.harness import training
 
     real = training.Journal.log
+    for at in (3, 5):  # in either phase
+        folder = tmp_path / f"killed{at}"
 
-    def log(journal, step, *rest):
-        real(journal, step, *rest)
-        if step == at:
-            raise KilledError
+        def log(journal, step, *rest, at=at):
+            real(journal, step, *rest)
+            if step == at:
+                raise KilledError
 
-    with monkeypatch.context() as patch:
-        patch.setattr("latentwire.train_latent.Journal.log", log)
-        with pytest.raises(KilledError):
-            trains(*WHOLE, "out=killed")
-    assert not (tmp_path / "killed/result.json").exists()
-    assert Checkpoints(tmp_path / "killed/checkpoints", {})._saved()[-1][0] < at
-    status, _, err = trains(*WHOLE, "out=killed")
-    assert status == 0, err
-    assert "going on after step" in err
-    assert metrics_of(tmp_path / "killed") == logged
-    ours, theirs = (load_file(tmp_path / name / "encoder/model.safetensors") for name in ("killed", "straight"))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        with monkeypatch.context() as patch:
+            patch.setattr("latentwire.train_latent.Journal.log", log)
+            with pytest.raises(KilledError):
+                trains(*WHOLE, f"out={folder.name}")
+        assert not (folder / "result.json").exists()
+        assert Checkpoints(folder / "checkpoints", {})._saved()[-1][0] < at
+        status, _, err = trains(*WHOLE, f"out={folder.name}")
+        assert status == 0, err
+        assert "going on after step" in err
+        assert metrics_of(folder) == logged
+        ours, theirs = (load_file(tmp_path / name / "encoder/model.safetensors") for name in (folder.name, "straight"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_run_that_stops_early_keeps_its_best(trains, tmp_path):
@@ -176,22 +179,29 @@ def test_a_run_that_stops_early_keeps_its_best(trains, tmp_path):
     assert len(result["history"]) == 3
 
 
+CANDIDATES = [
+    f"{{embed_transform:{candidate},seed:[0,1]}}"
+    for candidate in ("baseline", "rms_matching,target_scale:1.0", "batch_distribution", "anchor_offset,eps:0.3")
+]
+
+
 def test_a_screening_promotes_by_thirds_and_goes_on_where_a_run_stopped(trains, tmp_path):
     status, out, err = trains(
-        "-m", "sweep=latent_screen", "only=baseline|rms_scale1.0|batch_distribution|anchor_eps0.3", *BASE[1:], "d_z=8",
-        "epochs=3", "sweep.rounds=[1,2,3]", "judge_by=cosine",
+        "-m", "sweep=latent_screen", f"sweep.grids=[{','.join(CANDIDATES)}]", *BASE[1:], "d_z=8", "epochs=3",
+        "sweep.rounds=[1,2,3]", "judge_by=cosine",
     )  # fmt: skip
     assert status == 0, err
     screen = json.loads((tmp_path / "outputs/latent_screen/screen.json").read_text())
     assert [len(judged["ranking"]) for judged in screen["rounds"]] == [4, 2, 1]
     assert [len(judged["kept"]) for judged in screen["rounds"]] == [2, 1, 1]
     assert "2 of 4 candidates go on to epoch 2" in err
-    assert [run["until"] for run in screen["runs"]] == [1] * 12 + [2] * 6 + [3] * 3
+    assert [run["until"] for run in screen["runs"]] == [1] * 8 + [2] * 4 + [3] * 2
     for earlier, later in zip(screen["rounds"], screen["rounds"][1:], strict=False):
-        assert [row["candidate"] for row in earlier["ranking"][: len(later["ranking"])]] == earlier["kept"]
+        best = {row["candidate"] for row in earlier["ranking"][: len(later["ranking"])]}
+        assert best == set(earlier["kept"])
         assert {row["candidate"] for row in later["ranking"]} == set(earlier["kept"])
     best = screen["rounds"][-1]["ranking"][0]
-    assert set(best["scores"]) == {"0", "1", "2"}
+    assert set(best["scores"]) == {"0", "1"}
     assert "goes on" in out
     folder = Path(best["encoders"][0]).parent
     same = [*QUICK, "evaluate_every=30", "judge_by=cosine", f"embed_transform={_family(best)}", *_dials(best)]
@@ -244,20 +254,22 @@ def test_a_third_goes_on_and_at_least_one():
 
 
 def test_a_candidate_whose_numbers_explode_does_not_stop_the_others(trains, tmp_path):
-    status, _, err = trains("-m", *QUICK, "seed=0,1", "optimizer.learning_rate=1e-3,1e30")
+    status, _, err = trains("-m", *QUICK, "optimizer.learning_rate=1e-3,1e30")
     assert status == 0, err
-    assert err.count("FAILED") == 2
+    assert err.count("FAILED") == 1
     screen = json.loads((tmp_path / "outputs/latent/screen.json").read_text())
-    assert [run["status"] for run in screen["runs"]].count("failed") == 2
+    assert [run["status"] for run in screen["runs"]].count("failed") == 1
     (ranked,) = screen["rounds"][0]["ranking"]
-    assert set(ranked["scores"]) == {"0", "1"}
-    assert "learning_rate1e-3" in ranked["candidate"]
+    assert set(ranked["scores"]) == {"0"}
+    assert "learning_rate0.001" in ranked["candidate"]
 
 
-def test_rounds_rise(trains):
-    status, _, err = trains("-m", "sweep=latent_screen", *BASE[1:], "sweep.rounds=[3,2]")
-    assert status == 1
-    assert "sweep.rounds=[3, 2]: are epochs, each later than the one before" in err
+def test_rounds_rise():
+    assert rounds_of(OmegaConf.create({"sweep": {"rounds": [1, 3]}})) == [1, 3]
+    assert rounds_of(OmegaConf.create({"sweep": {}})) == []
+    for rounds in ([3, 2], [2, 2]):
+        with pytest.raises(UserError, match=rf"sweep.rounds=\[{rounds[0]}, 2\]: are epochs, each later"):
+            rounds_of(OmegaConf.create({"sweep": {"rounds": rounds}}))
 
 
 def test_a_screening_is_told_with_what_it_does_not_tell_apart():
@@ -274,15 +286,11 @@ def test_a_screening_is_told_with_what_it_does_not_tell_apart():
         (["weights.answer=-1"], "weights.answer=-1.0: must be 0 or more"),
         (["layers=1", "ratio=500"], "ratio=500: leaves nothing of a passage"),
         (["layers=9"], "layers=9: must be between 1 and the LM's 2 layers"),
-        (["layers=1", "ratio=20"], "ratio=20: leaves nothing of a passage"),  # of its first half, that is
+        (["layers=1", "ratio=36"], "ratio=36: leaves nothing of a passage"),  # of its first half, that is
         (["encoder=byte", "weights.vocabulary=1"], "tokens without an order say nothing to encoder=byte"),
         (["embed_transform=random_interpolation"], "does not hang on the encoder"),
         (["until=11"], "until=11: is an epoch of the run, between 1 and epochs=10"),
-        (["distance=l1"], "distance=l1: unknown"),
         (["judge_by=em"], "judge_by=em: unknown"),
-        (["first_phase=2"], "first_phase=2.0"),
-        (["answer_tokens=0"], "answer_tokens=0"),
-        (["epochs=0"], "epochs=0"),
         (["dtype=float16"], "dtype=float16"),
         (["eps=0.1"], "eps=0.1: embed_transform=baseline has no such dial"),
         (["latent_len=3"], "latent_len=3: encoder=lm_layers has no such dial"),
@@ -297,8 +305,6 @@ def test_what_is_wrong_is_said_before_any_work(trains, tmp_path, arguments, mess
 
 
 def test_losses_that_are_all_off_are_refused():
-    from latentwire.harness.errors import UserError
-
     with pytest.raises(UserError, match="all losses are off"):
         Weights(embedding=0, vocabulary=0, text=0, continuation=0, answer=0, distillation=0, rms=1, manifold=1)
     weights = Weights(embedding=1, vocabulary=0, text=0, continuation=0, answer=0, distillation=0, rms=1, manifold=1)

@@ -268,9 +268,9 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
 def _default_choices(task: str) -> dict[str, str]:
     """Return the groups that have settings of their own at the root, and what this task chooses of each by default."""
     groups = ("embed_transform", "embed_source", "data", "task", "pairs", "embedder", "encoder", "loss")
-    files = [CONF / f"{entry}.yaml", *sorted((CONF / "task").glob("*.yaml"))]
-    files.sort(key=lambda path: path.stem == task)  # the task's own choice is the last and counts
-    found = {group: choice for path in files for group, choice in _included(path)}
+    of_tasks = sorted((CONF / "task").glob("*.yaml"), key=lambda path: path.stem != task)
+    files = [*of_tasks[:1], CONF / f"{entry}.yaml", *of_tasks[1:]]  # the first to choose counts: the task's own
+    found = dict(reversed([chosen for path in files for chosen in _included(path)]))
     return {group: found[group] for group in groups if group in found}
 
 
@@ -289,8 +289,8 @@ def _included(path: Path) -> list[tuple[str, str]]:
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
     entries = [entry for entry in config.get("defaults", []) if isinstance(entry, DictConfig)]
-    chosen = [(str(group).strip("/"), choice) for entry in entries for group, choice in entry.items()]
-    return [(group, str(choice if isinstance(choice, str) else choice[0])) for group, choice in chosen]
+    chosen = [(str(group).removeprefix("override "), choice) for entry in entries for group, choice in entry.items()]
+    return [(group.strip("/"), str(choice if isinstance(choice, str) else choice[0])) for group, choice in chosen]
 
 
 def _root_settings(path: Path) -> list[str]:
