@@ -18,8 +18,10 @@ python run.py task=diversity a=RUN b=RUN         how diverse are the completions
 from latentwire.harness.app import Task, launch
 
 TASKS = {
-    "evaluate": Task(run="latentwire.sweep:run", finish="latentwire.sweep:finish", direct="latentwire.rounds:direct"),
-    "list": Task(run="latentwire.sweep:list_one"),
+    "evaluate": Task(
+        run="latentwire.evaluate_job:run", finish="latentwire.sweep:finish", direct="latentwire.rounds:direct"
+    ),
+    "list": Task(run="latentwire.evaluate_job:list_one"),
     "analyze": Task(run="latentwire.sweep:analyze_again"),
     "latent_report": Task(run="latentwire.latent_report:report"),
     "pairs": Task(run="kat.prepare:pairs"),

@@ -560,7 +560,7 @@ class Logged(NoTracker):
 
 def test_every_sweep_ends_with_its_report_and_the_analysis_writes_it_again(cli, monkeypatch):
     logged = Logged()
-    monkeypatch.setattr(sweep, "_tracker", lambda cfg: logged)
+    monkeypatch.setattr(sweep, "tracker_of", lambda cfg: logged)
     status, _, err = cli("-m", "sweep=smoke", "only=baseline|rms*", "model=tiny_random", "samples=4",
                          "embed_source=text,scaled")  # fmt: skip
     assert status == 0 and "report: outputs/smoke/report.html" in err
