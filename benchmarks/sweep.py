@@ -33,8 +33,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from latentwire.bench import Bench, Choice, Settings, prepare
 from latentwire.data import DataSpec
-from latentwire.evaluate import Bench, Choice, Settings, evaluate, prepare
+from latentwire.evaluate import evaluate
 from latentwire.generation import Decoder
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, generator_for, place

@@ -17,8 +17,9 @@ from omegaconf import DictConfig
 
 import latentwire
 from latentwire.analysis import three_digits
+from latentwire.bench import FIRST, Bench, Choice, Settings, prepare, without_passages
 from latentwire.data import DataSpec
-from latentwire.evaluate import FIRST, Bench, Choice, Settings, evaluate, prepare, without_passages
+from latentwire.evaluate import evaluate
 from latentwire.harness import app
 from latentwire.harness.device import describe_machine, from_first, place
 from latentwire.harness.errors import UserError

@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 import latentwire
 from latentwire.analysis import three_digits
+from latentwire.bench import Bench, Choice, Settings, identity, prepare
 from latentwire.data import DataSpec
-from latentwire.evaluate import Bench, Choice, Settings, evaluate, identity, prepare
+from latentwire.evaluate import evaluate
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, from_first, place
 from latentwire.harness.progress import say, speaks

@@ -10,8 +10,8 @@ from typing import Any
 from accelerate import PartialState
 from omegaconf import DictConfig
 
+from latentwire.bench import FIRST
 from latentwire.budget import Cost, Round, first_round, next_round
-from latentwire.evaluate import FIRST
 from latentwire.evidence import RANDOM
 from latentwire.harness import app
 from latentwire.harness.device import from_first, place

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from test_sweep import command, environment, load, without_timings
 
 from latentwire import evaluate_job, report, request, rounds
+from latentwire.bench import block_ends
 from latentwire.budget import Cost, first_round, next_round
-from latentwire.evaluate import block_ends
 from latentwire.harness import app
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError

@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import model_spec
 
-from latentwire import evaluate as evaluating
+from latentwire import bench as benches
+from latentwire.bench import Bench, Choice, Settings, prepare
 from latentwire.data import Dataset, DataSpec, Example, choose_examples, load_data
-from latentwire.evaluate import Bench, Choice, Settings, evaluate, prepare
+from latentwire.evaluate import evaluate
 from latentwire.generation import Decoder, encode_prefix, plan_batches
 from latentwire.harness.device import place
 from latentwire.metrics import f1_score
@@ -88,8 +89,8 @@ def bench(smollm2) -> Bench:
     asked = Settings(samples=8, seed=0, shots=3, questions_per_shot=3, max_new_tokens=12, batch_tokens=4096,
                      dtype="float32")  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluating, "load_data", lambda spec: Dataset(train, train))
-        patch.setattr(evaluating, "load_model", lambda *arguments: smollm2)
+        patch.setattr(benches, "load_data", lambda spec: Dataset(train, train))
+        patch.setattr(benches, "load_model", lambda *arguments: smollm2)
         return prepare(model_spec("smollm2"), spec, asked, place("cpu"))
 
 

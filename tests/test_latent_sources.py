@@ -11,8 +11,9 @@ import torch
 from accelerate import PartialState
 
 from latentwire.accounting import Cost, account
+from latentwire.bench import Choice, Settings, identity, prepare
 from latentwire.data import DataSpec
-from latentwire.evaluate import Choice, Settings, _put, evaluate, identity, prepare
+from latentwire.evaluate import _put, evaluate
 from latentwire.harness.errors import UserError
 from latentwire.latent_data import fingerprint
 from latentwire.latents import Latents, LatentSpec, save_latents
