@@ -137,8 +137,8 @@ def lay_out(rows: Sequence[Row]) -> Line:
             family += [which] * len(read)
             branch += [number] * len(read)
     wanted = [position for row in reads for position in row]
-    columns = (torch.tensor(column) for column in (ids, positions, family, branch, wanted))
-    return Line(*columns, pieces)
+    made = {"ids": ids, "positions": positions, "family": family, "branch": branch, "reads": wanted}
+    return Line(**{name: torch.tensor(column) for name, column in made.items()}, pieces=pieces)
 
 
 def frozen_blocks(model: Any) -> list[nn.Module]:

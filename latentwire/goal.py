@@ -39,8 +39,8 @@ def judge_auto(groups: list[dict[str, Any]], scores: dict[str, ById]) -> dict[st
     if not asked:
         return None
     sources = [_source(group, row["name"], scores) for group, row in asked]
-    harm = [_harm(group, row["name"], scores) for group, row in asked if group["source"] == "text"]
-    harm = [one for one in harm if one is not None]
+    on_text = [_harm(group, row["name"], scores) for group, row in asked if group["source"] == "text"]
+    harm = [one for one in on_text if one is not None]
     recovered = [source for source in sources if source["recovered"]]
     failed = [source["group"] for source in recovered if not source["met"]]
     judged = [source["met"] for source in recovered] + [one["met"] for one in harm]

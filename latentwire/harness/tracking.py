@@ -125,7 +125,7 @@ def _bars(columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
         bars.setdefault(str(group), []).append(bar)
     charts = {}
     for group, data in bars.items():
-        table = wandb.Table(columns=shown, data=data)
+        table = wandb.Table(columns=list(shown), data=data)
         charts[f"bars/{group}"] = wandb.plot.bar(table, "name", "f1", title=f"F1, {group}")
     return charts
 
