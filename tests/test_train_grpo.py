@@ -49,6 +49,8 @@ SMALL = [
     "tuning.blocks=1",
     "optimizer.learning_rate=0.01",
     "optimizer.warmup_steps=0",
+    "optimizer.schedule=constant",
+    "grpo.eval_generations=2",
     "grpo.prompts_per_step=2",
     "grpo.num_generations=3",
     "grpo.max_completion_length=6",
@@ -114,8 +116,7 @@ def test_one_command_does_it_all(training, here):
     assert first["reward"] == pytest.approx(first["rewards/test_train_grpo:vowels"])
     assert first["kl"] == pytest.approx(0, abs=1e-6) and metrics[-1]["kl"] > 1e-4
     assert all(row["sampling_gap"] < 1e-4 for row in metrics)
-    rates = [row["learning_rate"] for row in metrics]  # of the last inner epoch of each step
-    assert rates == pytest.approx([0.00875, 0.00625, 0.00375, 0.00125])
+    assert {row["learning_rate"] for row in metrics} == {0.01}
     assert all(1 <= row["length"] <= 6 and row["entropy"] > 0 for row in metrics)
 
     prompts = rows(Path("outputs/kat/prompts_all.jsonl"))
