@@ -20,7 +20,7 @@ from latentwire.data import DataSpec
 from latentwire.encoder import LMLayers
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew
+from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew_once
 from latentwire.harness.device import (
     choose_batch_tokens,
     choose_dtype,
@@ -90,7 +90,7 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
     }
     folder = Path(cfg.out).expanduser()
     if cfg.force and state.is_main_process:
-        start_anew(folder)
+        start_anew_once(folder, Checkpoints(folder / "checkpoints", identity, cfg.keep))
     state.wait_for_everyone()
     finished = from_first(state, finished_run(folder, identity) if state.is_main_process else None)
     if finished is not None and (finished["until"] >= until or finished["stopped"]):
