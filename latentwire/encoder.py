@@ -98,6 +98,8 @@ class Bottleneck(Encoder):
 class LMLayers(Encoder):
     """A trainable copy of the LM's first layers, attending in both directions, `ratio` positions pooled to one.
 
+    Each token's vector is its embedding, times a gate, plus what the layers have to add; it starts as the embedding: a
+    frozen LM reads sums of a few embeddings a little, and what the layers say in their own coordinates not at all.
     A passage of T tokens becomes ceil(T / ratio) groups of nearly equal size. `mean` takes the mean of a group; `query`
     lets that mean attend once more to the whole passage, as in ARC-Encoder (arXiv 2510.20535); there the last layer's
     own attention does it, here one of its own, which starts as the mean and knows no architecture.
@@ -120,6 +122,7 @@ class LMLayers(Encoder):
         loaded = AutoConfig.for_model(**config)
         self.body: PreTrainedModel = AutoModel.from_config(loaded, dtype=torch.float32)
         self.body.set_input_embeddings(nn.Identity())  # fed with embeddings; a copy of the table would only lie there
+        self.gate, self.addition = _zeros(nn.Linear(width, 1)), _zeros(nn.Linear(width, width))
         self.pooling = QueryPooling(width) if pool == "query" else None
 
     def copy_from(self, lm: PreTrainedModel) -> None:
@@ -148,9 +151,10 @@ class LMLayers(Encoder):
             inputs_embeds=passages.embeds, attention_mask=seen[:, None, None].expand(-1, 1, mask.shape[1], -1),
             use_cache=False,
         ).last_hidden_state  # (B, T, D)  # fmt: skip
+        vectors = 2 * self.gate(hidden).sigmoid() * passages.embeds / self.unit + self.addition(hidden)  # (B, T, D)
         matrix = pooling_matrix(passages.lengths, [self.positions(n) for n in passages.lengths]).to(hidden)
-        pooled = matrix @ hidden  # (B, L, T) (B, T, D) -> (B, L, D)
-        return pooled if self.pooling is None else self.pooling(pooled, hidden, mask)
+        pooled = matrix @ vectors  # (B, L, T) (B, T, D) -> (B, L, D)
+        return pooled if self.pooling is None else self.pooling(pooled, vectors, mask)
 
 
 class QueryPooling(nn.Module):
@@ -165,8 +169,7 @@ class QueryPooling(nn.Module):
         heads = next(heads for heads in (8, 4, 2, 1) if width % heads == 0)
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        nn.init.zeros_(self.attention.out_proj.weight)
-        nn.init.zeros_(self.attention.out_proj.bias)
+        _zeros(self.attention.out_proj)
 
     def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
         """q + attention(q, hidden): (B, L, D), (B, T, D), (B, T) -> (B, L, D)."""
@@ -214,7 +217,8 @@ class ByteEncoder(Encoder):
 class Adapter(nn.Module):
     """From z to the LM's width: a straight line and a small MLP, added, then a LayerNorm, as encoders end in one.
 
-    The LayerNorm gives every position unit RMS; the LM's tokens are far shorter, which is what transforms repair.
+    The LayerNorm gives every position unit RMS; the LM's tokens are far shorter, which is what transforms repair. A z as
+    wide as the LM's embeddings is handed on as it is at the start.
     """
 
     def __init__(self, z_width: int, width: int, hidden: int) -> None:
@@ -223,11 +227,20 @@ class Adapter(nn.Module):
         self.line = nn.Linear(z_width, width)
         self.mlp = nn.Sequential(nn.Linear(z_width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.norm = nn.LayerNorm(width)
+        if z_width == width:
+            _zeros(self.mlp[-1])
+            nn.init.eye_(_zeros(self.line).weight)
 
     def forward(self, z: Tensor) -> Tensor:
         """LayerNorm(W z + MLP(z)): (..., Z) -> (..., D)."""
         y: Tensor = self.norm(self.line(z) + self.mlp(z))
         return y
+
+
+def _zeros(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def pooling_matrix(tokens: list[int], positions: list[int]) -> Tensor:

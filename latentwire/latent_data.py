@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -41,7 +42,14 @@ def fingerprint(text: str) -> str:
 
 
 def load_latent_data(
-    spec: DataSpec, extra: str, samples: int, held_out: float, shots: int, questions_per_shot: int, seed: int
+    spec: DataSpec,
+    extra: str,
+    extra_words: int | None,
+    samples: int,
+    held_out: float,
+    shots: int,
+    questions_per_shot: int,
+    seed: int,
 ) -> LatentData:
     """Read, take out what must not be trained on, and split.
 
@@ -51,8 +59,9 @@ def load_latent_data(
     Args:
         spec: The data; its first part is trained on.
         extra: A file with more, "" for none: texts (.txt, passages between empty lines), or whatever data=file reads.
-        samples: Questions to train on, at most.
-        held_out: Share of the passages to stop by, chosen by content: the same ones whatever else there is.
+        extra_words: Its passages are split at the ends of sentences into parts of at most so many words; None: whole.
+        samples: Questions to train on, at most; those of the data before those of the file.
+        held_out: Share of the data's passages to stop by, chosen by content: the same ones whatever else there is.
         shots: Passages shown before each question; they are not trained on.
         questions_per_shot: How many of their questions.
         seed: Of the shots.
@@ -64,6 +73,8 @@ def load_latent_data(
         raise UserError(f"held_out={held_out}: is a share of the passages, above 0 and below 1")
     if samples < 1:
         raise UserError(f"samples={samples}: at least 1 question is needed")
+    if extra_words is not None and extra_words < 1:
+        raise UserError(f"extra_words={extra_words}: must be at least 1; null leaves the passages whole")
     dataset = load_data(spec)
     shown, _ = choose_examples(dataset, 1, shots, questions_per_shot, seed)
     known = Counter(dataset.left_out)
@@ -75,13 +86,15 @@ def load_latent_data(
     stop: list[Passage] = []
     seen: set[str] = set()
     counts: Counter[str] = Counter({f"questions {reason}": number for reason, number in known.items()})
-    for passage in [*passages, *more]:
+    for place, passage in enumerate([*passages, *more]):
         mark = fingerprint(passage.text)
         reason = ("of the evaluation" if mark in kept_for_asking else "shown as shots" if mark in in_shots
                   else "twice there" if mark in seen else "")  # fmt: skip
         seen.add(mark)
         if reason:
             counts[f"passages {reason}"] += 1
+        elif place >= len(passages):
+            train += split_passage(passage, extra_words, counts) if extra_words else [passage]
         elif int(mark[:8], 16) / 2**32 < held_out and passage.questions:
             stop.append(passage)
         else:
@@ -120,6 +133,34 @@ def _extra_passages(path: str) -> list[Passage]:
             raise UserError(f"extra={path}: the file holds no text; give one with passages between empty lines")
         return passages
     return _grouped(load_data(DataSpec("extra", "file", path=path)).train)
+
+
+def split_passage(passage: Passage, words: int, counts: Counter[str]) -> list[Passage]:
+    """Split a passage at the ends of sentences; each question goes with the one part that holds its first answer.
+
+    Args:
+        passage: To split; one without questions stays without, any other loses the parts that nobody asks about.
+        words: Of a part, at most; a longer sentence is a part by itself.
+        counts: Counts the questions whose answer stands in no part or in several.
+    """
+    parts: list[list[str]] = []
+    for sentence in re.split(r"(?<=[.!?])\s+", passage.text):
+        fits = parts and sum(len(said.split()) for said in [*parts[-1], sentence]) <= words
+        if fits:
+            parts[-1].append(sentence)
+        else:
+            parts.append([sentence])
+    texts = [" ".join(part) for part in parts]
+    if not passage.questions:
+        return [Passage(text, ()) for text in texts]
+    asked: dict[str, list[Example]] = {text: [] for text in texts}
+    for example in passage.questions:
+        holding = [text for text in texts if example.answers[0] in text]
+        if len(holding) == 1:
+            asked[holding[0]].append(replace(example, context=holding[0]))
+        else:
+            counts["questions of no one part of a split passage"] += 1
+    return [Passage(text, tuple(examples)) for text, examples in asked.items() if examples]
 
 
 def _at_most(passages: list[Passage], samples: int, counts: Counter[str]) -> list[Passage]:

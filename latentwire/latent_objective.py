@@ -171,9 +171,14 @@ class Objective:
         ids = self.writer.ids
         return [*ids("\nQuestion:"), *ids(f" {example.question}"), *ids("\nAnswer:")]
 
+    def _answer(self, example: Example) -> list[int]:
+        """Return the answer's first tokens, and the newline that ends it where there is room."""
+        return [*self.writer.ids(f" {example.answers[0]}"), self.newline][: self.answer_tokens]
+
     def _question(self, example: Example) -> Branch:
-        answer = [*self.writer.ids(f" {example.answers[0]}"), self.newline][: self.answer_tokens]
-        return Branch((*self.asked(example), *answer), len(answer))
+        """Return a question with its answer; what is distilled is every token of both, not the answer's alone."""
+        ids = (*self.asked(example), *self._answer(example))
+        return Branch(ids, len(ids) if self.weights.distillation else len(self._answer(example)))
 
     def _rows(self, beginnings: list[Tensor], branches: Sequence[tuple[Branch, ...]]) -> list[Row]:
         return [Row(torch.cat([self.lead.to(x), x]), own) for x, own in zip(beginnings, branches, strict=True)]
@@ -187,17 +192,24 @@ class Objective:
     def _answers(self, passages: list[Passage], found: list[Tensor], embeds: list[Tensor]) -> dict[str, Tensor]:
         branches = [tuple(self._question(example) for example in passage.questions) for passage in passages]
         rows = self._rows(found, branches)
-        logits, targets = self.asking.logits(self.asking.states(rows)), self.asking.targets(rows)
         sizes = [sum(branch.predicted for branch in own) for own in branches]
+        logits = self.asking.logits(self.asking.states(rows)).split(sizes)
         losses: dict[str, Tensor] = {}
         if self.weights.answer:
-            parts = zip(logits.split(sizes), targets.split(sizes), strict=True)
-            losses["answer"] = _sum(token_loss(a, b) for a, b in parts)
+            targets = self.asking.targets(rows).split(sizes)
+            answers = [self._in_answers(p, own) for p, own in zip(passages, branches, strict=True)]
+            losses["answer"] = _sum(token_loss(a[m], b[m]) for a, b, m in zip(logits, targets, answers, strict=True))
         if self.weights.distillation:
             taught = [self._taught(p, e, own) for p, e, own in zip(passages, embeds, branches, strict=True)]
-            parts = zip(logits.split(sizes), taught, strict=True)
-            losses["distillation"] = _sum(distillation_loss(a, self.asking.logits(b)) for a, b in parts)
+            losses["distillation"] = _sum(
+                distillation_loss(a, self.asking.logits(b)) for a, b in zip(logits, taught, strict=True)
+            )
         return losses
+
+    def _in_answers(self, passage: Passage, branches: tuple[Branch, ...]) -> Tensor:
+        """Tell which of the tokens to predict are an answer's, (N,)."""
+        pairs = zip(passage.questions, branches, strict=True)
+        return torch.cat([torch.arange(b.predicted) >= b.predicted - len(self._answer(e)) for e, b in pairs])
 
     @torch.no_grad()
     def _taught(self, passage: Passage, embeds: Tensor, branches: tuple[Branch, ...]) -> Tensor:

@@ -16,6 +16,7 @@ class TrainingSpec:
     """What decides a trained encoder besides model, data, encoder, transform, weights and optimizer."""
 
     samples: int
+    extra_words: int | None
     epochs: int
     first_phase: float
     held_out: float

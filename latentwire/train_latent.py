@@ -117,8 +117,8 @@ class _Training:
         self.folder, self.identity, self.until = folder, identity, until
         self.state = place(cfg.device)
         self.data: LatentData = load_latent_data(
-            app.typed(DataSpec, cfg.data, "data."), cfg.extra, spec.samples, spec.held_out, spec.shots,
-            spec.questions_per_shot, cfg.seed,
+            app.typed(DataSpec, cfg.data, "data."), cfg.extra, spec.extra_words, spec.samples, spec.held_out,
+            spec.shots, spec.questions_per_shot, cfg.seed,
         )  # fmt: skip
         model = app.typed(ModelSpec, cfg.model, "model.")
         with self.state.local_main_process_first():

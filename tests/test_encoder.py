@@ -97,8 +97,20 @@ def test_lm_layers_start_as_the_lms_own(tiny):
         assert parameter.requires_grad
 
 
+def test_lm_layers_start_as_the_tokens_themselves_and_learn_from_there(tiny, passages):
+    encoder = lm_layers(tiny, ratio=1).eval()
+    tokens = passages.lengths[0]
+    assert torch.allclose(encoder(passages)[0, :tokens], passages.embeds[0, :tokens] / 0.3, atol=1e-5)
+    nn.init.constant_(encoder.gate.bias, 50.0)  # a gate is at most 2
+    doubled = encoder(passages)[0, :tokens]
+    assert torch.allclose(doubled, 2 * passages.embeds[0, :tokens] / 0.3, atol=1e-4)
+    nn.init.ones_(encoder.addition.bias)
+    assert torch.allclose(encoder(passages)[0, :tokens], doubled + 1, atol=1e-4)
+
+
 def test_lm_layers_attend_in_both_directions_and_not_to_padding(tiny, passages):
     encoder = lm_layers(tiny, ratio=1).eval()
+    nn.init.eye_(encoder.addition.weight)
     z = encoder(passages)
     alone = encoder(make_passages(TEXTS[1:], [passages.embeds[1, : passages.lengths[1]]]))
     assert torch.allclose(z[1, : passages.lengths[1]], alone[0], atol=1e-4)
@@ -109,6 +121,8 @@ def test_lm_layers_attend_in_both_directions_and_not_to_padding(tiny, passages):
 
 def test_lm_layers_pool_means_of_groups(tiny, passages):
     whole, half = lm_layers(tiny, ratio=1).eval(), lm_layers(tiny, ratio=2).eval()
+    for encoder in (whole, half):
+        nn.init.eye_(encoder.addition.weight)
     tokens = passages.lengths[0]
     expected = group_means(whole(passages)[0, :tokens], half.positions(tokens))
     assert half.positions(tokens) == -(-tokens // 2)
@@ -161,6 +175,9 @@ def test_the_adapter_ends_in_a_layer_norm():
     y = adapter(100 * torch.randn(3, 5) + 7)
     assert torch.allclose(y.mean(dim=-1), torch.zeros(3), atol=1e-5)
     assert torch.allclose(y.square().mean(dim=-1), torch.ones(3), atol=1e-3)
+    same = Adapter(64, 64, 16)
+    z = torch.randn(3, 64)
+    assert torch.allclose(same(z), nn.functional.layer_norm(z, (64,)), atol=1e-6)  # z as wide as the LM: as it is
     nn.init.zeros_(adapter.line.weight)  # both ways lead through
     assert not torch.allclose(adapter(torch.randn(1, 5)), adapter(torch.randn(1, 5)))
 

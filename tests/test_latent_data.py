@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 
-from latentwire.data import DataSpec
+from latentwire.data import DataSpec, Example
 from latentwire.harness.errors import UserError
-from latentwire.latent_data import fingerprint, load_latent_data, order_of
+from latentwire.latent_data import Passage, fingerprint, load_latent_data, order_of, split_passage
 
 SHORT_QA = DataSpec("short_qa", "short_qa")
 
 
-def load(spec=SHORT_QA, extra="", samples=10000, held_out=0.1, shots=5, seed=0):
-    return load_latent_data(spec, extra, samples, held_out, shots, 3, seed)
+def load(spec=SHORT_QA, extra="", samples=10000, held_out=0.1, shots=5, seed=0, extra_words=None):
+    return load_latent_data(spec, extra, extra_words, samples, held_out, shots, 3, seed)
 
 
 def rows(path, *texts):
@@ -65,6 +66,46 @@ def test_one_file_is_split_by_content(tmp_path):
     assert data.counts["passages of the evaluation"] == 0
 
 
+LONG = "Ada came at 5. Bob left! Where did he go? Nobody of the village in the hills ever knew. Ada stayed."
+
+
+def test_a_passage_is_split_at_the_ends_of_its_sentences():
+    asked = [("Who left?", "Bob"), ("Who?", "Ada"), ("Who knew?", "Nobody"), ("What?", "5. Bob"), ("When?", "5")]
+    questions = tuple(Example(q, LONG, q, (a, "Nobody")) for q, a in asked)
+    counts: Counter[str] = Counter()
+    parts = split_passage(Passage(LONG, questions), 6, counts)
+    assert [part.text for part in parts] == [
+        "Ada came at 5. Bob left!", "Nobody of the village in the hills ever knew."
+    ]  # fmt: skip
+    assert [[e.question for e in part.questions] for part in parts] == [["Who left?", "What?", "When?"], ["Who knew?"]]
+    assert all(e.context == part.text for part in parts for e in part.questions)
+    assert counts == {"questions of no one part of a split passage": 1}  # Ada is in two parts
+    assert [part.text for part in split_passage(Passage(LONG, ()), 9, counts)] == [
+        "Ada came at 5. Bob left!", "Where did he go?", "Nobody of the village in the hills ever knew.", "Ada stayed."
+    ]  # fmt: skip
+    assert [part.text for part in split_passage(Passage(LONG, ()), 10, counts)][0] == LONG[:41]
+    assert split_passage(Passage(LONG, questions), 99, Counter()) == [Passage(LONG, questions)]
+
+
+def test_what_is_extra_is_split_and_none_of_it_is_held_out(tmp_path):
+    texts = [f"Name{n} lives here. House number {n} is old." for n in range(40)]
+    rows(tmp_path / "a.jsonl", *texts)
+    data = load(extra=str(tmp_path / "a.jsonl"), extra_words=5)
+    usual = load()
+    assert data.held_out == usual.held_out
+    assert data.train[: len(usual.train)] == usual.train
+    assert {p.text for p in data.train[len(usual.train) :]} == {text.split(".")[0] + "." for text in texts}
+
+
+def test_a_passage_of_the_evaluation_is_found_before_it_is_split(tmp_path):
+    from latentwire.data import load_data
+
+    (tmp_path / "more.txt").write_text(load_data(SHORT_QA).validation[0].context)
+    data = load(extra=str(tmp_path / "more.txt"), extra_words=5)
+    assert data.counts["passages of the evaluation"] == 1
+    assert data.train == load().train
+
+
 def test_samples_bounds_the_questions():
     data = load(samples=7)
     assert sum(len(p.questions) for p in data.train) == 7
@@ -80,6 +121,7 @@ def test_samples_bounds_the_questions():
         ({"held_out": 0.0}, "held_out=0.0"),
         ({"held_out": 1.0}, "held_out=1.0"),
         ({"samples": 0}, "samples=0"),
+        ({"extra_words": 0}, "extra_words=0: must be at least 1"),
         ({"held_out": 1e-9}, r"115 are left to train on and 0 to stop by"),
         ({"extra": "nowhere.txt"}, "extra=nowhere.txt: no such file"),
     ],

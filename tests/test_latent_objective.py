@@ -123,6 +123,13 @@ def test_an_answer_is_predicted_up_to_its_first_tokens_and_its_end(tiny):
     assert objective_of(tiny, answer_tokens=2, embedding=1.0)._question(PASSAGE.questions[1]).targets == tuple(
         answer[:2]
     )
+    whole = objective_of(tiny, distillation=1.0)
+    assert whole._question(PASSAGE.questions[1]).targets == (*whole.asked(PASSAGE.questions[1]), *answer)
+    branches = tuple(whole._question(example) for example in PASSAGE.questions)
+    asked = [len(whole.asked(example)) for example in PASSAGE.questions]
+    first = len(branches[0].token_ids) - asked[0]
+    expected = [False] * asked[0] + [True] * first + [False] * asked[1] + [True] * len(answer)
+    assert whole._in_answers(PASSAGE, branches).tolist() == expected
     with pytest.raises(UserError, match="answer_tokens=0"):
         objective_of(tiny, answer_tokens=0, embedding=1.0)
 
@@ -150,7 +157,7 @@ def test_what_a_step_costs_grows_with_what_is_read(tiny):
 
 def spec_of(**changes: object) -> TrainingSpec:
     usual: dict = {
-        "samples": 9, "epochs": 5, "first_phase": 0.4, "held_out": 0.1, "shots": 1, "questions_per_shot": 1,
+        "samples": 9, "extra_words": None, "epochs": 5, "first_phase": 0.4, "held_out": 0.1, "shots": 1, "questions_per_shot": 1,
         "answer_tokens": 8, "max_new_tokens": 2, "distance": "cosine", "passages_per_step": 2, "batch_tokens": 99,
         "evaluate_every": 1, "judge_by": None, "patience": 3,
     }  # fmt: skip
