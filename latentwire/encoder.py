@@ -217,8 +217,8 @@ class ByteEncoder(Encoder):
 class Adapter(nn.Module):
     """From z to the LM's width: a straight line and a small MLP, added, then a LayerNorm, as encoders end in one.
 
-    The LayerNorm gives every position unit RMS; the LM's tokens are far shorter, which is what transforms repair. A z as
-    wide as the LM's embeddings is handed on as it is at the start.
+    The LayerNorm gives every position unit RMS; the LM's tokens are far shorter, which is what transforms repair. A z
+    as wide as the LM's embeddings is handed on as it is at the start.
     """
 
     def __init__(self, z_width: int, width: int, hidden: int) -> None:

@@ -164,14 +164,14 @@ def _fit(bench: Bench, distort: Text, repair: Transform, source: Choice, transfo
     seed = bench.settings.seed
     ids = bench.fitting_passages if distort.passage_only else bench.fitting
     texts = [str(bench.lm.tokenizer.decode(span.tolist())).strip() for span in ids]
-    spans = [bench.lm.embed(span.to(bench.lm.device)) for span in ids]
+    spans = [bench.lm.embed(span.to(bench.lm.device)).float() for span in ids]
     seen = [
-        distort(span, generator_for(seed, source.name, "fitting", index), text).float()
+        distort(span, generator_for(seed, source.name, "fitting", index), text)
         for index, (span, text) in enumerate(zip(spans, texts, strict=True))
     ]
     if not sum(map(len, seen)):
         raise UserError(f"embed_transform={transform.name}: the source {source.name} gives nothing to fit it on")
-    truth = torch.cat(spans).float() if repair.fits == PAIRS else None
+    truth = torch.cat(spans) if repair.fits == PAIRS else None
     x = torch.cat(seen)
     if truth is not None and len(truth) != len(x):
         raise UserError(
@@ -212,7 +212,7 @@ def _embed(
     identifier, seed = prompt.example.id, bench.settings.seed
     embeds = bench.lm.embed(prompt.token_ids).clone()
     span = (prompt.passage_mask if distort.passage_only else prompt.source_mask).to(embeds.device)
-    real = embeds[span]
+    real = embeds[span].float()  # an encoder's outputs and their repair are float32; the LM rounds them once
     seen = distort(real, generator_for(seed, source.name, identifier), prompt.example.context)
     repaired = repair(seen, generator_for(seed, transform.name, identifier)) if len(seen) else seen
     for what, before, after in (
@@ -232,7 +232,7 @@ def _embed(
             f"the source {source.name} {source.dials or ''} makes {len(repaired)} positions of the passage of example "
             f"{identifier}, more than the model's context has room for; lower shots, or use fewer positions"
         )
-    change = (repaired.float() - seen.float()).norm() / seen.float().norm().clamp_min(1e-30)
+    change = (repaired - seen).norm() / seen.norm().clamp_min(1e-30)
     return embeds, float(change)
 
 
@@ -266,10 +266,10 @@ def _account(bench: Bench, source: Choice, rows: list[dict[str, Any]]) -> dict[s
     ]
     latents = [
         distort(
-            bench.lm.embed(prompt.token_ids[prompt.passage_mask]),
+            bench.lm.embed(prompt.token_ids[prompt.passage_mask]).float(),
             generator_for(seed, source.name, prompt.example.id),
             text,
-        ).float()
+        )
         for text, prompt in list(dict(zip(contexts, prompts, strict=True)).items())[:PASSAGES_COMPARED]
     ]
     found = account(costs, latents, [row["prediction"] for row in rows], [row["references"][0] for row in rows])

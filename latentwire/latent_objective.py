@@ -151,8 +151,9 @@ class Objective:
         """Return the embedding loss of random tokens of the vocabulary."""
         ids = torch.randint(self.vocabulary.size, (VOCABULARY_TOKENS,), generator=generator_for(seed, "tokens", step))
         embeds = self.vocabulary.embeddings[ids.to(self.vocabulary.embeddings.device)]
-        # each by itself: a transform that looks at all tokens of a passage shall not see these as one
         found: Tensor = self.latents.adapter(self.latents.encoder(make_passages([""], [embeds])))[0]
+        if self.latents.chooses:  # a token by itself is enough for it; what looks at a whole passage has none here
+            found = self.latents.repair(found, generator_for(seed, "tokens", step, "noise"))
         return embedding_loss(found, embeds, self.latents.unit, self.distance)
 
     def cost(self, kind: str, passage: Passage) -> int:

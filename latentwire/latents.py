@@ -82,9 +82,10 @@ class Latents(nn.Module):
         """
         adapted = self.adapter(self.encoder(passages))  # (B, L, D)
         counts = [self.encoder.positions(tokens) for tokens in passages.lengths]
-        return [self._repair(rows[:n], generator) for rows, n in zip(adapted, counts, strict=True)]
+        return [self.repair(rows[:n], generator) for rows, n in zip(adapted, counts, strict=True)]
 
-    def _repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Put one passage through the transform, or through its estimator: (L, D) -> (L, D)."""
         if self.chooses:
             return straight_through(self.transform, x, self.unit, generator)
         repaired: Tensor = self.transform(x, generator)

@@ -268,7 +268,7 @@ def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
             "",
             f"=== tolerance: {ladder['ladder']}{ladder['variant']}, {ladder['dial']} where F1 falls to half of the "
             f"clean score ({three_digits(ladder['threshold'])}) ===",
-            f"levels {levels} ({ladder['unit']}); 95% interval; the configuration of each family chosen as above",
+            f"levels {levels} ({ladder['unit']}); 95% interval; half is that of the examples which a row has",
         ]
         if ladder["reason"] is not None:
             text = f"no tolerance can be told: {ladder['reason']}"

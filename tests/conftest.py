@@ -6,6 +6,9 @@ import os
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test waits for a network
+# Figures are compared to the bit here and there: the same device and dtype wherever tests run, unless one is named.
+os.environ.setdefault("LATENTWIRE_DEVICE", "cpu")
+os.environ.setdefault("LATENTWIRE_DTYPE", "float32")
 
 import pytest
 import torch

@@ -31,6 +31,10 @@ def lines(*rows):
     return "\n".join(json.dumps(row) for row in rows)
 
 
+def zipped(text):
+    return gzip.compress(text.encode(), mtime=0)  # the time of day would give a test another name in each process
+
+
 def load(path, content, **fields):
     """Write a file, unless there is nothing to write, and load it."""
     if content is not None:
@@ -157,9 +161,9 @@ def test_squad_v2_counts_the_unanswerable_and_leaves_them_out(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("squad.json.gz", gzip.compress(json.dumps(squad(QA)).encode())),
-        ("rows.jsonl.gz", gzip.compress(lines({**ROW, "id": "q1"}).encode())),
-        ("misnamed.json", gzip.compress(json.dumps(squad(QA)).encode())),  # the content decides, not the name
+        ("squad.json.gz", zipped(json.dumps(squad(QA)))),
+        ("rows.jsonl.gz", zipped(lines({**ROW, "id": "q1"}))),
+        ("misnamed.json", zipped(json.dumps(squad(QA)))),  # the content decides, not the name
         ("misnamed.json.gz", json.dumps(squad(QA))),
         ("no_ending", json.dumps(squad(QA), indent=1)),
         ("rows.jsonl", lines({**ROW, "id": "q1"})),
@@ -234,14 +238,14 @@ BAD_FILES = {
     "missing": ("gone.json", None, ["gone.json", "no such file", "check the spelling"]),
     "empty": ("a.json", "", ["a.json", "the file is empty", "give SQuAD JSON, .json.gz, or JSONL"]),
     "blank": ("a.jsonl", " \n\n", ["a.jsonl", "the file is empty", "give SQuAD JSON"]),
-    "empty gzip": ("a.json.gz", gzip.compress(b""), ["a.json.gz", "the file is empty", "give SQuAD JSON"]),
-    "gzip cut short": ("a.gz", gzip.compress(b"{}" * 9)[:-6], ["a.gz", "damaged gzip file", "fetch or write it again"]),
+    "empty gzip": ("a.json.gz", zipped(""), ["a.json.gz", "the file is empty", "give SQuAD JSON"]),
+    "gzip cut short": ("a.gz", zipped("{}" * 9)[:-6], ["a.gz", "damaged gzip file", "fetch or write it again"]),
     "gzip of noise": ("a.gz", b"\x1f\x8bnonsense----", ["a.gz", "damaged gzip file", "fetch or write it again"]),
-    "gzip bent": ("a.gz", gzip.compress(b"{}" * 9)[:10] + b"\xff" * 20, ["a.gz", "damaged gzip file", "again"]),
+    "gzip bent": ("a.gz", zipped("{}" * 9)[:10] + b"\xff" * 20, ["a.gz", "damaged gzip file", "again"]),
     "no UTF-8": ("a.jsonl", b'{"context": "na\xefve"}', ["a.jsonl", "no UTF-8 text", "give SQuAD JSON"]),
     "broken JSON": ("a.json", '{"data": [', ["a.json", "not JSON", "mend it"]),
     "JSONL named .json": ("a.json", lines(ROW, ROW), ["a.json", "not JSON", "name it .jsonl"]),
-    "JSONL named .json.gz": ("a.json.gz", gzip.compress(lines(ROW, ROW).encode()), ["a.json.gz", "name it .jsonl"]),
+    "JSONL named .json.gz": ("a.json.gz", zipped(lines(ROW, ROW)), ["a.json.gz", "name it .jsonl"]),
     "broken line": ("a.jsonl", lines(ROW) + "\n\n{oops\n", ["a.jsonl, line 3", "not JSON", "mend or remove that line"]),
     "a list of rows": ("a.json", [ROW], ["a.json", "not of SQuAD's shape", "convert it"]),
     "JSON of another shape": ("a.json", {"rows": []}, ["a.json", "not of SQuAD's shape", "convert it"]),

@@ -83,7 +83,7 @@ def test_a_passage_is_split_at_the_ends_of_its_sentences():
     assert [part.text for part in split_passage(Passage(LONG, ()), 9, counts)] == [
         "Ada came at 5. Bob left!", "Where did he go?", "Nobody of the village in the hills ever knew.", "Ada stayed."
     ]  # fmt: skip
-    assert [part.text for part in split_passage(Passage(LONG, ()), 10, counts)][0] == LONG[:41]
+    assert split_passage(Passage(LONG, ()), 10, counts)[0].text == LONG[:41]
     assert split_passage(Passage(LONG, questions), 99, Counter()) == [Passage(LONG, questions)]
 
 

@@ -157,7 +157,8 @@ def test_what_a_step_costs_grows_with_what_is_read(tiny):
 
 def spec_of(**changes: object) -> TrainingSpec:
     usual: dict = {
-        "samples": 9, "extra_words": None, "epochs": 5, "first_phase": 0.4, "held_out": 0.1, "shots": 1, "questions_per_shot": 1,
+        "samples": 9, "extra_words": None, "epochs": 5, "first_phase": 0.4, "held_out": 0.1, "shots": 1,
+        "questions_per_shot": 1,
         "answer_tokens": 8, "max_new_tokens": 2, "distance": "cosine", "passages_per_step": 2, "batch_tokens": 99,
         "evaluate_every": 1, "judge_by": None, "patience": 3,
     }  # fmt: skip
