@@ -24,15 +24,16 @@ from kat.prompts import read_prompts
 from kat.reward_model import reads_at_most
 from kat.rewards import MODEL, Rewards
 from kat.rollout import end_tokens
-from kat.run_state import Learner, LoopSpec, Run, measured_weights
+from kat.run_state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.sampler import DensityAwareSampler
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import choose_batch_tokens, from_first, place
+from latentwire.harness.device import choose_batch_tokens, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import read_jsonl, write_json
+from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, make_accelerator, make_optimizer, make_scheduler
 from latentwire.models import ModelSpec, load_model, save_model
 
@@ -85,7 +86,7 @@ def grpo(cfg: DictConfig) -> dict[str, Any]:
     if (finished := run.finished()) is not None:
         say(f"policy: {run.folder / 'model'}  (finished before; force=true trains it anew)")
         return finished
-    return _Training(run, spec, tuning, optimizer, accelerator, batch_tokens, policy, judge_folder).train()
+    return _Training(run, loop, spec, tuning, optimizer, accelerator, batch_tokens, policy, judge_folder).train()
 
 
 class _Training:
@@ -94,6 +95,7 @@ class _Training:
     def __init__(
         self,
         run: Run,
+        loop: LoopSpec,
         spec: GrpoSpec,
         tuning: TuningSpec,
         optimizer: OptimizerSpec,
@@ -103,7 +105,7 @@ class _Training:
         judge_folder: Path | None,
     ) -> None:
         self.run, self.spec, self.accelerator, self.batch_tokens = run, spec, accelerator, batch_tokens
-        self.cfg, self.loop, self.state = run.cfg, run.loop, run.state
+        self.cfg, self.loop, self.state = run.cfg, loop, run.state
         with self.state.local_main_process_first():
             lm = load_model(policy, self.state.device, torch.float32)
         self.tokenizer, self.ends = lm.tokenizer, end_tokens(lm.model, lm.tokenizer)
@@ -121,7 +123,7 @@ class _Training:
         self.policy = Policy(model.eval(), parameters, spec.temperature, reference=spec.beta > 0)
         adamw = make_optimizer(parameters, optimizer)
         scheduler = make_scheduler(adamw, optimizer, self.loop.steps * spec.num_iterations)
-        self.learner = Learner(parameters, adamw, scheduler, self.sampler)
+        self.learner = learner_of(parameters, adamw, scheduler, self.sampler)
         self.stepper = Stepper(
             policy=self.policy,
             tokenizer=self.tokenizer,
@@ -176,7 +178,7 @@ class _Training:
     def train(self) -> dict[str, Any]:
         """Do the steps that are left, evaluate, save the policy."""
         started = time.perf_counter()
-        done, saved = self.run.begin(self.learner, "held_out.jsonl", "completions.jsonl")
+        done, saved = self.run.begin(self.learner, self.loop.steps, "held_out.jsonl", "completions.jsonl")
         if saved:
             self.before, self.totals = saved["before"], saved["totals"]
             self.last, self.looks = saved["last"], saved["looks"]
@@ -202,16 +204,14 @@ class _Training:
         result = self._result(time.perf_counter() - started)
         if self.state.is_main_process:
             folder = self.run.folder
-            self.run.save_ledger(self.sampler, [prompt.id for prompt in self.data.train])
+            save_ledger(folder, self.sampler, [prompt.id for prompt in self.data.train])
             save_model(whole_model(self.policy.model), self.tokenizer, folder / "model")
             steps = read_jsonl(folder / "metrics.jsonl")
             plot_training(steps, self.looks, f"GRPO, {self.cfg.name}", folder / "curves.png")
             write_json(folder / "result.json", result)
             _tell(result)
             say(f"policy: {folder / 'model'}; {folder / 'result.json'}")
-        tracker.close({f"held_out/{key}": value for key, value in (result["held_out"] or {}).items()})
-        self.state.wait_for_everyone()
-        return dict(from_first(self.state, result))
+        return self.run.end(result, {f"held_out/{key}": value for key, value in (result["held_out"] or {}).items()})
 
     def _look(self, step: int) -> None:
         """Evaluate the policy on the held-out prompts and write down what it answered."""

@@ -30,16 +30,17 @@ from kat.reward_model import (
     tree_scores,
 )
 from kat.reward_report import Judged, deciles, judge_by, longer_wins, render
-from kat.run_state import Learner, LoopSpec, Run, measured_weights
+from kat.run_state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.sampler import DensityAwareSampler
 from kat.tables import read_weights
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import from_first, gather_from_all, generator_for, place
+from latentwire.harness.device import gather_from_all, generator_for, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import write_json
+from latentwire.harness.run import Run
 from latentwire.harness.training import (
     OptimizerSpec,
     add_up_gradients,
@@ -124,7 +125,7 @@ def reward(cfg: DictConfig) -> dict[str, Any]:
     if (finished := run.finished()) is not None:
         say(f"reward model: {run.folder / 'model'}  (finished before; force=true trains it anew)")
         return finished
-    return _Training(run, spec, memory, model, tuning, optimizer, accelerator).train()
+    return _Training(run, loop, spec, memory, model, tuning, optimizer, accelerator).train()
 
 
 class _Training:
@@ -133,6 +134,7 @@ class _Training:
     def __init__(
         self,
         run: Run,
+        loop: LoopSpec,
         spec: RewardSpec,
         memory: MemorySpec,
         model: ModelSpec,
@@ -141,7 +143,7 @@ class _Training:
         accelerator: Accelerator,
     ) -> None:
         self.run, self.spec, self.accelerator = run, spec, accelerator
-        self.cfg, self.loop, self.state = run.cfg, run.loop, run.state
+        self.cfg, self.loop, self.state = run.cfg, loop, run.state
         with self.state.local_main_process_first():
             lm = load_model(model, self.state.device, torch.float32)
         self.tokenizer = lm.tokenizer
@@ -151,7 +153,7 @@ class _Training:
         self.trained, self.parameters = make_trainable(self.model, tuning, self.loop.seed, ["score"])
         self.optimizer = make_optimizer(self.parameters, optimizer)
         self.scheduler = make_scheduler(self.optimizer, optimizer, self.loop.steps)
-        self.learner = Learner(self.parameters, self.optimizer, self.scheduler, self.sampler)
+        self.learner = learner_of(self.parameters, self.optimizer, self.scheduler, self.sampler)
         self.max_norm = optimizer.max_grad_norm
         self.scorer = self._scorer(tuning, memory)
 
@@ -190,17 +192,15 @@ class _Training:
 
     def train(self) -> dict[str, Any]:
         """Do the steps that are left, save the model, judge it."""
-        done, _ = self.run.begin(self.learner)
+        done, _ = self.run.begin(self.learner, self.loop.steps)
         self._steps(done)
         result = self._judged()
         if self.state.is_main_process:
-            self.run.save_ledger(self.sampler, list(self.data.train))
+            save_ledger(self.run.folder, self.sampler, list(self.data.train))
             write_json(self.run.folder / "result.json", result)
             print(render(result["held_out"], "held-out pairs"))
             say(f"reward model: {self.run.folder / 'model'}; {self.run.folder / 'result.json'}")
-        self.run.tracker.close({"held_out_accuracy": result["held_out"]["accuracy"]})
-        self.state.wait_for_everyone()
-        return dict(from_first(self.state, result))
+        return self.run.end(result, {"held_out_accuracy": result["held_out"]["accuracy"]})
 
     def _steps(self, done: int) -> None:
         draws = self._draws(done * self.spec.prompts_per_step)

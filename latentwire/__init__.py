@@ -1,3 +1,3 @@
 """Which embeddings can a frozen language model read?"""
 
-__version__ = "0.1.0"
+from latentwire.harness import __version__ as __version__

@@ -15,27 +15,16 @@ from accelerate.utils import reduce
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-import latentwire
 from latentwire.data import DataSpec
 from latentwire.encoder import LMLayers
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew_once
-from latentwire.harness.device import (
-    choose_batch_tokens,
-    choose_dtype,
-    describe_machine,
-    from_first,
-    gather_from_all,
-    generator_for,
-    place,
-)
+from latentwire.harness.device import choose_batch_tokens, choose_dtype, gather_from_all, generator_for, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
-from latentwire.harness.results import git_commit, write_json
-from latentwire.harness.tracking import start_run
+from latentwire.harness.results import write_json
+from latentwire.harness.run import Run, RunSpec, Stateful
 from latentwire.harness.training import (
-    Journal,
     OptimizerSpec,
     add_up_gradients,
     clip_gradients,
@@ -63,6 +52,7 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
         UserError: Data or a model that cannot be had, settings out of their range, a run of another configuration in
             the folder, a loss or gradient that is not finite, a full disk.
     """
+    settings = RunSpec.of(cfg)
     accelerator = make_accelerator(cfg.device, cfg.dtype)
     state = place(cfg.device)
     asked = {field.name: cfg[field.name] for field in fields(TrainingSpec)}
@@ -88,15 +78,12 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
         "optimizer": dict(vars(optimizer)),
         **vars(spec),
     }
-    folder = Path(cfg.out).expanduser()
-    if cfg.force and state.is_main_process:
-        start_anew_once(folder, Checkpoints(folder / "checkpoints", identity, cfg.keep))
-    state.wait_for_everyone()
-    finished = from_first(state, finished_run(folder, identity) if state.is_main_process else None)
+    run = Run(cfg, settings, identity, state)
+    finished = run.finished()
     if finished is not None and (finished["until"] >= until or finished["stopped"]):
-        say(f"encoder: {folder / 'encoder'}  (finished before; force=true trains it anew)")
-        return dict(finished)
-    return _Training(cfg, spec, weights, optimizer, accelerator, folder, identity, until).run()
+        say(f"encoder: {run.folder / 'encoder'}  (finished before; force=true trains it anew)")
+        return finished
+    return _Training(run, spec, weights, optimizer, accelerator, until).train()
 
 
 class _Training:
@@ -104,18 +91,16 @@ class _Training:
 
     def __init__(
         self,
-        cfg: DictConfig,
+        run: Run,
         spec: TrainingSpec,
         weights: Weights,
         optimizer: OptimizerSpec,
         accelerator: Accelerator,
-        folder: Path,
-        identity: dict[str, Any],
         until: int,
     ) -> None:
-        self.cfg, self.spec, self.weights, self.accelerator = cfg, spec, weights, accelerator
-        self.folder, self.identity, self.until = folder, identity, until
-        self.state = place(cfg.device)
+        self.run, self.spec, self.weights, self.accelerator, self.until = run, spec, weights, accelerator, until
+        self.cfg = cfg = run.cfg
+        self.state = run.state
         self.data: LatentData = load_latent_data(
             app.typed(DataSpec, cfg.data, "data."), cfg.extra, spec.extra_words, spec.samples, spec.held_out,
             spec.shots, spec.questions_per_shot, cfg.seed,
@@ -136,6 +121,9 @@ class _Training:
         self._require_encodable()
         self.plan = plan_steps(self.data.train, self.lengths, spec, weights, cfg.seed)
         self.scheduler = make_scheduler(self.optimizer, optimizer, len(self.plan))
+        self.learner: dict[str, Stateful] = {
+            "latents": self.latents, "optimizer": self.optimizer, "scheduler": self.scheduler
+        }  # fmt: skip
         self.judge_by = spec.judge_by or ("f1" if weights.needs_lm() else "cosine")
         self.held_out = HeldOut(
             self.objective, self.data.held_out, self.data.shots, spec.max_new_tokens, spec.batch_tokens, cfg.seed
@@ -165,21 +153,15 @@ class _Training:
             text = halves(passage.text)[0] if self.weights.continuation else passage.text
             self.latents.encoder.positions(len(self.objective.writer.ids(f" {text}")))
 
-    def run(self) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:
         """Do the steps that are left, and save the best encoder."""
-        config = _plain(self.cfg)
-        if self.state.is_main_process:
-            write_json(self.folder / "config.json", config)
         self._tell()
-        tracker = start_run(config["tracker"], self.folder, "latent", str(self.cfg.name), config)
-        checkpoints = Checkpoints(self.folder / "checkpoints", self.identity, self.cfg.keep)
-        journal = Journal(self.folder, tracker)
-        done = self._resume(checkpoints, journal)
-        self._steps(done, checkpoints, journal)
-        result = self._finish(config)
-        tracker.close({key: value for key, value in result["held_out"].items() if isinstance(value, int | float)})
-        self.state.wait_for_everyone()
-        return dict(from_first(self.state, result))
+        done, saved = self.run.begin(self.learner, len(self.plan))
+        if saved:
+            self.best, self.history = saved["best"], saved["history"]
+        self._steps(done)
+        result = self._finish()
+        return self.run.end(result, {k: v for k, v in result["held_out"].items() if isinstance(v, int | float)})
 
     def _tell(self) -> None:
         questions = sum(len(passage.questions) for passage in self.data.train)
@@ -191,27 +173,13 @@ class _Training:
         for reason, count in self.data.counts.items():
             say(f"note: {count} {reason} left out")
 
-    def _resume(self, checkpoints: Checkpoints, journal: Journal) -> int:
-        found = checkpoints.latest()
-        self.state.wait_for_everyone()
-        step, saved = found or (0, {})
-        if saved:
-            self.latents.load_state_dict(saved["latents"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.scheduler.load_state_dict(saved["scheduler"])
-            self.best, self.history = saved["best"], saved["history"]
-            say(f"going on after step {step} of {len(self.plan)}")
-        if self.state.is_main_process:
-            journal.rewind(step)
-        return step
-
     @property
     def _stopped(self) -> bool:
         """Tell whether the last `patience` judgements brought nothing better."""
         later = [entry for entry in self.history if entry["epoch"] > self.best["epoch"]]
         return len(later) >= self.spec.patience
 
-    def _steps(self, done: int, checkpoints: Checkpoints, journal: Journal) -> None:
+    def _steps(self, done: int) -> None:
         last = max((n for n, step in enumerate(self.plan, 1) if step.epoch <= self.until), default=0)
         total = sum(len(step.passages) for step in self.plan[done:last])
         with Progress(f"latent {self.cfg.name}", max(1, total)) as progress:
@@ -226,10 +194,8 @@ class _Training:
                 )
                 if judged:
                     metrics |= {f"held_out_{key}": value for key, value in self._judge(step.epoch).items()}
-                if self.state.is_main_process:
-                    journal.log(number, metrics, timings)
-                    if judged or number % self.cfg.checkpoint_every == 0 or number == last:
-                        checkpoints.save(number, self._snapshot())
+                self.run.log(number, metrics, timings)
+                self.run.save(number, self.learner, due=judged, best=self.best, history=self.history)
                 shown = f"{step.kind} {metrics['loss']:.3f}"
                 if self.history:
                     shown += "  held-out " + "  ".join(f"{k} {v:.3f}" for k, v in self._scores().items())
@@ -306,22 +272,12 @@ class _Training:
             self.best = {"epoch": epoch, "score": score, "weights": weights}
         return scores
 
-    def _snapshot(self) -> dict[str, Any]:
-        return {
-            "latents": {name: tensor.detach().cpu() for name, tensor in self.latents.state_dict().items()},
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "best": self.best,
-            "history": self.history,
-        }
-
-    def _finish(self, config: dict[str, Any]) -> dict[str, Any]:
+    def _finish(self) -> dict[str, Any]:
         """Save the best weights; return the result."""
+        folder = self.run.folder
         held_out = next(entry for entry in self.history if entry["epoch"] == self.best["epoch"])
         result = {
-            "identity": self.identity,
-            "name": str(self.cfg.name),
-            "encoder": str(self.folder / "encoder"),
+            "encoder": str(folder / "encoder"),
             "held_out": held_out,
             "score": self.best["score"],
             "scored_by": self.judge_by,
@@ -335,23 +291,19 @@ class _Training:
                 "held_out_passages": len(self.data.held_out),
             },
             "trained_weights": sum(parameter.numel() for parameter in self.parameters.values()),
-            "device": describe_machine(self.state.device),
-            "processes": self.state.num_processes,
-            "versions": {"latentwire": latentwire.__version__, "torch": torch.__version__},
-            "git_commit": git_commit(app.ROOT),
-            "config": config,
+            **self.run.about(),
         }
         if self.state.is_main_process:
             self.latents.load_state_dict(self.best["weights"])
             passages = [*self.data.train, *self.data.held_out]
             about = {"trained_on": sorted(fingerprint(passage.text) for passage in passages),
-                     "name": str(self.cfg.name), "identity": self.identity}  # fmt: skip
-            save_latents(self.latents, self.folder / "encoder", about)
-            write_json(self.folder / "result.json", result)
+                     "name": str(self.cfg.name), "identity": self.run.identity}  # fmt: skip
+            save_latents(self.latents, folder / "encoder", about)
+            write_json(folder / "result.json", result)
             for line in _told(held_out):
                 say(line)
-            say(f"encoder: {self.folder / 'encoder'}")
-            say(f"ask it: python run.py task=latent_report checkpoint={self.folder}")
+            say(f"encoder: {folder / 'encoder'}")
+            say(f"ask it: python run.py task=latent_report checkpoint={folder}")
         return result
 
 

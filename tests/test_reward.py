@@ -146,14 +146,14 @@ def test_a_run_learns_writes_what_it_did_and_is_not_done_twice(command):
 KILLED = """
 import os, signal, sys
 from latentwire.harness import app
-from latentwire.harness.training import Journal
+from latentwire.harness.run import Run
 import train
-log = Journal.log
+log = Run.log
 def killing(self, step, *rest):
     log(self, step, *rest)
     if step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-Journal.log = killing
+Run.log = killing
 app.launch("train", train.TASKS, sys.argv[1:])
 """
 

@@ -233,7 +233,7 @@ def test_what_another_process_learns_moves_this_one_too(training, tiny, monkeypa
 
 
 def test_force_begins_anew_once_and_then_goes_on(training, monkeypatch):
-    from kat.run_state import Run
+    from latentwire.harness.run import Run
 
     assert training()[0] == 0
     whole = {name: (RUN / name).read_bytes() for name in SAME}
@@ -524,7 +524,7 @@ def test_no_disk_is_said_and_what_is_finished_stays(training, monkeypatch):
 
 
 def test_the_trackers_run_is_told(training, monkeypatch):
-    import kat.run_state
+    from latentwire.harness import run
 
     told: list[tuple] = []
 
@@ -541,7 +541,7 @@ def test_the_trackers_run_is_told(training, monkeypatch):
         def close(self, summary):
             told.append(("close", sorted(summary)))
 
-    monkeypatch.setattr(kat.run_state, "start_run", lambda *_: Run())
+    monkeypatch.setattr(run, "start_run", lambda *_: Run())
     assert training("steps=2", "grpo.eval_every=2")[0] == 0
     assert ("table", 0, "completions", 4, [True] * 4) in told and ("table", 2, "completions", 4, [True] * 4) in told
     assert ("histogram", 1, "rewards", 6) in told

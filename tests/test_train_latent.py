@@ -15,6 +15,7 @@ import train
 from latentwire.harness import app
 from latentwire.harness.checkpoint import Checkpoints
 from latentwire.harness.errors import UserError
+from latentwire.harness.run import Run
 from latentwire.latent_objective import Weights
 from latentwire.screen import interval, promoted, rank, render, rounds_of
 
@@ -140,19 +141,17 @@ def test_a_killed_run_goes_on_bit_for_bit(trains, tmp_path, monkeypatch):
     class KilledError(BaseException):
         """Nothing catches it, as nothing catches SIGKILL."""
 
-    from latentwire.harness import training
-
-    real = training.Journal.log
+    real = Run.log
     for at in (3, 5):  # in either phase
         folder = tmp_path / f"killed{at}"
 
-        def log(journal, step, *rest, at=at):
-            real(journal, step, *rest)
+        def log(run, step, *rest, at=at):
+            real(run, step, *rest)
             if step == at:
                 raise KilledError
 
         with monkeypatch.context() as patch:
-            patch.setattr("latentwire.train_latent.Journal.log", log)
+            patch.setattr(Run, "log", log)
             with pytest.raises(KilledError):
                 trains(*WHOLE, f"out={folder.name}")
         assert not (folder / "result.json").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 
 import pytest
@@ -14,9 +13,7 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMH
 from kat.chat import completion_text, encode_completion, encode_prompt
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness.errors import UserError
-from latentwire.harness.tracking import TrainingRun
 from latentwire.harness.training import (
-    Journal,
     NonFiniteError,
     OptimizerSpec,
     clip_gradients,
@@ -25,7 +22,6 @@ from latentwire.harness.training import (
     make_optimizer,
     make_scheduler,
     require_finite,
-    truncate_jsonl,
 )
 
 SPEC = {"learning_rate": 0.1, "warmup_steps": 2, "schedule": "cosine", "weight_decay": 0.5, "max_grad_norm": 1.0}
@@ -114,39 +110,6 @@ def test_what_is_not_finite_stops_the_run_with_its_place(bad):
     with pytest.raises(NonFiniteError, match=r"the gradient's norm is .* at step 3"):
         clip_gradients([weight], 1.0, "step 3")
     require_finite("the loss", torch.tensor([1.0]), "step 12")
-
-
-class Recorder(TrainingRun):
-    def __init__(self) -> None:
-        self.rows = []
-
-    def log(self, step, numbers):
-        self.rows.append((step, dict(numbers)))
-
-
-def test_the_journal_keeps_metrics_and_timings_apart(tmp_path):
-    run = Recorder()
-    journal = Journal(tmp_path / "run", run)
-    journal.log(1, {"loss": 0.5}, {"seconds": 2.0})
-    journal.log(2, {"loss": 0.25}, {"seconds": 3.0})
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
-    assert '"seconds": 3.0' in (tmp_path / "run" / "timings.jsonl").read_text()
-    assert run.rows == [(1, {"loss": 0.5, "seconds": 2.0}), (2, {"loss": 0.25, "seconds": 3.0})]
-    journal.rewind(1)
-    assert [len((tmp_path / "run" / f"{n}.jsonl").read_text().splitlines()) for n in ("metrics", "timings")] == [1, 1]
-
-
-def test_a_half_written_line_goes_when_a_run_goes_on(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    truncate_jsonl(path, 2)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-    path.write_text('{"st')
-    truncate_jsonl(path, 2)
-    assert path.read_text() == ""
-    truncate_jsonl(tmp_path / "none.jsonl", 2)
-    assert not (tmp_path / "none.jsonl").exists()
 
 
 def test_prompt_ids_without_a_template(tiny):

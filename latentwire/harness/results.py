@@ -171,6 +171,17 @@ def numbered_rows(path: Path, remedy: str) -> Iterator[tuple[int, dict[str, Any]
             yield number, row
 
 
+def truncate_jsonl(path: Path, step: int) -> None:
+    """Keep the rows of a JSONL file up to and with `step`; a last line that was being written goes too."""
+    if not path.is_file():
+        return
+    whole = path.read_bytes()
+    if whole and not whole.endswith(b"\n"):
+        write_lines_atomically(path, [whole[: whole.rfind(b"\n") + 1].decode("utf-8")])
+    remedy = "delete it; the run writes the rest of it anew"
+    write_jsonl(path, [row for _, row in numbered_rows(path, remedy) if row["step"] <= step])
+
+
 class ResultStore:
     """The folder of a sweep: `<name>.json` with its predictions beside it in `<name>.predictions.jsonl`.
 

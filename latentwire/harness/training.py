@@ -1,12 +1,10 @@
-"""What every training loop shares: optimizer, schedule, checks of finiteness, and the journal of its metrics."""
+"""What every training loop shares: optimizer, schedule, gradients, checks of finiteness."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import json_line, numbered_rows, write_lines_atomically, writing
-from latentwire.harness.tracking import TrainingRun
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -135,47 +131,3 @@ def require_finite(what: str, value: Tensor, doing: str) -> None:
         f"{what} is {float(bad)} at {doing}: the run has stopped, its last checkpoint is as it was; lower "
         "optimizer.learning_rate, or look at the data of this step"
     )
-
-
-class Journal:
-    """The metrics of a run, a line a step: metrics.jsonl, the same in every run of a config; timings.jsonl, not.
-
-    Args:
-        folder: Of the run.
-        run: The tracker's run, which gets both.
-    """
-
-    def __init__(self, folder: Path, run: TrainingRun) -> None:
-        self.folder, self.run = folder, run
-
-    def log(self, step: int, metrics: dict[str, Any], timings: dict[str, float]) -> None:
-        """Append the numbers of a step.
-
-        Raises:
-            ResultWriteError: The disk is full, or the folder not writable.
-        """
-        for name, numbers in (("metrics.jsonl", metrics), ("timings.jsonl", timings)):
-            path = self.folder / name
-            with writing(path):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json_line({"step": step, **numbers}))
-        self.run.log(step, {**metrics, **timings})
-
-    def rewind(self, step: int) -> None:
-        """Drop what a killed run wrote of later steps than the checkpoint that it goes on from."""
-        for name in ("metrics.jsonl", "timings.jsonl"):
-            truncate_jsonl(self.folder / name, step)
-
-
-def truncate_jsonl(path: Path, step: int) -> None:
-    """Keep the rows of a JSONL file up to and with `step`; a last line that was being written goes too."""
-    if not path.is_file():
-        return
-    whole = path.read_bytes()
-    if whole and not whole.endswith(b"\n"):
-        write_lines_atomically(path, [whole[: whole.rfind(b"\n") + 1].decode("utf-8")])
-    rows = [
-        row for _, row in numbered_rows(path, "delete it; the run writes the rest of it anew") if row["step"] <= step
-    ]
-    write_lines_atomically(path, (json_line(row) for row in rows))
