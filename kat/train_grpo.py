@@ -29,7 +29,7 @@ from kat.sampler import DensityAwareSampler
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import choose_batch_tokens, place
+from latentwire.harness.device import choose_batch_tokens, place, within_memory
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import read_jsonl, write_json
@@ -86,7 +86,8 @@ def grpo(cfg: DictConfig) -> dict[str, Any]:
     if (finished := run.finished()) is not None:
         say(f"policy: {run.folder / 'model'}  (finished before; force=true trains it anew)")
         return finished
-    return _Training(run, loop, spec, tuning, optimizer, accelerator, batch_tokens, policy, judge_folder).train()
+    with within_memory(state.device, {"batch_tokens": batch_tokens, "grpo.prompts_per_step": spec.prompts_per_step}):
+        return _Training(run, loop, spec, tuning, optimizer, accelerator, batch_tokens, policy, judge_folder).train()
 
 
 class _Training:

@@ -36,7 +36,7 @@ from kat.tables import read_weights
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import gather_from_all, generator_for, place
+from latentwire.harness.device import gather_from_all, generator_for, place, within_memory
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import write_json
@@ -125,7 +125,8 @@ def reward(cfg: DictConfig) -> dict[str, Any]:
     if (finished := run.finished()) is not None:
         say(f"reward model: {run.folder / 'model'}  (finished before; force=true trains it anew)")
         return finished
-    return _Training(run, loop, spec, memory, model, tuning, optimizer, accelerator).train()
+    with within_memory(state.device, {"batch_tokens": spec.batch_tokens, "states_gib": memory.states_gib}):
+        return _Training(run, loop, spec, memory, model, tuning, optimizer, accelerator).train()
 
 
 class _Training:

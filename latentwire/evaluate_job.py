@@ -21,7 +21,7 @@ from latentwire.bench import FIRST, Bench, Choice, Settings, prepare, without_pa
 from latentwire.data import DataSpec
 from latentwire.evaluate import evaluate
 from latentwire.harness import app
-from latentwire.harness.device import describe_machine, from_first, place
+from latentwire.harness.device import describe_machine, from_first, is_out_of_memory, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import (
@@ -227,7 +227,7 @@ def _attempt(
         return {"status": "failed", "error": str(error)}, None
     except Exception as error:
         remedy = "see the traceback in the result file"
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+        if is_out_of_memory(error):
             remedy = "lower batch_tokens, or choose a smaller model"
         return {
             "status": "failed",

@@ -14,7 +14,9 @@ from latentwire.harness.device import (
     from_first,
     gather_from_all,
     generator_for,
+    is_out_of_memory,
     place,
+    within_memory,
 )
 from latentwire.harness.errors import UserError
 
@@ -122,3 +124,32 @@ def test_one_process_gathers_and_takes_its_own():
 
 def test_the_machine_is_named():
     assert describe_machine(CPU) == f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore. Of the allocated memory 1 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes"),
+        RuntimeError("MPS backend out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+)
+def test_memory_that_runs_out_is_told_with_the_settings_that_take_it(error):
+    assert is_out_of_memory(error)
+    with pytest.raises(UserError) as raised, within_memory(CPU, {"batch_tokens": 9, "steps": 2}):
+        raise error
+    said = str(raised.value)
+    first = " ".join(str(error).split()).partition(" Of the")[0] or "MemoryError"
+    assert said.startswith(f"batch_tokens=9, steps=2: {describe_machine(CPU)} has no memory left for it ({first}); ")
+    assert "lower batch_tokens or steps, or free the device" in said
+    assert raised.value.__cause__ is error
+
+
+def test_other_errors_pass_as_they_are():
+    assert not is_out_of_memory(ValueError("out of memory"))
+    for error in (RuntimeError("shapes differ"), UserError("told"), ValueError("x")):
+        with pytest.raises(type(error), match=str(error)), within_memory(CPU, {"batch_tokens": 9}):
+            raise error

@@ -267,6 +267,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(comman
     assert command(*SMALL)[0] == 0 and len(read_jsonl(OUT / "metrics.jsonl")) == 6
 
 
+def test_memory_that_runs_out_is_told_with_what_to_lower(command, monkeypatch):
+    from kat import train_reward
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(train_reward, "bradley_terry_loss", full)
+    status, _, said = command(*SMALL, "batch_tokens=300", "states_gib=1")
+    assert status == 1 and "error: batch_tokens=300, states_gib=1.0: cpu (" in said and "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -409,6 +409,18 @@ def test_a_loss_that_is_no_number_stops_the_run(training, monkeypatch):
     assert not (RUN / "result.json").exists() and not (RUN / "metrics.jsonl").exists()
 
 
+def test_memory_that_runs_out_is_told_with_what_to_lower(training, monkeypatch):
+    import kat.grpo_step
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(kat.grpo_step, "advantages", full)
+    status, _, err = training()
+    assert status == 1 and "Traceback" not in err
+    assert "error: batch_tokens=256, grpo.prompts_per_step=2: cpu (" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

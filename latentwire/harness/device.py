@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 
 from latentwire.harness.errors import UserError
 
+# What torch says where it has no exception of its own: on a CPU, an Apple GPU, or from a library of CUDA.
+OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory|ALLOC_FAILED")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,6 +78,37 @@ def choose_batch_tokens(batch_tokens: int | str, device: torch.device, on_cpu: i
     if isinstance(batch_tokens, int) and batch_tokens >= 1:
         return batch_tokens
     raise UserError(f"batch_tokens={batch_tokens}: expected auto or a whole number above 0")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that a device, or the machine, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+
+
+@contextmanager
+def within_memory(device: torch.device, settings: dict[str, Any]) -> Iterator[None]:
+    """Say what to lower where memory runs out in what is done here.
+
+    Args:
+        device: It is done on.
+        settings: What decides how much it takes, by name.
+
+    Raises:
+        UserError: Memory has run out; other errors pass as they are.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()).partition(" Of the allocated memory")[0] or type(error).__name__
+        told = ", ".join(f"{name}={value}" for name, value in settings.items())
+        raise UserError(
+            f"{told}: {describe_machine(device)} has no memory left for it ({reason}); lower {' or '.join(settings)}, "
+            "or free the device of other programs"
+        ) from error
 
 
 def generator_for(seed: int, *names: object) -> torch.Generator:
