@@ -34,6 +34,12 @@ class LatentData:
     train: list[Passage]
     held_out: list[Passage]  # never trained on; the run stops by them
     counts: Counter[str] = field(default_factory=Counter)  # passages left out, by reason
+    wholes: dict[str, str] = field(default_factory=dict)  # of a part, the passage it is of; both as fingerprints
+
+    def marks(self) -> list[str]:
+        """Return the fingerprints of what is trained on or stopped by; with a part's also that of its passage."""
+        own = {fingerprint(passage.text) for passage in [*self.train, *self.held_out]}
+        return sorted(own | {self.wholes[mark] for mark in own & self.wholes.keys()})
 
 
 def fingerprint(text: str) -> str:
@@ -60,11 +66,11 @@ def load_latent_data(
         spec: The data; its first part is trained on.
         extra: A file with more, "" for none: texts (.txt, passages between empty lines), or whatever data=file reads.
         extra_words: Its passages are split at the ends of sentences into parts of at most so many words; None: whole.
-        samples: Questions to train on, at most; those of the data before those of the file.
+        samples: Questions to train on, at most, of passages drawn at random; those of the data before the file's.
         held_out: Share of the data's passages to stop by, chosen by content: the same ones whatever else there is.
         shots: Passages shown before each question; they are not trained on.
         questions_per_shot: How many of their questions.
-        seed: Of the shots.
+        seed: Of the shots and of what is drawn.
 
     Raises:
         UserError: Data that cannot be read, or nothing left to train on or to stop by.
@@ -78,38 +84,44 @@ def load_latent_data(
     dataset = load_data(spec)
     shown, _ = choose_examples(dataset, 1, shots, questions_per_shot, seed)
     known = Counter(dataset.left_out)
-    passages = _grouped(dataset.train)
-    kept_for_asking = set() if _is_one(dataset) else {fingerprint(example.context) for example in dataset.validation}
-    in_shots = {fingerprint(examples[0].context) for examples in shown}
-    more = _extra_passages(extra) if extra else []
+    passages, more = _grouped(dataset.train), _extra_passages(extra) if extra else []
+    known_as = {fingerprint(examples[0].context): "shown as shots" for examples in shown}
+    if not _is_one(dataset):
+        known_as |= {fingerprint(example.context): "of the evaluation" for example in dataset.validation}
+    counts: Counter[str] = Counter({f"questions {reason}": number for reason, number in known.items()})
+
+    def new(passage: Passage) -> bool:
+        mark = fingerprint(passage.text)
+        if mark in known_as:
+            counts[f"passages {known_as[mark]}"] += 1
+            return False
+        known_as[mark] = "twice there"
+        return True
+
     train: list[Passage] = []
     stop: list[Passage] = []
-    seen: set[str] = set()
-    counts: Counter[str] = Counter({f"questions {reason}": number for reason, number in known.items()})
-    for place, passage in enumerate([*passages, *more]):
-        mark = fingerprint(passage.text)
-        reason = ("of the evaluation" if mark in kept_for_asking else "shown as shots" if mark in in_shots
-                  else "twice there" if mark in seen else "")  # fmt: skip
-        seen.add(mark)
-        if reason:
-            counts[f"passages {reason}"] += 1
-        elif place >= len(passages):
-            train += split_passage(passage, extra_words, counts) if extra_words else [passage]
-        elif int(mark[:8], 16) / 2**32 < held_out and passage.questions:
-            stop.append(passage)
-        else:
-            train.append(passage)
-    if not train or not stop:
+    for passage in filter(new, passages):
+        held = int(fingerprint(passage.text)[:8], 16) / 2**32 < held_out and passage.questions
+        (stop if held else train).append(passage)
+    parts: list[Passage] = []
+    wholes: dict[str, str] = {}
+    for passage in filter(new, more):
+        whole = fingerprint(passage.text)
+        split = split_passage(passage, extra_words, counts) if extra_words else [passage]
+        own = [part for part in split if fingerprint(part.text) == whole or new(part)]
+        wholes |= {fingerprint(part.text): whole for part in own}
+        parts += own
+    if (left := len(train) + len(parts)) == 0 or not stop:
         raise UserError(
-            f"held_out={held_out}: of {len(passages) + len(more)} passages {len(train)} are left to train on and "
+            f"held_out={held_out}: of {len(passages) + len(more)} passages {left} are left to train on and "
             f"{len(stop)} to stop by; both are needed: give more data, or another held_out"
         )
-    return LatentData(shown, _at_most(train, samples, counts), stop, counts)
+    return LatentData(shown, _at_most([train, parts], samples, seed, counts), stop, counts, wholes)
 
 
 def _is_one(dataset: Dataset) -> bool:
     """Tell whether the data are one file, read twice."""
-    return [example.id for example in dataset.train] == [example.id for example in dataset.validation]
+    return dataset.train == dataset.validation  # by content: rows without ids are numbered, in every file alike
 
 
 def _grouped(examples: Iterable[Example]) -> list[Passage]:
@@ -120,10 +132,10 @@ def _grouped(examples: Iterable[Example]) -> list[Passage]:
 
 
 def _extra_passages(path: str) -> list[Passage]:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"extra={path}: no such file; give a .txt, or a file as data=file reads it")
     if path.endswith(".txt"):
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise UserError(f"extra={path}: no such file; give a .txt, or a file as data=file reads it")
         try:
             texts = [" ".join(part.split()) for part in file.read_text(encoding="utf-8").split("\n\n")]
         except UnicodeDecodeError as error:
@@ -163,15 +175,23 @@ def split_passage(passage: Passage, words: int, counts: Counter[str]) -> list[Pa
     return [Passage(text, tuple(examples)) for text, examples in asked.items() if examples]
 
 
-def _at_most(passages: list[Passage], samples: int, counts: Counter[str]) -> list[Passage]:
-    """Return the first passages whose questions are `samples`, at least one; text without questions stays."""
+def _at_most(groups: list[list[Passage]], samples: int, seed: int, counts: Counter[str]) -> list[Passage]:
+    """Draw passages until their questions are `samples`, a group before the next; text without questions stays.
+
+    Drawn, not the first ones: a file is in the order of its topics. What is drawn stays in that order, and a smaller
+    `samples` draws some of what a larger one does.
+    """
     left, kept = samples, []
-    for passage in passages:
-        if passage.questions and left <= 0:
-            counts["passages beyond samples"] += 1
-            continue
-        kept.append(Passage(passage.text, passage.questions[:left]) if passage.questions else passage)
-        left -= len(passage.questions)
+    for number, passages in enumerate(groups):
+        chosen: dict[int, Passage] = {}
+        for place in torch.randperm(len(passages), generator=generator_for(seed, "samples", number)).tolist():
+            passage = passages[place]
+            if passage.questions and left <= 0:
+                counts["passages beyond samples"] += 1
+                continue
+            chosen[place] = Passage(passage.text, passage.questions[:left]) if passage.questions else passage
+            left -= len(passage.questions)
+        kept += [chosen[place] for place in sorted(chosen)]
     return kept
 
 

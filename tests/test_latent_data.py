@@ -106,13 +106,62 @@ def test_a_passage_of_the_evaluation_is_found_before_it_is_split(tmp_path):
     assert data.train == load().train
 
 
+def test_a_part_of_a_split_passage_is_held_against_what_is_kept_for_asking(tmp_path):
+    from latentwire.data import load_data
+
+    asked = load_data(SHORT_QA).validation[0].context
+    words = len(asked.split())
+    whole = f"{asked} Nobody knew it. Nobody knew it then."
+    (tmp_path / "more.txt").write_text(f"{whole}\n\nNobody knew it.\n\nAll of it is one sentence.")
+    data = load(extra=str(tmp_path / "more.txt"), extra_words=words)
+    added = data.train[len(load().train) :]
+    assert [p.text for p in added] == ["Nobody knew it. Nobody knew it then.", "Nobody knew it.",
+                                       "All of it is one sentence."]  # fmt: skip
+    assert data.counts["passages of the evaluation"] == 1
+    assert {fingerprint(whole), fingerprint(added[0].text), fingerprint(data.held_out[0].text)} <= set(data.marks())
+    assert fingerprint(asked) not in data.marks()
+    assert load(extra=str(tmp_path / "more.txt"), extra_words=3).counts["passages twice there"] == 1
+
+
+def test_two_files_without_ids_are_not_taken_for_one(tmp_path):
+    for name, person in (("a", "Name"), ("b", "Other")):
+        names = [f"{person}{n}" for n in range(40)]
+        lines = [{"context": f"{one} is here.", "question": "Who?", "answers": [one]} for one in names]
+        lines[0] = {"context": "Both are here.", "question": "Who?", "answers": ["Both"]}
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    spec = DataSpec("file", "file", path=str(tmp_path / "b.jsonl"), shots_path=str(tmp_path / "a.jsonl"))
+    data = load(spec, shots=0)
+    assert data.counts["passages of the evaluation"] == 1
+    assert "Both are here." not in {p.text for p in [*data.train, *data.held_out]}
+
+
 def test_samples_bounds_the_questions():
     data = load(samples=7)
     assert sum(len(p.questions) for p in data.train) == 7
     whole = load()
-    assert data.train[0] == whole.train[0]
     assert len(data.held_out) == len(whole.held_out)
     assert data.counts["passages beyond samples"] == len(whole.train) - len(data.train)
+
+
+def test_samples_are_drawn_from_the_whole_file_and_stay_in_its_order(tmp_path):
+    texts = [f"Name{n} lives in house number {n}." for n in range(60)]
+    spec = rows(tmp_path / "a.jsonl", *texts)
+    more = str(tmp_path / "b.jsonl")
+    rows(tmp_path / "b.jsonl", *(f"Other{n} lives elsewhere." for n in range(9)))
+    whole = load(spec, shots=1, extra=more)
+    own = [p.text for p in whole.train if p.text.startswith("Name")]
+
+    def drawn(samples: int, seed: int = 0) -> list[str]:
+        return [p.text for p in load(spec, shots=1, extra=more, samples=samples, seed=seed).train]
+
+    few = drawn(12)
+    assert len(few) == 12 and few != own[:12] and few != own[-12:]
+    assert few == [text for text in own if text in few]
+    assert set(few) < set(drawn(20)) < set(own)
+    assert few == drawn(12) != drawn(12, seed=1)
+    every = drawn(len(own) + 2)  # the data come first, whatever is drawn
+    assert every[:-2] == own and all(text.startswith("Other") for text in every[-2:])
+    assert drawn(999) == [p.text for p in whole.train]
 
 
 @pytest.mark.parametrize(
