@@ -139,7 +139,8 @@ class LMLayers(Encoder):
         """
         if self.ratio > tokens:
             raise UserError(
-                f"ratio={self.ratio}: leaves nothing of a passage of {tokens} tokens; use ratio={tokens} or less"
+                f"ratio={self.ratio}: leaves nothing of a passage of {tokens} tokens; use an encoder of ratio={tokens} "
+                "or less, or leave that passage out"
             )
         return math.ceil(tokens / self.ratio)
 

@@ -17,6 +17,7 @@ from latentwire.data import DataSpec
 from latentwire.evaluate import evaluate
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, from_first, place
+from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import Result, ResultStore, config_hash, git_commit, read_jsonl, write_json
 from latentwire.latents import about_latents
@@ -37,6 +38,13 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: No such encoder, one for another LM, or whatever is wrong with model, data, settings or folder.
     """
+    for group, only in (("embed_source", "latent"), ("embed_transform", "baseline"), ("control", "none")):
+        chosen = cfg[group] if isinstance(cfg[group], str) else cfg[group].name
+        if chosen != only:
+            raise UserError(
+                f"{group}={chosen}: task=latent_report asks an encoder as it was trained; leave it out, or evaluate it "
+                "with run.py embed_source=latent"
+            )
     state = place(cfg.device)
     asked = {field.name: cfg[field.name] for field in fields(Settings)}
     asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)

@@ -137,7 +137,7 @@ def find_latents(checkpoint: str) -> Path:
     """
     if not checkpoint:
         raise UserError("embed_source=latent: which encoder? Add checkpoint=FOLDER, that of a train.py task=latent")
-    folder = Path(checkpoint).expanduser()
+    folder = Path(str(checkpoint)).expanduser()  # a folder named 12 is a number to YAML
     for candidate in (folder, folder / "encoder"):
         if (candidate / "model.safetensors").is_file() and (candidate / "config.json").is_file():
             return candidate
@@ -157,7 +157,7 @@ def about_latents(checkpoint: str, lm: dict[str, Any] | None = None) -> dict[str
     """
     folder = find_latents(checkpoint)
     about = read_json(folder / "config.json")
-    needed = {"format", "sha256", "encoder", "transform", "lm", "lm_name", "trained_on"}
+    needed = {"format", "sha256", "trained_on", *LatentSpec.__dataclass_fields__}
     if not isinstance(about, dict) or not needed <= about.keys() or about["format"] != FORMAT:
         raise UserError(f"{folder / 'config.json'}: describes no encoder of format {FORMAT}; train it again")
     # As JSON has it: a tuple is a list there.
@@ -191,7 +191,7 @@ def load_latents(checkpoint: str, vocabulary: Vocabulary) -> Latents:
         with torch.random.fork_rng(devices=[]):
             latents = Latents(spec, vocabulary)
         latents.load_state_dict(weights)
-    except (SafetensorError, RuntimeError, KeyError) as error:
+    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: does not load as the encoder it says it is ({reason}); train it again") from error
     return latents.requires_grad_(False).eval().to(vocabulary.embeddings.device)

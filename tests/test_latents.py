@@ -137,6 +137,8 @@ def test_another_lms_checkpoint_is_refused(vocabulary, tmp_path):
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="checkpoint=FOLDER"):
         find_latents("")
+    with pytest.raises(UserError, match="checkpoint=12: no such folder"):
+        find_latents(12)  # type: ignore[arg-type]  # as YAML reads it
     with pytest.raises(UserError, match="nowhere: no such folder"):
         find_latents(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"holds no trained encoder \(encoder/model.safetensors\)"):
@@ -148,6 +150,12 @@ def test_a_damaged_checkpoint_is_refused(vocabulary, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_dials": {"d_z": 5}}))
     with pytest.raises(UserError, match="does not load as the encoder it says it is"):
+        load_latents(str(tmp_path), vocabulary)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_dials": {"d_z": "x"}}))
+    with pytest.raises(UserError, match="does not load as the encoder it says it is"):
+        load_latents(str(tmp_path), vocabulary)
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "adapter_hidden"}))
+    with pytest.raises(UserError, match="describes no encoder of format 1"):
         load_latents(str(tmp_path), vocabulary)
     (tmp_path / "config.json").write_text(json.dumps({**config, "format": 99}))
     with pytest.raises(UserError, match="describes no encoder of format 1"):
