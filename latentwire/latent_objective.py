@@ -163,6 +163,21 @@ class Objective:
             return 2 * words
         return self.asking.prefix.length + words + 24 * len(passage.questions)
 
+    def require_room(self, passage: Passage) -> None:
+        """Refuse a passage for which, with what is read after it, the LM has no room.
+
+        Raises:
+            UserError: It has none.
+        """
+        weights, words = self.weights, len(self.writer.ids(f" {passage.text}"))
+        latents = len(self.lead) + self.latents.encoder.positions(words)
+        if weights.text + weights.continuation > 0:
+            self.bare.require_room(latents + len(self.writer.ids(AGAIN)) + words)
+        if weights.asks() and passage.questions:
+            read = max(latents, len(self.lead) + words if weights.distillation else 0)
+            asked = max(len(self._question(example).token_ids) for example in passage.questions)
+            self.asking.require_room(read + asked)
+
     def _branch(self, asked: str, said: str) -> Branch:
         answer = self.writer.ids(said)
         return Branch((*self.writer.ids(asked), *answer), len(answer)) if asked else Branch((*answer,), len(answer))

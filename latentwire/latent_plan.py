@@ -83,3 +83,10 @@ def plan_steps(
             kind = kinds[len(plan) % len(kinds)] if epoch < first else "answers"
             plan.append(Step(epoch + 1, kind, tuple(among[place] for place in places), number == len(steps)))
     return plan
+
+
+def epochs_before_answers(plan: Sequence[Step]) -> int:
+    """Return the last epoch of the first phase; 0 where no phase of answers follows it."""
+    if not plan or plan[-1].kind != "answers":
+        return 0
+    return max((step.epoch for step in plan if step.kind != "answers"), default=0)

@@ -77,8 +77,7 @@ class Reader:
         Raises:
             UserError: The rows are longer than the LM's context, or than its sliding window.
         """
-        longest = self.prefix.length + max(len(r.beginning) + max(len(b.token_ids) for b in r.branches) for r in rows)
-        self._check(longest)
+        self.require_room(max(len(r.beginning) + max(len(b.token_ids) for b in r.branches) for r in rows))
         embeds, positions, seen, predicted = self._lay_out(rows)
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self.prefix.layers):
@@ -91,7 +90,13 @@ class Reader:
         states: Tensor = hidden[predicted[0], predicted[1]]
         return states
 
-    def _check(self, longest: int) -> None:
+    def require_room(self, positions: int) -> None:
+        """Refuse so many positions after the prefix where the LM, or its sliding window, has no room for them.
+
+        Raises:
+            UserError: It has none.
+        """
+        longest = self.prefix.length + positions
         if longest > self.lm.context_length:
             raise UserError(
                 f"shots: with {self.prefix.length} tokens of shots a passage and its question take {longest} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,19 @@ from accelerate.utils import reduce
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from latentwire.accounting import COLLAPSED
 from latentwire.data import DataSpec
 from latentwire.encoder import LMLayers
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import choose_batch_tokens, choose_dtype, gather_from_all, generator_for, place
+from latentwire.harness.device import (
+    choose_batch_tokens,
+    choose_dtype,
+    gather_from_all,
+    generator_for,
+    place,
+    within_memory,
+)
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import write_json
@@ -33,13 +41,22 @@ from latentwire.harness.training import (
     make_scheduler,
     require_finite,
 )
-from latentwire.latent_data import LatentData, fingerprint, load_latent_data
+from latentwire.latent_data import LatentData, load_latent_data
 from latentwire.latent_judge import HeldOut
 from latentwire.latent_objective import Objective, Weights, halves
-from latentwire.latent_plan import Step, TrainingSpec, plan_steps
+from latentwire.latent_plan import Step, TrainingSpec, epochs_before_answers, plan_steps
 from latentwire.latents import Latents, LatentSpec, save_latents
 from latentwire.models import LanguageModel, ModelSpec, load_model
 from latentwire.vocabulary import Vocabulary
+
+
+@dataclass
+class LatentRunSpec(RunSpec):
+    """Settings of a run that stand at the root beside those of `TrainingSpec`."""
+
+    until: int | None
+    extra: str
+    adapter_hidden: int
 
 
 def latent(cfg: DictConfig) -> dict[str, Any]:
@@ -52,7 +69,7 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
         UserError: Data or a model that cannot be had, settings out of their range, a run of another configuration in
             the folder, a loss or gradient that is not finite, a full disk.
     """
-    settings = RunSpec.of(cfg)
+    settings = LatentRunSpec.of(cfg)
     accelerator = make_accelerator(cfg.device, cfg.dtype)
     state = place(cfg.device)
     asked = {field.name: cfg[field.name] for field in fields(TrainingSpec)}
@@ -61,18 +78,18 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
     weights = app.typed(Weights, cfg.weights, "weights.")
     optimizer = app.typed(OptimizerSpec, cfg.optimizer, "optimizer.")
     model, data = app.typed(ModelSpec, cfg.model, "model."), app.typed(DataSpec, cfg.data, "data.")
-    until = spec.epochs if cfg.until is None else int(cfg.until)
+    until = spec.epochs if settings.until is None else settings.until
     if not 1 <= until <= spec.epochs:
         raise UserError(f"until={until}: is an epoch of the run, between 1 and epochs={spec.epochs}")
-    extra = Path(cfg.extra).expanduser()
+    extra = Path(settings.extra).expanduser()
     identity = {
         "task": "latent",
         "model": model.identity(),
         "data": data.identity(),
-        "extra_sha256": file_sha256(extra) if cfg.extra and extra.is_file() else None,  # where it is not: said below
+        "extra_sha256": file_sha256(extra) if settings.extra and extra.is_file() else None,  # else: said below
         "dtype": str(choose_dtype(cfg.dtype, state.device)),
         "seed": cfg.seed,
-        "encoder": {"name": cfg.encoder.name, **_plain(cfg.encoder.dials), "adapter_hidden": cfg.adapter_hidden},
+        "encoder": {"name": cfg.encoder.name, **_plain(cfg.encoder.dials), "adapter_hidden": settings.adapter_hidden},
         "transform": {"name": cfg.embed_transform.name, **_plain(cfg.embed_transform.dials)},
         "weights": dict(vars(weights)),
         "optimizer": dict(vars(optimizer)),
@@ -83,7 +100,9 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
     if finished is not None and (finished["until"] >= until or finished["stopped"]):
         say(f"encoder: {run.folder / 'encoder'}  (finished before; force=true trains it anew)")
         return finished
-    return _Training(run, spec, weights, optimizer, accelerator, until).train()
+    sizes = {"batch_tokens": spec.batch_tokens, "passages_per_step": spec.passages_per_step}
+    with within_memory(state.device, sizes):
+        return _Training(run, settings, spec, weights, optimizer, accelerator, until).train()
 
 
 class _Training:
@@ -92,6 +111,7 @@ class _Training:
     def __init__(
         self,
         run: Run,
+        settings: LatentRunSpec,
         spec: TrainingSpec,
         weights: Weights,
         optimizer: OptimizerSpec,
@@ -102,14 +122,14 @@ class _Training:
         self.cfg = cfg = run.cfg
         self.state = run.state
         self.data: LatentData = load_latent_data(
-            app.typed(DataSpec, cfg.data, "data."), cfg.extra, spec.extra_words, spec.samples, spec.held_out,
+            app.typed(DataSpec, cfg.data, "data."), settings.extra, spec.extra_words, spec.samples, spec.held_out,
             spec.shots, spec.questions_per_shot, cfg.seed,
         )  # fmt: skip
         model = app.typed(ModelSpec, cfg.model, "model.")
         with self.state.local_main_process_first():
             self.lm: LanguageModel = load_model(model, self.state.device, choose_dtype(cfg.dtype, self.state.device))
         self.vocabulary = Vocabulary(self.lm.token_embeddings(), seed=cfg.seed)
-        self.latents = self._build(model)
+        self.latents = self._build(model, settings.adapter_hidden)
         self.objective = Objective(
             self.lm, self.vocabulary, self.latents, weights, self.data.shots, spec.answer_tokens, spec.distance
         )
@@ -118,8 +138,9 @@ class _Training:
         self.max_norm = optimizer.max_grad_norm
         texts = [passage.text for passage in self.data.train]
         self.lengths = [len(self.objective.writer.ids(f" {text}")) for text in texts]
-        self._require_encodable()
+        self._require_readable()
         self.plan = plan_steps(self.data.train, self.lengths, spec, weights, cfg.seed)
+        self.before_answers = epochs_before_answers(self.plan)
         self.scheduler = make_scheduler(self.optimizer, optimizer, len(self.plan))
         self.learner: dict[str, Stateful] = {
             "latents": self.latents, "optimizer": self.optimizer, "scheduler": self.scheduler
@@ -132,10 +153,10 @@ class _Training:
         self.best: dict[str, Any] = {"epoch": 0, "score": -math.inf, "weights": {}}
         self.history: list[dict[str, Any]] = []
 
-    def _build(self, model: ModelSpec) -> Latents:
+    def _build(self, model: ModelSpec, adapter_hidden: int) -> Latents:
         spec = LatentSpec(
             encoder=self.cfg.encoder.name, encoder_dials=_plain(self.cfg.encoder.dials),
-            adapter_hidden=self.cfg.adapter_hidden, transform=self.cfg.embed_transform.name,
+            adapter_hidden=adapter_hidden, transform=self.cfg.embed_transform.name,
             transform_dials=_plain(self.cfg.embed_transform.dials), lm=model.identity(), lm_name=model.name,
             lm_config=_lm_config(self.lm) if self.cfg.encoder.name == "lm_layers" else {},
         )  # fmt: skip
@@ -147,11 +168,12 @@ class _Training:
             latents.encoder.copy_from(self.lm.model)
         return latents.to(self.lm.device)
 
-    def _require_encodable(self) -> None:
-        """Refuse a ratio that leaves nothing of some passage, or of its first half, before any work is done."""
+    def _require_readable(self) -> None:
+        """Refuse a ratio that leaves nothing of a passage, or of its first half, and one too long, before any work."""
         for passage in [*self.data.train, *self.data.held_out]:
             text = halves(passage.text)[0] if self.weights.continuation else passage.text
             self.latents.encoder.positions(len(self.objective.writer.ids(f" {text}")))
+            self.objective.require_room(passage)
 
     def train(self) -> dict[str, Any]:
         """Do the steps that are left, and save the best encoder."""
@@ -175,8 +197,9 @@ class _Training:
 
     @property
     def _stopped(self) -> bool:
-        """Tell whether the last `patience` judgements brought nothing better."""
-        later = [entry for entry in self.history if entry["epoch"] > self.best["epoch"]]
+        """Tell whether the last `patience` judgements brought nothing better, those before the first answers apart."""
+        since = max(self.best["epoch"], self.before_answers)
+        later = [entry for entry in self.history if entry["epoch"] > since]
         return len(later) >= self.spec.patience
 
     def _steps(self, done: int) -> None:
@@ -295,9 +318,7 @@ class _Training:
         }
         if self.state.is_main_process:
             self.latents.load_state_dict(self.best["weights"])
-            passages = [*self.data.train, *self.data.held_out]
-            about = {"trained_on": sorted(fingerprint(passage.text) for passage in passages),
-                     "name": str(self.cfg.name), "identity": self.run.identity}  # fmt: skip
+            about = {"trained_on": self.data.marks(), "name": str(self.cfg.name), "identity": self.run.identity}
             save_latents(self.latents, folder / "encoder", about)
             write_json(folder / "result.json", result)
             for line in _told(held_out):
@@ -311,7 +332,7 @@ def _told(held_out: dict[str, Any]) -> Iterator[str]:
     yield f"held-out passages, epoch {held_out['epoch']}: cosine with the tokens {held_out['cosine']:.3f}" + (
         f", F1 {held_out['f1']:.3f} [{held_out['f1_low']:.3f}, {held_out['f1_high']:.3f}]" if "f1" in held_out else ""
     )
-    if held_out["likeness"] > 0.9:
+    if held_out["likeness"] > COLLAPSED:
         yield (
             f"warning: latents of different passages have a mean cosine of {held_out['likeness']:.2f} at equal "
             "positions: the encoder has collapsed, or nearly; lower the learning rate, or raise weights.embedding"

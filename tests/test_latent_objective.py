@@ -10,10 +10,11 @@ from torch import nn
 
 from latentwire.data import Example
 from latentwire.encoder import Passages
+from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 from latentwire.latent_data import Passage
-from latentwire.latent_objective import AGAIN, Objective, Weights, halves
-from latentwire.latent_plan import TrainingSpec, plan_steps
+from latentwire.latent_objective import AGAIN, VOCABULARY_TOKENS, Objective, Weights, halves
+from latentwire.latent_plan import TrainingSpec, epochs_before_answers, plan_steps
 from latentwire.latents import Latents, LatentSpec
 from latentwire.vocabulary import Vocabulary
 
@@ -40,9 +41,11 @@ def seeded(one_thread):
     torch.manual_seed(0)
 
 
-def objective_of(tiny, answer_tokens: int = 8, **weights: float) -> Objective:
+def objective_of(tiny, answer_tokens: int = 8, transform: str = "baseline", **weights: float) -> Objective:
     vocabulary = Vocabulary(tiny.token_embeddings())
-    spec = LatentSpec("bottleneck", {"d_z": 4}, 8, "baseline", {}, {}, "tiny_random")
+    dials = {"eps": 0.0} if transform == "anchor_offset" else {}
+    torch.manual_seed(0)
+    spec = LatentSpec("bottleneck", {"d_z": 4}, 8, transform, dials, {}, "tiny_random")
     chosen = Weights(**{name: weights.get(name, 0.0) for name in ALL})
     return Objective(tiny, vocabulary, Latents(spec, vocabulary), chosen, SHOWN, answer_tokens, "cosine")
 
@@ -142,6 +145,27 @@ def test_random_tokens_of_the_vocabulary_are_reconstructed(tiny):
     assert torch.equal(loss, again) and not torch.equal(loss, other)
 
 
+def test_random_tokens_go_through_a_transform_that_chooses_tokens(tiny):
+    objective = objective_of(tiny, vocabulary=1.0, transform="anchor_offset")
+    loss = objective.vocabulary_loss(0, 1)
+    ids = torch.randint(objective.vocabulary.size, (VOCABULARY_TOKENS,), generator=generator_for(0, "tokens", 1))
+    tokens = objective.vocabulary.embeddings[ids]
+    adapted = objective.latents.adapter(objective.latents.encoder.down(tokens / objective.latents.unit)).detach()
+    directions = torch.nn.functional.normalize(objective.vocabulary.embeddings, dim=-1)
+    chosen = (torch.nn.functional.normalize(adapted, dim=-1) @ directions.T).argmax(dim=-1)  # with eps=0 the token
+    by_hand = 1 - (directions[chosen] * directions[ids]).sum(dim=-1).mean()
+    assert float(loss.detach()) == pytest.approx(float(by_hand), abs=1e-4)
+    plain = objective_of(tiny, vocabulary=1.0).vocabulary_loss(0, 1)
+    assert float(loss.detach()) != pytest.approx(float(plain.detach()), abs=1e-3)
+    loss.backward()  # straight through: what is chosen has no gradient of its own
+    assert float(objective.latents.encoder.down.weight.grad.norm()) > 0
+
+
+def test_random_tokens_are_no_passage_to_a_transform_that_looks_at_one(tiny):
+    plain = objective_of(tiny, vocabulary=1.0).vocabulary_loss(0, 1)
+    assert torch.equal(objective_of(tiny, vocabulary=1.0, transform="batch_distribution").vocabulary_loss(0, 1), plain)
+
+
 def test_a_text_is_split_in_its_middle():
     assert halves("a b c") == ("a", "b c")
     assert halves("a b c d") == ("a b", "c d")
@@ -153,6 +177,32 @@ def test_what_a_step_costs_grows_with_what_is_read(tiny):
     words = len(objective.writer.ids(f" {TEXT}"))
     assert objective.cost("reconstruction", PASSAGE) == 2 * words
     assert objective.cost("answers", PASSAGE) - objective.cost("answers", Passage(TEXT, PASSAGE.questions[:1])) == 24
+
+
+def test_a_passage_without_room_is_refused_whatever_is_read_after_it(tiny, monkeypatch):
+    def refused(least: int, **weights: float) -> None:
+        """It fits into `least` positions, and into none fewer."""
+        objective = objective_of(tiny, **weights)
+        objective.latents.encoder.positions = lambda tokens: 2
+        with monkeypatch.context() as patch:
+            patch.setattr(type(tiny), "context_length", least)
+            objective.require_room(PASSAGE)
+            patch.setattr(type(tiny), "context_length", least - 1)
+            with pytest.raises(UserError, match=f"take {least} positions, more than the model's {least - 1}"):
+                objective.require_room(PASSAGE)
+
+    whole = objective_of(tiny, distillation=1.0, text=1.0)
+    lead, words = len(whole.lead), len(whole.writer.ids(f" {TEXT}"))
+    longest = max(len(whole._question(example).token_ids) for example in PASSAGE.questions)
+    bare, asking = whole.bare.prefix.length + lead, whole.asking.prefix.length + lead
+    refused(bare + 2 + len(whole.writer.ids(AGAIN)) + words, text=1.0)
+    refused(bare + 2 + len(whole.writer.ids(AGAIN)) + words, continuation=1.0)
+    refused(asking + 2 + longest, answer=1.0)
+    refused(asking + words + longest, distillation=1.0)  # the teacher reads the text
+    untouched, asked = objective_of(tiny, embedding=1.0), objective_of(tiny, answer=1.0)
+    monkeypatch.setattr(type(tiny), "context_length", 1)
+    untouched.require_room(PASSAGE)  # no LM reads it
+    asked.require_room(Passage(TEXT, ()))  # nor is it asked about
 
 
 def spec_of(**changes: object) -> TrainingSpec:
@@ -188,6 +238,9 @@ def test_a_phase_without_losses_is_left_out():
     first = {"embedding": "reconstruction", "vocabulary": "reconstruction", "text": "reconstruction"}
     assert kinds == {n: {first.get(n, "continuation" if n == "continuation" else "answers")} for n in kinds}
     assert len(plan_steps(passages, [9, 5], spec_of(first_phase=0.0), weights_of("embedding"), 0)) == 5
+    assert epochs_before_answers(plan_steps(passages, [9, 5], spec_of(), weights_of("embedding", "answer"), 0)) == 2
+    assert epochs_before_answers(plan_steps(passages, [9, 5], spec_of(), weights_of("embedding"), 0)) == 0
+    assert epochs_before_answers(plan_steps(passages, [9, 5], spec_of(), weights_of("answer"), 0)) == 0
     with pytest.raises(UserError, match="the data have no questions"):
         plan_steps([Passage("Text.", ())], [3], spec_of(), weights_of("answer"), 0)
 

@@ -129,6 +129,10 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert rows["empty"]["positions"] == 0
     assert "no passage" in out
     assert ": positions are saved, not bytes" in out
+    for stray in ("embed_source=text", "embed_transform=rms_matching", "control=random"):
+        status, _, err = cli("task=latent_report", "model=tiny_random", stray)
+        assert status == 1
+        assert f"{stray}: task=latent_report asks an encoder as it was trained" in err
     before = (tmp_path / "report/latent.json").stat().st_mtime_ns
     assert cli(*asking)[0] == 0
     assert (tmp_path / "report/latent.json").stat().st_mtime_ns == before
@@ -176,6 +180,31 @@ def test_a_run_that_stops_early_keeps_its_best(trains, tmp_path):
     assert result["stopped"]
     assert result["held_out"]["epoch"] == 1
     assert len(result["history"]) == 3
+
+
+def test_no_run_stops_before_the_first_answers(trains, tmp_path):
+    # a learning rate of nothing, and yet the first phase is no reason to stop
+    status, _, err = trains(
+        *BASE, "encoder=bottleneck", "d_z=8", "samples=9", "max_new_tokens=2", "out=run", "epochs=6", "first_phase=0.5",
+        "patience=1", "weights.text=0", "weights.continuation=0", "weights.distillation=0",
+        "optimizer.learning_rate=1e-30",
+    )  # fmt: skip
+    assert status == 0, err
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert [entry["epoch"] for entry in result["history"]] == [1, 2, 3, 4]
+    assert result["stopped"] and result["held_out"]["epoch"] == 1
+
+
+def test_a_device_without_memory_is_told_with_what_to_lower(trains, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Of the allocated memory none")
+
+    monkeypatch.setattr("latentwire.train_latent.Objective.losses", full)
+    status, _, err = trains(*QUICK, "out=run", "batch_tokens=300")
+    assert status == 1
+    assert "error: batch_tokens=300, passages_per_step=8: cpu (" in err
+    assert "no memory left for it (CUDA out of memory. Tried to allocate 2.00 GiB.); lower batch_tokens or" in err
+    assert "Traceback" not in err
 
 
 CANDIDATES = [
@@ -289,6 +318,12 @@ def test_a_screening_is_told_with_what_it_does_not_tell_apart():
         (["encoder=byte", "weights.vocabulary=1"], "tokens without an order say nothing to encoder=byte"),
         (["embed_transform=random_interpolation"], "does not hang on the encoder"),
         (["until=11"], "until=11: is an epoch of the run, between 1 and epochs=10"),
+        (["until=0"], "until=0: is an epoch of the run, between 1 and epochs=10"),
+        (["until=1.5"], "until=1.5: expected a whole number or null"),
+        (["checkpoint_every=0"], "checkpoint_every=0: must be at least 1"),
+        (["keep=0"], "keep=0: must be at least 1"),
+        (["adapter_hidden=x"], "adapter_hidden=x: expected a whole number"),
+        (["extra=5"], "extra=5: no such file"),
         (["judge_by=em"], "judge_by=em: unknown"),
         (["dtype=float16"], "dtype=float16"),
         (["eps=0.1"], "eps=0.1: embed_transform=baseline has no such dial"),

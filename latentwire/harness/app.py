@@ -164,7 +164,13 @@ def typed(kind: type[T], values: Any, prefix: str = "") -> T:
     return made
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
+_KINDS = {
+    "int": "a whole number",
+    "int | None": "a whole number or null",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+}
 
 
 def _number(kind: type, words: str) -> Callable[..., Any]:
