@@ -44,7 +44,11 @@ class LatentData:
 
 def fingerprint(text: str) -> str:
     """Return what two passages of equal words share, 16 hexadecimal digits: white space and case do not count."""
-    return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()[:16]
+    return hashlib.sha256(_words(text).encode()).hexdigest()[:16]
+
+
+def _words(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def load_latent_data(
@@ -60,7 +64,8 @@ def load_latent_data(
     """Read, take out what must not be trained on, and split.
 
     Where the data have two parts, the second is the evaluation's: none of its passages is trained on, wherever else it
-    turns up. Where they are one file, its held-out passages are the evaluation's.
+    turns up, within a longer passage of the file with more neither. Where they are one file, its held-out passages are
+    the evaluation's.
 
     Args:
         spec: The data; its first part is trained on.
@@ -105,8 +110,14 @@ def load_latent_data(
         (stop if held else train).append(passage)
     parts: list[Passage] = []
     wholes: dict[str, str] = {}
+    kept = {_words(passage.text) for passage in stop}
+    if not _is_one(dataset):
+        kept |= {_words(example.context) for example in dataset.validation}
     for passage in filter(new, more):
-        whole = fingerprint(passage.text)
+        whole, said = fingerprint(passage.text), f" {_words(passage.text)} "
+        if any(f" {text} " in said for text in kept):
+            counts["passages that hold one of the evaluation or of the held out"] += 1
+            continue
         split = split_passage(passage, extra_words, counts) if extra_words else [passage]
         own = [part for part in split if fingerprint(part.text) == whole or new(part)]
         wholes |= {fingerprint(part.text): whole for part in own}

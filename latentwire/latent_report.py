@@ -38,7 +38,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: No such encoder, one for another LM, or whatever is wrong with model, data, settings or folder.
     """
-    for group, only in (("embed_source", "latent"), ("embed_transform", "baseline"), ("control", "none")):
+    for group, only in (("control", "none"), ("embed_source", "latent"), ("embed_transform", "baseline")):
         chosen = cfg[group] if isinstance(cfg[group], str) else cfg[group].name
         if chosen != only:
             raise UserError(
@@ -136,7 +136,7 @@ def judge(
                "f1_interval": list(result["f1_interval"]), "em": result["em"]}  # fmt: skip
         if name in compared:
             low, high = compared[name].interval
-            row |= {"latents_minus_this": -compared[name].difference, "interval": [-high, -low],
+            row |= {"latents_minus_this": 0.0 - compared[name].difference, "interval": [0.0 - high, 0.0 - low],
                     "p_holm": compared[name].p_holm}  # fmt: skip
         table.append(row)
     low = results["latent"]["f1_interval"][0]

@@ -106,21 +106,31 @@ def test_a_passage_of_the_evaluation_is_found_before_it_is_split(tmp_path):
     assert data.train == load().train
 
 
-def test_a_part_of_a_split_passage_is_held_against_what_is_kept_for_asking(tmp_path):
-    from latentwire.data import load_data
-
-    asked = load_data(SHORT_QA).validation[0].context
-    words = len(asked.split())
-    whole = f"{asked} Nobody knew it. Nobody knew it then."
+def test_a_part_of_a_split_passage_is_held_against_what_is_known(tmp_path):
+    shown = load().shots[0][0].context
+    words = len(shown.split())
+    whole = f"{shown} Nobody knew it. Nobody knew it then."
     (tmp_path / "more.txt").write_text(f"{whole}\n\nNobody knew it.\n\nAll of it is one sentence.")
     data = load(extra=str(tmp_path / "more.txt"), extra_words=words)
     added = data.train[len(load().train) :]
     assert [p.text for p in added] == ["Nobody knew it. Nobody knew it then.", "Nobody knew it.",
                                        "All of it is one sentence."]  # fmt: skip
-    assert data.counts["passages of the evaluation"] == 1
+    assert data.counts["passages shown as shots"] == 5 + 1
     assert {fingerprint(whole), fingerprint(added[0].text), fingerprint(data.held_out[0].text)} <= set(data.marks())
-    assert fingerprint(asked) not in data.marks()
+    assert fingerprint(shown) not in data.marks()
     assert load(extra=str(tmp_path / "more.txt"), extra_words=3).counts["passages twice there"] == 1
+
+
+@pytest.mark.parametrize("extra_words", [None, 5])
+def test_a_passage_that_is_kept_for_asking_is_found_in_a_longer_one(tmp_path, extra_words):
+    from latentwire.data import load_data
+
+    asked, held = load_data(SHORT_QA).validation[0].context, load().held_out[0].text
+    (tmp_path / "more.txt").write_text(f"Before it. {asked.upper()} After.\n\nAs {held} it is.\n\nX{held}.\n\nNew.")
+    data = load(extra=str(tmp_path / "more.txt"), extra_words=extra_words)
+    assert data.counts["passages that hold one of the evaluation or of the held out"] == 2
+    assert {p.text[0] for p in data.train[len(load().train) :]} >= {"X", "N"}  # within a word it is another
+    assert not any("Before" in p.text or p.text.startswith("As ") for p in data.train[len(load().train) :])
 
 
 def test_two_files_without_ids_are_not_taken_for_one(tmp_path):

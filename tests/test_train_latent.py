@@ -129,6 +129,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert rows["empty"]["positions"] == 0
     assert "no passage" in out
     assert ": positions are saved, not bytes" in out
+    assert "-0.000" not in out  # nothing has no sign
     for stray in ("embed_source=text", "embed_transform=rms_matching", "control=random"):
         status, _, err = cli("task=latent_report", "model=tiny_random", stray)
         assert status == 1
