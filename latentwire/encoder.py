@@ -226,10 +226,11 @@ class Adapter(nn.Module):
         super().__init__()
         require(hidden >= 1, "adapter_hidden", hidden, "must be at least 1")
         self.line = nn.Linear(z_width, width)
-        self.mlp = nn.Sequential(nn.Linear(z_width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        first, last = nn.Linear(z_width, hidden), nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(first, nn.GELU(), last)
         self.norm = nn.LayerNorm(width)
         if z_width == width:
-            _zeros(self.mlp[-1])
+            _zeros(last)
             nn.init.eye_(_zeros(self.line).weight)
 
     def forward(self, z: Tensor) -> Tensor:
