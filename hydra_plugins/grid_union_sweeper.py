@@ -14,7 +14,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, open_dict
 
 from latentwire.harness import app
 from latentwire.harness.grids import Job, expand, factors, keep, print_jobs, variants
@@ -37,6 +38,7 @@ class GridUnionSweeper(BasicSweeper):
     def __init__(self, max_batch_size: int | None) -> None:
         super().__init__(max_batch_size)
         self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the files that were chosen
+        self.parsed: dict[str, tuple[Override, bool]] = {}  # overrides, and whether they choose a file
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run every job and return what they returned, in order."""
@@ -77,16 +79,22 @@ class GridUnionSweeper(BasicSweeper):
         return returns
 
     def _compose(self, overrides: Sequence[str]) -> Job:
-        """Compose a job: files once for each choice of them, plain values set on a copy, as Hydra itself sets them."""
+        """Compose a job: files once for each choice of them, plain values set on a copy, as Hydra itself sets them.
+
+        Hydra's own settings are left out: most of what there would be to copy, and nobody's to read here.
+        """
         assert self.config is not None
         assert self.hydra_context is not None
         loader: Any = self.hydra_context.config_loader
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-        choices = [one for one in parsed if loader.repository.group_exists(one.key_or_group)]
-        values = [one for one in parsed if one not in choices]
-        files = tuple(str(one.input_line) for one in choices)
+        new = [override for override in overrides if override not in self.parsed]
+        for one in OverridesParser.create(config_loader=loader).parse_overrides(new) if new else []:
+            self.parsed[str(one.input_line)] = one, loader.repository.group_exists(one.key_or_group)
+        values = [self.parsed[override][0] for override in overrides if not self.parsed[override][1]]
+        files = tuple(override for override in overrides if self.parsed[override][1])
         if files not in self.composed:
             self.composed[files] = loader.load_sweep_config(self.config, list(files))
+            with open_dict(self.composed[files]):
+                del self.composed[files]["hydra"]
         config = copy.deepcopy(self.composed[files])
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         return Job(list(overrides), config)
