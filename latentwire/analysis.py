@@ -48,7 +48,7 @@ def analyze(results: list[Result], scores: dict[str, ById], controls: list[Resul
     Args:
         results: Successful results.
         scores: Ids and per-example F1 of each result and control, by its name.
-        controls: Successful controls; the baseline on text, where there is one, is the clean control.
+        controls: All that were asked, failed ones too; the baseline on text, where there is one, is the clean control.
         judging: The floor of the clean control, and the difference wished for.
 
     Returns:
@@ -59,6 +59,8 @@ def analyze(results: list[Result], scores: dict[str, ById], controls: list[Resul
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[result["group"]].append(result)
+    controlled = {control.get("variant", "") for control in controls}
+    controls = [control for control in controls if control["name"] in scores]
     analysed = []
     for group, members in groups.items():
         baseline = next((result for result in members if result["family"] == "baseline"), None)
@@ -67,7 +69,8 @@ def analyze(results: list[Result], scores: dict[str, ById], controls: list[Resul
         clean = next((r for r in of_variant if r.get("control") == "clean"), None)
         clean = clean or next((r for r in of_variant if not r.get("control") and _is_clean(r)), None)
         empty = next((r for r in of_variant if r.get("control") == "empty"), None)
-        evidence = Evidence(baseline, clean, empty, _random_control(of_variant), scores, judging)
+        random = _random_control(of_variant)
+        evidence = Evidence(baseline, clean, empty, random, variant in controlled, scores, judging)
         analysed.append(_analyze_group(group, members, evidence))
     return {
         "floor": judging.floor,
@@ -119,11 +122,10 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
     ]
     controls = controls_of(results, evidence)
     can_answer, reason = answerable(controls, evidence.judging.floor)
-    if (evidence.empty is None) != (evidence.clean is None) and any(
-        control is not None and control.get("control") for control in (evidence.empty, evidence.clean)
-    ):
-        missing = "clean control" if evidence.clean is None else "empty context, the lower control,"
-        can_answer, reason = False, f"the {missing} is missing or failed"
+    needed = {"the clean control": evidence.clean, "the empty context, the lower control,": evidence.empty}
+    missing = [control for control, result in needed.items() if result is None]
+    if evidence.controlled and missing:
+        can_answer, reason = False, f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing or failed"
     winners = [row for row in rows if _may_win(row, ranked[0]["num_samples"], evidence)] if reason is None else []
     level = _level_with(winners[0]["name"], [row["name"] for row in winners[1:]], evidence) if winners else []
     best: dict[str, Any] = {}

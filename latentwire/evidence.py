@@ -76,6 +76,7 @@ class Evidence:
     clean: Result | None  # the upper control
     empty: Result | None  # the lower control
     random: Result | None  # the other one: random tokens, which are the same whatever the source
+    controlled: bool  # controls were asked beside the results, whether they succeeded or not
     scores: dict[str, ById]
     judging: Judging
 

@@ -97,7 +97,7 @@ def summarize(
         "controls": [_short(result) for result in controls],
         "sorted_by_f1": [{key: result[key] for key in shown} for result in ranked],
         "budget": budget,
-        "analysis": analyze(successful, scores, usable, judging),
+        "analysis": analyze(successful, scores, controls, judging),
     }
 
 

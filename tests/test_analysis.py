@@ -183,6 +183,21 @@ def test_the_baseline_on_text_is_the_clean_control():
     assert noisy["ranking"][0]["recovered"] == pytest.approx(7 / 42)
 
 
+def test_a_control_that_failed_names_no_winner_whatever_else_there_is():
+    empty, clean = ({"name": f"control_{name}", "control": name, "status": "failed"} for name in ("empty", "clean"))
+    right = {"b@n": ("baseline", "odd", 0), "r@n": ("rms_matching", "odd", 40)}
+    text = {"b": ("baseline", "text", 45)}
+    for asked, failed, reason in (
+        (text | right, [empty], "the empty context, the lower control, is missing or failed"),  # clean is its own
+        (right, [clean], "the clean control and the empty context, the lower control, are missing or failed"),
+        (right, [], None),
+    ):
+        results = [result_of(family, name, scores_of(n), group) for name, (family, group, n) in asked.items()]
+        group = analyze(results, {one["name"]: (IDS, scores_of(asked[one["name"]][2])) for one in results},
+                        failed, JUDGING)["groups"][-1]  # fmt: skip
+        assert (group["reason"], group["winner"]) == (reason, None if failed else "r@n")
+
+
 def test_controls_of_another_seed_are_not_asked():
     values = scores_of(45)
     results = [result_of("baseline", f"b@seed{s}", values, f"text@seed{s}", source="text", variant=f"@seed{s}")
