@@ -235,6 +235,7 @@ def _ladder_tolerance(
         "threshold": float(scores[clean][1].mean() / 2),
         "reason": reason,
         "transforms": [rows[experiment] for experiment in whole if experiment in rows],
+        "left_out": [experiment for experiment in on_ladder if experiment not in rows],  # a level or examples lack
     }
 
 

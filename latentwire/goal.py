@@ -53,6 +53,7 @@ def judge_auto(groups: list[dict[str, Any]], scores: dict[str, ById]) -> dict[st
         "recovered": len(recovered),
         "reached": len(recovered) - len(failed),
         "failed": failed,
+        "alone": [source["group"] for source in sources if source["alone"]],
         "harm": harm,
         "met": all(judged) if recovered and harm else None,
     }
@@ -63,7 +64,7 @@ def _source(group: dict[str, Any], auto: str, scores: dict[str, ById]) -> dict[s
     found: dict[str, Any] = {
         "group": group["group"], "num_samples": None, "clean_f1": None, "best": None, "best_f1": None,
         "best_share": None, "auto": auto, "auto_f1": None, "share": None, "share_interval": None,
-        "recovered": None, "met": None, "clear": None, "reason": group["reason"],
+        "recovered": None, "met": None, "alone": None, "clear": None, "reason": group["reason"],
     }  # fmt: skip
     single = [row for row in group["ranking"] if row["family"] not in NOT_SINGLE and not row["supervised"]]
     if group["controls"] is None or not single:
@@ -80,7 +81,8 @@ def _source(group: dict[str, Any], auto: str, scores: dict[str, ById]) -> dict[s
     if group["reason"] is not None or clean_f1 == 0:
         return found | {"reason": group["reason"] or "the clean control scores nothing on these examples"}
     share, recovered = auto_f1 / clean_f1, _reaches(best_f1, clean_f1)
-    met = _reaches(auto_f1, clean_f1) if recovered else None
+    reaches = _reaches(auto_f1, clean_f1)
+    met = reaches if recovered else None
     interval = _share_interval(table[:2])
     return found | {
         "best_share": best_f1 / clean_f1,
@@ -88,6 +90,7 @@ def _source(group: dict[str, Any], auto: str, scores: dict[str, ById]) -> dict[s
         "share_interval": interval,
         "recovered": recovered,
         "met": met,
+        "alone": reaches and not recovered,  # beyond the goal: auto has it where no single transform does
         "clear": None if met is None or interval is None else (interval[0] >= SHARE) if met else interval[1] < SHARE,
     }
 

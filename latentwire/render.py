@@ -264,12 +264,16 @@ def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for ladder in atlas["tolerance"]:
         levels = " ".join(f"{level:g}" for level in ladder["levels"])
+        if any(row["anchored"] for row in ladder["transforms"]):
+            levels = f"text {levels}"
         lines += [
             "",
             f"=== tolerance: {ladder['ladder']}{ladder['variant']}, {ladder['dial']} where F1 falls to half of the "
             f"clean score ({three_digits(ladder['threshold'])}) ===",
-            f"levels {levels} ({ladder['unit']}); 95% interval; half is that of the examples which a row has",
+            f"levels {levels} ({ladder['unit']}); 95% interval; half of the clean score on the n examples of a row",
         ]
+        if ladder["left_out"]:
+            lines += textwrap.wrap(left_out(ladder), 100, subsequent_indent="  ")
         if ladder["reason"] is not None:
             text = f"no tolerance can be told: {ladder['reason']}"
             lines += textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ")
@@ -278,6 +282,12 @@ def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
             if row["experiment"] in atlas["columns"]:
                 lines.append(f"  {label(row):24} {tolerated(row):>8}  {_ends(row)}  n={row['num_samples']}")
     return lines
+
+
+def left_out(ladder: dict[str, Any]) -> str:
+    """Say which transforms a ladder leaves out, or nothing where it leaves out none."""
+    names = ladder["left_out"]
+    return f"left out, without results of the same examples at every level: {', '.join(names)}" if names else ""
 
 
 def tolerated(row: dict[str, Any]) -> str:
@@ -311,7 +321,9 @@ def _render_auto(auto: dict[str, Any]) -> list[str]:
             text = f"{one['group']:{width}}  cannot be told: {one['reason']}"
             lines += textwrap.wrap(text, 100, subsequent_indent=" " * (width + 2))
             continue
-        met = "not recovered by any" if not one["recovered"] else ("met" if one["met"] else "NOT met")
+        met = "met" if one["met"] else "NOT met"
+        if not one["recovered"]:
+            met = "by auto alone" if one["alone"] else "not recovered by any"
         met += "" if one["clear"] in (True, None) else ", not clearly"
         lines.append(
             f"{one['group']:{width}} {one['num_samples']:4}  {three_digits(one['clean_f1']):5}  {one['best']:22} "
@@ -334,6 +346,8 @@ def goal_lines(auto: dict[str, Any]) -> list[str]:
              f"{auto['recovered']} sources that a single transform recovers."]  # fmt: skip
     if auto["failed"]:
         lines.append(f"It fails on: {', '.join(auto['failed'])}.")
+    if auto["alone"]:
+        lines.append(f"Beyond the goal auto alone, no single transform, has as much on: {', '.join(auto['alone'])}.")
     for one in auto["harm"]:
         interval = one["difference_interval"]
         ends = "no interval" if interval is None else f"[{three_digits(interval[0])}, {three_digits(interval[1])}]"

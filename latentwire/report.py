@@ -25,7 +25,7 @@ from latentwire.panels import (
     reference_lines,
     scale_top,
 )
-from latentwire.render import goal_lines, incomplete, tolerated
+from latentwire.render import goal_lines, incomplete, left_out, tolerated
 
 Summary = dict[str, Any]
 Answers = dict[str, list[dict[str, Any]]]  # name of a result -> its rows: id, question, references, prediction, f1, em
@@ -121,9 +121,10 @@ def _tolerance(analysis: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the tolerances with what is to be read of each."""
     ladders = (analysis.get("atlas") or {}).get("tolerance", [])
     return [
-        {**ladder, "transforms": [{**row, "told": tolerated(row)} for row in ladder["transforms"]]}
+        {**ladder, "transforms": [{**row, "told": tolerated(row)} for row in ladder["transforms"]],
+         "left_out": left_out(ladder)}
         for ladder in ladders
-    ]
+    ]  # fmt: skip
 
 
 def _auto(analysis: dict[str, Any]) -> dict[str, Any] | None:

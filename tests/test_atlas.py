@@ -49,6 +49,14 @@ def tolerance_of(analysis: dict, ladder: str, transform: str) -> dict:
     return next(row for row in found["transforms"] if row["experiment"] == transform)
 
 
+def said(analysis: dict) -> str:
+    """Return what the terminal shows of an analysis, in one line."""
+    count = sum(len(group["ranking"]) for group in analysis["groups"])
+    summary = {"sweep": "atlas", "total_experiments": count, "successful": count, "failed": 0, "budget": None,
+               "controls": [], "analysis": analysis}  # fmt: skip
+    return " ".join(render(summary).split())
+
+
 NOISY = {
     ("text", None): {"baseline": 0.8, "anchor_offset": 0.8, "nearest_k": 0.8},
     ("noisy", 6.0): {"baseline": 0.6, "anchor_offset": 0.8, "nearest_k": 0.3},
@@ -100,9 +108,7 @@ def test_no_tolerance_where_half_of_the_clean_score_is_what_an_empty_context_has
         assert (row["level"] is not None) == (row["interval"] is not None) == told
     assert ladder["reason"] == "an empty context scores F1 .500, not clearly below half of the clean score (.400)"
     assert (row["status"], row["f1"][0]) == ("not told", pytest.approx(0.6))
-    summary = {"sweep": "atlas", "total_experiments": 12, "successful": 12, "failed": 0, "budget": None,
-               "controls": [], "analysis": analysis}  # fmt: skip
-    assert f"no tolerance can be told: {ladder['reason']}" in " ".join(render(summary).split())
+    assert f"no tolerance can be told: {ladder['reason']}" in said(analysis)
 
 
 def test_no_tolerance_where_the_source_cannot_answer():
@@ -201,6 +207,18 @@ def test_one_level_is_no_ladder_and_missing_levels_leave_a_transform_out():
     (ladder,) = analysis["atlas"]["tolerance"]
     assert [row["experiment"] for row in ladder["transforms"]] == ["baseline"]
     assert analysis["atlas"]["matrix"][2][1] is None
+    assert ladder["left_out"] == ["nearest_k"]  # and says so
+    text = said(analysis)
+    assert "levels text 1 2 (norms); 95% interval; half of the clean score on the n examples of a row" in text
+    assert "left out, without results of the same examples at every level: nearest_k" in text
+
+
+def test_a_ladder_that_leaves_nothing_out_says_nothing_of_it():
+    analysis = analysis_of(NOISY)
+    assert analysis["atlas"]["tolerance"][0]["left_out"] == []
+    text = said(analysis)
+    assert "left out" not in text
+    assert "levels 6 0 -6 (dB); 95% interval" in text  # no level of noise is none: text is no rung of it
 
 
 def test_levels_asked_on_fewer_examples_are_compared_on_those_in_common():

@@ -138,6 +138,29 @@ def test_the_verdict_is_said_with_where_it_fails_and_the_caveat():
     assert "The goal is met" in " ".join(goal_lines(auto_of({"text": TEXT})))
 
 
+def test_what_auto_alone_brings_back_is_said_and_is_no_part_of_the_goal():
+    f1s = {
+        "text": TEXT,
+        "alone": {"baseline": 0.1, "nearest_k": 0.6, "auto": 0.75},
+        "nobody": {"baseline": 0.1, "nearest_k": 0.6, "auto": 0.65},
+        "both": {"baseline": 0.1, "nearest_k": 0.75, "auto": 0.75},
+        "single": {"baseline": 0.1, "nearest_k": 0.75, "auto": 0.65},
+    }
+    summary = summary_of(f1s)
+    auto = summary["analysis"]["auto"]
+    assert {one["group"]: one["alone"] for one in auto["sources"]} == {
+        "text": False, "alone": True, "nobody": False, "both": False, "single": False
+    }  # fmt: skip
+    assert (auto["alone"], auto["recovered"], auto["reached"]) == (["alone"], 3, 2)
+    text = render(summary)
+    table = text[text.index("=== the goal of auto") :].splitlines()
+    told = {line.split()[0]: line.rsplit("  ", 1)[-1] for line in table if "%]  " in line}
+    assert (told["alone"], told["nobody"]) == ("by auto alone", "not recovered by any")
+    assert told["both"].startswith("met") and told["single"].startswith("NOT met")
+    assert "Beyond the goal auto alone, no single transform, has as much on: alone." in goal_lines(auto)
+    assert not any("Beyond" in line for line in goal_lines(auto_of({"text": TEXT})))
+
+
 def test_results_of_a_budget_are_never_the_full_matrix_by_silence():
     f1s = {"text": TEXT, "a": {"baseline": 0.1, "nearest_k": 0.8, "auto": 0.8}}
     assert incomplete(summary_of(f1s)) is None

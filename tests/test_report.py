@@ -84,9 +84,18 @@ def made_up_sweep() -> tuple[dict, dict[str, list[dict]]]:
         "ladder": "scaled up", "source": "scaled", "variant": "", "dial": "factor", "unit": "", "axis": "log",
         "levels": [1.0, 117.0], "threshold": 0.34375,
         "transforms": [{"experiment": "baseline", "family": "baseline", "num_samples": COUNT, "f1": [0.6875, 0.0625],
-                        "status": "crosses", "level": 12.345, "anchored": False,
+                        "status": "crosses", "level": 12.345, "anchored": True,
                         "interval": [{"status": "crosses", "level": 9.0}, {"status": "beyond", "level": None}]}],
+        "left_out": ["random_k3"],
     }  # fmt: skip
+    source = {"group": "text", "num_samples": COUNT, "clean_f1": 0.6875, "best": "rms_scale1.0", "best_f1": 0.625,
+              "auto_f1": 0.6875, "share": 1.0, "share_interval": None, "recovered": True, "met": True, "clear": None,
+              "alone": False, "reason": None}  # fmt: skip
+    sources = [source, {**source, "group": "alone", "recovered": False, "met": None, "alone": True},
+               {**source, "group": "nobody", "recovered": False, "met": None},
+               {**source, "group": "asked", "share": None, "reason": "an empty context scores as much"}]  # fmt: skip
+    auto = {"share_wanted": 0.9, "harm_allowed": 0.01, "definition": "As defined.", "bias": "Too high.", "met": True,
+            "sources": sources, "recovered": 1, "reached": 1, "failed": [], "alone": ["alone"], "harm": []}  # fmt: skip
     failed = {"name": "broken", "experiment": "broken", "family": "nearest_k", "source": "text", "group": "text",
               "status": "failed", "error": f"k=0: {HOSTILE}"}  # fmt: skip
     control = {**results[0], "name": "control_empty", "control": "empty", "f1": 0.0, "config_hash": "empty"}
@@ -96,9 +105,9 @@ def made_up_sweep() -> tuple[dict, dict[str, list[dict]]]:
         "budget": {"minutes": 30, "stopped": "All rounds are done.", "note": "Pruned by F1.", "halvings": [
             {"round": 1, "samples": 8, "why": "Time.", "groups": [{"group": "text", "kept": [], "left_out": ["x"]}]}]},
         "analysis": {
-            "groups": groups, "atlas": {"tolerance": [ladder]},
-            "warnings": [{"kind": "all_alike", "level": "warning", "message": HOSTILE, "names": ["random_k3"],
-                          "count": 1}],
+            "groups": groups, "atlas": {"tolerance": [ladder]}, "auto": auto,
+            "warnings": [{"kind": "all_alike", "level": "warning", "message": HOSTILE + tail, "names": ["random_k3"],
+                          "count": 1} for tail in ("", *"abcdefg")],
         },
     }  # fmt: skip
     return summary, answers
@@ -419,6 +428,16 @@ def test_the_numbers_shown_are_those_of_the_summary(report_file, tmp_path):
 
     assert "12.3" in text and "beyond 117" in text and "half of the clean F1 is .344" in text
     assert "a difference of .123 can be shown" in text and "1,234 examples" in text
+    assert "half of the clean F1 on just those" in text and "the first level lies a row's own F1 on text" in text
+    assert ". Left out, without results of the same examples at every level: random_k3" in text
+    goal = " ".join(re.sub("<[^>]+>", " ", text[text.index('id="goal"') : text.index('id="table"')]).split())
+    assert "Beyond the goal auto alone, no single transform, has as much on: alone." in goal
+    assert "text 16 .688 rms_scale1.0 .625 .688 100% met alone" in goal
+    assert "alone 16 .688 rms_scale1.0 .625 .688 100% by auto alone nobody" in goal
+    assert "100% not recovered by any asked" in goal and "cannot be told: an empty context scores as much" in goal
+    alarms = text[text.index('id="alarms"') : text.index('id="verdicts"')]
+    shown, folded = alarms.split("2 more warnings")
+    assert (shown.count("data-kind"), folded.count("data-kind")) == (6, 2)
     assert "failed: broken" in text and "warning: " in text and "left out x" in text
     assert text.count("&lt;img src=x onerror='throw 1'&gt;") > 5  # what came as text stays text
 
