@@ -21,7 +21,7 @@ from latentwire.bench import FIRST, Bench, Choice, Settings, prepare, without_pa
 from latentwire.data import DataSpec
 from latentwire.evaluate import evaluate
 from latentwire.harness import app
-from latentwire.harness.device import describe_machine, from_first, is_out_of_memory, place
+from latentwire.harness.device import describe_machine, from_first, is_out_of_memory, out_of_memory, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import (
@@ -226,12 +226,12 @@ def _attempt(
     except UserError as error:
         return {"status": "failed", "error": str(error)}, None
     except Exception as error:
-        remedy = "see the traceback in the result file"
+        reason, remedy = str(error), "see the traceback in the result file"
         if is_out_of_memory(error):
-            remedy = "lower batch_tokens, or choose a smaller model"
+            reason, remedy = out_of_memory(error), "lower batch_tokens, or choose a smaller model"
         return {
             "status": "failed",
-            "error": f"{type(error).__name__}: {error}; {remedy}",
+            "error": f"{type(error).__name__}: {reason}; {remedy}",
             "traceback": traceback.format_exc(),
         }, None
     return {"status": "ok", **scores}, predictions

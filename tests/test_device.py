@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +131,8 @@ def test_the_machine_is_named():
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore. Of the allocated memory 1 GiB"),
+        torch.OutOfMemoryError("CUDA out of memory. GPU 0 is full. Process 7 has 1 GiB. Including non-PyTorch 2 GiB"),
+        torch.OutOfMemoryError("CUDA out of memory. GPU 0 is full. Including non-PyTorch memory 2 GiB"),
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes"),
@@ -142,7 +145,7 @@ def test_memory_that_runs_out_is_told_with_the_settings_that_take_it(error):
     with pytest.raises(UserError) as raised, within_memory(CPU, {"batch_tokens": 9, "steps": 2}):
         raise error
     said = str(raised.value)
-    first = " ".join(str(error).split()).partition(" Of the")[0] or "MemoryError"
+    first = re.split(" Process| Including| Of the", " ".join(str(error).split()))[0] or "MemoryError"
     assert said.startswith(f"batch_tokens=9, steps=2: {describe_machine(CPU)} has no memory left for it ({first}); ")
     assert "lower batch_tokens or steps, or free the device" in said
     assert raised.value.__cause__ is error

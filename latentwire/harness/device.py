@@ -17,6 +17,7 @@ from latentwire.harness.errors import UserError
 
 # What torch says where it has no exception of its own: on a CPU, an Apple GPU, or from a library of CUDA.
 OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory|ALLOC_FAILED")
+MEMORY_LIST = re.compile(" (?:Process [0-9]+ has|Including non-PyTorch|Of the allocated)")  # what follows is for others
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -87,6 +88,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
+def out_of_memory(error: BaseException) -> str:
+    """Return what such an exception says of the device, without the list of all programs that hold its memory."""
+    return MEMORY_LIST.split(" ".join(str(error).split()))[0] or type(error).__name__
+
+
 @contextmanager
 def within_memory(device: torch.device, settings: dict[str, Any]) -> Iterator[None]:
     """Say what to lower where memory runs out in what is done here.
@@ -103,10 +109,9 @@ def within_memory(device: torch.device, settings: dict[str, Any]) -> Iterator[No
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split()).partition(" Of the allocated memory")[0] or type(error).__name__
         told = ", ".join(f"{name}={value}" for name, value in settings.items())
         raise UserError(
-            f"{told}: {describe_machine(device)} has no memory left for it ({reason}); lower {' or '.join(settings)}, "
+            f"{told}: {describe_machine(device)} has no memory left for it ({out_of_memory(error)}); lower {' or '.join(settings)}, "
             "or free the device of other programs"
         ) from error
 
