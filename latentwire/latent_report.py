@@ -16,7 +16,14 @@ from latentwire.bench import Bench, Choice, Settings, identity, prepare
 from latentwire.data import DataSpec
 from latentwire.evaluate import evaluate
 from latentwire.harness import app
-from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, from_first, place
+from latentwire.harness.device import (
+    choose_batch_tokens,
+    choose_dtype,
+    describe_machine,
+    from_first,
+    place,
+    within_memory,
+)
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import Result, ResultStore, config_hash, git_commit, read_jsonl, write_json
@@ -66,8 +73,9 @@ def report(cfg: DictConfig) -> dict[str, Any]:
             found = store.finished(source.name, key)
         found = from_first(state, found)
         if found is None:
-            bench = bench or prepare(model, data, settings, state)
-            found = _ask(bench, source, key, store, state)
+            with within_memory(state.device, {"batch_tokens": settings.batch_tokens}):
+                bench = bench or prepare(model, data, settings, state)
+                found = _ask(bench, source, key, store, state)
         state.wait_for_everyone()
         results[source.name], rows[source.name] = found, read_jsonl(store.predictions_path(source.name))
         say(f"{TITLES[source.name]}  F1 {three_digits(found['f1'])}")

@@ -50,6 +50,10 @@ def trains(tmp_path, monkeypatch, capfd):
     return run
 
 
+def full(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Of the allocated memory none")
+
+
 def metrics_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -99,7 +103,7 @@ def test_a_checkpoint_of_another_lm_is_refused_before_any_work(trains, cli, tmp_
     assert "checkpoint=FOLDER" in err
 
 
-def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tmp_path):
+def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tmp_path, monkeypatch):
     status, _, err = trains(*WHOLE, "out=run")
     assert status == 0, err
     steps = metrics_of(tmp_path / "run")
@@ -130,6 +134,11 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert "no passage" in out
     assert ": positions are saved, not bytes" in out
     assert "-0.000" not in out  # nothing has no sign
+    with monkeypatch.context() as patch:
+        patch.setattr("latentwire.latent_report.evaluate", full)
+        status, _, err = cli(*asking, "out=other", "batch_tokens=300")
+    assert status == 1
+    assert "error: batch_tokens=300: cpu (" in err
     for stray in ("embed_source=text", "embed_transform=rms_matching", "control=random"):
         status, _, err = cli("task=latent_report", "model=tiny_random", stray)
         assert status == 1
@@ -196,10 +205,7 @@ def test_no_run_stops_before_the_first_answers(trains, tmp_path):
     assert result["stopped"] and result["held_out"]["epoch"] == 1
 
 
-def test_a_device_without_memory_is_told_with_what_to_lower(trains, tmp_path, monkeypatch):
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Of the allocated memory none")
-
+def test_a_device_without_memory_is_told_with_what_to_lower(trains, monkeypatch):
     monkeypatch.setattr("latentwire.train_latent.Objective.losses", full)
     status, _, err = trains(*QUICK, "out=run", "batch_tokens=300")
     assert status == 1
