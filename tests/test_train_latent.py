@@ -324,6 +324,7 @@ def test_a_screening_is_told_with_what_it_does_not_tell_apart():
         (["layers=1", "ratio=36"], "ratio=36: leaves nothing of a passage"),  # of its first half, that is
         (["encoder=byte", "weights.vocabulary=1"], "tokens without an order say nothing to encoder=byte"),
         (["embed_transform=random_interpolation"], "does not hang on the encoder"),
+        (["encoder=byte", "latent_len=4096"], "positions, more than the model's 4096"),
         (["until=11"], "until=11: is an epoch of the run, between 1 and epochs=10"),
         (["until=0"], "until=0: is an epoch of the run, between 1 and epochs=10"),
         (["until=1.5"], "until=1.5: expected a whole number or null"),
