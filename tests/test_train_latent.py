@@ -343,7 +343,7 @@ def test_what_is_wrong_is_said_before_any_work(trains, tmp_path, arguments, mess
     status, _, err = trains(*BASE, "out=run", *usual, *arguments)
     assert status == 1
     assert message in err
-    assert not (tmp_path / "run/metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_losses_that_are_all_off_are_refused():
