@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from kat.checkpoints import READ_TOO
 from kat.prepared import config_of
 from kat.reward_model import load_reward_model
 from kat.rewards import MODEL, load_function
-from kat.tables import read_rows
 from kat.train_reward import reward as train_reward
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
@@ -31,11 +30,13 @@ def policy_spec(cfg: DictConfig) -> ModelSpec:
     """Return which model training starts from: the folder `policy`, or else `model`.
 
     Raises:
-        UserError: A folder without a model.
+        UserError: A folder without a model, or one within the folder of this run.
     """
     if cfg.policy is None:
         return app.typed(ModelSpec, cfg.model, "model.")
-    folder = _model_folder("policy", cfg.policy, "give the folder of a finished run, or one of save_pretrained")
+    folder = _model_folder(
+        "policy", cfg.policy, "give the folder of a finished run, or one of save_pretrained", cfg.out
+    )
     return ModelSpec(name=f"policy={cfg.policy}", origin="path", path=str(folder))
 
 
@@ -43,10 +44,11 @@ def reward_folder(cfg: DictConfig) -> Path:
     """Return the folder of the reward model: the one given, or that of task=reward, which is run if need be.
 
     Raises:
-        UserError: No such folder, or one without a model; or what task=reward raises.
+        UserError: No such folder, one without a model, or one within the folder of this run; or what task=reward
+            raises.
     """
     if cfg.reward is not None:
-        return _model_folder("reward", cfg.reward, "give the folder of a finished run of task=reward")
+        return _model_folder("reward", cfg.reward, "give the folder of a finished run of task=reward", cfg.out)
     changes = {"sampler": {"name": cfg.reward_sampler}, "tracker": cfg.tracker, "held_out": cfg.held_out}
     wanted = config_of(cfg, "train", "reward", **changes)
     if not (Path(wanted.out) / "result.json").is_file():
@@ -61,12 +63,17 @@ def reward_folder(cfg: DictConfig) -> Path:
     return Path(wanted.out) / "model"
 
 
-def _model_folder(setting: str, value: Any, remedy: str) -> Path:
+def _model_folder(setting: str, value: Any, remedy: str, out: str) -> Path:
     given = Path(str(value)).expanduser()
     folder = given / "model" if (given / "model").is_dir() else given
     if not (folder / "config.json").is_file():
         raise UserError(f"{setting}={value}: {'holds no model' if given.is_dir() else 'no such folder'}; {remedy}")
     weight_files(folder, f"{setting}={value}")
+    if Path(out).expanduser().resolve() in folder.resolve().parents:
+        raise UserError(
+            f"{setting}={value}: lies in the folder that this run writes to, out={out}, where it would be moved or "
+            "overwritten; give another out=FOLDER"
+        )
     return folder
 
 
@@ -132,29 +139,3 @@ def load_judge(folder: Path, tokenizer: Any, device: torch.device) -> PreTrained
             "family"
         )
     return model
-
-
-def require_unseen(setting: str, folder: Path, held_out: Collection[str]) -> None:
-    """Refuse a model that was trained on prompts which this run holds out: its rewards or answers there prove nothing.
-
-    Prompts are told apart by their ids, which are hashes of their content. What a run drew is in its ledger.jsonl.
-
-    Args:
-        setting: That names the model, with its value.
-        folder: Of the model.
-        held_out: Ids of the prompts that this run holds out.
-
-    Raises:
-        UserError: Says how many of them it has seen.
-    """
-    ledger = (folder.parent if folder.name == "model" else folder) / "ledger.jsonl"
-    if not ledger.is_file():
-        say(f"note: {setting}: there is no {ledger.name} with it, so nothing tells which prompts it was trained on")
-        return
-    rows = read_rows(ledger, {"drawn": int}, "grpo (or task=reward) in train.py")
-    if seen := [row["id"] for row in rows if row["drawn"] and row["id"] in held_out]:
-        raise UserError(
-            f"{setting}: was trained on {len(seen)} of the {len(held_out)} prompts that this run holds out, {seen[0]} "
-            "for instance, so it would be judged on what it knows; use held_out and data as in that run, or train it "
-            "anew with those of this one"
-        )

@@ -92,7 +92,11 @@ def measured_weights(cfg: DictConfig) -> tuple[dict[str, float], list[str]]:
 
 
 def save_ledger(folder: Path, sampler: DensityAwareSampler, ids: Sequence[str]) -> None:
-    """Write how often each training prompt was meant to be drawn, and was."""
+    """Write how often each training prompt was meant to be drawn, and was, up to now.
+
+    To be called before a checkpoint is written: no run with a last checkpoint is then without its ledger, and one that
+    is killed between the two draws the same again and writes it anew.
+    """
     meant, drawn = (numbers.tolist() for numbers in sampler.ledger())
     rows = zip(ids, meant, drawn, strict=True)
     write_jsonl(folder / "ledger.jsonl", ({"id": n, "intended": m, "drawn": d} for n, m, d in rows))

@@ -13,10 +13,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from kat.files import locate
-from kat.given import content_of, load_judge, policy_spec, require_unseen, reward_folder, sources_of
+from kat.given import content_of, load_judge, policy_spec, reward_folder, sources_of
 from kat.grpo_data import GrpoData, draw_weights, encode_prompts, evaluation_prompts
 from kat.grpo_eval import Answered, answer, judge, mean_rewards
 from kat.grpo_step import COUNTED, GrpoSpec, Stepper
+from kat.heldout import require_unseen, require_unseen_start
 from kat.plots import plot_training
 from kat.policy import Policy
 from kat.prepared import ensure
@@ -117,6 +118,8 @@ class _Training:
         for setting, folder in (("policy", policy.path), ("reward", judge_folder)):
             if folder and self.cfg[setting] is not None:
                 require_unseen(f"{setting}={self.cfg[setting]}", Path(folder), kept)
+        if self.cfg.policy is None:
+            require_unseen_start(policy, kept)
         self.weights, self.never_drawn = self._weights()
         self.sampler = DensityAwareSampler(self.weights, seed=self.loop.seed)
         self.draws = self._draws()
@@ -198,6 +201,8 @@ class _Training:
                 tracker.histogram(step, "rewards", found.rewards)
                 if step % self.spec.eval_every == 0 or step == last:
                     self._look(step)
+                if self.state.is_main_process and self.run.is_due(step):
+                    save_ledger(self.run.folder, self.sampler, [prompt.id for prompt in self.data.train])
                 self.run.save(
                     step, self.learner, before=self.before, totals=self.totals, last=self.last, looks=self.looks
                 )
@@ -205,7 +210,6 @@ class _Training:
         result = self._result(time.perf_counter() - started)
         if self.state.is_main_process:
             folder = self.run.folder
-            save_ledger(folder, self.sampler, [prompt.id for prompt in self.data.train])
             save_model(whole_model(self.policy.model), self.tokenizer, folder / "model")
             steps = read_jsonl(folder / "metrics.jsonl")
             plot_training(steps, self.looks, f"GRPO, {self.cfg.name}", folder / "curves.png")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kat.files import locate
 from kat.frozen import SplitScorer
+from kat.heldout import require_unseen_start
 from kat.pairs import read_pairs
 from kat.prepared import ensure
 from kat.reward_data import RewardData, RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
@@ -149,6 +150,7 @@ class _Training:
             lm = load_model(model, self.state.device, torch.float32)
         self.tokenizer = lm.tokenizer
         self.data = self._data(min(spec.max_length, reads_at_most(lm.model) or spec.max_length))
+        require_unseen_start(model, {pair.prompt_id for pair in self.data.held_out})
         self.sampler = self._sampler()
         self.model: Any = reward_model_of(lm, generator_for(self.loop.seed, "reward head"))
         self.trained, self.parameters = make_trainable(self.model, tuning, self.loop.seed, ["score"])
@@ -197,7 +199,6 @@ class _Training:
         self._steps(done)
         result = self._judged()
         if self.state.is_main_process:
-            save_ledger(self.run.folder, self.sampler, list(self.data.train))
             write_json(self.run.folder / "result.json", result)
             print(render(result["held_out"], "held-out pairs"))
             say(f"reward model: {self.run.folder / 'model'}; {self.run.folder / 'result.json'}")
@@ -211,6 +212,8 @@ class _Training:
                 drawn = [next(draws) for _ in range(self.spec.prompts_per_step)]
                 metrics, timings = self._step(step, drawn)
                 self.run.log(step, metrics, timings)
+                if self.state.is_main_process and self.run.is_due(step):
+                    save_ledger(self.run.folder, self.sampler, list(self.data.train))
                 self.run.save(step, self.learner)
                 progress.advance(
                     len(drawn),

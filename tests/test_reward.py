@@ -158,6 +158,19 @@ app.launch("train", train.TASKS, sys.argv[1:])
 """
 
 
+def test_a_start_that_has_seen_held_out_prompts_is_refused(command, tiny):
+    for part in (tiny.model, tiny.tokenizer):
+        part.save_pretrained("begun/model")
+    questions = [row["prompt"] for row in read_jsonl(Path("mine.jsonl"))]
+    ids = [prompt_id([{"role": "user", "content": question}]) for question in questions]
+    seen = next(name for name in ids if held_out(name, 0.25))
+    Path("begun/ledger.jsonl").write_text(json.dumps({"id": seen, "drawn": 1}) + "\n")
+    start = [word for word in SMALL if not word.startswith("model=")] + ["model=path", "model.path=begun/model"]
+    status, _, said = command(*start)
+    assert status == 1 and "model.path=begun/model: was trained on 1 of the" in said and seen in said
+    assert not OUT.exists()
+
+
 def test_a_killed_run_goes_on_to_the_very_same_end(command):
     assert command(*SMALL, "out=whole", "pairs_per_prompt=1")[0] == 0
     arguments = [*SMALL, "out=killed", "pairs_per_prompt=1"]
@@ -165,6 +178,7 @@ def test_a_killed_run_goes_on_to_the_very_same_end(command):
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(read_jsonl(Path("killed/metrics.jsonl"))) == 5 and not Path("killed/result.json").exists()
+    assert sum(row["drawn"] for row in read_jsonl(Path("killed/ledger.jsonl"))) == 4 * 4  # as at the checkpoint
     status, _, said = command(*arguments, "steps=7")
     assert status == 1 and "steps was 6 and is 7" in said  # a checkpoint of another configuration
     assert json.loads(Path("killed/config.json").read_text())["steps"] == 6

@@ -161,6 +161,12 @@ def test_one_command_does_it_all(training, here):
     assert status == 0 and "finished before" in err
     status, _, err = training("grpo.beta=0.1", "seed=0")
     assert status == 1 and "grpo.beta was 0.04 and is 0.1" in err and "force=true" in err
+    status, _, err = training(f"policy={RUN}", "force=true")
+    assert status == 1 and f"policy={RUN}: lies in the folder that this run writes to" in err
+    assert (RUN / "model" / "config.json").is_file() and not (RUN / "replaced").exists()
+    for start in (f"policy={RUN}", f"model.path={RUN}/model"):
+        status, _, err = training("model=path", start, "held_out=0.6", "out=again", "steps=1")
+        assert status == 1 and f"{start}: was trained on " in err and "prompts that are held out here" in err
 
 
 def test_the_reward_rises(training):
@@ -247,6 +253,7 @@ def test_force_begins_anew_once_and_then_goes_on(training, monkeypatch):
     monkeypatch.setattr(Run, "log", stopped)
     status, _, err = training("force=true")
     assert status == 130 and "replaced/1" in err and not (RUN / "result.json").exists()
+    assert sum(row["drawn"] for row in rows(RUN / "ledger.jsonl")) == 2 * 2  # as it was at the checkpoint
     monkeypatch.setattr(Run, "log", real)
     status, _, err = training("force=true")
     assert status == 0 and "begun anew by force=true" in err and "going on after step 2 of 4" in err

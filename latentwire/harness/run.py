@@ -133,9 +133,13 @@ class Run:
             with writing(path), path.open("a", encoding="utf-8") as file:
                 file.writelines(json_line(row) for row in rows)
 
+    def is_due(self, step: int) -> bool:
+        """Tell whether a checkpoint is due after a step: every so many, and after the last."""
+        return step % self.spec.checkpoint_every == 0 or step == self.steps
+
     def save(self, step: int, learner: Mapping[str, Stateful], *, due: bool = False, **more: Any) -> None:
         """Write a checkpoint where one is due: every so many steps, after the last, and where `due` says so."""
-        if step % self.spec.checkpoint_every and step != self.steps and not due:
+        if not (due or self.is_due(step)):
             return
         if self.state.is_main_process:
             self.checkpoints.save(step, {name: part.state_dict() for name, part in learner.items()} | more)
