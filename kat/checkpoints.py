@@ -100,6 +100,20 @@ def doubts(models: Sequence[TrainedModel]) -> list[str]:
     return found
 
 
+def beyond_training(models: Sequence[TrainedModel], tokens: int) -> list[str]:
+    """Return a sentence for each model of GRPO whose completions were shorter in training than the `tokens` asked."""
+    found = []
+    for model in models:
+        limit = dict(_flat(model.config or {})).get("grpo.max_completion_length")
+        if isinstance(limit, int) and limit < tokens:
+            found.append(
+                f"{model.label} was trained on completions of at most {limit} tokens and is asked for {tokens}: no "
+                "reward ever reached what comes later; max_completion_length="
+                f"{limit} samples what was trained"
+            )
+    return found
+
+
 def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Return the settings in which two runs differ, but for the sampler and where they lie, as 'name (x, y)'."""
     a, b = dict(_flat(one)), dict(_flat(other))

@@ -18,14 +18,14 @@ from transformers import PreTrainedTokenizerBase
 import latentwire
 from kat.bleu import Tokens
 from kat.chat import encode_prompt
-from kat.checkpoints import TrainedModel, doubts, find_models
+from kat.checkpoints import TrainedModel, beyond_training, doubts, find_models
 from kat.collapse import FEWEST, Samples, across, common_lengths, compare, cut, each, groups_by_density, within
 from kat.diversity import em_dashes, not_just_but
 from kat.diversity_report import markdown, reading
 from kat.embed import Embedder, embed_texts
 from kat.embedders import EmbedderSpec, load_embedder
 from kat.files import locate, task
-from kat.heldout import held_out
+from kat.heldout import held_out, require_unseen
 from kat.plots import plot_differences
 from kat.prompts import Prompt, read_prompts
 from kat.rollout import Sampling, end_tokens
@@ -117,7 +117,7 @@ def diversity(cfg: DictConfig) -> dict[str, Any] | None:
         say(f"diversity: {out}  (finished before; force=true compares again)")
         _print(before)
         return before
-    warnings = doubts(work.models)
+    warnings = [*doubts(work.models), *beyond_training(work.models, work.spec.max_completion_length)]
     for warning in warnings:
         say(f"warning: {warning}")
     started = time.perf_counter()
@@ -174,6 +174,8 @@ def _work(cfg: DictConfig, state: PartialState) -> _Work:
     models = find_models({setting: str(path or "") for setting, path in paths.items()})
     prompts, about = _prompts(cfg, models, spec.prompts)
     ids = [prompt.id for prompt in prompts]
+    for setting, model in zip(paths, models, strict=True):
+        require_unseen(f"{setting}={paths[setting]}", model.folder, ids)
     groups = {"all": list(range(len(ids)))}
     if cfg.weights_file:
         known, density, _ = read_weights(locate(cfg, "weights_file"))

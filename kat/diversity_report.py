@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kat.collapse import LEVELS, METRICS
@@ -28,7 +28,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         *(f"{paragraph}\n" for paragraph in result["reading"]),
         "## What was sampled",
         "",
-        *_table(
+        *table(
             ["checkpoint", "completions", "empty", "ended", "tokens", "cut to match", "tokens cut off", "em-dashes",
              "not just X but Y"],
             [
@@ -68,13 +68,13 @@ def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
                 rows.append(
                     [
                         METRICS[level, row["metric"]].label,
-                        _with_interval(row["first"]["value"], row["first"]["interval"]),
-                        _with_interval(row["second"]["value"], row["second"]["interval"]),
-                        _with_interval(row["difference"], row["interval"], sign=True),
-                        _p(row["p_holm"]) + (" *" if shown(row) else ""),
+                        with_interval(row["first"]["value"], row["first"]["interval"]),
+                        with_interval(row["second"]["value"], row["second"]["interval"]),
+                        with_interval(row["difference"], row["interval"], sign=True),
+                        p_text(row["p_holm"]) + (" *" if shown(row) else ""),
                     ]
                 )
-    yield from _table(["metric", first, second, "difference", "p (Holm)"], rows)
+    yield from table(["metric", first, second, "difference", "p (Holm)"], rows)
 
 
 def _method(result: Mapping[str, Any]) -> Iterator[str]:
@@ -83,9 +83,9 @@ def _method(result: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "In brackets: 95% intervals of 10,000 bootstrap resamples of the prompts, the differences paired; with "
-        "fewer than 30 prompts they are somewhat too narrow. Across prompts each prompt stands for its leave-one- "
-        "out pseudo-value, as drawing a prompt twice would put copies into the set. p-values are corrected by "
-        "Holm over the metrics of a table; a star marks those below .05. Lengths matched: every completion is cut "
+        "fewer than 30 prompts they are somewhat too narrow. Across prompts each prompt stands for its "
+        "leave-one-out pseudo-value, as drawing a prompt twice would put copies into the set. p-values are corrected "
+        "by Holm over the metrics of a table; a star marks those below .05. Lengths matched: every completion is cut "
         "to the shortest of all checkpoints with the same prompt and number. Embeddings for the distance and the "
         "Vendi score: "
         f"{embedder}."
@@ -116,6 +116,7 @@ def reading(comparisons: Sequence[Mapping[str, Any]], warnings: Sequence[str], g
         parts = [group for group in ("rare", "common") if (group, "matched") in of]
         sentences += [_says(of[group, "matched"], generations) for group in parts]
         sentences.append(_lengths(of["all", "raw"], of["all", "matched"]))
+        sentences += _unfinished(of["all", "raw"])
         if len(parts) == 2:
             sentences.append("Whether rare and common prompts differ in this was not tested.")
         sentences.append(
@@ -148,30 +149,31 @@ def _says(comparison: Mapping[str, Any], generations: int) -> str:
         return f"{where}, no difference is shown in any of the {len(rows)} metrics."
     parts = []
     for direction, words in ((1, "more diverse"), (-1, "less diverse"), (0, "different")):
-        found = [row for row in differing if _sign(row) == direction]
+        found = [row for row in differing if way(row) == direction]
         if found:
-            parts.append(f"{words} in {_listed(map(_named, found))}")
+            parts.append(f"{words} in {listed(map(named, found))}")
     rest = len(rows) - len(differing)
     none = f"; in the other {rest} no difference is shown" if rest else ""
-    return f"{where}, {second} is {_listed(parts)}{none}."
+    return f"{where}, {second} is {listed(parts)}{none}."
 
 
-def _sign(row: Mapping[str, Any]) -> int:
+def way(row: Mapping[str, Any]) -> int:
     """Return 1 where the second arm is the more diverse, -1 where it is less, 0 where the metric says neither."""
     direction = METRICS[row["level"], row["metric"]].direction
     return direction if row["difference"] > 0 else -direction
 
 
-def _named(row: Mapping[str, Any]) -> str:
+def named(row: Mapping[str, Any]) -> str:
+    """Return the name of a metric with its level and its difference."""
     level = {"within": " within prompts", "across": " across prompts", "each": ""}[row["level"]]
     label = METRICS[row["level"], row["metric"]].label
-    return f"{label}{level} ({_with_interval(row['difference'], row['interval'], sign=True)})"
+    return f"{label}{level} ({with_interval(row['difference'], row['interval'], sign=True)})"
 
 
 def _lengths(raw: Mapping[str, Any], matched: Mapping[str, Any]) -> str:
     """Return how lengths differ, and which differences go when they are matched."""
     length = next(row for row in raw["rows"] if row["metric"] == "length")
-    by = _with_interval(length["difference"], length["interval"], sign=True)
+    by = with_interval(length["difference"], length["interval"], sign=True)
     sentence = (
         f"As sampled, the completions of {raw['second']} differ in length by {by} tokens"
         if shown(length)
@@ -182,26 +184,41 @@ def _lengths(raw: Mapping[str, Any], matched: Mapping[str, Any]) -> str:
     gone = [row for row in raw["rows"]
             if shown(row) and (row["level"], row["metric"]) in compared - still]  # fmt: skip
     if gone:
-        return f"{sentence}; shown there but not with lengths matched: {_listed(map(_named, gone))}."
+        return f"{sentence}; shown there but not with lengths matched: {listed(map(named, gone))}."
     return f"{sentence}."
 
 
-def _listed(parts: Any) -> str:
+def _unfinished(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence where most completions of an arm were cut off: their beginnings are what is compared."""
+    ended = next(row for row in raw["rows"] if row["metric"] == "ended")
+    shares = {raw[arm]: ended[arm]["value"] for arm in ("first", "second")}
+    if min(shares.values()) < 0.5:
+        yield (
+            f"Most completions did not come to their end within the limit of tokens "
+            f"({listed(f'{share:.0%} of {label} did' for label, share in shares.items())}), so what is compared are "
+            "beginnings of answers."
+        )
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Return parts as a list in words: a, b and c."""
     *before, last = parts
-    return f"{', '.join(before)} and {last}" if before else str(last)
+    return f"{', '.join(before)} and {last}" if before else last
 
 
-def _with_interval(value: float, interval: Sequence[float], sign: bool = False) -> str:
+def with_interval(value: float, interval: Sequence[float], sign: bool = False) -> str:
+    """Return a value and its interval to three decimals."""
     style = "+.3f" if sign else ".3f"
     middle, low, high = (f"{round(number, 3) + 0.0:{style}}" for number in (value, *interval))  # + 0.0: no -0.000
     return f"{middle} [{low}, {high}]"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """Return a p-value to three decimals."""
     return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Yield a Markdown table."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
     for row in (columns, ["---"] * len(columns), *rows):
         yield "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |"

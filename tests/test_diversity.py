@@ -11,7 +11,7 @@ import torch
 from conftest import model_spec
 
 from kat import samples
-from kat.checkpoints import differing_settings, find_models
+from kat.checkpoints import beyond_training, differing_settings, find_models
 from kat.heldout import held_out
 from kat.prompts import prompt_id
 from latentwire.harness.errors import UserError
@@ -73,6 +73,7 @@ def test_a_collapsed_model_is_found_out_and_a_killed_run_goes_on(work, cli, monk
     assert status == 0, said
     found = report()
     assert found["warnings"] == [] and found["prompts"]["sampled"] == 20
+    assert said.count("nothing tells which prompts it was trained on") == 2  # these runs have no ledger
     comparisons = {(each["group"], each["form"]): each for each in found["comparisons"]}
     assert {group for group, _ in comparisons} <= {"all", "rare", "common"}
     rows = {(row["level"], row["metric"]): row for row in comparisons["all", "matched"]["rows"]}
@@ -89,6 +90,10 @@ def test_a_collapsed_model_is_found_out_and_a_killed_run_goes_on(work, cli, monk
     sampled = rows_of(OUT / "samples.jsonl")
     assert len(sampled) == 2 * 20 * 3
     assert all(held_out(row["prompt_id"], 0.5) for row in sampled)
+    ended = {name: sum(row["ended"] for row in sampled if row["checkpoint"] == name) for name in ("one", "two")}
+    assert max(ended.values()) < 30  # of 60
+    assert (f"({ended['one'] / 60:.0%} of one did and {ended['two'] / 60:.0%} of two did), so what is compared are "
+            "beginnings of answers") in found["reading"][0]  # fmt: skip
     tokens = {each["label"]: each["tokens"] for each in found["checkpoints"]}
     assert tokens["one"] == sum(len(row["ids"]) for row in sampled if row["checkpoint"] == "one")
     assert all(len(row["entropy"]) == len(row["ids"]) + row["ended"] for row in sampled)
@@ -146,6 +151,15 @@ def test_runs_that_differ_in_more_than_the_sampler_are_named(work):
     ]
 
 
+def test_asking_for_more_than_was_trained_is_said(work):
+    path = Path("runs/two/config.json")
+    path.write_text(json.dumps({"grpo": {"max_completion_length": 6}}))
+    models = find_models({"a": "runs/one", "b": "runs/two"})
+    (said,) = beyond_training(models, 7)
+    assert said.startswith("two was trained on completions of at most 6 tokens and is asked for 7")
+    assert beyond_training(models, 6) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -166,12 +180,17 @@ def test_runs_that_differ_in_more_than_the_sampler_are_named(work):
         (["embedder=file", "path=x.pt"], "embedder=file: a file embeds no completion"),
         (["out=runs/one/config.json"], "is a file; write out=FOLDER"),
         (["b=other"], "have different tokenizers"),
+        (["b=seen"], "b=seen: was trained on 20 of the 20 prompts that are held out here"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(work, cli, changes, message):
     Path("unfinished/checkpoints").mkdir(parents=True)
     shutil.copytree("runs/one", "empty")
     Path("empty/model/model.safetensors").unlink()
+    if changes == ["b=seen"]:
+        shutil.copytree("runs/two", "seen")
+        drawn = [{"id": row["id"], "drawn": 1} for row in rows_of(Path("outputs/kat/prompts_all.jsonl"))]
+        write(Path("seen/ledger.jsonl"), drawn)
     if changes == ["b=other"]:
         shutil.copytree("runs/two", "other")
         path = Path("other/model/tokenizer.json")
