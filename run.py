@@ -13,6 +13,7 @@ python run.py task=cluster                       clusters of prompts
 python run.py task=project                       the map of prompt space, a page to turn and search
 python run.py task=score reward=FOLDER path=FILE a reward model judges pairs, by subset
 python run.py task=diversity a=RUN b=RUN         how diverse are the completions of two checkpoints
+python run.py task=verdict 'reports=[A,B,C]'     the same over several pairs of runs, with intervals over seeds
 """
 
 from latentwire.harness.app import Task, launch
@@ -34,6 +35,7 @@ TASKS = {
     "project": Task(run="kat.measure:projection"),
     "score": Task(run="kat.score_job:score_file"),
     "diversity": Task(run="kat.diversity_job:diversity"),
+    "verdict": Task(run="kat.verdict_job:verdict"),
 }
 
 if __name__ == "__main__":

@@ -78,12 +78,14 @@ def plot_training(
         FigureCanvasAgg(figure).print_png(file)
 
 
-def plot_differences(comparisons: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_differences(comparisons: Sequence[Mapping[str, Any]], path: Path, over: str = "prompts") -> None:
     """Draw the differences of two arms with their intervals, a panel for each metric, a line for each group of prompts.
 
     Args:
-        comparisons: Those of one pair of arms, of `kat.collapse.compare`, with `group`, `form` and `prompts`.
+        comparisons: Those of one pair of arms, of `kat.collapse.compare` or `kat.verdict.pool`, with `group`, `form`
+            and `prompts`.
         path: PNG file, written whole or not at all.
+        over: What the intervals are over, for the title.
     """
     forms = {"matched": (BLUE, 0.12, "o", "lengths matched"), "raw": (ORANGE, -0.12, "s", "as sampled")}
     groups = list(dict.fromkeys((each["group"], each["prompts"]) for each in comparisons))
@@ -119,6 +121,6 @@ def plot_differences(comparisons: Sequence[Mapping[str, Any]], path: Path) -> No
     ]
     figure.legend(handles=marks, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
     first, second = comparisons[0]["first"], comparisons[0]["second"]
-    figure.suptitle(f"{second} minus {first}, 95% intervals over prompts", fontsize=10)
+    figure.suptitle(f"{second} minus {first}, 95% intervals over {over}", fontsize=10)
     with open_atomically(path) as file, writing(path):
         FigureCanvasAgg(figure).print_png(file)

@@ -161,6 +161,47 @@ def paired_bootstrap(systems: Scores, baseline: Scores, seed: int) -> list[Diffe
     ]
 
 
+def mean_over_runs(values: Scores) -> list[Difference]:
+    """Return the mean of each row of differences with its 95% interval over runs, (S, n) -> S of them.
+
+    Student's t with n - 1 degrees of freedom: it takes the runs as independent and their differences as normal, which a
+    handful cannot show. A row without any spread says nothing of it: its interval is its mean and its p-value 1.
+
+    Args:
+        values: One difference for each of n runs, n at least 2.
+    """
+    n = values.shape[1]
+    means, errors = values.mean(axis=1), values.std(axis=1, ddof=1) / math.sqrt(n)
+    half = errors * t_quantile(0.95, n - 1)
+    return [
+        Difference(float(m), (float(m - h), float(m + h)), 1 - t_within(abs(float(m / e)), n - 1) if e else 1.0)
+        for m, h, e in zip(means, half, np.where(np.ptp(values, axis=1) > 0, errors, 0.0), strict=True)
+    ]
+
+
+def t_within(t: float, degrees: int) -> float:
+    """Return the chance that Student's t lies between -t and t (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    square, odd = math.cos(angle) ** 2, degrees % 2
+    term = math.cos(angle) if odd else 1.0
+    total = term if degrees > 1 else 0.0
+    for k in range(2 + odd, degrees - 1, 2):
+        term *= square * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def t_quantile(within: float, degrees: int) -> float:
+    """Return the t between which and its negative Student's t lies with a chance of `within`, by bisection."""
+    low, high = 0.0, 1.0
+    while t_within(high, degrees) < within:
+        low, high = high, 2 * high
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_within(middle, degrees) < within else (low, middle)
+    return high
+
+
 def holm(p_values: Scores) -> Scores:
     """Return Holm's step-down corrected p-values of a family, in the order given."""
     order = np.argsort(p_values, kind="stable")
