@@ -144,6 +144,8 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     if not spec.path:
         raise UserError("model=path: no path given; add model.path=FOLDER, FILE.gguf or ORG/NAME, or set MODEL_ID")
     local = Path(spec.path).expanduser()
+    if (local / "model" / "config.json").is_file():
+        raise UserError(f"model.path={spec.path}: is the folder of a run; write model.path={local / 'model'}")
     if local.is_file():
         with local.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -185,12 +187,18 @@ def weight_files(folder: Path, setting: str) -> list[Path]:
 
 
 def _load_whole(where: str, **options: Any) -> PreTrainedModel:
-    """Load a model, refusing one whose weights are not all there: transformers would make up the others."""
+    """Load a model, refusing one whose weights are not all there, or are a reward model's.
+
+    transformers would make up the missing ones, and drop the head of a reward model: with tied embeddings what is left
+    loads as a language model, and is none.
+    """
     loaded: Any = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options)
     model, info = loaded
     missing = sorted({*info["missing_keys"], *(str(key) for key in info.get("mismatched_keys", ()))})
     if missing:
         raise ValueError(f"{len(missing)} weights are missing or of another shape, among them {missing[0]}")
+    if head := next((key for key in sorted(map(str, info["unexpected_keys"])) if key.startswith("score.")), None):
+        raise ValueError(f"it is a reward model, its {head} gives scores and no words")
     assert isinstance(model, PreTrainedModel)
     return model
 

@@ -164,6 +164,8 @@ def test_one_command_does_it_all(training, here):
     status, _, err = training(f"policy={RUN}", "force=true")
     assert status == 1 and f"policy={RUN}: lies in the folder that this run writes to" in err
     assert (RUN / "model" / "config.json").is_file() and not (RUN / "replaced").exists()
+    status, _, err = training("model=path", f"model.path={RUN}", "out=again")
+    assert status == 1 and f"model.path={RUN}: is the folder of a run; write model.path={RUN}/model" in err
     for start in (f"policy={RUN}", f"model.path={RUN}/model"):
         status, _, err = training("model=path", start, "held_out=0.6", "out=again", "steps=1")
         assert status == 1 and f"{start}: was trained on " in err and "prompts that are held out here" in err
@@ -499,6 +501,8 @@ def test_a_policy_is_no_reward_model_and_another_tokenizer_no_fit(training, here
     status, _, err = training("grpo.reward_funcs=[model]", "reward=judge")
     assert status == 1 and "has another tokenizer than the policy, they differ in vocabulary (" in err
     tiny.tokenizer.save_pretrained(here / "judge")
+    status, _, err = training("policy=judge", "steps=1")
+    assert status == 1 and "policy=judge: " in err and "it is a reward model, its score.weight gives" in err
     status, _, err = training("grpo.reward_funcs=[model]", "reward=judge", "policy=lm", "steps=1")
     assert status == 0, err
     assert rows(RUN / "metrics.jsonl")[0].keys() >= {"rewards/model"}
