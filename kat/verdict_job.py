@@ -38,7 +38,7 @@ def verdict(cfg: DictConfig) -> dict[str, Any] | None:
     require_alike(reports)
     arms = arms_of(next(iter(reports.values())))
     comparisons = pool(list(reports.values()))
-    result = {
+    result: dict[str, Any] = {
         "arms": arms,
         "reports": list(reports),
         "warnings": [f"{name}: {warning}" for name, report in reports.items() for warning in report["warnings"]],
