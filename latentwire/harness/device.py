@@ -111,8 +111,8 @@ def within_memory(device: torch.device, settings: dict[str, Any]) -> Iterator[No
             raise
         told = ", ".join(f"{name}={value}" for name, value in settings.items())
         raise UserError(
-            f"{told}: {describe_machine(device)} has no memory left for it ({out_of_memory(error)}); lower {' or '.join(settings)}, "
-            "or free the device of other programs"
+            f"{told}: {describe_machine(device)} has no memory left for it ({out_of_memory(error)}); "
+            f"lower {' or '.join(settings)}, or free the device of other programs"
         ) from error
 
 
