@@ -146,7 +146,8 @@ def test_query_pooling_starts_as_the_mean_and_hears_the_passage(tiny, passages):
 def test_a_ratio_that_leaves_nothing_is_refused(tiny):
     encoder = lm_layers(tiny, ratio=8)
     assert encoder.positions(8) == 1
-    with pytest.raises(UserError, match=r"ratio=8: leaves nothing of a passage of 7 tokens; use an encoder of ratio=7 or less"):
+    said = "ratio=8: leaves nothing of a passage of 7 tokens; use an encoder of ratio=7 or less"
+    with pytest.raises(UserError, match=said):
         encoder.positions(7)
 
 
