@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kat.collapse import LEVELS, METRICS
@@ -53,28 +53,35 @@ def _directions(direction: int) -> str:
 
 
 def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a heading and the table of one comparison, level by level."""
-    first, second = comparison["first"], comparison["second"]
+    yield from section(comparison, f"n = {comparison['prompts']}", [
+        (comparison["first"], lambda row: with_interval(row["first"]["value"], row["first"]["interval"])),
+        (comparison["second"], lambda row: with_interval(row["second"]["value"], row["second"]["interval"])),
+        ("difference", difference_text),
+        ("p (Holm)", p_holm_text),
+    ])  # fmt: skip
+
+
+def section(
+    comparison: Mapping[str, Any], size: str, columns: Sequence[tuple[str, Callable[[Any], str]]]
+) -> Iterator[str]:
+    """Yield a heading and the table of one comparison, level by level.
+
+    Args:
+        comparison: Whose rows.
+        size: What it was made over, for the heading.
+        columns: Besides the metric's name: the title of each, and what a row says there.
+    """
     yield (
-        f"## {second} against {first}: {GROUPS[comparison['group']]} prompts, {FORMS[comparison['form']]} "
-        f"(n = {comparison['prompts']})"
+        f"## {comparison['second']} against {comparison['first']}: {GROUPS[comparison['group']]} prompts, "
+        f"{FORMS[comparison['form']]} ({size})"
     )
     yield ""
     rows: list[list[object]] = []
     for level, words in LEVELS.items():
-        rows.append([f"*{words}*", "", "", "", ""])
-        for row in comparison["rows"]:
-            if row["level"] == level:
-                rows.append(
-                    [
-                        METRICS[level, row["metric"]].label,
-                        with_interval(row["first"]["value"], row["first"]["interval"]),
-                        with_interval(row["second"]["value"], row["second"]["interval"]),
-                        with_interval(row["difference"], row["interval"], sign=True),
-                        p_text(row["p_holm"]) + (" *" if shown(row) else ""),
-                    ]
-                )
-    yield from table(["metric", first, second, "difference", "p (Holm)"], rows)
+        rows.append([f"*{words}*", *("" for _ in columns)])
+        rows += [[METRICS[level, row["metric"]].label, *(cell(row) for _, cell in columns)]
+                 for row in comparison["rows"] if row["level"] == level]  # fmt: skip
+    yield from table(["metric", *(title for title, _ in columns)], rows)
 
 
 def _method(result: Mapping[str, Any]) -> Iterator[str]:
@@ -216,6 +223,16 @@ def with_interval(value: float, interval: Sequence[float], sign: bool = False) -
 def p_text(value: float) -> str:
     """Return a p-value to three decimals."""
     return "< .001" if value < 0.001 else f"{value:.3f}"
+
+
+def p_holm_text(row: Mapping[str, Any]) -> str:
+    """Return a row's corrected p-value, with a star where it is shown to differ."""
+    return p_text(row["p_holm"]) + (" *" if shown(row) else "")
+
+
+def difference_text(row: Mapping[str, Any]) -> str:
+    """Return a row's difference with its interval."""
+    return with_interval(row["difference"], row["interval"], sign=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:

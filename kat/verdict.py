@@ -8,8 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from kat.collapse import LEVELS, METRICS
-from kat.diversity_report import FORMS, GROUPS, listed, named, p_text, shown, table, way, with_interval
+from kat.diversity_report import (
+    GROUPS,
+    difference_text,
+    listed,
+    named,
+    p_holm_text,
+    p_text,
+    section,
+    shown,
+    way,
+)
 from latentwire.harness.errors import UserError
 from latentwire.metrics import corrected, mean_over_runs, t_quantile
 
@@ -160,29 +169,14 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
-    first, second = comparison["first"], comparison["second"]
-    yield (
-        f"## {second} against {first}: {GROUPS[comparison['group']]} prompts, {FORMS[comparison['form']]} "
-        f"({comparison['prompts']} prompts)"
-    )
-    yield ""
-    rows: list[list[object]] = []
-    for level, words in LEVELS.items():
-        rows.append([f"*{words}*", "", "", "", "", "", ""])
-        rows += [
-            [
-                METRICS[level, row["metric"]].label,
-                f"{row['first']:.3f}",
-                f"{row['second']:.3f}",
-                with_interval(row["difference"], row["interval"], sign=True),
-                ", ".join(f"{value:+.3f}" for value in row["runs"]),
-                p_text(row["p_value"]),
-                p_text(row["p_holm"]) + (" *" if shown(row) else ""),
-            ]
-            for row in comparison["rows"]
-            if row["level"] == level
-        ]
-    yield from table(["metric", first, second, "mean difference", "run by run", "p", "p (Holm)"], rows)
+    yield from section(comparison, f"{comparison['prompts']} prompts", [
+        (comparison["first"], lambda row: f"{row['first']:.3f}"),
+        (comparison["second"], lambda row: f"{row['second']:.3f}"),
+        ("mean difference", difference_text),
+        ("run by run", lambda row: ", ".join(f"{value:+.3f}" for value in row["runs"])),
+        ("p", lambda row: p_text(row["p_value"])),
+        ("p (Holm)", p_holm_text),
+    ])  # fmt: skip
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
