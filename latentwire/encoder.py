@@ -8,7 +8,6 @@ z is what would travel; the adapter stands on the LM's side. Each encoder says h
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,13 +15,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from latentwire.grouping import (
+    bounds_around,
+    choose_heads,
+    group_bounds,
+    information,
+    pooling_matrix,
+    word_begins,
+)
 from latentwire.harness.errors import UserError
 from latentwire.transform import check_dials, require
 
 BYTES = 256
+GROUPS = ("equal", "words")
 POOLS = ("mean", "query")
+ASIDE = 2.0  # how much lower the gates of the lesser words start: 2 sigmoid(-2) = .24 of an embedding
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Passages:
     texts: list[str]
     lengths: list[int]  # tokens of each
     embeds: Tensor  # (B, T, D) token embeddings, zero beyond the length
+    ids: list[list[int]] | None = None  # the tokens themselves, for an encoder that asks for them
 
     @property
     def mask(self) -> Tensor:
@@ -41,12 +51,13 @@ class Passages:
         ).unsqueeze(-1)
 
 
-def make_passages(texts: list[str], embeds: list[Tensor]) -> Passages:
+def make_passages(texts: list[str], embeds: list[Tensor], ids: list[list[int]] | None = None) -> Passages:
     """Put passages side by side, padded on the right.
 
     Args:
         texts: The passages.
         embeds: Their token embeddings, (T_i, D) each.
+        ids: Their tokens, where the encoder asks for them (`Encoder.reads_ids`).
 
     Raises:
         UserError: A passage without a token.
@@ -54,7 +65,8 @@ def make_passages(texts: list[str], embeds: list[Tensor]) -> Passages:
     lengths = [len(rows) for rows in embeds]
     if not all(lengths):
         raise UserError("an empty passage: there is nothing to encode; leave it out, or ask without a passage")
-    return Passages(texts, lengths, nn.utils.rnn.pad_sequence([rows.float() for rows in embeds], batch_first=True))
+    padded = nn.utils.rnn.pad_sequence([rows.float() for rows in embeds], batch_first=True)
+    return Passages(texts, lengths, padded, ids)
 
 
 class Encoder(nn.Module, ABC):
@@ -66,6 +78,7 @@ class Encoder(nn.Module, ABC):
     """
 
     z_width: int
+    reads_ids = False  # whether it asks for the tokens themselves
 
     def __init__(self, width: int, unit: float) -> None:
         super().__init__()
@@ -74,6 +87,12 @@ class Encoder(nn.Module, ABC):
     def positions(self, tokens: int) -> int:
         """Return how many latents a passage of so many tokens becomes."""
         return tokens
+
+    def stands_for(self, passages: Passages) -> Tensor:
+        """Return what each position stands for, an average of token embeddings: (B, L, D), 0 beyond a passage's own."""
+        groups = [group_bounds(tokens, self.positions(tokens)) for tokens in passages.lengths]
+        averages: Tensor = pooling_matrix(passages.embeds.shape[1], groups).to(passages.embeds) @ passages.embeds
+        return averages
 
     @abstractmethod
     def forward(self, passages: Passages) -> Tensor:
@@ -98,38 +117,54 @@ class Bottleneck(Encoder):
 class LMLayers(Encoder):
     """A trainable copy of the LM's first layers, attending in both directions, `ratio` positions pooled to one.
 
-    Each token's vector is its embedding, times a gate, plus what the layers have to add; it starts as the embedding: a
-    frozen LM reads sums of a few embeddings a little, and what the layers say in their own coordinates not at all.
-    A passage of T tokens becomes ceil(T / ratio) groups of nearly equal size. `mean` takes the mean of a group; `query`
-    lets that mean attend once more to the whole passage, as in ARC-Encoder (arXiv 2510.20535); there the last layer's
-    own attention does it, here one of its own, which starts as the mean and knows no architecture.
+    A passage of T tokens becomes ceil(T / ratio) groups of neighbours. `equal`: of nearly equal size; a group starts as
+    the mean of its tokens. `words`: each group has one head, chosen by whole words, those that say most by the
+    frequencies of what it is trained on, and takes along the lesser tokens before it; it starts as its head and a
+    little of these. Either way each token's embedding is gated, and what the layers say is added as the mean over the
+    group: a frozen LM reads tokens well, sums of a few embeddings a little, and what the layers say in their own
+    coordinates not at all.
+
+    `pool=query` lets a group attend once more to the whole passage, as in ARC-Encoder (arXiv 2510.20535); there the
+    last layer's own attention does it, here one of its own, which adds nothing at the start and knows no architecture.
     """
 
     def __init__(
-        self, width: int, unit: float, lm_config: dict[str, Any], *, layers: int, ratio: int, pool: str
+        self, width: int, unit: float, lm_config: dict[str, Any], *, layers: int, ratio: int, groups: str, pool: str
     ) -> None:
         super().__init__(width, unit)
         require(ratio >= 1, "ratio", ratio, "how many tokens share a position: must be at least 1")
-        if pool not in POOLS:
-            raise UserError(f"pool={pool}: unknown; use one of {', '.join(POOLS)}")
+        for dial, value, known in (("groups", groups, GROUPS), ("pool", pool, POOLS)):
+            if value not in known:
+                raise UserError(f"{dial}={value}: unknown; use one of {', '.join(known)}")
         there = int(lm_config["num_hidden_layers"])
         require(1 <= layers <= there, "layers", layers, f"must be between 1 and the LM's {there} layers")
         config = copy.deepcopy(lm_config)
         config["num_hidden_layers"] = layers
         if config.get("layer_types"):
             config["layer_types"] = config["layer_types"][:layers]
-        self.ratio, self.z_width = ratio, width
+        self.ratio, self.z_width, self.reads_ids = ratio, width, groups == "words"
         loaded = AutoConfig.for_model(**config)
         self.body: PreTrainedModel = AutoModel.from_config(loaded, dtype=torch.float32)
         self.body.set_input_embeddings(nn.Identity())  # fed with embeddings; a copy of the table would only lie there
         self.gate, self.addition = _zeros(nn.Linear(width, 1)), _zeros(nn.Linear(width, width))
         self.pooling = QueryPooling(width) if pool == "query" else None
+        if self.reads_ids:
+            size = int(lm_config["vocab_size"])
+            self.register_buffer("information", torch.zeros(size))  # of each token, nats
+            self.register_buffer("begins", torch.ones(size, dtype=torch.bool))  # whether a word begins with it
 
     def copy_from(self, lm: PreTrainedModel) -> None:
         """Start as the LM's own first layers."""
         own = self.body.state_dict()
         theirs = lm.base_model.state_dict()
         self.body.load_state_dict({name: theirs[name].float() for name in own})
+
+    def learn_words(self, texts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Count how often each token comes in the texts to train on; `groups=words` chooses by it."""
+        if self.reads_ids:
+            size = len(self.information)
+            self.information.copy_(information(texts, size))
+            self.begins.copy_(word_begins(tokenizer, size))
 
     def positions(self, tokens: int) -> int:
         """ceil(T / ratio).
@@ -152,10 +187,35 @@ class LMLayers(Encoder):
             inputs_embeds=passages.embeds, attention_mask=seen[:, None, None].expand(-1, 1, mask.shape[1], -1),
             use_cache=False,
         ).last_hidden_state  # (B, T, D)  # fmt: skip
-        vectors = 2 * self.gate(hidden).sigmoid() * passages.embeds / self.unit + self.addition(hidden)  # (B, T, D)
-        matrix = pooling_matrix(passages.lengths, [self.positions(n) for n in passages.lengths]).to(hidden)
-        pooled = matrix @ vectors  # (B, L, T) (B, T, D) -> (B, L, D)
-        return pooled if self.pooling is None else self.pooling(pooled, vectors, mask)
+        heads, sums, means = self._pools(passages)  # (B, L, T) each
+        gates = self.gate(hidden)  # (B, T, 1)
+        if self.reads_ids:
+            gates = gates - ASIDE * (1 - heads.sum(dim=1).unsqueeze(-1))
+        gated, added = 2 * gates.sigmoid() * passages.embeds / self.unit, self.addition(hidden)  # (B, T, D)
+        pooled = sums @ gated + means @ added  # (B, L, T) (B, T, D) -> (B, L, D)
+        return pooled if self.pooling is None else self.pooling(pooled, gated + added, mask)
+
+    def stands_for(self, passages: Passages) -> Tensor:
+        """Return what each position is held against: the mean of its group, or its head."""
+        return self._pools(passages)[0] @ passages.embeds
+
+    def _pools(self, passages: Passages) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a position stands for, whose gated embeddings and whose additions it takes: (B, L, T) each."""
+        longest, device = passages.embeds.shape[1], passages.embeds.device
+        counts = [self.positions(tokens) for tokens in passages.lengths]
+        if not self.reads_ids:
+            groups = [group_bounds(tokens, n) for tokens, n in zip(passages.lengths, counts, strict=True)]
+            means = pooling_matrix(longest, groups).to(device)
+            return means, means, means
+        assert passages.ids is not None, "groups=words reads the tokens themselves"
+        chosen = [
+            choose_heads(self.information[ids].tolist(), self.begins[ids].tolist(), n)
+            for ids, n in zip(passages.ids, counts, strict=True)
+        ]
+        heads = pooling_matrix(longest, [[(head, head + 1) for head in own] for own in chosen]).to(device)
+        groups = [bounds_around(own, tokens) for own, tokens in zip(chosen, passages.lengths, strict=True)]
+        means = pooling_matrix(longest, groups).to(device)
+        return heads, means.sign(), means
 
 
 class QueryPooling(nn.Module):
@@ -243,26 +303,6 @@ def _zeros(layer: nn.Linear) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def pooling_matrix(tokens: list[int], positions: list[int]) -> Tensor:
-    """Return matrices that take the means of neighbouring tokens, (B, L, T); rows beyond a passage's own are zero."""
-    matrix = torch.zeros(len(tokens), max(positions), max(tokens))
-    for row, (t, n) in enumerate(zip(tokens, positions, strict=True)):
-        for place, (start, end) in enumerate(group_bounds(t, n)):
-            matrix[row, place, start:end] = 1 / (end - start)
-    return matrix
-
-
-def group_bounds(tokens: int, positions: int) -> list[tuple[int, int]]:
-    """Split tokens into groups of nearly equal size, in order; with more positions than tokens some share a token."""
-    starts = [place * tokens // positions for place in range(positions + 1)]
-    return [(start, max(end, start + 1)) for start, end in itertools.pairwise(starts)]
-
-
-def group_means(x: Tensor, positions: int) -> Tensor:
-    """Return the means of `positions` groups of neighbouring tokens: (T, D) -> (positions, D)."""
-    return pooling_matrix([len(x)], [positions])[0].to(x) @ x
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from latentwire.data import Example
-from latentwire.encoder import group_means, make_passages
 from latentwire.generation import Decoder, encode_prefix, plan_batches
 from latentwire.harness.device import gather_from_all
 from latentwire.harness.training import require_finite
@@ -52,18 +51,19 @@ class HeldOut:
             state: The processes, which share the questions.
 
         Returns:
-            cosine (with the passage's token embeddings, or the means of their groups; a mean over passages), likeness
-            (of different passages), and where asked f1 with f1_low and f1_high (95%, over questions) and questions.
+            cosine (with the token embeddings that the positions stand for; a mean over passages), likeness (of
+            different passages), and where asked f1 with f1_low and f1_high (95%, over questions) and questions.
 
         Raises:
             NonFiniteError: A latent is NaN or infinite.
         """
         found, cosines = [], []
         for passage in self.passages:
-            embeds = self.objective.embed(passage.text)
-            latents = self.objective.latents(make_passages([passage.text], [embeds]))[0]
+            read = self.objective.read([passage.text])
+            latents = self.objective.latents(read)[0]
             require_finite("a latent", latents, f"the held-out passage {passage.text[:40]!r}")
-            cosines.append(cosine_similarity(latents, group_means(embeds.float(), len(latents)), dim=-1).mean())
+            meant = self.objective.latents.encoder.stands_for(read)[0]
+            cosines.append(cosine_similarity(latents, meant, dim=-1).mean())
             found.append(latents)
         scores = {"cosine": float(torch.stack(cosines).mean()), "likeness": likeness(found)}
         return {**scores, **self._asked(found, state)} if ask else scores

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
-from latentwire.encoder import group_means
 from latentwire.harness.errors import UserError
 from latentwire.vocabulary import Vocabulary, rms
 
@@ -16,19 +15,18 @@ DISTANCES = ("cosine", "mse")
 NAMES = ("embedding", "text", "continuation", "answer", "distillation", "rms", "manifold")
 
 
-def embedding_loss(latents: Tensor, tokens: Tensor, unit: float, distance: str) -> Tensor:
-    """Return the distance from the passage's token embeddings, or from the means of their groups.
+def embedding_loss(latents: Tensor, targets: Tensor, unit: float, distance: str) -> Tensor:
+    """Return the distance from what the positions stand for.
 
     Args:
         latents: (L, D).
-        tokens: (T, D); with L below T the i-th latent is held against the mean of the i-th of L groups.
+        targets: (L, D), token embeddings, or averages of them where tokens share a position.
         unit: Mean RMS of the token embeddings: squared errors are in units of its square, whatever model it is.
         distance: `cosine` (1 - cosine, blind to length) or `mse`.
 
     Raises:
         UserError: Another distance.
     """
-    targets = tokens if len(latents) == len(tokens) else group_means(tokens, len(latents))
     if distance == "cosine":
         return (1 - cosine_similarity(latents, targets, dim=-1)).mean()
     if distance == "mse":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentwire.data import Example
-from latentwire.encoder import Bottleneck, make_passages
+from latentwire.encoder import Bottleneck, Passages, make_passages
 from latentwire.generation import encode_prefix
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
@@ -112,9 +112,10 @@ class Objective:
         self._teacher: dict[str, Tensor] = {}
         self._teacher_bytes = 0
 
-    def embed(self, text: str) -> Tensor:
-        """Return the token embeddings of a passage as it stands in a prompt: (T, D)."""
-        return self.lm.embed(torch.tensor(self.writer.ids(f" {text}"), dtype=torch.long))
+    def read(self, texts: list[str]) -> Passages:
+        """Return passages as they stand in a prompt, with their token embeddings."""
+        ids = [self.writer.ids(f" {text}") for text in texts]
+        return make_passages(texts, [self.lm.embed(torch.tensor(own, dtype=torch.long)) for own in ids], ids)
 
     def losses(self, kind: str, passages: list[Passage], generator: torch.Generator) -> dict[str, Tensor]:
         """Return the sum of each loss over the passages, by name."""
@@ -123,15 +124,15 @@ class Objective:
         if kind == "continuation":
             split = [halves(text) for text in texts]
             texts, rests = [first for first, _ in split], [rest for _, rest in split]
-        embeds = [self.embed(text) for text in texts]
-        found: list[Tensor] = self.latents(make_passages(texts, embeds), generator)
+        read = self.read(texts)
+        found: list[Tensor] = self.latents(read, generator)
         losses: dict[str, Tensor] = {}
         weights = self.weights
         if kind == "reconstruction":
             if weights.embedding:
                 losses["embedding"] = _sum(
-                    embedding_loss(x, e.float(), self.latents.unit, self.distance)
-                    for x, e in zip(found, embeds, strict=True)
+                    embedding_loss(x, meant[: len(x)], self.latents.unit, self.distance)
+                    for x, meant in zip(found, self.latents.encoder.stands_for(read), strict=True)
                 )
             if weights.text:
                 branches = [(self._branch(AGAIN, f" {text}"),) for text in texts]
@@ -140,7 +141,7 @@ class Objective:
             branches = [(self._branch("", f" {rest}"),) for rest in rests]
             losses["continuation"] = self._token_losses(self.bare, self._rows(found, branches))
         else:
-            losses |= self._answers(passages, found, embeds)
+            losses |= self._answers(passages, found, read)
         if weights.rms:
             losses["rms"] = _sum(rms_loss(x, self.latents.unit) for x in found)
         if weights.manifold:
@@ -205,7 +206,7 @@ class Objective:
         sizes = [sum(branch.predicted for branch in row.branches) for row in rows]
         return _sum(token_loss(a, b) for a, b in zip(logits.split(sizes), targets.split(sizes), strict=True))
 
-    def _answers(self, passages: list[Passage], found: list[Tensor], embeds: list[Tensor]) -> dict[str, Tensor]:
+    def _answers(self, passages: list[Passage], found: list[Tensor], read: Passages) -> dict[str, Tensor]:
         branches = [tuple(self._question(example) for example in passage.questions) for passage in passages]
         rows = self._rows(found, branches)
         sizes = [sum(branch.predicted for branch in own) for own in branches]
@@ -216,7 +217,8 @@ class Objective:
             answers = [self._in_answers(p, own) for p, own in zip(passages, branches, strict=True)]
             losses["answer"] = _sum(token_loss(a[m], b[m]) for a, b, m in zip(logits, targets, answers, strict=True))
         if self.weights.distillation:
-            taught = [self._taught(p, e, own) for p, e, own in zip(passages, embeds, branches, strict=True)]
+            texts = [rows[:n] for rows, n in zip(read.embeds, read.lengths, strict=True)]
+            taught = [self._taught(p, e, own) for p, e, own in zip(passages, texts, branches, strict=True)]
             losses["distillation"] = _sum(
                 distillation_loss(a, self.asking.logits(b)) for a, b in zip(logits, taught, strict=True)
             )

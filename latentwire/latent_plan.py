@@ -71,17 +71,23 @@ def plan_steps(
         UserError: Answers are wanted, and no passage has questions.
     """
     kinds = weights.first_kinds()
-    first = spec.epochs if not weights.asks() else round(spec.first_phase * spec.epochs) if kinds else 0
+    first = spec.epochs if not weights.asks() else spec.first_phase * spec.epochs if kinds else 0.0
     questioned = [index for index, passage in enumerate(passages) if passage.questions]
     if weights.asks() and not questioned:
         raise UserError("weights.answer: the data have no questions; give question answering data, or weight 0")
     plan: list[Step] = []
     for epoch in range(spec.epochs):
-        among = list(range(len(passages))) if epoch < first else questioned
-        steps = list(order_of([lengths[index] for index in among], spec.passages_per_step, seed, epoch))
-        for number, places in enumerate(steps, 1):
-            kind = kinds[len(plan) % len(kinds)] if epoch < first else "answers"
-            plan.append(Step(epoch + 1, kind, tuple(among[place] for place in places), number == len(steps)))
+        share = min(1.0, max(0.0, first - epoch))  # of this epoch's steps, before answers begin
+        among = list(range(len(passages))) if share else questioned
+        drawn = list(order_of([lengths[index] for index in among], spec.passages_per_step, seed, epoch))
+        steps: list[tuple[str, tuple[int, ...]]] = []
+        for number, places in enumerate(drawn):
+            own = tuple(among[place] for place in places)
+            if number < round(share * len(drawn)):
+                steps.append((kinds[(len(plan) + number) % len(kinds)], own))
+            elif asked := tuple(index for index in own if passages[index].questions):
+                steps.append(("answers", asked))
+        plan += [Step(epoch + 1, kind, own, n == len(steps)) for n, (kind, own) in enumerate(steps, 1)]
     return plan
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from latentwire.accounting import BYTES_PER_NUMBER
-from latentwire.encoder import group_means, make_passages
+from latentwire.encoder import make_passages
+from latentwire.grouping import group_means
 from latentwire.harness.errors import UserError
 from latentwire.latents import load_latents
 from latentwire.transform import check_dials, require
@@ -198,7 +199,10 @@ class Latent(Text):
 
     def replace(self, x: Tensor, generator: torch.Generator, passage: str) -> Tensor:
         """Encode the passage: from its tokens or its text, as the encoder wants."""
-        latents: Tensor = self.latents(make_passages([passage], [x]))[0]
+        ids = None
+        if self.latents.encoder.reads_ids:  # x are real tokens: each is the nearest to itself
+            ids = [self.vocabulary.nearest(x, 1).flatten().tolist()]
+        latents: Tensor = self.latents(make_passages([passage], [x], ids))[0]
         return latents
 
     def positions(self, tokens: int) -> int:

@@ -136,8 +136,10 @@ class _Training:
         self.parameters = dict(self.latents.named_parameters())
         self.optimizer = make_optimizer(self.parameters, optimizer)
         self.max_norm = optimizer.max_grad_norm
-        texts = [passage.text for passage in self.data.train]
-        self.lengths = [len(self.objective.writer.ids(f" {text}")) for text in texts]
+        texts = [self.objective.writer.ids(f" {passage.text}") for passage in self.data.train]
+        self.lengths = [len(ids) for ids in texts]
+        if isinstance(self.latents.encoder, LMLayers):
+            self.latents.encoder.learn_words(texts, self.lm.tokenizer)
         self._require_readable()
         self.plan = plan_steps(self.data.train, self.lengths, spec, weights, cfg.seed)
         self.before_answers = epochs_before_answers(self.plan)

@@ -24,7 +24,7 @@ PURE += [
 PURE += [f"kat.{name}" for name in ("grpo", "grpo_data", "heldout", "reward_data", "reward_model", "reward_report")]
 PURE += [f"kat.{name}" for name in ("bleu", "checkpoints", "collapse", "diversity", "diversity_report")]
 PURE += [f"kat.{name}" for name in ("heldout", "pairs", "projection", "prompts", "sampler", "shards", "tables")]
-PURE += [f"latentwire.{name}" for name in ("accounting", "encoder", "latent_losses", "latents", "reader")]
+PURE += [f"latentwire.{name}" for name in ("accounting", "encoder", "grouping", "latent_losses", "latents", "reader")]
 JOB = re.compile(r"([a-z]\w*(\.\w+)+):\w+")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -13,16 +15,15 @@ from latentwire.encoder import (
     LMLayers,
     QueryPooling,
     build_encoder,
-    group_bounds,
-    group_means,
     make_passages,
-    pooling_matrix,
     sinusoids,
 )
+from latentwire.grouping import group_bounds, group_means
 from latentwire.harness.errors import UserError
 from latentwire.train_latent import _lm_config
 
 TEXTS = ["The ferry left at noon.", "A kettle."]
+LAYERS = {"layers": 1, "ratio": 2, "groups": "equal", "pool": "mean"}
 
 
 @pytest.fixture(autouse=True)
@@ -36,31 +37,14 @@ def embeds_of(tiny, text: str) -> torch.Tensor:
 
 @pytest.fixture
 def passages(tiny):
-    return make_passages(TEXTS, [embeds_of(tiny, text) for text in TEXTS])
+    ids = [tiny.tokenizer(text)["input_ids"] for text in TEXTS]
+    return make_passages(TEXTS, [embeds_of(tiny, text) for text in TEXTS], ids)
 
 
-def lm_layers(tiny, ratio: int = 2, pool: str = "mean", layers: int = 1) -> LMLayers:
-    encoder = LMLayers(64, 0.3, _lm_config(tiny), layers=layers, ratio=ratio, pool=pool)
+def lm_layers(tiny, ratio: int = 2, pool: str = "mean", layers: int = 1, groups: str = "equal") -> LMLayers:
+    encoder = LMLayers(64, 0.3, _lm_config(tiny), layers=layers, ratio=ratio, groups=groups, pool=pool)
     encoder.copy_from(tiny.model)
     return encoder
-
-
-def test_groups_are_of_nearly_equal_size_and_in_order():
-    assert group_bounds(5, 2) == [(0, 2), (2, 5)]
-    assert group_bounds(6, 3) == [(0, 2), (2, 4), (4, 6)]
-    assert group_bounds(3, 3) == [(0, 1), (1, 2), (2, 3)]
-    assert group_bounds(2, 4) == [(0, 1), (0, 1), (1, 2), (1, 2)]
-
-
-def test_group_means_by_hand():
-    x = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, 4.0]])
-    assert group_means(x, 2).tolist() == [[1.0, 0.0], [4.0, 3.0]]
-    assert group_means(x, 3).tolist() == x.tolist()
-
-
-def test_the_pooling_matrix_leaves_padding_out():
-    matrix = pooling_matrix([4, 2], [2, 1])
-    assert matrix.tolist() == [[[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]], [[0.5, 0.5, 0, 0], [0, 0, 0, 0]]]
 
 
 def test_passages_are_padded_on_the_right(tiny, passages):
@@ -129,6 +113,71 @@ def test_lm_layers_pool_means_of_groups(tiny, passages):
     assert torch.allclose(half(passages)[0, : half.positions(tokens)], expected, atol=1e-4)
 
 
+def words(tiny, said: dict[int, float], begin: set[int], ratio: int = 2) -> LMLayers:
+    """An encoder for which the tokens at these places of the first text say so much, and begin words."""
+    encoder = lm_layers(tiny, ratio=ratio, groups="words").eval()
+    ids = tiny.tokenizer(TEXTS[0])["input_ids"]
+    assert len(set(ids)) == len(ids)
+    for place, worth in said.items():
+        encoder.information[ids[place]] = worth
+    for place, token in enumerate(ids):
+        encoder.begins[token] = place in begin
+    return encoder
+
+
+def test_groups_of_words_start_as_their_heads_and_a_little_of_the_others(tiny, passages):
+    tokens = passages.lengths[0]
+    keep = list(range(tokens - -(-tokens // 2), tokens))  # the last half says most
+    encoder = words(tiny, dict.fromkeys(keep, 5.0), set(range(tokens)))
+    first = make_passages(TEXTS[:1], [passages.embeds[0, :tokens]], passages.ids[:1])
+    units = first.embeds[0] / 0.3
+    z = encoder(first)[0]
+    little = 2 / (1 + math.exp(2.0))
+    assert z.shape[0] == encoder.positions(tokens) == len(keep)
+    assert torch.allclose(z[1:], units[keep[1:]], atol=1e-5)
+    assert torch.allclose(z[0], units[keep[0]] + little * units[: keep[0]].sum(dim=0), atol=1e-4)
+    assert torch.equal(encoder.stands_for(first)[0], first.embeds[0, keep])
+    nn.init.constant_(encoder.gate.bias, 50.0)
+    assert torch.allclose(encoder(first)[0, 0], 2 * units[: keep[0] + 1].sum(dim=0), atol=1e-3)
+    nn.init.constant_(encoder.gate.bias, -50.0)
+    nn.init.eye_(encoder.addition.weight)
+    hidden = lm_layers(tiny, ratio=1).eval()
+    nn.init.constant_(hidden.gate.bias, -50.0)
+    nn.init.eye_(hidden.addition.weight)
+    heard = hidden(first)[0]
+    assert torch.allclose(encoder(first)[0, 0], heard[: keep[0] + 1].mean(dim=0), atol=1e-4)
+
+
+def test_groups_of_words_are_each_passages_own(tiny, passages):
+    encoder = lm_layers(tiny, groups="words").eval()
+    encoder.learn_words(passages.ids, tiny.tokenizer)
+    both = encoder(passages)
+    for place, (n, text) in enumerate(zip(passages.lengths, TEXTS, strict=True)):
+        alone = encoder(make_passages([text], [passages.embeds[place, :n]], [passages.ids[place]]))[0]
+        assert torch.allclose(both[place, : len(alone)], alone, atol=1e-4)
+
+
+def test_words_are_learned_from_the_texts_and_go_with_the_weights(tiny, passages):
+    encoder = lm_layers(tiny, groups="words")
+    seen = passages.ids[1][0]
+    encoder.learn_words([[seen, seen, seen], passages.ids[0]], tiny.tokenizer)
+    assert float(encoder.information[seen]) < float(encoder.information[passages.ids[0][0]])
+    assert {"information", "begins"} <= encoder.state_dict().keys()
+    equal = lm_layers(tiny)
+    equal.learn_words([[seen]], tiny.tokenizer)
+    assert not {"information", "begins"} & equal.state_dict().keys()
+
+
+def test_what_positions_stand_for_is_the_mean_of_their_tokens(tiny, passages):
+    tokens = passages.lengths[0]
+    found = lm_layers(tiny).stands_for(passages)[0]
+    assert torch.allclose(found[: -(-tokens // 2)], group_means(passages.embeds[0, :tokens], -(-tokens // 2)))
+    assert torch.equal(Bottleneck(64, 0.3, d_z=5).stands_for(passages), passages.embeds)
+    few = ByteEncoder(64, 0.3, latent_len=2, byte_width=16, byte_layers=1).stands_for(passages)
+    end = group_bounds(passages.lengths[1], 2)[0][1]
+    assert torch.allclose(few[1, 0], passages.embeds[1, :end].mean(dim=0))
+
+
 def test_query_pooling_starts_as_the_mean_and_hears_the_passage(tiny, passages):
     mean, query = lm_layers(tiny).eval(), lm_layers(tiny, pool="query").eval()
     assert torch.equal(mean(passages), query(passages))
@@ -192,9 +241,10 @@ def test_the_adapter_ends_in_a_layer_norm():
         ("byte", {"latent_len": 0, "byte_width": 16, "byte_layers": 1}, "latent_len=0"),
         ("byte", {"latent_len": 1, "byte_width": 12, "byte_layers": 1}, "byte_width=12: must be a multiple of 8"),
         ("byte", {"latent_len": 1, "byte_width": 16, "byte_layers": 0}, "byte_layers=0"),
-        ("lm_layers", {"layers": 3, "ratio": 2, "pool": "mean"}, "layers=3: must be between 1 and the LM's 2 layers"),
-        ("lm_layers", {"layers": 1, "ratio": 0, "pool": "mean"}, "ratio=0"),
-        ("lm_layers", {"layers": 1, "ratio": 2, "pool": "max"}, "pool=max: unknown; use one of mean, query"),
+        ("lm_layers", {**LAYERS, "layers": 3}, "layers=3: must be between 1 and the LM's 2 layers"),
+        ("lm_layers", {**LAYERS, "ratio": 0}, "ratio=0"),
+        ("lm_layers", {**LAYERS, "pool": "max"}, "pool=max: unknown; use one of mean, query"),
+        ("lm_layers", {**LAYERS, "groups": "halves"}, "groups=halves: unknown; use one of equal, words"),
     ],
 )
 def test_what_is_wrong_with_a_dial_is_said(tiny, name, dials, message):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from latentwire.data import Example
-from latentwire.encoder import Passages
+from latentwire.encoder import Bottleneck, Passages
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 from latentwire.latent_data import Passage
@@ -54,6 +54,10 @@ class Oracle(nn.Module):
     """Gives the text itself: nothing is lost."""
 
     unit = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Bottleneck(64, 1.0, d_z=1)  # asked what positions stand for, alone
 
     def forward(self, passages: Passages, generator: object) -> list[torch.Tensor]:
         return [rows[:n] for rows, n in zip(passages.embeds, passages.lengths, strict=True)]
@@ -227,6 +231,22 @@ def test_the_plan_takes_turns_then_asks():
     assert [step.last_of_epoch for step in plan] == [False, True, False, True, True, True, True]
     assert sorted(plan[0].passages + plan[1].passages) == [0, 1, 2]
     assert all(sorted(step.passages) == [0, 2] for step in plan[4:])  # text without questions is not asked about
+
+
+def test_answers_begin_where_the_first_phase_ends_also_within_an_epoch():
+    passages = [PASSAGE, Passage("Only text.", ()), OTHER, PASSAGE]
+    spec = spec_of(epochs=2, passages_per_step=1, first_phase=0.25)
+    plan = plan_steps(passages, [9, 3, 5, 9], spec, weights_of("text", "answer"), 0)
+    first = [step for step in plan if step.epoch == 1]
+    assert [step.kind for step in first][:2] == ["reconstruction"] * 2
+    assert {step.kind for step in first[2:]} == {"answers"}
+    seen = [index for step in first for index in step.passages]
+    assert len(set(seen)) == len(seen)  # a passage comes once in an epoch, whichever phase it falls into
+    assert set(range(4)) - set(seen) <= {1}  # what nobody asks about is left out of the answers
+    assert all(1 not in step.passages for step in plan if step.kind == "answers")
+    assert [step.last_of_epoch for step in first] == [False] * (len(first) - 1) + [True]
+    assert sorted(index for step in plan if step.epoch == 2 for index in step.passages) == [0, 2, 3]
+    assert epochs_before_answers(plan) == 1
 
 
 def test_a_phase_without_losses_is_left_out():

@@ -13,11 +13,13 @@ from accelerate import PartialState
 from latentwire.accounting import Cost, account
 from latentwire.bench import Choice, Settings, identity, prepare
 from latentwire.data import DataSpec
+from latentwire.encoder import make_passages
 from latentwire.evaluate import _put, evaluate
 from latentwire.harness.errors import UserError
 from latentwire.latent_data import fingerprint
 from latentwire.latents import Latents, LatentSpec, save_latents
 from latentwire.sources import build_source
+from latentwire.train_latent import _lm_config
 from latentwire.vocabulary import Vocabulary
 from tests.conftest import model_spec
 
@@ -117,6 +119,21 @@ def test_latents_are_asked_accounted_and_recognized(bench, checkpoint):
     assert scores["latents"]["seen_in_training"] == 0
     assert scores["latents"]["bytes"] == pytest.approx(8 * scores["latents"]["positions"])
     assert not scores["identity"]
+
+
+def test_an_encoder_that_reads_tokens_gets_those_of_the_passage(tiny, vocabulary, tmp_path):
+    torch.manual_seed(0)
+    dials = {"layers": 1, "ratio": 2, "groups": "words", "pool": "mean"}
+    lm = model_spec("tiny_random").identity()
+    spec = LatentSpec("lm_layers", dials, 8, "baseline", {}, lm, "tiny_random", _lm_config(tiny))
+    latents = Latents(spec, vocabulary).eval()
+    text = " The ferry left the long pier at noon."
+    ids = tiny.tokenizer(text)["input_ids"]
+    latents.encoder.learn_words([ids, ids[:3]], tiny.tokenizer)
+    save_latents(latents, tmp_path, {"trained_on": []})
+    x = tiny.embed(torch.tensor(ids))
+    found = source("latent", vocabulary, checkpoint=str(tmp_path))(x, torch.Generator(), text)
+    assert torch.allclose(found, latents(make_passages([text], [x], [ids]))[0], atol=1e-5)
 
 
 def test_a_passage_that_was_trained_on_is_counted(bench, checkpoint, vocabulary, capfd):

@@ -38,7 +38,8 @@ def vocabulary(tiny) -> Vocabulary:
 
 @pytest.fixture
 def passages(tiny):
-    return make_passages(["a b", "c"], [tiny.embed(torch.arange(5, 9)), tiny.embed(torch.arange(7, 9))])
+    ids = [[5, 6, 7, 8], [7, 8]]
+    return make_passages(["a b", "c"], [tiny.embed(torch.tensor(own)) for own in ids], ids)
 
 
 def test_latents_come_one_passage_at_a_time(vocabulary, passages):
@@ -112,10 +113,13 @@ def test_what_is_fitted_to_a_source_is_not_trained_through(vocabulary, name):
 
 @pytest.mark.parametrize("encoder", ["bottleneck", "lm_layers", "byte"])
 def test_what_is_saved_is_what_is_loaded(tiny, vocabulary, passages, tmp_path, encoder):
-    dials = {"bottleneck": {"d_z": 4}, "lm_layers": {"layers": 1, "ratio": 2, "pool": "query"},
+    dials = {"bottleneck": {"d_z": 4},
+             "lm_layers": {"layers": 1, "ratio": 2, "groups": "words", "pool": "query"},
              "byte": {"latent_len": 3, "byte_width": 16, "byte_layers": 1}}[encoder]  # fmt: skip
     config = _lm_config(tiny) if encoder == "lm_layers" else {}
     latents = Latents(replace(SPEC, encoder=encoder, encoder_dials=dials, lm_config=config), vocabulary).eval()
+    if encoder == "lm_layers":
+        latents.encoder.learn_words([[5, 5, 7]], tiny.tokenizer)
     save_latents(latents, tmp_path / "encoder", {"trained_on": ["x"]})
     state = torch.get_rng_state()
     loaded = load_latents(str(tmp_path), vocabulary)

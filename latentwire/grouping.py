@@ -1,0 +1,91 @@
+"""Which tokens share a position: neighbours in groups of nearly equal size, or around the words that say most."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+SPACES = ("Ġ", "▁", " ", "Ċ", "ĉ")  # what a token that begins a word begins with, in the spellings of tokenizers
+
+
+def group_bounds(tokens: int, positions: int) -> list[tuple[int, int]]:
+    """Split tokens into groups of nearly equal size, in order; with more positions than tokens some share a token."""
+    starts = [place * tokens // positions for place in range(positions + 1)]
+    return [(start, max(end, start + 1)) for start, end in itertools.pairwise(starts)]
+
+
+def bounds_around(heads: list[int], tokens: int) -> list[tuple[int, int]]:
+    """Split tokens into groups that end with their heads, in order; the last one takes what is left.
+
+    What stands before a noun belongs to it: `of the river` is one group.
+    """
+    ends = [*(head + 1 for head in heads[:-1]), tokens]
+    return list(itertools.pairwise([0, *ends]))
+
+
+def pooling_matrix(tokens: int, groups: list[list[tuple[int, int]]]) -> Tensor:
+    """Return matrices that take the means of groups of neighbouring tokens; rows beyond a passage's own are zero.
+
+    Args:
+        tokens: Columns, T.
+        groups: Of each of B passages, first token and the one after the last.
+
+    Returns:
+        (B, L, T), L being the groups of the passage with most.
+    """
+    matrix = torch.zeros(len(groups), max(map(len, groups)), tokens)
+    for row, bounds in enumerate(groups):
+        for place, (start, end) in enumerate(bounds):
+            matrix[row, place, start:end] = 1 / (end - start)
+    return matrix
+
+
+def group_means(x: Tensor, positions: int) -> Tensor:
+    """Return the means of `positions` groups of neighbouring tokens of nearly equal size: (T, D) -> (positions, D)."""
+    return pooling_matrix(len(x), [group_bounds(len(x), positions)])[0].to(x) @ x
+
+
+def information(texts: Iterable[list[int]], size: int) -> Tensor:
+    """Return how much each token says when it comes: -log p, with p from counts plus one, (size,) nats."""
+    counts = Counter(itertools.chain.from_iterable(texts))
+    total = math.log(counts.total() + size)
+    return torch.tensor([total - math.log(counts[token] + 1) for token in range(size)])
+
+
+def word_begins(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
+    """Tell of each token whether a word begins with it, (size,): it has a space in front, or is no letter or digit."""
+    known = len(tokenizer)
+    pieces = tokenizer.convert_ids_to_tokens(list(range(min(size, known))))
+    begins = [not piece or piece.startswith(SPACES) or not piece[0].isalnum() for piece in pieces]
+    return torch.tensor(begins + [True] * (size - len(begins)))
+
+
+def choose_heads(said: list[float], begins: list[bool], positions: int) -> list[int]:
+    """Choose the tokens that shall have a position each: whole words, those first whose tokens say most on average.
+
+    Half a name answers nothing, so a word that no longer fits is passed over; what room the words leave goes to the
+    single tokens that say most.
+
+    Args:
+        said: Information of each token of a passage, (T,).
+        begins: Whether a word begins with it, (T,).
+        positions: How many, at most T.
+
+    Returns:
+        The places of `positions` tokens, in order.
+    """
+    starts = [place for place, begin in enumerate(begins) if begin or place == 0]
+    words = list(itertools.pairwise([*starts, len(said)]))
+    worth = {(a, b): sum(said[a:b]) / (b - a) for a, b in words}
+    heads: set[int] = set()
+    for a, b in sorted(words, key=lambda word: (-worth[word], word)):
+        if b - a <= positions - len(heads):
+            heads.update(range(a, b))
+    others = sorted(set(range(len(said))) - heads, key=lambda place: (-said[place], place))
+    return sorted([*heads, *others[: positions - len(heads)]])
