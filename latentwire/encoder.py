@@ -79,6 +79,7 @@ class Encoder(nn.Module, ABC):
 
     z_width: int
     reads_ids = False  # whether it asks for the tokens themselves
+    shortest = 1  # tokens that a passage must have
 
     def __init__(self, width: int, unit: float) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class LMLayers(Encoder):
         config["num_hidden_layers"] = layers
         if config.get("layer_types"):
             config["layer_types"] = config["layer_types"][:layers]
-        self.ratio, self.z_width, self.reads_ids = ratio, width, groups == "words"
+        self.ratio, self.shortest, self.z_width, self.reads_ids = ratio, ratio, width, groups == "words"
         loaded = AutoConfig.for_model(**config)
         self.body: PreTrainedModel = AutoModel.from_config(loaded, dtype=torch.float32)
         self.body.set_input_embeddings(nn.Identity())  # fed with embeddings; a copy of the table would only lie there

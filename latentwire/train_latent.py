@@ -41,7 +41,7 @@ from latentwire.harness.training import (
     make_scheduler,
     require_finite,
 )
-from latentwire.latent_data import LatentData, load_latent_data
+from latentwire.latent_data import LatentData, Passage, fingerprint, load_latent_data
 from latentwire.latent_judge import HeldOut
 from latentwire.latent_objective import Objective, Weights, halves
 from latentwire.latent_plan import Step, TrainingSpec, epochs_before_answers, plan_steps
@@ -136,6 +136,7 @@ class _Training:
         self.parameters = dict(self.latents.named_parameters())
         self.optimizer = make_optimizer(self.parameters, optimizer)
         self.max_norm = optimizer.max_grad_norm
+        self._leave_out_short_parts()
         texts = [self.objective.writer.ids(f" {passage.text}") for passage in self.data.train]
         self.lengths = [len(ids) for ids in texts]
         if isinstance(self.latents.encoder, LMLayers):
@@ -170,11 +171,28 @@ class _Training:
             latents.encoder.copy_from(self.lm.model)
         return latents.to(self.lm.device)
 
+    def _shortest(self, passage: Passage) -> int:
+        """Return how many tokens the encoder gets of a passage, or of its first half where that is read alone."""
+        text = halves(passage.text)[0] if self.weights.continuation else passage.text
+        return len(self.objective.writer.ids(f" {text}"))
+
+    def _leave_out_short_parts(self) -> None:
+        """Leave out what splitting passages made too short for the ratio: nobody wrote these, nobody can mend them."""
+        least, wholes = self.latents.encoder.shortest, self.data.wholes
+        marks = [fingerprint(passage.text) for passage in self.data.train]
+        kept = [
+            passage
+            for passage, mark in zip(self.data.train, marks, strict=True)
+            if wholes.get(mark, mark) == mark or self._shortest(passage) >= least
+        ]
+        if kept and len(kept) < len(marks):
+            self.data.counts[f"parts of split passages, of fewer tokens than ratio={least}"] += len(marks) - len(kept)
+            self.data.train = kept
+
     def _require_readable(self) -> None:
         """Refuse a ratio that leaves nothing of a passage, or of its first half, and one too long, before any work."""
         for passage in [*self.data.train, *self.data.held_out]:
-            text = halves(passage.text)[0] if self.weights.continuation else passage.text
-            self.latents.encoder.positions(len(self.objective.writer.ids(f" {text}")))
+            self.latents.encoder.positions(self._shortest(passage))
             self.objective.require_room(passage)
 
     def train(self) -> dict[str, Any]:

@@ -299,6 +299,21 @@ def test_a_candidate_whose_numbers_explode_does_not_stop_the_others(trains, tmp_
     assert "learning_rate0.001" in ranked["candidate"]
 
 
+def test_parts_that_splitting_made_too_short_are_left_out_and_counted(trains, tmp_path):
+    whole = "The ferry left the long pier at noon with forty sacks of flour, and nobody on the quay waved. No."
+    (tmp_path / "more.txt").write_text(whole)
+    arguments = [*WHOLE, "out=run", "weights.continuation=0", "until=1", "ratio=4", "extra=more.txt"]
+    status, _, err = trains(*arguments, "extra_words=18")
+    assert status == 0, err
+    counts = json.loads((tmp_path / "run/result.json").read_text())["counts"]
+    assert counts["parts of split passages, of fewer tokens than ratio=4"] == 1
+    assert "note: 1 parts of split passages, of fewer tokens than ratio=4 left out" in err
+    (tmp_path / "more.txt").write_text("No.")  # a passage that somebody wrote so is refused
+    status, _, err = trains(*arguments, "force=true", "extra_words=18")
+    assert status == 1
+    assert "ratio=4: leaves nothing of a passage of" in err
+
+
 def test_rounds_rise():
     assert rounds_of(OmegaConf.create({"sweep": {"rounds": [1, 3]}})) == [1, 3]
     assert rounds_of(OmegaConf.create({"sweep": {}})) == []
