@@ -129,6 +129,9 @@ class LMLayers(Encoder):
     last layer's own attention does it, here one of its own, which adds nothing at the start and knows no architecture.
     """
 
+    information: Tensor  # (V,) of each token, nats; groups=words
+    begins: Tensor  # (V,) whether a word begins with it; groups=words
+
     def __init__(
         self, width: int, unit: float, lm_config: dict[str, Any], *, layers: int, ratio: int, groups: str, pool: str
     ) -> None:
@@ -151,8 +154,8 @@ class LMLayers(Encoder):
         self.pooling = QueryPooling(width) if pool == "query" else None
         if self.reads_ids:
             size = int(lm_config["vocab_size"])
-            self.register_buffer("information", torch.zeros(size))  # of each token, nats
-            self.register_buffer("begins", torch.ones(size, dtype=torch.bool))  # whether a word begins with it
+            self.register_buffer("information", torch.zeros(size))
+            self.register_buffer("begins", torch.ones(size, dtype=torch.bool))
 
     def copy_from(self, lm: PreTrainedModel) -> None:
         """Start as the LM's own first layers."""
