@@ -59,11 +59,18 @@ def information(texts: Iterable[list[int]], size: int) -> Tensor:
 
 
 def word_begins(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
-    """Tell of each token whether a word begins with it, (size,): it has a space in front, or is no letter or digit."""
-    known = len(tokenizer)
-    pieces = tokenizer.convert_ids_to_tokens(list(range(min(size, known))))
-    begins = [not piece or piece.startswith(SPACES) or not piece[0].isalnum() for piece in pieces]
+    """Tell of each token whether a word begins with it, (size,): it has a space in front, or is no letter or digit.
+
+    A piece of a letter's bytes goes on with the word.
+    """
+    pieces = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
+    begins = [not piece or piece.startswith(SPACES) or _is_sign(tokenizer, piece) for piece in pieces]
     return torch.tensor(begins + [True] * (size - len(begins)))
+
+
+def _is_sign(tokenizer: PreTrainedTokenizerBase, piece: str) -> bool:
+    text = tokenizer.convert_tokens_to_string([piece])
+    return not (text[:1].isalnum() or text[:1] == "\N{REPLACEMENT CHARACTER}")
 
 
 def choose_heads(said: list[float], begins: list[bool], positions: int) -> list[int]:

@@ -58,6 +58,8 @@ def plan_steps(
 ) -> list[Step]:
     """Return the steps: in the first phase reconstruction and continuation in turn, then answers.
 
+    An epoch in which the first phase ends takes each passage once: what has not come by then is asked about.
+
     A phase whose losses are all off is left out, and the other one takes all epochs.
 
     Args:
@@ -68,7 +70,7 @@ def plan_steps(
         seed: Of the order.
 
     Raises:
-        UserError: Answers are wanted, and no passage has questions.
+        UserError: Answers are wanted, and no passage has questions, or the first phase leaves no step for them.
     """
     kinds = weights.first_kinds()
     first = spec.epochs if not weights.asks() else spec.first_phase * spec.epochs if kinds else 0.0
@@ -78,16 +80,19 @@ def plan_steps(
     plan: list[Step] = []
     for epoch in range(spec.epochs):
         share = min(1.0, max(0.0, first - epoch))  # of this epoch's steps, before answers begin
-        among = list(range(len(passages))) if share else questioned
-        drawn = list(order_of([lengths[index] for index in among], spec.passages_per_step, seed, epoch))
-        steps: list[tuple[str, tuple[int, ...]]] = []
-        for number, places in enumerate(drawn):
-            own = tuple(among[place] for place in places)
-            if number < round(share * len(drawn)):
-                steps.append((kinds[(len(plan) + number) % len(kinds)], own))
-            elif asked := tuple(index for index in own if passages[index].questions):
-                steps.append(("answers", asked))
+        drawn = list(order_of(list(lengths), spec.passages_per_step, seed, epoch)) if share else []
+        begin = drawn[: round(share * len(drawn))]
+        steps = [(kinds[(len(plan) + n) % len(kinds)], tuple(own)) for n, own in enumerate(begin)]
+        if share < 1:
+            seen = {index for own in begin for index in own}
+            left = [index for index in questioned if index not in seen]
+            for places in order_of([lengths[index] for index in left], spec.passages_per_step, seed, epoch):
+                steps.append(("answers", tuple(left[place] for place in places)))
         plan += [Step(epoch + 1, kind, own, n == len(steps)) for n, (kind, own) in enumerate(steps, 1)]
+    if weights.asks() and spec.first_phase < 1 and all(step.kind != "answers" for step in plan):
+        raise UserError(
+            f"first_phase={spec.first_phase}: leaves no step for answers; lower it, or give it 1 to want none"
+        )
     return plan
 
 

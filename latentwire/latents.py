@@ -186,12 +186,13 @@ def load_latents(checkpoint: str, vocabulary: Vocabulary) -> Latents:
     about = about_latents(checkpoint)
     spec = LatentSpec(**{name: about[name] for name in LatentSpec.__dataclass_fields__})
     folder = find_latents(checkpoint)
+    content = _content(folder / "model.safetensors", about["sha256"])
     try:
-        weights = load(_content(folder / "model.safetensors", about["sha256"]))
+        weights = load(content)
         with torch.random.fork_rng(devices=[]):
             latents = Latents(spec, vocabulary)
         latents.load_state_dict(weights)
-    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
+    except (SafetensorError, RuntimeError, KeyError, TypeError, UserError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: does not load as the encoder it says it is ({reason}); train it again") from error
     return latents.requires_grad_(False).eval().to(vocabulary.embeddings.device)

@@ -200,7 +200,7 @@ class Latent(Text):
     def replace(self, x: Tensor, generator: torch.Generator, passage: str) -> Tensor:
         """Encode the passage: from its tokens or its text, as the encoder wants."""
         ids = None
-        if self.latents.encoder.reads_ids:  # x are real tokens: each is the nearest to itself
+        if self.latents.encoder.reads_ids:  # x are real tokens, each the nearest to itself but for twins
             ids = [self.vocabulary.nearest(x, 1).flatten().tolist()]
         latents: Tensor = self.latents(make_passages([passage], [x], ids))[0]
         return latents

@@ -171,7 +171,7 @@ class _Training:
             latents.encoder.copy_from(self.lm.model)
         return latents.to(self.lm.device)
 
-    def _shortest(self, passage: Passage) -> int:
+    def _tokens_read(self, passage: Passage) -> int:
         """Return how many tokens the encoder gets of a passage, or of its first half where that is read alone."""
         text = halves(passage.text)[0] if self.weights.continuation else passage.text
         return len(self.objective.writer.ids(f" {text}"))
@@ -183,16 +183,16 @@ class _Training:
         kept = [
             passage
             for passage, mark in zip(self.data.train, marks, strict=True)
-            if wholes.get(mark, mark) == mark or self._shortest(passage) >= least
+            if wholes.get(mark, mark) == mark or self._tokens_read(passage) >= least
         ]
         if kept and len(kept) < len(marks):
-            self.data.counts[f"parts of split passages, of fewer tokens than ratio={least}"] += len(marks) - len(kept)
+            self.data.counts[f"parts of split passages, too short for ratio={least}"] += len(marks) - len(kept)
             self.data.train = kept
 
     def _require_readable(self) -> None:
         """Refuse a ratio that leaves nothing of a passage, or of its first half, and one too long, before any work."""
         for passage in [*self.data.train, *self.data.held_out]:
-            self.latents.encoder.positions(self._shortest(passage))
+            self.latents.encoder.positions(self._tokens_read(passage))
             self.objective.require_room(passage)
 
     def train(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from latentwire.encoder import (
     make_passages,
     sinusoids,
 )
-from latentwire.grouping import group_bounds, group_means
+from latentwire.grouping import group_bounds, group_means, word_begins
 from latentwire.harness.errors import UserError
 from latentwire.train_latent import _lm_config
 
@@ -148,9 +148,19 @@ def test_groups_of_words_start_as_their_heads_and_a_little_of_the_others(tiny, p
     assert torch.allclose(encoder(first)[0, 0], heard[: keep[0] + 1].mean(dim=0), atol=1e-4)
 
 
+def test_whole_words_have_their_positions_first(tiny, passages):
+    tokens = passages.lengths[0]
+    said = {0: 9.0, 1: 1.0, **dict.fromkeys(range(2, tokens), 4.0)}
+    encoder = words(tiny, said, {0, *range(2, tokens)}, ratio=tokens)  # one position; the first word has two tokens
+    first = make_passages(TEXTS[:1], [passages.embeds[0, :tokens]], passages.ids[:1])
+    assert torch.equal(encoder.stands_for(first)[0], first.embeds[0, 2:3])
+    assert torch.equal(words(tiny, said, set(range(tokens)), ratio=tokens).stands_for(first)[0], first.embeds[0, :1])
+
+
 def test_groups_of_words_are_each_passages_own(tiny, passages):
     encoder = lm_layers(tiny, groups="words").eval()
     encoder.learn_words(passages.ids, tiny.tokenizer)
+    nn.init.eye_(encoder.addition.weight)
     both = encoder(passages)
     for place, (n, text) in enumerate(zip(passages.lengths, TEXTS, strict=True)):
         alone = encoder(make_passages([text], [passages.embeds[place, :n]], [passages.ids[place]]))[0]
@@ -162,6 +172,8 @@ def test_words_are_learned_from_the_texts_and_go_with_the_weights(tiny, passages
     seen = passages.ids[1][0]
     encoder.learn_words([[seen, seen, seen], passages.ids[0]], tiny.tokenizer)
     assert float(encoder.information[seen]) < float(encoder.information[passages.ids[0][0]])
+    assert encoder.begins.tolist() == word_begins(tiny.tokenizer, len(encoder.begins)).tolist()
+    assert not encoder.begins.all()
     assert {"information", "begins"} <= encoder.state_dict().keys()
     equal = lm_layers(tiny)
     equal.learn_words([[seen]], tiny.tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -46,13 +47,32 @@ def test_information_is_that_of_the_frequencies():
     assert found.tolist() == pytest.approx([-math.log(n / 8) for n in (4, 1, 2, 1)])
 
 
-def test_a_word_begins_after_a_space_and_with_what_is_no_letter(tiny):
-    ids = tiny.tokenizer(" the zebrafish, Qyx 42!")["input_ids"]
-    begins = word_begins(tiny.tokenizer, tiny.token_embeddings().shape[0])
-    pieces = tiny.tokenizer.convert_ids_to_tokens(ids)
-    assert len(begins) == tiny.token_embeddings().shape[0]
-    assert [bool(begins[i]) for i in ids] == [p.startswith("Ġ") or not p[0].isalnum() for p in pieces]
-    assert {True, False} == {bool(begins[i]) for i in ids}  # the tiny tokenizer splits these words
+def test_a_word_begins_after_a_space_and_with_what_is_no_letter():
+    class Pieces:
+        """Byte-level pieces: the spellings of a space, a dash and a part of a letter."""
+
+        known: ClassVar = {"Ġthe": " the", "fish": "fish", "42": "42", ",": ",", "âĢĶ": "\N{EM DASH}", "Ã": "\ufffd",
+                           "Ċ": "\n", "▁a": "a"}  # fmt: skip
+
+        def __len__(self) -> int:
+            return len(self.known)
+
+        def convert_ids_to_tokens(self, ids):
+            return [list(self.known)[i] for i in ids]
+
+        def convert_tokens_to_string(self, pieces):
+            return self.known[pieces[0]]
+
+    found = word_begins(Pieces(), 9)  # one row of the table has no token
+    assert found.tolist() == [True, False, False, True, True, False, True, True, True]
+
+
+def test_words_of_a_real_tokenizer(tiny):
+    begins = word_begins(tiny.tokenizer, 10**6)
+    assert len(begins) == 10**6
+    ids = tiny.tokenizer(" zebrafish")["input_ids"]
+    assert [bool(begins[i]) for i in ids] == [True] + [False] * (len(ids) - 1)
+    assert len(ids) > 1
 
 
 def test_words_are_kept_whole_and_those_that_say_most_first():

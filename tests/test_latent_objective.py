@@ -249,6 +249,20 @@ def test_answers_begin_where_the_first_phase_ends_also_within_an_epoch():
     assert epochs_before_answers(plan) == 1
 
 
+def test_a_share_of_less_than_a_step_is_no_step():
+    passages = [PASSAGE, Passage("Only text.", ()), OTHER]
+    plan = plan_steps(passages, [9, 3, 5], spec_of(epochs=1, first_phase=1e-9), weights_of("text", "answer"), 0)
+    assert [(step.kind, sorted(step.passages)) for step in plan] == [("answers", [0, 2])]
+
+
+def test_a_first_phase_that_leaves_no_step_for_answers_is_refused():
+    passages, wanted = [PASSAGE, OTHER], weights_of("text", "answer")
+    with pytest.raises(UserError, match=r"first_phase=0\.9: leaves no step for answers"):
+        plan_steps(passages, [9, 5], spec_of(epochs=1, first_phase=0.9), wanted, 0)
+    plan = plan_steps(passages, [9, 5], spec_of(epochs=1, first_phase=1.0), wanted, 0)
+    assert {step.kind for step in plan} == {"reconstruction"}  # as wished
+
+
 def test_a_phase_without_losses_is_left_out():
     passages = [PASSAGE, OTHER]
     kinds = {

@@ -131,6 +131,14 @@ def test_what_is_saved_is_what_is_loaded(tiny, vocabulary, passages, tmp_path, e
     assert about_latents(str(tmp_path))["trained_on"] == ["x"]
 
 
+def test_an_encoder_without_one_of_its_dials_is_to_be_trained_again(vocabulary, tmp_path):
+    save_latents(Latents(SPEC, vocabulary), tmp_path, {"trained_on": []})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_dials": {}}))
+    with pytest.raises(UserError, match=r"does not load as the encoder .*bottleneck needs d_z.*; train it again"):
+        load_latents(str(tmp_path), vocabulary)
+
+
 def test_another_lms_checkpoint_is_refused(vocabulary, tmp_path):
     save_latents(Latents(SPEC, vocabulary), tmp_path, {"trained_on": []})
     assert about_latents(str(tmp_path), SPEC.lm)["encoder"] == "bottleneck"

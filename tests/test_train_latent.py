@@ -306,8 +306,11 @@ def test_parts_that_splitting_made_too_short_are_left_out_and_counted(trains, tm
     status, _, err = trains(*arguments, "extra_words=18")
     assert status == 0, err
     counts = json.loads((tmp_path / "run/result.json").read_text())["counts"]
-    assert counts["parts of split passages, of fewer tokens than ratio=4"] == 1
-    assert "note: 1 parts of split passages, of fewer tokens than ratio=4 left out" in err
+    assert counts["parts of split passages, too short for ratio=4"] == 1
+    assert "note: 1 parts of split passages, too short for ratio=4 left out" in err
+    weights = load_file(tmp_path / "run/encoder/model.safetensors")
+    assert len(set(weights["encoder.information"].tolist())) > 2  # words are those of the texts
+    assert not weights["encoder.begins"].all()
     (tmp_path / "more.txt").write_text("No.")  # a passage that somebody wrote so is refused
     status, _, err = trains(*arguments, "force=true", "extra_words=18")
     assert status == 1
