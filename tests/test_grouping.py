@@ -83,6 +83,7 @@ def test_words_are_kept_whole_and_those_that_say_most_first():
     assert choose_heads(said, begins, 2) == [1, 2]  # the longer word has no room and is passed over
     assert choose_heads(said, begins, 1) == [3]  # nor has the next
     assert choose_heads(said, begins, 7) == list(range(7))
+    assert choose_heads([9.0, 5.0, 5.0], [True, True, False], 2) == [0, 1]  # not by their sum, which is 10
 
 
 def test_room_that_no_word_fits_goes_to_single_tokens():
