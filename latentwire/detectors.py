@@ -125,9 +125,8 @@ def odd_predictions(predictions: Sequence[str], references: Sequence[Sequence[st
     answer, share = _most_common([normalize_answer(text) for text in predictions])
     if share < ODD:
         return []
-    what = (
-        "all answers" if share == 1 else f"{ODD:.0%} of the answers or more"
-    )  # not the share: equal findings are joined
+    # Not the share itself: equal findings are joined.
+    what = "all answers" if share == 1 else f"{ODD:.0%} of the answers or more"
     if not answer:
         return [finding("all_empty", "warning", f"{what} are empty")]
     if _most_common([tuple(sorted(map(normalize_answer, answers))) for answers in references])[1] >= ODD:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-SPACES = ("Ġ", "▁", " ", "Ċ", "ĉ")  # what a token that begins a word begins with, in the spellings of tokenizers
+SPACE = "▁"  # SentencePiece's, which is lost where a token is spelled out by itself
 
 
 def group_bounds(tokens: int, positions: int) -> list[tuple[int, int]]:
@@ -64,13 +64,13 @@ def word_begins(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
     A piece of a letter's bytes goes on with the word.
     """
     pieces = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
-    begins = [not piece or piece.startswith(SPACES) or _is_sign(tokenizer, piece) for piece in pieces]
+    begins = [not piece or piece.startswith(SPACE) or not _goes_on(tokenizer, piece) for piece in pieces]
     return torch.tensor(begins + [True] * (size - len(begins)))
 
 
-def _is_sign(tokenizer: PreTrainedTokenizerBase, piece: str) -> bool:
-    text = tokenizer.convert_tokens_to_string([piece])
-    return not (text[:1].isalnum() or text[:1] == "\N{REPLACEMENT CHARACTER}")
+def _goes_on(tokenizer: PreTrainedTokenizerBase, piece: str) -> bool:
+    first = tokenizer.convert_tokens_to_string([piece])[:1]
+    return first.isalnum() or first == "\N{REPLACEMENT CHARACTER}"
 
 
 def choose_heads(said: list[float], begins: list[bool], positions: int) -> list[int]:
