@@ -17,7 +17,7 @@ from latentwire.accounting import Cost, account
 from latentwire.bench import Bench, Choice, block_ends
 from latentwire.detectors import Finding
 from latentwire.generation import Generated
-from latentwire.harness.device import gather_from_all, generator_for
+from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
 from latentwire.latent_data import fingerprint
@@ -68,16 +68,8 @@ def evaluate(
         raise UserError(f"asked={asked}: must be the end of a block of examples ({bench.first} times 1, 2, 4, ...)")
     before = bench.decoder.seconds, bench.decoder.positions
     share = _Share()
-    try:
-        _ask_share(bench, source, transform, state, title, range(len(known), end), share)
-        error = None
-    except Exception as caught:  # told to the other processes, which would wait for this one for ever
-        if state.num_processes == 1:
-            raise
-        error = caught
-    failures = [failure for failure in gather_from_all(state, [error]) if failure is not None]
-    if failures:
-        raise error or failures[0]
+    wanted = range(len(known), end)
+    in_every_process(state, lambda: _ask_share(bench, source, transform, state, title, wanted, share))
     rows = sorted(gather_from_all(state, share.rows), key=lambda row: row["index"])
     decoder = bench.decoder
     costs = gather_from_all(state, [(decoder.seconds - before[0], decoder.positions - before[1])])

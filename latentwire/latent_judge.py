@@ -70,13 +70,13 @@ class HeldOut:
 
     def _asked(self, found: list[Tensor], state: PartialState) -> dict[str, float]:
         """Answer the questions over the latents."""
-        objective, lm = self.objective, self.objective.lm
+        objective, lm, writer = self.objective, self.objective.lm, self.objective.writer
         if self._decoder is None:
-            prefix = encode_prefix(lm, objective.writer.shots(self.shots))
+            prefix = encode_prefix(lm, writer.shots(self.shots))
             self._decoder = Decoder(lm, prefix, self.max_new_tokens)
         asked = [(place, example) for place, p in enumerate(self.passages) for example in p.questions]
         inputs = [
-            torch.cat([objective.lead, found[place].to(lm.dtype), lm.embed(torch.tensor(objective.asked(example)))])
+            torch.cat([objective.lead, found[place].to(lm.dtype), lm.embed(torch.tensor(writer.asked(example)))])
             for place, example in asked
         ]
         passages = [example.context for _, example in asked]

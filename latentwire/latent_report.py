@@ -28,10 +28,12 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import Result, ResultStore, config_hash, git_commit, read_jsonl, write_json
 from latentwire.latents import about_latents
-from latentwire.metrics import compare_paired
+from latentwire.likelihood import Likelihoods
+from latentwire.metrics import compare_paired, percentile_interval
 from latentwire.models import ModelSpec
 
 BASELINE = Choice("baseline")
+MEASURES = ("nll", "kl")  # of `Likelihood`
 TITLES = {"text": "whole text", "latent": "latents", "cut": "text cut to as many tokens",
           "averaged": "averages of neighbouring tokens", "empty": "no passage"}  # fmt: skip
 
@@ -63,11 +65,12 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     if state.is_main_process:
         store.require_writable()
     bench: Bench | None = None
+    likelihoods: Likelihoods | None = None
     results: dict[str, Result] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
     for source in controls_of(about, cfg.checkpoint):
         produced_by = identity(model, data, settings, dtype, source, BASELINE, passage=True, first=0)
-        key = config_hash({**produced_by, "report": latentwire.__version__})
+        key = config_hash({**produced_by, "report": latentwire.__version__, "likelihood": True})
         found = None
         if state.is_main_process and not cfg.force:
             found = store.finished(source.name, key)
@@ -75,10 +78,11 @@ def report(cfg: DictConfig) -> dict[str, Any]:
         if found is None:
             with within_memory(state.device, {"batch_tokens": settings.batch_tokens}):
                 bench = bench or prepare(model, data, settings, state)
-                found = _ask(bench, source, key, store, state)
+                likelihoods = likelihoods or Likelihoods(bench, state)
+                found = _ask(bench, likelihoods, source, key, store, state)
         state.wait_for_everyone()
         results[source.name], rows[source.name] = found, read_jsonl(store.predictions_path(source.name))
-        say(f"{TITLES[source.name]}  F1 {three_digits(found['f1'])}")
+        say(f"{TITLES[source.name]}  F1 {three_digits(found['f1'])}  NLL {found['nll']:.2f}")
     judged = judge(about, results, rows, settings.seed)
     judged |= {
         "checkpoint": str(cfg.checkpoint),
@@ -108,10 +112,18 @@ def controls_of(about: dict[str, Any], checkpoint: str) -> list[Choice]:
     return [*chosen, Choice("empty")]
 
 
-def _ask(bench: Bench, source: Choice, key: str, store: ResultStore, state: PartialState) -> Result:
+def _ask(
+    bench: Bench, likelihoods: Likelihoods, source: Choice, key: str, store: ResultStore, state: PartialState
+) -> Result:
     scores, predictions = evaluate(bench, source, BASELINE, state, TITLES[source.name])
+    likely = likelihoods.over(source, TITLES[source.name])
     result = {"name": source.name, "config_hash": key, "status": "ok", "source": source.name,
               "source_dials": source.dials, **scores}  # fmt: skip
+    for measure in MEASURES:
+        values = np.array([getattr(own, measure) for own in likely])
+        result |= {measure: float(values.mean()),
+                   f"{measure}_interval": percentile_interval(values, bench.settings.seed)}  # fmt: skip
+    predictions = [row | vars(own) for row, own in zip(predictions, likely, strict=True)]
     if state.is_main_process:
         store.save(source.name, result, predictions)
     return result
@@ -130,7 +142,8 @@ def judge(
 
     Returns:
         rows of the table, the latents' accounting, share_of_text (the latents' F1 as a share of the text's; None where
-        that is 0), and beats: the controls at equal positions whose intervals lie wholly below the latents'.
+        that is 0), and beats: the controls at equal positions whose intervals of F1 lie wholly below the latents', and
+        likelier_than: those whose intervals of the answer's NLL lie wholly above.
     """
     f1 = {name: np.array([row["f1"] for row in own]) for name, own in rows.items()}
     others = [name for name in results if name != "latent"]
@@ -142,12 +155,13 @@ def judge(
         spans = result.get("latents") or {"positions": latents["text_positions"]}
         row = {"source": name, "title": TITLES[name], "positions": spans["positions"], "f1": result["f1"],
                "f1_interval": list(result["f1_interval"]), "em": result["em"]}  # fmt: skip
+        row |= {key: result[key] for measure in MEASURES for key in (measure, f"{measure}_interval")}
         if name in compared:
             low, high = compared[name].interval
             row |= {"latents_minus_this": 0.0 - compared[name].difference, "interval": [0.0 - high, 0.0 - low],
                     "p_holm": compared[name].p_holm}  # fmt: skip
         table.append(row)
-    low = results["latent"]["f1_interval"][0]
+    low, high = results["latent"]["f1_interval"][0], results["latent"]["nll_interval"][1]
     equal = [name for name in ("cut", "averaged", "empty") if name in results]
     return {
         "encoder": about["name"],
@@ -157,6 +171,7 @@ def judge(
         "share_of_text": results["latent"]["f1"] / results["text"]["f1"] if results["text"]["f1"] else None,
         "beats": [name for name in equal if results[name]["f1_interval"][1] < low],
         "beats_all": all(results[name]["f1_interval"][1] < low for name in equal),
+        "likelier_than": [name for name in equal if results[name]["nll_interval"][0] > high],
     }
 
 
@@ -176,6 +191,13 @@ def render(judged: dict[str, Any]) -> str:
             least, most = row["interval"]
             line += f"   {row['latents_minus_this']:+.3f} [{least:+.3f}, {most:+.3f}] p={row['p_holm']:.3f}"
         lines.append(line)
+    lines += ["", f"{'':34}{'NLL of the right answer':>24}   KL from the LM over the text, nats a token"]
+    for row in judged["rows"]:
+        nll, kl = (
+            f"{row[measure]:.2f} [{row[f'{measure}_interval'][0]:.2f}, {row[f'{measure}_interval'][1]:.2f}]"
+            for measure in MEASURES
+        )
+        lines.append(f"{row['title']:34}{nll:>24}   {'0' if row['source'] == 'text' else kl}")
     share = judged["share_of_text"]
     lines += [
         "",
@@ -185,6 +207,11 @@ def render(judged: dict[str, Any]) -> str:
         f"Different passages: mean cosine of their latents {latents['likeness']:.2f}; {latents['distinct_answers']} "
         f"distinct answers, {latents['distinct_references']} distinct references",
         "Share of the whole text's F1: " + ("none, that is 0" if share is None else f"{share:.0%}"),
-        "Intervals apart from: " + (", ".join(TITLES[name] for name in judged["beats"]) or "none of the controls"),
+        "F1 above, intervals apart: " + _named(judged["beats"]),
+        "NLL below, intervals apart: " + _named(judged["likelier_than"]),
     ]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in latents["warnings"])])
+
+
+def _named(sources: list[str]) -> str:
+    return ", ".join(TITLES[name] for name in sources) or "none of the controls"

@@ -68,6 +68,11 @@ def bootstrap_interval(scores: Sequence[float], seed: int) -> Interval:
     values = np.asarray(scores, dtype=np.float64)
     if np.ptp(values) == 0:
         return wilson_interval(float(values.sum()), len(values))
+    return percentile_interval(values, seed)
+
+
+def percentile_interval(values: Scores, seed: int) -> Interval:
+    """Return the 95% percentile bootstrap interval of a mean of any numbers, (N,); none wide where all are equal."""
     low, high = np.quantile(resampled_means(values[None], seed)[0], [0.025, 0.975])
     return float(low), float(high)
 

@@ -51,10 +51,17 @@ class PromptWriter:
         for examples in passages:
             ids += self.ids("Context:") + self.ids(f" {examples[0].context}")
             for example in examples:
-                ids += self.ids("\nQuestion:") + self.ids(f" {example.question}")
-                ids += self.ids("\nAnswer:") + self.ids(f" {example.answers[0]}")
+                ids += self.asked(example) + self.ids(f" {example.answers[0]}")
             ids += self.ids("\n\n")
         return torch.tensor(ids, dtype=torch.int64)
+
+    def asked(self, example: Example) -> list[int]:
+        """Return the tokens of a question as it stands in a prompt, up to where the answer begins."""
+        return [*self.ids("\nQuestion:"), *self.ids(f" {example.question}"), *self.ids("\nAnswer:")]
+
+    def answered(self, example: Example, tokens: int) -> list[int]:
+        """Return the first right answer's first so many tokens; the newline that ends it is one where there is room."""
+        return [*self.ids(f" {example.answers[0]}"), self.ids("\nQuestion:")[0]][:tokens]
 
     def prompt(self, example: Example, passage: bool = True) -> Prompt:
         """Return an example's own tokens and which of them are the source span; on request without the passage."""

@@ -104,8 +104,8 @@ class Reader:
             )
         if self.window is not None and longest > self.window:
             raise UserError(
-                f"shots: {longest} positions are more than the model's sliding window of {self.window}, which training "
-                "does not follow; lower shots"
+                f"shots: {longest} positions are more than the model's sliding window of {self.window}, which is not "
+                "followed where latents are trained or their likelihood is asked; lower shots"
             )
 
     def _lay_out(self, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:

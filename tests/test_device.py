@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from latentwire.harness.device import (
     from_first,
     gather_from_all,
     generator_for,
+    in_every_process,
     is_out_of_memory,
     place,
     within_memory,
@@ -121,6 +123,32 @@ def test_one_process_gathers_and_takes_its_own():
     assert gather_from_all(state, [1, "two"]) == [1, "two"]
     assert from_first(state, {"status": "ok"}) == {"status": "ok"}
     assert from_first(state, None) is None
+
+
+def test_where_one_process_fails_all_do(monkeypatch):
+    done: list[str] = []
+    two = SimpleNamespace(num_processes=2)
+    theirs: list[Exception | None] = [None]
+    monkeypatch.setattr("latentwire.harness.device.gather_from_all", lambda state, items: [*items, *theirs])
+    in_every_process(two, lambda: done.append("work"))
+    assert done == ["work"]
+    with pytest.raises(UserError, match="my own"):
+        in_every_process(two, raising(UserError("my own")))
+    theirs[0] = UserError("the other's")
+    with pytest.raises(UserError, match="the other's"):
+        in_every_process(two, lambda: done.append("again"))
+    assert done == ["work", "again"]
+    with pytest.raises(UserError, match="my own"):
+        in_every_process(two, raising(UserError("my own")))
+    with pytest.raises(UserError, match="alone"):
+        in_every_process(SimpleNamespace(num_processes=1), raising(UserError("alone")))
+
+
+def raising(error: Exception) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
 
 
 def test_the_machine_is_named():

@@ -131,9 +131,9 @@ def test_an_answer_is_predicted_up_to_its_first_tokens_and_its_end(tiny):
         answer[:2]
     )
     whole = objective_of(tiny, distillation=1.0)
-    assert whole._question(PASSAGE.questions[1]).targets == (*whole.asked(PASSAGE.questions[1]), *answer)
+    assert whole._question(PASSAGE.questions[1]).targets == (*whole.writer.asked(PASSAGE.questions[1]), *answer)
     branches = tuple(whole._question(example) for example in PASSAGE.questions)
-    asked = [len(whole.asked(example)) for example in PASSAGE.questions]
+    asked = [len(whole.writer.asked(example)) for example in PASSAGE.questions]
     first = len(branches[0].token_ids) - asked[0]
     expected = [False] * asked[0] + [True] * first + [False] * asked[1] + [True] * len(answer)
     assert whole._in_answers(PASSAGE, branches).tolist() == expected

@@ -15,6 +15,7 @@ import train
 from latentwire.harness import app
 from latentwire.harness.checkpoint import Checkpoints
 from latentwire.harness.errors import UserError
+from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
 from latentwire.latent_objective import Weights
 from latentwire.screen import interval, promoted, rank, render, rounds_of
@@ -132,6 +133,12 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert rows["text"]["positions"] / 2 <= rows["cut"]["positions"] <= rows["text"]["positions"] / 2 + 0.5
     assert rows["empty"]["positions"] == 0
     assert "no passage" in out
+    kept = read_jsonl(tmp_path / "report/cut.predictions.jsonl")
+    for measure in ("nll", "kl"):
+        assert rows["cut"][measure] == pytest.approx(sum(row[measure] for row in kept) / 6)
+        low, high = rows["cut"][f"{measure}_interval"]
+        assert low < rows["cut"][measure] < high
+    assert rows["text"]["kl"] == 0 < rows["empty"]["kl"]
     assert ": positions are saved, not bytes" in out
     assert "-0.000" not in out  # nothing has no sign
     with monkeypatch.context() as patch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -131,6 +131,21 @@ def gather_from_all(state: PartialState, items: list[Any]) -> list[Any]:
     if state.num_processes == 1:
         return items
     return list(gather_object(items))
+
+
+def in_every_process(state: PartialState, work: Callable[[], None]) -> None:
+    """Do this process's share of the work; where one process fails, all do, and none waits for another for ever."""
+    if state.num_processes == 1:
+        work()
+        return
+    error = None
+    try:
+        work()
+    except Exception as caught:  # raised below, here as it was and elsewhere as it came
+        error = caught
+    failures = [failure for failure in gather_from_all(state, [error]) if failure is not None]
+    if failures:
+        raise error or failures[0]
 
 
 def describe_machine(device: torch.device) -> str:

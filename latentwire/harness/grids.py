@@ -60,6 +60,9 @@ def expand(preset: list[list[dict[str, Any]]], command_line: list[Override]) -> 
     chosen: dict[str, list[str]] = {}
     for override in command_line:
         key = override.get_key_element()
+        if key == "only" and override.is_sweep_override():
+            patterns = "|".join(str(value) for value in override.sweep_string_iterator())
+            raise UserError(f"{override.input_line}: a comma makes a grid of it; write only='{patterns}'")
         if not override.is_sweep_override():
             chosen[key] = [f"{key}={override.get_value_element_as_str()}"]
         elif override.is_discrete_sweep():

@@ -1,0 +1,130 @@
+"""The likelihood of right answers over a source, against the model asked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from torch.nn.functional import cross_entropy, kl_div
+
+from latentwire.bench import Bench, Choice, Settings, prepare
+from latentwire.data import DataSpec, choose_examples, load_data
+from latentwire.harness.errors import UserError
+from latentwire.latent_report import judge, render
+from latentwire.likelihood import Likelihoods
+from latentwire.metrics import percentile_interval
+from latentwire.prompts import PromptWriter
+from tests.conftest import model_spec
+
+STATE = PartialState(cpu=True)
+TEXT = Choice("text")
+HALF = {"ratio": 2.0, "positions": None}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    """Questions in an order in which those about one passage do not stand together."""
+    settings = Settings(
+        samples=30, seed=0, shots=1, questions_per_shot=2, max_new_tokens=3, batch_tokens=2000, dtype="float32"
+    )
+    bench = prepare(model_spec("tiny_random"), DataSpec("short_qa", "short_qa"), settings, STATE)
+    by_context = sorted(bench.prompts, key=lambda prompt: prompt.example.context)
+    contexts = [prompt.example.context for prompt in by_context]
+    twice = next(place for place in range(len(contexts) - 1) if contexts[place] == contexts[place + 1])
+    first, between, second = by_context[twice], by_context[twice - 1], by_context[twice + 1]
+    return replace(bench, prompts=[first, between, second, by_context[twice - 2]])
+
+
+def logits_by_hand(bench: Bench, index: int, kept: slice, answer: list[int]) -> torch.Tensor:
+    """The model asked over shots, part of the passage, question and answer, without a cache: (N, V)."""
+    prompt, lm = bench.prompts[index], bench.lm
+    passage = prompt.token_ids[prompt.passage_mask][kept]
+    start = int(prompt.passage_mask.nonzero()[0])
+    end = start + int(prompt.passage_mask.sum())
+    own = torch.cat([prompt.token_ids[:start], passage, prompt.token_ids[end:], torch.tensor(answer)])
+    ids = torch.cat([shots_of(bench), own])
+    return lm.model(input_ids=ids[None]).logits[0, -len(answer) - 1 : -1].float()
+
+
+def shots_of(bench: Bench) -> torch.Tensor:
+    s = bench.settings
+    shots, _ = choose_examples(
+        load_data(DataSpec("short_qa", "short_qa")), s.samples, s.shots, s.questions_per_shot, s.seed
+    )
+    return PromptWriter(bench.lm.tokenizer).shots(shots)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["text", "cut", "empty"])
+def test_it_is_the_models_own(bench, name):
+    found = Likelihoods(bench, STATE).over(Choice(name, HALF if name == "cut" else {}), "")
+    assert len(found) == len(bench.prompts)
+    writer = PromptWriter(bench.lm.tokenizer)
+    for index, own in enumerate(found):
+        prompt = bench.prompts[index]
+        answer = [*writer.ids(f" {prompt.example.answers[0]}"), *writer.ids("\nQuestion:")[:1]][:3]
+        tokens = int(prompt.passage_mask.sum())
+        kept = {"text": slice(tokens), "cut": slice((tokens + 1) // 2), "empty": slice(0)}[name]
+        over, text = (logits_by_hand(bench, index, part, answer) for part in (kept, slice(tokens)))
+        assert own.nll == pytest.approx(float(cross_entropy(over, torch.tensor(answer))), abs=1e-4)
+        expected = kl_div(over.log_softmax(-1), text.log_softmax(-1), log_target=True, reduction="batchmean")
+        assert own.kl == pytest.approx(float(expected), abs=1e-4)
+    assert (name == "text") == (max(own.kl for own in found) < 1e-6)
+
+
+def test_sources_do_not_know_of_one_another(bench):
+    """Resumed half-way, the text's states are read when they are needed."""
+    together = Likelihoods(bench, STATE)
+    assert max(own.kl for own in together.over(TEXT, "")) == 0
+    averaged = Choice("averaged", HALF)
+    assert together.over(averaged, "") == Likelihoods(bench, STATE).over(averaged, "")
+
+
+def test_two_processes_share_the_passages(bench):
+    shares = [
+        Likelihoods(bench, SimpleNamespace(process_index=rank, num_processes=2)).passages  # type: ignore[arg-type]
+        for rank in range(2)
+    ]
+    assert shares == [[[0, 2], [3]], [[1]]]  # a passage's questions stay together
+
+
+def test_what_is_not_finite_is_named(bench, monkeypatch):
+    monkeypatch.setattr("latentwire.sources.Cut.distort", lambda self, x, generator: x[:4] * float("nan"))
+    with pytest.raises(UserError, match=r"the source cut .* gave NaN or infinite values for example"):
+        Likelihoods(bench, STATE).over(Choice("cut", HALF), "")
+
+
+def test_an_interval_of_any_numbers():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    low, high = percentile_interval(values, 0)
+    error = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - error, abs=0.05)
+    assert high == pytest.approx(values.mean() + error, abs=0.05)
+    assert percentile_interval(np.full(5, 2.5), 0) == (2.5, 2.5)
+
+
+def test_the_report_says_over_which_controls_the_answer_is_likelier():
+    spans = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "text_bytes": 50, "text_zlib_bytes": 40,
+             "likeness": 0.1, "distinct_answers": 2, "distinct_references": 2, "warnings": []}  # fmt: skip
+    nll = {"text": (0.5, 0.7), "latent": (1.0, 2.0), "cut": (1.9, 3.0), "averaged": (2.1, 3.0), "empty": (2.0, 3.0)}
+    results = {
+        name: {"f1": 0.5, "f1_interval": (0.4, 0.6), "em": 0.5, "num_samples": 2, "latents": spans,
+               "nll": sum(ends) / 2, "nll_interval": ends, "kl": 0.25, "kl_interval": (0.2, 0.3)}
+        for name, ends in nll.items()
+    }  # fmt: skip
+    rows = {name: [{"f1": 0.5}, {"f1": 0.5}] for name in nll}
+    judged = judge({"name": "some", "encoder_dials": {}}, results, rows, 0)
+    assert judged["likelier_than"] == ["averaged"]  # not the one whose interval begins where the latents' ends
+    assert judged["beats"] == []
+    text = render(judged)
+    lines = {line[:34].strip(): line for line in text.split("NLL of the right answer")[1].splitlines()}
+    assert lines["latents"].endswith("1.50 [1.00, 2.00]   0.25 [0.20, 0.30]")
+    assert lines["whole text"].endswith("0.60 [0.50, 0.70]   0")
+    assert "NLL below, intervals apart: averages of neighbouring tokens" in text
+    assert "F1 above, intervals apart: none of the controls" in text
