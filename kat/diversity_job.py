@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from accelerate import PartialState
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
-import latentwire
 from kat.bleu import Tokens
 from kat.chat import encode_prompt
 from kat.checkpoints import TrainedModel, beyond_training, doubts, find_models
@@ -32,10 +30,11 @@ from kat.rollout import Sampling, end_tokens
 from kat.samples import Row, SampleFile, missing, pieces, sample_into
 from kat.tables import read_weights
 from latentwire.harness import app
-from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, generator_for, place
+from latentwire.harness.device import choose_batch_tokens, choose_dtype, generator_for, place
 from latentwire.harness.errors import UserError
+from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, say
-from latentwire.harness.results import config_hash, git_commit, read_json, write_json, write_text_atomically
+from latentwire.harness.results import config_hash, read_json, write_json, write_text_atomically
 from latentwire.models import ModelSpec, load_model, load_tokenizer
 
 BATCH_TOKENS_ON_CPU = 4096
@@ -136,13 +135,10 @@ def diversity(cfg: DictConfig) -> dict[str, Any] | None:
         "warnings": warnings,
         "reading": reading(comparisons, warnings, work.spec.num_generations),
         "comparisons": comparisons,
-        "device": describe_machine(state.device),
         "dtype": str(work.dtype).removeprefix("torch."),
         "seconds": round(time.perf_counter() - started, 3),
-        "versions": {"latentwire": latentwire.__version__, "torch": torch.__version__,
-                     "transformers": transformers.__version__},
-        "git_commit": git_commit(app.ROOT),
-    }  # fmt: skip
+        **made_on(state),
+    }
     others = [model.label for model in work.models[1:]]
     for other in others:
         of = [each for each in comparisons if each["second"] == other]

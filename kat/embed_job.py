@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate import PartialState
 from omegaconf import DictConfig
 from torch import Tensor
 
-import latentwire
 from kat.embed import load_embeddings, save_embeddings
 from kat.embedders import EmbedderSpec, load_embedder
 from kat.files import destination, locate, record_of, task
@@ -27,14 +25,14 @@ from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import (
     choose_batch_tokens,
     choose_dtype,
-    describe_machine,
     from_first,
-    gather_from_all,
+    in_every_process,
     place,
 )
 from latentwire.harness.errors import UserError
+from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, say
-from latentwire.harness.results import config_hash, git_commit, read_json, write_json, writing
+from latentwire.harness.results import config_hash, read_json, write_json, writing
 from latentwire.models import ModelSpec
 
 BATCH_TOKENS_ON_CPU = 8192  # measured best for embedding
@@ -82,14 +80,10 @@ def embed(cfg: DictConfig) -> dict[str, Any]:
         "too_long": too_long,
         **notes,
         "prompts_file": str(locate(cfg, "prompts_file")),
-        "device": describe_machine(state.device),
-        "processes": state.num_processes,
         "time_sec": round(time.perf_counter() - started, 3),
-        "versions": {"latentwire": latentwire.__version__, "torch": torch.__version__,
-                     "transformers": transformers.__version__},
-        "git_commit": git_commit(app.ROOT),
+        **made_on(state),
         "texts": _digests(work.prompts, ids),
-    }  # fmt: skip
+    }
     if state.is_main_process:
         assert emb is not None
         _set_aside(work.out, record, work.key)
@@ -191,7 +185,6 @@ def _embedded(cfg: DictConfig, work: Plan, state: PartialState) -> Rows:
     if done := len(shards.pieces) - len(missing):
         say(f"{done} of {len(shards.pieces)} pieces are finished from before")
     mine = missing[state.process_index :: state.num_processes]
-    error: Exception | None = None
     with Progress(f"embed {work.spec.name}", shards.texts_of(mine)) as progress:
         started = time.perf_counter()
 
@@ -199,15 +192,7 @@ def _embedded(cfg: DictConfig, work: Plan, state: PartialState) -> Rows:
             seconds = max(time.perf_counter() - started, 1e-9)
             progress.advance(rows, f"{(progress.done + rows) / seconds:.0f} prompts/s")
 
-        try:
-            shards.work(mine, embedder, texts, advance)
-        except Exception as caught:  # told to the other processes, which would wait for this one for ever
-            if state.num_processes == 1:
-                raise
-            error = caught
-    failures = [failure for failure in gather_from_all(state, [error]) if failure is not None]
-    if failures:
-        raise error or failures[0]
+        in_every_process(state, lambda: shards.work(mine, embedder, texts, advance))
     ids = [work.prompts[i].id for i in fitting]
     notes = {"tokens": sum(lengths[i] for i in fitting), "max_tokens": embedder.max_tokens}
     return ids, shards.assemble() if state.is_main_process else None, too_long, notes

@@ -13,7 +13,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-import latentwire
 from kat.clusters import closest_to_centroid, cluster
 from kat.density import Density, DensitySpec, estimate
 from kat.diagnostics import diagnose
@@ -28,8 +27,9 @@ from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.harness.origin import made_by
 from latentwire.harness.progress import say, speaks
-from latentwire.harness.results import git_commit, read_json, write_json, write_jsonl, write_text_atomically
+from latentwire.harness.results import read_json, write_json, write_jsonl, write_text_atomically
 
 SHOWN = 5  # prompts nearest to a centroid
 
@@ -72,8 +72,7 @@ def density(cfg: DictConfig) -> dict[str, Any]:
             "embeddings_sha256": file_sha256(source),
             "weights_sha256": file_sha256(out),
             "seed": cfg.seed,
-            "versions": {"latentwire": latentwire.__version__, "torch": torch.__version__},
-            "git_commit": git_commit(app.ROOT),
+            **made_by(),
         }
         write_json(beside(out, "density.json"), {**report, "seconds": seconds, **origin})
         plot_weights(found.density, found.weights, beside(out, "density.png"))

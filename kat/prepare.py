@@ -17,8 +17,9 @@ from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
+from latentwire.harness.origin import made_by
 from latentwire.harness.progress import say
-from latentwire.harness.results import git_commit, json_line, open_atomically, write_json, write_jsonl, writing
+from latentwire.harness.results import json_line, open_atomically, write_json, write_jsonl, writing
 
 
 @task
@@ -65,7 +66,7 @@ def pairs(cfg: DictConfig) -> dict[str, Any] | None:
                 )
         if len(barren) == len(counts):
             raise UserError("\n".join(barren) or "pairs: no data set is named; write pairs=NAME")
-    write_json(record, {"sets": counts, "git_commit": git_commit(app.ROOT)})
+    write_json(record, {"sets": counts, **made_by()})
     for message in barren:
         say(f"warning: {message}")
     say(f"pairs: {out} ({sum(c['pairs'] for c in counts.values())})")
@@ -124,7 +125,7 @@ def prompts(cfg: DictConfig) -> int | None:
     side = beside(out, "pair_to_prompt.jsonl")
     write_jsonl(side, ({"pair_id": pair, "prompt_id": prompt} for pair, prompt in pair_to_prompt))
     record = {"pairs_sha256": file_sha256(source), "prompts_sha256": file_sha256(out), "split": cfg.split}
-    write_json(beside(out, "prompts.json"), {**record, "prompts": len(unique), "git_commit": git_commit(app.ROOT)})
+    write_json(beside(out, "prompts.json"), {**record, "prompts": len(unique), **made_by()})
     say(f"prompts: {out} ({len(unique)} unique of {len(pair_to_prompt)} pairs); {side}")
     for name, n in sorted(Counter(prompt.source for prompt in unique).items()):
         say(f"  {n} of {name}")

@@ -7,15 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import torch
-import transformers
 from accelerate import PartialState
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-import latentwire
 from latentwire.analysis import three_digits
 from latentwire.bench import FIRST, Bench, Choice, Settings, prepare, without_passages
 from latentwire.data import DataSpec
@@ -23,6 +19,7 @@ from latentwire.evaluate import evaluate
 from latentwire.harness import app
 from latentwire.harness.device import describe_machine, from_first, is_out_of_memory, out_of_memory, place
 from latentwire.harness.errors import UserError
+from latentwire.harness.origin import made_on
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import (
     DamagedResultError,
@@ -30,7 +27,6 @@ from latentwire.harness.results import (
     ResultStore,
     ResultWriteError,
     config_hash,
-    git_commit,
     read_jsonl,
 )
 from latentwire.harness.tracking import Tracker, make_tracker
@@ -90,10 +86,7 @@ def run(cfg: DictConfig) -> Result:
             "asked": cfg.asked,
             "seed": settings.seed,
             "dtype": str(request.dtype).removeprefix("torch."),
-            "device": describe_machine(state.device),
-            "processes": state.num_processes,
-            "versions": _versions(),
-            "git_commit": git_commit(app.ROOT),
+            **made_on(state),
             "config": plain(cfg),
         }
         if state.is_main_process:
@@ -259,12 +252,3 @@ def _diagnosis(result: Result) -> str:
     distortions, steps = (", ".join(found[key]) or "nothing" for key in ("found", "chain"))
     reason = f" ({found['reason']})" if "reason" in found else ""
     return f"\n    found {distortions}{reason}; steps: {steps}"
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "latentwire": latentwire.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-    }

@@ -105,6 +105,7 @@ class Objective:
         self.answer_tokens, self.distance = answer_tokens, distance
         self.writer = PromptWriter(lm.tokenizer)
         self.lead = lm.embed(torch.tensor(self.writer.ids("Context:")))
+        self.newline = self.writer.ids("\nQuestion:")[0]
         if weights.needs_lm():
             self.bare = Reader(lm, encode_prefix(lm, self.writer.shots([])))
             self.asking = Reader(lm, encode_prefix(lm, self.writer.shots(shots)))
@@ -182,11 +183,14 @@ class Objective:
         answer = self.writer.ids(said)
         return Branch((*self.writer.ids(asked), *answer), len(answer)) if asked else Branch((*answer,), len(answer))
 
+    def _answer(self, example: Example) -> list[int]:
+        """Return the answer's first tokens, and the newline that ends it where there is room."""
+        return [*self.writer.ids(f" {example.answers[0]}"), self.newline][: self.answer_tokens]
+
     def _question(self, example: Example) -> Branch:
         """Return a question with its answer; what is distilled is every token of both, not the answer's alone."""
-        answer = self.writer.answered(example, self.answer_tokens)
-        ids = (*self.writer.asked(example), *answer)
-        return Branch(ids, len(ids) if self.weights.distillation else len(answer))
+        ids = (*self.writer.asked(example), *self._answer(example))
+        return Branch(ids, len(ids) if self.weights.distillation else len(self._answer(example)))
 
     def _rows(self, beginnings: list[Tensor], branches: Sequence[tuple[Branch, ...]]) -> list[Row]:
         return [Row(torch.cat([self.lead.to(x), x]), own) for x, own in zip(beginnings, branches, strict=True)]
@@ -217,9 +221,8 @@ class Objective:
 
     def _in_answers(self, passage: Passage, branches: tuple[Branch, ...]) -> Tensor:
         """Tell which of the tokens to predict are an answer's, (N,)."""
-        lengths = [len(self.writer.answered(example, self.answer_tokens)) for example in passage.questions]
-        pairs = zip(branches, lengths, strict=True)
-        return torch.cat([torch.arange(b.predicted) >= b.predicted - length for b, length in pairs])
+        pairs = zip(passage.questions, branches, strict=True)
+        return torch.cat([torch.arange(b.predicted) >= b.predicted - len(self._answer(e)) for e, b in pairs])
 
     @torch.no_grad()
     def _taught(self, passage: Passage, embeds: Tensor, branches: tuple[Branch, ...]) -> Tensor:

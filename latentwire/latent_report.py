@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
 import latentwire
+from latentwire import likelihood
 from latentwire.analysis import three_digits
-from latentwire.bench import Bench, Choice, Settings, identity, prepare
+from latentwire.bench import Choice, Settings, identity, prepare
 from latentwire.data import DataSpec
 from latentwire.evaluate import evaluate
 from latentwire.harness import app
 from latentwire.harness.device import (
     choose_batch_tokens,
     choose_dtype,
-    describe_machine,
     from_first,
     place,
     within_memory,
 )
 from latentwire.harness.errors import UserError
+from latentwire.harness.origin import made_on
 from latentwire.harness.progress import say, speaks
-from latentwire.harness.results import Result, ResultStore, config_hash, git_commit, read_jsonl, write_json
+from latentwire.harness.results import Result, ResultStore, config_hash, read_jsonl, write_json
 from latentwire.latents import about_latents
-from latentwire.likelihood import Likelihoods
-from latentwire.metrics import compare_paired, percentile_interval
+from latentwire.likelihood import Likelihood, Likelihoods
+from latentwire.metrics import ALPHA, Comparison, compare_paired, percentile_interval
 from latentwire.models import ModelSpec
 
 BASELINE = Choice("baseline")
-MEASURES = ("nll", "kl")  # of `Likelihood`
+MEASURES = tuple(field.name for field in fields(Likelihood))
 TITLES = {"text": "whole text", "latent": "latents", "cut": "text cut to as many tokens",
           "averaged": "averages of neighbouring tokens", "empty": "no passage"}  # fmt: skip
 
@@ -64,31 +68,17 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     store = ResultStore(Path(cfg.out))
     if state.is_main_process:
         store.require_writable()
-    bench: Bench | None = None
-    likelihoods: Likelihoods | None = None
+    asking = _Asking(model, data, settings, dtype, store, state, cfg.force)
     results: dict[str, Result] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
     for source in controls_of(about, cfg.checkpoint):
-        produced_by = identity(model, data, settings, dtype, source, BASELINE, passage=True, first=0)
-        key = config_hash({**produced_by, "report": latentwire.__version__, "likelihood": True})
-        found = None
-        if state.is_main_process and not cfg.force:
-            found = store.finished(source.name, key)
-        found = from_first(state, found)
-        if found is None:
-            with within_memory(state.device, {"batch_tokens": settings.batch_tokens}):
-                bench = bench or prepare(model, data, settings, state)
-                likelihoods = likelihoods or Likelihoods(bench, state)
-                found = _ask(bench, likelihoods, source, key, store, state)
-        state.wait_for_everyone()
-        results[source.name], rows[source.name] = found, read_jsonl(store.predictions_path(source.name))
+        results[source.name], rows[source.name] = found, _ = asking.of(source)
         say(f"{TITLES[source.name]}  F1 {three_digits(found['f1'])}  NLL {found['nll']:.2f}")
     judged = judge(about, results, rows, settings.seed)
     judged |= {
         "checkpoint": str(cfg.checkpoint),
         "sha256": about["sha256"],
-        "device": describe_machine(state.device),
-        "git_commit": git_commit(app.ROOT),
+        **made_on(state),
         "config": OmegaConf.to_container(cfg, resolve=True),
     }
     if speaks():
@@ -112,21 +102,69 @@ def controls_of(about: dict[str, Any], checkpoint: str) -> list[Choice]:
     return [*chosen, Choice("empty")]
 
 
-def _ask(
-    bench: Bench, likelihoods: Likelihoods, source: Choice, key: str, store: ResultStore, state: PartialState
-) -> Result:
-    scores, predictions = evaluate(bench, source, BASELINE, state, TITLES[source.name])
-    likely = likelihoods.over(source, TITLES[source.name])
-    result = {"name": source.name, "config_hash": key, "status": "ok", "source": source.name,
-              "source_dials": source.dials, **scores}  # fmt: skip
-    for measure in MEASURES:
-        values = np.array([getattr(own, measure) for own in likely])
-        result |= {measure: float(values.mean()),
-                   f"{measure}_interval": percentile_interval(values, bench.settings.seed)}  # fmt: skip
-    predictions = [row | vars(own) for row, own in zip(predictions, likely, strict=True)]
-    if state.is_main_process:
-        store.save(source.name, result, predictions)
-    return result
+@dataclass
+class _Asking:
+    """Asks each source for its answers and for the likelihood of the right ones, and keeps either as it is there."""
+
+    model: ModelSpec
+    data: DataSpec
+    settings: Settings
+    dtype: torch.dtype
+    store: ResultStore
+    state: PartialState
+    force: bool
+
+    @cached_property
+    def likelihoods(self) -> Likelihoods:
+        """The model and what it is asked, loaded where something is missing."""
+        return Likelihoods(prepare(self.model, self.data, self.settings, self.state), self.state)
+
+    def of(self, source: Choice) -> tuple[Result, list[dict[str, Any]]]:
+        """Return a source's result, and its rows, example by example."""
+        title = TITLES[source.name]
+        produced_by = identity(
+            self.model, self.data, self.settings, self.dtype, source, BASELINE, passage=True, first=0
+        ) | {"report": latentwire.__version__}
+        answers, answered = self._kept(
+            source.name,
+            source,
+            produced_by,
+            lambda: evaluate(self.likelihoods.bench, source, BASELINE, self.state, title),
+        )
+        likely, found = self._kept(
+            f"{source.name}_likelihood",
+            source,
+            {**produced_by, "likelihood": likelihood.FORMAT},
+            lambda: self._likely(source, title),
+        )
+        return {**likely, **answers}, [{**one, **other} for one, other in zip(found, answered, strict=True)]
+
+    def _likely(self, source: Choice, title: str) -> tuple[Result, list[dict[str, Any]]]:
+        found = self.likelihoods.over(source, title)
+        scores: Result = {"num_samples": len(found)}
+        for measure in MEASURES:
+            values = np.array([getattr(own, measure) for own in found])
+            interval = percentile_interval(values, self.settings.seed)
+            scores |= {measure: float(values.mean()), f"{measure}_interval": interval}
+        prompts = self.likelihoods.bench.prompts
+        return scores, [{"id": p.example.id, **vars(own)} for p, own in zip(prompts, found, strict=True)]
+
+    def _kept(
+        self, name: str, source: Choice, produced_by: dict[str, Any], ask: Callable[[], tuple[Result, list[Any]]]
+    ) -> tuple[Result, list[dict[str, Any]]]:
+        """Take a finished result with its rows, or ask for it and save it."""
+        key, state = config_hash(produced_by), self.state
+        found = self.store.finished(name, key) if state.is_main_process and not self.force else None
+        found = from_first(state, found)
+        if found is None:
+            with within_memory(state.device, {"batch_tokens": self.settings.batch_tokens}):
+                scores, rows = ask()
+            found = {"name": name, "config_hash": key, "status": "ok", "source": source.name,
+                     "source_dials": source.dials, **scores}  # fmt: skip
+            if state.is_main_process:
+                self.store.save(name, found, rows)
+        state.wait_for_everyone()
+        return found, read_jsonl(self.store.predictions_path(name))
 
 
 def judge(
@@ -142,26 +180,28 @@ def judge(
 
     Returns:
         rows of the table, the latents' accounting, share_of_text (the latents' F1 as a share of the text's; None where
-        that is 0), and beats: the controls at equal positions whose intervals of F1 lie wholly below the latents', and
-        likelier_than: those whose intervals of the answer's NLL lie wholly above.
+        that is 0), beats: the controls at equal positions whose intervals of F1 lie wholly below the latents', and
+        likelier_than: those over which the right answers are less likely, example by example, at a corrected 5%.
     """
-    f1 = {name: np.array([row["f1"] for row in own]) for name, own in rows.items()}
     others = [name for name in results if name != "latent"]
-    comparisons = compare_paired(np.array([f1[name] for name in others]), f1["latent"], seed)
-    compared = dict(zip(others, comparisons, strict=True))
+    by: dict[str, dict[str, Comparison]] = {}  # measure -> source -> it against the latents
+    for measure in ("f1", "nll"):
+        scores = {name: np.array([row[measure] for row in own]) for name, own in rows.items()}
+        compared = compare_paired(np.array([scores[name] for name in others]), scores["latent"], seed)
+        by[measure] = dict(zip(others, compared, strict=True))
     latents = results["latent"]["latents"]
     table = []
     for name, result in results.items():
         spans = result.get("latents") or {"positions": latents["text_positions"]}
         row = {"source": name, "title": TITLES[name], "positions": spans["positions"], "f1": result["f1"],
-               "f1_interval": list(result["f1_interval"]), "em": result["em"]}  # fmt: skip
-        row |= {key: result[key] for measure in MEASURES for key in (measure, f"{measure}_interval")}
-        if name in compared:
-            low, high = compared[name].interval
-            row |= {"latents_minus_this": 0.0 - compared[name].difference, "interval": [0.0 - high, 0.0 - low],
-                    "p_holm": compared[name].p_holm}  # fmt: skip
+               "em": result["em"]}  # fmt: skip
+        row |= {f"{measure}_interval": list(result[f"{measure}_interval"]) for measure in ("f1", *MEASURES)}
+        row |= {measure: result[measure] for measure in MEASURES}
+        if name in others:
+            row |= _against(by["f1"][name])
+            row["nll_against"] = _against(by["nll"][name])
         table.append(row)
-    low, high = results["latent"]["f1_interval"][0], results["latent"]["nll_interval"][1]
+    low = results["latent"]["f1_interval"][0]
     equal = [name for name in ("cut", "averaged", "empty") if name in results]
     return {
         "encoder": about["name"],
@@ -171,8 +211,15 @@ def judge(
         "share_of_text": results["latent"]["f1"] / results["text"]["f1"] if results["text"]["f1"] else None,
         "beats": [name for name in equal if results[name]["f1_interval"][1] < low],
         "beats_all": all(results[name]["f1_interval"][1] < low for name in equal),
-        "likelier_than": [name for name in equal if results[name]["nll_interval"][0] > high],
+        "likelier_than": [n for n in equal if by["nll"][n].difference > 0 and by["nll"][n].p_holm < ALPHA],
     }
+
+
+def _against(compared: Comparison) -> dict[str, Any]:
+    """Return what the latents have more than a source, from the comparison of that with them."""
+    low, high = compared.interval
+    return {"latents_minus_this": 0.0 - compared.difference, "interval": [0.0 - high, 0.0 - low],
+            "p_holm": compared.p_holm}  # fmt: skip
 
 
 def render(judged: dict[str, Any]) -> str:
@@ -187,17 +234,15 @@ def render(judged: dict[str, Any]) -> str:
     for row in judged["rows"]:
         low, high = (three_digits(end) for end in row["f1_interval"])
         line = f"{row['title']:34}{row['positions']:>10.1f}   {three_digits(row['f1'])}  [{low}, {high}]"
-        if "interval" in row:
-            least, most = row["interval"]
-            line += f"   {row['latents_minus_this']:+.3f} [{least:+.3f}, {most:+.3f}] p={row['p_holm']:.3f}"
-        lines.append(line)
-    lines += ["", f"{'':34}{'NLL of the right answer':>24}   KL from the LM over the text, nats a token"]
+        lines.append(line + (f"   {_told(row)}" if "interval" in row else ""))
+    lines += ["", f"{'nats a token of the right answer':34}{'KL to the text':>20}{'NLL':>20}   the latents against it"]
     for row in judged["rows"]:
         nll, kl = (
             f"{row[measure]:.2f} [{row[f'{measure}_interval'][0]:.2f}, {row[f'{measure}_interval'][1]:.2f}]"
             for measure in MEASURES
         )
-        lines.append(f"{row['title']:34}{nll:>24}   {'0' if row['source'] == 'text' else kl}")
+        line = f"{row['title']:34}{'0' if row['source'] == 'text' else kl:>20}{nll:>20}"
+        lines.append(line + (f"   {_told(row['nll_against'])}" if "nll_against" in row else ""))
     share = judged["share_of_text"]
     lines += [
         "",
@@ -208,9 +253,14 @@ def render(judged: dict[str, Any]) -> str:
         f"distinct answers, {latents['distinct_references']} distinct references",
         "Share of the whole text's F1: " + ("none, that is 0" if share is None else f"{share:.0%}"),
         "F1 above, intervals apart: " + _named(judged["beats"]),
-        "NLL below, intervals apart: " + _named(judged["likelier_than"]),
+        "Right answers likelier, p < .05: " + _named(judged["likelier_than"]),
     ]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in latents["warnings"])])
+
+
+def _told(against: dict[str, Any]) -> str:
+    least, most = against["interval"]
+    return f"{against['latents_minus_this']:+.3f} [{least:+.3f}, {most:+.3f}] p={against['p_holm']:.3f}"
 
 
 def _named(sources: list[str]) -> str:

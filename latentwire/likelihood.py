@@ -20,10 +20,12 @@ from latentwire.prompts import PromptWriter
 from latentwire.reader import Branch, Reader, Row
 from latentwire.sources import Text, build_source
 
+FORMAT = 1  # goes into the hash of every result; raise it whenever what is measured changes
+
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of one example's first right answer, its first `max_new_tokens` tokens, the newline that ends it among them."""
+    """Of the tokens of one example's first right answer, `max_new_tokens` of them at most."""
 
     nll: float  # mean negative log-likelihood of a token, nats
     kl: float  # mean KL(over the text || over the source) where those tokens are to be predicted, nats
@@ -35,6 +37,9 @@ class Likelihoods:
     Args:
         bench: Model, shots and examples.
         state: The processes, which share the passages.
+
+    Raises:
+        UserError: The LM has layers over which branches cannot be kept apart.
     """
 
     def __init__(self, bench: Bench, state: PartialState) -> None:
@@ -42,11 +47,9 @@ class Likelihoods:
         self.writer = PromptWriter(bench.lm.tokenizer)
         self.reader = Reader(bench.lm, bench.decoder.prefix)
         self.lead = bench.lm.embed(torch.tensor(self.writer.ids("Context:")))
-        by_passage: dict[str, list[int]] = {}
-        for index, prompt in enumerate(bench.prompts):
-            by_passage.setdefault(prompt.example.context, []).append(index)
-        self.passages = list(by_passage.values())[state.process_index :: state.num_processes]
-        self._over_text: dict[str, Tensor] = {}  # passage -> final states where an answer is predicted, (N, D)
+        self.branches = [self._branch(index) for index in range(len(bench.prompts))]
+        self.groups = self._plan()[state.process_index :: state.num_processes]
+        self._over_text: dict[int, Tensor] = {}  # first of a group -> final states before its answers' tokens, (N, D)
 
     def over(self, source: Choice, title: str) -> list[Likelihood]:
         """Return the likelihood of each example, in order; the same in every process.
@@ -63,41 +66,58 @@ class Likelihoods:
         in_every_process(self.state, lambda: self._over_share(source, title, found))
         return [own for _, own in sorted(gather_from_all(self.state, found), key=lambda pair: pair[0])]
 
+    def _branch(self, index: int) -> Branch:
+        """Return the question of an example with its first right answer."""
+        example = self.bench.prompts[index].example
+        answer = self.writer.ids(f" {example.answers[0]}")[: self.bench.settings.max_new_tokens]
+        return Branch((*self.writer.asked(example), *answer), len(answer))
+
+    def _plan(self) -> list[list[int]]:
+        """Return which examples are read in one row: those about one passage, as long as batch_tokens has room."""
+        groups: list[list[int]] = []
+        rooms: dict[str, tuple[list[int], int]] = {}  # passage -> its last group, and the room left in that
+        for index, (prompt, branch) in enumerate(zip(self.bench.prompts, self.branches, strict=True)):
+            passage, needed = prompt.example.context, len(branch.token_ids)
+            group, room = rooms.get(passage, ([], 0))
+            if needed > room:
+                group, room = [], self.bench.settings.batch_tokens - int(prompt.passage_mask.sum())
+                groups.append(group)
+            group.append(index)
+            rooms[passage] = group, room - needed
+        return groups
+
     @torch.no_grad()
     def _over_share(self, source: Choice, title: str, found: list[tuple[int, Likelihood]]) -> None:
         seed = self.bench.settings.seed
         distort = build_source(source.name, source.dials, self.bench.vocabulary, generator_for(seed, source.name))
         assert distort.passage_only or type(distort) is Text, "the question stays real tokens"
-        with Progress(f"{title}, likelihood", sum(map(len, self.passages))) as progress:
-            for indices in self.passages:
-                found += zip(indices, self._over_passage(indices, source, distort), strict=True)
-                progress.advance(len(indices), f"NLL {sum(own.nll for _, own in found) / len(found):.3f}")
+        with Progress(f"{title}, likelihood", sum(map(len, self.groups))) as progress:
+            for group in self.groups:
+                found += zip(group, self._over_group(group, source, distort), strict=True)
+                progress.advance(len(group), f"NLL {sum(own.nll for _, own in found) / len(found):.3f}")
 
-    def _over_passage(self, indices: list[int], source: Choice, distort: Text) -> list[Likelihood]:
-        """Read a passage once for all its questions."""
-        bench = self.bench
-        prompt = bench.prompts[indices[0]]
+    def _over_group(self, group: list[int], source: Choice, distort: Text) -> list[Likelihood]:
+        """Read a passage once for all the questions of a group."""
+        lm, prompt = self.bench.lm, self.bench.prompts[group[0]]
         example = prompt.example
-        real = bench.lm.embed(prompt.token_ids[prompt.passage_mask]).float()  # (T, D)
-        seen = distort(real, generator_for(bench.settings.seed, source.name, example.id), example.context)  # (L, D)
+        real = lm.embed(prompt.token_ids[prompt.passage_mask]).float()  # (T, D)
+        drawn = generator_for(self.bench.settings.seed, source.name, example.id)
+        seen = distort(real, drawn, example.context)  # (L, D)
         require_finite(seen, f"the source {source.name} {source.dials or ''}".rstrip(), example.id)
-        branches = []
-        for index in indices:
-            answer = self.writer.answered(bench.prompts[index].example, bench.settings.max_new_tokens)
-            branches.append(Branch((*self.writer.asked(bench.prompts[index].example), *answer), len(answer)))
-        row = self._row(seen, branches)
+        row = self._row(seen, group)
         states = self.reader.states([row])  # (N, D)
-        if example.context not in self._over_text:
-            text = states if type(distort) is Text else self.reader.states([self._row(real, branches)])
-            self._over_text[example.context] = text.cpu()
-        lengths = [branch.predicted for branch in branches]
+        if group[0] not in self._over_text:
+            text = states if type(distort) is Text else self.reader.states([self._row(real, group)])
+            self._over_text[group[0]] = text.cpu()
+        lengths = [branch.predicted for branch in row.branches]
         logits = self.reader.logits(states).split(lengths)
-        theirs = self.reader.logits(self._over_text[example.context].to(states.device)).split(lengths)
+        theirs = self.reader.logits(self._over_text[group[0]].to(states.device)).split(lengths)
         targets = self.reader.targets([row]).split(lengths)
         return [
             Likelihood(float(token_loss(own, wanted)), float(distillation_loss(own, text)))
             for own, text, wanted in zip(logits, theirs, targets, strict=True)
         ]
 
-    def _row(self, passage: Tensor, branches: list[Branch]) -> Row:
-        return Row(torch.cat([self.lead, passage.to(self.lead.dtype)]), tuple(branches))
+    def _row(self, passage: Tensor, group: list[int]) -> Row:
+        branches = tuple(self.branches[index] for index in group)
+        return Row(torch.cat([self.lead, passage.to(self.lead.dtype)]), branches)

@@ -59,10 +59,6 @@ class PromptWriter:
         """Return the tokens of a question as it stands in a prompt, up to where the answer begins."""
         return [*self.ids("\nQuestion:"), *self.ids(f" {example.question}"), *self.ids("\nAnswer:")]
 
-    def answered(self, example: Example, tokens: int) -> list[int]:
-        """Return the first right answer's first so many tokens; the newline that ends it is one where there is room."""
-        return [*self.ids(f" {example.answers[0]}"), self.ids("\nQuestion:")[0]][:tokens]
-
     def prompt(self, example: Example, passage: bool = True) -> Prompt:
         """Return an example's own tokens and which of them are the source span; on request without the passage."""
         ids: list[int] = []

@@ -19,6 +19,8 @@ from latentwire.generation import Prefix
 from latentwire.harness.errors import UserError
 from latentwire.models import LanguageModel
 
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, in the library's words
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -59,6 +61,12 @@ class Reader:
         self.body, self.head = lm.model.base_model, lm.model.get_output_embeddings()
         config = lm.model.config.get_text_config()
         self.cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.kinds = set(getattr(config, "layer_types", None) or ())
+        if strange := sorted(self.kinds - {FULL, SLIDING}):
+            raise UserError(
+                f"{type(lm.model).__name__}: has layers of {', '.join(strange)}, over which branches cannot be kept "
+                f"apart; choose a model of {FULL} or {SLIDING}"
+            )
         self.window: int | None = getattr(config, "sliding_window", None) if _slides(config) else None
 
     def targets(self, rows: list[Row]) -> Tensor:
@@ -75,23 +83,22 @@ class Reader:
         """Return the final states from which the tokens to predict follow, in the order of `targets`: (N, D).
 
         Raises:
-            UserError: The rows are longer than the LM's context, or than its sliding window.
+            UserError: The rows are longer than the LM's context.
         """
         self.require_room(max(len(r.beginning) + max(len(b.token_ids) for b in r.branches) for r in rows))
         embeds, positions, seen, predicted = self._lay_out(rows)
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self.prefix.layers):
             cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), layer)
-        # Of its own kind in every layer: no mask of the library's is made from a mask in four dimensions.
         hidden = self.body(
-            inputs_embeds=embeds, attention_mask=additive(seen, self.lm.dtype)[:, None], position_ids=positions,
+            inputs_embeds=embeds, attention_mask=self._masks(seen, positions), position_ids=positions,
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # (B, S, D)  # fmt: skip
         states: Tensor = hidden[predicted[0], predicted[1]]
         return states
 
     def require_room(self, positions: int) -> None:
-        """Refuse so many positions after the prefix where the LM, or its sliding window, has no room for them.
+        """Refuse so many positions after the prefix where the LM has no room for them.
 
         Raises:
             UserError: It has none.
@@ -102,11 +109,23 @@ class Reader:
                 f"shots: with {self.prefix.length} tokens of shots a passage and its question take {longest} "
                 f"positions, more than the model's {self.lm.context_length}; lower shots, or leave out long passages"
             )
-        if self.window is not None and longest > self.window:
-            raise UserError(
-                f"shots: {longest} positions are more than the model's sliding window of {self.window}, which is not "
-                "followed where latents are trained or their likelihood is asked; lower shots"
-            )
+
+    def _masks(self, seen: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return what is added to the scores, (B, 1, S, P + S), by kind of layer where some see but a window.
+
+        In four dimensions: the library makes no mask of its own from it.
+
+        Args:
+            seen: Who sees whom, (B, S, P + S).
+            positions: (B, S).
+        """
+        whole = additive(seen, self.lm.dtype)[:, None]
+        if self.window is None:
+            return whole
+        shots = torch.arange(self.prefix.length, device=positions.device).expand(len(positions), -1)
+        near = positions[:, :, None] - torch.cat([shots, positions], dim=1)[:, None] < self.window
+        close = additive(seen & near, self.lm.dtype)[:, None]
+        return {FULL: whole, SLIDING: close} if self.kinds else close
 
     def _lay_out(self, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return embeddings (B, S, D), positions (B, S), who sees whom (B, S, P + S), where to predict, two (N,)."""
@@ -144,5 +163,5 @@ class Reader:
 def _slides(config: Any) -> bool:
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
-        return "sliding_attention" in kinds
+        return SLIDING in kinds
     return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True) is not False

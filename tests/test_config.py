@@ -140,7 +140,7 @@ def test_unions_are_combined_with_the_command_line_outermost():
     assert expand(preset, line) == [["d=" + d, *first, "c=" + c] for d in "56" for first in inner for c in "34"]
     with pytest.raises(UserError, match=r"b=z: the sweep's own configurations set b"):
         expand(preset, OverridesParser.create().parse_overrides(["b=z"]))
-    with pytest.raises(UserError, match=r"^only=x,y\*: a comma makes a grid of it; write only='x\|y\*'$"):
+    with pytest.raises(UserError, match=r"^only=x,y\*: makes a grid of the patterns; put \| between"):
         expand(preset, OverridesParser.create().parse_overrides(["only=x,y*"]))
 
 

@@ -129,7 +129,7 @@ def test_where_one_process_fails_all_do(monkeypatch):
     done: list[str] = []
     two = SimpleNamespace(num_processes=2)
     theirs: list[Exception | None] = [None]
-    monkeypatch.setattr("latentwire.harness.device.gather_from_all", lambda state, items: [*items, *theirs])
+    monkeypatch.setattr("latentwire.harness.device.gather_from_all", lambda state, items: [*theirs, *items])
     in_every_process(two, lambda: done.append("work"))
     assert done == ["work"]
     with pytest.raises(UserError, match="my own"):
@@ -141,7 +141,7 @@ def test_where_one_process_fails_all_do(monkeypatch):
     with pytest.raises(UserError, match="my own"):
         in_every_process(two, raising(UserError("my own")))
     with pytest.raises(UserError, match="alone"):
-        in_every_process(SimpleNamespace(num_processes=1), raising(UserError("alone")))
+        in_every_process(SimpleNamespace(num_processes=1), raising(UserError("alone")))  # gathers nothing
 
 
 def raising(error: Exception) -> Callable[[], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from latentwire.latent_report import judge, render
 from latentwire.likelihood import Likelihoods
 from latentwire.metrics import percentile_interval
 from latentwire.prompts import PromptWriter
+from latentwire.sources import SOURCES, Text
 from tests.conftest import model_spec
 
 STATE = PartialState(cpu=True)
@@ -68,7 +70,7 @@ def test_it_is_the_models_own(bench, name):
     writer = PromptWriter(bench.lm.tokenizer)
     for index, own in enumerate(found):
         prompt = bench.prompts[index]
-        answer = [*writer.ids(f" {prompt.example.answers[0]}"), *writer.ids("\nQuestion:")[:1]][:3]
+        answer = writer.ids(f" {prompt.example.answers[0]}")[:3]
         tokens = int(prompt.passage_mask.sum())
         kept = {"text": slice(tokens), "cut": slice((tokens + 1) // 2), "empty": slice(0)}[name]
         over, text = (logits_by_hand(bench, index, part, answer) for part in (kept, slice(tokens)))
@@ -86,12 +88,66 @@ def test_sources_do_not_know_of_one_another(bench):
     assert together.over(averaged, "") == Likelihoods(bench, STATE).over(averaged, "")
 
 
-def test_two_processes_share_the_passages(bench):
-    shares = [
-        Likelihoods(bench, SimpleNamespace(process_index=rank, num_processes=2)).passages  # type: ignore[arg-type]
+def test_two_processes_share_the_passages(bench, monkeypatch):
+    alone = Likelihoods(bench, STATE).over(Choice("cut", HALF), "")
+    ranks = [
+        Likelihoods(bench, SimpleNamespace(process_index=rank, num_processes=2))  # type: ignore[arg-type]
         for rank in range(2)
     ]
-    assert shares == [[[0, 2], [3]], [[1]]]  # a passage's questions stay together
+    assert [rank.groups for rank in ranks] == [[[0, 2], [3]], [[1]]]  # a passage's questions stay together
+    found: list[Any] = []
+    ranks[1]._over_share(Choice("cut", HALF), "", found)
+
+    def joined(state: object, items: list[Any]) -> list[Any]:
+        return [*found, *items] if isinstance(items[0], tuple) else items
+
+    monkeypatch.setattr("latentwire.likelihood.gather_from_all", joined)
+    monkeypatch.setattr("latentwire.harness.device.gather_from_all", joined)
+    assert ranks[0].over(Choice("cut", HALF), "") == alone
+    failed = UserError("the other one failed")
+    monkeypatch.setattr("latentwire.harness.device.gather_from_all", lambda state, items: [*items, failed])
+    with pytest.raises(UserError, match="the other one failed"):
+        ranks[0].over(Choice("cut", HALF), "")
+
+
+def test_batch_tokens_bounds_what_is_read_at_a_time(bench):
+    one = bench.prompts[0]
+    passage, asked = int(one.passage_mask.sum()), len(Likelihoods(bench, STATE).branches[0].token_ids)
+    other = len(Likelihoods(bench, STATE).branches[2].token_ids)
+
+    def groups(batch_tokens: int) -> list[list[int]]:
+        limited = replace(bench, settings=replace(bench.settings, batch_tokens=batch_tokens))
+        return Likelihoods(limited, STATE).groups
+
+    assert groups(passage + asked + other)[0] == [0, 2]
+    assert groups(passage + asked + other - 1) == [[0], [1], [2], [3]]
+    assert groups(1) == [[0], [1], [2], [3]]
+    apart = replace(bench, settings=replace(bench.settings, batch_tokens=1))
+    cut = Choice("cut", HALF)
+    one_by_one, together = (Likelihoods(each, STATE).over(cut, "") for each in (apart, bench))
+    for own, other in zip(one_by_one, together, strict=True):
+        assert (own.nll, own.kl) == pytest.approx((other.nll, other.kl), abs=1e-4)
+
+
+class Told(Text):
+    """A source that is told which passage it stands for."""
+
+    passage_only = True
+    told: ClassVar[list[tuple[str, torch.dtype]]] = []
+
+    def replace(self, x: torch.Tensor, generator: torch.Generator, passage: str) -> torch.Tensor:
+        self.told.append((passage, x.dtype))
+        return x
+
+
+def test_a_source_is_told_the_passage_in_float32_whatever_the_lm_computes_in(bench, monkeypatch):
+    monkeypatch.setitem(SOURCES, "told", Told)
+    settings = replace(bench.settings, dtype="bfloat16")
+    rounded = prepare(model_spec("tiny_random"), DataSpec("short_qa", "short_qa"), settings, STATE)
+    found = Likelihoods(replace(rounded, prompts=bench.prompts), STATE).over(Choice("told"), "")
+    contexts = [bench.prompts[i].example.context for i in (0, 1, 3)]
+    assert Told.told == [(context, torch.float32) for context in contexts]
+    assert max(own.kl for own in found) < 1e-6
 
 
 def test_what_is_not_finite_is_named(bench, monkeypatch):
@@ -104,27 +160,39 @@ def test_an_interval_of_any_numbers():
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
     low, high = percentile_interval(values, 0)
     error = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - error, abs=0.05)
-    assert high == pytest.approx(values.mean() + error, abs=0.05)
+    assert low == pytest.approx(values.mean() - error, abs=0.02)
+    assert high == pytest.approx(values.mean() + error, abs=0.02)
     assert percentile_interval(np.full(5, 2.5), 0) == (2.5, 2.5)
 
 
 def test_the_report_says_over_which_controls_the_answer_is_likelier():
     spans = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "text_bytes": 50, "text_zlib_bytes": 40,
              "likeness": 0.1, "distinct_answers": 2, "distinct_references": 2, "warnings": []}  # fmt: skip
-    nll = {"text": (0.5, 0.7), "latent": (1.0, 2.0), "cut": (1.9, 3.0), "averaged": (2.1, 3.0), "empty": (2.0, 3.0)}
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.3, 40)
+    apart = rng.normal(0, 0.5, 40)
+    apart -= apart.mean()
+    nll = {"text": noise + 0.5, "latent": noise + 1.5, "cut": noise + 1.52 + apart, "averaged": noise + 1.4,
+           "empty": noise + 2.0 + apart}  # fmt: skip
     results = {
-        name: {"f1": 0.5, "f1_interval": (0.4, 0.6), "em": 0.5, "num_samples": 2, "latents": spans,
-               "nll": sum(ends) / 2, "nll_interval": ends, "kl": 0.25, "kl_interval": (0.2, 0.3)}
-        for name, ends in nll.items()
+        name: {"f1": 0.5, "f1_interval": (0.4, 0.6), "em": 0.5, "num_samples": 40, "latents": spans,
+               "nll": own.mean(), "nll_interval": (1.25, 1.75), "kl": 0.25, "kl_interval": (0.2, 0.3)}
+        for name, own in nll.items()
     }  # fmt: skip
-    rows = {name: [{"f1": 0.5}, {"f1": 0.5}] for name in nll}
+    rows = {name: [{"f1": 0.5, "nll": value} for value in own] for name, own in nll.items()}
     judged = judge({"name": "some", "encoder_dials": {}}, results, rows, 0)
-    assert judged["likelier_than"] == ["averaged"]  # not the one whose interval begins where the latents' ends
+    assert judged["likelier_than"] == ["empty"]  # not the cut, within noise, nor averages, where they are less likely
     assert judged["beats"] == []
+    against = {row["source"]: row.get("nll_against") for row in judged["rows"]}
+    assert against["latent"] is None
+    difference = float((nll["latent"] - nll["empty"]).mean())
+    assert against["empty"]["latents_minus_this"] == pytest.approx(difference)
+    low, high = against["empty"]["interval"]
+    assert low < difference < high < 0
     text = render(judged)
-    lines = {line[:34].strip(): line for line in text.split("NLL of the right answer")[1].splitlines()}
-    assert lines["latents"].endswith("1.50 [1.00, 2.00]   0.25 [0.20, 0.30]")
-    assert lines["whole text"].endswith("0.60 [0.50, 0.70]   0")
-    assert "NLL below, intervals apart: averages of neighbouring tokens" in text
+    lines = {line[:34].strip(): line for line in text.split("nats a token")[1].splitlines()}
+    assert lines["latents"].endswith(f"0.25 [0.20, 0.30]   {nll['latent'].mean():.2f} [1.25, 1.75]")
+    assert lines["whole text"].startswith(f"{'whole text':34}{'0':>20}")
+    assert f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] p=0.000" in lines["no passage"]
+    assert "Right answers likelier, p < .05: no passage" in text
     assert "F1 above, intervals apart: none of the controls" in text

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, Qwen2Config
 
 from latentwire.generation import encode_prefix
 from latentwire.harness.errors import UserError
+from latentwire.models import LanguageModel
 from latentwire.reader import Branch, Reader, Row
 
 SHOTS = torch.tensor([5, 9, 2, 7])
@@ -91,11 +95,47 @@ def test_a_row_longer_than_the_context_is_refused(tiny, reader):
         reader.states([Row(torch.zeros(4092, 64), (Branch((1, 2), 1),))])
 
 
-def test_a_row_longer_than_a_sliding_window_is_refused(tiny, reader):
-    reader.window = 8
-    reader.states([Row(tiny.embed(ids_of(1, 2)), (Branch((1, 2), 1),))])
-    with pytest.raises(UserError, match="9 positions are more than the model's sliding window of 8"):
-        reader.states([Row(tiny.embed(ids_of(1, 2, 3)), (Branch((1, 2), 1),))])
+SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 5, "pad_token_id": 0}  # fmt: skip
+MIXED = ["sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma3TextConfig(**SMALL, head_dim=16, layer_types=MIXED),
+        Qwen2Config(**SMALL, use_sliding_window=True, layer_types=MIXED),
+        MistralConfig(**SMALL),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_layers_that_see_but_a_window_see_no_more(config):
+    """Shots and rows are both longer than the window; the model over each branch alone makes its masks itself."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    lm = LanguageModel(model, None)  # type: ignore[arg-type]
+    shots = torch.arange(1, 9)
+    reader = Reader(lm, encode_prefix(lm, shots))
+    assert reader.window == 5
+    passages = [ids_of(11, 12, 13, 14, 15, 16, 17), ids_of(21, 22)]
+    branches = [(Branch((31, 32, 33, 34), 3), Branch((35, 36), 2)), (Branch((41, 42, 43), 1),)]
+    rows = [Row(lm.embed(ids), own) for ids, own in zip(passages, branches, strict=True)]
+    expected = []
+    for ids, own in zip(passages, branches, strict=True):
+        for branch in own:
+            whole = torch.cat([shots, ids, ids_of(*branch.token_ids)])
+            expected.append(model(input_ids=whole[None]).logits[0, len(whole) - branch.predicted - 1 : -1])
+    assert torch.allclose(reader.logits(reader.states(rows)), torch.cat(expected), atol=1e-4)
+    reader.window = None  # what a mask without a window would give is something else
+    assert not torch.allclose(reader.logits(reader.states(rows)), torch.cat(expected), atol=1e-2)
+
+
+def test_layers_of_another_kind_are_refused(tiny):
+    model = copy.copy(tiny.model)
+    model.config = copy.deepcopy(tiny.model.config)
+    model.config.layer_types = ["full_attention", "chunked_attention"]
+    with pytest.raises(UserError, match=r"LlamaForCausalLM: has layers of chunked_attention, .* choose a model of"):
+        Reader(replace(tiny, model=model), encode_prefix(tiny, SHOTS))
 
 
 def test_capped_logits_are_capped(tiny, reader):

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pickle
-import shutil
 import signal
 import stat
 import subprocess
@@ -26,7 +25,6 @@ from latentwire.harness.results import (
     ResultStore,
     ResultWriteError,
     config_hash,
-    git_commit,
     numbered_rows,
     read_json,
     read_jsonl,
@@ -395,34 +393,6 @@ def test_what_cannot_be_put_aside_is_not_overwritten(store):
 
 
 # The commit
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_the_commit_is_that_of_the_checkout_with_a_plus_for_changes(tmp_path, monkeypatch):
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(tmp_path / "repo"), "-c", "user.name=n", "-c", "user.email=e@x", *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    (tmp_path / "repo" / "sub").mkdir(parents=True)
-    assert git_commit(tmp_path / "repo") is None
-    git("init", "--quiet")
-    assert git_commit(tmp_path / "repo") is None  # nothing committed
-    (tmp_path / "repo" / "file").write_text("one")
-    git("add", ".")
-    git("commit", "--quiet", "--message", "one")
-    head = git("rev-parse", "HEAD")
-    assert len(head) == 40
-    assert git_commit(tmp_path / "repo") == git_commit(tmp_path / "repo" / "sub") == head
-    (tmp_path / "repo" / "file").write_text("two")
-    assert git_commit(tmp_path / "repo") == head + "+"
-
-
-def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_commit(ROOT) is None
 
 
 @pytest.mark.parametrize("text", ["a\u2028b", "a\u2029b", "a\x85b"])

@@ -108,7 +108,7 @@ def test_a_finished_run_is_found_and_force_moves_it_aside(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({**run.about(), "f1": 0.5}))
     found = run_in(tmp_path).finished()
     assert (found["f1"], found["identity"], found["name"], found["processes"]) == (0.5, {"id": "a"}, "r", 1)
-    assert set(found["versions"]) == {"latentwire", "torch", "transformers"} and found["config"]["out"] == str(tmp_path)
+    assert found["versions"]["torch"] == torch.__version__ and found["config"]["out"] == str(tmp_path)
     with pytest.raises(OtherConfigurationError):
         run_in(tmp_path, "b").finished()
     assert run_in(tmp_path, force=True).finished() is None

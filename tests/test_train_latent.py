@@ -133,7 +133,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert rows["text"]["positions"] / 2 <= rows["cut"]["positions"] <= rows["text"]["positions"] / 2 + 0.5
     assert rows["empty"]["positions"] == 0
     assert "no passage" in out
-    kept = read_jsonl(tmp_path / "report/cut.predictions.jsonl")
+    kept = read_jsonl(tmp_path / "report/cut_likelihood.predictions.jsonl")
     for measure in ("nll", "kl"):
         assert rows["cut"][measure] == pytest.approx(sum(row[measure] for row in kept) / 6)
         low, high = rows["cut"][f"{measure}_interval"]
@@ -150,9 +150,14 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
         status, _, err = cli("task=latent_report", "model=tiny_random", stray)
         assert status == 1
         assert f"{stray}: task=latent_report asks an encoder as it was trained" in err
-    before = (tmp_path / "report/latent.json").stat().st_mtime_ns
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "report").glob("*.json")}
+    (tmp_path / "report/cut_likelihood.json").unlink()
     assert cli(*asking)[0] == 0
-    assert (tmp_path / "report/latent.json").stat().st_mtime_ns == before
+    after = {path: path.stat().st_mtime_ns for path in before}
+    made = {path.name for path in before if after[path] != before[path]}
+    assert made == {"cut_likelihood.json", "report.json"}  # what is there is not asked again
+    again = json.loads((tmp_path / "report/report.json").read_text())
+    assert [row["nll"] for row in again["rows"]] == [row["nll"] for row in report["rows"]]
 
 
 def test_a_killed_run_goes_on_bit_for_bit(trains, tmp_path, monkeypatch):

@@ -135,13 +135,10 @@ def gather_from_all(state: PartialState, items: list[Any]) -> list[Any]:
 
 def in_every_process(state: PartialState, work: Callable[[], None]) -> None:
     """Do this process's share of the work; where one process fails, all do, and none waits for another for ever."""
-    if state.num_processes == 1:
-        work()
-        return
     error = None
     try:
         work()
-    except Exception as caught:  # raised below, here as it was and elsewhere as it came
+    except Exception as caught:  # raised below: here as it was, elsewhere as it came
         error = caught
     failures = [failure for failure in gather_from_all(state, [error]) if failure is not None]
     if failures:

@@ -61,8 +61,7 @@ def expand(preset: list[list[dict[str, Any]]], command_line: list[Override]) -> 
     for override in command_line:
         key = override.get_key_element()
         if key == "only" and override.is_sweep_override():
-            patterns = "|".join(str(value) for value in override.sweep_string_iterator())
-            raise UserError(f"{override.input_line}: a comma makes a grid of it; write only='{patterns}'")
+            raise UserError(f"{override.input_line}: makes a grid of the patterns; put | between them, only='A|B'")
         if not override.is_sweep_override():
             chosen[key] = [f"{key}={override.get_value_element_as_str()}"]
         elif override.is_discrete_sweep():

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -326,25 +325,3 @@ def _covered(summary: Any) -> set[tuple[str, str]]:
     if not isinstance(results, list):
         return set()
     return {(str(r.get("name")), str(r.get("config_hash"))) for r in results if isinstance(r, dict)}
-
-
-def git_commit(folder: Path) -> str | None:
-    """Return the commit checked out in `folder`, with '+' if the tree has changes; None outside a checkout."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments],  # noqa: S607
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=10,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
-        return None
-    return commit + ("+" if git("status", "--porcelain") else "")

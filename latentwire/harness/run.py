@@ -7,17 +7,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import torch
-import transformers
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
-from latentwire.harness import __version__, app
+from latentwire.harness import app
 from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew_once
-from latentwire.harness.device import describe_machine, from_first
+from latentwire.harness.device import from_first
 from latentwire.harness.errors import UserError
+from latentwire.harness.origin import made_on
 from latentwire.harness.progress import say
-from latentwire.harness.results import git_commit, json_line, truncate_jsonl, write_json, writing
+from latentwire.harness.results import json_line, truncate_jsonl, write_json, writing
 from latentwire.harness.tracking import TrainingRun, start_run
 
 JOURNAL = ("metrics.jsonl", "timings.jsonl")  # a row a step: what is the same in every run of a config, and what is not
@@ -156,10 +155,6 @@ class Run:
         return {
             "identity": self.identity,
             "name": str(self.cfg.name),
-            "device": describe_machine(self.state.device),
-            "processes": self.state.num_processes,
-            "versions": {"latentwire": __version__, "torch": torch.__version__,
-                         "transformers": transformers.__version__},
-            "git_commit": git_commit(app.ROOT),
+            **made_on(self.state),
             "config": self.config,
-        }  # fmt: skip
+        }
