@@ -164,11 +164,10 @@ class LMLayers(Encoder):
         self.body.load_state_dict({name: theirs[name].float() for name in own})
 
     def learn_words(self, texts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Count how often each token comes in the texts to train on; `groups=words` chooses by it."""
+        """Count how often each word comes in the texts to train on; `groups=words` chooses by it."""
         if self.reads_ids:
-            size = len(self.information)
-            self.information.copy_(information(texts, size))
-            self.begins.copy_(word_begins(tokenizer, size))
+            self.begins.copy_(word_begins(tokenizer, len(self.begins)))
+            self.information.copy_(information(texts, self.begins))
 
     def positions(self, tokens: int) -> int:
         """ceil(T / ratio).

@@ -51,11 +51,36 @@ def group_means(x: Tensor, positions: int) -> Tensor:
     return pooling_matrix(len(x), [group_bounds(len(x), positions)])[0].to(x) @ x
 
 
-def information(texts: Iterable[list[int]], size: int) -> Tensor:
-    """Return how much each token says when it comes: -log p, with p from counts plus one, (size,) nats."""
-    counts = Counter(itertools.chain.from_iterable(texts))
-    total = math.log(counts.total() + size)
-    return torch.tensor([total - math.log(counts[token] + 1) for token in range(size)])
+def information(texts: Iterable[list[int]], begins: Tensor) -> Tensor:
+    """Return how much each token says when it comes: what its word says, the mean over all the places where it comes.
+
+    A word says -log p, with p from counts plus one. By its own frequency a digit would say little where numbers are
+    written digit by digit, though hardly any number comes twice.
+
+    Args:
+        texts: Tokens of each.
+        begins: Whether a word begins with a token, (V,).
+
+    Returns:
+        (V,), nats; of a token that does not come as of a word that does not.
+    """
+    starts = begins.tolist()
+    words: Counter[tuple[int, ...]] = Counter()
+    for ids in texts:
+        words.update(tuple(ids[a:b]) for a, b in word_spans([starts[token] for token in ids]))
+    most = math.log(words.total() + len(words))
+    said, times = [0.0] * len(starts), [0] * len(starts)
+    for word, count in words.items():
+        for token in word:
+            said[token] += count * (most - math.log(count + 1))
+            times[token] += count
+    return torch.tensor([total / n if n else most for total, n in zip(said, times, strict=True)])
+
+
+def word_spans(begins: list[bool]) -> list[tuple[int, int]]:
+    """Return where the words of a text lie, first token and the one after the last; its first token begins one."""
+    starts = [place for place, begin in enumerate(begins) if begin or place == 0]
+    return list(itertools.pairwise([*starts, len(begins)]))
 
 
 def word_begins(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
@@ -87,8 +112,7 @@ def choose_heads(said: list[float], begins: list[bool], positions: int) -> list[
     Returns:
         The places of `positions` tokens, in order.
     """
-    starts = [place for place, begin in enumerate(begins) if begin or place == 0]
-    words = list(itertools.pairwise([*starts, len(said)]))
+    words = word_spans(begins)
     worth = {(a, b): sum(said[a:b]) / (b - a) for a, b in words}
     heads: set[int] = set()
     for a, b in sorted(words, key=lambda word: (-worth[word], word)):

@@ -170,7 +170,7 @@ def test_groups_of_words_are_each_passages_own(tiny, passages):
 def test_words_are_learned_from_the_texts_and_go_with_the_weights(tiny, passages):
     encoder = lm_layers(tiny, groups="words")
     seen = passages.ids[1][0]
-    encoder.learn_words([[seen, seen, seen], passages.ids[0]], tiny.tokenizer)
+    encoder.learn_words([[seen], [seen], [seen], passages.ids[0]], tiny.tokenizer)
     assert float(encoder.information[seen]) < float(encoder.information[passages.ids[0][0]])
     assert encoder.begins.tolist() == word_begins(tiny.tokenizer, len(encoder.begins)).tolist()
     assert not encoder.begins.all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import ClassVar
 
 import pytest
@@ -16,6 +17,7 @@ from latentwire.grouping import (
     information,
     pooling_matrix,
     word_begins,
+    word_spans,
 )
 
 
@@ -42,9 +44,29 @@ def test_a_group_takes_along_what_stands_before_its_head():
     assert bounds_around([3], 4) == [(0, 4)]
 
 
-def test_information_is_that_of_the_frequencies():
-    found = information([[0, 0, 0], [2]], 4)  # counts 3, 0, 1, 0, plus one each, of 8
-    assert found.tolist() == pytest.approx([-math.log(n / 8) for n in (4, 1, 2, 1)])
+def test_a_token_says_what_the_words_say_in_which_it_comes():
+    begins = torch.tensor([True, True, False, False, True])  # 2 and 3 go on with a word
+    found = information([[0, 1, 2], [0, 1, 3, 3], [0], [1, 2]], begins)
+    said = {
+        word: -math.log((count + 1) / 9) for word, count in (("0", 3), ("12", 2), ("133", 1))
+    }  # 6, plus one each of 3
+    expected = [said["0"], (2 * said["12"] + said["133"]) / 3, said["12"], said["133"], math.log(9)]
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_what_goes_on_begins_a_word_where_a_text_begins():
+    assert word_spans([False, False, True, True, False]) == [(0, 2), (2, 3), (3, 5)]
+    assert word_spans([]) == []
+
+
+def test_numbers_say_most_though_their_digits_are_frequent():
+    nouns, space, digits = range(10, 30), 30, range(10)  # numbers are written as a space and their digits
+    begins = torch.tensor([token >= 10 for token in range(31)])
+    texts = [[10 + n % 20, space, *map(int, str(n))] for n in range(100, 400)]
+    times = Counter(token for ids in texts for token in ids)
+    assert max(times[token] for token in nouns) < min(times[token] for token in (*digits, space))
+    said = information(texts, begins).tolist()
+    assert min(said[token] for token in (*digits, space)) > max(said[token] for token in nouns)
 
 
 def test_a_word_begins_after_a_space_and_with_what_is_no_letter():
