@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+FORMAT = 2  # of `information`; goes into what a training run is of: raise it whenever other words are chosen
 SPACE = "▁"  # SentencePiece's, which is lost where a token is spelled out by itself
 
 

@@ -20,7 +20,7 @@ from latentwire.prompts import PromptWriter
 from latentwire.reader import Branch, Reader, Row
 from latentwire.sources import Text, build_source
 
-FORMAT = 1  # goes into the hash of every result; raise it whenever what is measured changes
+FORMAT = 1  # goes into the hash of every likelihood; raise it whenever what is measured here changes
 
 
 @dataclass(frozen=True)

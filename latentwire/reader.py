@@ -65,7 +65,7 @@ class Reader:
         if strange := sorted(self.kinds - {FULL, SLIDING}):
             raise UserError(
                 f"{type(lm.model).__name__}: has layers of {', '.join(strange)}, over which branches cannot be kept "
-                f"apart; choose a model of {FULL} or {SLIDING}"
+                f"apart; choose another model=..., with layers of {FULL} or {SLIDING} only"
             )
         self.window: int | None = getattr(config, "sliding_window", None) if _slides(config) else None
 

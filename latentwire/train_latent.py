@@ -15,6 +15,7 @@ from accelerate.utils import reduce
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from latentwire import grouping
 from latentwire.accounting import COLLAPSED
 from latentwire.data import DataSpec
 from latentwire.encoder import LMLayers
@@ -89,12 +90,13 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
         "extra_sha256": file_sha256(extra) if settings.extra and extra.is_file() else None,  # else: said below
         "dtype": str(choose_dtype(cfg.dtype, state.device)),
         "seed": cfg.seed,
-        "encoder": {"name": cfg.encoder.name, **_plain(cfg.encoder.dials), "adapter_hidden": settings.adapter_hidden},
+        "encoder": {"name": cfg.encoder.name, **_plain(cfg.encoder.dials), "adapter_hidden": settings.adapter_hidden,
+                    **({"words": grouping.FORMAT} if cfg.encoder.dials.get("groups") == "words" else {})},
         "transform": {"name": cfg.embed_transform.name, **_plain(cfg.embed_transform.dials)},
         "weights": dict(vars(weights)),
         "optimizer": dict(vars(optimizer)),
         **vars(spec),
-    }
+    }  # fmt: skip
     run = Run(cfg, settings, identity, state)
     finished = run.finished()
     if finished is not None and (finished["until"] >= until or finished["stopped"]):

@@ -140,8 +140,9 @@ def test_where_one_process_fails_all_do(monkeypatch):
     assert done == ["work", "again"]
     with pytest.raises(UserError, match="my own"):
         in_every_process(two, raising(UserError("my own")))
+    monkeypatch.undo()
     with pytest.raises(UserError, match="alone"):
-        in_every_process(SimpleNamespace(num_processes=1), raising(UserError("alone")))  # gathers nothing
+        in_every_process(SimpleNamespace(num_processes=1), raising(UserError("alone")))
 
 
 def raising(error: Exception) -> Callable[[], None]:

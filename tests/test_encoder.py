@@ -18,7 +18,7 @@ from latentwire.encoder import (
     make_passages,
     sinusoids,
 )
-from latentwire.grouping import group_bounds, group_means, word_begins
+from latentwire.grouping import group_bounds, group_means, information, word_begins
 from latentwire.harness.errors import UserError
 from latentwire.train_latent import _lm_config
 
@@ -174,6 +174,10 @@ def test_words_are_learned_from_the_texts_and_go_with_the_weights(tiny, passages
     assert float(encoder.information[seen]) < float(encoder.information[passages.ids[0][0]])
     assert encoder.begins.tolist() == word_begins(tiny.tokenizer, len(encoder.begins)).tolist()
     assert not encoder.begins.all()
+    texts, begins = [[seen], *passages.ids], word_begins(tiny.tokenizer, len(encoder.begins))
+    encoder.learn_words(texts, tiny.tokenizer)
+    assert encoder.information.tolist() == information(texts, begins).tolist()
+    assert encoder.information.tolist() != information(texts, torch.ones_like(begins)).tolist()  # words, not tokens
     assert {"information", "begins"} <= encoder.state_dict().keys()
     equal = lm_layers(tiny)
     equal.learn_words([[seen]], tiny.tokenizer)

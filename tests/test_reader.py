@@ -134,7 +134,9 @@ def test_layers_of_another_kind_are_refused(tiny):
     model = copy.copy(tiny.model)
     model.config = copy.deepcopy(tiny.model.config)
     model.config.layer_types = ["full_attention", "chunked_attention"]
-    with pytest.raises(UserError, match=r"LlamaForCausalLM: has layers of chunked_attention, .* choose a model of"):
+    with pytest.raises(
+        UserError, match=r"LlamaForCausalLM: has layers of chunked_attention, .* choose another model=..., with"
+    ):
         Reader(replace(tiny, model=model), encode_prefix(tiny, SHOTS))
 
 

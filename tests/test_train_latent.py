@@ -122,6 +122,12 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
         assert step["loss"] == pytest.approx(sum(weights[name] * step[name] for name in own), rel=1e-5)
     assert [step["epoch"] for step in steps if "held_out_f1" in step] == [1, 2]
 
+    with monkeypatch.context() as patch:  # other words would be chosen
+        patch.setattr("latentwire.grouping.FORMAT", 3)
+        status, _, err = trains(*WHOLE, "out=run")
+    assert status == 1
+    assert "encoder.words was 2 and is 3" in err
+
     asking = ["task=latent_report", "checkpoint=run", "model=tiny_random", "samples=6", "shots=1", "max_new_tokens=2",
               "device=cpu", "dtype=float32", "out=report"]  # fmt: skip
     status, out, err = cli(*asking)
@@ -158,6 +164,20 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert made == {"cut_likelihood.json", "report.json"}  # what is there is not asked again
     again = json.loads((tmp_path / "report/report.json").read_text())
     assert [row["nll"] for row in again["rows"]] == [row["nll"] for row in report["rows"]]
+
+    def made_by(*more: str) -> set[str]:
+        """Which results are made anew."""
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "report").glob("*.json")}
+        assert cli(*asking, *more)[0] == 0
+        return {path.stem for path, time in before.items() if path.stat().st_mtime_ns != time} - {"report"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("latentwire.latent_report.prepare", full)
+        assert made_by() == set()  # nothing is loaded where nothing is missing
+    with monkeypatch.context() as patch:
+        patch.setattr("latentwire.likelihood.FORMAT", 2)
+        assert made_by() == {f"{name}_likelihood" for name in rows}
+    assert made_by("force=true") == {*rows, *(f"{name}_likelihood" for name in rows)}
 
 
 def test_a_killed_run_goes_on_bit_for_bit(trains, tmp_path, monkeypatch):
