@@ -163,6 +163,7 @@ def _short(run: Run) -> Run:
 def render(screen: dict[str, Any]) -> str:
     """Return a screening as text: each round's ranking, then what it says."""
     lines = [f"Screening {screen['sweep']}"]
+    width = max(len(row["candidate"]) for judged in screen["rounds"] for row in judged["ranking"])
     for number, judged in enumerate(screen["rounds"], 1):
         seeds = len(judged["ranking"][0]["scores"])
         what = {"f1": "F1", "cosine": "cosine"}[judged["ranking"][0]["scored_by"]]
@@ -172,7 +173,7 @@ def render(screen: dict[str, Any]) -> str:
             low, high = row["interval"] or (math.nan, math.nan)
             spread = f"[{low:.3f}, {high:.3f}]" if row["interval"] else "one seed: no interval"
             goes = "" if number == len(screen["rounds"]) else ("goes on" if row["candidate"] in judged["kept"] else "")
-            lines.append(f"{place:>3} {row['candidate']:44} {row['mean']:.3f}  {spread}  {goes}".rstrip())
+            lines.append(f"{place:>3} {row['candidate']:{width}}  {row['mean']:.3f}  {spread}  {goes}".rstrip())
     failed = [run for run in screen["runs"] if run["status"] != "ok"]
     lines += [f"FAILED {run['name']}: {run['error']}" for run in failed]
     last = screen["rounds"][-1]["ranking"]
