@@ -58,7 +58,7 @@ class Completion:
     ids: tuple[int, ...]
     ended: bool  # False: cut off by max_new_tokens
     logps: Tensor  # (C,) float32, of each token at the temperature, over the whole vocabulary (no top_p)
-    entropy: Tensor  # (C,) float32, of what each token was drawn from, in nats
+    entropy: Tensor  # (C,) float32, nats, at the temperature, over the whole vocabulary (no top_p)
     states: Tensor | None  # (P + C - 1, D): outputs of `tap` for the prompt and all tokens but the last
 
 

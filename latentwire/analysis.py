@@ -143,7 +143,7 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
         "ranking": rows,
         "best_of_family": list(best.values()),
         "dial_means": _dial_means(results),
-        "reached_80_percent": sum(row["f1"] >= 0.8 * baseline["f1"] for row in rows) if baseline else None,
+        "reached_80_percent": sum(row["f1"] >= 0.8 * baseline["f1"] - 1e-12 for row in rows) if baseline else None,
         "more_than_half_empty": sum(row["empty_rate"] > 0.5 for row in rows),
         "observations": _observations(baseline, rows, winners, level, reason),
         **(_verdict(baseline, rows, winners, level) if reason is None else _no_answer(reason)),

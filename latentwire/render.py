@@ -134,7 +134,8 @@ def _render_budget(budget: dict[str, Any]) -> list[str]:
     for halving in budget["halvings"]:
         left = sum(len(group["left_out"]) for group in halving["groups"])
         lines.append(f"  {halving['why']}; {left} left out")
-    return [*lines, f"  ended: {budget['stopped']}", f"  {budget['note']}", f"  Times: {budget['time_model']}."]
+    ended = budget["stopped"] or "every configuration that was asked most failed"
+    return [*lines, f"  ended: {ended}", f"  {budget['note']}", f"  Times: {budget['time_model']}."]
 
 
 def _render_briefly(group: dict[str, Any]) -> list[str]:

@@ -207,6 +207,41 @@ def test_controls_of_another_seed_are_not_asked():
     assert [group["controls"]["clean"]["name"] for group in groups] == ["b@seed0", "b@seed1"]
 
 
+def test_what_changed_nothing_is_no_comparison():
+    right = {("baseline", "b"): 10, ("rms_matching", "r"): 20, ("anchor_offset", "a"): 10}
+    group = analysis_of("x", right, a=True)
+    assert group["power"]["comparisons"] == 1
+    assert group["ranking"][0]["p_holm"] == group["ranking"][0]["p_value"]
+
+
+def test_scores_are_paired_by_id_whatever_their_order():
+    base, own = scores_of(20), scores_of(35)
+    results = [result_of("baseline", "b", base, "x"), result_of("rms_matching", "r", own, "x")]
+    straight, turned = (
+        analyze(results, {"b": (IDS, base), "r": asked}, [], JUDGING)["groups"][0]["ranking"][0]
+        for asked in ((IDS, own), (IDS[::-1], own[::-1]))
+    )
+    assert straight["detectable"] == pytest.approx(turned["detectable"])
+    assert straight["difference_interval"] == pytest.approx(turned["difference_interval"])
+
+
+def test_counts_and_means_by_dial():
+    """Exactly 80% of the baseline counts, an empty rate of exactly a half does not."""
+    right, results = {"b": 50, "r": 40, "n": 39}, []
+    for (name, count), empty in zip(right.items(), (0.0, 0.5, 0.6), strict=True):
+        family, dials = ("baseline", {}) if name == "b" else ("nearest_k", {"k": 3, "alpha": 0.1 * count})
+        results.append(result_of(family, name, scores_of(count), "x", empty_rate=empty, dials=dials))
+    group = analyze(results, {n: (IDS, scores_of(c)) for n, c in right.items()}, [], JUDGING)["groups"][0]
+    assert (group["reached_80_percent"], group["more_than_half_empty"]) == (2, 1)
+    results[1]["dials"] = {"k": 3, "alpha": 0.1}
+    results[2]["dials"] = {"k": 5, "alpha": 0.1}
+    results.append(result_of("nearest_k", "m", scores_of(11), "x", dials={"k": 3, "alpha": 0.2}))
+    scores = {n: (IDS, scores_of(c)) for n, c in {**right, "m": 11}.items()}
+    group = analyze(results, scores, [], JUDGING)["groups"][0]
+    by_k = next(dial for dial in group["dial_means"] if dial["dial"] == "k")
+    assert [mean["f1"] for mean in by_k["means"]] == pytest.approx([51 / 2 / COUNT, 39 / COUNT])
+
+
 # --- power ------------------------------------------------------------------------------------------------------
 
 

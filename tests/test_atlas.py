@@ -284,3 +284,15 @@ def test_the_text_is_readable_on_a_hundred_columns():
     assert "above half at every level measured  [past the last, past the last]  n=200" in matrix
     assert text.count("Verdict:") == 8
     assert "Best of each family" not in text  # many sources are shown briefly
+
+
+def test_the_ladders_of_two_seeds_are_kept_apart():
+    results, scores = [], {}
+    for variant, f1s in (("@seed0", (0.8, 0.6, 0.2)), ("@seed1", (0.8, 0.5, 0.1))):
+        for level, f1 in zip((None, 6.0, 0.0), f1s, strict=True):
+            name, values = f"{level}{variant}", right(f1)
+            scores[name] = (IDS, values)
+            about = {"source": "text"} if level is None else {"source": "noisy", "source_dials": {"snr_db": level}}
+            results.append(result_of("baseline", name, values, name, experiment="baseline", variant=variant) | about)
+    found = analyze(results, scores, [], Judging(0.1, 0.05))["atlas"]["tolerance"]
+    assert [one["transforms"][0]["level"] for one in found] == pytest.approx([3.0, 4.5])

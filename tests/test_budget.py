@@ -21,6 +21,7 @@ from latentwire.harness import app
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
+from latentwire.harness.results import ResultStore, write_jsonl
 
 A_SECOND = Cost(0.0, 1.0)
 
@@ -220,7 +221,11 @@ def test_wherever_it_is_interrupted_it_decides_the_same_and_another_budget_is_an
         return OmegaConf.merge(jobs[0].config, {"budget_minutes": minutes, "out": str(tmp_path / folder)})
 
     finished: dict[str, int] = {}
-    whole = played(of("whole", 2.2), jobs, finished)
+    launches, real = [], rounds._cost
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "_cost", lambda results, count: launches.append(count) or real(results, count))
+        whole = played(of("whole", 2.2), jobs, finished)
+    assert launches == [1, 1, 2, 3]  # the probe, then each round has launched its jobs once more
     # of 11 jobs 5 always go on; as above, of 3 and 4 contenders 2 and 2, then 1 and 1
     assert [halving["samples"] for halving in whole["halvings"]] == [8, 16]
     assert sorted(finished.values()) == [4] * 3 + [8] * 2 + [16] * 6
@@ -236,6 +241,24 @@ def test_wherever_it_is_interrupted_it_decides_the_same_and_another_budget_is_an
     assert (more["stopped"], more["halvings"]) == ("all 20 examples are asked", [])
     assert set(finished.values()) == {20}
     assert load(tmp_path / f"whole/replaced/plan.{whole['key']}.json") == whole
+
+
+def test_auto_is_never_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "lap", lambda *, count: 0.0)
+    transforms = ("baseline", "rms_matching", "nearest_k", "anchor_offset", "auto")
+    asked = [["control=empty"]] + [[f"embed_transform={transform}"] for transform in transforms]
+    with initialize_config_dir(str(app.CONF), version_base="1.3"):
+        jobs = [Job(one, compose("run", overrides=["model=tiny_random", "samples=20", *one])) for one in asked]
+    finished: dict[str, int] = {}
+    played(OmegaConf.merge(jobs[0].config, {"budget_minutes": 1, "out": str(tmp_path)}), jobs, finished)
+    assert (finished["auto"], finished["anchor_eps0.05"]) == (8, 4)  # with the same F1 of four examples
+
+
+def test_the_score_of_a_round_is_that_of_its_first_examples(tmp_path):
+    store = ResultStore(tmp_path)
+    write_jsonl(store.predictions_path("a"), [{"f1": f1} for f1 in (1.0, 0.0, 1.0, 1.0)])
+    found = [rounds._f1(store, {"name": "a", "num_samples": 4, "f1": 0.75}, count) for count in (2, 4)]
+    assert found == [0.5, 0.75]
 
 
 def test_the_estimate_at_the_start_holds_the_launching_of_jobs(cli, exact_costs, monkeypatch):

@@ -187,6 +187,16 @@ def test_nearly_equal_rows_have_a_floor_under_their_distance():
     found = estimate(torch.cat([close, rows(20, 3)]), by_gamma(0.5, estimator="knn", k=3))
     assert found.density.max() <= 20 / 1e-4
     assert found.weights.min() > 0
+    found = estimate(torch.cat([close, rows(20, 3)]), by_gamma(0.5, estimator="kde", k=3))
+    assert found.bandwidth == pytest.approx(1e-4)
+    assert found.density.min() >= 1  # each has its own place, however far the others
+
+
+def test_duplicates_count_across_blocks(monkeypatch):
+    monkeypatch.setattr("kat.density.BLOCK", 16)
+    x, copies = rows(40, 8), torch.arange(1, 41)
+    written_out = kernel_sums(x.repeat_interleave(copies, 0), torch.ones(820), 0.4)[copies.cumsum(0) - 1]
+    torch.testing.assert_close(kernel_sums(x, copies.double(), 0.4), written_out, rtol=1e-4, atol=0)
 
 
 # The weights.

@@ -183,7 +183,9 @@ def test_reuse_other_machines_and_other_loads_are_not_too_fast():
     assert too_fast([*usual, timed("reused", 0.0, 0), {"name": "old"}]) == {}
     assert too_fast([*usual, timed("short", 0.1, 10)]) == {}
     assert too_fast([*usual, timed("quiet machine", 0.5, 1000)]) == {}  # twenty times as fast
-    assert too_fast([*usual, timed("gpu", 0.01, 1000, device="gpu")]) == {}
+    assert list(too_fast([*usual, timed("same", 0.01, 1000)])) == ["same"]
+    for field in ("device", "model", "data", "dtype", "processes"):
+        assert too_fast([*usual, timed("other", 0.01, 1000, **{field: "other"})]) == {}, field
     assert too_fast([timed("a", 10, 1000), timed("b", 10, 1000), timed("c", 0.0001, 1000)]) == {}  # too few to compare
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from latentwire.encoder import (
     Adapter,
@@ -20,6 +21,7 @@ from latentwire.encoder import (
 )
 from latentwire.grouping import group_bounds, group_means, information, word_begins
 from latentwire.harness.errors import UserError
+from latentwire.models import LanguageModel
 from latentwire.train_latent import _lm_config
 
 TEXTS = ["The ferry left at noon.", "A kettle."]
@@ -111,6 +113,27 @@ def test_lm_layers_pool_means_of_groups(tiny, passages):
     expected = group_means(whole(passages)[0, :tokens], half.positions(tokens))
     assert half.positions(tokens) == -(-tokens // 2)
     assert torch.allclose(half(passages)[0, : half.positions(tokens)], expected, atol=1e-4)
+
+
+def test_over_one_token_the_layers_say_what_the_lm_says(tiny):
+    """There both directions are one."""
+    encoder = lm_layers(tiny, ratio=1, layers=2).eval()
+    nn.init.constant_(encoder.gate.bias, -50.0)
+    nn.init.eye_(encoder.addition.weight)
+    z = encoder(make_passages(["x"], [tiny.embed(torch.tensor([5]))]))[0]
+    assert torch.allclose(z, tiny.model.base_model(input_ids=torch.tensor([[5]])).last_hidden_state[0], atol=1e-4)
+
+
+def test_the_first_layers_of_a_model_with_two_kinds_of_them():
+    config = Gemma3TextConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, sliding_window=5, pad_token_id=0,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )  # fmt: skip
+    lm = LanguageModel(AutoModelForCausalLM.from_config(config), None)  # type: ignore[arg-type]
+    encoder = LMLayers(32, 0.3, _lm_config(lm), layers=2, ratio=1, groups="equal", pool="mean")
+    encoder.copy_from(lm.model)
+    assert encoder(make_passages(["x"], [torch.randn(7, 32)])).shape == (1, 7, 32)
 
 
 def words(tiny, said: dict[int, float], begin: set[int], ratio: int = 2) -> LMLayers:
@@ -208,6 +231,15 @@ def test_query_pooling_starts_as_the_mean_and_hears_the_passage(tiny, passages):
     assert not torch.allclose(pooling(hidden[:, :2], moved, mask), asked)
 
 
+def test_a_query_hears_its_own_passage_alone(tiny, passages):
+    encoder = lm_layers(tiny, pool="query").eval()
+    assert encoder.pooling is not None
+    nn.init.eye_(encoder.addition.weight)
+    nn.init.eye_(encoder.pooling.attention.out_proj.weight)
+    alone = encoder(make_passages(TEXTS[1:], [passages.embeds[1, : passages.lengths[1]]]))[0]
+    assert torch.allclose(encoder(passages)[1, : len(alone)], alone, atol=1e-4)
+
+
 def test_a_ratio_that_leaves_nothing_is_refused(tiny):
     encoder = lm_layers(tiny, ratio=8)
     assert encoder.positions(8) == 1
@@ -226,6 +258,8 @@ def test_bytes_become_latent_len_positions_whatever_the_text(passages):
     other = encoder(make_passages(["A kettlf.", "A kettle. "], [passages.embeds[0, :2]] * 2))
     assert not torch.allclose(z[1], other[0], atol=1e-4)
     assert not torch.allclose(z[1], other[1], atol=1e-4)
+    turned = encoder(make_passages(["A ketlte."], [passages.embeds[1, :2]]))
+    assert not torch.allclose(z[1], turned[0], atol=1e-4)  # the same bytes in another order
 
 
 def test_positions_differ_and_their_first_is_known():

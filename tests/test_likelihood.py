@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from latentwire.bench import Bench, Choice, Settings, prepare
 from latentwire.data import DataSpec, choose_examples, load_data
 from latentwire.harness.errors import UserError
-from latentwire.latent_report import judge, render
+from latentwire.latent_report import controls_of, judge, render
 from latentwire.likelihood import Likelihoods
 from latentwire.metrics import percentile_interval
 from latentwire.prompts import PromptWriter
@@ -165,9 +165,11 @@ def test_an_interval_of_any_numbers():
     assert percentile_interval(np.full(5, 2.5), 0) == (2.5, 2.5)
 
 
+SPANS = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "text_bytes": 50, "text_zlib_bytes": 40,
+         "likeness": 0.1, "distinct_answers": 2, "distinct_references": 2, "warnings": []}  # fmt: skip
+
+
 def test_the_report_says_over_which_controls_the_answer_is_likelier():
-    spans = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "text_bytes": 50, "text_zlib_bytes": 40,
-             "likeness": 0.1, "distinct_answers": 2, "distinct_references": 2, "warnings": []}  # fmt: skip
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.3, 40)
     apart = rng.normal(0, 0.5, 40)
@@ -175,7 +177,7 @@ def test_the_report_says_over_which_controls_the_answer_is_likelier():
     nll = {"text": noise + 0.5, "latent": noise + 1.5, "cut": noise + 1.52 + apart, "averaged": noise + 1.4,
            "empty": noise + 2.0 + apart}  # fmt: skip
     results = {
-        name: {"f1": 0.5, "f1_interval": (0.4, 0.6), "em": 0.5, "num_samples": 40, "latents": spans,
+        name: {"f1": 0.5, "f1_interval": (0.4, 0.6), "em": 0.5, "num_samples": 40, "latents": SPANS,
                "nll": own.mean(), "nll_interval": (1.25, 1.75), "kl": 0.25, "kl_interval": (0.2, 0.3)}
         for name, own in nll.items()
     }  # fmt: skip
@@ -196,3 +198,27 @@ def test_the_report_says_over_which_controls_the_answer_is_likelier():
     assert f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] p=0.000" in lines["no passage"]
     assert "Right answers likelier, p < .05: no passage" in text
     assert "F1 above, intervals apart: none of the controls" in text
+
+
+def test_the_report_compares_f1():
+    f1 = {"text": (0.8, 0.75, 0.85), "latent": (0.4, 0.3, 0.5), "cut": (0.35, 0.25, 0.45),
+          "averaged": (0.1, 0.05, 0.2), "empty": (0.0, 0.0, 0.3)}  # fmt: skip
+    results = {
+        name: {"f1": mean, "f1_interval": (low, high), "em": 0.0, "num_samples": 8, "latents": SPANS, "nll": 1.0,
+               "nll_interval": (1.0, 1.0), "kl": 0.0, "kl_interval": (0.0, 0.0)}
+        for name, (mean, low, high) in f1.items()
+    }  # fmt: skip
+    judged = judge({"name": "s"}, results, {name: [{"f1": own[0], "nll": 1.0}] * 8 for name, own in f1.items()}, 0)
+    assert judged["beats"] == ["averaged"]  # an interval that ends where the latents' begins is not apart
+    assert not judged["beats_all"]
+    assert judged["share_of_text"] == pytest.approx(0.5)
+    assert judged["rows"][2]["latents_minus_this"] == pytest.approx(0.05)
+
+
+def test_controls_have_the_latents_positions():
+    assert [choice.name for choice in controls_of({"encoder_dials": {"d_z": 8}}, "x")] == ["text", "latent", "empty"]
+    same = controls_of({"encoder_dials": {"layers": 1, "ratio": 1}}, "x")
+    assert [choice.name for choice in same] == ["text", "latent", "empty"]
+    byte = controls_of({"encoder_dials": {"latent_len": 3, "byte_width": 8, "byte_layers": 1}}, "x")
+    assert [choice.name for choice in byte] == ["text", "latent", "cut", "averaged", "empty"]
+    assert [choice.dials for choice in byte[2:4]] == [{"ratio": 1.0, "positions": 3}] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, 
 
 from latentwire.generation import encode_prefix
 from latentwire.harness.errors import UserError
-from latentwire.models import LanguageModel
-from latentwire.reader import Branch, Reader, Row
+from latentwire.models import LanguageModel, load_model
+from latentwire.reader import Branch, Reader, Row, _slides
+from tests.conftest import model_spec
 
 SHOTS = torch.tensor([5, 9, 2, 7])
 
@@ -145,3 +147,16 @@ def test_capped_logits_are_capped(tiny, reader):
     plain = reader.logits(states)
     reader.cap = 2.0
     assert torch.allclose(reader.logits(states), 2 * torch.tanh(plain / 2))
+
+
+def test_float32_latents_are_read_in_bfloat16():
+    lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.bfloat16)
+    row = Row(torch.zeros(3, 64), (Branch((1, 2), 1),))
+    assert Reader(lm, encode_prefix(lm, SHOTS)).states([row]).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("slides", [True, False])
+def test_a_window_counts_where_the_model_uses_it(slides):
+    """Some configs name a window, no kinds of layers, and say apart whether it is used."""
+    config = SimpleNamespace(sliding_window=5, use_sliding_window=slides, layer_types=None)
+    assert _slides(config) is slides

@@ -424,3 +424,14 @@ def test_results_can_be_read_by_whom_the_umask_allows(tmp_path):
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
+
+
+def test_a_longer_result_that_is_not_whole_leaves_the_shorter(store, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    store.save(NAME, result(num_samples=1), PREDICTIONS)
+    monkeypatch.setattr(results, "write_json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(NAME, result(num_samples=2), PREDICTIONS * 2)
+    assert store.finished(NAME, "aaaa") == result(num_samples=1)

@@ -279,6 +279,13 @@ def test_regrouping_does_not_lose_what_was_drawn_or_loaded():
             used.regrouped(**groups)
 
 
+def test_regrouping_keeps_all_but_the_groups():
+    given = make(1, 2, num_samples=8, replacement=False, seed=7)
+    new = given.regrouped(2, 2, 3)
+    for name in ("num_samples", "replacement", "seed", "rank", "num_replicas"):
+        assert getattr(new, name) == getattr(given, name), name
+
+
 # Weights, arms and pairs.
 
 
@@ -366,6 +373,7 @@ def test_from_model_embeds_weighs_and_samples(tiny):
     tiny.model.train()
     sampler = DensityAwareSampler.from_model(PROMPTS, tiny.model, tiny.tokenizer, k=5, seed=1, num_generations=2)
     assert tiny.model.training
+    assert sampler.seed == 1
     tiny.model.eval()
     spec = DensitySpec("kde", 5, None, 0.4, 0.95, "auto", 0.95)
     expected = estimate(embed_hidden(tiny.model, tiny.tokenizer, PROMPTS), spec).weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -16,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from kat import grpo_step
 from kat.heldout import held_out
+from kat.rollout import Sampling
 from latentwire.harness import app
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -435,6 +438,9 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(training, monkeypatch):
     [
         (["grpo.num_generations=1"], r"grpo.num_generations=1"),
         (["grpo.prompts_per_step=0"], "grpo.prompts_per_step=0: must be at least 1"),
+        (["grpo.num_iterations=0"], "grpo.num_iterations=0: must be at least 1"),
+        (["grpo.eval_every=0"], "grpo.eval_every=0: must be at least 1"),
+        (["grpo.eval_generations=0"], "grpo.eval_generations=0: must be at least 1"),
         (["grpo.prompts_per_step=30"], "there are 1"),
         (["grpo.epsilon=0"], "grpo.epsilon=0"),
         (["grpo.temperature=0"], "grpo.temperature=0"),
@@ -573,3 +579,53 @@ def test_the_trackers_run_is_told(training, monkeypatch):
     assert any("held_out/reward" in names for _, _, names in logged)
     assert any({"reward", "kl", "length", "entropy", "tokens_per_second"} <= set(names) for _, _, names in logged)
     assert told[-1][0] == "close" and "held_out/reward" in told[-1][1]
+
+
+def test_the_learning_rate_follows_its_schedule_over_the_inner_epochs(training):
+    assert training("steps=2", "optimizer.schedule=linear", "grpo.eval_prompts=0")[0] == 0
+    assert [row["learning_rate"] for row in rows(RUN / "metrics.jsonl")] == pytest.approx([0.0075, 0.0025])
+
+
+def test_micro_batches_change_nothing(training):
+    for name, extra in (("whole", []), ("parts", ["batch_tokens=1"])):
+        assert training("steps=2", "grpo.eval_prompts=0", f"out={name}", *extra)[0] == 0
+    for whole, parts in zip(*(rows(Path(name) / "metrics.jsonl") for name in ("whole", "parts")), strict=True):
+        assert parts == pytest.approx(whole, rel=1e-3, abs=1e-4)
+        assert whole["entropy"] <= math.log(2048)  # a token's, not a completion's
+
+
+@pytest.mark.parametrize("how", ["token", "sequence"])
+def test_the_weights_of_a_step_sum_to_one(training, monkeypatch, how):
+    real, sums = grpo_step.loss_weights, []
+
+    def noted(*arguments):
+        sums.append(float(real(*arguments).sum()))
+        return real(*arguments)
+
+    monkeypatch.setattr(grpo_step, "loss_weights", noted)
+    one_by_one = ["steps=1", "grpo.num_iterations=1", "batch_tokens=1", "grpo.eval_prompts=0"]
+    assert training(f"grpo.normalisation={how}", *one_by_one)[0] == 0
+    assert len(sums) == 6
+    assert sum(sums) == pytest.approx(1)
+
+
+def test_each_step_place_and_seed_draws_its_own_as_set(training, monkeypatch):
+    real, asked = grpo_step.sample, []
+
+    def noted(model, prompts, keys, how, *, seed, **more):
+        asked.append((keys, how, seed))
+        return real(model, prompts, keys, how, seed=seed, **more)
+
+    monkeypatch.setattr(grpo_step, "sample", noted)
+    given = ["steps=2", "seed=5", "grpo.eval_prompts=0", "grpo.temperature=0.7", "grpo.top_p=0.9", "out=run"]
+    assert training(*given)[0] == 0
+    assert len({key for keys, *_ in asked for key in keys}) == 4
+    assert {(how, seed) for _, how, seed in asked} == {(Sampling(3, 6, 0.7, 0.9, 256), 5)}
+    assert all(row["sampling_gap"] < 1e-4 for row in rows(Path("run/metrics.jsonl")))
+
+
+def test_the_gradient_is_clipped_before_the_step(training, monkeypatch):
+    asked = []
+    monkeypatch.setattr(grpo_step, "clip_gradients", lambda parameters, most, where: asked.append(most) or 1.0)
+    assert training("steps=1", "grpo.eval_prompts=0", "optimizer.max_grad_norm=0.125")[0] == 0
+    assert asked == [0.125] * 2
