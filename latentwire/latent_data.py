@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from latentwire.data import Dataset, DataSpec, Example, choose_examples, load_da
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 
+BEGINNING = 8  # words by which a passage is looked for in others
 WINDOW = 8  # steps whose passages are sorted by length before they are shared out
 
 
@@ -51,6 +52,25 @@ def _words(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def holder(texts: Iterable[str]) -> Callable[[str], bool]:
+    """Return what tells whether a text holds one of these, word for word; white space and case do not count."""
+    starts: dict[tuple[str, ...], list[list[str]]] = {}
+    for words in (_words(text).split(" ") for text in texts):
+        starts.setdefault(tuple(words[:BEGINNING]), []).append(words)
+    sizes = {len(start) for start in starts}
+
+    def holds(text: str) -> bool:
+        said = _words(text).split(" ")
+        return any(
+            said[place : place + len(own)] == own
+            for size in sizes
+            for place in range(len(said) - size + 1)
+            for own in starts.get(tuple(said[place : place + size]), ())
+        )
+
+    return holds
+
+
 def load_latent_data(
     spec: DataSpec,
     extra: str,
@@ -64,8 +84,7 @@ def load_latent_data(
     """Read, take out what must not be trained on, and split.
 
     Where the data have two parts, the second is the evaluation's: none of its passages is trained on, wherever else it
-    turns up, within a longer passage of the file with more neither. Where they are one file, its held-out passages are
-    the evaluation's.
+    turns up, within a longer passage neither. Where they are one file, its held-out passages are the evaluation's.
 
     Args:
         spec: The data; its first part is trained on.
@@ -110,14 +129,19 @@ def load_latent_data(
         (stop if held else train).append(passage)
     parts: list[Passage] = []
     wholes: dict[str, str] = {}
-    kept = {_words(passage.text) for passage in stop}
+    kept = {passage.text for passage in stop} | {examples[0].context for examples in shown}
     if not _is_one(dataset):
-        kept |= {_words(example.context) for example in dataset.validation}
-    for passage in filter(new, more):
-        whole, said = fingerprint(passage.text), f" {_words(passage.text)} "
-        if any(f" {text} " in said for text in kept):
-            counts["passages that hold one of the evaluation or of the held out"] += 1
-            continue
+        kept |= {example.context for example in dataset.validation}
+    holds = holder(kept)
+
+    def apart(passage: Passage) -> bool:
+        if found := holds(passage.text):
+            counts["passages that hold one of the evaluation, of the shots or of the held out"] += 1
+        return not found
+
+    train = [passage for passage in train if apart(passage)]
+    for passage in filter(apart, filter(new, more)):
+        whole = fingerprint(passage.text)
         split = split_passage(passage, extra_words, counts) if extra_words else [passage]
         own = [part for part in split if fingerprint(part.text) == whole or new(part)]
         wholes |= {fingerprint(part.text): whole for part in own}

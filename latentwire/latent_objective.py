@@ -160,9 +160,10 @@ class Objective:
     def cost(self, kind: str, passage: Passage) -> int:
         """Return how many positions a passage takes in a step of this kind, about: text, branches and shots."""
         words = len(self.writer.ids(f" {passage.text}"))
+        widest = max(words, self.latents.encoder.positions(words))
         if kind != "answers":
-            return 2 * words
-        return self.asking.prefix.length + words + 24 * len(passage.questions)
+            return words + widest
+        return self.asking.prefix.length + widest + 24 * len(passage.questions)
 
     def require_room(self, passage: Passage) -> None:
         """Refuse a passage for which, with what is read after it, the LM has no room.

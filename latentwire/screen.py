@@ -2,7 +2,7 @@
 
 Every candidate starts from the same weights and sees the same passages in the same order, seed by seed; what differs is
 the transform alone. A round trains to an epoch of one and the same schedule, so a promoted run goes on from where it
-stopped, and is the run it would have been.
+stopped, and is step for step the run it would have been.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ def run(cfg: DictConfig) -> Run:
         return latent(cfg)
     about = {"name": str(cfg.name), "candidate": str(cfg.candidate), "seed": cfg.seed, "until": cfg.until}
     try:
-        return {"status": "ok", **latent(cfg), **about}
+        trained = latent(cfg)
     except NonFiniteError as error:
         say(f"{cfg.name}  FAILED: {error}")
         return {"status": "failed", "error": str(error), **about}
+    return {"status": "ok", **trained, **about, "score": score_until(trained, cfg.until)}
 
 
 def direct(
@@ -66,7 +67,9 @@ def direct(
             break  # finish says so
         kept = {row["candidate"] for row in ranking[: promoted(len(ranking))]}
         say(f"{len(kept)} of {len(ranking)} candidates go on to epoch {until}")
-        jobs = [compose([*job.overrides, f"until={until}"]) for job in jobs if job.config.candidate in kept]
+        # What force=true asks for was done in the first round; from here on a run goes on.
+        more = [f"until={until}", "force=false"]
+        jobs = [compose([*job.overrides, *more]) for job in jobs if job.config.candidate in kept]
         runs = yield jobs
         every += runs
     return every
@@ -107,6 +110,17 @@ def rounds_of(cfg: DictConfig) -> list[int]:
     if rounds != sorted(set(rounds)):
         raise UserError(f"sweep.rounds={rounds}: are epochs, each later than the one before")
     return rounds
+
+
+def score_until(trained: Run, until: int | None) -> float:
+    """Return a run's best score up to an epoch, whatever it reached after it: a later round may be done already.
+
+    Args:
+        trained: Result of `latent`.
+        until: The epoch; None for all of them.
+    """
+    judged = [entry for entry in trained["history"] if until is None or entry["epoch"] <= until]
+    return float(max(entry[trained["scored_by"]] for entry in judged))
 
 
 def promoted(candidates: int) -> int:

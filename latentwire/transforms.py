@@ -120,6 +120,8 @@ class SoftCodebook(Transform):
     evaluation nothing is random.
     """
 
+    kappa: Tensor
+
     def __init__(self, vocabulary: Vocabulary, *, codebook_size: int, tau: float) -> None:
         super().__init__(vocabulary)
         require(
@@ -127,14 +129,15 @@ class SoftCodebook(Transform):
             f"must be between 1 and the vocabulary's {vocabulary.size} tokens",
         )  # fmt: skip
         require(tau > 0 and math.isfinite(tau), "tau", tau, "is a temperature, above 0")
-        codes, self.kappa = vocabulary.codes(codebook_size)
+        codes, kappa = vocabulary.codes(codebook_size)
         self.codes = nn.Parameter(codes)  # (codebook_size, D)
+        self.register_buffer("kappa", torch.tensor(kappa, device=codes.device))  # goes with the codes it was fitted to
         self.tau = tau
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """softmax((kappa cos(x, codes) + noise in training) / tau) codes."""
         codes = self.codes.to(x)
-        logits = self.kappa * (normalize(x, dim=-1) @ normalize(codes, dim=-1).T)  # (..., codebook_size)
+        logits = self.kappa.to(x) * (normalize(x, dim=-1) @ normalize(codes, dim=-1).T)  # (..., codebook_size)
         if self.training and generator is not None:
             uniform = torch.rand(logits.shape, generator=generator, dtype=x.dtype).to(x.device)
             tiny = torch.finfo(x.dtype).tiny

@@ -7,9 +7,16 @@ from collections import Counter
 
 import pytest
 
-from latentwire.data import DataSpec, Example
+from latentwire.data import DataSpec, Example, choose_examples, load_data
 from latentwire.harness.errors import UserError
-from latentwire.latent_data import Passage, fingerprint, load_latent_data, order_of, split_passage
+from latentwire.latent_data import (
+    Passage,
+    fingerprint,
+    holder,
+    load_latent_data,
+    order_of,
+    split_passage,
+)
 
 SHORT_QA = DataSpec("short_qa", "short_qa")
 
@@ -26,8 +33,6 @@ def rows(path, *texts):
 
 
 def test_no_passage_is_in_two_of_the_parts():
-    from latentwire.data import load_data
-
     data = load()
     train = {fingerprint(p.text) for p in data.train}
     held = {fingerprint(p.text) for p in data.held_out}
@@ -42,8 +47,6 @@ def test_no_passage_is_in_two_of_the_parts():
 
 
 def test_passages_of_the_evaluation_are_found_by_content_in_whatever_else_is_given(tmp_path):
-    from latentwire.data import load_data
-
     asked = load_data(SHORT_QA).validation[0].context
     extra = tmp_path / "more.txt"
     extra.write_text(f"{asked.upper()}\n\nA new text\nof two lines.\n\nA  new text of TWO lines.\n")
@@ -98,8 +101,6 @@ def test_what_is_extra_is_split_and_none_of_it_is_held_out(tmp_path):
 
 
 def test_a_passage_of_the_evaluation_is_found_before_it_is_split(tmp_path):
-    from latentwire.data import load_data
-
     (tmp_path / "more.txt").write_text(load_data(SHORT_QA).validation[0].context)
     data = load(extra=str(tmp_path / "more.txt"), extra_words=5)
     assert data.counts["passages of the evaluation"] == 1
@@ -107,30 +108,61 @@ def test_a_passage_of_the_evaluation_is_found_before_it_is_split(tmp_path):
 
 
 def test_a_part_of_a_split_passage_is_held_against_what_is_known(tmp_path):
-    shown = load().shots[0][0].context
+    usual = load()
+    shown = usual.train[0].text
     words = len(shown.split())
     whole = f"{shown} Nobody knew it. Nobody knew it then."
     (tmp_path / "more.txt").write_text(f"{whole}\n\nNobody knew it.\n\nAll of it is one sentence.")
     data = load(extra=str(tmp_path / "more.txt"), extra_words=words)
-    added = data.train[len(load().train) :]
+    added = data.train[len(usual.train) :]
     assert [p.text for p in added] == ["Nobody knew it. Nobody knew it then.", "Nobody knew it.",
                                        "All of it is one sentence."]  # fmt: skip
-    assert data.counts["passages shown as shots"] == 5 + 1
+    assert data.counts["passages twice there"] == 1
     assert {fingerprint(whole), fingerprint(added[0].text), fingerprint(data.held_out[0].text)} <= set(data.marks())
-    assert fingerprint(shown) not in data.marks()
+    assert fingerprint(usual.shots[0][0].context) not in data.marks()
     assert load(extra=str(tmp_path / "more.txt"), extra_words=3).counts["passages twice there"] == 1
 
 
 @pytest.mark.parametrize("extra_words", [None, 5])
 def test_a_passage_that_is_kept_for_asking_is_found_in_a_longer_one(tmp_path, extra_words):
-    from latentwire.data import load_data
-
     asked, held = load_data(SHORT_QA).validation[0].context, load().held_out[0].text
-    (tmp_path / "more.txt").write_text(f"Before it. {asked.upper()} After.\n\nAs {held} it is.\n\nX{held}.\n\nNew.")
+    shown = load().shots[1][0].context
+    (tmp_path / "more.txt").write_text(
+        f"Before it. {asked.upper()} After.\n\nAs {held} it is.\n\nX{held}.\n\nNew.\n\nWell: {shown}"
+    )
     data = load(extra=str(tmp_path / "more.txt"), extra_words=extra_words)
-    assert data.counts["passages that hold one of the evaluation or of the held out"] == 2
+    assert data.counts["passages that hold one of the evaluation, of the shots or of the held out"] == 3
     assert {p.text[0] for p in data.train[len(load().train) :]} >= {"X", "N"}  # within a word it is another
-    assert not any("Before" in p.text or p.text.startswith("As ") for p in data.train[len(load().train) :])
+    gone = ("Before", "As ", "Well")
+    assert not any(p.text.startswith(gone) for p in data.train[len(load().train) :])
+
+
+def test_a_passage_of_the_data_that_holds_one_of_the_evaluation_is_not_trained_on(tmp_path):
+    asked = ["Bob is here.", "Name1 lives in house number 1."]
+    longer = [f"{text} It rains." for text in asked]
+    train = rows(tmp_path / "a.jsonl", *longer, *(f"Name{n} lives in house number {n}." for n in range(10, 40)))
+    rows(tmp_path / "b.jsonl", *asked)
+    spec = DataSpec("file", "file", path=str(tmp_path / "b.jsonl"), shots_path=train.path)
+    data = load(spec, shots=0, held_out=0.2)
+    held = sum(passage.text in longer for passage in data.held_out)  # asked about, never trained on
+    assert not any(passage.text in longer for passage in data.train)
+    assert data.counts["passages that hold one of the evaluation, of the shots or of the held out"] == 2 - held
+
+
+def test_a_text_that_holds_another_is_found_word_for_word():
+    long = "one two three four five six seven eight nine ten"
+    holds = holder([long, "A  short\none", "one two three four five six seven eight nine eleven"])
+    assert holds(f"Zero {long.upper()} eleven")
+    assert holds("here is a short one.") is False  # its last word is another
+    assert holds("here is a short one") and holds("a short one it is")
+    assert not holds(long.replace("ten", "nothing"))
+    assert not holds(long.replace("two", "too"))
+    assert not holds("short one")
+    assert not holder([])("Anything.")
+
+
+def test_the_shots_are_those_of_an_evaluation_with_this_seed():
+    assert load(seed=3).shots == choose_examples(load_data(SHORT_QA), 1, 5, 3, 3)[0]
 
 
 def test_two_files_without_ids_are_not_taken_for_one(tmp_path):

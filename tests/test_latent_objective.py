@@ -6,17 +6,21 @@ import math
 
 import pytest
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from latentwire.data import Example
 from latentwire.encoder import Bottleneck, Passages
+from latentwire.generation import Decoder, Generated
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.harness.training import NonFiniteError
 from latentwire.latent_data import Passage
+from latentwire.latent_judge import HeldOut
 from latentwire.latent_objective import AGAIN, VOCABULARY_TOKENS, Objective, Weights, halves
 from latentwire.latent_plan import TrainingSpec, epochs_before_answers, plan_steps
 from latentwire.latents import Latents, LatentSpec
-from latentwire.vocabulary import Vocabulary
+from latentwire.vocabulary import Vocabulary, rms
 
 SHOWN = [[Example("s", "The mill is red.", "What colour is the mill?", ("red",))]]
 TEXT = "The ferry left the long pier at noon."
@@ -41,13 +45,15 @@ def seeded(one_thread):
     torch.manual_seed(0)
 
 
-def objective_of(tiny, answer_tokens: int = 8, transform: str = "baseline", **weights: float) -> Objective:
+def objective_of(
+    tiny, answer_tokens: int = 8, transform: str = "baseline", distance: str = "cosine", **weights: float
+) -> Objective:
     vocabulary = Vocabulary(tiny.token_embeddings())
     dials = {"eps": 0.0} if transform == "anchor_offset" else {}
     torch.manual_seed(0)
     spec = LatentSpec("bottleneck", {"d_z": 4}, 8, transform, dials, {}, "tiny_random")
     chosen = Weights(**{name: weights.get(name, 0.0) for name in ALL})
-    return Objective(tiny, vocabulary, Latents(spec, vocabulary), chosen, SHOWN, answer_tokens, "cosine")
+    return Objective(tiny, vocabulary, Latents(spec, vocabulary), chosen, SHOWN, answer_tokens, distance)
 
 
 class Oracle(nn.Module):
@@ -59,7 +65,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.encoder = Bottleneck(64, 1.0, d_z=1)  # asked what positions stand for, alone
 
-    def forward(self, passages: Passages, generator: object) -> list[torch.Tensor]:
+    def forward(self, passages: Passages, generator: object = None) -> list[torch.Tensor]:
         return [rows[:n] for rows, n in zip(passages.embeds, passages.lengths, strict=True)]
 
 
@@ -122,6 +128,72 @@ def test_the_teacher_reads_a_passage_once_and_by_itself(tiny):
     assert not known.requires_grad
 
 
+def test_the_teachers_states_are_bounded(tiny, monkeypatch):
+    monkeypatch.setattr("latentwire.latent_objective.TEACHER_BYTES", 1)
+    objective = objective_of(tiny, distillation=1.0)
+    objective.losses("answers", [PASSAGE, OTHER], torch.Generator())
+    assert list(objective._teacher) == [TEXT]
+
+
+def test_distillation_is_from_the_text_to_the_latents(tiny):
+    objective = objective_of(tiny, distillation=1.0)
+    read, branches = objective.read([TEXT]), [tuple(objective._question(example) for example in PASSAGE.questions)]
+    ours, theirs = (
+        objective.asking.logits(objective.asking.states(objective._rows(x, branches))).log_softmax(-1)
+        for x in (objective.latents(read), [read.embeds[0]])
+    )
+    expected = (theirs.exp() * (theirs - ours)).sum(-1).mean()
+    found = objective.losses("answers", [PASSAGE], torch.Generator())["distillation"]
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-3)
+
+
+def test_lengths_are_in_units_of_the_tokens_rms(tiny):
+    objective = objective_of(tiny, embedding=1.0, rms=1.0, distance="mse")
+    unit, read = float(objective.vocabulary.mean_rms), objective.read([TEXT])
+    x, found = objective.latents(read)[0], objective.losses("reconstruction", [PASSAGE], torch.Generator())
+    squared = ((x - read.embeds[0]) / unit).square().mean()
+    assert float(found["embedding"].detach()) == pytest.approx(float(squared.detach()), rel=1e-4)
+    assert float(found["rms"].detach()) == pytest.approx(
+        float((rms(x) / unit).log().square().mean().detach()), rel=1e-4
+    )
+
+
+def test_losses_of_several_passages_are_the_sum_of_theirs(tiny):
+    objective = objective_of(tiny, text=1.0, continuation=1.0, answer=1.0)
+    for kind in ("reconstruction", "continuation", "answers"):
+        both, first, second = (
+            objective.losses(kind, own, torch.Generator()) for own in ([PASSAGE, OTHER], [PASSAGE], [OTHER])
+        )
+        for name, value in both.items():
+            assert float(value.detach()) == pytest.approx(
+                float(first[name].detach()) + float(second[name].detach()), rel=1e-4
+            )
+
+
+def test_the_held_out_are_asked_after_the_shots_over_their_own_latents(tiny, monkeypatch):
+    objective, asked = objective_of(tiny, answer=1.0), [*PASSAGE.questions, *OTHER.questions]
+    objective.latents = Oracle()
+
+    def decode(decoder: Decoder, inputs: list[torch.Tensor]) -> tuple[list[Generated], bool]:
+        assert decoder.prefix.length == len(objective.writer.shots(SHOWN))
+        prompts = {example.answers[0]: tiny.embed(objective.writer.prompt(example).token_ids) for example in asked}
+        said = [next(answer for answer, own in prompts.items() if torch.equal(own, rows)) for rows in inputs]
+        return [Generated((), text, False) for text in said], False
+
+    monkeypatch.setattr(Decoder, "decode", decode)
+    scores = HeldOut(objective, [PASSAGE, OTHER], SHOWN, 2, 9999, 0).scores(True, PartialState(cpu=True))
+    assert (scores["f1"], scores["questions"]) == (1.0, 3)
+    assert scores["cosine"] == pytest.approx(1)
+
+
+def test_a_held_out_latent_that_is_no_number_stops_the_run(tiny):
+    objective = objective_of(tiny, embedding=1.0)
+    with torch.no_grad():
+        objective.latents.adapter.norm.bias[0] = float("nan")
+    with pytest.raises(NonFiniteError, match="the held-out passage 'The ferry"):
+        HeldOut(objective, [PASSAGE, OTHER], SHOWN, 2, 9999, 0).scores(False, PartialState(cpu=True))
+
+
 def test_an_answer_is_predicted_up_to_its_first_tokens_and_its_end(tiny):
     ids = objective_of(tiny, embedding=1.0).writer.ids
     answer = [*ids(" The ferry"), ids("\nQuestion:")[0]]
@@ -180,7 +252,10 @@ def test_what_a_step_costs_grows_with_what_is_read(tiny):
     objective = objective_of(tiny, answer=1.0)
     words = len(objective.writer.ids(f" {TEXT}"))
     assert objective.cost("reconstruction", PASSAGE) == 2 * words
-    assert objective.cost("answers", PASSAGE) - objective.cost("answers", Passage(TEXT, PASSAGE.questions[:1])) == 24
+    assert objective.cost("answers", PASSAGE) == len(objective.writer.shots(SHOWN)) + words + 2 * 24
+    objective.latents.encoder.positions = lambda tokens: words + 9  # more positions than tokens
+    assert objective.cost("reconstruction", PASSAGE) == 2 * words + 9
+    assert objective.cost("answers", PASSAGE) == len(objective.writer.shots(SHOWN)) + words + 9 + 2 * 24
 
 
 def test_a_passage_without_room_is_refused_whatever_is_read_after_it(tiny, monkeypatch):
@@ -231,6 +306,23 @@ def test_the_plan_takes_turns_then_asks():
     assert [step.last_of_epoch for step in plan] == [False, True, False, True, True, True, True]
     assert sorted(plan[0].passages + plan[1].passages) == [0, 1, 2]
     assert all(sorted(step.passages) == [0, 2] for step in plan[4:])  # text without questions is not asked about
+
+
+def test_turns_go_on_from_epoch_to_epoch():
+    plan = plan_steps([PASSAGE, OTHER], [9, 5], spec_of(epochs=3), weights_of("text", "continuation"), 0)
+    assert [step.kind for step in plan] == ["reconstruction", "continuation", "reconstruction"]
+
+
+def test_every_epoch_and_seed_has_its_own_order():
+    many = [Passage(f"Text {n}.", PASSAGE.questions) for n in range(24)]
+
+    def orders(seed: int) -> list[list[tuple[int, ...]]]:
+        plan = plan_steps(many, [9] * 24, spec_of(epochs=4, first_phase=0.5), weights_of("text", "answer"), seed)
+        return [[step.passages for step in plan if step.epoch == epoch] for epoch in (1, 2, 3, 4)]
+
+    first, second = orders(0), orders(1)
+    assert first[0] != first[1] and first[2] != first[3]
+    assert all(a != b for a, b in zip(first, second, strict=True))
 
 
 def test_answers_begin_where_the_first_phase_ends_also_within_an_epoch():

@@ -79,7 +79,7 @@ def test_only_a_transform_that_chooses_is_passed_straight_through(vocabulary, pa
     assert torch.allclose(rms(found), torch.full((4,), float(vocabulary.mean_rms)), rtol=1e-4)
 
 
-def test_codes_of_a_codebook_are_learned_and_saved(vocabulary, passages, tmp_path):
+def test_codes_of_a_codebook_are_learned_and_saved(tiny, vocabulary, passages, tmp_path):
     spec = replace(SPEC, transform="soft_codebook", transform_dials={"codebook_size": 8, "tau": 1.0})
     latents = Latents(spec, vocabulary)
     sum(x.square().sum() for x in latents(passages)).backward()
@@ -88,6 +88,10 @@ def test_codes_of_a_codebook_are_learned_and_saved(vocabulary, passages, tmp_pat
         latents.transform.codes.add_(1.0)
     save_latents(latents, tmp_path, {"trained_on": []})
     assert torch.equal(load_latents(str(tmp_path), vocabulary).transform.codes, latents.transform.codes)
+    drawn_otherwise = Vocabulary(tiny.token_embeddings(), seed=7)  # the k-means that the codes began with
+    assert build_transform("soft_codebook", spec.transform_dials, drawn_otherwise).kappa != latents.transform.kappa
+    loaded = load_latents(str(tmp_path), drawn_otherwise)
+    assert all(torch.equal(a, b) for a, b in zip(loaded(passages), latents.eval()(passages), strict=True))
 
 
 def test_nothing_is_trained_through_what_does_not_hear(vocabulary):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,13 @@ from latentwire.harness.checkpoint import Checkpoints
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
+from latentwire.harness.training import OptimizerSpec, learning_rate_share
+from latentwire.latent_data import fingerprint
+from latentwire.latent_judge import HeldOut
 from latentwire.latent_objective import Weights
 from latentwire.screen import interval, promoted, rank, render, rounds_of
+from latentwire.train_latent import _Training
+from latentwire.transforms import SoftCodebook
 
 BASE = ["task=latent", "model=tiny_random", "device=cpu", "dtype=float32", "adapter_hidden=16", "samples=24", "shots=1"]
 QUICK = [*BASE, "encoder=bottleneck", "d_z=8", "loss=reconstruction", "epochs=3"]
@@ -62,7 +68,6 @@ def metrics_of(folder: Path) -> list[dict]:
 def test_reconstruction_alone_learns_and_can_be_asked(trains, cli, tmp_path):
     status, _, err = trains(*QUICK, "evaluate_every=1", "out=run")
     assert status == 0, err
-    assert "7 passages with 24 questions to train on (samples=24)" in err or "questions to train on (samples=24)" in err
     steps = metrics_of(tmp_path / "run")
     assert {step["kind"] for step in steps} == {"reconstruction"}
     assert steps[-1]["embedding"] < steps[0]["embedding"]
@@ -72,6 +77,10 @@ def test_reconstruction_alone_learns_and_can_be_asked(trains, cli, tmp_path):
     assert result["score"] == max(entry["cosine"] for entry in result["history"])
     assert [entry["epoch"] for entry in result["history"]] == [1, 2, 3]
     assert "F1" not in err  # no LM in the loop
+    counts = result["counts"]
+    assert f"{counts['train_passages']} passages with 24 questions to train on (samples=24)" in err
+    about = json.loads((tmp_path / "run/encoder/config.json").read_text())
+    assert len(about["trained_on"]) == counts["train_passages"] + counts["held_out_passages"] > 1
 
     status, _, err = cli("model=tiny_random", "embed_source=latent", "checkpoint=run", "samples=6", "shots=1",
                          "max_new_tokens=2", "device=cpu", "dtype=float32", "out=asked")  # fmt: skip
@@ -253,10 +262,9 @@ CANDIDATES = [
 
 
 def test_a_screening_promotes_by_thirds_and_goes_on_where_a_run_stopped(trains, tmp_path):
-    status, out, err = trains(
-        "-m", "sweep=latent_screen", f"sweep.grids=[{','.join(CANDIDATES)}]", *BASE[1:], "d_z=8", "epochs=3",
-        "sweep.rounds=[1,2,3]", "judge_by=cosine",
-    )  # fmt: skip
+    given = ["-m", "sweep=latent_screen", f"sweep.grids=[{','.join(CANDIDATES)}]", *BASE[1:], "d_z=8", "epochs=3",
+             "sweep.rounds=[1,2,3]", "judge_by=cosine"]  # fmt: skip
+    status, out, err = trains(*given)
     assert status == 0, err
     screen = json.loads((tmp_path / "outputs/latent_screen/screen.json").read_text())
     assert [len(judged["ranking"]) for judged in screen["rounds"]] == [4, 2, 1]
@@ -276,6 +284,14 @@ def test_a_screening_promotes_by_thirds_and_goes_on_where_a_run_stopped(trains, 
     straight = metrics_of(tmp_path / "straight")
     screened = metrics_of(tmp_path / folder)
     assert [step["loss"] for step in straight] == [step["loss"] for step in screened]
+
+    # Given again it says the same of every round, though the promoted runs are further by now.
+    assert trains(*given)[0] == 0
+    assert json.loads((tmp_path / "outputs/latent_screen/screen.json").read_text()) == screen
+    # Begun anew, a promoted run goes on with what the first round began.
+    assert trains(*given, "force=true")[0] == 0
+    for run in screen["runs"]:
+        assert [path.name for path in (tmp_path / run["encoder"]).parent.glob("replaced/*")] == ["1"]
 
 
 def _family(row: dict) -> str:
@@ -313,6 +329,10 @@ def test_the_interval_is_students():
     low, high = stats.t.interval(0.95, 3, loc=sum(scores) / 4, scale=stats.sem(scores))
     assert interval(scores) == pytest.approx([low, high], abs=1e-4)
     assert interval([0.3]) is None
+    for n in range(2, 12):
+        own = [0.001 * k for k in range(n)]
+        expected = stats.t.interval(0.95, n - 1, loc=sum(own) / n, scale=stats.sem(own))
+        assert interval(own) == pytest.approx(list(expected), abs=1e-5)
     assert interval([0.0, 1.0]) == [-1.0, 1.0]
 
 
@@ -361,6 +381,8 @@ def test_a_screening_is_told_with_what_it_does_not_tell_apart():
     ranking = rank(runs(a=[0.5, 0.5], b=[0.49, 0.51], c=[0.1, 0.1]))
     text = render({"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]})
     assert "Best: a; not told apart from it: b\n" in text
+    wide = [{"until": None, "ranking": rank(runs(a=[0.4, 0.6], b=[0.45, 0.45])), "kept": ["a"]}]
+    assert "Best: a; not told apart from it: b\n" in render({"sweep": "s", "runs": [], "rounds": wide})
     alone = [{"until": None, "ranking": rank(runs(a=[0.5])), "kept": ["a"]}]
     assert "one seed: no interval" in render({"sweep": "s", "runs": [], "rounds": alone})
 
@@ -402,3 +424,101 @@ def test_losses_that_are_all_off_are_refused():
     weights = Weights(embedding=1, vocabulary=0, text=0, continuation=0, answer=0, distillation=0, rms=1, manifold=1)
     assert weights.first_kinds() == ["reconstruction"]
     assert not weights.asks() and not weights.needs_lm()
+
+
+NOWHERE = "optimizer.learning_rate=1e-30"  # steps that lead nowhere
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "encoder/model.safetensors")
+
+
+def test_gradients_are_weighed_and_shared_over_the_step(tiny):
+    x, sums = torch.ones(2, requires_grad=True), {}
+    own = SimpleNamespace(lm=tiny, weights=SimpleNamespace(rms=0.5))
+    for _ in range(2):  # two batches of one step
+        _Training._backward(own, {"rms": x.sum()}, 4, sums, "")  # type: ignore[arg-type]
+    assert x.grad is not None and x.grad.tolist() == [0.25, 0.25]
+    assert sums == {"rms": 1.0}
+
+
+def test_a_step_in_parts_is_the_step(trains, tmp_path):
+    for batch_tokens in (1, 4096):
+        assert trains(*WHOLE, f"batch_tokens={batch_tokens}", NOWHERE, f"out=r{batch_tokens}")[0] == 0
+    parts, whole = metrics_of(tmp_path / "r1"), metrics_of(tmp_path / "r4096")
+    for a, b in zip(parts, whole, strict=True):
+        assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-3)
+
+
+def test_the_weights_of_the_best_epoch_are_saved(trains, tmp_path, monkeypatch):
+    told = iter([0.9, 0.2, 0.1, 0.9])
+    monkeypatch.setattr(HeldOut, "scores", lambda *_: {"cosine": next(told), "likeness": 0.0})
+    assert trains(*QUICK, "evaluate_every=1", "out=all")[0] == 0
+    assert trains(*QUICK, "evaluate_every=1", "until=1", "out=one")[0] == 0
+    ours, theirs = weights_in(tmp_path / "all"), weights_in(tmp_path / "one")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_training_starts_from_the_lms_layers(trains, tiny, tmp_path):
+    assert trains(*WHOLE, "until=1", NOWHERE, "out=run")[0] == 0
+    name = "layers.0.self_attn.q_proj.weight"
+    saved = weights_in(tmp_path / "run")["encoder.body." + name]
+    assert torch.equal(saved, tiny.model.base_model.get_parameter(name))
+
+
+def test_first_weights_hang_on_the_seed_alone(trains, tmp_path):
+    for name, more in (("a", "seed=0"), ("b", "seed=1"), ("c", "embed_transform=rms_matching")):
+        assert trains(*QUICK, "epochs=1", NOWHERE, more, f"out={name}")[0] == 0
+    a, b, c = (weights_in(tmp_path / name)["encoder.down.weight"] for name in "abc")
+    assert torch.equal(a, c)
+    assert not torch.equal(a, b)
+
+
+def test_the_rate_follows_its_schedule(trains, tmp_path):
+    assert trains(*QUICK, "passages_per_step=3", "optimizer.warmup_steps=1", "out=run")[0] == 0
+    steps = metrics_of(tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())["optimizer"]
+    spec = OptimizerSpec(**config)
+    shares = [learning_rate_share(number, spec, len(steps)) for number in range(len(steps))]
+    assert [step["learning_rate"] for step in steps] == pytest.approx([spec.learning_rate * share for share in shares])
+    assert len(set(shares)) > 2
+
+
+def test_noise_is_new_at_every_step_and_absent_when_judged(trains, monkeypatch):
+    seen, real = [], SoftCodebook.repair
+
+    def spied(self, x, generator):
+        seen.append((self.training, generator and generator.initial_seed()))
+        return real(self, x, generator)
+
+    monkeypatch.setattr(SoftCodebook, "repair", spied)
+    status, _, err = trains(*QUICK, "embed_transform=soft_codebook", "codebook_size=8", "out=run")
+    assert status == 0, err
+    drawn = [seed for training, seed in seen if training]
+    assert None not in drawn and len(set(drawn)) == 3
+    assert {seed for training, seed in seen if not training} == {None}
+
+
+def test_whatever_decides_a_run_is_its_identity(trains, tmp_path):
+    (tmp_path / "more.txt").write_text("A text.")
+    assert trains(*QUICK, "epochs=1", "out=run")[0] == 0
+    for change in ("seed=1", "embed_transform=rms_matching", "weights.rms=1", "optimizer.learning_rate=0.1",
+                   "extra=more.txt", "adapter_hidden=17", "held_out=0.2"):  # fmt: skip
+        status, _, err = trains(*QUICK, "epochs=1", "out=run", change)
+        assert status == 1, change
+        assert "is of another configuration" in err, change
+
+
+def test_a_held_out_passage_that_the_ratio_leaves_nothing_of_is_refused(trains, tmp_path):
+    def held(text: str) -> bool:
+        return int(fingerprint(text)[:8], 16) / 2**32 < 0.3
+
+    long = [f"Name{n} lives in house number {n} of the long street behind the old mill." for n in range(40)]
+    texts = [text for text in long if not held(text)] + [t for n in range(40) if held(t := f"Name{n} left.")]
+    rows = [{"context": text, "question": "Who?", "answers": [text.split()[0]]} for text in texts]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    status, _, err = trains(
+        *WHOLE, "data=file", "path=a.jsonl", "held_out=0.3", "weights.continuation=0", "ratio=12", "out=run"
+    )
+    assert status == 1
+    assert "ratio=12: leaves nothing of a passage" in err
