@@ -522,3 +522,4 @@ def test_a_held_out_passage_that_the_ratio_leaves_nothing_of_is_refused(trains, 
     )
     assert status == 1
     assert "ratio=12: leaves nothing of a passage" in err
+    assert not (tmp_path / "run").exists()
