@@ -15,6 +15,7 @@ from latentwire.data import Dataset, DataSpec, Example, choose_examples, load_da
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 
+FORMAT = 1  # of what is trained on; goes into what a training run is of: raise it whenever other passages are taken
 BEGINNING = 8  # words by which a passage is looked for in others
 WINDOW = 8  # steps whose passages are sorted by length before they are shared out
 
@@ -129,18 +130,22 @@ def load_latent_data(
         (stop if held else train).append(passage)
     parts: list[Passage] = []
     wholes: dict[str, str] = {}
-    kept = {passage.text for passage in stop} | {examples[0].context for examples in shown}
+    kept = {examples[0].context for examples in shown}
     if not _is_one(dataset):
         kept |= {example.context for example in dataset.validation}
-    holds = holder(kept)
 
-    def apart(passage: Passage) -> bool:
+    def apart(passage: Passage, holds: Callable[[str], bool]) -> bool:
         if found := holds(passage.text):
             counts["passages that hold one of the evaluation, of the shots or of the held out"] += 1
         return not found
 
-    train = [passage for passage in train if apart(passage)]
-    for passage in filter(apart, filter(new, more)):
+    asks = holder(kept)
+    stop = [passage for passage in stop if apart(passage, asks)]
+    holds = holder(kept | {passage.text for passage in stop})
+    train = [passage for passage in train if apart(passage, holds)]
+    for passage in filter(new, more):
+        if not apart(passage, holds):
+            continue
         whole = fingerprint(passage.text)
         split = split_passage(passage, extra_words, counts) if extra_words else [passage]
         own = [part for part in split if fingerprint(part.text) == whole or new(part)]

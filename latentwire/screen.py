@@ -118,8 +118,16 @@ def score_until(trained: Run, until: int | None) -> float:
     Args:
         trained: Result of `latent`.
         until: The epoch; None for all of them.
+
+    Raises:
+        UserError: The run went past that epoch without being judged there: it is of other rounds.
     """
     judged = [entry for entry in trained["history"] if until is None or entry["epoch"] <= until]
+    if len(judged) < len(trained["history"]) and (not judged or judged[-1]["epoch"] != until):
+        raise UserError(
+            f"until={until}: {Path(trained['encoder']).parent} was trained further and not judged at that epoch; give "
+            "the sweep.rounds it was trained with, another out=, or force=true to train it anew"
+        )
     return float(max(entry[trained["scored_by"]] for entry in judged))
 
 

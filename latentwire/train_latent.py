@@ -15,7 +15,7 @@ from accelerate.utils import reduce
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from latentwire import grouping
+from latentwire import grouping, latent_data
 from latentwire.accounting import COLLAPSED
 from latentwire.data import DataSpec
 from latentwire.encoder import LMLayers
@@ -87,6 +87,7 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
         "task": "latent",
         "model": model.identity(),
         "data": data.identity(),
+        "passages": latent_data.FORMAT,
         "extra_sha256": file_sha256(extra) if settings.extra and extra.is_file() else None,  # else: said below
         "dtype": str(choose_dtype(cfg.dtype, state.device)),
         "seed": cfg.seed,

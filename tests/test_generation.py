@@ -225,11 +225,12 @@ def test_the_plan_holds_every_prompt_once_within_the_budget(prompts, added, budg
 
 def test_capped_scores_are_not_shared():
     """Attention of a kind that the shared prefix does not know gives other logits, which is noticed by asking."""
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, layer_types=["full_attention"] * 2, attn_logit_softcapping=0.5,
-        initializer_range=0.5, eos_token_id=None, pad_token_id=0, bos_token_id=None,
-    )  # fmt: skip
-    lm = LanguageModel(Gemma2ForCausalLM(config).eval(), Silent())
-    assert not Decoder(lm, encode_prefix(lm, draw_ids(lm, 25)[0]), NEW).shares
+    for cap in (0.5, None):
+        torch.manual_seed(0)
+        config = Gemma2Config(
+            vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8, layer_types=["full_attention"] * 2, attn_logit_softcapping=cap,
+            initializer_range=0.5, eos_token_id=None, pad_token_id=0, bos_token_id=None,
+        )  # fmt: skip
+        lm = LanguageModel(Gemma2ForCausalLM(config).eval(), Silent())
+        assert Decoder(lm, encode_prefix(lm, draw_ids(lm, 25)[0]), NEW).shares == (cap is None)

@@ -144,9 +144,17 @@ def test_a_passage_of_the_data_that_holds_one_of_the_evaluation_is_not_trained_o
     rows(tmp_path / "b.jsonl", *asked)
     spec = DataSpec("file", "file", path=str(tmp_path / "b.jsonl"), shots_path=train.path)
     data = load(spec, shots=0, held_out=0.2)
-    held = sum(passage.text in longer for passage in data.held_out)  # asked about, never trained on
-    assert not any(passage.text in longer for passage in data.train)
-    assert data.counts["passages that hold one of the evaluation, of the shots or of the held out"] == 2 - held
+    assert not any(passage.text in longer for passage in [*data.train, *data.held_out])
+    assert data.counts["passages that hold one of the evaluation, of the shots or of the held out"] == 2
+    stopped_by = next(passage.text for passage in data.held_out)
+    (tmp_path / "a.jsonl").write_text(
+        (tmp_path / "a.jsonl").read_text() + "\n" + json.dumps(
+            {"id": "x", "context": f"So {stopped_by} That is all.", "question": "Who?", "answers": ["So"]}
+        )
+    )  # fmt: skip
+    again = load(spec, shots=0, held_out=0.2)
+    assert {passage.text for passage in again.held_out} <= {passage.text for passage in data.held_out}
+    assert not any(passage.text.startswith("So ") for passage in again.train)
 
 
 def test_a_text_that_holds_another_is_found_word_for_word():

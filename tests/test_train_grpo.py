@@ -586,9 +586,18 @@ def test_the_learning_rate_follows_its_schedule_over_the_inner_epochs(training):
     assert [row["learning_rate"] for row in rows(RUN / "metrics.jsonl")] == pytest.approx([0.0075, 0.0025])
 
 
-def test_micro_batches_change_nothing(training):
+def test_micro_batches_change_nothing(training, monkeypatch):
+    real, sizes = grpo_step.micro_batches, {"whole": [], "parts": []}
     for name, extra in (("whole", []), ("parts", ["batch_tokens=1"])):
+
+        def noted(rows, limit, own=sizes[name]):
+            found = real(rows, limit)
+            own.append(len(found))
+            return found
+
+        monkeypatch.setattr(grpo_step, "micro_batches", noted)
         assert training("steps=2", "grpo.eval_prompts=0", f"out={name}", *extra)[0] == 0
+    assert sizes == {"whole": [1, 1], "parts": [6, 6]}
     for whole, parts in zip(*(rows(Path(name) / "metrics.jsonl") for name in ("whole", "parts")), strict=True):
         assert parts == pytest.approx(whole, rel=1e-3, abs=1e-4)
         assert whole["entropy"] <= math.log(2048)  # a token's, not a completion's
@@ -625,7 +634,8 @@ def test_each_step_place_and_seed_draws_its_own_as_set(training, monkeypatch):
 
 
 def test_the_gradient_is_clipped_before_the_step(training, monkeypatch):
-    asked = []
-    monkeypatch.setattr(grpo_step, "clip_gradients", lambda parameters, most, where: asked.append(most) or 1.0)
+    done, step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(grpo_step, "clip_gradients", lambda parameters, most, where: done.append(most) or 1.0)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *given: done.append("step") or step(self, *given))
     assert training("steps=1", "grpo.eval_prompts=0", "optimizer.max_grad_norm=0.125")[0] == 0
-    assert asked == [0.125] * 2
+    assert done == [0.125, "step"] * 2

@@ -21,7 +21,7 @@ from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, learning_rate_share
 from latentwire.latent_data import fingerprint
 from latentwire.latent_judge import HeldOut
-from latentwire.latent_objective import Weights
+from latentwire.latent_objective import Objective, Weights
 from latentwire.screen import interval, promoted, rank, render, rounds_of
 from latentwire.train_latent import _Training
 from latentwire.transforms import SoftCodebook
@@ -136,6 +136,11 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
         status, _, err = trains(*WHOLE, "out=run")
     assert status == 1
     assert "encoder.words was 2 and is 3" in err
+    with monkeypatch.context() as patch:  # other passages
+        patch.setattr("latentwire.latent_data.FORMAT", 2)
+        status, _, err = trains(*WHOLE, "out=run")
+    assert status == 1
+    assert "passages was 1 and is 2" in err
 
     asking = ["task=latent_report", "checkpoint=run", "model=tiny_random", "samples=6", "shots=1", "max_new_tokens=2",
               "device=cpu", "dtype=float32", "out=report"]  # fmt: skip
@@ -288,6 +293,16 @@ def test_a_screening_promotes_by_thirds_and_goes_on_where_a_run_stopped(trains, 
     # Given again it says the same of every round, though the promoted runs are further by now.
     assert trains(*given)[0] == 0
     assert json.loads((tmp_path / "outputs/latent_screen/screen.json").read_text()) == screen
+    status, _, err = trains(*given, "sweep.rounds=[2,3]")  # of those that went on only what was judged is known
+    assert status == 0, err
+    (further,) = (tmp_path / "outputs/latent_screen").glob(f"{Path(best['encoders'][0]).parent.name}/result.json")
+    told = json.loads(further.read_text())
+    del told["history"][1]
+    further.write_text(json.dumps(told))
+    status, _, err = trains(*given, "sweep.rounds=[2,3]")
+    assert status == 1
+    assert "was trained further and not judged at that epoch" in err
+    assert "Traceback" not in err
     # Begun anew, a promoted run goes on with what the first round began.
     assert trains(*given, "force=true")[0] == 0
     for run in screen["runs"]:
@@ -442,9 +457,17 @@ def test_gradients_are_weighed_and_shared_over_the_step(tiny):
     assert sums == {"rms": 1.0}
 
 
-def test_a_step_in_parts_is_the_step(trains, tmp_path):
-    for batch_tokens in (1, 4096):
+def test_a_step_in_parts_is_the_step(trains, tmp_path, monkeypatch):
+    real, asked = Objective.losses, {1: [], 4096: []}
+    for batch_tokens, sizes in asked.items():
+
+        def noted(self, kind, passages, generator, sizes=sizes):
+            sizes.append(len(passages))
+            return real(self, kind, passages, generator)
+
+        monkeypatch.setattr(Objective, "losses", noted)
         assert trains(*WHOLE, f"batch_tokens={batch_tokens}", NOWHERE, f"out=r{batch_tokens}")[0] == 0
+    assert set(asked[1]) == {1} and max(asked[4096]) == 3
     parts, whole = metrics_of(tmp_path / "r1"), metrics_of(tmp_path / "r4096")
     for a, b in zip(parts, whole, strict=True):
         assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-3)
@@ -523,3 +546,16 @@ def test_a_held_out_passage_that_the_ratio_leaves_nothing_of_is_refused(trains, 
     assert status == 1
     assert "ratio=12: leaves nothing of a passage" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_version_is_told(trains, monkeypatch):
+    assert trains(*QUICK, "until=1", "out=run")[0] == 0
+
+    def missing(*_: object) -> None:
+        raise RuntimeError("Error(s) in loading\n\tMissing key(s): kappa")
+
+    monkeypatch.setattr("latentwire.train_latent.Latents.load_state_dict", missing)
+    status, _, err = trains(*QUICK, "until=2", "out=run")
+    assert status == 1
+    assert "the latents in it are of another version of the program (Error(s) in loading Missing key(s): kappa)" in err
+    assert "force=true trains anew" in err and "Traceback" not in err

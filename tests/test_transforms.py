@@ -308,7 +308,7 @@ def test_soft_codebook_is_random_in_training_as_its_generator_decides():
 
 def test_soft_codebook_s_noise_draws_each_code_as_often_as_its_weight_says():
     transform = SoftCodebook(VOCABULARY, codebook_size=4, tau=1e-3).train()
-    transform.kappa = 1.5  # so that every code has its chance
+    transform.kappa.fill_(1.5)  # so that every code has its chance
     x = embeddings(1)
     y = transform(x.expand(20000, -1), draws(3))
     codes = transform.codes.detach()

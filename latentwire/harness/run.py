@@ -99,7 +99,8 @@ class Run:
             How many steps are done, and what was saved after them; 0 and nothing for a new run.
 
         Raises:
-            UserError: The checkpoints are of another configuration; nothing has been written by then.
+            UserError: The checkpoints are of another configuration or another version of the program; nothing has been
+                written by then.
         """
         self.steps = steps
         found = self.checkpoints.latest()
@@ -107,7 +108,14 @@ class Run:
         step, saved = found or (0, {})
         if saved:
             for name, part in learner.items():
-                part.load_state_dict(saved[name])
+                try:
+                    part.load_state_dict(saved[name])
+                except (KeyError, RuntimeError, ValueError) as error:
+                    reason = " ".join(str(error).split())
+                    raise UserError(
+                        f"{self.checkpoints.folder}: the {name} in it are of another version of the program "
+                        f"({reason}); force=true trains anew, another out= leaves them"
+                    ) from error
             say(f"going on after step {step} of {steps}")
         if self.state.is_main_process:
             write_json(self.folder / "config.json", self.config)
