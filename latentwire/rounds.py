@@ -19,6 +19,8 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.progress import say
 from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
+from latentwire.latents import about_latents
+from latentwire.models import ModelSpec
 from latentwire.request import read
 
 Result = dict[str, Any]
@@ -41,8 +43,13 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
     """Run the controls and the configurations of a sweep; return the results of both.
 
     Raises:
-        UserError: The budget is no positive number, too small, or has no baseline to be measured on.
+        UserError: The budget is no positive number, too small, or has no baseline to be measured on. An encoder cannot
+            be asked, which is said before any control is.
     """
+    for job in jobs:
+        dials = job.config.embed_source.dials
+        if "checkpoint" in dials:
+            about_latents(dials["checkpoint"], app.typed(ModelSpec, job.config.model, "model.").identity())
     began = time.monotonic()
     controls = control_jobs(jobs, compose)
     if cfg.budget_minutes is not None:

@@ -108,6 +108,12 @@ def test_a_checkpoint_of_another_lm_is_refused_before_any_work(trains, cli, tmp_
     status, _, err = cli("model=tiny_random", "embed_source=latent", "checkpoint=run", "samples=2")
     assert status == 1
     assert "another LM is to read it" in err
+    status, _, err = cli(
+        "-m", "sweep=embed35", "model=tiny_random", "embed_source=latent", "checkpoint=run", "samples=2"
+    )
+    assert status == 1
+    assert "another LM is to read it" in err
+    assert not list((tmp_path / "outputs").rglob("control_*"))  # nor are the controls asked first
     status, _, err = cli("model=tiny_random", "embed_source=latent", "samples=2")
     assert status == 1
     assert "checkpoint=FOLDER" in err
