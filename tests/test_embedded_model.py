@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import model_spec
 
 from latentwire import bench as benches
 from latentwire.bench import Bench, Choice, Settings, prepare
@@ -19,6 +18,7 @@ from latentwire.harness.device import place
 from latentwire.metrics import f1_score
 from latentwire.models import LanguageModel
 from latentwire.prompts import PromptWriter
+from tests.helpers.models import model_spec
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 

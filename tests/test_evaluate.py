@@ -11,7 +11,7 @@ from latentwire.data import DataSpec
 from latentwire.evaluate import evaluate
 from latentwire.generation import Decoder
 from latentwire.sources import Text
-from tests.conftest import model_spec
+from tests.helpers.models import model_spec
 
 STATE = PartialState(cpu=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import model_spec
 
 from kat.chat import encode_prompt
 from kat.grpo_data import GrpoData, TokenPrompt, draw_weights, encode_prompts, evaluation_prompts
@@ -19,6 +18,7 @@ from kat.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.models import load_model
+from tests.helpers.models import model_spec
 
 
 def prompt_of(text: str) -> Prompt:

@@ -14,15 +14,12 @@ from latentwire.repairs import best_rotation, sample, shrunk_covariance
 from latentwire.transform import EMBEDDINGS, PAIRS
 from latentwire.transforms import build_transform
 from latentwire.vocabulary import Vocabulary
+from tests.helpers.random import draws
 
 SIZE, WIDTH = 1000, 32
 UNLABELLED = ["moment_matching", "whitening", "procrustes", "auto"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draws(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 VOCABULARY = Vocabulary(0.1 * torch.randn(SIZE, WIDTH, generator=draws(0)) + 0.02)

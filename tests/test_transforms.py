@@ -15,6 +15,7 @@ from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
 from latentwire.transforms import TRANSFORMS, SoftCodebook, build_transform, read_label
 from latentwire.vocabulary import Vocabulary
+from tests.helpers.random import draws
 
 SIZE, WIDTH = 200, 16
 DIALS = {
@@ -38,10 +39,6 @@ scales = st.floats(min_value=1e-6, max_value=1e6)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draws(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 VOCABULARY = Vocabulary(0.1 * torch.randn(SIZE, WIDTH, generator=draws(0)) + 0.05)

@@ -1,0 +1,13 @@
+"""Specs of the models in conf/model."""
+
+from __future__ import annotations
+
+from omegaconf import OmegaConf
+
+from latentwire.harness.app import CONF, typed
+from latentwire.models import ModelSpec
+
+
+def model_spec(name: str) -> ModelSpec:
+    """Return the spec of a model as its YAML has it."""
+    return typed(ModelSpec, OmegaConf.load(CONF / "model" / f"{name}.yaml").model)
