@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from kat.prompts import Prompt
 from kat.shards import Shards
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import write_jsonl
-from tests.helpers.programs import command, environment
+from tests.helpers.programs import start
 
 TEXTS = [
     "What is NLP?",
@@ -444,10 +443,9 @@ def test_what_does_not_belong_together_is_refused(cli):
 def test_two_processes_give_the_file_of_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_prompts(60)
-    for name, processes in (("one", 1), ("two", 2)):
-        line = command("run", *SMALL, f"out=./{name}.pt", processes=processes)
-        done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    for name, ranks in (("one", 1), ("two", 2)):
+        started = start("run", *SMALL, f"out=./{name}.pt", folder=tmp_path, ranks=ranks)
+        assert started.wait() == [0] * ranks, started.told()
     assert json.loads(Path("two.json").read_text())["processes"] == 2
     (ids_one, one), (ids_two, two) = (load_embeddings(f"{name}.pt") for name in ("one", "two"))
     assert ids_one == ids_two
