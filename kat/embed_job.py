@@ -14,12 +14,12 @@ from accelerate import PartialState
 from omegaconf import DictConfig
 from torch import Tensor
 
+from kat.data.prompts import Prompt, read_prompts
+from kat.data.tables import same_ids
 from kat.embed import load_embeddings, save_embeddings
 from kat.embedders import EmbedderSpec, load_embedder
 from kat.files import destination, locate, record_of, task
-from kat.prompts import Prompt, read_prompts
 from kat.shards import Shards
-from kat.tables import same_ids
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import (

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kat.chat import encode_prompt
-from kat.heldout import held_out
-from kat.prompts import Prompt
+from kat.data.chat import encode_prompt
+from kat.data.heldout import held_out
+from kat.data.prompts import Prompt
 from kat.reward_data import prompt_weights
 from latentwire.harness.errors import UserError
 

@@ -14,6 +14,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from kat.clusters import closest_to_centroid, cluster
+from kat.data.prompts import Prompt, read_prompts
+from kat.data.tables import read_clusters, read_weights, same_ids
 from kat.density import Density, DensitySpec, estimate
 from kat.diagnostics import diagnose
 from kat.draws import arm_weights, draw
@@ -21,8 +23,6 @@ from kat.embed import load_embeddings
 from kat.files import beside, destination, locate, record_of, task
 from kat.plots import plot_weights
 from kat.projection import page, project
-from kat.prompts import Prompt, read_prompts
-from kat.tables import read_clusters, read_weights, same_ids
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import generator_for

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from kat.data.prompts import normalise, read_prompts, render
+from kat.data.tables import same_ids
 from kat.embed import embed_texts, load_embeddings
 from kat.embedders import EmbedderSpec, load_embedder
 from kat.files import locate, record_of, task
-from kat.prompts import normalise, read_prompts, render
-from kat.tables import same_ids
 from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError

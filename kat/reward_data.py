@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kat.chat import completion_text
+from kat.data.chat import completion_text
+from kat.data.heldout import held_out
+from kat.data.pairs import PreferencePair
+from kat.data.prompts import prompt_id
 from kat.draws import arm_weights
-from kat.heldout import held_out
-from kat.pairs import PreferencePair
-from kat.prompts import prompt_id
 from kat.reward_model import Tree, encode_pair
 from latentwire.harness.errors import UserError
 

@@ -24,8 +24,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from kat.chat import encode_completion, encode_prompt
-from kat.formats import Message
+from kat.data.chat import encode_completion, encode_prompt
+from kat.data.formats import Message
 from kat.tree_mask import tree_mask
 from latentwire.harness.errors import UserError
 from latentwire.models import LanguageModel, bars_on_terminals_only, weight_files

@@ -13,11 +13,11 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from kat.data.heldout import require_share
+from kat.data.tables import read_weights
 from kat.draws import ARMS
 from kat.files import locate, record_of
-from kat.heldout import require_share
 from kat.sampler import DensityAwareSampler
-from kat.tables import read_weights
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import write_jsonl
 from latentwire.harness.run import RunSpec, Stateful

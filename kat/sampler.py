@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from kat.data.prompts import normalise, render
 from kat.density import Density, DensitySpec, estimate
 from kat.diagnostics import diagnose
 from kat.draws import checked_weights, draw, expected_draws
-from kat.prompts import normalise, render
 from latentwire.harness.errors import UserError
 
 STATE_VERSION = 1

@@ -12,16 +12,16 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import Tensor
 
+from kat.data.heldout import require_unseen, require_unseen_start
+from kat.data.prompts import read_prompts
 from kat.files import locate
 from kat.given import content_of, load_judge, policy_spec, reward_folder, sources_of
 from kat.grpo_data import GrpoData, draw_weights, encode_prompts, evaluation_prompts
 from kat.grpo_eval import Answered, answer, judge, mean_rewards
 from kat.grpo_step import COUNTED, GrpoSpec, Stepper
-from kat.heldout import require_unseen, require_unseen_start
 from kat.plots import plot_training
 from kat.policy import Policy
 from kat.prepared import ensure
-from kat.prompts import read_prompts
 from kat.reward_model import reads_at_most
 from kat.rewards import MODEL, Rewards
 from kat.rollout import end_tokens

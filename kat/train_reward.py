@@ -14,10 +14,11 @@ from accelerate.utils import reduce
 from omegaconf import DictConfig
 from torch import Tensor
 
+from kat.data.heldout import require_unseen_start
+from kat.data.pairs import read_pairs
+from kat.data.tables import read_weights
 from kat.files import locate
 from kat.frozen import SplitScorer
-from kat.heldout import require_unseen_start
-from kat.pairs import read_pairs
 from kat.prepared import ensure
 from kat.reward_data import RewardData, RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
 from kat.reward_model import (
@@ -33,7 +34,6 @@ from kat.reward_model import (
 from kat.reward_report import Judged, deciles, judge_by, longer_wins, render
 from kat.run_state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.sampler import DensityAwareSampler
-from kat.tables import read_weights
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256

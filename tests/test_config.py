@@ -14,8 +14,8 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from kat.data.pairs import PairsSpec, readings
 from kat.embedders import EmbedderSpec
-from kat.pairs import PairsSpec, readings
 from latentwire.data import DataSpec
 from latentwire.encoder import ENCODERS, build_encoder
 from latentwire.harness.app import CONF, typed

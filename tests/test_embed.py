@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTJConfig, GPTJForCausalLM
 
+from kat.data.prompts import Prompt
 from kat.embed import (
     HiddenEmbedder,
     LogitsEmbedder,
@@ -23,7 +24,6 @@ from kat.embed import (
     square_root,
     unit_rows,
 )
-from kat.prompts import Prompt
 from kat.shards import Shards
 from latentwire.harness import app
 from latentwire.harness.errors import UserError

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import model_spec
 
-from kat.chat import encode_prompt
+from kat.data.chat import encode_prompt
+from kat.data.heldout import held_out
+from kat.data.prompts import Prompt, prompt_id
 from kat.grpo_data import GrpoData, TokenPrompt, draw_weights, encode_prompts, evaluation_prompts
 from kat.grpo_eval import answer, described, judge, mean_rewards
-from kat.heldout import held_out
 from kat.policy import Policy
-from kat.prompts import Prompt, prompt_id
 from kat.rewards import Rewards
 from kat.rollout import Completion, Sampling, sample
 from kat.tuning import TuningSpec, make_trainable

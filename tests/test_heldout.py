@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kat.heldout import held_out, require_unseen, require_unseen_start
+from kat.data.heldout import held_out, require_unseen, require_unseen_start
 from latentwire.harness.errors import UserError
 from latentwire.models import ModelSpec
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from kat.data.pairs import PreferencePair, read_pairs
+from kat.data.prompts import normalise, prompt_id, read_prompts, render, unique_prompts
+from kat.data.tables import read_pair_to_prompt
 from kat.draws import pair_weights
 from kat.files import BESIDE
-from kat.pairs import PreferencePair, read_pairs
-from kat.prompts import normalise, prompt_id, read_prompts, render, unique_prompts
-from kat.tables import read_pair_to_prompt
 from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import write_jsonl

@@ -12,8 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 from trl.data_utils import maybe_extract_prompt
 
-from kat.formats import FORMATS, UnusableRowError, detect, drafts, fault, split_dialogue
-from kat.pairs import Dropped, PairsSpec, PreferencePair, read_pairs, readings
+from kat.data.formats import FORMATS, UnusableRowError, detect, drafts, fault, split_dialogue
+from kat.data.pairs import Dropped, PairsSpec, PreferencePair, read_pairs, readings
 from kat.prepare import pairs
 from latentwire.harness.errors import UserError
 
@@ -289,7 +289,7 @@ def test_hub_rows_are_read_under_our_names_of_splits(monkeypatch):
         return datasets.Dataset.from_list([ROWS["ultrafeedback"][0]])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr("kat.pairs.hub_commit", lambda *of: {("org/uf", "main", "dataset"): "c0ffee"}[of])
+    monkeypatch.setattr("kat.data.pairs.hub_commit", lambda *of: {("org/uf", "main", "dataset"): "c0ffee"}[of])
     spec = PairsSpec("uf", "hub", {"test": "test_prefs"}, format="ultrafeedback", repo="org/uf")
     (reading,) = readings([spec])
     (pair,) = reading

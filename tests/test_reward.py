@@ -15,9 +15,9 @@ import torch
 
 import run
 import train
-from kat.heldout import held_out
-from kat.pairs import read_pairs
-from kat.prompts import prompt_id
+from kat.data.heldout import held_out
+from kat.data.pairs import read_pairs
+from kat.data.prompts import prompt_id
 from kat.reward_data import RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
 from kat.reward_model import Tree, load_reward_model, score
 from kat.run_state import LoopSpec
@@ -390,7 +390,7 @@ def test_the_split_is_by_prompt_and_keeps_the_order():
 def test_what_is_cut_and_dropped_is_counted(tiny, tmp_path):
     write_pairs(tmp_path / "p.jsonl", 1)
     row = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
-    from kat.pairs import PreferencePair
+    from kat.data.pairs import PreferencePair
 
     def made(number: int, **changes: str) -> PreferencePair:
         new = {**row, **changes}

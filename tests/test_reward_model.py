@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from kat.chat import encode_completion, encode_prompt
+from kat.data.chat import encode_completion, encode_prompt
 from kat.frozen import SplitScorer
 from kat.reward_model import (
     Tree,

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import train
 from kat import grpo_step
-from kat.heldout import held_out
+from kat.data.heldout import held_out
 from kat.rollout import Sampling
 from latentwire.harness import app
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from kat.chat import completion_text, encode_completion, encode_prompt
+from kat.data.chat import completion_text, encode_completion, encode_prompt
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness.errors import UserError
 from latentwire.harness.training import (

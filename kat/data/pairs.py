@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kat.formats import FORMATS, Draft, Message, Row, UnusableRowError, detect, drafts, fault
+from kat.data.formats import FORMATS, Draft, Message, Row, UnusableRowError, detect, drafts, fault
 from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256, hub_commit
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say

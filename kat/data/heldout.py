@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from kat.tables import read_rows
+from kat.data.tables import read_rows
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
 from latentwire.harness.results import read_json

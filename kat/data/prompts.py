@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kat.formats import Message
-from kat.pairs import PreferencePair
+from kat.data.formats import Message
+from kat.data.pairs import PreferencePair
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import numbered_rows
 
