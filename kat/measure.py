@@ -13,16 +13,16 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from kat.clusters import closest_to_centroid, cluster
 from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import read_clusters, read_weights, same_ids
-from kat.density import Density, DensitySpec, estimate
-from kat.diagnostics import diagnose
+from kat.density.clusters import closest_to_centroid, cluster
+from kat.density.diagnostics import diagnose
+from kat.density.estimate import Density, DensitySpec, estimate
+from kat.density.projection import page, project
 from kat.draws import arm_weights, draw
 from kat.embed import load_embeddings
 from kat.files import beside, destination, locate, record_of, task
 from kat.plots import plot_weights
-from kat.projection import page, project
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import generator_for

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from kat.collapse import LEVELS, METRICS
-from kat.diagnostics import mass_by_decile
+from kat.density.diagnostics import mass_by_decile
 from latentwire.harness.results import open_atomically, writing
 
 BLUE, GREY, ORANGE = "#3366aa", "#888888", "#cc6600"

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from kat.data.prompts import normalise, render
-from kat.density import Density, DensitySpec, estimate
-from kat.diagnostics import diagnose
+from kat.density.diagnostics import diagnose
+from kat.density.estimate import Density, DensitySpec, estimate
 from kat.draws import checked_weights, draw, expected_draws
 from latentwire.harness.errors import UserError
 
@@ -120,7 +120,7 @@ class DensityAwareSampler(Sampler[int]):
             model: A causal LM of transformers; used as it is, in evaluation mode, and left as it was.
             tokenizer: Its tokenizer.
             k: Neighbours that set the scale of the density.
-            estimator, gamma, target_ess, cap, index, min_recall: As in `kat.density.DensitySpec`; with a gamma of your
+            estimator, gamma, target_ess, cap, index, min_recall: As in `kat.density.estimate.DensitySpec`; with a gamma of your
                 own, target_ess=None.
             batch_tokens: Positions in one forward pass.
             seed: Of the draws, and of an approximate search.
@@ -130,7 +130,7 @@ class DensityAwareSampler(Sampler[int]):
             UserError: A prompt without text, too few prompts, a setting out of its range.
 
         Warns:
-            UserWarning: The weights do nothing, or explode, as `kat.diagnostics.diagnose` says.
+            UserWarning: The weights do nothing, or explode, as `kat.density.diagnostics.diagnose` says.
         """
         from kat.embed import embed_hidden
 

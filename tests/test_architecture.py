@@ -80,7 +80,7 @@ def test_the_walk_sees_the_house():
     assert "latentwire.sweep" in set(imports("run"))
     assert "latentwire.harness.app" in set(imports("latentwire.sweep"))
     assert "torch" in reached_from("run")
-    assert [floor(name) for name in ("run", "kat.density", "latentwire.sweep", "latentwire.harness.app", "torch")] == [
+    assert [floor(name) for name in ("run", "kat.density.estimate", "latentwire.sweep", "latentwire.harness.app", "torch")] == [
         3, 2, 1, 0, None,
     ]  # fmt: skip
 

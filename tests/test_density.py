@@ -15,10 +15,10 @@ from planted import planted
 from sklearn.neighbors import KernelDensity, NearestNeighbors
 from torch.nn.functional import normalize
 
-from kat import density
-from kat.density import DensitySpec, effective_sample_size, estimate, kernel_sums, weigh
-from kat.diagnostics import diagnose, mass_by_decile, on_clusters
-from kat.neighbours import nearest
+from kat.density.diagnostics import diagnose, mass_by_decile, on_clusters
+from kat.density.estimate import DensitySpec, effective_sample_size, estimate, kernel_sums, weigh
+from kat.density.estimate import estimate as density
+from kat.density.nearest import nearest
 from latentwire.harness.app import CONF, typed
 from latentwire.harness.errors import UserError
 
@@ -74,7 +74,7 @@ def test_kernel_sums_are_scikit_learns_and_do_not_depend_on_blocks(monkeypatch):
     norm = len(x) * (0.4 * math.sqrt(2 * math.pi)) ** 5
     whole = kernel_sums(x, torch.ones(150), 0.4)
     np.testing.assert_allclose(whole.numpy(), np.exp(expected) * norm, rtol=1e-5)
-    monkeypatch.setattr("kat.density.BLOCK", 32)
+    monkeypatch.setattr("kat.density.estimate.BLOCK", 32)
     np.testing.assert_allclose(kernel_sums(x, torch.ones(150), 0.4), whole, rtol=1e-6)
 
 
@@ -193,7 +193,7 @@ def test_nearly_equal_rows_have_a_floor_under_their_distance():
 
 
 def test_duplicates_count_across_blocks(monkeypatch):
-    monkeypatch.setattr("kat.density.BLOCK", 16)
+    monkeypatch.setattr("kat.density.estimate.BLOCK", 16)
     x, copies = rows(40, 8), torch.arange(1, 41)
     written_out = kernel_sums(x.repeat_interleave(copies, 0), torch.ones(820), 0.4)[copies.cumsum(0) - 1]
     torch.testing.assert_close(kernel_sums(x, copies.double(), 0.4), written_out, rtol=1e-4, atol=0)
@@ -271,12 +271,12 @@ def test_lists_find_nearly_all_and_say_how_many(monkeypatch):
     assert (found.ids != torch.arange(4000)[:, None]).all()
     again = nearest(x, 10, index="ivf", min_recall=0.9, seed=0)
     assert torch.equal(again.ids, found.ids)
-    monkeypatch.setattr("kat.neighbours.EXACT_UP_TO", 100)
+    monkeypatch.setattr("kat.density.nearest.EXACT_UP_TO", 100)
     assert nearest(x, 10, index="auto", min_recall=0.9, seed=0).index == "ivf"
 
 
 def test_a_recall_below_the_floor_is_an_error(monkeypatch):
-    monkeypatch.setattr("kat.neighbours.PROBES", 1)
+    monkeypatch.setattr("kat.density.nearest.PROBES", 1)
     with pytest.raises(UserError, match=r"below min_recall=0\.99.*sampler\.index=exact"):
         nearest(rows(3000, 32), 10, index="ivf", min_recall=0.99, seed=0)
 
@@ -308,9 +308,9 @@ def test_kernel_sums_in_lists_are_nearly_right_say_how_nearly_and_compute_fewer_
         computed.append(len(a) * len(b))
         return kernel(a, b, bandwidth)
 
-    monkeypatch.setattr("kat.density._kernel", counted)
-    monkeypatch.setattr("kat.density.FAR", 300)
-    monkeypatch.setattr("kat.density.ERROR_ROWS", 500)
+    monkeypatch.setattr("kat.density.estimate._kernel", counted)
+    monkeypatch.setattr("kat.density.estimate.FAR", 300)
+    monkeypatch.setattr("kat.density.estimate.ERROR_ROWS", 500)
     found = estimate(x, spec(index="ivf"))
     assert sum(computed) < 4000**2 / 2
     true = float((found.density / kernel_sums(x, torch.ones(4000), found.bandwidth) - 1).abs().mean())
@@ -318,7 +318,7 @@ def test_kernel_sums_in_lists_are_nearly_right_say_how_nearly_and_compute_fewer_
     assert 0 < true < 0.03
     assert float((found.weights - exact.weights).abs().sum() / 2) < 0.02
     assert torch.equal(found.density, estimate(x, spec(index="ivf")).density)
-    monkeypatch.setattr("kat.density.FAR", 0)
+    monkeypatch.setattr("kat.density.estimate.FAR", 0)
     with pytest.raises(UserError, match=r"densities are off by .*more than 5%; use sampler\.index=exact"):
         estimate(x, spec(index="ivf"))
 

@@ -14,11 +14,11 @@ import torch
 from planted import planted
 
 import run
-from kat.clusters import closest_to_centroid, cluster
 from kat.data.tables import read_weights
+from kat.density.clusters import closest_to_centroid, cluster
+from kat.density.projection import project
 from kat.draws import arm_weights
 from kat.embed import load_embeddings
-from kat.projection import project
 from latentwire.harness.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

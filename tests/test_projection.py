@@ -16,7 +16,7 @@ import torch
 from planted import planted
 from sklearn.decomposition import PCA
 
-from kat.projection import page, project
+from kat.density.projection import page, project
 from latentwire.harness.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

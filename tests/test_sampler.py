@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.data import BatchSampler, DataLoader
 
-from kat.density import DensitySpec, estimate
+from kat.density.estimate import DensitySpec, estimate
 from kat.draws import ARMS, arm_weights, draw, expected_draws, pair_weights
 from kat.embed import HiddenEmbedder, embed_hidden
 from kat.sampler import DensityAwareSampler

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kat.density import effective_sample_size
+from kat.density.estimate import effective_sample_size
 from latentwire.harness.errors import UserError
 
 DECILES = 10

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kat.neighbours import Lists, nearest
+from kat.density.nearest import Lists, nearest
 from latentwire.harness.errors import UserError
 
 ESTIMATORS = ("kde", "knn")
@@ -25,7 +25,7 @@ class DensitySpec:
     """How densities are estimated and turned into weights; the density part of the `sampler` node.
 
     `gamma` is given, or null with `target_ess` (a share of N) to solve for. `cap` is the quantile of the weights above
-    which all weigh the same; 1 caps nothing. `index` and `min_recall` are those of `kat.neighbours.nearest`.
+    which all weigh the same; 1 caps nothing. `index` and `min_recall` are those of `kat.density.nearest.nearest`.
     """
 
     estimator: str
