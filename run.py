@@ -34,8 +34,8 @@ TASKS = {
     "cluster": Task(run="kat.measure:clusters"),
     "project": Task(run="kat.measure:projection"),
     "score": Task(run="kat.score_job:score_file"),
-    "diversity": Task(run="kat.diversity_job:diversity"),
-    "verdict": Task(run="kat.verdict_job:verdict"),
+    "diversity": Task(run="kat.diversity.task:diversity"),
+    "verdict": Task(run="kat.diversity.verdict_task:verdict"),
 }
 
 if __name__ == "__main__":

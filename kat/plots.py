@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from kat.collapse import LEVELS, METRICS
 from kat.density.diagnostics import mass_by_decile
+from kat.diversity.comparison import LEVELS, METRICS
 from latentwire.harness.results import open_atomically, writing
 
 BLUE, GREY, ORANGE = "#3366aa", "#888888", "#cc6600"
@@ -82,7 +82,7 @@ def plot_differences(comparisons: Sequence[Mapping[str, Any]], path: Path, over:
     """Draw the differences of two arms with their intervals, a panel for each metric, a line for each group of prompts.
 
     Args:
-        comparisons: Those of one pair of arms, of `kat.collapse.compare` or `kat.verdict.pool`, with `group`, `form`
+        comparisons: Those of one pair of arms, of `kat.diversity.comparison.compare` or `kat.diversity.verdict.pool`, with `group`, `form`
             and `prompts`.
         path: PNG file, written whole or not at all.
         over: What the intervals are over, for the title.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kat.collapse import (
+from kat.diversity.comparison import (
     METRICS,
     Samples,
     across,
@@ -19,7 +19,7 @@ from kat.collapse import (
     rate,
     within,
 )
-from kat.diversity import cosines, measure
+from kat.diversity.metrics import cosines, measure
 from latentwire.harness.errors import UserError
 
 VOCABULARY = 50

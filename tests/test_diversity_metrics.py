@@ -10,8 +10,8 @@ import zlib
 import numpy as np
 import pytest
 
-from kat.bleu import self_bleu, self_bleu_without
-from kat.diversity import (
+from kat.diversity.bleu import self_bleu, self_bleu_without
+from kat.diversity.metrics import (
     SET_METRICS,
     compression_ratio,
     cosines,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kat.collapse import compare
-from kat.verdict import arms_of, markdown, pool, reading, require_alike
+from kat.diversity.comparison import compare
+from kat.diversity.verdict import arms_of, markdown, pool, reading, require_alike
 from latentwire.harness.errors import UserError
 from latentwire.metrics import mean_over_runs, t_quantile, t_within
 

@@ -14,21 +14,31 @@ from accelerate import PartialState
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
-from kat.bleu import Tokens
 from kat.checkpoints import TrainedModel, beyond_training, doubts, find_models
-from kat.collapse import FEWEST, Samples, across, common_lengths, compare, cut, each, groups_by_density, within
 from kat.data.chat import encode_prompt
 from kat.data.heldout import held_out, require_unseen
 from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import read_weights
-from kat.diversity import em_dashes, not_just_but
-from kat.diversity_report import markdown, reading
+from kat.diversity.bleu import Tokens
+from kat.diversity.comparison import (
+    FEWEST,
+    Samples,
+    across,
+    common_lengths,
+    compare,
+    cut,
+    each,
+    groups_by_density,
+    within,
+)
+from kat.diversity.metrics import em_dashes, not_just_but
+from kat.diversity.report import markdown, reading
+from kat.diversity.samples import Row, SampleFile, missing, pieces, sample_into
 from kat.embed import Embedder, embed_texts
 from kat.embedders import EmbedderSpec, load_embedder
 from kat.files import locate, task
 from kat.plots import plot_differences
 from kat.rollout import Sampling, end_tokens
-from kat.samples import Row, SampleFile, missing, pieces, sample_into
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype, generator_for, place
 from latentwire.harness.errors import UserError

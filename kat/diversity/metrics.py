@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kat.bleu import Tokens, self_bleu, self_bleu_without
+from kat.diversity.bleu import Tokens, self_bleu, self_bleu_without
 
 Array = NDArray[np.float64]
 ORDERS = 5  # n-grams in the expectation-adjusted distinct-n

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kat.collapse import LEVELS, METRICS
+from kat.diversity.comparison import LEVELS, METRICS
 
 FORMS = {"matched": "lengths matched", "raw": "as sampled"}
 GROUPS = {"all": "all", "rare": "rare", "common": "common"}

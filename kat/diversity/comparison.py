@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kat.bleu import Tokens
-from kat.diversity import (
+from kat.diversity.bleu import Tokens
+from kat.diversity.metrics import (
     SET_METRICS,
     Array,
     Metric,

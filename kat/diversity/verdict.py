@@ -8,17 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kat.diversity_report import (
-    GROUPS,
-    difference_text,
-    listed,
-    named,
-    p_holm_text,
-    p_text,
-    section,
-    shown,
-    way,
-)
+from kat.diversity.report import GROUPS, difference_text, listed, named, p_holm_text, p_text, section, shown, way
 from latentwire.harness.errors import UserError
 from latentwire.metrics import corrected, mean_over_runs, t_quantile
 
