@@ -18,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from kat.data.prompts import read_prompts
-from kat.embed import HiddenEmbedder, embed_texts
+from kat.embedding.pooling import HiddenEmbedder, embed_texts
 from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, describe_machine
 from latentwire.models import ModelSpec, load_model

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import same_ids
-from kat.embed import load_embeddings, save_embeddings
-from kat.embedders import EmbedderSpec, load_embedder
+from kat.embedding.pooling import load_embeddings, save_embeddings
+from kat.embedding.registry import EmbedderSpec, load_embedder
+from kat.embedding.shards import Shards
 from kat.files import destination, locate, record_of, task
-from kat.shards import Shards
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import (

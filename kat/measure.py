@@ -20,7 +20,7 @@ from kat.density.diagnostics import diagnose
 from kat.density.estimate import Density, DensitySpec, estimate
 from kat.density.projection import page, project
 from kat.draws import arm_weights, draw
-from kat.embed import load_embeddings
+from kat.embedding.pooling import load_embeddings
 from kat.files import beside, destination, locate, record_of, task
 from kat.plots import plot_weights
 from latentwire.harness import app

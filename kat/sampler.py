@@ -132,7 +132,7 @@ class DensityAwareSampler(Sampler[int]):
         Warns:
             UserWarning: The weights do nothing, or explode, as `kat.density.diagnostics.diagnose` says.
         """
-        from kat.embed import embed_hidden
+        from kat.embedding.pooling import embed_hidden
 
         spec = DensitySpec(estimator, k, gamma, target_ess, cap, index, min_recall)
         training = model.training

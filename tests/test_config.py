@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kat.data.pairs import PairsSpec, readings
-from kat.embedders import EmbedderSpec
+from kat.embedding.registry import EmbedderSpec
 from latentwire.data import DataSpec
 from latentwire.encoder import ENCODERS, build_encoder
 from latentwire.harness.app import CONF, typed

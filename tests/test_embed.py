@@ -13,7 +13,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTJConfig, GPTJForCausalLM
 
 from kat.data.prompts import Prompt
-from kat.embed import (
+from kat.embedding.pooling import (
     HiddenEmbedder,
     LogitsEmbedder,
     embed_hidden,
@@ -24,7 +24,7 @@ from kat.embed import (
     square_root,
     unit_rows,
 )
-from kat.shards import Shards
+from kat.embedding.shards import Shards
 from latentwire.harness import app
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import write_jsonl

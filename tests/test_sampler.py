@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from kat.density.estimate import DensitySpec, estimate
 from kat.draws import ARMS, arm_weights, draw, expected_draws, pair_weights
-from kat.embed import HiddenEmbedder, embed_hidden
+from kat.embedding.pooling import HiddenEmbedder, embed_hidden
 from kat.sampler import DensityAwareSampler
 from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError

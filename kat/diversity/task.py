@@ -34,8 +34,8 @@ from kat.diversity.comparison import (
 from kat.diversity.metrics import em_dashes, not_just_but
 from kat.diversity.report import markdown, reading
 from kat.diversity.samples import Row, SampleFile, missing, pieces, sample_into
-from kat.embed import Embedder, embed_texts
-from kat.embedders import EmbedderSpec, load_embedder
+from kat.embedding.pooling import Embedder, embed_texts
+from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.files import locate, task
 from kat.plots import plot_differences
 from kat.rollout import Sampling, end_tokens

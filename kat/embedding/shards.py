@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kat.embed import Embedder, plan
+from kat.embedding.pooling import Embedder, plan
 from latentwire.harness.results import open_atomically, writing
 
 MOST_BATCHES = 16  # batches in a piece; fewer where there are so few that processes would be left without
