@@ -10,7 +10,7 @@ python train.py -m sampler=uniform,density seed=0,1,2
 from latentwire.harness.app import Task, launch
 
 TASKS = {
-    "grpo": Task(run="kat.train_grpo:grpo"),
+    "grpo": Task(run="kat.grpo.task:grpo"),
     "reward": Task(run="kat.train_reward:reward"),
     "latent": Task(run="latentwire.screen:run", finish="latentwire.screen:finish", direct="latentwire.screen:direct"),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kat.given import content_of, differing_tokenizers, sources_of
+from kat.grpo.given import content_of, differing_tokenizers, sources_of
 from latentwire.harness.errors import UserError
 from latentwire.models import weight_files
 

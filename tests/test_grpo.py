@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kat.grpo import (
+from kat.grpo.objective import (
     Objective,
     advantages,
     degenerate_groups,

@@ -10,11 +10,11 @@ from conftest import model_spec
 from kat.data.chat import encode_prompt
 from kat.data.heldout import held_out
 from kat.data.prompts import Prompt, prompt_id
-from kat.grpo_data import GrpoData, TokenPrompt, draw_weights, encode_prompts, evaluation_prompts
-from kat.grpo_eval import answer, described, judge, mean_rewards
-from kat.policy import Policy
-from kat.rewards import Rewards
-from kat.rollout import Completion, Sampling, sample
+from kat.grpo.data import GrpoData, TokenPrompt, draw_weights, encode_prompts, evaluation_prompts
+from kat.grpo.policy import Policy
+from kat.grpo.rewards import Rewards
+from kat.grpo.rollout import Completion, Sampling, sample
+from kat.grpo.validation import answer, described, judge, mean_rewards
 from kat.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError

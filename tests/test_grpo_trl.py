@@ -7,7 +7,7 @@ import torch
 from conftest import model_spec
 from test_grpo import objective
 
-from kat.grpo import advantages, degenerate_groups, grpo_loss, loss_weights, token_entropy, token_logps
+from kat.grpo.objective import advantages, degenerate_groups, grpo_loss, loss_weights, token_entropy, token_logps
 from latentwire.models import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

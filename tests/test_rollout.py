@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kat.policy import Policy, Row, frozen_blocks, lay_out, micro_batches
-from kat.rollout import Completion, Sampling, _batches, choose, end_tokens, sample
+from kat.grpo.policy import Policy, Row, frozen_blocks, lay_out, micro_batches
+from kat.grpo.rollout import Completion, Sampling, _batches, choose, end_tokens, sample
 from kat.tree_mask import tree_mask
 from kat.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import generator_for

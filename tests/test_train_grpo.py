@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from kat import grpo_step
 from kat.data.heldout import held_out
-from kat.rollout import Sampling
+from kat.grpo.objective import step as grpo_step
+from kat.grpo.rollout import Sampling
 from latentwire.harness import app
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -230,7 +230,7 @@ def test_a_step_that_teaches_nothing_leaves_the_policy_as_it_was(training, tiny,
 
 
 def test_what_another_process_learns_moves_this_one_too(training, tiny, monkeypatch):
-    from kat.grpo_step import Stepper
+    from kat.grpo.step import Stepper
 
     def of_two(self, numbers):  # tokens, sequences and whether there is a pull: the other process has one
         return [2 * n for n in numbers[:2]] + [1] if len(numbers) == 3 else numbers
@@ -305,7 +305,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(training, here, tmp_path_factory,
 KILLED = """
 import os, signal, sys
 from latentwire.harness import app, checkpoint
-import kat.train_grpo, train
+import kat.grpo.task, train
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -330,7 +330,7 @@ if point == "while a checkpoint is written":
 elif point == "right after one":
     checkpoint.Checkpoints.save = then
 else:
-    kat.train_grpo.save_model = die
+    kat.grpo.task.save_model = die
 app.launch("train", train.TASKS, sys.argv[3:])
 """
 
@@ -412,9 +412,9 @@ def test_two_processes_draw_the_same_and_lose_the_same(training, here, tmp_path_
 
 
 def test_a_loss_that_is_no_number_stops_the_run(training, monkeypatch):
-    import kat.grpo_step
+    import kat.grpo.step
 
-    monkeypatch.setattr(kat.grpo_step, "advantages", lambda rewards, scale: rewards * torch.nan)
+    monkeypatch.setattr(kat.grpo.step, "advantages", lambda rewards, scale: rewards * torch.nan)
     status, _, err = training()
     assert status == 1
     assert "the loss is nan at step 1 of uniform_seed0, inner epoch 1, micro-batch 1 of" in err
@@ -422,12 +422,12 @@ def test_a_loss_that_is_no_number_stops_the_run(training, monkeypatch):
 
 
 def test_memory_that_runs_out_is_told_with_what_to_lower(training, monkeypatch):
-    import kat.grpo_step
+    import kat.grpo.step
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(kat.grpo_step, "advantages", full)
+    monkeypatch.setattr(kat.grpo.step, "advantages", full)
     status, _, err = training()
     assert status == 1 and "Traceback" not in err
     assert "error: batch_tokens=256, grpo.prompts_per_step=2: cpu (" in err
@@ -478,13 +478,13 @@ def test_what_cannot_be_is_refused_with_a_remedy(training, here, arguments, mess
 
 
 def test_a_batch_that_does_not_divide_is_refused(training, monkeypatch):
-    import kat.train_grpo
+    import kat.grpo.task
 
     class Two:
         num_processes = 2
         device = torch.device("cpu")
 
-    monkeypatch.setattr(kat.train_grpo, "place", lambda _: Two())
+    monkeypatch.setattr(kat.grpo.task, "place", lambda _: Two())
     status, _, err = training("grpo.prompts_per_step=3")
     assert status == 1 and "2 processes cannot share them evenly; use a multiple of 2" in err
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kat.rollout import Completion, Sampling, sample
+from kat.grpo.rollout import Completion, Sampling, sample
 from latentwire.harness.results import numbered_rows, writing
 
 PIECE = 8  # prompts sampled at a time; finished ones outlive a killed run

@@ -15,16 +15,16 @@ from torch import Tensor
 from kat.data.heldout import require_unseen, require_unseen_start
 from kat.data.prompts import read_prompts
 from kat.files import locate
-from kat.given import content_of, load_judge, policy_spec, reward_folder, sources_of
-from kat.grpo_data import GrpoData, draw_weights, encode_prompts, evaluation_prompts
-from kat.grpo_eval import Answered, answer, judge, mean_rewards
-from kat.grpo_step import COUNTED, GrpoSpec, Stepper
+from kat.grpo.data import GrpoData, draw_weights, encode_prompts, evaluation_prompts
+from kat.grpo.given import content_of, load_judge, policy_spec, reward_folder, sources_of
+from kat.grpo.policy import Policy
+from kat.grpo.rewards import MODEL, Rewards
+from kat.grpo.rollout import end_tokens
+from kat.grpo.step import COUNTED, GrpoSpec, Stepper
+from kat.grpo.validation import Answered, answer, judge, mean_rewards
 from kat.plots import plot_training
-from kat.policy import Policy
 from kat.prepared import ensure
 from kat.reward_model import reads_at_most
-from kat.rewards import MODEL, Rewards
-from kat.rollout import end_tokens
 from kat.run_state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.sampler import DensityAwareSampler
 from kat.tuning import TuningSpec, make_trainable, whole_model

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from kat.grpo import kl_divergence
-from kat.grpo_data import TokenPrompt
-from kat.policy import Policy, Row, micro_batches
-from kat.rewards import Rewards, Sampled
-from kat.rollout import Completion, Sampling, sample
+from kat.grpo.data import TokenPrompt
+from kat.grpo.objective import kl_divergence
+from kat.grpo.policy import Policy, Row, micro_batches
+from kat.grpo.rewards import Rewards, Sampled
+from kat.grpo.rollout import Completion, Sampling, sample
 from latentwire.harness.device import gather_from_all
 from latentwire.metrics import compare_paired, resampled_means
 
@@ -33,7 +33,7 @@ def divergences(policy: Policy, rows: Sequence[Row], estimator: str, batch_token
     Args:
         policy: With a reference.
         rows: Prompts with their completions, sampled from the policy as it is.
-        estimator: As in `kat.grpo.kl_divergence`; the sum of its values over a completion's tokens is returned.
+        estimator: As in `kat.grpo.objective.kl_divergence`; the sum of its values over a completion's tokens is returned.
         batch_tokens: Positions computed at a time.
     """
     found = [0.0] * len(rows)

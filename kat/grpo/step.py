@@ -14,12 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from kat.grpo import Objective, advantages, degenerate_groups, grpo_loss, loss_weights
-from kat.grpo_data import TokenPrompt
-from kat.grpo_eval import described
-from kat.policy import Policy, Row, micro_batches
-from kat.rewards import Rewards, check_names
-from kat.rollout import Sampling, sample
+from kat.grpo.data import TokenPrompt
+from kat.grpo.objective import Objective, advantages, degenerate_groups, grpo_loss, loss_weights
+from kat.grpo.policy import Policy, Row, micro_batches
+from kat.grpo.rewards import Rewards, check_names
+from kat.grpo.rollout import Sampling, sample
+from kat.grpo.validation import described
 from latentwire.harness.device import gather_from_all
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say

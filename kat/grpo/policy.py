@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
-from kat.grpo import token_logps
-from kat.rollout import Completion
+from kat.grpo.objective import token_logps
+from kat.grpo.rollout import Completion
 from kat.tree_mask import tree_mask
 from latentwire.harness.progress import say
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from kat.grpo import token_entropy, token_logps
+from kat.grpo.objective import token_entropy, token_logps
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 
