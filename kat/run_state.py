@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from kat.data.heldout import require_share
 from kat.data.tables import read_weights
 from kat.draws import ARMS
-from kat.files import locate, record_of
+from kat.pipeline.artifacts import locate, record_of
 from kat.sampler import DensityAwareSampler
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import write_jsonl

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kat.data.pairs import PairsSpec, PreferencePair, file_rows, read_pairs, readings
-from kat.files import task
+from kat.pipeline.artifacts import task
 from kat.reward_data import describe_counts, encode_all
 from kat.reward_model import load_reward_model, reads_at_most, score
 from kat.reward_report import Judged, judge_by, render

@@ -17,9 +17,9 @@ from torch import Tensor
 from kat.data.heldout import require_unseen_start
 from kat.data.pairs import read_pairs
 from kat.data.tables import read_weights
-from kat.files import locate
 from kat.frozen import SplitScorer
-from kat.prepared import ensure
+from kat.pipeline.artifacts import locate
+from kat.pipeline.ensure import ensure
 from kat.reward_data import RewardData, RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
 from kat.reward_model import (
     Tree,

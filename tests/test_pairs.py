@@ -14,7 +14,7 @@ from trl.data_utils import maybe_extract_prompt
 
 from kat.data.formats import FORMATS, UnusableRowError, detect, drafts, fault, split_dialogue
 from kat.data.pairs import Dropped, PairsSpec, PreferencePair, read_pairs, readings
-from kat.prepare import pairs
+from kat.pipeline.prepare import pairs
 from latentwire.harness.errors import UserError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from kat import prepared
-from kat.prepared import config_of, ensure
+from kat.pipeline import ensure as prepared
+from kat.pipeline.ensure import config_of, ensure
 from latentwire.harness.app import CONF
 
 

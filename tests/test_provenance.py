@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from kat.prepared import ensure
+from kat.pipeline.ensure import ensure
 from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
 

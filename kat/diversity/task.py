@@ -36,8 +36,8 @@ from kat.diversity.report import markdown, reading
 from kat.diversity.samples import Row, SampleFile, missing, pieces, sample_into
 from kat.embedding.pooling import Embedder, embed_texts
 from kat.embedding.registry import EmbedderSpec, load_embedder
-from kat.files import locate, task
 from kat.grpo.rollout import Sampling, end_tokens
+from kat.pipeline.artifacts import locate, task
 from kat.plots import plot_differences
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype, generator_for, place

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from kat.diversity.verdict import Report, arms_of, markdown, pool, reading, require_alike
-from kat.files import task
+from kat.pipeline.artifacts import task
 from kat.plots import plot_differences
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from kat.checkpoints import READ_TOO
 from kat.grpo.rewards import MODEL, load_function
-from kat.prepared import config_of
+from kat.pipeline.ensure import config_of
 from kat.reward_model import load_reward_model
 from kat.train_reward import reward as train_reward
 from latentwire.harness import app

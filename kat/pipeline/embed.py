@@ -19,7 +19,7 @@ from kat.data.tables import same_ids
 from kat.embedding.pooling import load_embeddings, save_embeddings
 from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.embedding.shards import Shards
-from kat.files import destination, locate, record_of, task
+from kat.pipeline.artifacts import destination, locate, record_of, task
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import (

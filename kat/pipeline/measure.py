@@ -21,7 +21,7 @@ from kat.density.estimate import Density, DensitySpec, estimate
 from kat.density.projection import page, project
 from kat.draws import arm_weights, draw
 from kat.embedding.pooling import load_embeddings
-from kat.files import beside, destination, locate, record_of, task
+from kat.pipeline.artifacts import beside, destination, locate, record_of, task
 from kat.plots import plot_weights
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256

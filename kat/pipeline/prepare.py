@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from kat.data.pairs import Dropped, PairsSpec, PreferencePair, Reading, read_pairs, readings, rows_of
 from kat.data.prompts import unique_prompts
-from kat.files import beside, destination, locate, task
+from kat.pipeline.artifacts import beside, destination, locate, task
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import place

@@ -9,11 +9,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kat.embed_job import embed
-from kat.files import locate
-from kat.measure import density
-from kat.prepare import pairs, prompts
-from kat.provenance import require_asked
+from kat.pipeline.artifacts import locate
+from kat.pipeline.embed import embed
+from kat.pipeline.measure import density
+from kat.pipeline.prepare import pairs, prompts
+from kat.pipeline.provenance import require_asked
 from latentwire.harness.app import CONF
 from latentwire.harness.device import from_first, place
 from latentwire.harness.progress import say
@@ -38,7 +38,7 @@ def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
 
     Raises:
         UserError: What the tasks raise; or a file that is there is of other data, another embedder or other files than
-            this run asks for (`kat.provenance`).
+            this run asks for (`kat.pipeline.provenance`).
     """
     state = place(cfg.device)
     for name in names:

@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from kat.embed_job import plan
-from kat.files import beside, locate
-from kat.measure import check_origin, density_spec
-from kat.prepare import asked_sets
+from kat.pipeline.artifacts import beside, locate
+from kat.pipeline.embed import plan
+from kat.pipeline.measure import check_origin, density_spec
+from kat.pipeline.prepare import asked_sets
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
