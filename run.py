@@ -33,7 +33,7 @@ TASKS = {
     "subsample": Task(run="kat.pipeline.measure:subsample"),
     "cluster": Task(run="kat.pipeline.measure:clusters"),
     "project": Task(run="kat.pipeline.measure:projection"),
-    "score": Task(run="kat.score_job:score_file"),
+    "score": Task(run="kat.reward.score:score_file"),
     "diversity": Task(run="kat.diversity.task:diversity"),
     "verdict": Task(run="kat.diversity.verdict_task:verdict"),
 }

@@ -11,7 +11,7 @@ from latentwire.harness.app import Task, launch
 
 TASKS = {
     "grpo": Task(run="kat.grpo.task:grpo"),
-    "reward": Task(run="kat.train_reward:reward"),
+    "reward": Task(run="kat.reward.task:reward"),
     "latent": Task(run="latentwire.screen:run", finish="latentwire.screen:finish", direct="latentwire.screen:direct"),
 }
 

@@ -18,10 +18,10 @@ import train
 from kat.data.heldout import held_out
 from kat.data.pairs import read_pairs
 from kat.data.prompts import prompt_id
-from kat.reward_data import RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
-from kat.reward_model import Tree, load_reward_model, score
+from kat.reward.data import RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
+from kat.reward.model import Tree, load_reward_model, score
+from kat.reward.task import RewardSpec
 from kat.run_state import LoopSpec
-from kat.train_reward import RewardSpec
 from latentwire.harness import app
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl
@@ -220,7 +220,7 @@ def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(command):
     """By hand: an untrained model's scores of the pairs of the first four draws."""
     from conftest import model_spec
 
-    from kat.reward_model import reward_model_of
+    from kat.reward.model import reward_model_of
     from kat.sampler import DensityAwareSampler
     from latentwire.harness.device import generator_for
     from latentwire.models import load_model
@@ -266,15 +266,15 @@ def test_density_makes_what_it_lacks_and_draws_rare_prompts_more_often(command):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(command, monkeypatch):
-    from kat import train_reward
+    from kat.reward import task
 
-    real, seen = train_reward.bradley_terry_loss, []
+    real, seen = task.bradley_terry_loss, []
 
     def broken(chosen, rejected):
         seen.append(1)
         return real(chosen, rejected) * (float("nan") if len(seen) == 4 else 1.0)
 
-    monkeypatch.setattr(train_reward, "bradley_terry_loss", broken)
+    monkeypatch.setattr(task, "bradley_terry_loss", broken)
     status, _, said = command(*SMALL)
     assert status == 1 and "the loss is nan at step 4 of uniform_seed0" in said
     assert [path.name for path in (OUT / "checkpoints").iterdir()] == ["step-00000002.pt"]
@@ -282,12 +282,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(comman
 
 
 def test_memory_that_runs_out_is_told_with_what_to_lower(command, monkeypatch):
-    from kat import train_reward
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(train_reward, "bradley_terry_loss", full)
+    monkeypatch.setattr(task, "bradley_terry_loss", full)
     status, _, said = command(*SMALL, "batch_tokens=300", "states_gib=1")
     assert status == 1 and "error: batch_tokens=300, states_gib=1.0: cpu (" in said and "Traceback" not in said
 

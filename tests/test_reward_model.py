@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from kat.data.chat import encode_completion, encode_prompt
-from kat.frozen import SplitScorer
-from kat.reward_model import (
+from kat.reward.frozen import SplitScorer
+from kat.reward.model import (
     Tree,
     batches_of,
     bradley_terry_loss,
@@ -300,6 +300,6 @@ def test_what_prompts_begin_with_leaves_each_of_them_a_token(made):
 
 
 def test_a_model_whose_parts_differ_from_the_whole_is_refused(made, monkeypatch):
-    monkeypatch.setattr("kat.frozen.split_backbone", lambda backbone, blocks: (backbone, backbone))
+    monkeypatch.setattr("kat.reward.frozen.split_backbone", lambda backbone, blocks: (backbone, backbone))
     with pytest.raises(UserError, match="do not give the same when they are run in two parts"):
         SplitScorer(made, 1, TREES, 0, 4096)

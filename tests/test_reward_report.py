@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from kat.reward_report import (
+from kat.reward.report import (
     Judged,
     calibration,
     deciles,

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from kat.checkpoints import READ_TOO
 from kat.grpo.rewards import MODEL, load_function
 from kat.pipeline.ensure import config_of
-from kat.reward_model import load_reward_model
-from kat.train_reward import reward as train_reward
+from kat.reward.model import load_reward_model
+from kat.reward.task import reward as train_reward
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import OtherConfigurationError

@@ -24,7 +24,7 @@ from kat.grpo.validation import Answered, answer, judge, mean_rewards
 from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import ensure
 from kat.plots import plot_training
-from kat.reward_model import reads_at_most
+from kat.reward.model import reads_at_most
 from kat.run_state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.sampler import DensityAwareSampler
 from kat.tuning import TuningSpec, make_trainable, whole_model

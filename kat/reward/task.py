@@ -17,11 +17,11 @@ from torch import Tensor
 from kat.data.heldout import require_unseen_start
 from kat.data.pairs import read_pairs
 from kat.data.tables import read_weights
-from kat.frozen import SplitScorer
 from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import ensure
-from kat.reward_data import RewardData, RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
-from kat.reward_model import (
+from kat.reward.data import RewardData, RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
+from kat.reward.frozen import SplitScorer
+from kat.reward.model import (
     Tree,
     batches_of,
     bradley_terry_loss,
@@ -31,7 +31,7 @@ from kat.reward_model import (
     score,
     tree_scores,
 )
-from kat.reward_report import Judged, deciles, judge_by, longer_wins, render
+from kat.reward.report import Judged, deciles, judge_by, longer_wins, render
 from kat.run_state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.sampler import DensityAwareSampler
 from kat.tuning import TuningSpec, make_trainable, whole_model

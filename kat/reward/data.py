@@ -15,7 +15,7 @@ from kat.data.heldout import held_out
 from kat.data.pairs import PreferencePair
 from kat.data.prompts import prompt_id
 from kat.draws import arm_weights
-from kat.reward_model import Tree, encode_pair
+from kat.reward.model import Tree, encode_pair
 from latentwire.harness.errors import UserError
 
 

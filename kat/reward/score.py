@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from kat.data.pairs import PairsSpec, PreferencePair, file_rows, read_pairs, readings
 from kat.pipeline.artifacts import task
-from kat.reward_data import describe_counts, encode_all
-from kat.reward_model import load_reward_model, reads_at_most, score
-from kat.reward_report import Judged, judge_by, render
+from kat.reward.data import describe_counts, encode_all
+from kat.reward.model import load_reward_model, reads_at_most, score
+from kat.reward.report import Judged, judge_by, render
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import choose_batch_tokens, choose_dtype, place
