@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from kat.sampler import DensityAwareSampler
-from kat.trl import attach
+from kat.sampling.sampler import DensityAwareSampler
+from kat.sampling.trl import attach
 from latentwire.harness.app import CONF, typed
 from latentwire.models import ModelSpec, load_model
 

@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kat.data.heldout import require_share
 from kat.data.tables import read_weights
-from kat.draws import ARMS
 from kat.pipeline.artifacts import locate, record_of
-from kat.sampler import DensityAwareSampler
+from kat.sampling.arms import ARMS
+from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import write_jsonl
 from latentwire.harness.run import RunSpec, Stateful

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from kat.data.pairs import PreferencePair, read_pairs
 from kat.data.prompts import normalise, prompt_id, read_prompts, render, unique_prompts
 from kat.data.tables import read_pair_to_prompt
-from kat.draws import pair_weights
 from kat.pipeline.artifacts import BESIDE
+from kat.sampling.arms import pair_weights
 from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import write_jsonl

@@ -17,8 +17,8 @@ import run
 from kat.data.tables import read_weights
 from kat.density.clusters import closest_to_centroid, cluster
 from kat.density.projection import project
-from kat.draws import arm_weights
 from kat.embedding.pooling import load_embeddings
+from kat.sampling.arms import arm_weights
 from latentwire.harness.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -221,7 +221,7 @@ def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(command):
     from conftest import model_spec
 
     from kat.reward.model import reward_model_of
-    from kat.sampler import DensityAwareSampler
+    from kat.sampling.sampler import DensityAwareSampler
     from latentwire.harness.device import generator_for
     from latentwire.models import load_model
 

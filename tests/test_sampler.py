@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from torch.utils.data import BatchSampler, DataLoader
 
 from kat.density.estimate import DensitySpec, estimate
-from kat.draws import ARMS, arm_weights, draw, expected_draws, pair_weights
 from kat.embedding.pooling import HiddenEmbedder, embed_hidden
-from kat.sampler import DensityAwareSampler
+from kat.sampling.arms import ARMS, arm_weights, draw, expected_draws, pair_weights
+from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
 

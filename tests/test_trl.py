@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import model_spec
 
-from kat.sampler import DensityAwareSampler
-from kat.trl import attach
+from kat.sampling.sampler import DensityAwareSampler
+from kat.sampling.trl import attach
 from latentwire.harness.errors import UserError
 from latentwire.models import load_model
 
@@ -116,8 +116,8 @@ RANK = """
 import sys
 from types import SimpleNamespace
 import torch
-from kat.sampler import DensityAwareSampler
-from kat.trl import attach
+from kat.sampling.sampler import DensityAwareSampler
+from kat.sampling.trl import attach
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 trainer = SimpleNamespace(_get_train_sampler=None, train_dataset=range(6), add_callback=id, remove_callback=id,

@@ -69,7 +69,7 @@ def read_weights(path: Path | str) -> tuple[list[str], Tensor, Tensor]:
 def read_pair_to_prompt(path: Path | str) -> tuple[list[str], list[str]]:
     """Read the pair_to_prompt.jsonl of task=prompts: ids of the P pairs, and the prompt id of each.
 
-    The prompt ids are what `kat.sampler.pair_weights` takes; it says what becomes of prompts without a weight, such as
+    The prompt ids are what `kat.sampling.sampler.pair_weights` takes; it says what becomes of prompts without a weight, such as
     those too long for the embedder.
 
     Raises:

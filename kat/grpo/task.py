@@ -26,7 +26,7 @@ from kat.pipeline.ensure import ensure
 from kat.plots import plot_training
 from kat.reward.model import reads_at_most
 from kat.run_state import LoopSpec, learner_of, measured_weights, save_ledger
-from kat.sampler import DensityAwareSampler
+from kat.sampling.sampler import DensityAwareSampler
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256

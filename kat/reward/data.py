@@ -14,8 +14,8 @@ from kat.data.chat import completion_text
 from kat.data.heldout import held_out
 from kat.data.pairs import PreferencePair
 from kat.data.prompts import prompt_id
-from kat.draws import arm_weights
 from kat.reward.model import Tree, encode_pair
+from kat.sampling.arms import arm_weights
 from latentwire.harness.errors import UserError
 
 
@@ -108,7 +108,7 @@ def prompt_weights(
 
     Args:
         train: Ids of the training prompts.
-        arm: As in `kat.draws.arm_weights`.
+        arm: As in `kat.sampling.arms.arm_weights`.
         measured: Weights of task=density by prompt id; not looked at where the arm is uniform.
         unread: Ids of prompts that the embedder could not read; they are never drawn.
         seed: Of the shuffling.

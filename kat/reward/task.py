@@ -33,7 +33,7 @@ from kat.reward.model import (
 )
 from kat.reward.report import Judged, deciles, judge_by, longer_wins, render
 from kat.run_state import LoopSpec, learner_of, measured_weights, save_ledger
-from kat.sampler import DensityAwareSampler
+from kat.sampling.sampler import DensityAwareSampler
 from kat.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256

@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from kat.data.prompts import normalise, render
 from kat.density.diagnostics import diagnose
 from kat.density.estimate import Density, DensitySpec, estimate
-from kat.draws import checked_weights, draw, expected_draws
+from kat.sampling.arms import checked_weights, draw, expected_draws
 from latentwire.harness.errors import UserError
 
 STATE_VERSION = 1

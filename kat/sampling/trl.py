@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from kat.sampler import DensityAwareSampler
+from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.errors import UserError
 
 
