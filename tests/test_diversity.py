@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import model_spec
 
-from kat.checkpoints import beyond_training, differing_settings, find_models
 from kat.data.heldout import held_out
 from kat.data.prompts import prompt_id
 from kat.diversity.metrics import samples
+from kat.training.model_folder import beyond_training, differing_settings, find_models
 from latentwire.harness.errors import UserError
 from latentwire.models import load_model
 

@@ -15,7 +15,7 @@ from kat.grpo.policy import Policy
 from kat.grpo.rewards import Rewards
 from kat.grpo.rollout import Completion, Sampling, sample
 from kat.grpo.validation import answer, described, judge, mean_rewards
-from kat.tuning import TuningSpec, make_trainable
+from kat.training.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.models import load_model

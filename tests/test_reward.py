@@ -21,7 +21,7 @@ from kat.data.prompts import prompt_id
 from kat.reward.data import RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
 from kat.reward.model import Tree, load_reward_model, score
 from kat.reward.task import RewardSpec
-from kat.run_state import LoopSpec
+from kat.training.state import LoopSpec
 from latentwire.harness import app
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl

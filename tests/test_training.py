@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from kat.data.chat import completion_text, encode_completion, encode_prompt
-from kat.tuning import TuningSpec, make_trainable, whole_model
+from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness.errors import UserError
 from latentwire.harness.training import (
     NonFiniteError,

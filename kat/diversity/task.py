@@ -14,7 +14,6 @@ from accelerate import PartialState
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
-from kat.checkpoints import TrainedModel, beyond_training, doubts, find_models
 from kat.data.chat import encode_prompt
 from kat.data.heldout import held_out, require_unseen
 from kat.data.prompts import Prompt, read_prompts
@@ -39,6 +38,7 @@ from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.grpo.rollout import Sampling, end_tokens
 from kat.pipeline.artifacts import locate, task
 from kat.plots import plot_differences
+from kat.training.model_folder import TrainedModel, beyond_training, doubts, find_models
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype, generator_for, place
 from latentwire.harness.errors import UserError

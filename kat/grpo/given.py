@@ -12,11 +12,11 @@ import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from kat.checkpoints import READ_TOO
 from kat.grpo.rewards import MODEL, load_function
 from kat.pipeline.ensure import config_of
 from kat.reward.model import load_reward_model
 from kat.reward.task import reward as train_reward
+from kat.training.model_folder import READ_TOO
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import OtherConfigurationError

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kat.grpo.objective import token_logps
 from kat.grpo.rollout import Completion
-from kat.tree_mask import tree_mask
+from kat.training.tree_mask import tree_mask
 from latentwire.harness.progress import say
 
 LINE = 2048  # positions of a line, at most: attention costs the square of it

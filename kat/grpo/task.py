@@ -25,9 +25,9 @@ from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import ensure
 from kat.plots import plot_training
 from kat.reward.model import reads_at_most
-from kat.run_state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.sampling.sampler import DensityAwareSampler
-from kat.tuning import TuningSpec, make_trainable, whole_model
+from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger
+from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import choose_batch_tokens, place, within_memory

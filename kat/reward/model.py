@@ -26,7 +26,7 @@ from transformers import (
 
 from kat.data.chat import encode_completion, encode_prompt
 from kat.data.formats import Message
-from kat.tree_mask import tree_mask
+from kat.training.tree_mask import tree_mask
 from latentwire.harness.errors import UserError
 from latentwire.models import LanguageModel, bars_on_terminals_only, weight_files
 

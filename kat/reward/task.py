@@ -32,9 +32,9 @@ from kat.reward.model import (
     tree_scores,
 )
 from kat.reward.report import Judged, deciles, judge_by, longer_wins, render
-from kat.run_state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.sampling.sampler import DensityAwareSampler
-from kat.tuning import TuningSpec, make_trainable, whole_model
+from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger
+from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import gather_from_all, generator_for, place, within_memory
