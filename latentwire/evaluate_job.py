@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from latentwire.analysis import three_digits
+from latentwire.analysis.ranking import three_digits
 from latentwire.bench import FIRST, Bench, Choice, Settings, prepare, without_passages
 from latentwire.data import DataSpec
 from latentwire.evaluate import evaluate

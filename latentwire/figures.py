@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from latentwire.analysis import three_digits
-from latentwire.evidence import label
+from latentwire.analysis.controls import label
+from latentwire.analysis.ranking import three_digits
 from latentwire.harness.results import open_atomically, writing
 from latentwire.panels import COLOUR_OF, HEAT_TEXT_TURNS, LINES, Group, Row, dial_panels, matrix, reference_lines
 from latentwire.panels import LIGHT as COLOURS

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import latentwire
 from latentwire import likelihood
-from latentwire.analysis import three_digits
+from latentwire.analysis.ranking import three_digits
 from latentwire.bench import Choice, Settings, identity, prepare
 from latentwire.data import DataSpec
 from latentwire.evaluate import evaluate

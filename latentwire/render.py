@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from latentwire.analysis import DEAD, coverage, three_digits
-from latentwire.atlas import matrix_table, tolerance_table
-from latentwire.evidence import label
+from latentwire.analysis.controls import label
+from latentwire.analysis.ranking import DEAD, coverage, three_digits
+from latentwire.analysis.tolerance import matrix_table, tolerance_table
 from latentwire.metrics import FEW as FEW_EXAMPLES
 
 Result = dict[str, Any]

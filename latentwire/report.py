@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from latentwire.analysis import coverage
+from latentwire.analysis.ranking import coverage
 from latentwire.figures import draw_all
 from latentwire.harness.pages import fill
 from latentwire.harness.results import ResultStore, read_json, read_jsonl, write_text_atomically

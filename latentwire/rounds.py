@@ -10,9 +10,9 @@ from typing import Any
 from accelerate import PartialState
 from omegaconf import DictConfig
 
+from latentwire.analysis.controls import RANDOM
 from latentwire.bench import FIRST
 from latentwire.budget import Cost, Round, first_round, next_round
-from latentwire.evidence import RANDOM
 from latentwire.harness import app
 from latentwire.harness.device import from_first, place
 from latentwire.harness.errors import UserError

@@ -11,8 +11,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from latentwire import rounds
-from latentwire.analysis import ById, Judging, analyze
-from latentwire.atlas import matrix_table
+from latentwire.analysis.ranking import ById, Judging, analyze
+from latentwire.analysis.tolerance import matrix_table
 from latentwire.detectors import Finding, too_fast
 from latentwire.evaluate_job import tracker_of
 from latentwire.harness import app

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from latentwire.analysis import analyze
-from latentwire.evidence import Judging, three_digits
+from latentwire.analysis.controls import Judging, three_digits
+from latentwire.analysis.ranking import analyze
 from latentwire.metrics import compare_paired, detectable_difference, recovered_shares, samples_needed, spread
 from latentwire.render import ranking_table, render
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_analysis import result_of
 
-from latentwire.analysis import analyze
-from latentwire.atlas import LADDERS, crossing, matrix_table, tolerance_table
-from latentwire.evidence import Judging
+from latentwire.analysis.controls import Judging
+from latentwire.analysis.ranking import analyze
+from latentwire.analysis.tolerance import LADDERS, crossing, matrix_table, tolerance_table
 from latentwire.render import render, tolerated
 
 COUNT = 200

@@ -7,8 +7,8 @@ import pytest
 from test_analysis import result_of
 from test_atlas import COUNT, IDS, right
 
-from latentwire.analysis import analyze
-from latentwire.evidence import Judging
+from latentwire.analysis.controls import Judging
+from latentwire.analysis.ranking import analyze
 from latentwire.render import auto_table, goal_lines, incomplete, render
 
 TEXT = {"baseline": 0.8, "nearest_k": 0.8, "auto": 0.8}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from latentwire import report, sweep
-from latentwire.analysis import three_digits
+from latentwire.analysis.ranking import three_digits
 from latentwire.figures import draw_all
 from latentwire.harness import app
 from latentwire.harness.tracking import NoTracker

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from latentwire.evidence import SEED, ById, common, is_supervised, scores_on, three_digits
+from latentwire.analysis.controls import SEED, ById, common, is_supervised, scores_on, three_digits
 from latentwire.metrics import FEW, Scores, resampled_means
 
 Result = dict[str, Any]

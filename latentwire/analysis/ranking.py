@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from latentwire import detectors
-from latentwire.atlas import make_atlas
-from latentwire.evidence import (
+from latentwire.analysis.auto_goal import judge_auto
+from latentwire.analysis.controls import (
     RANDOM,
     SEED,
     ById,
@@ -26,7 +26,7 @@ from latentwire.evidence import (
     spreads,
     three_digits,
 )
-from latentwire.goal import judge_auto
+from latentwire.analysis.tolerance import make_atlas
 from latentwire.metrics import ALPHA, Comparison, Difference, corrected, paired_bootstrap
 
 Result = dict[str, Any]
