@@ -34,7 +34,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from latentwire.bench import Bench, Choice, Settings, prepare
-from latentwire.data import DataSpec
+from latentwire.data.examples import DataSpec
+from latentwire.data.prompts import Prompt
 from latentwire.evaluate import evaluate
 from latentwire.generation import Decoder
 from latentwire.harness import app
@@ -42,7 +43,6 @@ from latentwire.harness.device import choose_batch_tokens, choose_dtype, describ
 from latentwire.harness.grids import expand, factors
 from latentwire.harness.results import write_json
 from latentwire.models import ModelSpec
-from latentwire.prompts import Prompt
 from latentwire.sources import build_source
 from latentwire.transforms import build_transform
 from latentwire.vocabulary import Vocabulary
@@ -326,8 +326,8 @@ def main(arguments: list[str]) -> None:
 
 def shot_ids(cfg: DictConfig, bench: Bench) -> Tensor:
     """Return the token ids of the shots, (P,)."""
-    from latentwire.data import choose_examples, load_data
-    from latentwire.prompts import PromptWriter
+    from latentwire.data.examples import choose_examples, load_data
+    from latentwire.data.prompts import PromptWriter
 
     data = DataSpec("file", "file", path=cfg.data) if cfg.data else DataSpec("short_qa", "short_qa")
     shots, _ = choose_examples(load_data(data), len(bench.prompts), 5, 3, 0)

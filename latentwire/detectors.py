@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentwire.data import Example
+from latentwire.data.examples import Example
 from latentwire.harness.errors import UserError
 from latentwire.metrics import normalize_answer
 

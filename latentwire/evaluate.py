@@ -15,6 +15,7 @@ from latentwire import detectors
 from latentwire.accounting import COMPARED as PASSAGES_COMPARED
 from latentwire.accounting import Cost, account
 from latentwire.bench import Bench, Choice, block_ends
+from latentwire.data.prompts import Prompt
 from latentwire.detectors import Finding
 from latentwire.generation import Generated
 from latentwire.harness.device import gather_from_all, generator_for, in_every_process
@@ -23,7 +24,6 @@ from latentwire.harness.progress import Progress, say
 from latentwire.latent_data import fingerprint
 from latentwire.latents import about_latents
 from latentwire.metrics import bootstrap_interval, exact_match, f1_score, wilson_interval
-from latentwire.prompts import Prompt
 from latentwire.sources import SOURCES, Text, build_source
 from latentwire.transform import PAIRS, Transform
 from latentwire.transforms import build_transform

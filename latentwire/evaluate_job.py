@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from latentwire.analysis.ranking import three_digits
 from latentwire.bench import FIRST, Bench, Choice, Settings, prepare, without_passages
-from latentwire.data import DataSpec
+from latentwire.data.examples import DataSpec
 from latentwire.evaluate import evaluate
 from latentwire.harness import app
 from latentwire.harness.device import describe_machine, from_first, is_out_of_memory, out_of_memory, place

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from latentwire.data import Dataset, DataSpec, Example, choose_examples, load_data
+from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 

@@ -7,7 +7,7 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from latentwire.data import Example
+from latentwire.data.examples import Example
 from latentwire.generation import Decoder, encode_prefix, plan_batches
 from latentwire.harness.device import gather_from_all
 from latentwire.harness.training import require_finite

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentwire.data import Example
+from latentwire.data.examples import Example
+from latentwire.data.prompts import PromptWriter
 from latentwire.encoder import Bottleneck, Passages, make_passages
 from latentwire.generation import encode_prefix
 from latentwire.harness.device import generator_for
@@ -27,7 +28,6 @@ from latentwire.latent_losses import (
 )
 from latentwire.latents import Latents
 from latentwire.models import LanguageModel
-from latentwire.prompts import PromptWriter
 from latentwire.reader import Branch, Reader, Row
 from latentwire.vocabulary import Vocabulary
 

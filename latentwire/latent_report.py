@@ -17,7 +17,7 @@ import latentwire
 from latentwire import likelihood
 from latentwire.analysis.ranking import three_digits
 from latentwire.bench import Choice, Settings, identity, prepare
-from latentwire.data import DataSpec
+from latentwire.data.examples import DataSpec
 from latentwire.evaluate import evaluate
 from latentwire.harness import app
 from latentwire.harness.device import (

@@ -12,11 +12,11 @@ from accelerate import PartialState
 from torch import Tensor
 
 from latentwire.bench import Bench, Choice
+from latentwire.data.prompts import PromptWriter
 from latentwire.detectors import require_finite
 from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.progress import Progress
 from latentwire.latent_losses import distillation_loss, token_loss
-from latentwire.prompts import PromptWriter
 from latentwire.reader import Branch, Reader, Row
 from latentwire.sources import Text, build_source
 

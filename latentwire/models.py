@@ -356,7 +356,7 @@ def _build_tiny(folder: Path) -> None:
     """Write a Llama of random weights and a small byte-level BPE tokenizer, the same on every machine."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from latentwire.data import shipped_split_path
+    from latentwire.data.examples import shipped_split_path
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import latentwire
 from latentwire.bench import Choice, Settings, identity
-from latentwire.data import DataSpec
+from latentwire.data.examples import DataSpec
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype
 from latentwire.harness.results import config_hash

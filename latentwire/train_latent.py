@@ -17,7 +17,7 @@ from torch import Tensor
 
 from latentwire import grouping, latent_data
 from latentwire.accounting import COLLAPSED
-from latentwire.data import DataSpec
+from latentwire.data.examples import DataSpec
 from latentwire.encoder import LMLayers
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from latentwire.data import Dataset, DataSpec, Example, choose_examples, load_data, shipped_split_path
+from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data, shipped_split_path
 from latentwire.harness.errors import UserError
 from latentwire.metrics import normalize_answer
 

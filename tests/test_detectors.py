@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.data import Example
+from latentwire.data.examples import Example
+from latentwire.data.prompts import Prompt, PromptWriter
 from latentwire.detectors import (
     changes_nothing,
     dtype_changed,
@@ -22,7 +23,6 @@ from latentwire.detectors import (
 )
 from latentwire.generation import Decoder, Generated
 from latentwire.harness.errors import UserError
-from latentwire.prompts import Prompt, PromptWriter
 from latentwire.transforms import RMSMatching
 
 SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]

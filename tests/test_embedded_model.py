@@ -12,13 +12,13 @@ from conftest import model_spec
 
 from latentwire import bench as benches
 from latentwire.bench import Bench, Choice, Settings, prepare
-from latentwire.data import Dataset, DataSpec, Example, choose_examples, load_data
+from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data
+from latentwire.data.prompts import PromptWriter
 from latentwire.evaluate import evaluate
 from latentwire.generation import Decoder, encode_prefix, plan_batches
 from latentwire.harness.device import place
 from latentwire.metrics import f1_score
 from latentwire.models import LanguageModel
-from latentwire.prompts import PromptWriter
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 

@@ -7,7 +7,7 @@ import torch
 from accelerate import PartialState
 
 from latentwire.bench import Bench, Choice, Settings, prepare
-from latentwire.data import DataSpec
+from latentwire.data.examples import DataSpec
 from latentwire.evaluate import evaluate
 from latentwire.generation import Decoder
 from latentwire.sources import Text

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from latentwire.data import DataSpec, Example, choose_examples, load_data
+from latentwire.data.examples import DataSpec, Example, choose_examples, load_data
 from latentwire.harness.errors import UserError
 from latentwire.latent_data import (
     Passage,

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from latentwire.data import Example
+from latentwire.data.examples import Example
 from latentwire.encoder import Bottleneck, Passages
 from latentwire.generation import Decoder, Generated
 from latentwire.harness.device import generator_for

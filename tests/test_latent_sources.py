@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from latentwire.accounting import Cost, account
 from latentwire.bench import Choice, Settings, identity, prepare
-from latentwire.data import DataSpec
+from latentwire.data.examples import DataSpec
 from latentwire.encoder import make_passages
 from latentwire.evaluate import _put, evaluate
 from latentwire.harness.errors import UserError

@@ -13,12 +13,12 @@ from accelerate import PartialState
 from torch.nn.functional import cross_entropy, kl_div
 
 from latentwire.bench import Bench, Choice, Settings, prepare
-from latentwire.data import DataSpec, choose_examples, load_data
+from latentwire.data.examples import DataSpec, choose_examples, load_data
+from latentwire.data.prompts import PromptWriter
 from latentwire.harness.errors import UserError
 from latentwire.latent_report import controls_of, judge, render
 from latentwire.likelihood import Likelihoods
 from latentwire.metrics import percentile_interval
-from latentwire.prompts import PromptWriter
 from latentwire.sources import SOURCES, Text
 from tests.conftest import model_spec
 

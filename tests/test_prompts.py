@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from latentwire.data import Example
-from latentwire.prompts import PromptWriter
+from latentwire.data.examples import Example
+from latentwire.data.prompts import PromptWriter
 
 FOX = "The red fox sat near the old mill."
 WHO = Example("1", FOX, "Who sat there?", ("red fox", "The red fox"))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from latentwire.data import Example
+from latentwire.data.examples import Example
 
 FORMAT = 2  # goes into the hash of every result; raise it whenever a prompt changes
 
