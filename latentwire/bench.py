@@ -16,10 +16,10 @@ from latentwire.data.examples import DataSpec, choose_examples, load_data
 from latentwire.data.examples import prompts as prompt_format
 from latentwire.data.prompts import Prompt, PromptWriter
 from latentwire.detectors import Finding
+from latentwire.encoders.checkpoint import about_latents
 from latentwire.generation import Decoder, encode_prefix, plan_batches
 from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
-from latentwire.latents import about_latents
 from latentwire.models import LanguageModel, ModelSpec, load_model
 from latentwire.transforms import TRANSFORMS
 from latentwire.vocabulary import Vocabulary

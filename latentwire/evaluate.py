@@ -12,17 +12,17 @@ from accelerate import PartialState
 from torch import Tensor
 
 from latentwire import detectors
-from latentwire.accounting import COMPARED as PASSAGES_COMPARED
-from latentwire.accounting import Cost, account
 from latentwire.bench import Bench, Choice, block_ends
 from latentwire.data.prompts import Prompt
 from latentwire.detectors import Finding
+from latentwire.encoders.checkpoint import about_latents
+from latentwire.encoders.cost import COMPARED as PASSAGES_COMPARED
+from latentwire.encoders.cost import Cost, account
 from latentwire.generation import Generated
 from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
 from latentwire.latent_data import fingerprint
-from latentwire.latents import about_latents
 from latentwire.metrics import bootstrap_interval, exact_match, f1_score, wilson_interval
 from latentwire.sources import SOURCES, Text, build_source
 from latentwire.transform import PAIRS, Transform

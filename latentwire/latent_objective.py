@@ -14,7 +14,8 @@ from torch import Tensor
 
 from latentwire.data.examples import Example
 from latentwire.data.prompts import PromptWriter
-from latentwire.encoder import Bottleneck, Passages, make_passages
+from latentwire.encoders.checkpoint import Latents
+from latentwire.encoders.registry import Bottleneck, Passages, make_passages
 from latentwire.generation import encode_prefix
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
@@ -26,7 +27,6 @@ from latentwire.latent_losses import (
     rms_loss,
     token_loss,
 )
-from latentwire.latents import Latents
 from latentwire.models import LanguageModel
 from latentwire.reader import Branch, Reader, Row
 from latentwire.vocabulary import Vocabulary

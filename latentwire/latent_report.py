@@ -18,6 +18,7 @@ from latentwire import likelihood
 from latentwire.analysis.ranking import three_digits
 from latentwire.bench import Choice, Settings, identity, prepare
 from latentwire.data.examples import DataSpec
+from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluate import evaluate
 from latentwire.harness import app
 from latentwire.harness.device import (
@@ -31,7 +32,6 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import Result, ResultStore, config_hash, read_jsonl, write_json
-from latentwire.latents import about_latents
 from latentwire.likelihood import Likelihood, Likelihoods
 from latentwire.metrics import ALPHA, Comparison, compare_paired, percentile_interval
 from latentwire.models import ModelSpec

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentwire.accounting import BYTES_PER_NUMBER
-from latentwire.encoder import make_passages
-from latentwire.grouping import group_means
+from latentwire.encoders.checkpoint import load_latents
+from latentwire.encoders.cost import BYTES_PER_NUMBER
+from latentwire.encoders.grouping import group_means
+from latentwire.encoders.registry import make_passages
 from latentwire.harness.errors import UserError
-from latentwire.latents import load_latents
 from latentwire.transform import check_dials, require
 from latentwire.vocabulary import Vocabulary, rms
 

@@ -15,10 +15,12 @@ from accelerate.utils import reduce
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from latentwire import grouping, latent_data
-from latentwire.accounting import COLLAPSED
+from latentwire import latent_data
 from latentwire.data.examples import DataSpec
-from latentwire.encoder import LMLayers
+from latentwire.encoders import grouping
+from latentwire.encoders.checkpoint import Latents, LatentSpec, save_latents
+from latentwire.encoders.cost import COLLAPSED
+from latentwire.encoders.registry import LMLayers
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import (
@@ -46,7 +48,6 @@ from latentwire.latent_data import LatentData, Passage, fingerprint, load_latent
 from latentwire.latent_judge import HeldOut
 from latentwire.latent_objective import Objective, Weights, halves
 from latentwire.latent_plan import Step, TrainingSpec, epochs_before_answers, plan_steps
-from latentwire.latents import Latents, LatentSpec, save_latents
 from latentwire.models import LanguageModel, ModelSpec, load_model
 from latentwire.vocabulary import Vocabulary
 

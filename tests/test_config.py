@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from kat.data.pairs import PairsSpec, readings
 from kat.embedding.registry import EmbedderSpec
 from latentwire.data.examples import DataSpec
-from latentwire.encoder import ENCODERS, build_encoder
+from latentwire.encoders.registry import ENCODERS, build_encoder
 from latentwire.harness.app import CONF, typed
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job, expand, factors, keep, variants

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
-from latentwire.encoder import (
+from latentwire.encoders.grouping import group_bounds, group_means, information, word_begins
+from latentwire.encoders.registry import (
     Adapter,
     Bottleneck,
     ByteEncoder,
@@ -19,7 +20,6 @@ from latentwire.encoder import (
     make_passages,
     sinusoids,
 )
-from latentwire.grouping import group_bounds, group_means, information, word_begins
 from latentwire.harness.errors import UserError
 from latentwire.models import LanguageModel
 from latentwire.train_latent import _lm_config

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from latentwire.grouping import (
+from latentwire.encoders.grouping import (
     bounds_around,
     choose_heads,
     group_bounds,

@@ -10,7 +10,8 @@ from accelerate import PartialState
 from torch import nn
 
 from latentwire.data.examples import Example
-from latentwire.encoder import Bottleneck, Passages
+from latentwire.encoders.checkpoint import Latents, LatentSpec
+from latentwire.encoders.registry import Bottleneck, Passages
 from latentwire.generation import Decoder, Generated
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
@@ -19,7 +20,6 @@ from latentwire.latent_data import Passage
 from latentwire.latent_judge import HeldOut
 from latentwire.latent_objective import AGAIN, VOCABULARY_TOKENS, Objective, Weights, halves
 from latentwire.latent_plan import TrainingSpec, epochs_before_answers, plan_steps
-from latentwire.latents import Latents, LatentSpec
 from latentwire.vocabulary import Vocabulary, rms
 
 SHOWN = [[Example("s", "The mill is red.", "What colour is the mill?", ("red",))]]

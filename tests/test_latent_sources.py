@@ -10,14 +10,14 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from latentwire.accounting import Cost, account
 from latentwire.bench import Choice, Settings, identity, prepare
 from latentwire.data.examples import DataSpec
-from latentwire.encoder import make_passages
+from latentwire.encoders.checkpoint import Latents, LatentSpec, save_latents
+from latentwire.encoders.cost import Cost, account
+from latentwire.encoders.registry import make_passages
 from latentwire.evaluate import _put, evaluate
 from latentwire.harness.errors import UserError
 from latentwire.latent_data import fingerprint
-from latentwire.latents import Latents, LatentSpec, save_latents
 from latentwire.sources import build_source
 from latentwire.train_latent import _lm_config
 from latentwire.vocabulary import Vocabulary

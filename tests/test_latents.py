@@ -8,9 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from latentwire.encoder import make_passages
-from latentwire.harness.errors import UserError
-from latentwire.latents import (
+from latentwire.encoders.checkpoint import (
     Latents,
     LatentSpec,
     about_latents,
@@ -19,6 +17,8 @@ from latentwire.latents import (
     save_latents,
     straight_through,
 )
+from latentwire.encoders.registry import make_passages
+from latentwire.harness.errors import UserError
 from latentwire.train_latent import _lm_config
 from latentwire.transforms import build_transform
 from latentwire.vocabulary import Vocabulary, rms

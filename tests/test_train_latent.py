@@ -138,7 +138,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert [step["epoch"] for step in steps if "held_out_f1" in step] == [1, 2]
 
     with monkeypatch.context() as patch:  # other words would be chosen
-        patch.setattr("latentwire.grouping.FORMAT", 3)
+        patch.setattr("latentwire.encoders.grouping.FORMAT", 3)
         status, _, err = trains(*WHOLE, "out=run")
     assert status == 1
     assert "encoder.words was 2 and is 3" in err

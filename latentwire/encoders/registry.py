@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.grouping import (
+from latentwire.encoders.grouping import (
     bounds_around,
     choose_heads,
     group_bounds,

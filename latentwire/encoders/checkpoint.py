@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from latentwire.encoder import Adapter, Passages, build_encoder
+from latentwire.encoders.registry import Adapter, Passages, build_encoder
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import open_atomically, read_json, write_json, writing
 from latentwire.transform import Transform
