@@ -20,11 +20,11 @@ from latentwire.harness.app import Task, launch
 
 TASKS = {
     "evaluate": Task(
-        run="latentwire.evaluate_job:run", finish="latentwire.sweep:finish", direct="latentwire.rounds:direct"
+        run="latentwire.evaluation.task:run", finish="latentwire.sweep:finish", direct="latentwire.rounds:direct"
     ),
-    "list": Task(run="latentwire.evaluate_job:list_one"),
+    "list": Task(run="latentwire.evaluation.task:list_one"),
     "analyze": Task(run="latentwire.sweep:analyze_again"),
-    "latent_report": Task(run="latentwire.latent_report:report"),
+    "latent_report": Task(run="latentwire.evaluation.latent_report:report"),
     "pairs": Task(run="kat.pipeline.prepare:pairs"),
     "prompts": Task(run="kat.pipeline.prepare:prompts"),
     "embed": Task(run="kat.pipeline.embed:embed"),

@@ -33,10 +33,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from latentwire.bench import Bench, Choice, Settings, prepare
 from latentwire.data.examples import DataSpec
 from latentwire.data.prompts import Prompt
-from latentwire.evaluate import evaluate
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.generation import Decoder
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, generator_for, place

@@ -11,9 +11,10 @@ from accelerate import PartialState
 from omegaconf import DictConfig
 
 from latentwire.analysis.controls import RANDOM
-from latentwire.bench import FIRST
 from latentwire.budget import Cost, Round, first_round, next_round
 from latentwire.encoders.checkpoint import about_latents
+from latentwire.evaluation.request import read
+from latentwire.evaluation.setup import FIRST
 from latentwire.harness import app
 from latentwire.harness.device import from_first, place
 from latentwire.harness.errors import UserError
@@ -21,7 +22,6 @@ from latentwire.harness.grids import Job
 from latentwire.harness.progress import say
 from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
 from latentwire.models import ModelSpec
-from latentwire.request import read
 
 Result = dict[str, Any]
 Rounds = Generator[list[Job], list[Result], list[Result]]

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from latentwire import rounds
 from latentwire.analysis.ranking import ById, Judging, analyze
 from latentwire.analysis.tolerance import matrix_table
-from latentwire.detectors import Finding, too_fast
-from latentwire.evaluate_job import tracker_of
+from latentwire.evaluation.detectors import Finding, too_fast
+from latentwire.evaluation.task import tracker_of
 from latentwire.harness import app
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say, speaks

@@ -14,9 +14,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_sweep import command, environment, load, without_timings
 
-from latentwire import evaluate_job, report, request, rounds
-from latentwire.bench import block_ends
+from latentwire import report, rounds
 from latentwire.budget import Cost, first_round, next_round
+from latentwire.evaluation import request, task
+from latentwire.evaluation.setup import block_ends
 from latentwire.harness import app
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
@@ -119,19 +120,19 @@ def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_co
     # 9 jobs: 4 examples of all cost 36 s, the clean control has 16 already; then 4 always go on (baselines, random
     # tokens on text, the empty context), of 2 and 3 contenders 1 and 2 for 24 s, 1 and 1 for 40 s; 8 s are left
     monkeypatch.setattr(report, "draw_all", lambda *arguments: [])  # no figures
-    real, left = evaluate_job.evaluate, iter(range(11))
+    real, left = task.evaluate, iter(range(11))
 
     def interrupting(*arguments):
         if next(left, None) is None:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(evaluate_job, "evaluate", interrupting)  # in the second round
+    monkeypatch.setattr(task, "evaluate", interrupting)  # in the second round
     status, _, err = cli(*SWEEP, "budget_minutes=2")
     assert status == 130
     assert "[1/1] baseline  F1" in err.splitlines()[2]  # what an example costs is measured on the clean control alone
     assert "round 2: " in err and "round 3: " not in err
-    monkeypatch.setattr(evaluate_job, "evaluate", real)
+    monkeypatch.setattr(task, "evaluate", real)
     status, out, err = cli(*SWEEP, "budget_minutes=2")
     assert status == 0, err
     assert err.count("(finished before)") == 9 - 4 + 1  # four of the second round were left, of the third the clean one

@@ -10,7 +10,7 @@ import torch
 
 from latentwire.data.examples import Example
 from latentwire.data.prompts import Prompt, PromptWriter
-from latentwire.detectors import (
+from latentwire.evaluation.detectors import (
     changes_nothing,
     dtype_changed,
     joined,

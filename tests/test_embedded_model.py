@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import model_spec
 
-from latentwire import bench as benches
-from latentwire.bench import Bench, Choice, Settings, prepare
 from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data
 from latentwire.data.prompts import PromptWriter
-from latentwire.evaluate import evaluate
+from latentwire.evaluation import setup as benches
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.generation import Decoder, encode_prefix, plan_batches
 from latentwire.harness.device import place
 from latentwire.metrics import f1_score

@@ -6,9 +6,9 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from latentwire.bench import Bench, Choice, Settings, prepare
 from latentwire.data.examples import DataSpec
-from latentwire.evaluate import evaluate
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.generation import Decoder
 from latentwire.sources import Text
 from tests.conftest import model_spec

@@ -10,12 +10,12 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from latentwire.bench import Choice, Settings, identity, prepare
 from latentwire.data.examples import DataSpec
 from latentwire.encoders.checkpoint import Latents, LatentSpec, save_latents
 from latentwire.encoders.cost import Cost, account
 from latentwire.encoders.registry import make_passages
-from latentwire.evaluate import _put, evaluate
+from latentwire.evaluation.evaluate import _put, evaluate
+from latentwire.evaluation.setup import Choice, Settings, identity, prepare
 from latentwire.harness.errors import UserError
 from latentwire.latent_data import fingerprint
 from latentwire.sources import build_source

@@ -12,12 +12,12 @@ import torch
 from accelerate import PartialState
 from torch.nn.functional import cross_entropy, kl_div
 
-from latentwire.bench import Bench, Choice, Settings, prepare
 from latentwire.data.examples import DataSpec, choose_examples, load_data
 from latentwire.data.prompts import PromptWriter
+from latentwire.evaluation.latent_report import controls_of, judge, render
+from latentwire.evaluation.likelihood import Likelihoods
+from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.harness.errors import UserError
-from latentwire.latent_report import controls_of, judge, render
-from latentwire.likelihood import Likelihoods
 from latentwire.metrics import percentile_interval
 from latentwire.sources import SOURCES, Text
 from tests.conftest import model_spec
@@ -101,7 +101,7 @@ def test_two_processes_share_the_passages(bench, monkeypatch):
     def joined(state: object, items: list[Any]) -> list[Any]:
         return [*found, *items] if isinstance(items[0], tuple) else items
 
-    monkeypatch.setattr("latentwire.likelihood.gather_from_all", joined)
+    monkeypatch.setattr("latentwire.evaluation.likelihood.gather_from_all", joined)
     monkeypatch.setattr("latentwire.harness.device.gather_from_all", joined)
     assert ranks[0].over(Choice("cut", HALF), "") == alone
     failed = UserError("the other one failed")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentwire.bench import FITTED_ON
+from latentwire.evaluation.setup import FITTED_ON
 from latentwire.harness import app
 from latentwire.harness.results import ResultStore
 from latentwire.metrics import f1_score

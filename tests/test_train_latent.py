@@ -168,7 +168,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert ": positions are saved, not bytes" in out
     assert "-0.000" not in out  # nothing has no sign
     with monkeypatch.context() as patch:
-        patch.setattr("latentwire.latent_report.evaluate", full)
+        patch.setattr("latentwire.evaluation.latent_report.evaluate", full)
         status, _, err = cli(*asking, "out=other", "batch_tokens=300")
     assert status == 1
     assert "error: batch_tokens=300: cpu (" in err
@@ -192,10 +192,10 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
         return {path.stem for path, time in before.items() if path.stat().st_mtime_ns != time} - {"report"}
 
     with monkeypatch.context() as patch:
-        patch.setattr("latentwire.latent_report.prepare", full)
+        patch.setattr("latentwire.evaluation.latent_report.prepare", full)
         assert made_by() == set()  # nothing is loaded where nothing is missing
     with monkeypatch.context() as patch:
-        patch.setattr("latentwire.likelihood.FORMAT", 2)
+        patch.setattr("latentwire.evaluation.likelihood.FORMAT", 2)
         assert made_by() == {f"{name}_likelihood" for name in rows}
     assert made_by("force=true") == {*rows, *(f"{name}_likelihood" for name in rows)}
 

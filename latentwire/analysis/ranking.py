@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from latentwire import detectors
 from latentwire.analysis.auto_goal import judge_auto
 from latentwire.analysis.controls import (
     RANDOM,
@@ -27,6 +26,7 @@ from latentwire.analysis.controls import (
     three_digits,
 )
 from latentwire.analysis.tolerance import make_atlas
+from latentwire.evaluation import detectors
 from latentwire.metrics import ALPHA, Comparison, Difference, corrected, paired_bootstrap
 
 Result = dict[str, Any]

@@ -11,13 +11,13 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from latentwire import detectors
-from latentwire.bench import Bench, Choice, block_ends
 from latentwire.data.prompts import Prompt
-from latentwire.detectors import Finding
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.encoders.cost import COMPARED as PASSAGES_COMPARED
 from latentwire.encoders.cost import Cost, account
+from latentwire.evaluation import detectors
+from latentwire.evaluation.detectors import Finding
+from latentwire.evaluation.setup import Bench, Choice, block_ends
 from latentwire.generation import Generated
 from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.errors import UserError

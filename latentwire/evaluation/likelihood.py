@@ -11,9 +11,9 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from latentwire.bench import Bench, Choice
 from latentwire.data.prompts import PromptWriter
-from latentwire.detectors import require_finite
+from latentwire.evaluation.detectors import require_finite
+from latentwire.evaluation.setup import Bench, Choice
 from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.progress import Progress
 from latentwire.latent_losses import distillation_loss, token_loss

@@ -14,12 +14,13 @@ from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
 import latentwire
-from latentwire import likelihood
 from latentwire.analysis.ranking import three_digits
-from latentwire.bench import Choice, Settings, identity, prepare
 from latentwire.data.examples import DataSpec
 from latentwire.encoders.checkpoint import about_latents
-from latentwire.evaluate import evaluate
+from latentwire.evaluation import likelihood
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.likelihood import Likelihood, Likelihoods
+from latentwire.evaluation.setup import Choice, Settings, identity, prepare
 from latentwire.harness import app
 from latentwire.harness.device import (
     choose_batch_tokens,
@@ -32,7 +33,6 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import Result, ResultStore, config_hash, read_jsonl, write_json
-from latentwire.likelihood import Likelihood, Likelihoods
 from latentwire.metrics import ALPHA, Comparison, compare_paired, percentile_interval
 from latentwire.models import ModelSpec
 

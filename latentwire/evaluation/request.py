@@ -10,8 +10,8 @@ from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
 import latentwire
-from latentwire.bench import Choice, Settings, identity
 from latentwire.data.examples import DataSpec
+from latentwire.evaluation.setup import Choice, Settings, identity
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype
 from latentwire.harness.results import config_hash

@@ -13,9 +13,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from latentwire.analysis.ranking import three_digits
-from latentwire.bench import FIRST, Bench, Choice, Settings, prepare, without_passages
 from latentwire.data.examples import DataSpec
-from latentwire.evaluate import evaluate
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.request import plain, read
+from latentwire.evaluation.setup import FIRST, Bench, Choice, Settings, prepare, without_passages
 from latentwire.harness import app
 from latentwire.harness.device import describe_machine, from_first, is_out_of_memory, out_of_memory, place
 from latentwire.harness.errors import UserError
@@ -31,7 +32,6 @@ from latentwire.harness.results import (
 )
 from latentwire.harness.tracking import Tracker, make_tracker
 from latentwire.models import ModelSpec
-from latentwire.request import plain, read
 
 NEEDED = {"name", "experiment", "family", "dials", "source", "group", "config", "num_samples", "identity",
           "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # by whatever reads a finished result

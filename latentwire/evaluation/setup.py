@@ -11,12 +11,12 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from latentwire import detectors
 from latentwire.data.examples import DataSpec, choose_examples, load_data
 from latentwire.data.examples import prompts as prompt_format
 from latentwire.data.prompts import Prompt, PromptWriter
-from latentwire.detectors import Finding
 from latentwire.encoders.checkpoint import about_latents
+from latentwire.evaluation import detectors
+from latentwire.evaluation.detectors import Finding
 from latentwire.generation import Decoder, encode_prefix, plan_batches
 from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
