@@ -12,7 +12,11 @@ from latentwire.harness.app import Task, launch
 TASKS = {
     "grpo": Task(run="kat.grpo.task:grpo"),
     "reward": Task(run="kat.reward.task:reward"),
-    "latent": Task(run="latentwire.screen:run", finish="latentwire.screen:finish", direct="latentwire.screen:direct"),
+    "latent": Task(
+        run="latentwire.latent_training.screening:run",
+        finish="latentwire.latent_training.screening:finish",
+        direct="latentwire.latent_training.screening:direct",
+    ),
 }
 
 if __name__ == "__main__":

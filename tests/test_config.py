@@ -21,7 +21,7 @@ from latentwire.encoders.registry import ENCODERS, build_encoder
 from latentwire.harness.app import CONF, typed
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job, expand, factors, keep, variants
-from latentwire.latent_objective import Weights
+from latentwire.latent_training.objective import Weights
 from latentwire.models import ModelSpec
 from latentwire.sources import SOURCES, build_source
 from latentwire.transforms import TRANSFORMS, build_transform, read_label

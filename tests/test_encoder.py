@@ -21,8 +21,8 @@ from latentwire.encoders.registry import (
     sinusoids,
 )
 from latentwire.harness.errors import UserError
+from latentwire.latent_training.task import _lm_config
 from latentwire.models import LanguageModel
-from latentwire.train_latent import _lm_config
 
 TEXTS = ["The ferry left at noon.", "A kettle."]
 LAYERS = {"layers": 1, "ratio": 2, "groups": "equal", "pool": "mean"}

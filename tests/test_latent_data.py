@@ -9,14 +9,7 @@ import pytest
 
 from latentwire.data.examples import DataSpec, Example, choose_examples, load_data
 from latentwire.harness.errors import UserError
-from latentwire.latent_data import (
-    Passage,
-    fingerprint,
-    holder,
-    load_latent_data,
-    order_of,
-    split_passage,
-)
+from latentwire.latent_training.passages import Passage, fingerprint, holder, load_latent_data, order_of, split_passage
 
 SHORT_QA = DataSpec("short_qa", "short_qa")
 

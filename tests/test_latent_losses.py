@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latentwire.harness.errors import UserError
-from latentwire.latent_losses import (
+from latentwire.latent_training.losses import (
     distillation_loss,
     embedding_loss,
     likeness,

@@ -16,10 +16,10 @@ from latentwire.generation import Decoder, Generated
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 from latentwire.harness.training import NonFiniteError
-from latentwire.latent_data import Passage
-from latentwire.latent_judge import HeldOut
-from latentwire.latent_objective import AGAIN, VOCABULARY_TOKENS, Objective, Weights, halves
-from latentwire.latent_plan import TrainingSpec, epochs_before_answers, plan_steps
+from latentwire.latent_training.objective import AGAIN, VOCABULARY_TOKENS, Objective, Weights, halves
+from latentwire.latent_training.passages import Passage
+from latentwire.latent_training.step_plan import TrainingSpec, epochs_before_answers, plan_steps
+from latentwire.latent_training.validation import HeldOut
 from latentwire.vocabulary import Vocabulary, rms
 
 SHOWN = [[Example("s", "The mill is red.", "What colour is the mill?", ("red",))]]
@@ -129,7 +129,7 @@ def test_the_teacher_reads_a_passage_once_and_by_itself(tiny):
 
 
 def test_the_teachers_states_are_bounded(tiny, monkeypatch):
-    monkeypatch.setattr("latentwire.latent_objective.TEACHER_BYTES", 1)
+    monkeypatch.setattr("latentwire.latent_training.objective.TEACHER_BYTES", 1)
     objective = objective_of(tiny, distillation=1.0)
     objective.losses("answers", [PASSAGE, OTHER], torch.Generator())
     assert list(objective._teacher) == [TEXT]

@@ -17,9 +17,9 @@ from latentwire.encoders.registry import make_passages
 from latentwire.evaluation.evaluate import _put, evaluate
 from latentwire.evaluation.setup import Choice, Settings, identity, prepare
 from latentwire.harness.errors import UserError
-from latentwire.latent_data import fingerprint
+from latentwire.latent_training.passages import fingerprint
+from latentwire.latent_training.task import _lm_config
 from latentwire.sources import build_source
-from latentwire.train_latent import _lm_config
 from latentwire.vocabulary import Vocabulary
 from tests.conftest import model_spec
 

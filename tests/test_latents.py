@@ -19,7 +19,7 @@ from latentwire.encoders.checkpoint import (
 )
 from latentwire.encoders.registry import make_passages
 from latentwire.harness.errors import UserError
-from latentwire.train_latent import _lm_config
+from latentwire.latent_training.task import _lm_config
 from latentwire.transforms import build_transform
 from latentwire.vocabulary import Vocabulary, rms
 

@@ -19,11 +19,11 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, learning_rate_share
-from latentwire.latent_data import fingerprint
-from latentwire.latent_judge import HeldOut
-from latentwire.latent_objective import Objective, Weights
-from latentwire.screen import interval, promoted, rank, render, rounds_of
-from latentwire.train_latent import _Training
+from latentwire.latent_training.objective import Objective, Weights
+from latentwire.latent_training.passages import fingerprint
+from latentwire.latent_training.screening import interval, promoted, rank, render, rounds_of
+from latentwire.latent_training.task import _Training
+from latentwire.latent_training.validation import HeldOut
 from latentwire.transforms import SoftCodebook
 
 BASE = ["task=latent", "model=tiny_random", "device=cpu", "dtype=float32", "adapter_hidden=16", "samples=24", "shots=1"]
@@ -143,7 +143,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert status == 1
     assert "encoder.words was 2 and is 3" in err
     with monkeypatch.context() as patch:  # other passages
-        patch.setattr("latentwire.latent_data.FORMAT", 2)
+        patch.setattr("latentwire.latent_training.passages.FORMAT", 2)
         status, _, err = trains(*WHOLE, "out=run")
     assert status == 1
     assert "passages was 1 and is 2" in err
@@ -258,7 +258,7 @@ def test_no_run_stops_before_the_first_answers(trains, tmp_path):
 
 
 def test_a_device_without_memory_is_told_with_what_to_lower(trains, monkeypatch):
-    monkeypatch.setattr("latentwire.train_latent.Objective.losses", full)
+    monkeypatch.setattr("latentwire.latent_training.task.Objective.losses", full)
     status, _, err = trains(*QUICK, "out=run", "batch_tokens=300")
     assert status == 1
     assert "error: batch_tokens=300, passages_per_step=8: cpu (" in err
@@ -560,7 +560,7 @@ def test_a_checkpoint_of_another_version_is_told(trains, monkeypatch):
     def missing(*_: object) -> None:
         raise RuntimeError("Error(s) in loading\n\tMissing key(s): kappa")
 
-    monkeypatch.setattr("latentwire.train_latent.Latents.load_state_dict", missing)
+    monkeypatch.setattr("latentwire.latent_training.task.Latents.load_state_dict", missing)
     status, _, err = trains(*QUICK, "until=2", "out=run")
     assert status == 1
     assert "the latents in it are of another version of the program (Error(s) in loading Missing key(s): kappa)" in err

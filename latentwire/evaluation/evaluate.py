@@ -22,7 +22,7 @@ from latentwire.generation import Generated
 from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
-from latentwire.latent_data import fingerprint
+from latentwire.latent_training.passages import fingerprint
 from latentwire.metrics import bootstrap_interval, exact_match, f1_score, wilson_interval
 from latentwire.sources import SOURCES, Text, build_source
 from latentwire.transform import PAIRS, Transform

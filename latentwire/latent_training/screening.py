@@ -24,7 +24,7 @@ from latentwire.harness.grids import Job
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import write_json
 from latentwire.harness.training import NonFiniteError
-from latentwire.train_latent import latent
+from latentwire.latent_training.task import latent
 
 ETA = 3  # a round keeps one in so many, as in Hyperband (Li et al. 2018)
 # 97.5% quantiles of Student's t by degrees of freedom; beyond, that of the normal distribution is near enough

@@ -19,14 +19,8 @@ from latentwire.encoders.registry import Bottleneck, Passages, make_passages
 from latentwire.generation import encode_prefix
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
-from latentwire.latent_data import Passage
-from latentwire.latent_losses import (
-    distillation_loss,
-    embedding_loss,
-    manifold_loss,
-    rms_loss,
-    token_loss,
-)
+from latentwire.latent_training.losses import distillation_loss, embedding_loss, manifold_loss, rms_loss, token_loss
+from latentwire.latent_training.passages import Passage
 from latentwire.models import LanguageModel
 from latentwire.reader import Branch, Reader, Row
 from latentwire.vocabulary import Vocabulary

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latentwire.harness.errors import UserError
-from latentwire.latent_data import Passage, order_of
-from latentwire.latent_losses import DISTANCES
-from latentwire.latent_objective import Weights
+from latentwire.latent_training.losses import DISTANCES
+from latentwire.latent_training.objective import Weights
+from latentwire.latent_training.passages import Passage, order_of
 
 
 @dataclass

@@ -11,9 +11,9 @@ from latentwire.data.examples import Example
 from latentwire.generation import Decoder, encode_prefix, plan_batches
 from latentwire.harness.device import gather_from_all
 from latentwire.harness.training import require_finite
-from latentwire.latent_data import Passage
-from latentwire.latent_losses import likeness
-from latentwire.latent_objective import Objective
+from latentwire.latent_training.losses import likeness
+from latentwire.latent_training.objective import Objective
+from latentwire.latent_training.passages import Passage
 from latentwire.metrics import bootstrap_interval, f1_score
 
 

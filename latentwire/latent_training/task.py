@@ -15,7 +15,6 @@ from accelerate.utils import reduce
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from latentwire import latent_data
 from latentwire.data.examples import DataSpec
 from latentwire.encoders import grouping
 from latentwire.encoders.checkpoint import Latents, LatentSpec, save_latents
@@ -44,10 +43,11 @@ from latentwire.harness.training import (
     make_scheduler,
     require_finite,
 )
-from latentwire.latent_data import LatentData, Passage, fingerprint, load_latent_data
-from latentwire.latent_judge import HeldOut
-from latentwire.latent_objective import Objective, Weights, halves
-from latentwire.latent_plan import Step, TrainingSpec, epochs_before_answers, plan_steps
+from latentwire.latent_training import passages
+from latentwire.latent_training.objective import Objective, Weights, halves
+from latentwire.latent_training.passages import LatentData, Passage, fingerprint, load_latent_data
+from latentwire.latent_training.step_plan import Step, TrainingSpec, epochs_before_answers, plan_steps
+from latentwire.latent_training.validation import HeldOut
 from latentwire.models import LanguageModel, ModelSpec, load_model
 from latentwire.vocabulary import Vocabulary
 
@@ -88,7 +88,7 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
         "task": "latent",
         "model": model.identity(),
         "data": data.identity(),
-        "passages": latent_data.FORMAT,
+        "passages": passages.FORMAT,
         "extra_sha256": file_sha256(extra) if settings.extra and extra.is_file() else None,  # else: said below
         "dtype": str(choose_dtype(cfg.dtype, state.device)),
         "seed": cfg.seed,
