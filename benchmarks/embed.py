@@ -21,7 +21,7 @@ from kat.data.prompts import read_prompts
 from kat.embedding.pooling import HiddenEmbedder, embed_texts
 from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, describe_machine
-from latentwire.models import ModelSpec, load_model
+from latentwire.lm.models import ModelSpec, load_model
 
 SETTINGS = {"short": "", "long": "", "model": "smollm2", "rounds": 3, "batch_tokens": 8192, "dtype": "auto",
             "device": "cpu", "texts": 600, "longest": 1024}  # fmt: skip

@@ -37,15 +37,15 @@ from latentwire.data.examples import DataSpec
 from latentwire.data.prompts import Prompt
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
-from latentwire.generation import Decoder
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, generator_for, place
 from latentwire.harness.grids import expand, factors
 from latentwire.harness.results import write_json
-from latentwire.models import ModelSpec
+from latentwire.lm.decoding import Decoder
+from latentwire.lm.models import ModelSpec
+from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources import build_source
 from latentwire.transforms import build_transform
-from latentwire.vocabulary import Vocabulary
 
 SETTINGS = {
     "samples": 12,  # examples of each configuration

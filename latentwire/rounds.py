@@ -21,7 +21,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.progress import say
 from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
-from latentwire.models import ModelSpec
+from latentwire.lm.models import ModelSpec
 
 Result = dict[str, Any]
 Rounds = Generator[list[Job], list[Result], list[Result]]

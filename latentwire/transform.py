@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.harness.errors import UserError
-from latentwire.vocabulary import Vocabulary
+from latentwire.lm.vocabulary import Vocabulary
 
 EMBEDDINGS, PAIRS = "unlabelled embeddings", "pairs of embedding and true token"
 

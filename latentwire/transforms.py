@@ -17,9 +17,9 @@ from torch.nn.functional import normalize
 
 from latentwire.auto import Auto
 from latentwire.harness.errors import UserError
+from latentwire.lm.vocabulary import Vocabulary, rms
 from latentwire.repairs import MomentMatching, Procrustes, ProcrustesSupervised, Whitening
 from latentwire.transform import EMBEDDINGS, PAIRS, Transform, check_dials, require
-from latentwire.vocabulary import Vocabulary, rms
 
 NEAREST_TEMPERATURE = 0.1  # of nearest_k's softmax over cosines; at 1 the k tokens would weigh nearly the same
 

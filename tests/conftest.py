@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from latentwire.harness import app
 from latentwire.harness.app import CONF, typed
-from latentwire.models import LanguageModel, ModelSpec, load_model
+from latentwire.lm.models import LanguageModel, ModelSpec, load_model
 from run import TASKS
 
 

@@ -7,9 +7,9 @@ from torch.testing import assert_close
 from latentwire.auto import PROBE
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources import build_source
 from latentwire.transforms import build_transform
-from latentwire.vocabulary import Vocabulary
 
 SIZE, WIDTH = 3000, 128
 

@@ -22,10 +22,10 @@ from latentwire.harness.app import CONF, typed
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job, expand, factors, keep, variants
 from latentwire.latent_training.objective import Weights
-from latentwire.models import ModelSpec
+from latentwire.lm.models import ModelSpec
+from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources import SOURCES, build_source
 from latentwire.transforms import TRANSFORMS, build_transform, read_label
-from latentwire.vocabulary import Vocabulary
 
 EMBED35 = {
     "baseline": {},

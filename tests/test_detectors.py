@@ -21,8 +21,8 @@ from latentwire.evaluation.detectors import (
     shots_leak,
     too_fast,
 )
-from latentwire.generation import Decoder, Generated
 from latentwire.harness.errors import UserError
+from latentwire.lm.decoding import Decoder, Generated
 from latentwire.transforms import RMSMatching
 
 SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
@@ -233,7 +233,7 @@ def test_a_prompt_without_its_span_fails_the_configuration(cli, monkeypatch):
 
 
 def test_logits_that_are_not_finite_fail_the_configuration(cli, monkeypatch):
-    from latentwire.generation import _Rows
+    from latentwire.lm.decoding import _Rows
 
     real = _Rows.prefill
     monkeypatch.setattr(_Rows, "prefill", lambda self: real(self) * float("nan"))

@@ -15,7 +15,7 @@ from kat.data.prompts import prompt_id
 from kat.diversity.metrics import samples
 from kat.training.model_folder import beyond_training, differing_settings, find_models
 from latentwire.harness.errors import UserError
-from latentwire.models import load_model
+from latentwire.lm.models import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ("model=tiny_random", "prompts=20", "num_generations=3", "max_completion_length=6", "held_out=0.5")

@@ -15,10 +15,10 @@ from latentwire.data.prompts import PromptWriter
 from latentwire.evaluation import setup as benches
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
-from latentwire.generation import Decoder, encode_prefix, plan_batches
 from latentwire.harness.device import place
+from latentwire.lm.decoding import Decoder, encode_prefix, plan_batches
+from latentwire.lm.models import LanguageModel
 from latentwire.metrics import f1_score
-from latentwire.models import LanguageModel
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 

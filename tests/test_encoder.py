@@ -22,7 +22,7 @@ from latentwire.encoders.registry import (
 )
 from latentwire.harness.errors import UserError
 from latentwire.latent_training.task import _lm_config
-from latentwire.models import LanguageModel
+from latentwire.lm.models import LanguageModel
 
 TEXTS = ["The ferry left at noon.", "A kettle."]
 LAYERS = {"layers": 1, "ratio": 2, "groups": "equal", "pool": "mean"}

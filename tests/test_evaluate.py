@@ -9,7 +9,7 @@ from accelerate import PartialState
 from latentwire.data.examples import DataSpec
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
-from latentwire.generation import Decoder
+from latentwire.lm.decoding import Decoder
 from latentwire.sources import Text
 from tests.conftest import model_spec
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
-from latentwire.generation import Decoder, Generated, encode_prefix, plan_batches, split_beginnings
-from latentwire.models import LanguageModel
+from latentwire.lm.decoding import Decoder, Generated, encode_prefix, plan_batches, split_beginnings
+from latentwire.lm.models import LanguageModel
 
 NEW = 12
 

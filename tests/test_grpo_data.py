@@ -18,7 +18,7 @@ from kat.grpo.validation import answer, described, judge, mean_rewards
 from kat.training.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
-from latentwire.models import load_model
+from latentwire.lm.models import load_model
 
 
 def prompt_of(text: str) -> Prompt:

@@ -8,7 +8,7 @@ from conftest import model_spec
 from test_grpo import objective
 
 from kat.grpo.objective import advantages, degenerate_groups, grpo_loss, loss_weights, token_entropy, token_logps
-from latentwire.models import load_model
+from latentwire.lm.models import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 trl = pytest.importorskip("trl", reason="trl is not installed")

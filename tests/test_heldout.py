@@ -11,7 +11,7 @@ import pytest
 
 from kat.data.heldout import held_out, require_unseen, require_unseen_start
 from latentwire.harness.errors import UserError
-from latentwire.models import ModelSpec
+from latentwire.lm.models import ModelSpec
 
 IDS = [f"{number:016x}" for number in range(4000)]
 

@@ -16,7 +16,7 @@ from latentwire.latent_training.losses import (
     rms_loss,
     token_loss,
 )
-from latentwire.vocabulary import Vocabulary
+from latentwire.lm.vocabulary import Vocabulary
 
 
 def test_cosine_is_blind_to_length_and_mse_is_not():

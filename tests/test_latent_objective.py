@@ -12,7 +12,6 @@ from torch import nn
 from latentwire.data.examples import Example
 from latentwire.encoders.checkpoint import Latents, LatentSpec
 from latentwire.encoders.registry import Bottleneck, Passages
-from latentwire.generation import Decoder, Generated
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 from latentwire.harness.training import NonFiniteError
@@ -20,7 +19,8 @@ from latentwire.latent_training.objective import AGAIN, VOCABULARY_TOKENS, Objec
 from latentwire.latent_training.passages import Passage
 from latentwire.latent_training.step_plan import TrainingSpec, epochs_before_answers, plan_steps
 from latentwire.latent_training.validation import HeldOut
-from latentwire.vocabulary import Vocabulary, rms
+from latentwire.lm.decoding import Decoder, Generated
+from latentwire.lm.vocabulary import Vocabulary, rms
 
 SHOWN = [[Example("s", "The mill is red.", "What colour is the mill?", ("red",))]]
 TEXT = "The ferry left the long pier at noon."

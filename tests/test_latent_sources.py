@@ -19,8 +19,8 @@ from latentwire.evaluation.setup import Choice, Settings, identity, prepare
 from latentwire.harness.errors import UserError
 from latentwire.latent_training.passages import fingerprint
 from latentwire.latent_training.task import _lm_config
+from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources import build_source
-from latentwire.vocabulary import Vocabulary
 from tests.conftest import model_spec
 
 SETTINGS = Settings(

@@ -20,8 +20,8 @@ from latentwire.encoders.checkpoint import (
 from latentwire.encoders.registry import make_passages
 from latentwire.harness.errors import UserError
 from latentwire.latent_training.task import _lm_config
+from latentwire.lm.vocabulary import Vocabulary, rms
 from latentwire.transforms import build_transform
-from latentwire.vocabulary import Vocabulary, rms
 
 SPEC = LatentSpec("bottleneck", {"d_z": 4}, 8, "baseline", {}, {"tiny_random": {"version": 1}}, "tiny_random")
 

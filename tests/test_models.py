@@ -21,10 +21,10 @@ from huggingface_hub.errors import (
 )
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from latentwire import models
 from latentwire.harness.errors import UserError
-from latentwire.models import LanguageModel, ModelSpec, load_model
-from latentwire.vocabulary import Vocabulary
+from latentwire.lm import models
+from latentwire.lm.models import LanguageModel, ModelSpec, load_model
+from latentwire.lm.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
 TINY = ModelSpec(name="tiny_random", origin="tiny_random")

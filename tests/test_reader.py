@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, Qwen2Config
 
-from latentwire.generation import encode_prefix
 from latentwire.harness.errors import UserError
-from latentwire.models import LanguageModel, load_model
-from latentwire.reader import Branch, Reader, Row, _slides
+from latentwire.lm.decoding import encode_prefix
+from latentwire.lm.models import LanguageModel, load_model
+from latentwire.lm.reader import Branch, Reader, Row, _slides
 from tests.conftest import model_spec
 
 SHOTS = torch.tensor([5, 9, 2, 7])

@@ -10,10 +10,10 @@ from sklearn.covariance import oas
 from torch.testing import assert_close
 
 from latentwire.harness.errors import UserError
+from latentwire.lm.vocabulary import Vocabulary
 from latentwire.repairs import best_rotation, sample, shrunk_covariance
 from latentwire.transform import EMBEDDINGS, PAIRS
 from latentwire.transforms import build_transform
-from latentwire.vocabulary import Vocabulary
 
 SIZE, WIDTH = 1000, 32
 UNLABELLED = ["moment_matching", "whitening", "procrustes", "auto"]

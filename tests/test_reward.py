@@ -223,7 +223,7 @@ def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(command):
     from kat.reward.model import reward_model_of
     from kat.sampling.sampler import DensityAwareSampler
     from latentwire.harness.device import generator_for
-    from latentwire.models import load_model
+    from latentwire.lm.models import load_model
 
     assert command(*SMALL, "steps=1", "pairs_per_prompt=3")[0] == 0
     lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)

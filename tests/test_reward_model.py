@@ -29,7 +29,7 @@ from kat.reward.model import (
     trees_of,
 )
 from latentwire.harness.errors import UserError
-from latentwire.models import LanguageModel
+from latentwire.lm.models import LanguageModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

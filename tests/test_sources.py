@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from latentwire.harness.app import CONF
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources import SOURCES, build_source
-from latentwire.vocabulary import Vocabulary
 
 SIZE, WIDTH = 200, 16
 DIALS = {

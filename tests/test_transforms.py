@@ -13,8 +13,8 @@ from torch.testing import assert_close
 
 from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
+from latentwire.lm.vocabulary import Vocabulary
 from latentwire.transforms import TRANSFORMS, SoftCodebook, build_transform, read_label
-from latentwire.vocabulary import Vocabulary
 
 SIZE, WIDTH = 200, 16
 DIALS = {

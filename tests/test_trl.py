@@ -15,7 +15,7 @@ from conftest import model_spec
 from kat.sampling.sampler import DensityAwareSampler
 from kat.sampling.trl import attach
 from latentwire.harness.errors import UserError
-from latentwire.models import load_model
+from latentwire.lm.models import load_model
 
 trl = pytest.importorskip("trl", reason="trl is not installed")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))

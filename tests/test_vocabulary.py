@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from latentwire import neighbours
-from latentwire.neighbours import TokenSearch
-from latentwire.vocabulary import Vocabulary, rms
+from latentwire.lm import token_search
+from latentwire.lm.token_search import TokenSearch
+from latentwire.lm.vocabulary import Vocabulary, rms
 
 SIZE, WIDTH = 200, 16
 
@@ -126,13 +126,13 @@ def test_a_query_of_zeros_finds_valid_tokens():
 
 @pytest.mark.parametrize("block", [1, SIZE, 7 * SIZE, 2**26])
 def test_the_size_of_a_block_does_not_change_what_is_found(block, monkeypatch):
-    monkeypatch.setattr(neighbours, "SEARCH_BLOCK", block)
+    monkeypatch.setattr(token_search, "SEARCH_BLOCK", block)
     x = queries(30)
     assert torch.equal(TokenSearch(TOKENS).nearest(x, 3), brute_force(TOKENS, x, 3))
 
 
 def test_a_search_holds_no_more_similarities_than_a_block(monkeypatch):
-    monkeypatch.setattr(neighbours, "SEARCH_BLOCK", 7 * SIZE)
+    monkeypatch.setattr(token_search, "SEARCH_BLOCK", 7 * SIZE)
     held = []
     topk = torch.Tensor.topk
     monkeypatch.setattr(torch.Tensor, "topk", lambda self, *a, **b: held.append(self.numel()) or topk(self, *a, **b))
@@ -193,7 +193,7 @@ def test_queries_that_carry_gradients_are_searched_like_others():
 
 
 def test_the_searches_longest_unasked_are_forgotten_first(monkeypatch):
-    monkeypatch.setattr(neighbours, "REMEMBERED_SEARCHES", 2)
+    monkeypatch.setattr(token_search, "REMEMBERED_SEARCHES", 2)
     search = TokenSearch(TOKENS)
     a, b, c = (queries(3, seed) for seed in (1, 2, 3))
     for query, searches in [(a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (c, 3), (b, 4), (a, 5)]:

@@ -11,7 +11,7 @@ from kat.data.tables import read_rows
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
 from latentwire.harness.results import read_json
-from latentwire.models import ModelSpec
+from latentwire.lm.models import ModelSpec
 
 LEDGER = "ledger.jsonl"  # of a run: how often each training prompt was drawn
 

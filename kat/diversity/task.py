@@ -45,7 +45,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import config_hash, read_json, write_json, write_text_atomically
-from latentwire.models import ModelSpec, load_model, load_tokenizer
+from latentwire.lm.models import ModelSpec, load_model, load_tokenizer
 
 BATCH_TOKENS_ON_CPU = 4096
 

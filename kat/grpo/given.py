@@ -23,7 +23,7 @@ from latentwire.harness.checkpoint import OtherConfigurationError
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
 from latentwire.harness.results import config_hash
-from latentwire.models import ModelSpec, weight_files
+from latentwire.lm.models import ModelSpec, weight_files
 
 
 def policy_spec(cfg: DictConfig) -> ModelSpec:

@@ -36,7 +36,7 @@ from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import read_jsonl, write_json
 from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, make_accelerator, make_optimizer, make_scheduler
-from latentwire.models import ModelSpec, load_model, save_model
+from latentwire.lm.models import ModelSpec, load_model, save_model
 
 SHOWN = 16  # held-out prompts whose completions are shown in the tracker's table
 

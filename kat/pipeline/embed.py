@@ -33,7 +33,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import config_hash, read_json, write_json, writing
-from latentwire.models import ModelSpec
+from latentwire.lm.models import ModelSpec
 
 BATCH_TOKENS_ON_CPU = 8192  # measured best for embedding
 

@@ -18,7 +18,7 @@ from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import speaks
-from latentwire.models import ModelSpec
+from latentwire.lm.models import ModelSpec
 
 
 @task

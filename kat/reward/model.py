@@ -28,7 +28,7 @@ from kat.data.chat import encode_completion, encode_prompt
 from kat.data.formats import Message
 from kat.training.tree_mask import tree_mask
 from latentwire.harness.errors import UserError
-from latentwire.models import LanguageModel, bars_on_terminals_only, weight_files
+from latentwire.lm.models import LanguageModel, bars_on_terminals_only, weight_files
 
 BATCH_TOKENS = 4096
 

@@ -51,7 +51,7 @@ from latentwire.harness.training import (
     make_scheduler,
     require_finite,
 )
-from latentwire.models import ModelSpec, load_model, save_model
+from latentwire.lm.models import ModelSpec, load_model, save_model
 
 AT_A_TIME = 32  # held-out prompts between two looks at the clock
 

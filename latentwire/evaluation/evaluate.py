@@ -18,11 +18,11 @@ from latentwire.encoders.cost import Cost, account
 from latentwire.evaluation import detectors
 from latentwire.evaluation.detectors import Finding
 from latentwire.evaluation.setup import Bench, Choice, block_ends
-from latentwire.generation import Generated
 from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
 from latentwire.latent_training.passages import fingerprint
+from latentwire.lm.decoding import Generated
 from latentwire.metrics import bootstrap_interval, exact_match, f1_score, wilson_interval
 from latentwire.sources import SOURCES, Text, build_source
 from latentwire.transform import PAIRS, Transform

@@ -17,7 +17,7 @@ from latentwire.evaluation.setup import Bench, Choice
 from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.progress import Progress
 from latentwire.latent_training.losses import distillation_loss, token_loss
-from latentwire.reader import Branch, Reader, Row
+from latentwire.lm.reader import Branch, Reader, Row
 from latentwire.sources import Text, build_source
 
 FORMAT = 1  # goes into the hash of every likelihood; raise it whenever what is measured here changes

@@ -15,7 +15,7 @@ from latentwire.evaluation.setup import Choice, Settings, identity
 from latentwire.harness import app
 from latentwire.harness.device import choose_batch_tokens, choose_dtype
 from latentwire.harness.results import config_hash
-from latentwire.models import ModelSpec
+from latentwire.lm.models import ModelSpec
 
 
 @dataclass(frozen=True)

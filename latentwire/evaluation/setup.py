@@ -17,12 +17,12 @@ from latentwire.data.prompts import Prompt, PromptWriter
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation import detectors
 from latentwire.evaluation.detectors import Finding
-from latentwire.generation import Decoder, encode_prefix, plan_batches
 from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
-from latentwire.models import LanguageModel, ModelSpec, load_model
+from latentwire.lm.decoding import Decoder, encode_prefix, plan_batches
+from latentwire.lm.models import LanguageModel, ModelSpec, load_model
+from latentwire.lm.vocabulary import Vocabulary
 from latentwire.transforms import TRANSFORMS
-from latentwire.vocabulary import Vocabulary
 
 FITTED_ON = 16384  # embeddings at most that a transform is fitted on; its number goes into the hash
 FITTED = {name for name, kind in TRANSFORMS.items() if kind.fits} | {"chain"}  # a chain's steps may be

@@ -31,7 +31,7 @@ from latentwire.harness.results import (
     read_jsonl,
 )
 from latentwire.harness.tracking import Tracker, make_tracker
-from latentwire.models import ModelSpec
+from latentwire.lm.models import ModelSpec
 
 NEEDED = {"name", "experiment", "family", "dials", "source", "group", "config", "num_samples", "identity",
           "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # by whatever reads a finished result

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
 from latentwire.harness.errors import UserError
-from latentwire.vocabulary import Vocabulary, rms
+from latentwire.lm.vocabulary import Vocabulary, rms
 
 DISTANCES = ("cosine", "mse")
 NAMES = ("embedding", "text", "continuation", "answer", "distillation", "rms", "manifold")

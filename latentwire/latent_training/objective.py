@@ -16,14 +16,14 @@ from latentwire.data.examples import Example
 from latentwire.data.prompts import PromptWriter
 from latentwire.encoders.checkpoint import Latents
 from latentwire.encoders.registry import Bottleneck, Passages, make_passages
-from latentwire.generation import encode_prefix
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 from latentwire.latent_training.losses import distillation_loss, embedding_loss, manifold_loss, rms_loss, token_loss
 from latentwire.latent_training.passages import Passage
-from latentwire.models import LanguageModel
-from latentwire.reader import Branch, Reader, Row
-from latentwire.vocabulary import Vocabulary
+from latentwire.lm.decoding import encode_prefix
+from latentwire.lm.models import LanguageModel
+from latentwire.lm.reader import Branch, Reader, Row
+from latentwire.lm.vocabulary import Vocabulary
 
 AGAIN = "\nThe same text again:"  # asks for the text that the latents stand for
 VOCABULARY_TOKENS = 512  # drawn at a step for the loss `vocabulary`

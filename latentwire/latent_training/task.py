@@ -48,8 +48,8 @@ from latentwire.latent_training.objective import Objective, Weights, halves
 from latentwire.latent_training.passages import LatentData, Passage, fingerprint, load_latent_data
 from latentwire.latent_training.step_plan import Step, TrainingSpec, epochs_before_answers, plan_steps
 from latentwire.latent_training.validation import HeldOut
-from latentwire.models import LanguageModel, ModelSpec, load_model
-from latentwire.vocabulary import Vocabulary
+from latentwire.lm.models import LanguageModel, ModelSpec, load_model
+from latentwire.lm.vocabulary import Vocabulary
 
 
 @dataclass

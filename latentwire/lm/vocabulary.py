@@ -8,7 +8,7 @@ import faiss
 import torch
 from torch import Tensor
 
-from latentwire.neighbours import TokenSearch
+from latentwire.lm.token_search import TokenSearch
 
 
 class Vocabulary:

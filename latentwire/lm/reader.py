@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from latentwire.attention import additive
-from latentwire.generation import Prefix
 from latentwire.harness.errors import UserError
-from latentwire.models import LanguageModel
+from latentwire.lm.attention import additive
+from latentwire.lm.decoding import Prefix
+from latentwire.lm.models import LanguageModel
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, in the library's words
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from latentwire import attention
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
-from latentwire.models import LanguageModel
+from latentwire.lm import attention
+from latentwire.lm.models import LanguageModel
 
 WORTH_SHARING = 8  # positions that two prompts must begin alike with, to be read together
 WORTH_SAVING = 0.1  # of all positions of a batch: less is not worth reading it in two parts
