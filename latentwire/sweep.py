@@ -27,8 +27,8 @@ from latentwire.harness.results import (
     read_jsonl,
     write_text_atomically,
 )
-from latentwire.render import render, tables
-from latentwire.report import write_report
+from latentwire.reports.html import write_report
+from latentwire.reports.text import render, tables
 
 IN_SUMMARY_TOO_LONG = (
     "config",

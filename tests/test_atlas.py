@@ -11,7 +11,7 @@ from test_analysis import result_of
 from latentwire.analysis.controls import Judging
 from latentwire.analysis.ranking import analyze
 from latentwire.analysis.tolerance import LADDERS, crossing, matrix_table, tolerance_table
-from latentwire.render import render, tolerated
+from latentwire.reports.text import render, tolerated
 
 COUNT = 200
 IDS = [f"q{i}" for i in range(COUNT)]

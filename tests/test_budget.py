@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_sweep import command, environment, load, without_timings
 
-from latentwire import report, rounds
+from latentwire import rounds
 from latentwire.budget import Cost, first_round, next_round
 from latentwire.evaluation import request, task
 from latentwire.evaluation.setup import block_ends
@@ -23,6 +23,7 @@ from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.results import ResultStore, write_jsonl
+from latentwire.reports import html
 
 A_SECOND = Cost(0.0, 1.0)
 
@@ -119,7 +120,7 @@ def exact_costs(monkeypatch):
 def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_costs, monkeypatch):
     # 9 jobs: 4 examples of all cost 36 s, the clean control has 16 already; then 4 always go on (baselines, random
     # tokens on text, the empty context), of 2 and 3 contenders 1 and 2 for 24 s, 1 and 1 for 40 s; 8 s are left
-    monkeypatch.setattr(report, "draw_all", lambda *arguments: [])  # no figures
+    monkeypatch.setattr(html, "draw_all", lambda *arguments: [])  # no figures
     real, left = task.evaluate, iter(range(11))
 
     def interrupting(*arguments):

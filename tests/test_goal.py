@@ -9,7 +9,7 @@ from test_atlas import COUNT, IDS, right
 
 from latentwire.analysis.controls import Judging
 from latentwire.analysis.ranking import analyze
-from latentwire.render import auto_table, goal_lines, incomplete, render
+from latentwire.reports.text import auto_table, goal_lines, incomplete, render
 
 TEXT = {"baseline": 0.8, "nearest_k": 0.8, "auto": 0.8}
 

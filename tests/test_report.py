@@ -14,13 +14,14 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from latentwire import report, sweep
+from latentwire import sweep
 from latentwire.analysis.ranking import three_digits
-from latentwire.figures import draw_all
 from latentwire.harness import app
 from latentwire.harness.tracking import NoTracker
-from latentwire.panels import DARK, LIGHT, dial_panels, matrix, reference_lines, scale_top
-from latentwire.report import choose_examples, collect, page, shared, write_report
+from latentwire.reports import html as report
+from latentwire.reports.figures import draw_all
+from latentwire.reports.html import choose_examples, collect, page, shared, write_report
+from latentwire.reports.panels import DARK, LIGHT, dial_panels, matrix, reference_lines, scale_top
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror='throw 1'>\u2028<!-- & \"q'"
 COUNT = 16

@@ -14,8 +14,17 @@ from matplotlib.figure import Figure
 from latentwire.analysis.controls import label
 from latentwire.analysis.ranking import three_digits
 from latentwire.harness.results import open_atomically, writing
-from latentwire.panels import COLOUR_OF, HEAT_TEXT_TURNS, LINES, Group, Row, dial_panels, matrix, reference_lines
-from latentwire.panels import LIGHT as COLOURS
+from latentwire.reports.panels import (
+    COLOUR_OF,
+    HEAT_TEXT_TURNS,
+    LINES,
+    Group,
+    Row,
+    dial_panels,
+    matrix,
+    reference_lines,
+)
+from latentwire.reports.panels import LIGHT as COLOURS
 
 HEAT = LinearSegmentedColormap.from_list("heat", [COLOURS["low"], COLOURS["high"]])
 STYLES = {"baseline": "-", "clean": "--", "empty": ":"}

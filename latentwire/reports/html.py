@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.analysis.ranking import coverage
-from latentwire.figures import draw_all
 from latentwire.harness.pages import fill
 from latentwire.harness.results import ResultStore, read_json, read_jsonl, write_text_atomically
 from latentwire.metrics import FEW
-from latentwire.panels import (
+from latentwire.reports.figures import draw_all
+from latentwire.reports.panels import (
     COLOUR_OF,
     DARK,
     HEAT_TEXT_TURNS,
@@ -25,7 +25,7 @@ from latentwire.panels import (
     reference_lines,
     scale_top,
 )
-from latentwire.render import goal_lines, incomplete, left_out, tolerated
+from latentwire.reports.text import goal_lines, incomplete, left_out, tolerated
 
 Summary = dict[str, Any]
 Answers = dict[str, list[dict[str, Any]]]  # name of a result -> its rows: id, question, references, prediction, f1, em
