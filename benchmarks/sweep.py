@@ -44,7 +44,7 @@ from latentwire.harness.results import write_json
 from latentwire.lm.decoding import Decoder
 from latentwire.lm.models import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources import build_source
+from latentwire.sources.registry import build_source
 from latentwire.transforms import build_transform
 
 SETTINGS = {

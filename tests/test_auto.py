@@ -8,7 +8,7 @@ from latentwire.auto import PROBE
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources import build_source
+from latentwire.sources.registry import build_source
 from latentwire.transforms import build_transform
 
 SIZE, WIDTH = 3000, 128

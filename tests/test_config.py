@@ -24,7 +24,7 @@ from latentwire.harness.grids import Job, expand, factors, keep, variants
 from latentwire.latent_training.objective import Weights
 from latentwire.lm.models import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources import SOURCES, build_source
+from latentwire.sources.registry import SOURCES, build_source
 from latentwire.transforms import TRANSFORMS, build_transform, read_label
 
 EMBED35 = {

@@ -20,7 +20,7 @@ from latentwire.harness.errors import UserError
 from latentwire.latent_training.passages import fingerprint
 from latentwire.latent_training.task import _lm_config
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources import build_source
+from latentwire.sources.registry import build_source
 from tests.conftest import model_spec
 
 SETTINGS = Settings(

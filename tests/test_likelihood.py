@@ -19,7 +19,7 @@ from latentwire.evaluation.likelihood import Likelihoods
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.harness.errors import UserError
 from latentwire.metrics import percentile_interval
-from latentwire.sources import SOURCES, Text
+from latentwire.sources.registry import SOURCES, Text
 from tests.conftest import model_spec
 
 STATE = PartialState(cpu=True)
@@ -151,7 +151,7 @@ def test_a_source_is_told_the_passage_in_float32_whatever_the_lm_computes_in(ben
 
 
 def test_what_is_not_finite_is_named(bench, monkeypatch):
-    monkeypatch.setattr("latentwire.sources.Cut.distort", lambda self, x, generator: x[:4] * float("nan"))
+    monkeypatch.setattr("latentwire.sources.registry.Cut.distort", lambda self, x, generator: x[:4] * float("nan"))
     with pytest.raises(UserError, match=r"the source cut .* gave NaN or infinite values for example"):
         Likelihoods(bench, STATE).over(Choice("cut", HALF), "")
 

@@ -13,7 +13,7 @@ from latentwire.harness.app import CONF
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources import SOURCES, build_source
+from latentwire.sources.registry import SOURCES, build_source
 
 SIZE, WIDTH = 200, 16
 DIALS = {

@@ -18,7 +18,7 @@ from latentwire.harness.device import gather_from_all, generator_for, in_every_p
 from latentwire.harness.progress import Progress
 from latentwire.latent_training.losses import distillation_loss, token_loss
 from latentwire.lm.reader import Branch, Reader, Row
-from latentwire.sources import Text, build_source
+from latentwire.sources.registry import Text, build_source
 
 FORMAT = 1  # goes into the hash of every likelihood; raise it whenever what is measured here changes
 
