@@ -9,8 +9,8 @@ import pytest
 
 from latentwire.analysis.controls import Judging, three_digits
 from latentwire.analysis.ranking import analyze
-from latentwire.metrics import compare_paired, detectable_difference, recovered_shares, samples_needed, spread
 from latentwire.reports.text import ranking_table, render
+from latentwire.stats.comparison import compare_paired, detectable_difference, recovered_shares, samples_needed, spread
 
 COUNT = 60
 IDS = [f"q{i}" for i in range(COUNT)]

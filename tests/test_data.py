@@ -16,7 +16,7 @@ import torch
 
 from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data, shipped_split_path
 from latentwire.harness.errors import UserError
-from latentwire.metrics import normalize_answer
+from latentwire.stats.comparison import normalize_answer
 
 FOX = "The red fox sat near the old mill."
 ROW = {"context": FOX, "question": "Who sat there?", "answers": ["red fox"]}

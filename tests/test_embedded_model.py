@@ -18,7 +18,7 @@ from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.harness.device import place
 from latentwire.lm.decoding import Decoder, encode_prefix, plan_batches
 from latentwire.lm.models import LanguageModel
-from latentwire.metrics import f1_score
+from latentwire.stats.comparison import f1_score
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 

@@ -18,8 +18,8 @@ from latentwire.evaluation.latent_report import controls_of, judge, render
 from latentwire.evaluation.likelihood import Likelihoods
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.harness.errors import UserError
-from latentwire.metrics import percentile_interval
 from latentwire.sources.registry import SOURCES, Text
+from latentwire.stats.comparison import percentile_interval
 from tests.conftest import model_spec
 
 STATE = PartialState(cpu=True)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.text import squad
 
-from latentwire import metrics
-from latentwire.metrics import (
+from latentwire.stats import comparison as metrics
+from latentwire.stats.comparison import (
     bootstrap_interval,
     compare_paired,
     detectable_difference,

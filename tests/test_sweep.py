@@ -16,7 +16,7 @@ import pytest
 from latentwire.evaluation.setup import FITTED_ON
 from latentwire.harness import app
 from latentwire.harness.results import ResultStore
-from latentwire.metrics import f1_score
+from latentwire.stats.comparison import f1_score
 
 SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
 

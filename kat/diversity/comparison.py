@@ -32,7 +32,7 @@ from kat.diversity.metrics import (
     words,
 )
 from latentwire.harness.errors import UserError
-from latentwire.metrics import compare_paired
+from latentwire.stats.comparison import compare_paired
 
 FEWEST = 10  # prompts in a group; a bootstrap over fewer knows too little of their spread
 LEVELS = {

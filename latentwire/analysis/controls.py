@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from latentwire.harness.errors import UserError
-from latentwire.metrics import (
+from latentwire.stats.comparison import (
     ALPHA,
     POWER,
     POWER_FORMULA,

@@ -27,7 +27,7 @@ from latentwire.analysis.controls import (
 )
 from latentwire.analysis.tolerance import make_atlas
 from latentwire.evaluation import detectors
-from latentwire.metrics import ALPHA, Comparison, Difference, corrected, paired_bootstrap
+from latentwire.stats.comparison import ALPHA, Comparison, Difference, corrected, paired_bootstrap
 
 Result = dict[str, Any]
 

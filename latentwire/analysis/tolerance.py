@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from latentwire.analysis.controls import SEED, ById, common, is_supervised, scores_on, three_digits
-from latentwire.metrics import FEW, Scores, resampled_means
+from latentwire.stats.comparison import FEW, Scores, resampled_means
 
 Result = dict[str, Any]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentwire.data.examples import Example
 from latentwire.harness.errors import UserError
-from latentwire.metrics import normalize_answer
+from latentwire.stats.comparison import normalize_answer
 
 Finding = dict[str, str]
 

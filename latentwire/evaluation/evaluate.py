@@ -23,8 +23,8 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
 from latentwire.latent_training.passages import fingerprint
 from latentwire.lm.decoding import Generated
-from latentwire.metrics import bootstrap_interval, exact_match, f1_score, wilson_interval
 from latentwire.sources.registry import SOURCES, Text, build_source
+from latentwire.stats.comparison import bootstrap_interval, exact_match, f1_score, wilson_interval
 from latentwire.transform import PAIRS, Transform
 from latentwire.transforms import build_transform
 

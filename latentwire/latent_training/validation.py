@@ -14,7 +14,7 @@ from latentwire.latent_training.losses import likeness
 from latentwire.latent_training.objective import Objective
 from latentwire.latent_training.passages import Passage
 from latentwire.lm.decoding import Decoder, encode_prefix, plan_batches
-from latentwire.metrics import bootstrap_interval, f1_score
+from latentwire.stats.comparison import bootstrap_interval, f1_score
 
 
 class HeldOut:

@@ -12,7 +12,6 @@ from typing import Any
 from latentwire.analysis.ranking import coverage
 from latentwire.harness.pages import fill
 from latentwire.harness.results import ResultStore, read_json, read_jsonl, write_text_atomically
-from latentwire.metrics import FEW
 from latentwire.reports.figures import draw_all
 from latentwire.reports.panels import (
     COLOUR_OF,
@@ -26,6 +25,7 @@ from latentwire.reports.panels import (
     scale_top,
 )
 from latentwire.reports.text import goal_lines, incomplete, left_out, tolerated
+from latentwire.stats.comparison import FEW
 
 Summary = dict[str, Any]
 Answers = dict[str, list[dict[str, Any]]]  # name of a result -> its rows: id, question, references, prediction, f1, em
