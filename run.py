@@ -20,10 +20,12 @@ from latentwire.harness.app import Task, launch
 
 TASKS = {
     "evaluate": Task(
-        run="latentwire.evaluation.task:run", finish="latentwire.sweep:finish", direct="latentwire.rounds:direct"
+        run="latentwire.evaluation.task:run",
+        finish="latentwire.sweeps.task:finish",
+        direct="latentwire.sweeps.schedule:direct",
     ),
     "list": Task(run="latentwire.evaluation.task:list_one"),
-    "analyze": Task(run="latentwire.sweep:analyze_again"),
+    "analyze": Task(run="latentwire.sweeps.task:analyze_again"),
     "latent_report": Task(run="latentwire.evaluation.latent_report:report"),
     "pairs": Task(run="kat.pipeline.prepare:pairs"),
     "prompts": Task(run="kat.pipeline.prepare:prompts"),

@@ -14,8 +14,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_sweep import command, environment, load, without_timings
 
-from latentwire import rounds
-from latentwire.budget import Cost, first_round, next_round
 from latentwire.evaluation import request, task
 from latentwire.evaluation.setup import block_ends
 from latentwire.harness import app
@@ -24,6 +22,8 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.results import ResultStore, write_jsonl
 from latentwire.reports import html
+from latentwire.sweeps import schedule
+from latentwire.sweeps.successive_halving import Cost, first_round, next_round
 
 A_SECOND = Cost(0.0, 1.0)
 
@@ -99,9 +99,9 @@ SWEEP = ["-m", "embed_transform=baseline,rms_matching,nearest_k,random_interpola
 def exact_costs(monkeypatch):
     """Costs that do not depend on the machine: a second for each example, nothing for launching a job."""
 
-    monkeypatch.setattr(rounds, "_cost", lambda results, launches: A_SECOND)
+    monkeypatch.setattr(schedule, "_cost", lambda results, launches: A_SECOND)
     monkeypatch.setattr(app, "lap", lambda *, count: 0.0)
-    real = rounds._within_budget
+    real = schedule._within_budget
 
     def at_a_second_each(cfg, controls, jobs, launching):
         inner = real(cfg, controls, jobs, launching)
@@ -113,7 +113,7 @@ def exact_costs(monkeypatch):
                 return end.value
             answers = [result | {"job_sec": float(result["num_samples"])} for result in (yield todo)]
 
-    monkeypatch.setattr(rounds, "_within_budget", at_a_second_each)
+    monkeypatch.setattr(schedule, "_within_budget", at_a_second_each)
 
 
 @pytest.mark.slow
@@ -188,13 +188,13 @@ def played(cfg, jobs, finished, calls=None):
         calls: Interrupted after so many results that were not there.
     """
     left = iter(range(10**6 if calls is None else calls))
-    playing = rounds._within_budget(cfg, jobs[:1], jobs[1:], 0.0)
+    playing = schedule._within_budget(cfg, jobs[:1], jobs[1:], 0.0)
     answers = None
     while True:
         try:
             todo = next(playing) if answers is None else playing.send(answers)
         except StopIteration:
-            return load(rounds.plan_path(Path(cfg.out)))
+            return load(schedule.plan_path(Path(cfg.out)))
         answers = []
         for job in todo:
             name, asked = job.config.name, int(job.overrides[-1].removeprefix("asked="))
@@ -223,9 +223,9 @@ def test_wherever_it_is_interrupted_it_decides_the_same_and_another_budget_is_an
         return OmegaConf.merge(jobs[0].config, {"budget_minutes": minutes, "out": str(tmp_path / folder)})
 
     finished: dict[str, int] = {}
-    launches, real = [], rounds._cost
+    launches, real = [], schedule._cost
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "_cost", lambda results, count: launches.append(count) or real(results, count))
+        patch.setattr(schedule, "_cost", lambda results, count: launches.append(count) or real(results, count))
         whole = played(of("whole", 2.2), jobs, finished)
     assert launches == [1, 1, 2, 3]  # the probe, then each round has launched its jobs once more
     # of 11 jobs 5 always go on; as above, of 3 and 4 contenders 2 and 2, then 1 and 1
@@ -259,18 +259,18 @@ def test_auto_is_never_left_out(tmp_path, monkeypatch):
 def test_the_score_of_a_round_is_that_of_its_first_examples(tmp_path):
     store = ResultStore(tmp_path)
     write_jsonl(store.predictions_path("a"), [{"f1": f1} for f1 in (1.0, 0.0, 1.0, 1.0)])
-    found = [rounds._f1(store, {"name": "a", "num_samples": 4, "f1": 0.75}, count) for count in (2, 4)]
+    found = [schedule._f1(store, {"name": "a", "num_samples": 4, "f1": 0.75}, count) for count in (2, 4)]
     assert found == [0.5, 0.75]
 
 
 def test_the_estimate_at_the_start_holds_the_launching_of_jobs(cli, exact_costs, monkeypatch):
-    real = rounds.control_jobs
+    real = schedule.control_jobs
 
     def slow(jobs, compose):
         time.sleep(0.5)
         return real(jobs, compose)
 
-    monkeypatch.setattr(rounds, "control_jobs", slow)
+    monkeypatch.setattr(schedule, "control_jobs", slow)
     # 36 s for 4 examples each, a quarter more are 45 s; with half a second for each of 9 jobs 50 s or more
     status, _, err = cli(*SWEEP, "budget_minutes=0.8")
     assert status == 1
@@ -357,8 +357,8 @@ def test_what_a_job_and_an_example_cost():
         {"num_samples": 8, "time_sec": 4.0, "job_sec": 7.0},
         {"num_samples": 8, "time_sec": 12.0, "job_sec": 13.0},
     ]
-    assert rounds._cost(results, 1) == Cost(2.0, 1.0)
-    assert rounds._cost(results, 2) == Cost(1.0, 1.0)
+    assert schedule._cost(results, 1) == Cost(2.0, 1.0)
+    assert schedule._cost(results, 2) == Cost(1.0, 1.0)
 
 
 def test_a_lap_holds_all_seconds_since_they_were_counted(monkeypatch):
@@ -380,7 +380,7 @@ def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
             cfg = compose("run", overrides=["model=tiny_random", "samples=20", f"out={tmp_path}", *overrides])
         job = Job([], cfg)
         with_budget = OmegaConf.merge(cfg, {"budget_minutes": 5})
-        return rounds._open_plan(with_budget, state, [job], 20)["key"]
+        return schedule._open_plan(with_budget, state, [job], 20)["key"]
 
     before = key()
     assert before == key("only=base*", "wished=0.1")  # what decides no result

@@ -14,7 +14,6 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from latentwire import sweep
 from latentwire.analysis.ranking import three_digits
 from latentwire.harness import app
 from latentwire.harness.tracking import NoTracker
@@ -22,6 +21,7 @@ from latentwire.reports import html as report
 from latentwire.reports.figures import draw_all
 from latentwire.reports.html import choose_examples, collect, page, shared, write_report
 from latentwire.reports.panels import DARK, LIGHT, dial_panels, matrix, reference_lines, scale_top
+from latentwire.sweeps import task
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror='throw 1'>\u2028<!-- & \"q'"
 COUNT = 16
@@ -580,7 +580,7 @@ class Logged(NoTracker):
 
 def test_every_sweep_ends_with_its_report_and_the_analysis_writes_it_again(cli, monkeypatch):
     logged = Logged()
-    monkeypatch.setattr(sweep, "tracker_of", lambda cfg: logged)
+    monkeypatch.setattr(task, "tracker_of", lambda cfg: logged)
     status, _, err = cli("-m", "sweep=smoke", "only=baseline|rms*", "model=tiny_random", "samples=4",
                          "embed_source=text,scaled")  # fmt: skip
     assert status == 0 and "report: outputs/smoke/report.html" in err

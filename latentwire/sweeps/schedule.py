@@ -11,7 +11,6 @@ from accelerate import PartialState
 from omegaconf import DictConfig
 
 from latentwire.analysis.controls import RANDOM
-from latentwire.budget import Cost, Round, first_round, next_round
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation.request import read
 from latentwire.evaluation.setup import FIRST
@@ -22,6 +21,7 @@ from latentwire.harness.grids import Job
 from latentwire.harness.progress import say
 from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
 from latentwire.lm.models import ModelSpec
+from latentwire.sweeps.successive_halving import Cost, Round, first_round, next_round
 
 Result = dict[str, Any]
 Rounds = Generator[list[Job], list[Result], list[Result]]

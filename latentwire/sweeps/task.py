@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from latentwire import rounds
 from latentwire.analysis.ranking import ById, Judging, analyze
 from latentwire.analysis.tolerance import matrix_table
 from latentwire.evaluation.detectors import Finding, too_fast
@@ -29,6 +28,7 @@ from latentwire.harness.results import (
 )
 from latentwire.reports.html import write_report
 from latentwire.reports.text import render, tables
+from latentwire.sweeps import schedule
 
 IN_SUMMARY_TOO_LONG = (
     "config",
@@ -47,7 +47,7 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
     folder = Path(cfg.out)
     failed = [result for result in results if result["status"] != "ok"]
     if speaks():
-        budget = read_json(rounds.plan_path(folder)) if cfg.budget_minutes is not None else None
+        budget = read_json(schedule.plan_path(folder)) if cfg.budget_minutes is not None else None
         summary = summarize(cfg.sweep.name, results, folder, _judging(cfg), budget)
         summary["command"] = app.command()
         other = ResultStore(folder).save_summary(summary)
