@@ -45,7 +45,7 @@ from latentwire.lm.decoding import Decoder
 from latentwire.lm.models import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import build_source
-from latentwire.transforms import build_transform
+from latentwire.transforms.registry import build_transform
 
 SETTINGS = {
     "samples": 12,  # examples of each configuration

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from latentwire.auto import PROBE
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import build_source
-from latentwire.transforms import build_transform
+from latentwire.transforms.auto import PROBE
+from latentwire.transforms.registry import build_transform
 
 SIZE, WIDTH = 3000, 128
 

@@ -25,7 +25,7 @@ from latentwire.latent_training.objective import Weights
 from latentwire.lm.models import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import SOURCES, build_source
-from latentwire.transforms import TRANSFORMS, build_transform, read_label
+from latentwire.transforms.registry import TRANSFORMS, build_transform, read_label
 
 EMBED35 = {
     "baseline": {},

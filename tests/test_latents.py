@@ -21,7 +21,7 @@ from latentwire.encoders.registry import make_passages
 from latentwire.harness.errors import UserError
 from latentwire.latent_training.task import _lm_config
 from latentwire.lm.vocabulary import Vocabulary, rms
-from latentwire.transforms import build_transform
+from latentwire.transforms.registry import build_transform
 
 SPEC = LatentSpec("bottleneck", {"d_z": 4}, 8, "baseline", {}, {"tiny_random": {"version": 1}}, "tiny_random")
 

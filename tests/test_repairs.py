@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.repairs import best_rotation, sample, shrunk_covariance
-from latentwire.transform import EMBEDDINGS, PAIRS
-from latentwire.transforms import build_transform
+from latentwire.transforms.base import EMBEDDINGS, PAIRS
+from latentwire.transforms.fitted import best_rotation, sample, shrunk_covariance
+from latentwire.transforms.registry import build_transform
 
 SIZE, WIDTH = 1000, 32
 UNLABELLED = ["moment_matching", "whitening", "procrustes", "auto"]

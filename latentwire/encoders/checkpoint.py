@@ -18,8 +18,8 @@ from latentwire.encoders.registry import Adapter, Passages, build_encoder
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import open_atomically, read_json, write_json, writing
 from latentwire.lm.vocabulary import Vocabulary, rms
-from latentwire.transform import Transform
-from latentwire.transforms import AnchorOffset, Chain, RandomInterpolation, build_transform
+from latentwire.transforms.base import Transform
+from latentwire.transforms.registry import AnchorOffset, Chain, RandomInterpolation, build_transform
 
 FORMAT = 1
 

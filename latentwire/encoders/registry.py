@@ -26,7 +26,7 @@ from latentwire.encoders.grouping import (
     word_begins,
 )
 from latentwire.harness.errors import UserError
-from latentwire.transform import check_dials, require
+from latentwire.transforms.base import check_dials, require
 
 BYTES = 256
 GROUPS = ("equal", "words")

@@ -25,8 +25,8 @@ from latentwire.latent_training.passages import fingerprint
 from latentwire.lm.decoding import Generated
 from latentwire.sources.registry import SOURCES, Text, build_source
 from latentwire.stats.comparison import bootstrap_interval, exact_match, f1_score, wilson_interval
-from latentwire.transform import PAIRS, Transform
-from latentwire.transforms import build_transform
+from latentwire.transforms.base import PAIRS, Transform
+from latentwire.transforms.registry import build_transform
 
 PUBLIC = ("id", "question", "references", "prediction", "f1", "em", "cut_off", "change")  # of an example, kept
 BEGINNING, COMPARED = 4, 32  # positions of so many spans are held side by side, before and after the repair

@@ -22,7 +22,7 @@ from latentwire.harness.errors import UserError
 from latentwire.lm.decoding import Decoder, encode_prefix, plan_batches
 from latentwire.lm.models import LanguageModel, ModelSpec, load_model
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.transforms import TRANSFORMS
+from latentwire.transforms.registry import TRANSFORMS
 
 FITTED_ON = 16384  # embeddings at most that a transform is fitted on; its number goes into the hash
 FITTED = {name for name, kind in TRANSFORMS.items() if kind.fits} | {"chain"}  # a chain's steps may be

@@ -20,7 +20,7 @@ from latentwire.encoders.grouping import group_means
 from latentwire.encoders.registry import make_passages
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary, rms
-from latentwire.transform import check_dials, require
+from latentwire.transforms.base import check_dials, require
 
 MOST_SPREAD = 5.0  # exp(5 z) already spans ten decimal orders of magnitude
 SPREAD_RANGE = f"is the standard deviation of a log-normal factor's logarithm, between 0 and {MOST_SPREAD:g}"

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.transform import EMBEDDINGS, PAIRS, Transform
+from latentwire.transforms.base import EMBEDDINGS, PAIRS, Transform
 
 ROUNDS = 10  # of matching and turning, at most
 MATCHED = 2048  # embeddings that are matched with the vocabulary in each round

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from latentwire.lm.token_search import TokenSearch
 from latentwire.lm.vocabulary import Vocabulary, rms
-from latentwire.repairs import MATCHED, find_rotation, require_several, sample
-from latentwire.transform import EMBEDDINGS, Transform
+from latentwire.transforms.base import EMBEDDINGS, Transform
+from latentwire.transforms.fitted import MATCHED, find_rotation, require_several, sample
 
 PROBE = 512  # embeddings that a hypothesis is tried on
 WIDENS = 1.08  # a step must widen the margin by so much: clean text gains 3% from having its gains equalised

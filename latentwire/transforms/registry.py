@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from latentwire.auto import Auto
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary, rms
-from latentwire.repairs import MomentMatching, Procrustes, ProcrustesSupervised, Whitening
-from latentwire.transform import EMBEDDINGS, PAIRS, Transform, check_dials, require
+from latentwire.transforms.auto import Auto
+from latentwire.transforms.base import EMBEDDINGS, PAIRS, Transform, check_dials, require
+from latentwire.transforms.fitted import MomentMatching, Procrustes, ProcrustesSupervised, Whitening
 
 NEAREST_TEMPERATURE = 0.1  # of nearest_k's softmax over cosines; at 1 the k tokens would weigh nearly the same
 
