@@ -266,15 +266,15 @@ def test_density_makes_what_it_lacks_and_draws_rare_prompts_more_often(command):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(command, monkeypatch):
-    from kat.reward import task
+    from kat.reward import task as train_reward
 
-    real, seen = task.bradley_terry_loss, []
+    real, seen = train_reward.bradley_terry_loss, []
 
     def broken(chosen, rejected):
         seen.append(1)
         return real(chosen, rejected) * (float("nan") if len(seen) == 4 else 1.0)
 
-    monkeypatch.setattr(task, "bradley_terry_loss", broken)
+    monkeypatch.setattr(train_reward, "bradley_terry_loss", broken)
     status, _, said = command(*SMALL)
     assert status == 1 and "the loss is nan at step 4 of uniform_seed0" in said
     assert [path.name for path in (OUT / "checkpoints").iterdir()] == ["step-00000002.pt"]
@@ -286,7 +286,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(command, monkeypatch):
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(task, "bradley_terry_loss", full)
+    monkeypatch.setattr(train_reward, "bradley_terry_loss", full)
     status, _, said = command(*SMALL, "batch_tokens=300", "states_gib=1")
     assert status == 1 and "error: batch_tokens=300, states_gib=1.0: cpu (" in said and "Traceback" not in said
 

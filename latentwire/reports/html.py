@@ -260,4 +260,4 @@ def page(content: dict[str, Any]) -> str:
         scheme: " ".join(f"--{name}: {colour};" for name, colour in of.items())
         for scheme, of in (("light", LIGHT), ("dark", DARK))
     }
-    return fill(files("latentwire").joinpath("report.html").read_text(encoding="utf-8"), content, **colours)
+    return fill(files("latentwire.reports").joinpath("templates/report.html").read_text(encoding="utf-8"), content, **colours)
