@@ -7,10 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from latentwire.analysis.controls import Judging, three_digits
+from latentwire.analysis.controls import Judging
 from latentwire.analysis.ranking import analyze
 from latentwire.reports.text import ranking_table, render
-from latentwire.stats.comparison import compare_paired, detectable_difference, recovered_shares, samples_needed, spread
+from latentwire.stats.comparison import compare_paired, recovered_shares
+from latentwire.stats.formatting import three_digits
+from latentwire.stats.power import detectable_difference, samples_needed, spread
 
 COUNT = 60
 IDS = [f"q{i}" for i in range(COUNT)]

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data, shipped_split_path
+from latentwire.evaluation.metrics import normalize_answer
 from latentwire.harness.errors import UserError
-from latentwire.stats.comparison import normalize_answer
 
 FOX = "The red fox sat near the old mill."
 ROW = {"context": FOX, "question": "Who sat there?", "answers": ["red fox"]}

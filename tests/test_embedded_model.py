@@ -14,11 +14,11 @@ from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples
 from latentwire.data.prompts import PromptWriter
 from latentwire.evaluation import setup as benches
 from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.metrics import f1_score
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.harness.device import place
 from latentwire.lm.decoding import Decoder, encode_prefix, plan_batches
 from latentwire.lm.models import LanguageModel
-from latentwire.stats.comparison import f1_score
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 

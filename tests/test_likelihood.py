@@ -19,7 +19,7 @@ from latentwire.evaluation.likelihood import Likelihoods
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.harness.errors import UserError
 from latentwire.sources.registry import SOURCES, Text
-from latentwire.stats.comparison import percentile_interval
+from latentwire.stats.intervals import percentile_interval
 from tests.conftest import model_spec
 
 STATE = PartialState(cpu=True)

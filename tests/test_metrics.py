@@ -9,21 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.text import squad
 
+from latentwire.evaluation.metrics import exact_match, f1_score, normalize_answer
 from latentwire.stats import comparison as metrics
-from latentwire.stats.comparison import (
-    bootstrap_interval,
-    compare_paired,
-    detectable_difference,
-    exact_match,
-    f1_score,
-    holm,
-    normalize_answer,
-    recovered_shares,
-    resampled_means,
-    samples_needed,
-    spread,
-    wilson_interval,
-)
+from latentwire.stats.comparison import compare_paired, holm, recovered_shares
+from latentwire.stats.intervals import bootstrap_interval, resampled_means, wilson_interval
+from latentwire.stats.power import detectable_difference, samples_needed, spread
 
 # --- exact match and F1 ---------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from kat.reward.report import (
     points,
     render,
 )
-from latentwire.stats.comparison import bootstrap_interval, wilson_interval
+from latentwire.stats.intervals import bootstrap_interval, wilson_interval
 
 PAIRS = [
     Judged("p", "a", 2.0, 5, 3, 1),

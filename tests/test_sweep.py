@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentwire.evaluation.metrics import f1_score
 from latentwire.evaluation.setup import FITTED_ON
 from latentwire.harness import app
 from latentwire.harness.results import ResultStore
-from latentwire.stats.comparison import f1_score
 
 SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
 

@@ -12,7 +12,7 @@ from scipy import stats
 from kat.diversity.comparison import compare
 from kat.diversity.verdict import arms_of, markdown, pool, reading, require_alike
 from latentwire.harness.errors import UserError
-from latentwire.stats.comparison import mean_over_runs, t_quantile, t_within
+from latentwire.stats.intervals import mean_over_runs, t_quantile, t_within
 
 KEYS = [("within", "ead"), ("within", "self_bleu"), ("each", "policy_entropy"), ("each", "not_just_but")]
 UNLIKE_0 = {("within", "ead"): 0.2, ("each", "policy_entropy"): -0.1}  # by how much the second arm differs

@@ -10,7 +10,8 @@ import numpy as np
 
 from kat.diversity.report import GROUPS, difference_text, listed, named, p_holm_text, p_text, section, shown, way
 from latentwire.harness.errors import UserError
-from latentwire.stats.comparison import corrected, mean_over_runs, t_quantile
+from latentwire.stats.comparison import corrected
+from latentwire.stats.intervals import mean_over_runs, t_quantile
 
 ALIKE = ("settings", "seed", "prompts", "embedder", "dtype")  # of all reports: what was asked, and how it was measured
 FEW = 10  # runs of a kind; below this the report says that they are few

@@ -15,7 +15,8 @@ from kat.grpo.policy import Policy, Row, micro_batches
 from kat.grpo.rewards import Rewards, Sampled
 from kat.grpo.rollout import Completion, Sampling, sample
 from latentwire.harness.device import gather_from_all
-from latentwire.stats.comparison import compare_paired, resampled_means
+from latentwire.stats.comparison import compare_paired
+from latentwire.stats.intervals import resampled_means
 
 Answered = list[dict[str, Any]]  # a prompt each: id, prompt, and its completions with their rewards
 

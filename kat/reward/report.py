@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentwire.stats.comparison import Interval, Scores, resampled_means, wilson_interval
+from latentwire.stats.intervals import Interval, Scores, resampled_means, wilson_interval
 
 BINS = 10  # of the confidence, from .5 to 1
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from latentwire.analysis.controls import RANDOM, SEED, ById, common, scores_on
-from latentwire.stats.comparison import FEW, Interval, Scores, paired_bootstrap, resampled_means
+from latentwire.stats.comparison import paired_bootstrap
+from latentwire.stats.intervals import FEW, Interval, Scores, resampled_means
 
 SHARE = 0.9  # of the clean F1 that auto is to reach wherever a single transform does
 HARM = 0.01  # F1 that it may cost on clean text

@@ -9,20 +9,10 @@ from typing import Any
 import numpy as np
 
 from latentwire.harness.errors import UserError
-from latentwire.stats.comparison import (
-    ALPHA,
-    POWER,
-    POWER_FORMULA,
-    Comparison,
-    Difference,
-    Scores,
-    corrected,
-    detectable_difference,
-    paired_bootstrap,
-    recovered_shares,
-    samples_needed,
-    spread,
-)
+from latentwire.stats.comparison import Comparison, Difference, corrected, paired_bootstrap, recovered_shares
+from latentwire.stats.formatting import three_digits
+from latentwire.stats.intervals import Scores
+from latentwire.stats.power import ALPHA, POWER, POWER_FORMULA, detectable_difference, samples_needed, spread
 
 Result = dict[str, Any]
 ById = tuple[list[str], Scores]  # ids of the examples and their F1, both (N,)
@@ -238,9 +228,3 @@ def above_empty(name: str, evidence: Evidence) -> bool:
         return False
     (comparison,) = paired_bootstrap(own[None], empty, SEED)
     return comparison.interval[0] > 0
-
-
-def three_digits(value: float) -> str:
-    """Write a score as .512, a negative one as -.040, one as 1.000."""
-    text = f"{value:.3f}"
-    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text

@@ -23,11 +23,12 @@ from latentwire.analysis.controls import (
     power,
     recovered,
     spreads,
-    three_digits,
 )
 from latentwire.analysis.tolerance import make_atlas
 from latentwire.evaluation import detectors
-from latentwire.stats.comparison import ALPHA, Comparison, Difference, corrected, paired_bootstrap
+from latentwire.stats.comparison import Comparison, Difference, corrected, paired_bootstrap
+from latentwire.stats.formatting import three_digits
+from latentwire.stats.power import ALPHA
 
 Result = dict[str, Any]
 

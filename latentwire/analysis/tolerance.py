@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from latentwire.analysis.controls import SEED, ById, common, is_supervised, scores_on, three_digits
-from latentwire.stats.comparison import FEW, Scores, resampled_means
+from latentwire.analysis.controls import SEED, ById, common, is_supervised, scores_on
+from latentwire.stats.formatting import three_digits
+from latentwire.stats.intervals import FEW, Scores, resampled_means
 
 Result = dict[str, Any]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from latentwire.data.examples import Example
+from latentwire.evaluation.metrics import normalize_answer
 from latentwire.harness.errors import UserError
-from latentwire.stats.comparison import normalize_answer
 
 Finding = dict[str, str]
 

@@ -17,6 +17,7 @@ from latentwire.encoders.cost import COMPARED as PASSAGES_COMPARED
 from latentwire.encoders.cost import Cost, account
 from latentwire.evaluation import detectors
 from latentwire.evaluation.detectors import Finding
+from latentwire.evaluation.metrics import exact_match, f1_score
 from latentwire.evaluation.setup import Bench, Choice, block_ends
 from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.errors import UserError
@@ -24,7 +25,7 @@ from latentwire.harness.progress import Progress, say
 from latentwire.latent_training.passages import fingerprint
 from latentwire.lm.decoding import Generated
 from latentwire.sources.registry import SOURCES, Text, build_source
-from latentwire.stats.comparison import bootstrap_interval, exact_match, f1_score, wilson_interval
+from latentwire.stats.intervals import bootstrap_interval, wilson_interval
 from latentwire.transforms.base import PAIRS, Transform
 from latentwire.transforms.registry import build_transform
 

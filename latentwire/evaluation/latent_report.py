@@ -34,7 +34,9 @@ from latentwire.harness.origin import made_on
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import Result, ResultStore, config_hash, read_jsonl, write_json
 from latentwire.lm.models import ModelSpec
-from latentwire.stats.comparison import ALPHA, Comparison, compare_paired, percentile_interval
+from latentwire.stats.comparison import Comparison, compare_paired
+from latentwire.stats.intervals import percentile_interval
+from latentwire.stats.power import ALPHA
 
 BASELINE = Choice("baseline")
 MEASURES = tuple(field.name for field in fields(Likelihood))

@@ -11,8 +11,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from latentwire.data.examples import DataSpec, choose_examples, load_data
 from latentwire.data import prompts as prompt_format
+from latentwire.data.examples import DataSpec, choose_examples, load_data
 from latentwire.data.prompts import Prompt, PromptWriter
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation import detectors

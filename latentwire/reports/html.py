@@ -25,7 +25,7 @@ from latentwire.reports.panels import (
     scale_top,
 )
 from latentwire.reports.text import goal_lines, incomplete, left_out, tolerated
-from latentwire.stats.comparison import FEW
+from latentwire.stats.intervals import FEW
 
 Summary = dict[str, Any]
 Answers = dict[str, list[dict[str, Any]]]  # name of a result -> its rows: id, question, references, prediction, f1, em
@@ -260,4 +260,6 @@ def page(content: dict[str, Any]) -> str:
         scheme: " ".join(f"--{name}: {colour};" for name, colour in of.items())
         for scheme, of in (("light", LIGHT), ("dark", DARK))
     }
-    return fill(files("latentwire.reports").joinpath("templates/report.html").read_text(encoding="utf-8"), content, **colours)
+    return fill(
+        files("latentwire.reports").joinpath("templates/report.html").read_text(encoding="utf-8"), content, **colours
+    )

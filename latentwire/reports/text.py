@@ -8,7 +8,7 @@ from typing import Any
 from latentwire.analysis.controls import label
 from latentwire.analysis.ranking import DEAD, coverage, three_digits
 from latentwire.analysis.tolerance import matrix_table, tolerance_table
-from latentwire.stats.comparison import FEW as FEW_EXAMPLES
+from latentwire.stats.intervals import FEW as FEW_EXAMPLES
 
 Result = dict[str, Any]
 Table = tuple[list[str], list[list[Any]]]
