@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 
 from latentwire.data.examples import DataSpec, Example, choose_examples, load_data
+from latentwire.data.fingerprints import fingerprint, holder
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.passages import Passage, fingerprint, holder, load_latent_data, order_of, split_passage
+from latentwire.latent_training.passages import Passage, load_latent_data, order_of, split_passage
 
 SHORT_QA = DataSpec("short_qa", "short_qa")
 

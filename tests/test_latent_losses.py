@@ -7,15 +7,10 @@ import math
 import pytest
 import torch
 
+from latentwire.encoders.collapse import likeness
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.losses import (
-    distillation_loss,
-    embedding_loss,
-    likeness,
-    manifold_loss,
-    rms_loss,
-    token_loss,
-)
+from latentwire.latent_training.losses import embedding_loss, manifold_loss, rms_loss
+from latentwire.lm.losses import distillation_loss, token_loss
 from latentwire.lm.vocabulary import Vocabulary
 
 

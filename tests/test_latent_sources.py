@@ -11,13 +11,13 @@ import torch
 from accelerate import PartialState
 
 from latentwire.data.examples import DataSpec
+from latentwire.data.fingerprints import fingerprint
 from latentwire.encoders.checkpoint import Latents, LatentSpec, save_latents
 from latentwire.encoders.cost import Cost, account
 from latentwire.encoders.registry import make_passages
 from latentwire.evaluation.evaluate import _put, evaluate
 from latentwire.evaluation.setup import Choice, Settings, identity, prepare
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.passages import fingerprint
 from latentwire.latent_training.task import _lm_config
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import build_source

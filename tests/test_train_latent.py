@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import train
+from latentwire.data.fingerprints import fingerprint
 from latentwire.harness import app
 from latentwire.harness.checkpoint import Checkpoints
 from latentwire.harness.errors import UserError
@@ -20,7 +21,6 @@ from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, learning_rate_share
 from latentwire.latent_training.objective import Objective, Weights
-from latentwire.latent_training.passages import fingerprint
 from latentwire.latent_training.screening import interval, promoted, rank, render, rounds_of
 from latentwire.latent_training.task import _Training
 from latentwire.latent_training.validation import HeldOut

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from latentwire.latent_training.losses import likeness
+from latentwire.encoders.collapse import likeness
 
 BYTES_PER_NUMBER = 2  # float16: what a number of z takes on its way
 COMPARED = 32  # passages whose latents are held side by side

@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from latentwire.data.fingerprints import fingerprint
 from latentwire.data.prompts import Prompt
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.encoders.cost import COMPARED as PASSAGES_COMPARED
@@ -22,7 +23,6 @@ from latentwire.evaluation.setup import Bench, Choice, block_ends
 from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress, say
-from latentwire.latent_training.passages import fingerprint
 from latentwire.lm.decoding import Generated
 from latentwire.sources.registry import SOURCES, Text, build_source
 from latentwire.stats.intervals import bootstrap_interval, wilson_interval

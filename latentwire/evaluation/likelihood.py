@@ -16,7 +16,7 @@ from latentwire.evaluation.detectors import require_finite
 from latentwire.evaluation.setup import Bench, Choice
 from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.progress import Progress
-from latentwire.latent_training.losses import distillation_loss, token_loss
+from latentwire.lm.losses import distillation_loss, token_loss
 from latentwire.lm.reader import Branch, Reader, Row
 from latentwire.sources.registry import Text, build_source
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-
-import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
+from torch.nn.functional import cosine_similarity
 
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary, rms
@@ -43,33 +40,3 @@ def manifold_loss(latents: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Return 1 - cosine with the nearest token, the mean over positions: (L, D) -> ()."""
     nearest = vocabulary.embeddings[vocabulary.nearest(latents.detach(), 1).squeeze(-1)]
     return (1 - cosine_similarity(latents, nearest.to(latents), dim=-1)).mean()
-
-
-def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean negative log-likelihood of the next tokens: (N, V), (N,) -> (), in nats."""
-    return cross_entropy(logits.float(), targets)
-
-
-def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return KL(teacher || student), the mean over tokens, in nats.
-
-    Args:
-        student: Logits over the latents, (N, V).
-        teacher: Logits of the same LM at the same tokens over the text, (N, V).
-    """
-    theirs = teacher.float().log_softmax(dim=-1)
-    return kl_div(student.float().log_softmax(dim=-1), theirs, log_target=True, reduction="batchmean")
-
-
-def likeness(latents: list[Tensor]) -> float:
-    """Return the mean cosine between latents of different passages at the same position: near 1 they have collapsed.
-
-    Args:
-        latents: (L_i, D) of different passages.
-
-    Returns:
-        The mean over pairs of neighbours in the list; 0 for fewer than two passages.
-    """
-    pairs = itertools.pairwise(latents)
-    values = [cosine_similarity(a[: len(b)], b[: len(a)], dim=-1).mean() for a, b in pairs if len(a) and len(b)]
-    return float(torch.stack(values).mean()) if values else 0.0

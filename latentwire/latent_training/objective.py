@@ -18,9 +18,10 @@ from latentwire.encoders.checkpoint import Latents
 from latentwire.encoders.registry import Bottleneck, Passages, make_passages
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.losses import distillation_loss, embedding_loss, manifold_loss, rms_loss, token_loss
+from latentwire.latent_training.losses import embedding_loss, manifold_loss, rms_loss
 from latentwire.latent_training.passages import Passage
 from latentwire.lm.decoding import encode_prefix
+from latentwire.lm.losses import distillation_loss, token_loss
 from latentwire.lm.models import LanguageModel
 from latentwire.lm.reader import Branch, Reader, Row
 from latentwire.lm.vocabulary import Vocabulary

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -12,11 +11,11 @@ from pathlib import Path
 import torch
 
 from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data
+from latentwire.data.fingerprints import fingerprint, holder
 from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 
 FORMAT = 1  # of what is trained on; goes into what a training run is of: raise it whenever other passages are taken
-BEGINNING = 8  # words by which a passage is looked for in others
 WINDOW = 8  # steps whose passages are sorted by length before they are shared out
 
 
@@ -42,34 +41,6 @@ class LatentData:
         """Return the fingerprints of what is trained on or stopped by; with a part's also that of its passage."""
         own = {fingerprint(passage.text) for passage in [*self.train, *self.held_out]}
         return sorted(own | {self.wholes[mark] for mark in own & self.wholes.keys()})
-
-
-def fingerprint(text: str) -> str:
-    """Return what two passages of equal words share, 16 hexadecimal digits: white space and case do not count."""
-    return hashlib.sha256(_words(text).encode()).hexdigest()[:16]
-
-
-def _words(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def holder(texts: Iterable[str]) -> Callable[[str], bool]:
-    """Return what tells whether a text holds one of these, word for word; white space and case do not count."""
-    starts: dict[tuple[str, ...], list[list[str]]] = {}
-    for words in (_words(text).split(" ") for text in texts):
-        starts.setdefault(tuple(words[:BEGINNING]), []).append(words)
-    sizes = {len(start) for start in starts}
-
-    def holds(text: str) -> bool:
-        said = _words(text).split(" ")
-        return any(
-            said[place : place + len(own)] == own
-            for size in sizes
-            for place in range(len(said) - size + 1)
-            for own in starts.get(tuple(said[place : place + size]), ())
-        )
-
-    return holds
 
 
 def load_latent_data(

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from latentwire.data.examples import DataSpec
+from latentwire.data.fingerprints import fingerprint
 from latentwire.encoders import grouping
 from latentwire.encoders.checkpoint import Latents, LatentSpec, save_latents
 from latentwire.encoders.cost import COLLAPSED
@@ -45,7 +46,7 @@ from latentwire.harness.training import (
 )
 from latentwire.latent_training import passages
 from latentwire.latent_training.objective import Objective, Weights, halves
-from latentwire.latent_training.passages import LatentData, Passage, fingerprint, load_latent_data
+from latentwire.latent_training.passages import LatentData, Passage, load_latent_data
 from latentwire.latent_training.step_plan import Step, TrainingSpec, epochs_before_answers, plan_steps
 from latentwire.latent_training.validation import HeldOut
 from latentwire.lm.models import LanguageModel, ModelSpec, load_model

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from latentwire.data.examples import Example
+from latentwire.encoders.collapse import likeness
 from latentwire.evaluation.metrics import f1_score
 from latentwire.harness.device import gather_from_all
 from latentwire.harness.training import require_finite
-from latentwire.latent_training.losses import likeness
 from latentwire.latent_training.objective import Objective
 from latentwire.latent_training.passages import Passage
 from latentwire.lm.decoding import Decoder, encode_prefix, plan_batches
