@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from latentwire.harness.errors import UserError
-from latentwire.stats.comparison import Comparison, Difference, corrected, paired_bootstrap, recovered_shares
+from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap, recovered_shares
 from latentwire.stats.formatting import three_digits
-from latentwire.stats.intervals import Scores
+from latentwire.stats.intervals import Difference, Scores
 from latentwire.stats.power import ALPHA, POWER, POWER_FORMULA, detectable_difference, samples_needed, spread
 
 Result = dict[str, Any]

@@ -26,8 +26,9 @@ from latentwire.analysis.controls import (
 )
 from latentwire.analysis.tolerance import make_atlas
 from latentwire.evaluation import detectors
-from latentwire.stats.comparison import Comparison, Difference, corrected, paired_bootstrap
+from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap
 from latentwire.stats.formatting import three_digits
+from latentwire.stats.intervals import Difference
 from latentwire.stats.power import ALPHA
 
 Result = dict[str, Any]

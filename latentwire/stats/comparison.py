@@ -7,16 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentwire.stats.intervals import RESAMPLES, Interval, Scores, resampled_means
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference of one system from another over the same examples."""
-
-    difference: float  # mean of the per-example differences
-    interval: Interval  # 95%, bootstrap over examples
-    p_value: float  # two-sided, of no difference
+from latentwire.stats.intervals import RESAMPLES, Difference, Interval, Scores, resampled_means
 
 
 @dataclass(frozen=True)

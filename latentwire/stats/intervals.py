@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-
-from latentwire.stats.comparison import Difference
 
 RESAMPLES = 10_000
 
@@ -117,3 +116,12 @@ def t_quantile(within: float, degrees: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if t_within(middle, degrees) < within else (low, middle)
     return high
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of one system from another over the same examples."""
+
+    difference: float  # mean of the per-example differences
+    interval: Interval  # 95%, bootstrap over examples
+    p_value: float  # two-sided, of no difference
