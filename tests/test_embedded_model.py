@@ -17,7 +17,8 @@ from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.metrics import f1_score
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.harness.device import place
-from latentwire.lm.decoding import Decoder, encode_prefix, plan_batches
+from latentwire.lm.batching import plan_batches
+from latentwire.lm.decoding import Decoder, encode_prefix
 from latentwire.lm.models import LanguageModel
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
-from latentwire.lm.decoding import Decoder, Generated, encode_prefix, plan_batches, split_beginnings
+from latentwire.lm.batching import plan_batches, split_beginnings
+from latentwire.lm.decoding import Decoder, Generated, encode_prefix
 from latentwire.lm.models import LanguageModel
 
 NEW = 12

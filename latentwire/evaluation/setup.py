@@ -19,7 +19,8 @@ from latentwire.evaluation import detectors
 from latentwire.evaluation.detectors import Finding
 from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
-from latentwire.lm.decoding import Decoder, encode_prefix, plan_batches
+from latentwire.lm.batching import plan_batches
+from latentwire.lm.decoding import Decoder, encode_prefix
 from latentwire.lm.models import LanguageModel, ModelSpec, load_model
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.transforms.registry import TRANSFORMS

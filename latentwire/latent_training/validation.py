@@ -14,7 +14,8 @@ from latentwire.harness.device import gather_from_all
 from latentwire.harness.training import require_finite
 from latentwire.latent_training.objective import Objective
 from latentwire.latent_training.passages import Passage
-from latentwire.lm.decoding import Decoder, encode_prefix, plan_batches
+from latentwire.lm.batching import plan_batches
+from latentwire.lm.decoding import Decoder, encode_prefix
 from latentwire.stats.intervals import bootstrap_interval
 
 

