@@ -38,8 +38,10 @@ from latentwire.data.prompts import Prompt
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.harness import app
-from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, generator_for, place
+from latentwire.harness.device import choose_dtype, describe_machine, place
 from latentwire.harness.grids import expand, factors
+from latentwire.harness.memory import choose_batch_tokens
+from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json
 from latentwire.lm.decoding import Decoder
 from latentwire.lm.models import ModelSpec

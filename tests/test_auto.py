@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import build_source
 from latentwire.transforms.auto import PROBE

@@ -10,18 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latentwire.harness.device import (
-    choose_dtype,
-    describe_machine,
-    from_first,
-    gather_from_all,
-    generator_for,
-    in_every_process,
-    is_out_of_memory,
-    place,
-    within_memory,
-)
+from latentwire.harness.device import choose_dtype, describe_machine, place
 from latentwire.harness.errors import UserError
+from latentwire.harness.gather import from_first, gather_from_all, in_every_process
+from latentwire.harness.memory import is_out_of_memory, within_memory
+from latentwire.harness.random import generator_for
 
 CPU = torch.device("cpu")
 
@@ -129,7 +122,7 @@ def test_where_one_process_fails_all_do(monkeypatch):
     done: list[str] = []
     two = SimpleNamespace(num_processes=2)
     theirs: list[Exception | None] = [None]
-    monkeypatch.setattr("latentwire.harness.device.gather_from_all", lambda state, items: [*theirs, *items])
+    monkeypatch.setattr("latentwire.harness.gather.gather_from_all", lambda state, items: [*theirs, *items])
     in_every_process(two, lambda: done.append("work"))
     assert done == ["work"]
     with pytest.raises(UserError, match="my own"):

@@ -12,8 +12,8 @@ from torch import nn
 from latentwire.data.examples import Example
 from latentwire.encoders.checkpoint import Latents, LatentSpec
 from latentwire.encoders.registry import Bottleneck, Passages
-from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
 from latentwire.harness.training import NonFiniteError
 from latentwire.latent_training.objective import AGAIN, VOCABULARY_TOKENS, Objective, Weights, halves
 from latentwire.latent_training.passages import Passage

@@ -102,10 +102,10 @@ def test_two_processes_share_the_passages(bench, monkeypatch):
         return [*found, *items] if isinstance(items[0], tuple) else items
 
     monkeypatch.setattr("latentwire.evaluation.likelihood.gather_from_all", joined)
-    monkeypatch.setattr("latentwire.harness.device.gather_from_all", joined)
+    monkeypatch.setattr("latentwire.harness.gather.gather_from_all", joined)
     assert ranks[0].over(Choice("cut", HALF), "") == alone
     failed = UserError("the other one failed")
-    monkeypatch.setattr("latentwire.harness.device.gather_from_all", lambda state, items: [*items, failed])
+    monkeypatch.setattr("latentwire.harness.gather.gather_from_all", lambda state, items: [*items, failed])
     with pytest.raises(UserError, match="the other one failed"):
         ranks[0].over(Choice("cut", HALF), "")
 

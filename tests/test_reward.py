@@ -222,7 +222,7 @@ def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(command):
 
     from kat.reward.model import reward_model_of
     from kat.sampling.sampler import DensityAwareSampler
-    from latentwire.harness.device import generator_for
+    from latentwire.harness.random import generator_for
     from latentwire.lm.models import load_model
 
     assert command(*SMALL, "steps=1", "pairs_per_prompt=3")[0] == 0

@@ -9,8 +9,8 @@ from kat.grpo.policy import Policy, Row, frozen_blocks, lay_out, micro_batches
 from kat.grpo.rollout import Completion, Sampling, _batches, choose, end_tokens, sample
 from kat.training.tree_mask import tree_mask
 from kat.training.tuning import TuningSpec, make_trainable
-from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

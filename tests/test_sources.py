@@ -10,8 +10,8 @@ from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
 from latentwire.harness.app import CONF
-from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import SOURCES, build_source
 

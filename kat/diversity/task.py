@@ -40,10 +40,12 @@ from kat.pipeline.artifacts import locate, task
 from kat.plots import plot_differences
 from kat.training.model_folder import TrainedModel, beyond_training, doubts, find_models
 from latentwire.harness import app
-from latentwire.harness.device import choose_batch_tokens, choose_dtype, generator_for, place
+from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
+from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, say
+from latentwire.harness.random import generator_for
 from latentwire.harness.results import config_hash, read_json, write_json, write_text_atomically
 from latentwire.lm.models import ModelSpec, load_model, load_tokenizer
 

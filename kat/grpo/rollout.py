@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from kat.grpo.objective import token_entropy, token_logps
-from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
 
 IDLE = 0.125  # share of a batch that may have ended before the others are copied together without it
 

@@ -20,8 +20,8 @@ from kat.grpo.policy import Policy, Row, micro_batches
 from kat.grpo.rewards import Rewards, check_names
 from kat.grpo.rollout import Sampling, sample
 from kat.grpo.validation import described
-from latentwire.harness.device import gather_from_all
 from latentwire.harness.errors import UserError
+from latentwire.harness.gather import gather_from_all
 from latentwire.harness.progress import say
 from latentwire.harness.training import add_up_gradients, clip_gradients, require_finite
 

@@ -30,8 +30,9 @@ from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledg
 from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import choose_batch_tokens, place, within_memory
+from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
+from latentwire.harness.memory import choose_batch_tokens, within_memory
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import read_jsonl, write_json
 from latentwire.harness.run import Run

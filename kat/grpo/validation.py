@@ -14,7 +14,7 @@ from kat.grpo.objective import kl_divergence
 from kat.grpo.policy import Policy, Row, micro_batches
 from kat.grpo.rewards import Rewards, Sampled
 from kat.grpo.rollout import Completion, Sampling, sample
-from latentwire.harness.device import gather_from_all
+from latentwire.harness.gather import gather_from_all
 from latentwire.stats.comparison import compare_paired
 from latentwire.stats.intervals import resampled_means
 

@@ -22,14 +22,10 @@ from kat.embedding.shards import Shards
 from kat.pipeline.artifacts import destination, locate, record_of, task
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import (
-    choose_batch_tokens,
-    choose_dtype,
-    from_first,
-    in_every_process,
-    place,
-)
+from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
+from latentwire.harness.gather import from_first, in_every_process
+from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import config_hash, read_json, write_json, writing

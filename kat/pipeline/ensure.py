@@ -15,7 +15,8 @@ from kat.pipeline.measure import density
 from kat.pipeline.prepare import pairs, prompts
 from kat.pipeline.provenance import require_asked
 from latentwire.harness.app import CONF
-from latentwire.harness.device import from_first, place
+from latentwire.harness.device import place
+from latentwire.harness.gather import from_first
 from latentwire.harness.progress import say
 
 JOBS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {  # a task, and the setting that names its file

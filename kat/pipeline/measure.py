@@ -25,10 +25,10 @@ from kat.plots import plot_weights
 from kat.sampling.arms import arm_weights, draw
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
 from latentwire.harness.progress import say, speaks
+from latentwire.harness.random import generator_for
 from latentwire.harness.results import read_json, write_json, write_jsonl, write_text_atomically
 
 SHOWN = 5  # prompts nearest to a centroid

@@ -16,8 +16,9 @@ from kat.reward.model import load_reward_model, reads_at_most, score
 from kat.reward.report import Judged, judge_by, render
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import choose_batch_tokens, choose_dtype, place
+from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
+from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import read_json, write_json, write_jsonl
 

@@ -37,9 +37,12 @@ from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledg
 from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import gather_from_all, generator_for, place, within_memory
+from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
+from latentwire.harness.gather import gather_from_all
+from latentwire.harness.memory import within_memory
 from latentwire.harness.progress import Progress, say
+from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json
 from latentwire.harness.run import Run
 from latentwire.harness.training import (

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
 
 METHODS = ("last_blocks", "lora", "all")
 

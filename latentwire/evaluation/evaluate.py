@@ -20,9 +20,10 @@ from latentwire.evaluation import detectors
 from latentwire.evaluation.detectors import Finding
 from latentwire.evaluation.metrics import exact_match, f1_score
 from latentwire.evaluation.setup import Bench, Choice, block_ends
-from latentwire.harness.device import gather_from_all, generator_for, in_every_process
 from latentwire.harness.errors import UserError
+from latentwire.harness.gather import gather_from_all, in_every_process
 from latentwire.harness.progress import Progress, say
+from latentwire.harness.random import generator_for
 from latentwire.lm.decoding import Generated
 from latentwire.sources.registry import SOURCES, Text, build_source
 from latentwire.stats.intervals import bootstrap_interval, wilson_interval

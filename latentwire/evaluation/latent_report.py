@@ -22,14 +22,10 @@ from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.likelihood import Likelihood, Likelihoods
 from latentwire.evaluation.setup import Choice, Settings, identity, prepare
 from latentwire.harness import app
-from latentwire.harness.device import (
-    choose_batch_tokens,
-    choose_dtype,
-    from_first,
-    place,
-    within_memory,
-)
+from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
+from latentwire.harness.gather import from_first
+from latentwire.harness.memory import choose_batch_tokens, within_memory
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import Result, ResultStore, config_hash, read_jsonl, write_json

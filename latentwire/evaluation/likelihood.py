@@ -14,8 +14,9 @@ from torch import Tensor
 from latentwire.data.prompts import PromptWriter
 from latentwire.evaluation.detectors import require_finite
 from latentwire.evaluation.setup import Bench, Choice
-from latentwire.harness.device import gather_from_all, generator_for, in_every_process
+from latentwire.harness.gather import gather_from_all, in_every_process
 from latentwire.harness.progress import Progress
+from latentwire.harness.random import generator_for
 from latentwire.lm.losses import distillation_loss, token_loss
 from latentwire.lm.reader import Branch, Reader, Row
 from latentwire.sources.registry import Text, build_source

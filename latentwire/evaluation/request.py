@@ -13,7 +13,8 @@ import latentwire
 from latentwire.data.examples import DataSpec
 from latentwire.evaluation.setup import Choice, Settings, identity
 from latentwire.harness import app
-from latentwire.harness.device import choose_batch_tokens, choose_dtype
+from latentwire.harness.device import choose_dtype
+from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.results import config_hash
 from latentwire.lm.models import ModelSpec
 

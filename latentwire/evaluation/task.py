@@ -18,8 +18,10 @@ from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.request import plain, read
 from latentwire.evaluation.setup import FIRST, Bench, Choice, Settings, prepare, without_passages
 from latentwire.harness import app
-from latentwire.harness.device import describe_machine, from_first, is_out_of_memory, out_of_memory, place
+from latentwire.harness.device import describe_machine, place
 from latentwire.harness.errors import UserError
+from latentwire.harness.gather import from_first
+from latentwire.harness.memory import is_out_of_memory, out_of_memory
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import (

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentwire.harness import app
 from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew_once
-from latentwire.harness.device import from_first
 from latentwire.harness.errors import UserError
+from latentwire.harness.gather import from_first
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import say
 from latentwire.harness.results import json_line, truncate_jsonl, write_json, writing

@@ -16,8 +16,8 @@ from latentwire.data.examples import Example
 from latentwire.data.prompts import PromptWriter
 from latentwire.encoders.checkpoint import Latents
 from latentwire.encoders.registry import Bottleneck, Passages, make_passages
-from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
 from latentwire.latent_training.losses import embedding_loss, manifold_loss, rms_loss
 from latentwire.latent_training.passages import Passage
 from latentwire.lm.decoding import encode_prefix

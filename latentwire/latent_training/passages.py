@@ -12,8 +12,8 @@ import torch
 
 from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data
 from latentwire.data.fingerprints import fingerprint, holder
-from latentwire.harness.device import generator_for
 from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
 
 FORMAT = 1  # of what is trained on; goes into what a training run is of: raise it whenever other passages are taken
 WINDOW = 8  # steps whose passages are sorted by length before they are shared out

@@ -23,16 +23,12 @@ from latentwire.encoders.cost import COLLAPSED
 from latentwire.encoders.registry import LMLayers
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import (
-    choose_batch_tokens,
-    choose_dtype,
-    gather_from_all,
-    generator_for,
-    place,
-    within_memory,
-)
+from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
+from latentwire.harness.gather import gather_from_all
+from latentwire.harness.memory import choose_batch_tokens, within_memory
 from latentwire.harness.progress import Progress, say
+from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json
 from latentwire.harness.run import Run, RunSpec, Stateful
 from latentwire.harness.training import (

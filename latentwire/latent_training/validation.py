@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 from latentwire.data.examples import Example
 from latentwire.encoders.collapse import likeness
 from latentwire.evaluation.metrics import f1_score
-from latentwire.harness.device import gather_from_all
+from latentwire.harness.gather import gather_from_all
 from latentwire.harness.training import require_finite
 from latentwire.latent_training.objective import Objective
 from latentwire.latent_training.passages import Passage

@@ -15,8 +15,9 @@ from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation.request import read
 from latentwire.evaluation.setup import FIRST
 from latentwire.harness import app
-from latentwire.harness.device import from_first, place
+from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
+from latentwire.harness.gather import from_first
 from latentwire.harness.grids import Job
 from latentwire.harness.progress import say
 from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
