@@ -23,7 +23,7 @@ from latentwire.evaluation.detectors import (
 )
 from latentwire.harness.errors import UserError
 from latentwire.lm.decoding import Decoder, Generated
-from latentwire.transforms.registry import RMSMatching
+from latentwire.transforms.scaling import RMSMatching
 
 SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
 

@@ -330,7 +330,7 @@ def test_a_failing_configuration_is_recorded_and_the_others_go_on(cli):
 
 
 def test_nan_from_a_transform_is_a_failure_and_no_score(cli, monkeypatch):
-    from latentwire.transforms.registry import RMSMatching
+    from latentwire.transforms.scaling import RMSMatching
 
     monkeypatch.setattr(RMSMatching, "repair", lambda self, x, generator: x * float("nan"))
     status, _, err = cli(*SMALL, "embed_transform=rms_matching")
@@ -340,7 +340,7 @@ def test_nan_from_a_transform_is_a_failure_and_no_score(cli, monkeypatch):
 
 
 def test_a_crash_of_a_configuration_keeps_its_traceback(cli, monkeypatch):
-    from latentwire.transforms.registry import RMSMatching
+    from latentwire.transforms.scaling import RMSMatching
 
     def crash(self, x, generator):
         raise RuntimeError("kernel exploded")

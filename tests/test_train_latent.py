@@ -24,7 +24,7 @@ from latentwire.latent_training.objective import Objective, Weights
 from latentwire.latent_training.screening import interval, promoted, rank, render, rounds_of
 from latentwire.latent_training.task import _Training
 from latentwire.latent_training.validation import HeldOut
-from latentwire.transforms.registry import SoftCodebook
+from latentwire.transforms.codebook import SoftCodebook
 
 BASE = ["task=latent", "model=tiny_random", "device=cpu", "dtype=float32", "adapter_hidden=16", "samples=24", "shots=1"]
 QUICK = [*BASE, "encoder=bottleneck", "d_z=8", "loss=reconstruction", "epochs=3"]

@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.transforms.registry import TRANSFORMS, SoftCodebook, build_transform, read_label
+from latentwire.transforms.codebook import SoftCodebook
+from latentwire.transforms.registry import TRANSFORMS, build_transform, read_label
 
 SIZE, WIDTH = 200, 16
 DIALS = {

@@ -19,7 +19,8 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.results import open_atomically, read_json, write_json, writing
 from latentwire.lm.vocabulary import Vocabulary, rms
 from latentwire.transforms.base import Transform
-from latentwire.transforms.registry import AnchorOffset, Chain, RandomInterpolation, build_transform
+from latentwire.transforms.registry import Chain, build_transform
+from latentwire.transforms.tokens import AnchorOffset, RandomInterpolation
 
 FORMAT = 1
 
