@@ -10,7 +10,7 @@ from latentwire.data.examples import DataSpec
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.lm.decoding import Decoder
-from latentwire.sources.registry import Text
+from latentwire.sources.base import Text
 from tests.conftest import model_spec
 
 STATE = PartialState(cpu=True)

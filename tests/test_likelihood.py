@@ -18,7 +18,8 @@ from latentwire.evaluation.latent_report import controls_of, judge, render
 from latentwire.evaluation.likelihood import Likelihoods
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.harness.errors import UserError
-from latentwire.sources.registry import SOURCES, Text
+from latentwire.sources.base import Text
+from latentwire.sources.registry import SOURCES
 from latentwire.stats.intervals import percentile_interval
 from tests.conftest import model_spec
 
@@ -151,7 +152,7 @@ def test_a_source_is_told_the_passage_in_float32_whatever_the_lm_computes_in(ben
 
 
 def test_what_is_not_finite_is_named(bench, monkeypatch):
-    monkeypatch.setattr("latentwire.sources.registry.Cut.distort", lambda self, x, generator: x[:4] * float("nan"))
+    monkeypatch.setattr("latentwire.sources.controls.Cut.distort", lambda self, x, generator: x[:4] * float("nan"))
     with pytest.raises(UserError, match=r"the source cut .* gave NaN or infinite values for example"):
         Likelihoods(bench, STATE).over(Choice("cut", HALF), "")
 

@@ -25,7 +25,8 @@ from latentwire.harness.gather import gather_from_all, in_every_process
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.random import generator_for
 from latentwire.lm.decoding import Generated
-from latentwire.sources.registry import SOURCES, Text, build_source
+from latentwire.sources.base import Text
+from latentwire.sources.registry import SOURCES, build_source
 from latentwire.stats.intervals import bootstrap_interval, wilson_interval
 from latentwire.transforms.base import PAIRS, Transform
 from latentwire.transforms.registry import build_transform

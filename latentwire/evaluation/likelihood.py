@@ -19,7 +19,8 @@ from latentwire.harness.progress import Progress
 from latentwire.harness.random import generator_for
 from latentwire.lm.losses import distillation_loss, token_loss
 from latentwire.lm.reader import Branch, Reader, Row
-from latentwire.sources.registry import Text, build_source
+from latentwire.sources.base import Text
+from latentwire.sources.registry import build_source
 
 FORMAT = 1  # goes into the hash of every likelihood; raise it whenever what is measured here changes
 
