@@ -9,17 +9,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
+from latentwire.encoders.base import Adapter, make_passages, sinusoids
+from latentwire.encoders.bottleneck import Bottleneck
+from latentwire.encoders.byte import ByteEncoder
 from latentwire.encoders.grouping import group_bounds, group_means, information, word_begins
-from latentwire.encoders.registry import (
-    Adapter,
-    Bottleneck,
-    ByteEncoder,
-    LMLayers,
-    QueryPooling,
-    build_encoder,
-    make_passages,
-    sinusoids,
-)
+from latentwire.encoders.lm_layers import LMLayers, QueryPooling
+from latentwire.encoders.registry import build_encoder
 from latentwire.harness.errors import UserError
 from latentwire.latent_training.task import _lm_config
 from latentwire.lm.models import LanguageModel

@@ -10,8 +10,9 @@ from accelerate import PartialState
 from torch import nn
 
 from latentwire.data.examples import Example
-from latentwire.encoders.checkpoint import Latents, LatentSpec
-from latentwire.encoders.registry import Bottleneck, Passages
+from latentwire.encoders.base import Passages
+from latentwire.encoders.bottleneck import Bottleneck
+from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 from latentwire.harness.training import NonFiniteError

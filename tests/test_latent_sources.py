@@ -12,9 +12,10 @@ from accelerate import PartialState
 
 from latentwire.data.examples import DataSpec
 from latentwire.data.fingerprints import fingerprint
-from latentwire.encoders.checkpoint import Latents, LatentSpec, save_latents
+from latentwire.encoders.base import make_passages
+from latentwire.encoders.checkpoint import save_latents
 from latentwire.encoders.cost import Cost, account
-from latentwire.encoders.registry import make_passages
+from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.evaluation.evaluate import _put, evaluate
 from latentwire.evaluation.setup import Choice, Settings, identity, prepare
 from latentwire.harness.errors import UserError

@@ -8,16 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from latentwire.encoders.checkpoint import (
-    Latents,
-    LatentSpec,
-    about_latents,
-    find_latents,
-    load_latents,
-    save_latents,
-    straight_through,
-)
-from latentwire.encoders.registry import make_passages
+from latentwire.encoders.base import make_passages
+from latentwire.encoders.checkpoint import about_latents, find_latents, load_latents, save_latents
+from latentwire.encoders.pipeline import Latents, LatentSpec, straight_through
 from latentwire.harness.errors import UserError
 from latentwire.latent_training.task import _lm_config
 from latentwire.lm.vocabulary import Vocabulary, rms

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from latentwire.data.examples import Example
 from latentwire.data.prompts import PromptWriter
-from latentwire.encoders.checkpoint import Latents
-from latentwire.encoders.registry import Bottleneck, Passages, make_passages
+from latentwire.encoders.base import Passages, make_passages
+from latentwire.encoders.bottleneck import Bottleneck
+from latentwire.encoders.pipeline import Latents
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 from latentwire.latent_training.losses import embedding_loss, manifold_loss, rms_loss

@@ -18,9 +18,10 @@ from torch import Tensor
 from latentwire.data.examples import DataSpec
 from latentwire.data.fingerprints import fingerprint
 from latentwire.encoders import grouping
-from latentwire.encoders.checkpoint import Latents, LatentSpec, save_latents
+from latentwire.encoders.checkpoint import save_latents
 from latentwire.encoders.cost import COLLAPSED
-from latentwire.encoders.registry import LMLayers
+from latentwire.encoders.lm_layers import LMLayers
+from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import choose_dtype, place

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from latentwire.encoders.base import make_passages
 from latentwire.encoders.checkpoint import load_latents
 from latentwire.encoders.cost import BYTES_PER_NUMBER
-from latentwire.encoders.registry import make_passages
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.base import Text
 
