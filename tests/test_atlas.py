@@ -9,8 +9,9 @@ import pytest
 from test_analysis import result_of
 
 from latentwire.analysis.controls import Judging
+from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import analyze
-from latentwire.analysis.tolerance import LADDERS, crossing, matrix_table, tolerance_table
+from latentwire.analysis.tolerance import LADDERS, crossing, tolerance_table
 from latentwire.reports.text import render, tolerated
 
 COUNT = 200

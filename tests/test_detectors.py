@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentwire.analysis.findings import joined, too_fast
 from latentwire.data.examples import Example
 from latentwire.data.prompts import Prompt, PromptWriter
 from latentwire.evaluation.detectors import (
     changes_nothing,
     dtype_changed,
-    joined,
     odd_predictions,
     require_finite,
     require_span,
     same_output,
     shots_leak,
-    too_fast,
 )
 from latentwire.harness.errors import UserError
 from latentwire.lm.decoding import Decoder, Generated

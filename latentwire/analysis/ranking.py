@@ -24,7 +24,7 @@ from latentwire.analysis.controls import (
     recovered,
     spreads,
 )
-from latentwire.analysis.tolerance import make_atlas
+from latentwire.analysis.matrix import make_atlas
 from latentwire.evaluation import detectors
 from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap
 from latentwire.stats.formatting import three_digits

@@ -11,13 +11,13 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from latentwire.analysis.findings import Finding
 from latentwire.data.fingerprints import fingerprint
 from latentwire.data.prompts import Prompt
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.encoders.cost import COMPARED as PASSAGES_COMPARED
 from latentwire.encoders.cost import Cost, account
 from latentwire.evaluation import detectors
-from latentwire.evaluation.detectors import Finding
 from latentwire.evaluation.metrics import exact_match, f1_score
 from latentwire.evaluation.setup import Bench, Choice, block_ends
 from latentwire.harness.errors import UserError

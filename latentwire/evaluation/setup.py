@@ -11,12 +11,12 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from latentwire.analysis.findings import Finding
 from latentwire.data import prompts as prompt_format
 from latentwire.data.examples import DataSpec, choose_examples, load_data
 from latentwire.data.prompts import Prompt, PromptWriter
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation import detectors
-from latentwire.evaluation.detectors import Finding
 from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.lm.batching import plan_batches

@@ -6,8 +6,9 @@ import textwrap
 from typing import Any
 
 from latentwire.analysis.controls import label
+from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import DEAD, coverage, three_digits
-from latentwire.analysis.tolerance import matrix_table, tolerance_table
+from latentwire.analysis.tolerance import tolerance_table
 from latentwire.stats.intervals import FEW as FEW_EXAMPLES
 
 Result = dict[str, Any]

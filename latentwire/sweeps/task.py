@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from latentwire.analysis.findings import Finding, too_fast
+from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import ById, Judging, analyze
-from latentwire.analysis.tolerance import matrix_table
-from latentwire.evaluation.detectors import Finding, too_fast
 from latentwire.evaluation.task import tracker_of
 from latentwire.harness import app
 from latentwire.harness.errors import UserError
