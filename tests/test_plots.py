@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import kat.plots
-from kat.plots import plot_training
+from kat.grpo.plots import plot_training
 
 
 def test_curves_hold_steps_and_looks(tmp_path, monkeypatch):

@@ -31,13 +31,13 @@ from kat.diversity.comparison import (
     within,
 )
 from kat.diversity.metrics import em_dashes, not_just_but
+from kat.diversity.plots import plot_differences
 from kat.diversity.report import markdown, reading
 from kat.diversity.samples import Row, SampleFile, missing, pieces, sample_into
 from kat.embedding.pooling import Embedder, embed_texts
 from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.grpo.rollout import Sampling, end_tokens
 from kat.pipeline.artifacts import locate, task
-from kat.plots import plot_differences
 from kat.training.model_folder import TrainedModel, beyond_training, doubts, find_models
 from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, place

@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from kat.diversity.plots import plot_differences
 from kat.diversity.verdict import Report, arms_of, markdown, pool, reading, require_alike
 from kat.pipeline.artifacts import task
-from kat.plots import plot_differences
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say

@@ -16,6 +16,7 @@ from kat.data.heldout import require_unseen, require_unseen_start
 from kat.data.prompts import read_prompts
 from kat.grpo.data import GrpoData, draw_weights, encode_prompts, evaluation_prompts
 from kat.grpo.given import content_of, load_judge, policy_spec, reward_folder, sources_of
+from kat.grpo.plots import plot_training
 from kat.grpo.policy import Policy
 from kat.grpo.rewards import MODEL, Rewards
 from kat.grpo.rollout import end_tokens
@@ -23,7 +24,6 @@ from kat.grpo.step import COUNTED, GrpoSpec, Stepper
 from kat.grpo.validation import Answered, answer, judge, mean_rewards
 from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import ensure
-from kat.plots import plot_training
 from kat.reward.model import reads_at_most
 from kat.sampling.sampler import DensityAwareSampler
 from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger

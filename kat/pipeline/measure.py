@@ -18,10 +18,10 @@ from kat.data.tables import read_clusters, read_weights, same_ids
 from kat.density.clusters import closest_to_centroid, cluster
 from kat.density.diagnostics import diagnose
 from kat.density.estimate import Density, DensitySpec, estimate
+from kat.density.plots import plot_weights
 from kat.density.projection import page, project
 from kat.embedding.pooling import load_embeddings
 from kat.pipeline.artifacts import beside, destination, locate, record_of, task
-from kat.plots import plot_weights
 from kat.sampling.arms import arm_weights, draw
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
