@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kat.data.heldout import held_out, require_unseen, require_unseen_start
+from kat.data.heldout import held_out
+from kat.training.lineage import require_unseen, require_unseen_start
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import ModelSpec
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from kat.data.chat import encode_prompt
-from kat.data.heldout import held_out, require_unseen
+from kat.data.heldout import held_out
 from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import read_weights
 from kat.diversity.bleu import Tokens
@@ -38,6 +38,7 @@ from kat.embedding.pooling import Embedder, embed_texts
 from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.grpo.rollout import Sampling, end_tokens
 from kat.pipeline.artifacts import locate, task
+from kat.training.lineage import require_unseen
 from kat.training.model_folder import TrainedModel, beyond_training, doubts, find_models
 from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, place

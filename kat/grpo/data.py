@@ -11,7 +11,7 @@ from torch import Tensor
 from kat.data.chat import encode_prompt
 from kat.data.heldout import held_out
 from kat.data.prompts import Prompt
-from kat.reward.data import prompt_weights
+from kat.sampling.arms import prompt_weights
 from latentwire.harness.errors import UserError
 
 

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import Tensor
 
-from kat.data.heldout import require_unseen, require_unseen_start
 from kat.data.prompts import read_prompts
 from kat.grpo.data import GrpoData, draw_weights, encode_prompts, evaluation_prompts
 from kat.grpo.given import content_of, load_judge, policy_spec, reward_folder, sources_of
@@ -26,6 +25,7 @@ from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import ensure
 from kat.reward.model import reads_at_most
 from kat.sampling.sampler import DensityAwareSampler
+from kat.training.lineage import require_unseen, require_unseen_start
 from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app

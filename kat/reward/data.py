@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from kat.data.chat import completion_text
 from kat.data.heldout import held_out
 from kat.data.pairs import PreferencePair
 from kat.data.prompts import prompt_id
 from kat.reward.model import Tree, encode_pair
-from kat.sampling.arms import arm_weights
 from latentwire.harness.errors import UserError
 
 
@@ -97,34 +93,3 @@ def split_pairs(pairs: Iterable[RewardPair], share: float) -> RewardData:
             f"{which}; choose another share, or read more pairs"
         )
     return data
-
-
-def prompt_weights(
-    train: Sequence[str], arm: str, measured: Mapping[str, float], unread: Iterable[str], seed: int
-) -> tuple[Tensor, int]:
-    """Return the weight of each training prompt in an arm, (N,) float64 of sum 1, and how many have none.
-
-    The arm is made among the training prompts, so that reversed and shuffled weights have the same histogram there.
-
-    Args:
-        train: Ids of the training prompts.
-        arm: As in `kat.sampling.arms.arm_weights`.
-        measured: Weights of task=density by prompt id; not looked at where the arm is uniform.
-        unread: Ids of prompts that the embedder could not read; they are never drawn.
-        seed: Of the shuffling.
-
-    Raises:
-        UserError: A prompt without a weight that is not among the unread, or an unknown arm.
-    """
-    if arm == "uniform":
-        return torch.full((len(train),), 1 / len(train), dtype=torch.float64), 0
-    left_out = set(unread) - measured.keys()
-    if strangers := [name for name in train if name not in measured and name not in left_out]:
-        raise UserError(
-            f"sampler={arm}: {len(strangers)} of {len(train)} prompts have pairs but no weight, {strangers[0]} for "
-            "instance; run task=prompts, task=embed and task=density again on these pairs"
-        )
-    rows = [row for row, name in enumerate(train) if name in measured]
-    weights = torch.zeros(len(train), dtype=torch.float64)
-    weights[rows] = arm_weights(arm, [measured[train[row]] for row in rows], seed)
-    return weights, len(train) - len(rows)

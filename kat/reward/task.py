@@ -14,12 +14,11 @@ from accelerate.utils import reduce
 from omegaconf import DictConfig
 from torch import Tensor
 
-from kat.data.heldout import require_unseen_start
 from kat.data.pairs import read_pairs
 from kat.data.tables import read_weights
 from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import ensure
-from kat.reward.data import RewardData, RewardPair, describe_counts, encode_all, prompt_weights, split_pairs
+from kat.reward.data import RewardData, RewardPair, describe_counts, encode_all, split_pairs
 from kat.reward.frozen import SplitScorer
 from kat.reward.model import (
     Tree,
@@ -32,7 +31,9 @@ from kat.reward.model import (
     tree_scores,
 )
 from kat.reward.report import Judged, deciles, judge_by, longer_wins, render
+from kat.sampling.arms import prompt_weights
 from kat.sampling.sampler import DensityAwareSampler
+from kat.training.lineage import require_unseen_start
 from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness import app

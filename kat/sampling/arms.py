@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -127,3 +127,34 @@ def pair_weights(
                       "weight 0 and are never drawn", stacklevel=2)  # fmt: skip
     shares = torch.cat([w, torch.zeros(1, dtype=w.dtype)]) / torch.bincount(rows, minlength=len(w) + 1)
     return checked_weights(shares[rows])
+
+
+def prompt_weights(
+    train: Sequence[str], arm: str, measured: Mapping[str, float], unread: Iterable[str], seed: int
+) -> tuple[Tensor, int]:
+    """Return the weight of each training prompt in an arm, (N,) float64 of sum 1, and how many have none.
+
+    The arm is made among the training prompts, so that reversed and shuffled weights have the same histogram there.
+
+    Args:
+        train: Ids of the training prompts.
+        arm: As in `kat.sampling.arms.arm_weights`.
+        measured: Weights of task=density by prompt id; not looked at where the arm is uniform.
+        unread: Ids of prompts that the embedder could not read; they are never drawn.
+        seed: Of the shuffling.
+
+    Raises:
+        UserError: A prompt without a weight that is not among the unread, or an unknown arm.
+    """
+    if arm == "uniform":
+        return torch.full((len(train),), 1 / len(train), dtype=torch.float64), 0
+    left_out = set(unread) - measured.keys()
+    if strangers := [name for name in train if name not in measured and name not in left_out]:
+        raise UserError(
+            f"sampler={arm}: {len(strangers)} of {len(train)} prompts have pairs but no weight, {strangers[0]} for "
+            "instance; run task=prompts, task=embed and task=density again on these pairs"
+        )
+    rows = [row for row, name in enumerate(train) if name in measured]
+    weights = torch.zeros(len(train), dtype=torch.float64)
+    weights[rows] = arm_weights(arm, [measured[train[row]] for row in rows], seed)
+    return weights, len(train) - len(rows)
