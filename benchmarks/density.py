@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 
 from kat.density.estimate import kernel_sums, kernel_sums_in_lists, weigh
 from kat.density.nearest import nearest
-from kat.embedding.pooling import load_embeddings
+from kat.embedding.store import load_embeddings
 from latentwire.harness.errors import UserError
 
 SETTINGS: dict[str, Any] = {

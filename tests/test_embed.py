@@ -18,13 +18,12 @@ from kat.embedding.pooling import (
     LogitsEmbedder,
     embed_hidden,
     embed_texts,
-    load_embeddings,
     plan,
-    save_embeddings,
     square_root,
     unit_rows,
 )
 from kat.embedding.shards import Shards
+from kat.embedding.store import load_embeddings, save_embeddings
 from latentwire.harness import app
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import write_jsonl

@@ -17,7 +17,7 @@ import run
 from kat.data.tables import read_weights
 from kat.density.clusters import closest_to_centroid, cluster
 from kat.density.projection import project
-from kat.embedding.pooling import load_embeddings
+from kat.embedding.store import load_embeddings
 from kat.sampling.arms import arm_weights
 from latentwire.harness.errors import UserError
 

@@ -19,8 +19,10 @@ from kat.data.heldout import held_out
 from kat.data.pairs import read_pairs
 from kat.data.prompts import prompt_id
 from kat.reward.data import RewardPair, describe_counts, encode_all, split_pairs
-from kat.reward.model import Tree, load_reward_model, score
+from kat.reward.model import load_reward_model
+from kat.reward.scoring import score
 from kat.reward.task import RewardSpec
+from kat.reward.trees import Tree
 from kat.sampling.arms import prompt_weights
 from kat.training.state import LoopSpec
 from latentwire.harness import app

@@ -12,22 +12,9 @@ from transformers import AutoModelForSequenceClassification
 
 from kat.data.chat import encode_completion, encode_prompt
 from kat.reward.frozen import SplitScorer
-from kat.reward.model import (
-    Tree,
-    batches_of,
-    bradley_terry_loss,
-    choose_pad,
-    encode_pair,
-    load_reward_model,
-    merged,
-    pack,
-    reads_at_most,
-    reward_model_of,
-    score,
-    shared_start,
-    tree_scores,
-    trees_of,
-)
+from kat.reward.model import bradley_terry_loss, choose_pad, load_reward_model, reward_model_of
+from kat.reward.scoring import reads_at_most, score, tree_scores
+from kat.reward.trees import Tree, batches_of, encode_pair, merged, pack, shared_start, trees_of
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import LanguageModel
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kat.reward.model import score
+from kat.reward.scoring import score
 from latentwire.harness.errors import UserError
 from latentwire.harness.training import require_finite
 

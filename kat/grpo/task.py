@@ -23,7 +23,7 @@ from kat.grpo.step import COUNTED, GrpoSpec, Stepper
 from kat.grpo.validation import Answered, answer, judge, mean_rewards
 from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import ensure
-from kat.reward.model import reads_at_most
+from kat.reward.scoring import reads_at_most
 from kat.sampling.sampler import DensityAwareSampler
 from kat.training.lineage import require_unseen, require_unseen_start
 from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import same_ids
-from kat.embedding.pooling import load_embeddings, save_embeddings
 from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.embedding.shards import Shards
+from kat.embedding.store import load_embeddings, save_embeddings
 from kat.pipeline.artifacts import destination, locate, record_of, task
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256

@@ -20,7 +20,7 @@ from kat.density.diagnostics import diagnose
 from kat.density.estimate import Density, DensitySpec, estimate
 from kat.density.plots import plot_weights
 from kat.density.projection import page, project
-from kat.embedding.pooling import load_embeddings
+from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import beside, destination, locate, record_of, task
 from kat.sampling.arms import arm_weights, draw
 from latentwire.harness import app

@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 
 from kat.data.prompts import normalise, read_prompts, render
 from kat.data.tables import same_ids
-from kat.embedding.pooling import embed_texts, load_embeddings
+from kat.embedding.pooling import embed_texts
 from kat.embedding.registry import EmbedderSpec, load_embedder
+from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import locate, record_of, task
 from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, place

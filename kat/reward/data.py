@@ -11,7 +11,7 @@ from kat.data.chat import completion_text
 from kat.data.heldout import held_out
 from kat.data.pairs import PreferencePair
 from kat.data.prompts import prompt_id
-from kat.reward.model import Tree, encode_pair
+from kat.reward.trees import Tree, encode_pair
 from latentwire.harness.errors import UserError
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kat.reward.model import SharedStart, Tree, merged, pack, tree_scores
+from kat.reward.scoring import SharedStart, tree_scores
+from kat.reward.trees import Tree, merged, pack
 from latentwire.harness.errors import UserError
 
 
 class SplitScorer:
-    """Scores trees like `kat.reward.model.tree_scores`, with gradients for the last blocks, the norm and the head.
+    """Scores trees like `kat.reward.scoring.tree_scores`, with gradients for the last blocks, the norm and the head.
 
     Args:
         model: A reward model whose blocks before the last `blocks` are frozen.

@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 from kat.data.pairs import PairsSpec, PreferencePair, file_rows, read_pairs, readings
 from kat.pipeline.artifacts import task
 from kat.reward.data import describe_counts, encode_all
-from kat.reward.model import load_reward_model, reads_at_most, score
+from kat.reward.model import load_reward_model
 from kat.reward.report import Judged, judge_by, render
+from kat.reward.scoring import reads_at_most, score
 from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import choose_dtype, place

@@ -20,17 +20,10 @@ from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import ensure
 from kat.reward.data import RewardData, RewardPair, describe_counts, encode_all, split_pairs
 from kat.reward.frozen import SplitScorer
-from kat.reward.model import (
-    Tree,
-    batches_of,
-    bradley_terry_loss,
-    merged,
-    reads_at_most,
-    reward_model_of,
-    score,
-    tree_scores,
-)
+from kat.reward.model import bradley_terry_loss, reward_model_of
 from kat.reward.report import Judged, deciles, judge_by, longer_wins, render
+from kat.reward.scoring import reads_at_most, score, tree_scores
+from kat.reward.trees import Tree, batches_of, merged
 from kat.sampling.arms import prompt_weights
 from kat.sampling.sampler import DensityAwareSampler
 from kat.training.lineage import require_unseen_start
