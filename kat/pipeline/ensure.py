@@ -10,8 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kat.pipeline.artifacts import locate
+from kat.pipeline.density import density
 from kat.pipeline.embed import embed
-from kat.pipeline.measure import density
 from kat.pipeline.prepare import pairs, prompts
 from kat.pipeline.provenance import require_asked
 from latentwire.harness.app import CONF

@@ -8,8 +8,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kat.pipeline.artifacts import beside, locate
+from kat.pipeline.density import density_spec
 from kat.pipeline.embed import plan
-from kat.pipeline.measure import check_origin, density_spec
+from kat.pipeline.origin import check_origin
 from kat.pipeline.prepare import asked_sets
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import place
