@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from latentwire.harness import program
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test waits for a network
 # Figures are compared to the bit here and there: the same device and dtype wherever tests run, unless one is named.
 os.environ.setdefault("LATENTWIRE_DEVICE", "cpu")
@@ -15,8 +17,10 @@ import torch
 from omegaconf import OmegaConf
 
 from latentwire.harness import app
-from latentwire.harness.app import CONF, typed
-from latentwire.lm.models import LanguageModel, ModelSpec, load_model
+from latentwire.harness.paths import CONF
+from latentwire.harness.typed_config import typed
+from latentwire.lm.models import LanguageModel, load_model
+from latentwire.lm.spec import ModelSpec
 from run import TASKS
 
 
@@ -56,7 +60,7 @@ def cli(tmp_path, monkeypatch, capfd):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        app.position = None
+        program.current.position = None
         status = 0
         try:
             app.launch("run", TASKS, list(arguments))

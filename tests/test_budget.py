@@ -16,10 +16,11 @@ from test_sweep import command, environment, load, without_timings
 
 from latentwire.evaluation import request, task
 from latentwire.evaluation.setup import block_ends
-from latentwire.harness import app
+from latentwire.harness import app, program
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
+from latentwire.harness.paths import CONF
 from latentwire.harness.results import ResultStore, write_jsonl
 from latentwire.reports import html
 from latentwire.sweeps import schedule
@@ -216,7 +217,7 @@ def test_wherever_it_is_interrupted_it_decides_the_same_and_another_budget_is_an
         for transform in transforms
         for source in ("text", "scaled")
     ]
-    with initialize_config_dir(str(app.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         jobs = [Job(one, compose("run", overrides=["model=tiny_random", "samples=20", *one])) for one in asked]
 
     def of(folder, minutes):
@@ -249,7 +250,7 @@ def test_auto_is_never_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(app, "lap", lambda *, count: 0.0)
     transforms = ("baseline", "rms_matching", "nearest_k", "anchor_offset", "auto")
     asked = [["control=empty"]] + [[f"embed_transform={transform}"] for transform in transforms]
-    with initialize_config_dir(str(app.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         jobs = [Job(one, compose("run", overrides=["model=tiny_random", "samples=20", *one])) for one in asked]
     finished: dict[str, int] = {}
     played(OmegaConf.merge(jobs[0].config, {"budget_minutes": 1, "out": str(tmp_path)}), jobs, finished)
@@ -363,9 +364,9 @@ def test_what_a_job_and_an_example_cost():
 
 def test_a_lap_holds_all_seconds_since_they_were_counted(monkeypatch):
     times = iter([10.0, 12.5, 13.0, 14.0])
-    monkeypatch.setattr(app.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(program.time, "monotonic", lambda: next(times))
     monkeypatch.setattr(app, "counted", 9.0)
-    assert [app.lap(count=count) for count in (False, True, False, True)] == [1.0, 3.5, 0.5, 1.5]
+    assert [program.current.lap(count=count) for count in (False, True, False, True)] == [1.0, 3.5, 0.5, 1.5]
 
 
 @pytest.mark.parametrize("change", ["seed=1", "data=file", "max_new_tokens=3", "version"])
@@ -376,7 +377,7 @@ def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
     state = place("cpu")
 
     def key(*overrides: str) -> str:
-        with initialize_config_dir(str(app.CONF), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("run", overrides=["model=tiny_random", "samples=20", f"out={tmp_path}", *overrides])
         job = Job([], cfg)
         with_budget = OmegaConf.merge(cfg, {"budget_minutes": 5})

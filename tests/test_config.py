@@ -18,11 +18,12 @@ from kat.data.pairs import PairsSpec, readings
 from kat.embedding.registry import EmbedderSpec
 from latentwire.data.examples import DataSpec
 from latentwire.encoders.registry import ENCODERS, build_encoder
-from latentwire.harness.app import CONF, typed
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job, expand, factors, keep, variants
+from latentwire.harness.paths import CONF
+from latentwire.harness.typed_config import typed
 from latentwire.latent_training.objective import Weights
-from latentwire.lm.models import ModelSpec
+from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import SOURCES, build_source
 from latentwire.transforms.registry import TRANSFORMS, build_transform, read_label

@@ -19,8 +19,9 @@ from kat.density.diagnostics import diagnose, mass_by_decile, on_clusters
 from kat.density.estimate import DensitySpec, effective_sample_size, estimate, kernel_sums, weigh
 from kat.density.estimate import estimate as density
 from kat.density.nearest import nearest
-from latentwire.harness.app import CONF, typed
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
+from latentwire.harness.typed_config import typed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

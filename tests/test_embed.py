@@ -24,8 +24,8 @@ from kat.embedding.pooling import (
 )
 from kat.embedding.shards import Shards
 from kat.embedding.store import load_embeddings, save_embeddings
-from latentwire.harness import app
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import ROOT
 from latentwire.harness.results import write_jsonl
 
 TEXTS = [
@@ -444,7 +444,7 @@ def test_what_does_not_belong_together_is_refused(cli):
 @pytest.mark.slow
 def test_two_processes_give_the_file_of_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    root = Path(app.ROOT)
+    root = Path(ROOT)
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     write_prompts(60)
     launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc_per_node", "2"]}

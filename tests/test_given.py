@@ -9,7 +9,7 @@ import pytest
 
 from kat.grpo.given import content_of, differing_tokenizers, sources_of
 from latentwire.harness.errors import UserError
-from latentwire.lm.models import weight_files
+from latentwire.lm.model_folder import weight_files
 
 
 def test_tokenizers_differ_in_what_is_named(tiny):

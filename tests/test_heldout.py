@@ -12,7 +12,7 @@ import pytest
 from kat.data.heldout import held_out
 from kat.training.lineage import require_unseen, require_unseen_start
 from latentwire.harness.errors import UserError
-from latentwire.lm.models import ModelSpec
+from latentwire.lm.spec import ModelSpec
 
 IDS = [f"{number:016x}" for number in range(4000)]
 

@@ -18,8 +18,8 @@ from kat.data.prompts import normalise, prompt_id, read_prompts, render, unique_
 from kat.data.tables import read_pair_to_prompt
 from kat.pipeline.artifacts import BESIDE
 from kat.sampling.arms import pair_weights
-from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
 from latentwire.harness.results import write_jsonl
 
 

@@ -23,7 +23,8 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from latentwire.harness.errors import UserError
 from latentwire.lm import models
-from latentwire.lm.models import LanguageModel, ModelSpec, load_model
+from latentwire.lm.models import LanguageModel, load_model
+from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from latentwire.harness.app import ROOT
 from latentwire.harness.origin import git_commit, made_by, made_on
+from latentwire.harness.paths import ROOT
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

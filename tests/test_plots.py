@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import kat.plots
 import numpy as np
 
-import kat.plots
 from kat.grpo.plots import plot_training
 
 

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from kat.pipeline import ensure as prepared
 from kat.pipeline.ensure import config_of, ensure
-from latentwire.harness.app import CONF
+from latentwire.harness.paths import CONF
 
 
 def config(*overrides: str):

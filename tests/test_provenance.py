@@ -11,8 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from kat.pipeline.ensure import ensure
-from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = ["pairs", "prompts", "embed", "density"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from latentwire.analysis.ranking import three_digits
-from latentwire.harness import app
+from latentwire.harness import program
 from latentwire.harness.tracking import NoTracker
 from latentwire.reports import html as report
 from latentwire.reports.figures import draw_all
@@ -261,7 +261,7 @@ def test_how_it_was_run_is_said():
 
 def test_the_command_can_be_typed_again(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/run.py", "-m", "only=baseline|anchor_*", "seed=1,2"])
-    assert app.command() == "python run.py -m 'only=baseline|anchor_*' seed=1,2"
+    assert program.command() == "python run.py -m 'only=baseline|anchor_*' seed=1,2"
 
 
 def test_the_page_carries_its_data_and_asks_nobody_for_anything():

@@ -25,12 +25,13 @@ from kat.reward.task import RewardSpec
 from kat.reward.trees import Tree
 from kat.sampling.arms import prompt_weights
 from kat.training.state import LoopSpec
-from latentwire.harness import app
+from latentwire.harness import app, program
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import ROOT
 from latentwire.harness.results import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(app.ROOT)
+ROOT = Path(ROOT)
 SMALL = ["task=reward", "model=tiny_random", "device=cpu", "pairs=file", "path=mine.jsonl", "steps=6",
          "prompts_per_step=4", "pairs_per_prompt=2", "checkpoint_every=2", "held_out=0.25"]  # fmt: skip
 OUT = Path("outputs/reward/uniform_seed0")
@@ -57,7 +58,7 @@ def command(tmp_path, monkeypatch, capfd):
     def launch(*arguments: str, entry: str = "train") -> tuple[int, str, str]:
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         monkeypatch.setattr(sys, "argv", [f"{entry}.py"])
-        app.position = None
+        program.current.position = None
         status = 0
         try:
             app.launch(entry, {"train": train.TASKS, "run": run.TASKS}[entry], list(arguments))
@@ -289,7 +290,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(command, monkeypatch):
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(train_reward, "bradley_terry_loss", full)
+    monkeypatch.setattr("kat.reward.task.bradley_terry_loss", full)
     status, _, said = command(*SMALL, "batch_tokens=300", "states_gib=1")
     assert status == 1 and "error: batch_tokens=300, states_gib=1.0: cpu (" in said and "Traceback" not in said
 

@@ -17,8 +17,8 @@ from kat.density.estimate import DensitySpec, estimate
 from kat.embedding.pooling import HiddenEmbedder, embed_hidden
 from kat.sampling.arms import ARMS, arm_weights, draw, expected_draws, pair_weights
 from kat.sampling.sampler import DensityAwareSampler
-from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]

@@ -6,7 +6,7 @@ import pytest
 from safetensors import SafetensorError
 
 from latentwire.harness.results import ResultWriteError
-from latentwire.lm.models import save_model
+from latentwire.lm.model_folder import save_model
 
 
 def test_a_full_disk_leaves_the_older_model_and_says_so(tiny, tmp_path, monkeypatch):

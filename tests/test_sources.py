@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
-from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
 from latentwire.harness.random import generator_for
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import SOURCES, build_source

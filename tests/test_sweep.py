@@ -15,7 +15,7 @@ import pytest
 
 from latentwire.evaluation.metrics import f1_score
 from latentwire.evaluation.setup import FITTED_ON
-from latentwire.harness import app
+from latentwire.harness.paths import ROOT
 from latentwire.harness.results import ResultStore
 
 SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
@@ -493,7 +493,7 @@ def test_what_does_not_fit_into_the_context_is_counted(cli):
     assert (result["num_samples"], result["too_long"], result["too_long_ids"]) == (4, 1, ["long"])
 
 
-ROOT = Path(app.ROOT)
+ROOT = Path(ROOT)
 
 
 def command(*arguments: str) -> list[str]:

@@ -20,7 +20,7 @@ import train
 from kat.data.heldout import held_out
 from kat.grpo.objective import step as grpo_step
 from kat.grpo.rollout import Sampling
-from latentwire.harness import app
+from latentwire.harness import app, program
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,7 +81,7 @@ def training(here, monkeypatch, capfd):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        app.position = None
+        program.current.position = None
         status = 0
         try:
             app.launch("train", train.TASKS, [*SMALL, *arguments])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import train
 from latentwire.data.fingerprints import fingerprint
-from latentwire.harness import app
+from latentwire.harness import app, program
 from latentwire.harness.checkpoint import Checkpoints
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl
@@ -45,7 +45,7 @@ def trains(tmp_path, monkeypatch, capfd):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        app.position = None
+        program.current.position = None
         status = 0
         try:
             app.launch("train", train.TASKS, list(arguments))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch.testing import assert_close
 
-from latentwire.harness.app import CONF
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.transforms.codebook import SoftCodebook
 from latentwire.transforms.registry import TRANSFORMS, build_transform, read_label

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kat.density.diagnostics import mass_by_decile
-from kat.plots import BLUE, GREY
+from latentwire.harness.palette import BLUE, GREY
 from latentwire.harness.results import open_atomically, writing
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from kat.diversity.comparison import LEVELS, METRICS
-from kat.plots import BLUE, GREY, ORANGE
+from latentwire.harness.palette import BLUE, GREY, ORANGE
 from latentwire.harness.results import open_atomically, writing
 
 

@@ -40,7 +40,6 @@ from kat.grpo.rollout import Sampling, end_tokens
 from kat.pipeline.artifacts import locate, task
 from kat.training.lineage import require_unseen
 from kat.training.model_folder import TrainedModel, beyond_training, doubts, find_models
-from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
@@ -48,7 +47,9 @@ from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import config_hash, read_json, write_json, write_text_atomically
-from latentwire.lm.models import ModelSpec, load_model, load_tokenizer
+from latentwire.harness.typed_config import typed
+from latentwire.lm.models import load_model, load_tokenizer
+from latentwire.lm.spec import ModelSpec
 
 BATCH_TOKENS_ON_CPU = 4096
 
@@ -112,12 +113,12 @@ def diversity(cfg: DictConfig) -> dict[str, Any] | None:
     state = place(cfg.device)
     if not state.is_main_process:
         return None
-    embedding = app.typed(EmbedderSpec, cfg.embedder, "embedder.")
+    embedding = typed(EmbedderSpec, cfg.embedder, "embedder.")
     embedding.check()
     if embedding.name == "file":
         raise UserError("embedder=file: a file embeds no completion; use embedder=hidden or embedder=sentence")
     work = _work(cfg, state)
-    base = app.typed(ModelSpec, cfg.model, "model.")
+    base = typed(ModelSpec, cfg.model, "model.")
     about = embedding.identity(base, work.dtype)
     out = _folder(cfg, work.models)
     report = out / "diversity.json"
@@ -169,7 +170,7 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _work(cfg: DictConfig, state: PartialState) -> _Work:
-    spec = app.typed(DiversitySpec, {f.name: cfg[f.name] for f in fields(DiversitySpec)})
+    spec = typed(DiversitySpec, {f.name: cfg[f.name] for f in fields(DiversitySpec)})
     spec.check()
     sampling = Sampling(
         num_generations=spec.num_generations,

@@ -14,7 +14,9 @@ from kat.data.prompts import TEXT_FORMAT
 from kat.embedding.pooling import Embedder, HiddenEmbedder, LogitsEmbedder, unit_rows
 from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256
 from latentwire.harness.errors import UserError
-from latentwire.lm.models import ModelSpec, bars_on_terminals_only, load_model
+from latentwire.lm.model_folder import bars_on_terminals_only
+from latentwire.lm.models import load_model
+from latentwire.lm.spec import ModelSpec
 
 NAMES = ("hidden", "logits", "sentence", "file")
 

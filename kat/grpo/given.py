@@ -17,13 +17,14 @@ from kat.pipeline.ensure import config_of
 from kat.reward.model import load_reward_model
 from kat.reward.task import reward as train_reward
 from kat.training.model_folder import READ_TOO
-from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import OtherConfigurationError
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
 from latentwire.harness.results import config_hash
-from latentwire.lm.models import ModelSpec, weight_files
+from latentwire.harness.typed_config import typed
+from latentwire.lm.model_folder import weight_files
+from latentwire.lm.spec import ModelSpec
 
 
 def policy_spec(cfg: DictConfig) -> ModelSpec:
@@ -33,7 +34,7 @@ def policy_spec(cfg: DictConfig) -> ModelSpec:
         UserError: A folder without a model, or one within the folder of this run.
     """
     if cfg.policy is None:
-        return app.typed(ModelSpec, cfg.model, "model.")
+        return typed(ModelSpec, cfg.model, "model.")
     folder = _model_folder(
         "policy", cfg.policy, "give the folder of a finished run, or one of save_pretrained", cfg.out
     )

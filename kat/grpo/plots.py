@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kat.plots import BLUE, GREY
+from latentwire.harness.palette import BLUE, GREY
 from latentwire.harness.results import open_atomically, writing
 
 

@@ -28,7 +28,6 @@ from kat.sampling.sampler import DensityAwareSampler
 from kat.training.lineage import require_unseen, require_unseen_start
 from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.training.tuning import TuningSpec, make_trainable, whole_model
-from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
@@ -37,7 +36,10 @@ from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import read_jsonl, write_json
 from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, make_accelerator, make_optimizer, make_scheduler
-from latentwire.lm.models import ModelSpec, load_model, save_model
+from latentwire.harness.typed_config import typed
+from latentwire.lm.model_folder import save_model
+from latentwire.lm.models import load_model
+from latentwire.lm.spec import ModelSpec
 
 SHOWN = 16  # held-out prompts whose completions are shown in the tracker's table
 
@@ -53,9 +55,9 @@ def grpo(cfg: DictConfig) -> dict[str, Any]:
             another configuration in the folder, a number that is not finite, a full disk.
     """
     loop = LoopSpec.of(cfg)
-    spec = app.typed(GrpoSpec, cfg.grpo, "grpo.")
-    tuning = app.typed(TuningSpec, cfg.tuning, "tuning.")
-    optimizer = app.typed(OptimizerSpec, cfg.optimizer, "optimizer.")
+    spec = typed(GrpoSpec, cfg.grpo, "grpo.")
+    tuning = typed(TuningSpec, cfg.tuning, "tuning.")
+    optimizer = typed(OptimizerSpec, cfg.optimizer, "optimizer.")
     accelerator = make_accelerator(cfg.device, cfg.dtype)
     state = place(cfg.device)
     batch_tokens = choose_batch_tokens(cfg.batch_tokens, state.device)

@@ -16,12 +16,12 @@ from kat.density.plots import plot_weights
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import beside, destination, locate, task
 from kat.pipeline.origin import prompts_of
-from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import write_json, write_jsonl
+from latentwire.harness.typed_config import typed
 
 
 @task
@@ -76,7 +76,7 @@ def density_spec(cfg: DictConfig) -> DensitySpec:
     Raises:
         UserError: One of another type.
     """
-    return app.typed(DensitySpec, {f.name: cfg.sampler[f.name] for f in fields(DensitySpec)}, "sampler.")
+    return typed(DensitySpec, {f.name: cfg.sampler[f.name] for f in fields(DensitySpec)}, "sampler.")
 
 
 def _weight_rows(ids: list[str], found: Density) -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.embedding.shards import Shards
 from kat.embedding.store import load_embeddings, save_embeddings
 from kat.pipeline.artifacts import destination, locate, record_of, task
-from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
@@ -29,7 +28,8 @@ from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import config_hash, read_json, write_json, writing
-from latentwire.lm.models import ModelSpec
+from latentwire.harness.typed_config import typed
+from latentwire.lm.spec import ModelSpec
 
 BATCH_TOKENS_ON_CPU = 8192  # measured best for embedding
 
@@ -97,9 +97,9 @@ def plan(cfg: DictConfig, state: PartialState) -> Plan:
     Raises:
         UserError: No prompts, an unknown embedder, or one that cannot be identified.
     """
-    spec = app.typed(EmbedderSpec, cfg.embedder, "embedder.")
+    spec = typed(EmbedderSpec, cfg.embedder, "embedder.")
     spec.check()
-    model = app.typed(ModelSpec, cfg.model, "model.")
+    model = typed(ModelSpec, cfg.model, "model.")
     dtype = choose_dtype(cfg.dtype, state.device)
     wanted = read_prompts(locate(cfg, "prompts_file"))
     batch_tokens = choose_batch_tokens(cfg.batch_tokens, state.device, BATCH_TOKENS_ON_CPU)

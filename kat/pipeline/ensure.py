@@ -14,9 +14,9 @@ from kat.pipeline.density import density
 from kat.pipeline.embed import embed
 from kat.pipeline.prepare import pairs, prompts
 from kat.pipeline.provenance import require_asked
-from latentwire.harness.app import CONF
 from latentwire.harness.device import place
 from latentwire.harness.gather import from_first
+from latentwire.harness.paths import CONF
 from latentwire.harness.progress import say
 
 JOBS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {  # a task, and the setting that names its file

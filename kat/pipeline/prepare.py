@@ -13,13 +13,13 @@ from omegaconf import DictConfig
 from kat.data.pairs import Dropped, PairsSpec, PreferencePair, Reading, read_pairs, readings, rows_of
 from kat.data.prompts import unique_prompts
 from kat.pipeline.artifacts import beside, destination, locate, task
-from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
 from latentwire.harness.progress import say
 from latentwire.harness.results import json_line, open_atomically, write_json, write_jsonl, writing
+from latentwire.harness.typed_config import typed
 
 
 @task
@@ -84,7 +84,7 @@ def asked_sets(cfg: DictConfig) -> dict[str, dict[str, str]]:
 
 
 def _specs(cfg: DictConfig) -> list[PairsSpec]:
-    specs = [app.typed(PairsSpec, node, f"pairs.{name}.") for name, node in cfg.pairs.items()]
+    specs = [typed(PairsSpec, node, f"pairs.{name}.") for name, node in cfg.pairs.items()]
     return [_named_after_file(spec) if spec.origin == "file" else spec for spec in specs]
 
 

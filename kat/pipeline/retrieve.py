@@ -15,11 +15,11 @@ from kat.embedding.pooling import embed_texts
 from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import locate, record_of, task
-from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import speaks
-from latentwire.lm.models import ModelSpec
+from latentwire.harness.typed_config import typed
+from latentwire.lm.spec import ModelSpec
 
 
 @task
@@ -46,11 +46,11 @@ def retrieve(cfg: DictConfig) -> list[dict[str, Any]] | None:
     texts = {prompt.id: prompt for prompt in read_prompts(locate(cfg, "prompts_file"))}
     remedy = "run task=embed for these prompts, or give their file with prompts_file=FILE"
     same_ids(ids, texts, str(path), str(locate(cfg, "prompts_file")), remedy)
-    spec = app.typed(EmbedderSpec, cfg.embedder, "embedder.")
+    spec = typed(EmbedderSpec, cfg.embedder, "embedder.")
     spec.check()
     if spec.name == "file":
         raise UserError("embedder=file: a file embeds no query; name what made it, such as embedder=hidden")
-    model = app.typed(ModelSpec, cfg.model, "model.")
+    model = typed(ModelSpec, cfg.model, "model.")
     dtype = choose_dtype(cfg.dtype, state.device)
     _check_same(path, spec.identity(model, dtype))
     vector = embed_texts(load_embedder(spec, model, state.device, dtype), [query])[0]

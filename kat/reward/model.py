@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from latentwire.harness.errors import UserError
-from latentwire.lm.models import LanguageModel, bars_on_terminals_only, weight_files
+from latentwire.lm.model_folder import bars_on_terminals_only, weight_files
+from latentwire.lm.models import LanguageModel
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:

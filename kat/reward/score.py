@@ -15,13 +15,13 @@ from kat.reward.data import describe_counts, encode_all
 from kat.reward.model import load_reward_model
 from kat.reward.report import Judged, judge_by, render
 from kat.reward.scoring import reads_at_most, score
-from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.progress import Progress, say
 from latentwire.harness.results import read_json, write_json, write_jsonl
+from latentwire.harness.typed_config import typed
 
 AT_A_TIME = 64  # pairs between two looks at the clock
 
@@ -47,7 +47,7 @@ def score_file(cfg: DictConfig) -> dict[str, Any] | None:
     model, tokenizer = load_reward_model(cfg.reward, state.device, choose_dtype(cfg.dtype, state.device))
     trained = _trained(Path(cfg.reward).expanduser())
     path = Path(cfg.path).expanduser()
-    read, dropped = _read(app.typed(PairsSpec, cfg.pairs.file, "pairs.file."), path)
+    read, dropped = _read(typed(PairsSpec, cfg.pairs.file, "pairs.file."), path)
     for reason, number in dropped.most_common():
         say(f"  dropped {number}: {reason}")
     max_length = min(filter(None, (trained.get("max_length"), reads_at_most(model))), default=sys.maxsize)

@@ -29,7 +29,6 @@ from kat.sampling.sampler import DensityAwareSampler
 from kat.training.lineage import require_unseen_start
 from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.training.tuning import TuningSpec, make_trainable, whole_model
-from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
@@ -48,7 +47,10 @@ from latentwire.harness.training import (
     make_scheduler,
     require_finite,
 )
-from latentwire.lm.models import ModelSpec, load_model, save_model
+from latentwire.harness.typed_config import typed
+from latentwire.lm.model_folder import save_model
+from latentwire.lm.models import load_model
+from latentwire.lm.spec import ModelSpec
 
 AT_A_TIME = 32  # held-out prompts between two looks at the clock
 
@@ -95,11 +97,11 @@ def reward(cfg: DictConfig) -> dict[str, Any]:
             the folder, a loss or gradient that is not finite, a full disk.
     """
     loop = LoopSpec.of(cfg)
-    spec = app.typed(RewardSpec, {field.name: cfg[field.name] for field in fields(RewardSpec)})
-    memory = app.typed(MemorySpec, {"states_gib": cfg.states_gib})
-    tuning = app.typed(TuningSpec, cfg.tuning, "tuning.")
-    optimizer = app.typed(OptimizerSpec, cfg.optimizer, "optimizer.")
-    model = app.typed(ModelSpec, cfg.model, "model.")
+    spec = typed(RewardSpec, {field.name: cfg[field.name] for field in fields(RewardSpec)})
+    memory = typed(MemorySpec, {"states_gib": cfg.states_gib})
+    tuning = typed(TuningSpec, cfg.tuning, "tuning.")
+    optimizer = typed(OptimizerSpec, cfg.optimizer, "optimizer.")
+    model = typed(ModelSpec, cfg.model, "model.")
     accelerator = make_accelerator(cfg.device, cfg.dtype)
     state = place(cfg.device)
     if spec.prompts_per_step < state.num_processes:

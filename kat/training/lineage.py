@@ -11,7 +11,7 @@ from kat.data.tables import read_rows
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
 from latentwire.harness.results import read_json
-from latentwire.lm.models import ModelSpec
+from latentwire.lm.spec import ModelSpec
 
 
 def require_unseen(setting: str, folder: Path, kept: Collection[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import config_hash, read_json
-from latentwire.lm.models import weight_files
+from latentwire.lm.model_folder import weight_files
 
 READ_TOO = ("*.json", "*.jinja", "*.model", "*.txt")  # settings and tokenizer
 # Settings of a run that decide nothing it learns, and the sampler, by which they are meant to differ.

@@ -1,4 +1,4 @@
-"""Findings of the detectors, as analysis reads them, and the one that needs all results: decoding too fast to be true."""
+"""Findings of a sweep: their shape, and the detector that needs all results (decoding too fast to be true)."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from latentwire.analysis.controls import (
     recovered,
     spreads,
 )
+from latentwire.analysis.findings import joined
 from latentwire.analysis.matrix import make_atlas
-from latentwire.evaluation import detectors
 from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap
 from latentwire.stats.formatting import three_digits
 from latentwire.stats.intervals import Difference
@@ -77,7 +77,7 @@ def analyze(results: list[Result], scores: dict[str, ById], controls: list[Resul
     return {
         "floor": judging.floor,
         "wished": judging.wished,
-        "warnings": detectors.joined([*results, *controls]),
+        "warnings": joined([*results, *controls]),
         "groups": analysed,
         "coverage": coverage(analysed),
         "atlas": make_atlas(results, analysed, scores) if len(analysed) > 1 else None,

@@ -21,7 +21,6 @@ from latentwire.evaluation import likelihood
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.likelihood import Likelihood, Likelihoods
 from latentwire.evaluation.setup import Choice, Settings, identity, prepare
-from latentwire.harness import app
 from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import from_first
@@ -29,7 +28,8 @@ from latentwire.harness.memory import choose_batch_tokens, within_memory
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import Result, ResultStore, config_hash, read_jsonl, write_json
-from latentwire.lm.models import ModelSpec
+from latentwire.harness.typed_config import typed
+from latentwire.lm.spec import ModelSpec
 from latentwire.stats.comparison import Comparison, compare_paired
 from latentwire.stats.intervals import percentile_interval
 from latentwire.stats.power import ALPHA
@@ -59,8 +59,8 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     state = place(cfg.device)
     asked = {field.name: cfg[field.name] for field in fields(Settings)}
     asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
-    settings = app.typed(Settings, asked)
-    model, data = app.typed(ModelSpec, cfg.model, "model."), app.typed(DataSpec, cfg.data, "data.")
+    settings = typed(Settings, asked)
+    model, data = typed(ModelSpec, cfg.model, "model."), typed(DataSpec, cfg.data, "data.")
     about = about_latents(cfg.checkpoint, model.identity())
     dtype = choose_dtype(settings.dtype, state.device)
     store = ResultStore(Path(cfg.out))

@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 import latentwire
 from latentwire.data.examples import DataSpec
 from latentwire.evaluation.setup import Choice, Settings, identity
-from latentwire.harness import app
 from latentwire.harness.device import choose_dtype
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.results import config_hash
-from latentwire.lm.models import ModelSpec
+from latentwire.harness.typed_config import typed
+from latentwire.lm.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ def read(cfg: DictConfig, state: PartialState, first: int) -> Request:
     """
     asked = {field.name: cfg[field.name] for field in fields(Settings)}
     asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
-    settings = app.typed(Settings, asked)
+    settings = typed(Settings, asked)
     source, transform = cfg.embed_source, cfg.embed_transform
     return Request(
-        model=app.typed(ModelSpec, cfg.model, "model."),
-        data=app.typed(DataSpec, cfg.data, "data."),
+        model=typed(ModelSpec, cfg.model, "model."),
+        data=typed(DataSpec, cfg.data, "data."),
         settings=settings,
         dtype=choose_dtype(settings.dtype, state.device),
         source=Choice(source.name, plain(source.dials)),

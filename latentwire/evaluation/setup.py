@@ -21,7 +21,8 @@ from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.lm.batching import plan_batches
 from latentwire.lm.decoding import Decoder, encode_prefix
-from latentwire.lm.models import LanguageModel, ModelSpec, load_model
+from latentwire.lm.models import LanguageModel, load_model
+from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.transforms.registry import TRANSFORMS
 

@@ -17,7 +17,7 @@ from latentwire.data.examples import DataSpec
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.request import plain, read
 from latentwire.evaluation.setup import FIRST, Bench, Choice, Settings, prepare, without_passages
-from latentwire.harness import app
+from latentwire.harness import program
 from latentwire.harness.device import describe_machine, place
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import from_first
@@ -33,7 +33,7 @@ from latentwire.harness.results import (
     read_jsonl,
 )
 from latentwire.harness.tracking import Tracker, make_tracker
-from latentwire.lm.models import ModelSpec
+from latentwire.lm.spec import ModelSpec
 
 NEEDED = {"name", "experiment", "family", "dials", "source", "group", "config", "num_samples", "identity",
           "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # by whatever reads a finished result
@@ -81,7 +81,7 @@ def run(cfg: DictConfig) -> Result:
         title = _title(cfg.name)
         known = read_jsonl(store.predictions_path(cfg.name)) if before is not None else []
         body, predictions = _attempt(bench, source, transform, state, title, cfg.asked, known)
-        body = from_first(state, _continued(before, body, app.lap(count=True)))
+        body = from_first(state, _continued(before, body, program.current.lap(count=True)))
         result = {
             **head,
             **body,
@@ -233,7 +233,11 @@ def _attempt(
 
 
 def _title(name: str) -> str:
-    return name if app.position is None else f"[{app.position[0]}/{app.position[1]}] {name}"
+    return (
+        name
+        if program.current.position is None
+        else f"[{program.current.position[0]}/{program.current.position[1]}] {name}"
+    )
 
 
 def _line(title: str, result: Result) -> str:

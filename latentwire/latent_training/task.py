@@ -22,7 +22,6 @@ from latentwire.encoders.checkpoint import save_latents
 from latentwire.encoders.cost import COLLAPSED
 from latentwire.encoders.lm_layers import LMLayers
 from latentwire.encoders.pipeline import Latents, LatentSpec
-from latentwire.harness import app
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import choose_dtype, place
 from latentwire.harness.errors import UserError
@@ -41,12 +40,14 @@ from latentwire.harness.training import (
     make_scheduler,
     require_finite,
 )
+from latentwire.harness.typed_config import typed
 from latentwire.latent_training import passages
 from latentwire.latent_training.objective import Objective, Weights, halves
 from latentwire.latent_training.passages import LatentData, Passage, load_latent_data
 from latentwire.latent_training.step_plan import Step, TrainingSpec, epochs_before_answers, plan_steps
 from latentwire.latent_training.validation import HeldOut
-from latentwire.lm.models import LanguageModel, ModelSpec, load_model
+from latentwire.lm.models import LanguageModel, load_model
+from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
 
 
@@ -74,10 +75,10 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
     state = place(cfg.device)
     asked = {field.name: cfg[field.name] for field in fields(TrainingSpec)}
     asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
-    spec = app.typed(TrainingSpec, asked)
-    weights = app.typed(Weights, cfg.weights, "weights.")
-    optimizer = app.typed(OptimizerSpec, cfg.optimizer, "optimizer.")
-    model, data = app.typed(ModelSpec, cfg.model, "model."), app.typed(DataSpec, cfg.data, "data.")
+    spec = typed(TrainingSpec, asked)
+    weights = typed(Weights, cfg.weights, "weights.")
+    optimizer = typed(OptimizerSpec, cfg.optimizer, "optimizer.")
+    model, data = typed(ModelSpec, cfg.model, "model."), typed(DataSpec, cfg.data, "data.")
     until = spec.epochs if settings.until is None else settings.until
     if not 1 <= until <= spec.epochs:
         raise UserError(f"until={until}: is an epoch of the run, between 1 and epochs={spec.epochs}")
@@ -124,10 +125,10 @@ class _Training:
         self.cfg = cfg = run.cfg
         self.state = run.state
         self.data: LatentData = load_latent_data(
-            app.typed(DataSpec, cfg.data, "data."), settings.extra, spec.extra_words, spec.samples, spec.held_out,
+            typed(DataSpec, cfg.data, "data."), settings.extra, spec.extra_words, spec.samples, spec.held_out,
             spec.shots, spec.questions_per_shot, cfg.seed,
         )  # fmt: skip
-        model = app.typed(ModelSpec, cfg.model, "model.")
+        model = typed(ModelSpec, cfg.model, "model.")
         with self.state.local_main_process_first():
             self.lm: LanguageModel = load_model(model, self.state.device, choose_dtype(cfg.dtype, self.state.device))
         self.vocabulary = Vocabulary(self.lm.token_embeddings(), seed=cfg.seed)

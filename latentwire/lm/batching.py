@@ -6,8 +6,6 @@ import itertools
 
 from torch import Tensor
 
-from latentwire.lm.decoding import WORTH_SAVING, WORTH_SHARING
-
 
 def plan_batches(lengths: list[int], passages: list[str], added: int, batch_tokens: int) -> list[list[int]]:
     """Group prompts of similar length, longest first, so that no batch holds more than `batch_tokens` positions.
@@ -75,3 +73,9 @@ def split_beginnings(prompts: list[Tensor]) -> tuple[list[int], list[int]]:
         for prompt, group in zip(prompts, groups, strict=True)
     ]
     return groups, cuts
+
+
+WORTH_SHARING = 8  # positions that two prompts must begin alike with, to be read together
+
+
+WORTH_SAVING = 0.1  # of all positions of a batch: less is not worth reading it in two parts

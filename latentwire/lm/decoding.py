@@ -26,9 +26,6 @@ from latentwire.lm import attention
 from latentwire.lm.batching import split_beginnings
 from latentwire.lm.models import LanguageModel
 
-WORTH_SHARING = 8  # positions that two prompts must begin alike with, to be read together
-WORTH_SAVING = 0.1  # of all positions of a batch: less is not worth reading it in two parts
-
 
 @dataclass(frozen=True)
 class Prefix:

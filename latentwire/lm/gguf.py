@@ -13,7 +13,8 @@ from transformers import (
 from latentwire.harness.assets import fetch_from_wheel
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say
-from latentwire.lm.models import ModelSpec, _load_whole, bars_on_terminals_only, first_line
+from latentwire.lm.model_folder import bars_on_terminals_only, first_line, load_whole
+from latentwire.lm.spec import ModelSpec
 
 
 def build_from_wheel(spec: ModelSpec, folder: Path) -> None:
@@ -30,7 +31,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     try:
         with bars_on_terminals_only():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **name)
-            model = _load_whole(str(gguf.parent), dtype=torch.float32, **name)
+            model = load_whole(str(gguf.parent), dtype=torch.float32, **name)
     except (ValueError, KeyError, RuntimeError, IndexError, TypeError, struct.error) as error:
         raise UserError(
             f"{gguf} does not load ({first_line(error)}); it may be damaged, or of an architecture that "

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from latentwire.lm.models import bars_on_terminals_only
+from latentwire.lm.model_folder import bars_on_terminals_only
 
 TINY: dict[str, Any] = {
     "version": 1,

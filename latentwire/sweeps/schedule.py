@@ -14,14 +14,15 @@ from latentwire.analysis.controls import RANDOM
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation.request import read
 from latentwire.evaluation.setup import FIRST
-from latentwire.harness import app
+from latentwire.harness import program
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import from_first
 from latentwire.harness.grids import Job
 from latentwire.harness.progress import say
 from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
-from latentwire.lm.models import ModelSpec
+from latentwire.harness.typed_config import typed
+from latentwire.lm.spec import ModelSpec
 from latentwire.sweeps.successive_halving import Cost, Round, first_round, next_round
 
 Result = dict[str, Any]
@@ -50,7 +51,7 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
     for job in jobs:
         dials = job.config.embed_source.dials
         if "checkpoint" in dials:
-            about_latents(dials["checkpoint"], app.typed(ModelSpec, job.config.model, "model.").identity())
+            about_latents(dials["checkpoint"], typed(ModelSpec, job.config.model, "model.").identity())
     began = time.monotonic()
     controls = control_jobs(jobs, compose)
     if cfg.budget_minutes is not None:
@@ -160,7 +161,7 @@ def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launch
         }
         spent = sum(result.get("job_sec", 0.0) for result in results.values())
         cost = _cost(list(running.values()), 1 + len(plan["halvings"]))
-        cost, spent = from_first(state, (cost, spent + app.lap(count=False)))
+        cost, spent = from_first(state, (cost, spent + program.current.lap(count=False)))
         plan["seconds_spent"] = round(spent, 3)
         plan["seconds_per_example"] = cost.per_example
         decided = next_round(standings, len(every) - len(contenders), now, most, cost, seconds - plan["seconds_spent"])

@@ -14,7 +14,7 @@ from latentwire.analysis.findings import Finding, too_fast
 from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import ById, Judging, analyze
 from latentwire.evaluation.task import tracker_of
-from latentwire.harness import app
+from latentwire.harness import program
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import say, speaks
 from latentwire.harness.results import (
@@ -26,6 +26,7 @@ from latentwire.harness.results import (
     read_jsonl,
     write_text_atomically,
 )
+from latentwire.harness.typed_config import typed
 from latentwire.reports.html import write_report
 from latentwire.reports.text import render, tables
 from latentwire.sweeps import schedule
@@ -49,7 +50,7 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
     if speaks():
         budget = read_json(schedule.plan_path(folder)) if cfg.budget_minutes is not None else None
         summary = summarize(cfg.sweep.name, results, folder, _judging(cfg), budget)
-        summary["command"] = app.command()
+        summary["command"] = program.command()
         other = ResultStore(folder).save_summary(summary)
         _write_matrix(summary, folder)
         print(render(summary))
@@ -68,7 +69,7 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
 
 
 def _judging(cfg: DictConfig) -> Judging:
-    judging = app.typed(Judging, {"floor": cfg.floor, "wished": cfg.wished})
+    judging = typed(Judging, {"floor": cfg.floor, "wished": cfg.wished})
     judging.check()
     return judging
 
