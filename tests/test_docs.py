@@ -1,0 +1,99 @@
+"""The documentation: the site builds without a warning and without network, and every link of a page has a target."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("[be]*/README.md")])
+LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
+CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+
+
+def load(path: Path) -> ModuleType:
+    """Import a file of docs/, which is not a package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def links(text: str) -> list[str]:
+    """Return the targets of the links and pictures of a page, those in code left out."""
+    return LINK.findall(CODE.sub("", text))
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    without_blocks = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ +(.+?) *$", without_blocks, flags=re.MULTILINE):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
+        same = [name, *(f"{name}-{number}" for number in range(1, 100))]
+        found.add(next(each for each in same if each not in found))
+    return found
+
+
+def broken(page: Path, text: str) -> Iterator[str]:
+    """Yield the links of a page that lead nowhere in the repository."""
+    for link in links(text):
+        path, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", path):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if not (target.exists() and target.is_relative_to(ROOT)):
+            yield f"{link}: no such file"
+        elif anchor and target.suffix == ".md":
+            there = text if target == page else target.read_text(encoding="utf-8")
+            if anchor not in anchors(there):
+                yield f"{link}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_has_a_target(page):
+    assert list(broken(page, page.read_text(encoding="utf-8"))) == []
+
+
+def test_a_broken_link_is_found():
+    text = (
+        "# One `two` three\n[a](index.md) [b](no.md) [c](#one-two-three) [d](#four) `[e](no.md)` [f](https://x.org)\n"
+    )
+    assert list(broken(ROOT / "docs" / "index.md", text)) == ["no.md: no such file", "#four: no such heading"]
+
+
+def test_links_of_included_pages_lead_to_pages():
+    """A link from a file outside docs/ leads to the page of the site; a folder has no page."""
+    conf = load(ROOT / "docs" / "conf.py")
+    text = "[a](../docs/grpo.md#loss) [b](../LOG.md) [c](../conf/) [d](../run.py) `[e](../conf/)` [f](https://x.org)"
+    expected = "[a](grpo.md#loss) [b](log.md) c [d](../run.py) `[e](../conf/)` [f](https://x.org)"
+    assert conf.site_links(text, ROOT / "examples") == expected
+
+
+LOADED = re.compile(
+    r"<(?:script|img|iframe|source)\b[^>]*?\bsrc=[\"']([^\"']+)|<link\b[^>]*?\bhref=[\"']([^\"']+)|"
+    r"url\(\s*[\"']?([^\"')]+)|@import\s+[\"']([^\"']+)"
+)
+
+
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
+    """Sphinx reports no warning (-W -n), and no page or style sheet asks another host for anything."""
+    command = [sys.executable, "-m", "sphinx", "-W", "-n", "--keep-going", "-q", "-d", str(tmp_path / "cache")]
+    built = tmp_path / "html"
+    done = subprocess.run([*command, "docs", str(built)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    pages = [path for path in built.rglob("*") if path.suffix in (".html", ".css") and "_downloads" not in path.parts]
+    assert len(pages) > len(list((ROOT / "docs").glob("*.md")))
+    loaded = {"".join(found) for path in pages for found in LOADED.findall(path.read_text(encoding="utf-8"))}
+    assert loaded
+    assert [target for target in loaded if re.match(r"(?:https?:)?//", target)] == []
