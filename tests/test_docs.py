@@ -97,3 +97,43 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
     loaded = {"".join(found) for path in pages for found in LOADED.findall(path.read_text(encoding="utf-8"))}
     assert loaded
     assert [target for target in loaded if re.match(r"(?:https?:)?//", target)] == []
+
+
+def test_the_configuration_page_is_current():
+    script = ROOT / "docs" / "scripts" / "configuration.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], cwd=ROOT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+CONFIG = """# @package _global_
+# What it is.
+# python run.py x=y
+rate: 0.5  # share, 0 | 1
+path: "a # b"
+x:
+  name: y
+  dials: {rate: 1}
+  deep:
+    list: [1, 2]  # two numbers
+  splits:  # names
+    train: t
+hydra: {mode: RUN}
+"""
+
+
+def test_settings_of_a_config_file_are_read_with_their_comments(tmp_path):
+    """A mapping with a comment is one setting, without one it holds settings; a # inside quotes is no comment."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "y.yaml").write_text(CONFIG)
+    script = load(ROOT / "docs" / "scripts" / "configuration.py")
+    file = script.read(tmp_path / "x" / "y.yaml", tmp_path)
+    assert (file.group, file.name, file.about) == ("x", "y", ["What it is.", "python run.py x=y"])
+    assert [(s.name, s.default, s.comment) for s in file.settings] == [
+        ("rate", "0.5", "share, 0 | 1"),
+        ("path", '"a # b"', None),
+        ("x.deep.list", "[1, 2]", "two numbers"),
+        ("x.splits", "1 entry", "names"),
+    ]
+    assert script.undocumented([file]) == ["conf/x/y.yaml: path has no comment"]
+    with pytest.raises(ValueError, match="path has no comment"):
+        script.page(tmp_path)
