@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -137,3 +138,61 @@ def test_settings_of_a_config_file_are_read_with_their_comments(tmp_path):
     assert script.undocumented([file]) == ["conf/x/y.yaml: path has no comment"]
     with pytest.raises(ValueError, match="path has no comment"):
         script.page(tmp_path)
+
+
+def test_the_architecture_page_is_current():
+    script = ROOT / "docs" / "scripts" / "architecture.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], cwd=ROOT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def write_package(root: Path, modules: dict[str, str]) -> None:
+    """Write modules by path, with the packages that they need."""
+    for name, text in modules.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / "__init__.py").touch()
+        path.write_text(text)
+
+
+def test_rooms_and_their_imports_are_read_from_the_source(tmp_path):
+    """Imports within a room and of other packages give no arrow; a module next to the rooms is a room."""
+    write_package(tmp_path, {
+        "latentwire/records.py": "import torch\n",
+        "latentwire/lm/models.py": "from latentwire import records\nfrom latentwire.lm import tiny\n",
+        "latentwire/lm/tiny.py": "def f():\n    import latentwire.records\n",
+        "kat/grpo/task.py": "from latentwire.lm.models import load\nfrom kat.data import pairs\n",
+        "kat/data/pairs.py": "",
+    })  # fmt: skip
+    script = load(ROOT / "docs" / "scripts" / "architecture.py")
+    rooms = {package: script.rooms_of(tmp_path, package) for package in ("latentwire", "kat")}
+    assert {package: list(found) for package, found in rooms.items()} == {
+        "latentwire": ["lm", "records.py"], "kat": ["data", "grpo"],
+    }  # fmt: skip
+    assert script.edges_of(tmp_path, rooms) == {
+        ("latentwire/lm", "latentwire/records.py"), ("kat/grpo", "latentwire/lm"), ("kat/grpo", "kat/data"),
+    }  # fmt: skip
+    drawn = script.picture(tmp_path)
+    assert drawn == script.picture(tmp_path)
+    assert str(tmp_path) not in drawn and drawn.count(">records.py<") == 1
+
+
+def test_implied_arrows_are_left_out_and_cycles_set_apart():
+    script = load(ROOT / "docs" / "scripts" / "architecture.py")
+    chain = {("a", "b"), ("b", "c"), ("a", "c")}
+    assert script.reduced(chain) == {("a", "b"), ("b", "c")}
+    assert script.layers_of("abc", chain) == {"a": 2, "b": 1, "c": 0}
+    loop = {("x", "y"), ("y", "x")}
+    assert script.split_cycles(chain | loop) == (chain, loop)
+    assert script.split_cycles(chain | {("c", "a")}) == (set(), chain | {("c", "a")})
+
+
+def test_boxes_of_a_layer_do_not_overlap():
+    script = load(ROOT / "docs" / "scripts" / "architecture.py")
+    nodes = list("abcdefgh")
+    found = script.lay_out(nodes, {("a", "b"), ("a", "h"), ("b", "c"), ("b", "d"), ("b", "e"), ("c", "h"), ("f", "h")})
+    for layer in found.layers:
+        places = [found.x[node] for node in layer]
+        gaps = [right - left for left, right in itertools.pairwise(places)]
+        assert all(gap >= (script.DUMMY_WIDTH + script.BOX_WIDTH) / 2 for gap in gaps), layer
+    assert found.ways["a", "h"][0] == "a" and found.ways["a", "h"][-1] == "h"
