@@ -343,7 +343,7 @@ def page_errors(root: Path) -> list[str]:
     text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
     rooms = [f"{package}/{room}" for package in PACKAGES for room in rooms_of(root, package)]
     named = {name.rstrip("/") for name in re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)}
-    wrong = [f"docs/architecture.md: the table has no row for `{room}/`" for room in rooms if room not in named]
+    wrong = [f"docs/architecture.md: the table has no row for `{room}`" for room in rooms if room not in named]
     paths = re.findall(r"`((?:latentwire|kat|conf|tests)/[\w./]*)`", text)
     return wrong + [f"docs/architecture.md: {p} does not exist" for p in sorted(set(paths)) if not (root / p).exists()]
 
