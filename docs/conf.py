@@ -18,6 +18,8 @@ myst_heading_anchors = 4  # anchors as GitHub makes them, down to the fourth lev
 html_theme = "furo"
 html_title = "latentwire"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_copyright = False
 pygments_style = "friendly"
 

@@ -196,3 +196,23 @@ def test_boxes_of_a_layer_do_not_overlap():
         gaps = [right - left for left, right in itertools.pairwise(places)]
         assert all(gap >= (script.DUMMY_WIDTH + script.BOX_WIDTH) / 2 for gap in gaps), layer
     assert found.ways["a", "h"][0] == "a" and found.ways["a", "h"][-1] == "h"
+
+
+RECORDED = """# @package _global_
+# Does it help? Yes.
+#   Command   python run.py experiment=x   (anywhere)
+#   Score     F1 .6 [.5, .7],
+#             n = 400
+{}
+"""
+
+
+def test_an_opening_comment_becomes_sentences_items_and_commands(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "x.yaml").write_text(RECORDED)
+    (tmp_path / "run.yaml").write_text("# What\n# it is.\n# python run.py\ndtype: ${oc.env:DTYPE,auto}  # a | b\n")
+    text = load(ROOT / "docs" / "scripts" / "configuration.py").page(tmp_path)
+    assert "What it is.\n\n```bash\npython run.py\n```" in text
+    assert "| `dtype` | `auto` | a \\| b; environment variable `DTYPE` |" in text
+    items = ["Command**: `python run.py experiment=x` (anywhere)", "Score**: F1 .6 [.5, .7], n = 400"]
+    assert "Does it help? Yes.\n\n" + "\n".join(f"- **{item}" for item in items) in text

@@ -37,7 +37,7 @@ GROUPS = {
     "tracker": ("Where metrics are logged.", "python run.py tracker=NAME"),
     "experiment": ("Recorded experiments: a name stands for a whole command line.", "python run.py experiment=NAME"),
 }
-UNDOCUMENTED = ("control", "experiment", "hydra")  # files of these groups set what others define
+UNDOCUMENTED = ("control", "experiment", "hydra")  # files of these groups set what other files define
 INTERNAL = ("name", "label", "suffix", "dials")  # read by the program, and set by the settings above them
 
 INTRODUCTION = """# Configuration
@@ -51,7 +51,8 @@ Every setting has one default, in a file of [conf/](../conf/). This page lists a
 - List values with commas and `-m` to run them all: `python run.py -m embed_transform=anchor_offset eps=0.01,0.05`.
 - Print the resolved configuration without running it: `python run.py --cfg job`.
 
-A default such as `${weights_file}` is the value of another setting. `null` means that no value is given.
+A default such as `${weights_file}` is the value of another setting. `null` means that no value is given. A setting with
+an environment variable takes its value from there if the variable is set.
 """
 
 
@@ -66,7 +67,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A config file: its path below conf/, the lines of its opening comment, and its settings."""
+    """A config file: its path below conf/, the lines of its opening comment, and its settings.
+
+    In the comment, a line that begins with `python ` is a command. An indented line `Score   .596` is an item of a
+    list, and goes on in lines of deeper indentation.
+    """
 
     path: str
     about: list[str]
@@ -97,13 +102,14 @@ def read(path: Path, conf: Path = CONF) -> ConfigFile:
     for line in lines[1:] if header else lines:
         if not line.startswith("#"):
             break
-        about.append(line.removeprefix("#").strip())
+        about.append(line.removeprefix("#").removeprefix(" ").rstrip())
     place = str(path.relative_to(conf))
     root = yaml.compose(text)
-    if not about or not isinstance(root, yaml.MappingNode):
+    if not about or not (root is None or isinstance(root, yaml.MappingNode)):
         raise ValueError(f"conf/{place}: must open with a comment that explains the file, then hold a mapping")
     prefix = "" if package == "_global_" else package + "."
-    return ConfigFile(place, about, _settings(root, prefix, place.rpartition("/")[0], lines))
+    settings = _settings(root, prefix, place.rpartition("/")[0], lines) if root is not None else []
+    return ConfigFile(place, about, settings)
 
 
 def _settings(node: yaml.MappingNode, prefix: str, group: str, lines: list[str]) -> list[Setting]:
@@ -162,20 +168,58 @@ def _code(text: str) -> str:
     return f"`{text.replace('|', chr(92) + '|')}`"
 
 
+ENVIRONMENT = re.compile(r"(?:\$\{oc\.decode:)?\$\{oc\.env:(\w+),([^{}]*)\}\}?")
+
+
+def _row(setting: Setting) -> str:
+    """Return the row of a setting; one that the environment can set is shown with its default and the variable."""
+    default, comment = setting.default, setting.comment or ""
+    if found := ENVIRONMENT.fullmatch(default):
+        default, comment = found[2], f"{comment}; environment variable `{found[1]}`"
+    return f"| {_code(setting.name)} | {_code(default)} | {_escaped(comment)} |"
+
+
 def _table(settings: list[Setting]) -> list[str]:
     if not settings:
         return []
-    rows = [f"| {_code(s.name)} | {_code(s.default)} | {_escaped(s.comment or '')} |" for s in settings]
-    return ["| setting | default | meaning |", "|---|---|---|", *rows, ""]
+    return ["| setting | default | meaning |", "|---|---|---|", *map(_row, settings), ""]
+
+
+ITEM = re.compile(r"( +)(\w[\w ]*?) {2,}(\S.*)")
+
+
+def _opening(about: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the sentences, the commands and the list items of an opening comment."""
+    words: list[str] = []
+    commands: list[str] = []
+    items: list[tuple[str, str]] = []
+    for line in about:
+        if line.startswith("python "):
+            commands.append(line)
+        elif found := ITEM.fullmatch(line):
+            items.append((found[2], found[3]))
+        elif line.startswith(" ") and items:
+            items[-1] = (items[-1][0], f"{items[-1][1]} {line.strip()}")
+        else:
+            words.append(line.strip())
+    return words, commands, [f"- **{name}**: {_with_code(text)}" for name, text in items]
+
+
+def _with_code(text: str) -> str:
+    """Return the text of an item; a command at its beginning, up to several spaces, is code."""
+    if not text.startswith("python "):
+        return _escaped(text)
+    command, _, rest = re.sub(r" {2,}", "\n", text).partition("\n")
+    return f"{_code(command)} {_escaped(rest)}".rstrip()
 
 
 def _section(file: ConfigFile, command: str, title: str) -> list[str]:
     """Return the part of the page for one file; a command in the opening comment comes before the group's own."""
-    words = [line for line in file.about if not line.startswith("python ")]
-    commands = [line for line in file.about if line.startswith("python ")] or ([command] if command else [])
+    words, commands, items = _opening(file.about)
+    commands = commands or ([command] if command and not items else [])
     shown = ["```bash", *commands, "```", ""] if commands else []
     settings = file.settings if file.group.split("/")[0] not in UNDOCUMENTED else []
-    return [title, "", _escaped(" ".join(words)), "", *shown, *_table(settings)]
+    return [title, "", _escaped(" ".join(words)), "", *items, "", *shown, *_table(settings)]
 
 
 def page(conf: Path = CONF) -> str:
