@@ -46,9 +46,9 @@ class GridUnionSweeper(BasicSweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         preset = factors(self.config.sweep) if program.current.takes_sweeps(self.config.task) else []
-        jobs = [self._compose(job) for job in expand(preset, parser.parse_overrides(arguments))]
+        jobs = [self.compose(job) for job in expand(preset, parser.parse_overrides(arguments))]
         jobs = [
-            self._compose([*job.overrides, f"variant='{variant}'"]) if variant else job
+            self.compose([*job.overrides, f"variant='{variant}'"]) if variant else job
             for job, variant in zip(jobs, variants(jobs), strict=True)
         ]
         chosen = (
@@ -58,7 +58,7 @@ class GridUnionSweeper(BasicSweeper):
         if self.config.task == "list":
             print_jobs(jobs)
             return []
-        rounds = program.current.direct(self.config, jobs, self._compose)
+        rounds = program.current.direct(self.config, jobs, self.compose)
         try:
             batch = next(rounds)
             while True:
@@ -80,7 +80,7 @@ class GridUnionSweeper(BasicSweeper):
                 returns.append(job.return_value)  # raises what the job raised
         return returns
 
-    def _compose(self, overrides: Sequence[str]) -> Job:
+    def compose(self, overrides: Sequence[str]) -> Job:
         """Compose a job: files once for each choice of them, plain values set on a copy, as Hydra itself sets them.
 
         Hydra's own settings are left out: most of what there would be to copy, and nobody's to read here.

@@ -13,6 +13,7 @@ from latentwire.reports.text import ranking_table, render
 from latentwire.stats.comparison import compare_paired, recovered_shares
 from latentwire.stats.formatting import three_digits
 from latentwire.stats.power import detectable_difference, samples_needed, spread
+from tests.helpers.results import result_of
 
 COUNT = 60
 IDS = [f"q{i}" for i in range(COUNT)]
@@ -23,16 +24,6 @@ def scores_of(right: int) -> np.ndarray:
 
 
 JUDGING = Judging(floor=0.1, wished=0.05)
-
-
-def result_of(family: str, name: str, values: np.ndarray, group: str, **more: object) -> dict:
-    """A result as the analysis reads it."""
-    f1 = float(values.mean())
-    return {
-        "name": name, "experiment": name, "family": family, "dials": {}, "source": group, "group": group,
-        "f1": f1, "f1_interval": (max(0, f1 - 0.1), min(1, f1 + 0.1)), "em": f1, "empty_rate": 0.0,
-        "identity": False, "num_samples": len(values), "source_dials": {}, **more,
-    }  # fmt: skip
 
 
 def analysis_of(

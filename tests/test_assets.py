@@ -23,8 +23,8 @@ import pytest
 from latentwire.harness import assets
 from latentwire.harness.assets import cache_dir, cached, fetch_from_wheel, file_sha256
 from latentwire.harness.errors import UserError
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 KEY = "models/thing-1"
 
 
@@ -116,7 +116,7 @@ def build(folder):
         hang()
 
 if {where!r} == "manifest":
-    assets._write_manifest = hang
+    assets.write_manifest = hang
 if {where!r} == "rename":
     pathlib.Path.rename = hang
 assets.cached({key!r}, build)

@@ -6,22 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from test_analysis import result_of
 
 from latentwire.analysis.controls import Judging
 from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import analyze
 from latentwire.analysis.tolerance import LADDERS, crossing, tolerance_table
 from latentwire.reports.text import render, tolerated
-
-COUNT = 200
-IDS = [f"q{i}" for i in range(COUNT)]
-
-
-def right(share: float, count: int = COUNT) -> np.ndarray:
-    """Scores of 0 and 1, evenly mixed, so that every beginning has nearly the same mean."""
-    places = np.arange(count)
-    return (np.floor((places + 1) * share + 1e-9) - np.floor(places * share + 1e-9)).astype(float)
+from tests.helpers.results import COUNT, IDS, result_of, right
 
 
 def analysis_of(

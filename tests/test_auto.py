@@ -10,14 +10,11 @@ from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import build_source
 from latentwire.transforms.auto import PROBE
 from latentwire.transforms.registry import build_transform
+from tests.helpers.random import draws
 
 SIZE, WIDTH = 3000, 128
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draws(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def vocabulary():

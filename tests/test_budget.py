@@ -12,7 +12,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from test_sweep import command, environment, load, without_timings
 
 from latentwire.evaluation import request, task
 from latentwire.evaluation.setup import block_ends
@@ -25,6 +24,9 @@ from latentwire.harness.results import ResultStore, write_jsonl
 from latentwire.reports import html
 from latentwire.sweeps import schedule
 from latentwire.sweeps.successive_halving import Cost, first_round, next_round
+from tests.helpers.files import read_json
+from tests.helpers.programs import command, environment
+from tests.helpers.results import without_timings
 
 A_SECOND = Cost(0.0, 1.0)
 
@@ -100,9 +102,9 @@ SWEEP = ["-m", "embed_transform=baseline,rms_matching,nearest_k,random_interpola
 def exact_costs(monkeypatch):
     """Costs that do not depend on the machine: a second for each example, nothing for launching a job."""
 
-    monkeypatch.setattr(schedule, "_cost", lambda results, launches: A_SECOND)
+    monkeypatch.setattr(schedule, "measured_cost", lambda results, launches: A_SECOND)
     monkeypatch.setattr(app, "lap", lambda *, count: 0.0)
-    real = schedule._within_budget
+    real = schedule.within_budget
 
     def at_a_second_each(cfg, controls, jobs, launching):
         inner = real(cfg, controls, jobs, launching)
@@ -114,7 +116,7 @@ def exact_costs(monkeypatch):
                 return end.value
             answers = [result | {"job_sec": float(result["num_samples"])} for result in (yield todo)]
 
-    monkeypatch.setattr(schedule, "_within_budget", at_a_second_each)
+    monkeypatch.setattr(schedule, "within_budget", at_a_second_each)
 
 
 @pytest.mark.slow
@@ -138,7 +140,7 @@ def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_co
     status, out, err = cli(*SWEEP, "budget_minutes=2")
     assert status == 0, err
     assert err.count("(finished before)") == 9 - 4 + 1  # four of the second round were left, of the third the clean one
-    summary = load("outputs/single/summary.json")
+    summary = read_json("outputs/single/summary.json")
     budget = summary["budget"]
     assert summary["total_experiments"] == 8
     assert (budget["minutes"], budget["first"], budget["configurations"], budget["samples"]) == (2, 4, 8, 16)
@@ -176,7 +178,7 @@ def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_co
     assert again == out
     assert err.count("(finished before)") == 9
     assert {path: path.stat().st_mtime_ns for path in Path("outputs/single").glob("*.jsonl")} == written
-    assert load("outputs/single/summary.json") == summary
+    assert read_json("outputs/single/summary.json") == summary
 
 
 def played(cfg, jobs, finished, calls=None):
@@ -189,13 +191,13 @@ def played(cfg, jobs, finished, calls=None):
         calls: Interrupted after so many results that were not there.
     """
     left = iter(range(10**6 if calls is None else calls))
-    playing = schedule._within_budget(cfg, jobs[:1], jobs[1:], 0.0)
+    playing = schedule.within_budget(cfg, jobs[:1], jobs[1:], 0.0)
     answers = None
     while True:
         try:
             todo = next(playing) if answers is None else playing.send(answers)
         except StopIteration:
-            return load(schedule.plan_path(Path(cfg.out)))
+            return read_json(schedule.plan_path(Path(cfg.out)))
         answers = []
         for job in todo:
             name, asked = job.config.name, int(job.overrides[-1].removeprefix("asked="))
@@ -224,9 +226,9 @@ def test_wherever_it_is_interrupted_it_decides_the_same_and_another_budget_is_an
         return OmegaConf.merge(jobs[0].config, {"budget_minutes": minutes, "out": str(tmp_path / folder)})
 
     finished: dict[str, int] = {}
-    launches, real = [], schedule._cost
+    launches, real = [], schedule.measured_cost
     with monkeypatch.context() as patch:
-        patch.setattr(schedule, "_cost", lambda results, count: launches.append(count) or real(results, count))
+        patch.setattr(schedule, "measured_cost", lambda results, count: launches.append(count) or real(results, count))
         whole = played(of("whole", 2.2), jobs, finished)
     assert launches == [1, 1, 2, 3]  # the probe, then each round has launched its jobs once more
     # of 11 jobs 5 always go on; as above, of 3 and 4 contenders 2 and 2, then 1 and 1
@@ -243,7 +245,7 @@ def test_wherever_it_is_interrupted_it_decides_the_same_and_another_budget_is_an
     more = played(of("whole", 90), jobs, finished)
     assert (more["stopped"], more["halvings"]) == ("all 20 examples are asked", [])
     assert set(finished.values()) == {20}
-    assert load(tmp_path / f"whole/replaced/plan.{whole['key']}.json") == whole
+    assert read_json(tmp_path / f"whole/replaced/plan.{whole['key']}.json") == whole
 
 
 def test_auto_is_never_left_out(tmp_path, monkeypatch):
@@ -260,7 +262,7 @@ def test_auto_is_never_left_out(tmp_path, monkeypatch):
 def test_the_score_of_a_round_is_that_of_its_first_examples(tmp_path):
     store = ResultStore(tmp_path)
     write_jsonl(store.predictions_path("a"), [{"f1": f1} for f1 in (1.0, 0.0, 1.0, 1.0)])
-    found = [schedule._f1(store, {"name": "a", "num_samples": 4, "f1": 0.75}, count) for count in (2, 4)]
+    found = [schedule.score_of_first(store, {"name": "a", "num_samples": 4, "f1": 0.75}, count) for count in (2, 4)]
     assert found == [0.5, 0.75]
 
 
@@ -283,7 +285,7 @@ def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
     for asked in (4, 8, 20):
         assert cli(*small, f"asked={asked}", "out=grown")[0] == 0
     assert cli(*small, "asked=20", "out=whole")[0] == 0
-    grown, whole = (load(f"{folder}/baseline@noisy0.0dB.json") for folder in ("grown", "whole"))
+    grown, whole = (read_json(f"{folder}/baseline@noisy0.0dB.json") for folder in ("grown", "whole"))
     for result in (grown, whole):
         assert result["timing"]["decoded"] + result["timing"]["reused"] == 20
         for key in ("time_sec", "job_sec", "timing", "config"):
@@ -322,7 +324,7 @@ def test_a_killed_budgeted_sweep_goes_on_with_its_plan(cli, tmp_path):
     # enough for all five jobs: the plan does not depend on times
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(
-        command(*sweeping, "out=killed"), cwd=tmp_path, env=environment() | threads, stderr=subprocess.DEVNULL,
+        command("run", *sweeping, "out=killed"), cwd=tmp_path, env=environment() | threads, stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     out = tmp_path / "killed"
@@ -332,21 +334,21 @@ def test_a_killed_budgeted_sweep_goes_on_with_its_plan(cli, tmp_path):
             break
         time.sleep(0.002)
     assert process.wait() == -signal.SIGKILL
-    plan = load(out / "plan.json")
+    plan = read_json(out / "plan.json")
     results = {path: path.stat().st_mtime_ns for path in out.glob("*.json") if path.name != "plan.json"}
-    kept = {path: written for path, written in results.items() if load(path)["num_samples"] == 20}
+    kept = {path: written for path, written in results.items() if read_json(path)["num_samples"] == 20}
     assert len(kept) >= 2 and not (out / "summary.json").exists()
     status, _, err = cli(*sweeping, "out=killed")
     assert status == 0, err
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing finished is asked again
-    gone_on = load(out / "plan.json")
+    gone_on = read_json(out / "plan.json")
     assert (gone_on["key"], gone_on["first"], gone_on["estimate"]) == (plan["key"], plan["first"], plan["estimate"])
-    assert gone_on["seconds_spent"] >= sum(load(path)["job_sec"] for path in kept)  # what it cost is counted
+    assert gone_on["seconds_spent"] >= sum(read_json(path)["job_sec"] for path in kept)  # what it cost is counted
     assert gone_on["stopped"] == "all 20 examples are asked"
     assert cli(*sweeping, "out=whole")[0] == 0
     summaries = []
     for folder in ("whole", "killed"):
-        summary = without_timings(load(tmp_path / folder / "summary.json"))
+        summary = without_timings(read_json(tmp_path / folder / "summary.json"))
         for key in ("seconds_spent", "seconds_per_example", "estimate"):
             del summary["budget"][key]
         summaries.append(summary)
@@ -358,8 +360,8 @@ def test_what_a_job_and_an_example_cost():
         {"num_samples": 8, "time_sec": 4.0, "job_sec": 7.0},
         {"num_samples": 8, "time_sec": 12.0, "job_sec": 13.0},
     ]
-    assert schedule._cost(results, 1) == Cost(2.0, 1.0)
-    assert schedule._cost(results, 2) == Cost(1.0, 1.0)
+    assert schedule.measured_cost(results, 1) == Cost(2.0, 1.0)
+    assert schedule.measured_cost(results, 2) == Cost(1.0, 1.0)
 
 
 def test_a_lap_holds_all_seconds_since_they_were_counted(monkeypatch):
@@ -381,7 +383,7 @@ def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
             cfg = compose("run", overrides=["model=tiny_random", "samples=20", f"out={tmp_path}", *overrides])
         job = Job([], cfg)
         with_budget = OmegaConf.merge(cfg, {"budget_minutes": 5})
-        return schedule._open_plan(with_budget, state, [job], 20)["key"]
+        return schedule.open_plan(with_budget, state, [job], 20)["key"]
 
     before = key()
     assert before == key("only=base*", "wished=0.1")  # what decides no result

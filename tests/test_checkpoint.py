@@ -13,6 +13,7 @@ import torch
 from latentwire.harness.checkpoint import Checkpoints, finished_run, require_same, start_anew, start_anew_once
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import DamagedResultError, ResultWriteError, write_json
+from tests.helpers.paths import ROOT
 
 IDENTITY = {"seed": 0, "optimizer": {"learning_rate": 1e-4, "schedule": "cosine"}}
 
@@ -99,8 +100,7 @@ def test_killed_while_writing_leaves_the_older_one(tmp_path):
         "checkpoint.torch.save = half\n"
         "checkpoint.Checkpoints(pathlib.Path(sys.argv[1]), {}).save(2, {})\n"
     )
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=root, check=False)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)
     assert done.returncode == -9
     assert len(list(tmp_path.iterdir())) == 2
     assert Checkpoints(tmp_path, IDENTITY).latest()[0] == 1

@@ -126,12 +126,12 @@ def test_the_sweeper_composes_what_hydra_composes():
         [*given, "embed_source=scaled", "factor=10", "embed_transform=anchor_offset", "eps=0.05"],
     ]
     for overrides in jobs:
-        job = sweeper._compose(overrides)
+        job = sweeper.compose(overrides)
         assert job.overrides == overrides
         assert OmegaConf.to_container(job.config) == OmegaConf.to_container(compose("run", overrides=overrides))
     assert len(sweeper.composed) == 2  # the files, once for each choice of them
     with pytest.raises(ConfigCompositionException, match="Could not override 'factor'"):
-        sweeper._compose([*given, "embed_source=text", "factor=10"])
+        sweeper.compose([*given, "embed_source=text", "factor=10"])
 
 
 def test_unions_are_combined_with_the_command_line_outermost():

@@ -11,17 +11,18 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from planted import planted
 from sklearn.neighbors import KernelDensity, NearestNeighbors
 from torch.nn.functional import normalize
 
+from kat.density import estimate
+from kat.density import estimate as density
 from kat.density.diagnostics import diagnose, mass_by_decile, on_clusters
-from kat.density.estimate import DensitySpec, effective_sample_size, estimate, kernel_sums, weigh
-from kat.density.estimate import estimate as density
+from kat.density.estimate import DensitySpec, effective_sample_size, kernel_sums, weigh
 from kat.density.nearest import nearest
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
 from latentwire.harness.typed_config import typed
+from tests.helpers.planted import planted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -305,11 +306,11 @@ def test_kernel_sums_in_lists_are_nearly_right_say_how_nearly_and_compute_fewer_
     assert exact.error == 0 and estimate(x[:100], spec(estimator="knn")).error is None
     computed = []
 
-    def counted(a, b, bandwidth, kernel=density._kernel):
+    def counted(a, b, bandwidth, kernel=density.gaussian_kernel):
         computed.append(len(a) * len(b))
         return kernel(a, b, bandwidth)
 
-    monkeypatch.setattr("kat.density.estimate._kernel", counted)
+    monkeypatch.setattr("kat.density.estimate.gaussian_kernel", counted)
     monkeypatch.setattr("kat.density.estimate.FAR", 300)
     monkeypatch.setattr("kat.density.estimate.ERROR_ROWS", 500)
     found = estimate(x, spec(index="ivf"))

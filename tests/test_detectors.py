@@ -232,24 +232,24 @@ def test_a_prompt_without_its_span_fails_the_configuration(cli, monkeypatch):
 
 
 def test_logits_that_are_not_finite_fail_the_configuration(cli, monkeypatch):
-    from latentwire.lm.decoding import _Rows
+    from latentwire.lm.decoding import DecodingRows
 
-    real = _Rows.prefill
-    monkeypatch.setattr(_Rows, "prefill", lambda self: real(self) * float("nan"))
+    real = DecodingRows.prefill
+    monkeypatch.setattr(DecodingRows, "prefill", lambda self: real(self) * float("nan"))
     status, _, err = cli(*SMALL, "embed_source=scaled", "factor=3.5")
     assert status == 1
     assert "the model's logits are NaN or infinite" in err
 
 
 def test_a_swallowed_failure_is_too_fast(cli, monkeypatch):
-    real = Decoder._generate
+    real = Decoder.generate
     calls = []
 
     def swallowing(self, prompts):
         calls.append(len(prompts))
         return real(self, prompts) if len(calls) < 6 else [Generated((), "", cut_off=False)] * len(prompts)
 
-    monkeypatch.setattr(Decoder, "_generate", swallowing)
+    monkeypatch.setattr(Decoder, "generate", swallowing)
     command = ("-m", *SMALL, "embed_transform=rms_matching", "target_scale=0.31,0.32,0.33,0.34,0.35,0.36")
     status, out, _ = cli(*command)
     assert status == 0
@@ -261,7 +261,7 @@ def test_a_swallowed_failure_is_too_fast(cli, monkeypatch):
 
 
 def test_a_failure_that_is_always_swallowed_is_too_fast_for_the_shots(cli, monkeypatch):
-    monkeypatch.setattr(Decoder, "_generate", lambda self, prompts: [Generated((), "", cut_off=False)] * len(prompts))
+    monkeypatch.setattr(Decoder, "generate", lambda self, prompts: [Generated((), "", cut_off=False)] * len(prompts))
     assert cli("-m", *SMALL, "shots=5", "seed=78")[0] == 0  # a bench of its own
     summary = json.loads(Path("outputs/single/summary.json").read_text())
     results = [*summary["results"], *summary["controls"]]

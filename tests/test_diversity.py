@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import model_spec
 
 from kat.data.heldout import held_out
 from kat.data.prompts import prompt_id
-from kat.diversity.metrics import samples
+from kat.diversity import samples
 from kat.training.model_folder import beyond_training, differing_settings, find_models
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import load_model
+from tests.helpers.files import read_rows, write_rows
+from tests.helpers.models import model_spec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ("model=tiny_random", "prompts=20", "num_generations=3", "max_completion_length=6", "held_out=0.5")
@@ -49,18 +50,10 @@ def work(tmp_path, monkeypatch, models) -> Path:
     ids = [prompt_id(messages) for messages in conversations]
     rows = [{"id": name, "prompt": messages, "text": messages[0]["content"], "source": "made"}
             for name, messages in zip(ids, conversations, strict=True)]  # fmt: skip
-    write(kat / "prompts_all.jsonl", rows)
+    write_rows(kat / "prompts_all.jsonl", rows)
     weights = [{"id": name, "density": float(i), "weight": 1 / 80} for i, name in enumerate(ids)]
-    write(kat / "weights.jsonl", weights)
+    write_rows(kat / "weights.jsonl", weights)
     return tmp_path
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def report(out: Path = OUT) -> dict:
@@ -87,7 +80,7 @@ def test_a_collapsed_model_is_found_out_and_a_killed_run_goes_on(work, cli, monk
     assert found["reading"][0] in text and "all prompts, lengths matched (n = 20)" in text
     assert (OUT / "diversity.png").read_bytes().startswith(b"\x89PNG")
 
-    sampled = rows_of(OUT / "samples.jsonl")
+    sampled = read_rows(OUT / "samples.jsonl")
     assert len(sampled) == 2 * 20 * 3
     assert all(held_out(row["prompt_id"], 0.5) for row in sampled)
     ended = {name: sum(row["ended"] for row in sampled if row["checkpoint"] == name) for name in ("one", "two")}
@@ -116,7 +109,7 @@ def test_a_collapsed_model_is_found_out_and_a_killed_run_goes_on(work, cli, monk
     again = report()
     assert {k: v for k, v in again.items() if k not in unlike} == {k: v for k, v in found.items() if k not in unlike}
     key = ("key", "prompt_id", "number")
-    after = {tuple(row[name] for name in key): row for row in rows_of(OUT / "samples.jsonl")}
+    after = {tuple(row[name] for name in key): row for row in read_rows(OUT / "samples.jsonl")}
     assert after == {tuple(row[name] for name in key): row for row in sampled}
 
     before = (OUT / "diversity.json").stat().st_mtime_ns
@@ -136,7 +129,7 @@ def test_a_model_compared_with_itself_differs_in_nothing(work, cli):
     assert len(same) == 15 + 17
     assert all(row["difference"] == 0 and row["interval"] == [0, 0] and row["p_holm"] == 1 for row in same)
     assert [each["group"] for each in found["comparisons"]] == ["all"] * 4
-    assert len(rows_of(Path("together/samples.jsonl"))) == 2 * 20 * 3  # equal models are sampled once
+    assert len(read_rows(Path("together/samples.jsonl"))) == 2 * 20 * 3  # equal models are sampled once
     assert {path.name for path in Path("together").glob("*.png")} == {"diversity_copy.png", "diversity_two.png"}
     assert "no difference is shown in any of the 15 metrics" in found["reading"][0]
 
@@ -189,8 +182,8 @@ def test_what_cannot_be_compared_is_refused(work, cli, changes, message):
     Path("empty/model/model.safetensors").unlink()
     if changes == ["b=seen"]:
         shutil.copytree("runs/two", "seen")
-        drawn = [{"id": row["id"], "drawn": 1} for row in rows_of(Path("outputs/kat/prompts_all.jsonl"))]
-        write(Path("seen/ledger.jsonl"), drawn)
+        drawn = [{"id": row["id"], "drawn": 1} for row in read_rows(Path("outputs/kat/prompts_all.jsonl"))]
+        write_rows(Path("seen/ledger.jsonl"), drawn)
     if changes == ["b=other"]:
         shutil.copytree("runs/two", "other")
         path = Path("other/model/tokenizer.json")

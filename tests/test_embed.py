@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,8 +23,8 @@ from kat.embedding.pooling import (
 from kat.embedding.shards import Shards
 from kat.embedding.store import load_embeddings, save_embeddings
 from latentwire.harness.errors import UserError
-from latentwire.harness.paths import ROOT
 from latentwire.harness.results import write_jsonl
+from tests.helpers.programs import command, environment
 
 TEXTS = [
     "What is NLP?",
@@ -444,16 +442,13 @@ def test_what_does_not_belong_together_is_refused(cli):
 @pytest.mark.slow
 def test_two_processes_give_the_file_of_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    root = Path(ROOT)
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     write_prompts(60)
-    launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc_per_node", "2"]}
-    for name, launcher in launchers.items():
-        command = [sys.executable, *launcher, str(root / "run.py"), *SMALL, f"out=./{name}.pt"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    for name, processes in (("one", 1), ("two", 2)):
+        line = command("run", *SMALL, f"out=./{name}.pt", processes=processes)
+        done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert json.loads(Path("two.json").read_text())["processes"] == 2
-    (ids_one, one), (ids_two, two) = (load_embeddings(f"{name}.pt") for name in launchers)
+    (ids_one, one), (ids_two, two) = (load_embeddings(f"{name}.pt") for name in ("one", "two"))
     assert ids_one == ids_two
     assert torch.equal(one, two)
 

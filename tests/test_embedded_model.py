@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import model_spec
 
 from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data
 from latentwire.data.prompts import PromptWriter
@@ -20,6 +19,7 @@ from latentwire.harness.device import place
 from latentwire.lm.batching import plan_batches
 from latentwire.lm.decoding import Decoder, encode_prefix
 from latentwire.lm.models import LanguageModel
+from tests.helpers.models import model_spec
 
 pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 

@@ -16,16 +16,13 @@ from latentwire.encoders.grouping import group_bounds, group_means, information,
 from latentwire.encoders.lm_layers import LMLayers, QueryPooling
 from latentwire.encoders.registry import build_encoder
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.task import _lm_config
+from latentwire.latent_training.task import encoder_lm_config
 from latentwire.lm.models import LanguageModel
+
+pytestmark = pytest.mark.usefixtures("seeded")
 
 TEXTS = ["The ferry left at noon.", "A kettle."]
 LAYERS = {"layers": 1, "ratio": 2, "groups": "equal", "pool": "mean"}
-
-
-@pytest.fixture(autouse=True)
-def seeded(one_thread):
-    torch.manual_seed(0)
 
 
 def embeds_of(tiny, text: str) -> torch.Tensor:
@@ -39,7 +36,7 @@ def passages(tiny):
 
 
 def lm_layers(tiny, ratio: int = 2, pool: str = "mean", layers: int = 1, groups: str = "equal") -> LMLayers:
-    encoder = LMLayers(64, 0.3, _lm_config(tiny), layers=layers, ratio=ratio, groups=groups, pool=pool)
+    encoder = LMLayers(64, 0.3, encoder_lm_config(tiny), layers=layers, ratio=ratio, groups=groups, pool=pool)
     encoder.copy_from(tiny.model)
     return encoder
 
@@ -126,7 +123,7 @@ def test_the_first_layers_of_a_model_with_two_kinds_of_them():
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     )  # fmt: skip
     lm = LanguageModel(AutoModelForCausalLM.from_config(config), None)  # type: ignore[arg-type]
-    encoder = LMLayers(32, 0.3, _lm_config(lm), layers=2, ratio=1, groups="equal", pool="mean")
+    encoder = LMLayers(32, 0.3, encoder_lm_config(lm), layers=2, ratio=1, groups="equal", pool="mean")
     encoder.copy_from(lm.model)
     assert encoder(make_passages(["x"], [torch.randn(7, 32)])).shape == (1, 7, 32)
 
@@ -294,7 +291,7 @@ def test_the_adapter_ends_in_a_layer_norm():
 )
 def test_what_is_wrong_with_a_dial_is_said(tiny, name, dials, message):
     with pytest.raises(UserError, match=message):
-        build_encoder(name, dials, 64, 0.3, _lm_config(tiny))
+        build_encoder(name, dials, 64, 0.3, encoder_lm_config(tiny))
 
 
 def test_an_adapter_of_no_width_is_refused():

@@ -11,7 +11,7 @@ from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
 from latentwire.lm.decoding import Decoder
 from latentwire.sources.base import Text
-from tests.conftest import model_spec
+from tests.helpers.models import model_spec
 
 STATE = PartialState(cpu=True)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_analysis import result_of
-from test_atlas import COUNT, IDS, right
 
 from latentwire.analysis.controls import Judging
 from latentwire.analysis.ranking import analyze
 from latentwire.reports.text import auto_table, goal_lines, incomplete, render
+from tests.helpers.results import COUNT, IDS, result_of, right
 
 TEXT = {"baseline": 0.8, "nearest_k": 0.8, "auto": 0.8}
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from kat.grpo.objective import (
-    Objective,
     advantages,
     degenerate_groups,
     grpo_loss,
@@ -18,14 +17,9 @@ from kat.grpo.objective import (
     token_logps,
 )
 from latentwire.harness.errors import UserError
+from tests.helpers.grpo import objective
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-USUAL = {"epsilon": 0.2, "beta": 0.0, "kl": "k3", "kl_correction": False, "normalisation": "token", "scale": "group"}
-
-
-def objective(**settings) -> Objective:
-    return Objective(**{**USUAL, **settings})
 
 
 def test_advantages_by_hand():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import model_spec
 
 from kat.data.chat import encode_prompt
 from kat.data.heldout import held_out
@@ -19,6 +18,7 @@ from kat.training.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import place
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import load_model
+from tests.helpers.models import model_spec
 
 
 def prompt_of(text: str) -> Prompt:

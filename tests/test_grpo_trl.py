@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import model_spec
-from test_grpo import objective
 
 from kat.grpo.objective import advantages, degenerate_groups, grpo_loss, loss_weights, token_entropy, token_logps
 from latentwire.lm.models import load_model
+from tests.helpers.grpo import objective
+from tests.helpers.models import model_spec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 trl = pytest.importorskip("trl", reason="trl is not installed")

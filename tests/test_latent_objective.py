@@ -23,6 +23,8 @@ from latentwire.latent_training.validation import HeldOut
 from latentwire.lm.decoding import Decoder, Generated
 from latentwire.lm.vocabulary import Vocabulary, rms
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 SHOWN = [[Example("s", "The mill is red.", "What colour is the mill?", ("red",))]]
 TEXT = "The ferry left the long pier at noon."
 PASSAGE = Passage(
@@ -39,11 +41,6 @@ ALL = {
     "rms": 1,
     "manifold": 1,
 }
-
-
-@pytest.fixture(autouse=True)
-def seeded(one_thread):
-    torch.manual_seed(0)
 
 
 def objective_of(
@@ -121,9 +118,9 @@ def test_the_teacher_reads_a_passage_once_and_by_itself(tiny):
     objective = objective_of(tiny, distillation=1.0)
     first = float(objective.losses("answers", [PASSAGE], torch.Generator())["distillation"].detach())
     assert first > 0
-    known = objective._teacher[TEXT]
+    known = objective.teacher_states[TEXT]
     both = objective.losses("answers", [PASSAGE, OTHER], torch.Generator())["distillation"]
-    assert objective._teacher[TEXT] is known
+    assert objective.teacher_states[TEXT] is known
     alone = float(objective.losses("answers", [OTHER], torch.Generator())["distillation"].detach())
     assert float(both.detach()) == pytest.approx(first + alone, rel=1e-4)
     assert not known.requires_grad
@@ -133,14 +130,15 @@ def test_the_teachers_states_are_bounded(tiny, monkeypatch):
     monkeypatch.setattr("latentwire.latent_training.objective.TEACHER_BYTES", 1)
     objective = objective_of(tiny, distillation=1.0)
     objective.losses("answers", [PASSAGE, OTHER], torch.Generator())
-    assert list(objective._teacher) == [TEXT]
+    assert list(objective.teacher_states) == [TEXT]
 
 
 def test_distillation_is_from_the_text_to_the_latents(tiny):
     objective = objective_of(tiny, distillation=1.0)
-    read, branches = objective.read([TEXT]), [tuple(objective._question(example) for example in PASSAGE.questions)]
+    read = objective.read([TEXT])
+    branches = [tuple(objective.question_branch(example) for example in PASSAGE.questions)]
     ours, theirs = (
-        objective.asking.logits(objective.asking.states(objective._rows(x, branches))).log_softmax(-1)
+        objective.asking.logits(objective.asking.states(objective.packed_rows(x, branches))).log_softmax(-1)
         for x in (objective.latents(read), [read.embeds[0]])
     )
     expected = (theirs.exp() * (theirs - ours)).sum(-1).mean()
@@ -199,17 +197,17 @@ def test_an_answer_is_predicted_up_to_its_first_tokens_and_its_end(tiny):
     ids = objective_of(tiny, embedding=1.0).writer.ids
     answer = [*ids(" The ferry"), ids("\nQuestion:")[0]]
     assert len(answer) > 2
-    assert objective_of(tiny, embedding=1.0)._question(PASSAGE.questions[1]).targets == tuple(answer)
-    assert objective_of(tiny, answer_tokens=2, embedding=1.0)._question(PASSAGE.questions[1]).targets == tuple(
+    assert objective_of(tiny, embedding=1.0).question_branch(PASSAGE.questions[1]).targets == tuple(answer)
+    assert objective_of(tiny, answer_tokens=2, embedding=1.0).question_branch(PASSAGE.questions[1]).targets == tuple(
         answer[:2]
     )
     whole = objective_of(tiny, distillation=1.0)
-    assert whole._question(PASSAGE.questions[1]).targets == (*whole.writer.asked(PASSAGE.questions[1]), *answer)
-    branches = tuple(whole._question(example) for example in PASSAGE.questions)
+    assert whole.question_branch(PASSAGE.questions[1]).targets == (*whole.writer.asked(PASSAGE.questions[1]), *answer)
+    branches = tuple(whole.question_branch(example) for example in PASSAGE.questions)
     asked = [len(whole.writer.asked(example)) for example in PASSAGE.questions]
     first = len(branches[0].token_ids) - asked[0]
     expected = [False] * asked[0] + [True] * first + [False] * asked[1] + [True] * len(answer)
-    assert whole._in_answers(PASSAGE, branches).tolist() == expected
+    assert whole.answer_mask(PASSAGE, branches).tolist() == expected
     with pytest.raises(UserError, match="answer_tokens=0"):
         objective_of(tiny, answer_tokens=0, embedding=1.0)
 
@@ -273,7 +271,7 @@ def test_a_passage_without_room_is_refused_whatever_is_read_after_it(tiny, monke
 
     whole = objective_of(tiny, distillation=1.0, text=1.0)
     lead, words = len(whole.lead), len(whole.writer.ids(f" {TEXT}"))
-    longest = max(len(whole._question(example).token_ids) for example in PASSAGE.questions)
+    longest = max(len(whole.question_branch(example).token_ids) for example in PASSAGE.questions)
     bare, asking = whole.bare.prefix.length + lead, whole.asking.prefix.length + lead
     refused(bare + 2 + len(whole.writer.ids(AGAIN)) + words, text=1.0)
     refused(bare + 2 + len(whole.writer.ids(AGAIN)) + words, continuation=1.0)

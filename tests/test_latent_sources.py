@@ -16,13 +16,14 @@ from latentwire.encoders.base import make_passages
 from latentwire.encoders.checkpoint import save_latents
 from latentwire.encoders.cost import Cost, account
 from latentwire.encoders.pipeline import Latents, LatentSpec
-from latentwire.evaluation.evaluate import _put, evaluate
+from latentwire.evaluation.evaluate import evaluate, put_passage
 from latentwire.evaluation.setup import Choice, Settings, identity, prepare
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.task import _lm_config
-from latentwire.lm.vocabulary import Vocabulary
+from latentwire.latent_training.task import encoder_lm_config
 from latentwire.sources.registry import build_source
-from tests.conftest import model_spec
+from tests.helpers.models import model_spec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS = Settings(
     samples=6, seed=0, shots=1, questions_per_shot=1, max_new_tokens=2, batch_tokens=2000, dtype="float32"
@@ -31,19 +32,9 @@ NONE, STATE = Choice("baseline"), PartialState(cpu=True)
 DATA = DataSpec("short_qa", "short_qa")
 
 
-@pytest.fixture(autouse=True)
-def _threads(one_thread):
-    pass
-
-
 @pytest.fixture(scope="module")
 def bench():
     return prepare(model_spec("tiny_random"), DATA, SETTINGS, PartialState(cpu=True))
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tiny) -> Vocabulary:
-    return Vocabulary(tiny.token_embeddings())
 
 
 @pytest.fixture
@@ -90,9 +81,9 @@ def test_they_keep_the_dtype(vocabulary, dtype):
 def test_a_span_gives_way_to_another_length():
     embeds = torch.arange(5.0)[:, None]
     span = torch.tensor([False, True, True, False, False])
-    assert _put(embeds.clone(), span, torch.tensor([[9.0]])).flatten().tolist() == [0, 9, 3, 4]
-    assert _put(embeds.clone(), span, embeds[:0]).flatten().tolist() == [0, 3, 4]
-    assert _put(embeds.clone(), span, torch.tensor([[8.0], [9.0]])).flatten().tolist() == [0, 8, 9, 3, 4]
+    assert put_passage(embeds.clone(), span, torch.tensor([[9.0]])).flatten().tolist() == [0, 9, 3, 4]
+    assert put_passage(embeds.clone(), span, embeds[:0]).flatten().tolist() == [0, 3, 4]
+    assert put_passage(embeds.clone(), span, torch.tensor([[8.0], [9.0]])).flatten().tolist() == [0, 8, 9, 3, 4]
 
 
 def test_the_passage_alone_is_replaced(bench, monkeypatch):
@@ -126,7 +117,7 @@ def test_an_encoder_that_reads_tokens_gets_those_of_the_passage(tiny, vocabulary
     torch.manual_seed(0)
     dials = {"layers": 1, "ratio": 2, "groups": "words", "pool": "mean"}
     lm = model_spec("tiny_random").identity()
-    spec = LatentSpec("lm_layers", dials, 8, "baseline", {}, lm, "tiny_random", _lm_config(tiny))
+    spec = LatentSpec("lm_layers", dials, 8, "baseline", {}, lm, "tiny_random", encoder_lm_config(tiny))
     latents = Latents(spec, vocabulary).eval()
     text = " The ferry left the long pier at noon."
     ids = tiny.tokenizer(text)["input_ids"]

@@ -12,21 +12,13 @@ from latentwire.encoders.base import make_passages
 from latentwire.encoders.checkpoint import about_latents, find_latents, load_latents, save_latents
 from latentwire.encoders.pipeline import Latents, LatentSpec, straight_through
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.task import _lm_config
+from latentwire.latent_training.task import encoder_lm_config
 from latentwire.lm.vocabulary import Vocabulary, rms
 from latentwire.transforms.registry import build_transform
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 SPEC = LatentSpec("bottleneck", {"d_z": 4}, 8, "baseline", {}, {"tiny_random": {"version": 1}}, "tiny_random")
-
-
-@pytest.fixture(autouse=True)
-def seeded(one_thread):
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tiny) -> Vocabulary:
-    return Vocabulary(tiny.token_embeddings())
 
 
 @pytest.fixture
@@ -113,7 +105,7 @@ def test_what_is_saved_is_what_is_loaded(tiny, vocabulary, passages, tmp_path, e
     dials = {"bottleneck": {"d_z": 4},
              "lm_layers": {"layers": 1, "ratio": 2, "groups": "words", "pool": "query"},
              "byte": {"latent_len": 3, "byte_width": 16, "byte_layers": 1}}[encoder]  # fmt: skip
-    config = _lm_config(tiny) if encoder == "lm_layers" else {}
+    config = encoder_lm_config(tiny) if encoder == "lm_layers" else {}
     latents = Latents(replace(SPEC, encoder=encoder, encoder_dials=dials, lm_config=config), vocabulary).eval()
     if encoder == "lm_layers":
         latents.encoder.learn_words([[5, 5, 7]], tiny.tokenizer)

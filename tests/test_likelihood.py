@@ -21,7 +21,7 @@ from latentwire.harness.errors import UserError
 from latentwire.sources.base import Text
 from latentwire.sources.registry import SOURCES
 from latentwire.stats.intervals import percentile_interval
-from tests.conftest import model_spec
+from tests.helpers.models import model_spec
 
 STATE = PartialState(cpu=True)
 TEXT = Choice("text")
@@ -97,7 +97,7 @@ def test_two_processes_share_the_passages(bench, monkeypatch):
     ]
     assert [rank.groups for rank in ranks] == [[[0, 2], [3]], [[1]]]  # a passage's questions stay together
     found: list[Any] = []
-    ranks[1]._over_share(Choice("cut", HALF), "", found)
+    ranks[1].over_share(Choice("cut", HALF), "", found)
 
     def joined(state: object, items: list[Any]) -> list[Any]:
         return [*found, *items] if isinstance(items[0], tuple) else items

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
-from planted import planted
 
-import run
 from kat.data.tables import read_weights
 from kat.density.clusters import closest_to_centroid, cluster
 from kat.density.projection import project
 from kat.embedding.store import load_embeddings
 from kat.sampling.arms import arm_weights
 from latentwire.harness.errors import UserError
+from tests.helpers.files import read_rows, write_rows
+from tests.helpers.planted import planted
+from tests.helpers.programs import command, environment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N = 240
@@ -38,17 +37,9 @@ def folder(tmp_path, monkeypatch) -> Path:
         {"id": name, "prompt": [{"role": "user", "content": f"prompt {name}"}], "text": f"prompt {name}",
          "source": "ab"[i % 2]} for i, name in enumerate(ids)
     ]  # fmt: skip
-    write(kat / "prompts_all.jsonl", rows[::-1])  # another order than the embeddings
+    write_rows(kat / "prompts_all.jsonl", rows[::-1])  # another order than the embeddings
     (kat / "known.json").write_text(json.dumps({"labels": dict(zip(ids, labels.tolist(), strict=True))}))
     return kat
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_density_then_subsample_cluster_and_project(folder, cli):
@@ -101,10 +92,8 @@ def test_density_then_subsample_cluster_and_project(folder, cli):
 
 
 def test_from_the_shell_an_error_is_one_line(folder):
-    entry = Path(run.__file__)
-    command = [sys.executable, entry, "task=density", "sampler.k=999"]
-    calm = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=calm)
+    line = command("run", "task=density", "sampler.k=999")
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 1
     assert "error: k=999 needs at least 1000 different prompts, got 240; lower sampler.k or add prompts" in done.stderr
     assert "Traceback" not in done.stderr
@@ -116,9 +105,9 @@ def break_embeddings(folder: Path, **changes) -> None:
 
 
 def edit(path: Path, change) -> None:
-    rows = rows_of(path)
+    rows = read_rows(path)
     change(rows)
-    write(path, rows)
+    write_rows(path, rows)
 
 
 IDS = [f"p{i:03d}" for i in range(N)]
@@ -193,7 +182,7 @@ WEIGHTS = [{"id": f"p{i:03d}", "density": 1.0, "weight": 0.25} for i in range(4)
     ],
 )
 def test_subsample_refuses_what_it_cannot_draw(folder, cli, weights, arguments, reason):
-    write(folder / "weights.jsonl", weights)
+    write_rows(folder / "weights.jsonl", weights)
     status, _, said = cli("task=subsample", *arguments)
     assert status == 1 and reason in said, said
     assert not (folder / "sampled_ids.txt").exists()
@@ -201,7 +190,7 @@ def test_subsample_refuses_what_it_cannot_draw(folder, cli, weights, arguments, 
 
 def test_a_list_of_ids_holds_no_id_of_two_lines(folder, cli):
     edit(folder / "prompts_all.jsonl", lambda rows: rows[0].update(id="a\nb"))
-    write(folder / "weights.jsonl", [{**WEIGHTS[0], "id": "a\nb"}])
+    write_rows(folder / "weights.jsonl", [{**WEIGHTS[0], "id": "a\nb"}])
     status, _, said = cli("task=subsample", "budget=1")
     assert status == 1 and "has a line break" in said, said
 

@@ -213,7 +213,7 @@ def test_a_gguf_file_is_converted_once_and_computes_the_same(lm, gguf_file, monk
     text = "Who built it? Łódź, 1901"
     assert converted.tokenizer(text)["input_ids"] == lm.tokenizer(text)["input_ids"]
     assert capsys.readouterr().err.count("converting tiny.gguf") == 1
-    monkeypatch.setattr(models, "_convert_gguf", None)
+    monkeypatch.setattr(models, "convert_gguf", None)
     assert weights(load_path(gguf_file)) == weights(lm)
 
 

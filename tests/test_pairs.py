@@ -16,6 +16,7 @@ from kat.data.formats import FORMATS, UnusableRowError, detect, drafts, fault, s
 from kat.data.pairs import Dropped, PairsSpec, PreferencePair, read_pairs, readings
 from kat.pipeline.prepare import pairs
 from latentwire.harness.errors import UserError
+from tests.helpers.files import read_rows
 
 
 def u(text: str) -> dict:
@@ -310,20 +311,16 @@ def test_a_hub_that_does_not_answer_is_explained(monkeypatch):
 # The task
 
 
-def rows_of(path: str) -> list[dict]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
 def test_the_task_writes_pairs_and_drops_and_says_what_it_did(cli):
     write_lines(Path("my.set.jsonl"), [*MORE, {**GOOD, "chosen": "\ud800"}])
     status, _, err = cli("task=pairs", "pairs=file", "path=my.set.jsonl")
     assert status == 0
     assert "2 pairs out of 3 rows, read as trl_standard" in err
     assert "dropped 1: chosen holds characters" in err
-    rows = rows_of("outputs/kat/pairs_all.jsonl")
+    rows = read_rows("outputs/kat/pairs_all.jsonl")
     assert [row["source"] for row in rows] == ["my", "my"]
     assert [pair.row() for pair in read_pairs(Path("outputs/kat/pairs_all.jsonl"))] == rows
-    (dropped,) = rows_of("outputs/kat/pairs_dropped.jsonl")
+    (dropped,) = read_rows("outputs/kat/pairs_dropped.jsonl")
     assert (dropped["place"], dropped["row"]["chosen"]) == ("line 3", "\ud800")
     # Another folder, and a file of another name: no folder is made of it.
     assert cli("task=pairs", "pairs=file", "path=my.set.jsonl", "out=./mine.jsonl")[0] == 0
@@ -336,7 +333,7 @@ def test_the_task_writes_pairs_and_drops_and_says_what_it_did(cli):
     assert json.loads(Path("mine_pairs.json").read_text())["sets"] == {"my/train": record}
     # What was written is itself a file that can be read.
     assert cli("task=pairs", "pairs=file", "path=mine.jsonl", "folder=again")[0] == 0
-    assert [row["prompt"] for row in rows_of("again/pairs_all.jsonl")] == [row["prompt"] for row in rows]
+    assert [row["prompt"] for row in read_rows("again/pairs_all.jsonl")] == [row["prompt"] for row in rows]
 
 
 def test_nothing_is_written_where_nothing_is_usable(cli):
@@ -369,8 +366,8 @@ def test_a_split_without_a_pair_does_not_cost_the_others(tmp_path, monkeypatch, 
     pairs(OmegaConf.create(cfg))
     err = capsys.readouterr().err
     assert "warning: good/test: none of its 1 rows gives a pair (1 chosen is empty)" in err
-    assert len(rows_of("outputs/kat/pairs_all.jsonl")) == 2
-    assert [row["split"] for row in rows_of("outputs/kat/pairs_dropped.jsonl")] == ["test"]
+    assert len(read_rows("outputs/kat/pairs_all.jsonl")) == 2
+    assert [row["split"] for row in read_rows("outputs/kat/pairs_dropped.jsonl")] == ["test"]
     sets = json.loads(Path("outputs/kat/pairs.json").read_text())["sets"]
     assert {name: entry["pairs"] for name, entry in sets.items()} == {"good/train": 2, "good/test": 0}
 
@@ -385,7 +382,7 @@ def test_a_file_that_cannot_be_written_has_a_remedy_that_fits(cli):
 @pytest.mark.real_model
 def test_nq_open_out_of_its_wheel_gives_the_judged_triples(cli):
     assert cli("task=pairs")[0] == 0
-    kept, dropped = rows_of("outputs/kat/pairs_all.jsonl"), rows_of("outputs/kat/pairs_dropped.jsonl")
+    kept, dropped = read_rows("outputs/kat/pairs_all.jsonl"), read_rows("outputs/kat/pairs_dropped.jsonl")
     reasons = [row["reason"] for row in dropped]
     assert reasons.count("no wrong answer") == 399
     # 8,519 triples of right and wrong; written without JSON's escapes 6 are equal and 1 comes twice.

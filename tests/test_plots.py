@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import kat.plots
 import numpy as np
 
+from kat.grpo import plots
 from kat.grpo.plots import plot_training
 
 
 def test_curves_hold_steps_and_looks(tmp_path, monkeypatch):
     figures = []
-    real = kat.plots.FigureCanvasAgg
-    monkeypatch.setattr(kat.plots, "FigureCanvasAgg", lambda figure: figures.append(figure) or real(figure))
+    real = plots.FigureCanvasAgg
+    monkeypatch.setattr(plots, "FigureCanvasAgg", lambda figure: figures.append(figure) or real(figure))
     steps = [{"step": n, "reward": n / 10, "kl": n / 100, "entropy": 2 - n} for n in (1, 2, 3)]
     looks = [{"step": n, "reward": n / 5, "reward_interval": [n / 5 - 1, n / 5 + 2], "kl": n / 50} for n in (0, 3)]
     plot_training(steps, looks, "a run", tmp_path / "curves.png")
@@ -28,8 +28,8 @@ def test_curves_hold_steps_and_looks(tmp_path, monkeypatch):
 
 def test_without_a_reference_there_is_no_curve_of_kl(tmp_path, monkeypatch):
     figures = []
-    real = kat.plots.FigureCanvasAgg
-    monkeypatch.setattr(kat.plots, "FigureCanvasAgg", lambda figure: figures.append(figure) or real(figure))
+    real = plots.FigureCanvasAgg
+    monkeypatch.setattr(plots, "FigureCanvasAgg", lambda figure: figures.append(figure) or real(figure))
     look = {"step": 0, "reward": 1.0, "reward_interval": [0.0, 2.0]}
     plot_training([{"step": 1, "reward": 1.0, "entropy": 1.0}], [look], "a run", tmp_path / "curves.png")
     assert not figures[0].axes[1].lines

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted import planted
 from sklearn.decomposition import PCA
 
 from kat.density.projection import page, project
 from latentwire.harness.errors import UserError
+from tests.helpers.planted import planted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror='throw 1'>\u2028<!-- & \"q'"

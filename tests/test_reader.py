@@ -14,15 +14,12 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, 
 from latentwire.harness.errors import UserError
 from latentwire.lm.decoding import encode_prefix
 from latentwire.lm.models import LanguageModel, load_model
-from latentwire.lm.reader import Branch, Reader, Row, _slides
-from tests.conftest import model_spec
+from latentwire.lm.reader import Branch, Reader, Row, slides_window
+from tests.helpers.models import model_spec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHOTS = torch.tensor([5, 9, 2, 7])
-
-
-@pytest.fixture(autouse=True)
-def _threads(one_thread):
-    pass
 
 
 @pytest.fixture
@@ -159,4 +156,4 @@ def test_float32_latents_are_read_in_bfloat16():
 def test_a_window_counts_where_the_model_uses_it(slides):
     """Some configs name a window, no kinds of layers, and say apart whether it is used."""
     config = SimpleNamespace(sliding_window=5, use_sliding_window=slides, layer_types=None)
-    assert _slides(config) is slides
+    assert slides_window(config) is slides

@@ -14,15 +14,12 @@ from latentwire.lm.vocabulary import Vocabulary
 from latentwire.transforms.base import EMBEDDINGS, PAIRS
 from latentwire.transforms.fitted import best_rotation, sample, shrunk_covariance
 from latentwire.transforms.registry import build_transform
+from tests.helpers.random import draws
 
 SIZE, WIDTH = 1000, 32
 UNLABELLED = ["moment_matching", "whitening", "procrustes", "auto"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draws(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 VOCABULARY = Vocabulary(0.1 * torch.randn(SIZE, WIDTH, generator=draws(0)) + 0.02)

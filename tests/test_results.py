@@ -32,8 +32,8 @@ from latentwire.harness.results import (
     write_jsonl,
     write_text_atomically,
 )
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 NAME = "anchor_eps0.05"  # a name with a dot in it, as most have
 PREDICTIONS = [{"id": "q1", "prediction": "Kuala Lumpur", "f1": 1.0}]
 

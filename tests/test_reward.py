@@ -1,9 +1,8 @@
-"""The tasks reward and score from the command line: what they write, how they go on, what they refuse."""
+"""The tasks reward and score from the program line: what they write, how they go on, what they refuse."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,8 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import run
-import train
 from kat.data.heldout import held_out
 from kat.data.pairs import read_pairs
 from kat.data.prompts import prompt_id
@@ -25,16 +22,23 @@ from kat.reward.task import RewardSpec
 from kat.reward.trees import Tree
 from kat.sampling.arms import prompt_weights
 from kat.training.state import LoopSpec
-from latentwire.harness import app, program
 from latentwire.harness.errors import UserError
-from latentwire.harness.paths import ROOT
 from latentwire.harness.results import read_jsonl
+from tests.helpers.files import read_json
+from tests.helpers.models import model_spec
+from tests.helpers.programs import command, environment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(ROOT)
 SMALL = ["task=reward", "model=tiny_random", "device=cpu", "pairs=file", "path=mine.jsonl", "steps=6",
          "prompts_per_step=4", "pairs_per_prompt=2", "checkpoint_every=2", "held_out=0.25"]  # fmt: skip
 OUT = Path("outputs/reward/uniform_seed0")
+
+
+@pytest.fixture
+def program(entry, tmp_path):
+    """Run a command line of train.py or run.py in tmp_path, where the pairs mine.jsonl are."""
+    write_pairs(tmp_path / "mine.jsonl")
+    return lambda *arguments, of="train": entry(of, *arguments)
 
 
 def write_pairs(path: Path, prompts: int = 40, extra: list[dict] | None = None) -> None:
@@ -47,33 +51,6 @@ def write_pairs(path: Path, prompts: int = 40, extra: list[dict] | None = None) 
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *(extra or [])]))
 
 
-@pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """Run a command line of train.py or run.py in tmp_path, where the pairs mine.jsonl lie."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("MODEL_ID", "SAMPLES"):
-        monkeypatch.delenv(name, raising=False)
-    write_pairs(tmp_path / "mine.jsonl")
-
-    def launch(*arguments: str, entry: str = "train") -> tuple[int, str, str]:
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        monkeypatch.setattr(sys, "argv", [f"{entry}.py"])
-        program.current.position = None
-        status = 0
-        try:
-            app.launch(entry, {"train": train.TASKS, "run": run.TASKS}[entry], list(arguments))
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return launch
-
-
-def result_of(folder: Path = OUT) -> dict:
-    return json.loads((folder / "result.json").read_text())
-
-
 def rewards_by(folder: Path, pairs) -> list[tuple[float, float]]:
     model, tokenizer = load_reward_model(folder, torch.device("cpu"), torch.float32)
     encoded, _ = encode_all(tokenizer, pairs, 512)
@@ -81,12 +58,12 @@ def rewards_by(folder: Path, pairs) -> list[tuple[float, float]]:
     return [tuple(row) for row in score(model, sequences).view(-1, 2).tolist()]
 
 
-def test_a_run_learns_writes_what_it_did_and_is_not_done_twice(command):
+def test_a_run_learns_writes_what_it_did_and_is_not_done_twice(program):
     arguments = [*SMALL, "steps=40", "optimizer.learning_rate=0.003", "checkpoint_every=20"]
-    status, printed, said = command(*arguments)
+    status, printed, said = program(*arguments)
     assert status == 0, said
     assert "task=pairs comes first" in said and "held-out pairs" in printed
-    result = result_of()
+    result = read_json(OUT / "result.json")
     assert result["held_out"]["accuracy"] == 1.0 and result["held_out"]["log_loss"] < 0.3
     assert result["held_out"]["length_only"]["rule"] == "shorter"
     assert set(result["held_out"]["by_source"]) == {"mine/a", "mine/b"}
@@ -117,17 +94,18 @@ def test_a_run_learns_writes_what_it_did_and_is_not_done_twice(command):
     assert json.loads((OUT / "config.json").read_text())["steps"] == 40
 
     before = (OUT / "result.json").stat().st_mtime_ns
-    status, _, said = command(*arguments)
+    status, _, said = program(*arguments)
     assert status == 0 and "finished before; force=true" in said
     assert (OUT / "result.json").stat().st_mtime_ns == before
-    status, _, said = command(*arguments, "seed=0", "steps=41")
+    status, _, said = program(*arguments, "seed=0", "steps=41")
     assert status == 1 and "steps was 40 and is 41" in said and "force=true" in said
-    status, _, said = command(*SMALL, "steps=1", "force=true")
-    assert status == 0 and (OUT / "replaced" / "1" / "result.json").is_file() and result_of()["identity"]["steps"] == 1
+    status, _, said = program(*SMALL, "steps=1", "force=true")
+    assert status == 0 and (OUT / "replaced" / "1" / "result.json").is_file()
+    assert read_json(OUT / "result.json")["identity"]["steps"] == 1
 
     write_pairs(Path("others.jsonl"), 3, extra=[{"prompt": "x", "chosen": "", "rejected": "y", "subset": "a"}])
     first = f"reward={OUT}/replaced/1"
-    status, printed, said = command("task=score", first, "path=others.jsonl", "model=tiny_random", entry="run")
+    status, printed, said = program("task=score", first, "path=others.jsonl", "model=tiny_random", of="run")
     assert status == 0, said
     assert "dropped 1: chosen is empty" in said and "others/a" in printed and "shorter one" in printed
     report = json.loads((OUT / "replaced/1/scores/others.json").read_text())
@@ -136,13 +114,11 @@ def test_a_run_learns_writes_what_it_did_and_is_not_done_twice(command):
     assert report["accuracy"] == 1.0 and report["length_only"]["rule"] == "shorter"
     rows = read_jsonl(OUT / "replaced/1/scores/others.pairs.jsonl")
     assert len(rows) == 6 and all(row["chosen"] > row["rejected"] for row in rows)
-    status, printed, said = command(
-        "task=score", first, "path=outputs/kat/pairs_all.jsonl", "out=all.json", entry="run"
-    )
+    status, printed, said = program("task=score", first, "path=outputs/kat/pairs_all.jsonl", "out=all.json", of="run")
     assert status == 0 and "mine/a" in printed, said
     assert json.loads(Path("all.json").read_text())["pairs"] == len(pairs)
     model_alone = f"{first}/model"
-    status, printed, said = command("task=score", model_alone, "path=others.jsonl", "out=x.json", entry="run")
+    status, printed, said = program("task=score", model_alone, "path=others.jsonl", "out=x.json", of="run")
     assert status == 0 and "no rule of length" in said and "shorter" not in printed
     assert json.loads(Path("x.json").read_text())["accuracy"] == 1.0
 
@@ -162,7 +138,7 @@ app.launch("train", train.TASKS, sys.argv[1:])
 """
 
 
-def test_a_start_that_has_seen_held_out_prompts_is_refused(command, tiny):
+def test_a_start_that_has_seen_held_out_prompts_is_refused(program, tiny):
     for part in (tiny.model, tiny.tokenizer):
         part.save_pretrained("begun/model")
     questions = [row["prompt"] for row in read_jsonl(Path("mine.jsonl"))]
@@ -170,66 +146,63 @@ def test_a_start_that_has_seen_held_out_prompts_is_refused(command, tiny):
     seen = next(name for name in ids if held_out(name, 0.25))
     Path("begun/ledger.jsonl").write_text(json.dumps({"id": seen, "drawn": 1}) + "\n")
     start = [word for word in SMALL if not word.startswith("model=")] + ["model=path", "model.path=begun/model"]
-    status, _, said = command(*start)
+    status, _, said = program(*start)
     assert status == 1 and "model.path=begun/model: was trained on 1 of the" in said and seen in said
     assert not OUT.exists()
 
 
-def test_a_killed_run_goes_on_to_the_very_same_end(command):
-    assert command(*SMALL, "out=whole", "pairs_per_prompt=1")[0] == 0
+def test_a_killed_run_goes_on_to_the_very_same_end(program):
+    assert program(*SMALL, "out=whole", "pairs_per_prompt=1")[0] == 0
     arguments = [*SMALL, "out=killed", "pairs_per_prompt=1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments], env=environment(), capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(read_jsonl(Path("killed/metrics.jsonl"))) == 5 and not Path("killed/result.json").exists()
     assert sum(row["drawn"] for row in read_jsonl(Path("killed/ledger.jsonl"))) == 4 * 4  # as at the checkpoint
-    status, _, said = command(*arguments, "steps=7")
+    status, _, said = program(*arguments, "steps=7")
     assert status == 1 and "steps was 6 and is 7" in said  # a checkpoint of another configuration
     assert json.loads(Path("killed/config.json").read_text())["steps"] == 6
-    status, _, said = command(*arguments)
+    status, _, said = program(*arguments)
     assert status == 0 and "going on after step 4 of 6" in said, said
     for name in ("metrics.jsonl", "ledger.jsonl", "model/model.safetensors", "model/config.json"):
         assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes(), name
-    assert result_of(Path("killed"))["held_out"] == result_of(Path("whole"))["held_out"]
+    assert read_json(Path("killed") / "result.json")["held_out"] == read_json(Path("whole") / "result.json")["held_out"]
     assert len(read_jsonl(Path("whole/metrics.jsonl"))) == 6
 
 
-def test_two_processes_draw_the_same_and_lose_the_same_to_rounding(command):
-    assert command(*SMALL, "out=one", "steps=3", "prompts_per_step=5")[0] == 0
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "train.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *launcher, *SMALL, "out=two", "steps=3", "prompts_per_step=5"],
-                          env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+def test_two_processes_draw_the_same_and_lose_the_same_to_rounding(program):
+    assert program(*SMALL, "out=one", "steps=3", "prompts_per_step=5")[0] == 0
+    line = command("train", *SMALL, "out=two", "steps=3", "prompts_per_step=5", processes=2)
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert result_of(Path("two"))["processes"] == 2
+    assert read_json(Path("two") / "result.json")["processes"] == 2
     assert Path("one/ledger.jsonl").read_bytes() == Path("two/ledger.jsonl").read_bytes()
     for one, two in zip(*(read_jsonl(Path(name, "metrics.jsonl")) for name in ("one", "two")), strict=True):
         assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
-    accuracy, other = (result_of(Path(name))["held_out"]["log_loss"] for name in ("one", "two"))
+    accuracy, other = (read_json(Path(name) / "result.json")["held_out"]["log_loss"] for name in ("one", "two"))
     assert accuracy == pytest.approx(other, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["lora", "all"])
-def test_other_weights_train_and_their_folder_loads_alone(command, method):
-    status, _, said = command(*SMALL, f"tuning.method={method}", "steps=2", "optimizer.learning_rate=0.01")
+def test_other_weights_train_and_their_folder_loads_alone(program, method):
+    status, _, said = program(*SMALL, f"tuning.method={method}", "steps=2", "optimizer.learning_rate=0.01")
     assert status == 0, said
     kept = [p for p in read_pairs(Path("outputs/kat/pairs_all.jsonl")) if held_out(prompt_id(p.prompt), 0.25)]
     flat = torch.tensor(rewards_by(OUT, kept), dtype=torch.float64)
-    assert result_of()["rewards"]["mean"] == pytest.approx(float(flat.mean()), abs=1e-4)
+    assert read_json(OUT / "result.json")["rewards"]["mean"] == pytest.approx(float(flat.mean()), abs=1e-4)
     losses = [row["loss"] for row in read_jsonl(OUT / "metrics.jsonl")]
     assert losses[0] != losses[1]
 
 
-def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(command):
+def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(program):
     """By hand: an untrained model's scores of the pairs of the first four draws."""
-    from conftest import model_spec
-
     from kat.reward.model import reward_model_of
     from kat.sampling.sampler import DensityAwareSampler
     from latentwire.harness.random import generator_for
     from latentwire.lm.models import load_model
 
-    assert command(*SMALL, "steps=1", "pairs_per_prompt=3")[0] == 0
+    assert program(*SMALL, "steps=1", "pairs_per_prompt=3")[0] == 0
     lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
     data = split_pairs(encode_all(lm.tokenizer, read_pairs(Path("outputs/kat/pairs_all.jsonl")), 512)[0], 0.25)
     model = reward_model_of(lm, generator_for(0, "reward head"))
@@ -243,8 +216,8 @@ def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(command):
     assert logged["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
 
 
-def test_density_makes_what_it_lacks_and_draws_rare_prompts_more_often(command):
-    status, _, said = command(*SMALL, "sampler=density", "steps=60")
+def test_density_makes_what_it_lacks_and_draws_rare_prompts_more_often(program):
+    status, _, said = program(*SMALL, "sampler=density", "steps=60")
     assert status == 0, said
     for name in ("pairs", "prompts", "embed", "density"):
         assert f"task={name} comes first" in said
@@ -257,41 +230,41 @@ def test_density_makes_what_it_lacks_and_draws_rare_prompts_more_often(command):
     by_weight = sorted(ledger, key=lambda row: weights[row["id"]])
     half = len(ledger) // 2
     assert sum(row["drawn"] for row in by_weight[half:]) > 1.3 * sum(row["drawn"] for row in by_weight[:half])
-    assert set(result_of(folder)["held_out"]["by_density_decile"]) <= {str(n) for n in range(1, 11)}
-    status, _, said = command(*SMALL, "sampler=shuffled", "steps=1")
+    assert set(read_json(folder / "result.json")["held_out"]["by_density_decile"]) <= {str(n) for n in range(1, 11)}
+    status, _, said = program(*SMALL, "sampler=shuffled", "steps=1")
     assert status == 0 and "comes first" not in said
     rows = read_jsonl(Path("outputs/kat/weights.jsonl"))
     Path("outputs/kat/weights.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:20]))
-    status, _, said = command(*SMALL, "sampler=reversed", "steps=1")
+    status, _, said = program(*SMALL, "sampler=reversed", "steps=1")
     assert status == 1 and "weights.jsonl: is not the file that outputs/kat/density.json speaks of" in said
     Path("outputs/kat/density.json").unlink()
-    status, _, said = command(*SMALL, "sampler=reversed", "steps=1")
+    status, _, said = program(*SMALL, "sampler=reversed", "steps=1")
     assert status == 1 and "prompts have pairs but no weight" in said and "cannot be told" in said
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(command, monkeypatch):
-    from kat.reward import task as train_reward
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(program, monkeypatch):
+    from kat.reward import task
 
-    real, seen = train_reward.bradley_terry_loss, []
+    real, seen = task.bradley_terry_loss, []
 
     def broken(chosen, rejected):
         seen.append(1)
         return real(chosen, rejected) * (float("nan") if len(seen) == 4 else 1.0)
 
-    monkeypatch.setattr(train_reward, "bradley_terry_loss", broken)
-    status, _, said = command(*SMALL)
+    monkeypatch.setattr(task, "bradley_terry_loss", broken)
+    status, _, said = program(*SMALL)
     assert status == 1 and "the loss is nan at step 4 of uniform_seed0" in said
     assert [path.name for path in (OUT / "checkpoints").iterdir()] == ["step-00000002.pt"]
-    assert command(*SMALL)[0] == 0 and len(read_jsonl(OUT / "metrics.jsonl")) == 6
+    assert program(*SMALL)[0] == 0 and len(read_jsonl(OUT / "metrics.jsonl")) == 6
 
 
-def test_memory_that_runs_out_is_told_with_what_to_lower(command, monkeypatch):
+def test_memory_that_runs_out_is_told_with_what_to_lower(program, monkeypatch):
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr("kat.reward.task.bradley_terry_loss", full)
-    status, _, said = command(*SMALL, "batch_tokens=300", "states_gib=1")
+    status, _, said = program(*SMALL, "batch_tokens=300", "states_gib=1")
     assert status == 1 and "error: batch_tokens=300, states_gib=1.0: cpu (" in said and "Traceback" not in said
 
 
@@ -318,8 +291,8 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(command, monkeypatch):
         (["lr=3"], "lr=3: no such setting"),
     ],
 )
-def test_bad_settings_are_one_line(command, arguments, reason):
-    status, _, said = command(*SMALL, *arguments)
+def test_bad_settings_are_one_line(program, arguments, reason):
+    status, _, said = program(*SMALL, *arguments)
     assert status == 1 and reason in said, said
     assert "Traceback" not in said
 
@@ -333,12 +306,12 @@ def test_bad_settings_are_one_line(command, arguments, reason):
         (["reward=.", "path=mine.jsonl"], "holds no model"),
     ],
 )
-def test_bad_settings_of_score_are_one_line(command, arguments, reason):
-    status, _, said = command("task=score", *arguments, entry="run")
+def test_bad_settings_of_score_are_one_line(program, arguments, reason):
+    status, _, said = program("task=score", *arguments, of="run")
     assert status == 1 and reason in said and "Traceback" not in said, said
 
 
-def test_a_full_disk_stops_with_a_remedy_and_the_run_goes_on_later(command, monkeypatch):
+def test_a_full_disk_stops_with_a_remedy_and_the_run_goes_on_later(program, monkeypatch):
     from latentwire.harness import checkpoint
 
     real = checkpoint.torch.save
@@ -349,10 +322,10 @@ def test_a_full_disk_stops_with_a_remedy_and_the_run_goes_on_later(command, monk
         real(content, file)
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
-    status, _, said = command(*SMALL)
+    status, _, said = program(*SMALL)
     assert status == 1 and "No space left on device" in said and "out=FOLDER" in said
     monkeypatch.setattr(checkpoint.torch, "save", real)
-    status, _, said = command(*SMALL)
+    status, _, said = program(*SMALL)
     assert status == 0, said
 
 

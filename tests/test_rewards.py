@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kat.grpo.objective import rewards as module
+from kat.grpo import rewards as module
 from kat.grpo.rewards import Rewards, Sampled, load_function
 from latentwire.harness.errors import UserError
 from latentwire.harness.training import NonFiniteError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kat.grpo.policy import Policy, Row, frozen_blocks, lay_out, micro_batches
-from kat.grpo.rollout import Completion, Sampling, _batches, choose, end_tokens, sample
+from kat.grpo.rollout import Completion, Sampling, batches_of_prompts, choose, end_tokens, sample
 from kat.training.tree_mask import tree_mask
 from kat.training.tuning import TuningSpec, make_trainable
 from latentwire.harness.errors import UserError
@@ -289,7 +289,7 @@ def test_micro_batches_hold_what_they_may():
     assert micro_batches(rows, 1) == [[0], [2], [4], [1], [3]]
     assert micro_batches([], 10) == []
     assert micro_batches([made((1,), 1200), made((2,), 1200)], 10**6) == [[0], [1]]  # the mask of a line is a square
-    assert list(_batches([5, 4, 3], sampling(batch_tokens=3 * 2 * 14))) == [[0, 1], [2]]
+    assert list(batches_of_prompts([5, 4, 3], sampling(batch_tokens=3 * 2 * 14))) == [[0, 1], [2]]
     for limit in range(1, 18):
         batches = micro_batches(rows, limit)
         assert sorted(i for batch in batches for i in batch) == list(range(5))

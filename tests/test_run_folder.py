@@ -17,16 +17,13 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.results import truncate_jsonl
 from latentwire.harness.run import Run, RunSpec
 from latentwire.harness.tracking import TrainingRun
+from tests.helpers.files import read_rows
 
 
 def run_in(folder: Path, identity: str = "a", **changes) -> Run:
     settings = {"seed": 0, "checkpoint_every": 4, "keep": 9, "force": False, **changes}
     cfg = OmegaConf.create({"task": "latent", "name": "r", "out": str(folder), "tracker": {"name": "none"}, **settings})
     return Run(cfg, RunSpec.of(cfg), {"id": identity}, PartialState(cpu=True))
-
-
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", ["checkpoint_every", "keep"])
@@ -50,8 +47,8 @@ def test_the_journal_keeps_metrics_and_timings_apart(tmp_path, monkeypatch):
     assert run.begin({}, 2) == (0, {})
     run.log(1, {"loss": 0.5}, {"seconds": 2.0})
     run.log(2, {"loss": 0.25}, {"seconds": 3.0})
-    assert rows_of(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
-    assert rows_of(tmp_path / "timings.jsonl") == [{"step": 1, "seconds": 2.0}, {"step": 2, "seconds": 3.0}]
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    assert read_rows(tmp_path / "timings.jsonl") == [{"step": 1, "seconds": 2.0}, {"step": 2, "seconds": 3.0}]
     assert told == [(1, {"loss": 0.5, "seconds": 2.0}), (2, {"loss": 0.25, "seconds": 3.0})]
 
 
@@ -81,7 +78,7 @@ def test_a_resumed_run_is_what_it_was_and_later_rows_are_gone(tmp_path, capsys):
     assert "going on after step 4 of 5" in capsys.readouterr().err
     assert torch.equal(before.weight, after.weight)
     for name in ("looks", "metrics", "timings"):
-        assert [row["step"] for row in rows_of(tmp_path / f"{name}.jsonl")] == [0, 1, 2, 3, 4]
+        assert [row["step"] for row in read_rows(tmp_path / f"{name}.jsonl")] == [0, 1, 2, 3, 4]
     assert run_in(tmp_path).begin({}, 5)[1]["more"] == [4]
 
 
@@ -90,7 +87,7 @@ def test_what_a_run_killed_before_its_first_checkpoint_wrote_is_gone(tmp_path):
     run.begin({}, 5)
     run.append("looks.jsonl", [{"step": 0}])
     run_in(tmp_path).begin({}, 5, "looks.jsonl")
-    assert rows_of(tmp_path / "looks.jsonl") == []
+    assert read_rows(tmp_path / "looks.jsonl") == []
 
 
 def test_another_configuration_is_refused_before_anything_is_written(tmp_path):

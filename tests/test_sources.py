@@ -14,6 +14,7 @@ from latentwire.harness.paths import CONF
 from latentwire.harness.random import generator_for
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import SOURCES, build_source
+from tests.helpers.random import draws
 
 SIZE, WIDTH = 200, 16
 DIALS = {
@@ -32,10 +33,6 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draws(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 VOCABULARY = Vocabulary(0.1 * torch.randn(SIZE, WIDTH, generator=draws(0)) + 0.05)

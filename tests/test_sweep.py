@@ -15,33 +15,19 @@ import pytest
 
 from latentwire.evaluation.metrics import f1_score
 from latentwire.evaluation.setup import FITTED_ON
-from latentwire.harness.paths import ROOT
 from latentwire.harness.results import ResultStore
+from tests.helpers.files import read_json
+from tests.helpers.programs import command, environment
+from tests.helpers.results import without_timings
 
 SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
-
-
-def load(path: Path | str) -> dict:
-    return json.loads(Path(path).read_text())
-
-
-def without_timings(summary: dict) -> dict:
-    timings = ("time_sec", "job_sec", "timing")
-    return (
-        summary
-        | {"command": None}
-        | {
-            kind: [{k: v for k, v in result.items() if k not in timings} for result in summary[kind]]
-            for kind in ("results", "controls")
-        }
-    )
 
 
 def test_one_configuration_writes_its_result_and_predictions(cli):
     status, _, err = cli(*SMALL, "embed_transform=rms_matching", "target_scale=1")
     assert status == 0
     assert "rms_scale1.0  F1" in err
-    result = load("outputs/single/rms_scale1.0.json")
+    result = read_json("outputs/single/rms_scale1.0.json")
     assert result["status"] == "ok"
     assert (result["experiment"], result["family"], result["dials"]) == (
         "rms_scale1.0",
@@ -67,7 +53,7 @@ def test_one_configuration_writes_its_result_and_predictions(cli):
 def test_a_sweep_ends_with_its_summary_and_analysis(cli):
     status, out, _ = cli("-m", "sweep=smoke", *SMALL, "embed_source=text,scaled")
     assert status == 0
-    summary = load("outputs/smoke/summary.json")
+    summary = read_json("outputs/smoke/summary.json")
     assert (summary["total_experiments"], summary["successful"], summary["failed"]) == (16, 16, 0)
     assert len(summary["results"]) == len(summary["sorted_by_f1"]) == 16
     f1s = [entry["f1"] for entry in summary["sorted_by_f1"]]
@@ -88,15 +74,15 @@ def test_a_sweep_ends_with_its_summary_and_analysis(cli):
 def test_the_sweep_without_a_preset_runs_as_written(cli):
     status, _, _ = cli("-m", *SMALL, "embed_transform=anchor_offset", "eps=0.01,0.05")
     assert status == 0
-    assert load("outputs/single/summary.json")["total_experiments"] == 2
-    assert load("outputs/single/anchor_eps0.01.json")["dials"] == {"eps": 0.01}
+    assert read_json("outputs/single/summary.json")["total_experiments"] == 2
+    assert read_json("outputs/single/anchor_eps0.01.json")["dials"] == {"eps": 0.01}
 
 
 def test_a_fitted_transform_says_what_it_saw_and_found_and_is_not_fitted_on_what_is_asked(cli):
     command = ["-m", *SMALL, "embed_source=shifted", "embed_transform=baseline,auto,procrustes_supervised,chain"]
     status, out, err = cli(*command)
     assert status == 0
-    results = {result["family"]: result for result in load("outputs/single/summary.json")["results"]}
+    results = {result["family"]: result for result in read_json("outputs/single/summary.json")["results"]}
     auto, supervised = results["auto"]["fit"], results["procrustes_supervised"]["fit"]
     assert results["baseline"]["fit"] is results["chain"]["fit"] is None
     assert 1000 < auto["embeddings"] <= FITTED_ON
@@ -104,7 +90,7 @@ def test_a_fitted_transform_says_what_it_saw_and_found_and_is_not_fitted_on_what
     assert (supervised["sees"], supervised["supervised"]) == ("pairs of embedding and true token", True)
     assert auto["diagnosis"]["chain"]
     assert f"steps: {', '.join(auto['diagnosis']['chain'])}" in err
-    rows = {row["family"]: row for group in load("outputs/single/summary.json")["analysis"]["groups"]
+    rows = {row["family"]: row for group in read_json("outputs/single/summary.json")["analysis"]["groups"]
             for row in group["ranking"]}  # fmt: skip
     assert rows["procrustes_supervised"]["supervised"]
     assert not rows["auto"]["supervised"]
@@ -134,26 +120,26 @@ def test_the_35_are_listed_by_name(cli):
 def test_finished_configurations_are_not_run_again_unless_forced(cli):
     command = ["-m", "sweep=smoke", "only=baseline|rms*", *SMALL]
     cli(*command)
-    before = load("outputs/smoke/summary.json")
+    before = read_json("outputs/smoke/summary.json")
     written = Path("outputs/smoke/baseline.json").stat().st_mtime_ns
     _, _, err = cli(*command)
     assert err.count("(finished before)") == 4  # the empty context and the random tokens too
     assert Path("outputs/smoke/baseline.json").stat().st_mtime_ns == written
-    assert load("outputs/smoke/summary.json") == before
+    assert read_json("outputs/smoke/summary.json") == before
     _, _, err = cli(*command, "force=true")
     assert "finished before" not in err
     assert Path("outputs/smoke/baseline.json").stat().st_mtime_ns > written
-    assert without_timings(load("outputs/smoke/summary.json")) == without_timings(before)
+    assert without_timings(read_json("outputs/smoke/summary.json")) == without_timings(before)
 
 
 def test_a_part_of_a_sweep_run_again_keeps_the_summary_of_the_whole(cli):
     cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
-    whole = load("outputs/smoke/summary.json")
+    whole = read_json("outputs/smoke/summary.json")
     _, _, err = cli("-m", "sweep=smoke", "only=baseline", *SMALL)
     assert "it is kept as" in err
     (kept,) = Path("outputs/smoke/replaced").glob("summary.*.json")
-    assert load(kept) == whole
-    assert load("outputs/smoke/summary.json")["total_experiments"] == 1
+    assert read_json(kept) == whole
+    assert read_json("outputs/smoke/summary.json")["total_experiments"] == 1
 
 
 def test_the_analysis_refuses_predictions_of_another_run(cli):
@@ -171,13 +157,13 @@ def test_the_analysis_refuses_predictions_of_another_run(cli):
 def test_a_result_that_lacks_a_field_is_damage(cli):
     command = ["-m", "sweep=smoke", "only=baseline|rms*", *SMALL]
     cli(*command)
-    result = load("outputs/smoke/baseline.json")
+    result = read_json("outputs/smoke/baseline.json")
     del result["f1_interval"]
     Path("outputs/smoke/baseline.json").write_text(json.dumps(result))
     status, _, err = cli(*command)
     assert status == 1
     assert "baseline.json lacks f1_interval" in err
-    assert load("outputs/smoke/baseline.json") == result
+    assert read_json("outputs/smoke/baseline.json") == result
 
 
 def test_a_mistake_gets_its_message_and_nothing_else(cli):
@@ -190,23 +176,23 @@ def test_a_mistake_gets_its_message_and_nothing_else(cli):
 @pytest.mark.parametrize("change", ["seed=1", "samples=5", "shots=1", "max_new_tokens=3", "dtype=bfloat16"])
 def test_what_decides_a_result_is_in_its_hash(cli, change):
     cli(*SMALL)
-    first = load("outputs/single/baseline.json")
+    first = read_json("outputs/single/baseline.json")
     _, _, err = cli(*SMALL, change)
     assert "finished before" not in err
-    assert load("outputs/single/baseline.json")["config_hash"] != first["config_hash"]
+    assert read_json("outputs/single/baseline.json")["config_hash"] != first["config_hash"]
     # The first one was kept, and is taken back when it is asked for again.
     _, _, err = cli(*SMALL)
     assert "finished before" in err
-    assert load("outputs/single/baseline.json") == first
+    assert read_json("outputs/single/baseline.json") == first
 
 
 def test_the_same_command_gives_the_same_result(cli):
     command = [*SMALL, "embed_source=noisy", "embed_transform=random_interpolation"]
     cli(*command)
-    first = load("outputs/single/random_k3@noisy0.0dB.json")
+    first = read_json("outputs/single/random_k3@noisy0.0dB.json")
     rows = Path("outputs/single/random_k3@noisy0.0dB.predictions.jsonl").read_bytes()
     cli(*command, "force=true")
-    second = load("outputs/single/random_k3@noisy0.0dB.json")
+    second = read_json("outputs/single/random_k3@noisy0.0dB.json")
     assert Path("outputs/single/random_k3@noisy0.0dB.predictions.jsonl").read_bytes() == rows
     for result in (first, second):
         for key in ("time_sec", "job_sec", "timing", "config"):
@@ -217,7 +203,7 @@ def test_the_same_command_gives_the_same_result(cli):
 def test_controls_stand_beside_a_sweep_and_are_not_counted(cli):
     status, _, _ = cli("-m", "sweep=smoke", *SMALL, "embed_source=scaled", "seed=0,1")
     assert status == 0
-    summary = load("outputs/smoke/summary.json")
+    summary = read_json("outputs/smoke/summary.json")
     assert (summary["total_experiments"], summary["successful"]) == (16, 16)
     assert [(c["name"], c["control"], c["variant"]) for c in summary["controls"]] == [
         ("control_clean@seed0", "clean", "@seed0"),
@@ -243,14 +229,14 @@ def test_controls_stand_beside_a_sweep_and_are_not_counted(cli):
     assert Path("alone/control_empty.predictions.jsonl").read_bytes() == (
         Path("outputs/smoke/control_empty@seed0.predictions.jsonl").read_bytes()
     )
-    clean, empty = (load(f"alone/{name}.json") for name in ("baseline", "control_empty"))
+    clean, empty = (read_json(f"alone/{name}.json") for name in ("baseline", "control_empty"))
     assert clean["config_hash"] != empty["config_hash"]
     assert empty["timing"]["positions"] < clean["timing"]["positions"] / 2
 
 
 def test_the_baseline_on_text_is_its_own_clean_control(cli):
     cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
-    summary = load("outputs/smoke/summary.json")
+    summary = read_json("outputs/smoke/summary.json")
     assert [control["name"] for control in summary["controls"]] == ["control_empty", "control_random"]
     assert summary["analysis"]["groups"][0]["controls"]["clean"]["name"] == "baseline"
     assert not Path("outputs/smoke/control_clean.json").exists()
@@ -259,7 +245,7 @@ def test_the_baseline_on_text_is_its_own_clean_control(cli):
 def test_random_tokens_stand_beside_a_sweep_that_has_none_and_are_not_run_twice(cli):
     arguments = [*SMALL, "embed_source=text,scaled", "floor=0"]
     assert cli("-m", *arguments, "embed_transform=baseline,rms_matching")[0] == 0
-    summary = load("outputs/single/summary.json")
+    summary = read_json("outputs/single/summary.json")
     assert [(c["name"], c["control"], c["source"]) for c in summary["controls"]] == [
         ("control_empty", "empty", "text"), ("control_random", "random", "text"),
     ]  # fmt: skip
@@ -268,7 +254,7 @@ def test_random_tokens_stand_beside_a_sweep_that_has_none_and_are_not_run_twice(
         assert lower == [("control_empty", "empty"), ("control_random", "random_interpolation")]
     # They are what the sweep's own would be, on any source.
     assert cli("-m", *arguments, "embed_transform=baseline,random_interpolation", "out=own")[0] == 0
-    own = load("own/summary.json")
+    own = read_json("own/summary.json")
     assert [control["name"] for control in own["controls"]] == ["control_empty"]
     control = Path("outputs/single/control_random.predictions.jsonl")
     rows = [
@@ -287,7 +273,7 @@ def test_the_seconds_of_a_job_hold_what_came_before_it(cli, monkeypatch):
 
     monkeypatch.setattr(ResultStore, "save", slow)
     assert cli("-m", *SMALL, "embed_transform=baseline,rms_matching")[0] == 0
-    summary = load("outputs/single/summary.json")
+    summary = read_json("outputs/single/summary.json")
     results = {result["name"]: result for result in [*summary["results"], *summary["controls"]]}
     assert results["control_random"]["job_sec"] >= 0.3  # it was saved while this one's time ran
     assert all(result["job_sec"] > result["time_sec"] for result in results.values())
@@ -304,7 +290,7 @@ def test_the_wish_and_the_floor_are_read_again_by_the_analysis(cli):
 
 def test_seeds_are_told_apart_in_names_and_groups(cli):
     cli("-m", *SMALL, "embed_transform=baseline,anchor_offset", "seed=0,1")
-    summary = load("outputs/single/summary.json")
+    summary = read_json("outputs/single/summary.json")
     assert [r["name"] for r in summary["results"]] == [
         "baseline@seed0",
         "baseline@seed1",
@@ -320,11 +306,11 @@ def test_a_failing_configuration_is_recorded_and_the_others_go_on(cli):
     assert "1 of 2 configurations failed" in err
     assert "eps=-1.0: must be 0" in err
     assert "Traceback" not in err
-    assert load("outputs/single/anchor_eps0.05.json")["status"] == "ok"
-    failed = load("outputs/single/anchor_eps-1.0.json")
+    assert read_json("outputs/single/anchor_eps0.05.json")["status"] == "ok"
+    failed = read_json("outputs/single/anchor_eps-1.0.json")
     assert failed["status"] == "failed"
     assert "f1" not in failed
-    summary = load("outputs/single/summary.json")
+    summary = read_json("outputs/single/summary.json")
     assert (summary["successful"], summary["failed"]) == (1, 1)
     assert "1 failed" in out
 
@@ -336,7 +322,7 @@ def test_nan_from_a_transform_is_a_failure_and_no_score(cli, monkeypatch):
     status, _, err = cli(*SMALL, "embed_transform=rms_matching")
     assert status == 1
     assert "gave NaN or infinite values" in err
-    assert load("outputs/single/rms_scale1.0.json")["status"] == "failed"
+    assert read_json("outputs/single/rms_scale1.0.json")["status"] == "failed"
 
 
 def test_a_crash_of_a_configuration_keeps_its_traceback(cli, monkeypatch):
@@ -350,8 +336,8 @@ def test_a_crash_of_a_configuration_keeps_its_traceback(cli, monkeypatch):
     assert status == 1
     assert "kernel exploded" in err
     assert "Traceback" not in err
-    assert "kernel exploded" in load("outputs/smoke/rms_scale1.0.json")["traceback"]
-    assert load("outputs/smoke/summary.json")["successful"] == 1
+    assert "kernel exploded" in read_json("outputs/smoke/rms_scale1.0.json")["traceback"]
+    assert read_json("outputs/smoke/summary.json")["successful"] == 1
 
 
 BAD = {
@@ -471,12 +457,12 @@ def test_model_id_and_samples_come_from_the_environment(cli, monkeypatch, tiny):
     monkeypatch.setenv("MODEL_ID", "my-model")
     monkeypatch.setenv("SAMPLES", "3")
     assert cli("shots=1", "max_new_tokens=2")[0] == 0
-    result = load("outputs/single/baseline.json")
+    result = read_json("outputs/single/baseline.json")
     assert (result["model"], result["num_samples"]) == ("path", 3)
     assert result["config"]["model"]["path"] == "my-model"
     # The command line has the last word.
     assert cli("shots=1", "max_new_tokens=2", "model=tiny_random", "samples=2")[0] == 0
-    result = load("outputs/single/baseline.json")
+    result = read_json("outputs/single/baseline.json")
     assert (result["model"], result["num_samples"]) == ("tiny_random", 2)
 
 
@@ -489,20 +475,8 @@ def test_what_does_not_fit_into_the_context_is_counted(cli):
     )
     assert status == 0
     assert "1 examples do not fit" in err
-    result = load("outputs/single/baseline.json")
+    result = read_json("outputs/single/baseline.json")
     assert (result["num_samples"], result["too_long"], result["too_long_ids"]) == (4, 1, ["long"])
-
-
-ROOT = Path(ROOT)
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "run.py"), *arguments]
-
-
-def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("MODEL_ID", "SAMPLES")}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
@@ -510,11 +484,11 @@ def test_a_killed_sweep_goes_on_to_the_same_summary(tmp_path):
     sweep = ["-m", "sweep=smoke", *SMALL, "embed_source=text,noisy"]
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
-    subprocess.run(command(*sweep), cwd=tmp_path / "whole", env=environment(), check=True, capture_output=True)
+    subprocess.run(command("run", *sweep), cwd=tmp_path / "whole", env=environment(), check=True, capture_output=True)
     finished = 0
     for pause in (0.0, 0.05, 0.3):
         process = subprocess.Popen(
-            command(*sweep), cwd=tmp_path / "killed", env=environment(), stderr=subprocess.DEVNULL,
+            command("run", *sweep), cwd=tmp_path / "killed", env=environment(), stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         while process.poll() is None:
@@ -528,11 +502,11 @@ def test_a_killed_sweep_goes_on_to_the_same_summary(tmp_path):
         assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed/outputs/smoke/summary.json").exists()
     done = subprocess.run(
-        command(*sweep), cwd=tmp_path / "killed", env=environment(), check=True, capture_output=True, text=True
+        command("run", *sweep), cwd=tmp_path / "killed", env=environment(), check=True, capture_output=True, text=True
     )
     assert done.stderr.count("(finished before)") >= 3
     summaries = [
-        without_timings(load(tmp_path / folder / "outputs/smoke/summary.json")) for folder in ("whole", "killed")
+        without_timings(read_json(tmp_path / folder / "outputs/smoke/summary.json")) for folder in ("whole", "killed")
     ]
     assert summaries[0] == summaries[1]
     leftovers = [path.name for path in (tmp_path / "killed/outputs/smoke").iterdir() if path.name.endswith(".tmp")]
@@ -546,10 +520,11 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     for folder, launcher in (("one", [sys.executable]), ("two", [sys.executable, *accelerate])):
         (tmp_path / folder).mkdir()
         done = subprocess.run(
-            [*launcher, *command(*sweep)[1:]], cwd=tmp_path / folder, env=environment(), capture_output=True, text=True
+            [*launcher, *command("run", *sweep)[1:]], cwd=tmp_path / folder, env=environment(),
+            capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    one, two = (load(tmp_path / folder / "outputs/smoke/summary.json") for folder in ("one", "two"))
+    one, two = (read_json(tmp_path / folder / "outputs/smoke/summary.json") for folder in ("one", "two"))
     assert two["results"][0]["processes"] == 2
     for summary in (one, two):
         for result in [*summary["results"], *summary["controls"]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import struct
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +11,12 @@ from typing import Any
 import pytest
 import wandb
 from PIL import Image
-from wandb.proto.wandb_internal_pb2 import Record
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.tracking import NoTracker, WandbTracker, make_tracker
+from tests.helpers.tracking import logged
+
+pytestmark = pytest.mark.usefixtures("logged_out")
 
 RESULT = {
     "name": "anchor_eps0.05@scaled117.0",
@@ -40,62 +41,8 @@ EXAMPLES = ["name", "id", "prediction"], [["baseline", "q1", "Anna"], ["anchor_e
 TABLES = {"ranking": (COLUMNS, ROWS), "matrix": MATRIX, "examples": EXAMPLES}
 
 
-@pytest.fixture(autouse=True)
-def logged_out(tmp_path, monkeypatch) -> None:
-    """No login, no settings of the user, nothing written outside the test's folder."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("CONFIG", "CACHE", "DATA"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
-
-
 def tracker(folder: Path) -> WandbTracker:
     return WandbTracker(folder, group="embed35", project="latentwire", entity=None, tags=["mine"])
-
-
-def records(file: Path) -> list[Record]:
-    """Read a .wandb file: a LevelDB log (blocks of 32 KiB, records of checksum, length and type) of messages."""
-    data, at, message, found = file.read_bytes(), 7, b"", []
-    assert data[:4] == b":W&B"
-    while at < len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        message += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # the whole of a message, or its last part
-            found.append(Record.FromString(message))
-            message = b""
-    return found
-
-
-def values(updates: Any) -> dict[str, Any]:
-    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in updates}
-
-
-def logged(folder: Path) -> dict[str, SimpleNamespace]:
-    """What the runs below a folder logged, by their names."""
-    wandb.teardown()  # waits until all is written
-    runs = {}
-    for file in folder.glob("wandb/offline-run-*/run-*.wandb"):
-        found, run = records(file), None
-        summary: dict[str, Any] = {}
-        charts: dict[str, Any] = {}
-        for record in found:
-            if record.HasField("run"):
-                run = record.run
-            if record.HasField("summary"):
-                summary |= values(record.summary.update)
-            for key, value in values(record.config.update).items() if record.HasField("config") else []:
-                if key.startswith("_wandb/visualize/"):
-                    charts[key.removeprefix("_wandb/visualize/")] = value
-        assert run is not None
-        runs[run.display_name] = SimpleNamespace(
-            run=run, config=values(run.config.update), summary=summary, files=file.parent / "files", charts=charts
-        )
-    return runs
 
 
 def read_table(run: SimpleNamespace, name: str) -> dict[str, Any]:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import train
 from kat.data.heldout import held_out
-from kat.grpo.objective import step as grpo_step
+from kat.grpo import step as grpo_step
 from kat.grpo.rollout import Sampling
-from latentwire.harness import app, program
+from tests.helpers.files import read_rows
+from tests.helpers.programs import command, environment
+from tests.helpers.rewards import vowels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = [f"What is the {noun} of {place}?" for noun in ("capital", "river", "king", "tree", "law", "age")
              for place in ("France", "the moon", "Rome", "Peru")]  # fmt: skip
 
@@ -32,11 +32,6 @@ QUESTIONS = [f"What is the {noun} of {place}?" for noun in ("capital", "river", 
 def write_pairs(path: Path, count: int = len(QUESTIONS)) -> None:
     rows = [{"prompt": q, "chosen": f"It is {q[12:15]}.", "rejected": "I do not know"} for q in QUESTIONS[:count]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def vowels(prompts, completions):
-    """A reward that a model of random weights can learn to raise."""
-    return [sum(letter in "aeiou" for letter in text) / (1 + len(text)) for text in completions]
 
 
 SMALL = [
@@ -60,49 +55,28 @@ SMALL = [
     "grpo.eval_prompts=4",
     "grpo.eval_every=2",
     "grpo.num_iterations=2",
-    "grpo.reward_funcs=[test_train_grpo:vowels]",
+    "grpo.reward_funcs=[tests.helpers.rewards:vowels]",
 ]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder with the pairs in it, and what starts the program there."""
+    """An empty folder with the pairs in it."""
     write_pairs(tmp_path / "pairs.jsonl")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def training(here, monkeypatch, capfd):
-    """Run train.py in this process; return exit status, standard output and standard error."""
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    for name in ("MODEL_ID", "HYDRA_FULL_ERROR"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        program.current.position = None
-        status = 0
-        try:
-            app.launch("train", train.TASKS, [*SMALL, *arguments])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+def training(here, trains):
+    """Run train.py with the small settings; returns exit status, standard output and standard error."""
+    return partial(trains, *SMALL)
 
 
 def start(folder: Path, *arguments: str, processes: int = 1) -> subprocess.Popen[str]:
     """Start train.py in a process of its own, or in several."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    return subprocess.Popen([sys.executable, *several, str(ROOT / "train.py"), *SMALL, *arguments], cwd=folder,
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-
-
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return subprocess.Popen(command("train", *SMALL, *arguments, processes=processes), cwd=folder, env=environment(),
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
 
 
 RUN = Path("outputs/grpo/uniform_seed0")
@@ -113,27 +87,27 @@ def test_one_command_does_it_all(training, here):
     status, out, err = training()
     assert status == 0, err
     result = json.loads((RUN / "result.json").read_text())
-    metrics = rows(RUN / "metrics.jsonl")
+    metrics = read_rows(RUN / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     first = metrics[0]
-    assert first["reward"] == pytest.approx(first["rewards/test_train_grpo:vowels"])
+    assert first["reward"] == pytest.approx(first["rewards/tests.helpers.rewards:vowels"])
     assert first["kl"] == pytest.approx(0, abs=1e-6) and metrics[-1]["kl"] > 1e-4
     assert all(row["sampling_gap"] < 1e-4 for row in metrics)
     assert {row["learning_rate"] for row in metrics} == {0.01}
     assert all(1 <= row["length"] <= 6 and row["entropy"] > 0 for row in metrics)
 
-    prompts = rows(Path("outputs/kat/prompts_all.jsonl"))
+    prompts = read_rows(Path("outputs/kat/prompts_all.jsonl"))
     kept = {row["id"] for row in prompts if held_out(row["id"], 0.3)}
-    ledger = rows(RUN / "ledger.jsonl")
+    ledger = read_rows(RUN / "ledger.jsonl")
     assert {row["id"] for row in ledger} == {row["id"] for row in prompts} - kept
     assert sum(row["drawn"] for row in ledger) == 4 * 2
     assert sum(row["intended"] for row in ledger) == pytest.approx(4 * 2)
 
-    looks = rows(RUN / "held_out.jsonl")
+    looks = read_rows(RUN / "held_out.jsonl")
     assert [look["step"] for look in looks] == [0, 2, 4] and looks == result["held_out_curve"]
     assert looks[0]["gain"] == 0 and looks[2]["gain"] == pytest.approx(looks[2]["reward"] - looks[0]["reward"])
     assert looks[2]["gain_interval"][0] <= looks[2]["gain"] <= looks[2]["gain_interval"][1]
-    answered = rows(RUN / "completions.jsonl")
+    answered = read_rows(RUN / "completions.jsonl")
     assert [row["step"] for row in answered] == [0] * 4 + [2] * 4 + [4] * 4
     assert {row["id"] for row in answered} <= kept
     shown = answered[0]["completions"][0]
@@ -178,7 +152,7 @@ def test_the_reward_rises(training):
     status, out, err = training("steps=25", "grpo.num_generations=6", "grpo.prompts_per_step=4", "grpo.beta=0.0",
                                 "grpo.eval_prompts=7", "grpo.eval_generations=4", "grpo.eval_every=25")  # fmt: skip
     assert status == 0, err
-    assert all("kl" not in row for row in rows(RUN / "metrics.jsonl"))
+    assert all("kl" not in row for row in read_rows(RUN / "metrics.jsonl"))
     result = json.loads((RUN / "result.json").read_text())
     assert result["held_out"]["gain_interval"][0] > 0.03, out
 
@@ -191,13 +165,9 @@ def test_other_ways_of_tuning_save_the_whole_policy(training, method):
     assert result["held_out"] is None and result["frozen_blocks_shared"] == 0
     weights = load_file(RUN / "model" / "model.safetensors")
     assert not any("lora" in name for name in weights)
-    metrics = rows(RUN / "metrics.jsonl")
+    metrics = read_rows(RUN / "metrics.jsonl")
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6) and metrics[1]["kl"] > 1e-5
     assert all(row["sampling_gap"] < 1e-4 for row in metrics)
-
-
-def constant(prompts, completions):
-    return [0.1] * len(completions)
 
 
 def trained_and_given(tiny) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -211,13 +181,13 @@ def trained_and_given(tiny) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ("settings", "why"),
     [
         (["grpo.mask_truncated=true", "grpo.max_completion_length=1"], "every completion was cut off and left out"),
-        (["grpo.reward_funcs=[test_train_grpo:constant]"], "all rewards of a group are equal"),
+        (["grpo.reward_funcs=[tests.helpers.rewards:constant]"], "all rewards of a group are equal"),
     ],
 )
 def test_a_step_that_teaches_nothing_leaves_the_policy_as_it_was(training, tiny, settings, why):
     status, out, err = training(*settings, "steps=2", "grpo.eval_prompts=0", "optimizer.weight_decay=0.5")
     assert status == 0, err
-    metrics = rows(RUN / "metrics.jsonl")
+    metrics = read_rows(RUN / "metrics.jsonl")
     assert [row["grad_norm"] for row in metrics] == [0, 0]
     if "left out" in why:
         assert [(row["truncated"], row["loss"]) for row in metrics] == [(1, 0), (1, 0)]
@@ -230,13 +200,11 @@ def test_a_step_that_teaches_nothing_leaves_the_policy_as_it_was(training, tiny,
 
 
 def test_what_another_process_learns_moves_this_one_too(training, tiny, monkeypatch):
-    from kat.grpo.step import Stepper
+    def of_two(state, numbers):  # tokens, sequences and whether there is a pull: the other process has one
+        return [*numbers, [*numbers[0][:2], 1]] if isinstance(numbers[0], list) and len(numbers[0]) == 3 else numbers
 
-    def of_two(self, numbers):  # tokens, sequences and whether there is a pull: the other process has one
-        return [2 * n for n in numbers[:2]] + [1] if len(numbers) == 3 else numbers
-
-    monkeypatch.setattr(Stepper, "_add_up", of_two)
-    status, _, err = training("grpo.reward_funcs=[test_train_grpo:constant]", "steps=1", "grpo.eval_prompts=0",
+    monkeypatch.setattr(grpo_step, "gather_from_all", of_two)
+    status, _, err = training("grpo.reward_funcs=[tests.helpers.rewards:constant]", "steps=1", "grpo.eval_prompts=0",
                               "optimizer.weight_decay=0.5")  # fmt: skip
     assert status == 0 and "nothing to learn" not in err
     assert json.loads((RUN / "result.json").read_text())["counts"]["steps_without_update"] == 0
@@ -258,7 +226,7 @@ def test_force_begins_anew_once_and_then_goes_on(training, monkeypatch):
     monkeypatch.setattr(Run, "log", stopped)
     status, _, err = training("force=true")
     assert status == 130 and "replaced/1" in err and not (RUN / "result.json").exists()
-    assert sum(row["drawn"] for row in rows(RUN / "ledger.jsonl")) == 2 * 2  # as it was at the checkpoint
+    assert sum(row["drawn"] for row in read_rows(RUN / "ledger.jsonl")) == 2 * 2  # as it was at the checkpoint
     monkeypatch.setattr(Run, "log", real)
     status, _, err = training("force=true")
     assert status == 0 and "begun anew by force=true" in err and "going on after step 2 of 4" in err
@@ -342,14 +310,13 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(training, here, tm
     other = tmp_path_factory.mktemp("killed")
     shutil.copy(here / "pairs.jsonl", other)
     shutil.copytree(here / "outputs" / "kat", other / "outputs" / "kat")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     for point, step, left in (
         ("while a checkpoint is written", 4, ["step-00000002.pt"]),
         ("right after one", 4, ["step-00000002.pt", "step-00000004.pt"]),
         ("at the very end", 6, ["step-00000004.pt", "step-00000006.pt"]),
     ):
         done = subprocess.run([sys.executable, "-c", KILLED, point, str(step), *SMALL, *more], cwd=other,
-                              env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+                              env=environment(), capture_output=True, text=True, check=False)  # fmt: skip
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert sorted(path.name for path in (other / RUN / "checkpoints").glob("step-*")) == left, point
         assert not (other / RUN / "result.json").exists() and not (other / RUN / "model").exists()
@@ -377,17 +344,17 @@ def test_two_processes_build_and_train_all_of_it_by_density(here):
     judge, result = (json.loads((each / "result.json").read_text())
                      for each in (here / "outputs/reward/uniform_seed0", folder))  # fmt: skip
     assert judge["processes"] == result["processes"] == 2 and judge["held_out"]["by_density_decile"]
-    weights = {row["id"]: row["weight"] for row in rows(here / "outputs/kat/weights.jsonl")}
-    ledger = rows(folder / "ledger.jsonl")
+    weights = {row["id"]: row["weight"] for row in read_rows(here / "outputs/kat/weights.jsonl")}
+    ledger = read_rows(folder / "ledger.jsonl")
     total = sum(weights[row["id"]] for row in ledger)
     for row in ledger:
         assert row["intended"] == pytest.approx(4 * weights[row["id"]] / total)
     assert sum(row["drawn"] for row in ledger) == 4
-    trained_on = {row["id"] for row in rows(here / "outputs/reward/uniform_seed0/ledger.jsonl")}
-    answered = {row["id"] for row in rows(folder / "completions.jsonl")}
+    trained_on = {row["id"] for row in read_rows(here / "outputs/reward/uniform_seed0/ledger.jsonl")}
+    answered = {row["id"] for row in read_rows(folder / "completions.jsonl")}
     assert answered and not answered & trained_on and not answered & {row["id"] for row in ledger}
-    assert [row["step"] for row in rows(folder / "metrics.jsonl")] == [1, 2]
-    assert rows(folder / "metrics.jsonl")[1]["kl"] > 0 and result["held_out"]["kl"] > 0
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [1, 2]
+    assert read_rows(folder / "metrics.jsonl")[1]["kl"] > 0 and result["held_out"]["kl"] > 0
     assert result["identity"]["reward"].keys() == {"model.safetensors", "settings"}
 
 
@@ -402,9 +369,10 @@ def test_two_processes_draw_the_same_and_lose_the_same(training, here, tmp_path_
     assert process.returncode == 0, told
     one, two = here / RUN, other / RUN
     assert (one / "ledger.jsonl").read_bytes() == (two / "ledger.jsonl").read_bytes()
-    for mine, theirs in zip(rows(one / "metrics.jsonl"), rows(two / "metrics.jsonl"), strict=True):
+    for mine, theirs in zip(read_rows(one / "metrics.jsonl"), read_rows(two / "metrics.jsonl"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
-    texts = [[c["text"] for row in rows(run / "completions.jsonl") for c in row["completions"]] for run in (one, two)]
+    answered = [read_rows(run / "completions.jsonl") for run in (one, two)]
+    texts = [[c["text"] for row in looked for c in row["completions"]] for looked in answered]
     assert texts[0] == texts[1]
     a, b = (load_file(run / "model" / "model.safetensors") for run in (one, two))
     assert all(torch.allclose(a[name], b[name], atol=1e-3) for name in a)
@@ -511,11 +479,11 @@ def test_a_policy_is_no_reward_model_and_another_tokenizer_no_fit(training, here
     assert status == 1 and "policy=judge: " in err and "it is a reward model, its score.weight gives" in err
     status, _, err = training("grpo.reward_funcs=[model]", "reward=judge", "policy=lm", "steps=1")
     assert status == 0, err
-    assert rows(RUN / "metrics.jsonl")[0].keys() >= {"rewards/model"}
+    assert read_rows(RUN / "metrics.jsonl")[0].keys() >= {"rewards/model"}
     status, _, err = training("grpo.reward_funcs=[model]", "reward=judge", "policy=lm", "steps=1")
     assert status == 0 and "finished before" in err
     identity = json.loads((RUN / "result.json").read_text())["identity"]
-    prompts = [row["id"] for row in rows(Path("outputs/kat/prompts_all.jsonl"))]
+    prompts = [row["id"] for row in read_rows(Path("outputs/kat/prompts_all.jsonl"))]
     seen = next(name for name in prompts if held_out(name, 0.3))
     (here / "judge" / "ledger.jsonl").write_text(json.dumps({"id": seen, "drawn": 1}) + "\n")
     again = ("grpo.reward_funcs=[model]", "reward=judge", "policy=lm", "steps=1", "out=again")
@@ -583,7 +551,7 @@ def test_the_trackers_run_is_told(training, monkeypatch):
 
 def test_the_learning_rate_follows_its_schedule_over_the_inner_epochs(training):
     assert training("steps=2", "optimizer.schedule=linear", "grpo.eval_prompts=0")[0] == 0
-    assert [row["learning_rate"] for row in rows(RUN / "metrics.jsonl")] == pytest.approx([0.0075, 0.0025])
+    assert [row["learning_rate"] for row in read_rows(RUN / "metrics.jsonl")] == pytest.approx([0.0075, 0.0025])
 
 
 def test_micro_batches_change_nothing(training, monkeypatch):
@@ -598,7 +566,7 @@ def test_micro_batches_change_nothing(training, monkeypatch):
         monkeypatch.setattr(grpo_step, "micro_batches", noted)
         assert training("steps=2", "grpo.eval_prompts=0", f"out={name}", *extra)[0] == 0
     assert sizes == {"whole": [1, 1], "parts": [6, 6]}
-    for whole, parts in zip(*(rows(Path(name) / "metrics.jsonl") for name in ("whole", "parts")), strict=True):
+    for whole, parts in zip(*(read_rows(Path(name) / "metrics.jsonl") for name in ("whole", "parts")), strict=True):
         assert parts == pytest.approx(whole, rel=1e-3, abs=1e-4)
         assert whole["entropy"] <= math.log(2048)  # a token's, not a completion's
 
@@ -630,7 +598,7 @@ def test_each_step_place_and_seed_draws_its_own_as_set(training, monkeypatch):
     assert training(*given)[0] == 0
     assert len({key for keys, *_ in asked for key in keys}) == 4
     assert {(how, seed) for _, how, seed in asked} == {(Sampling(3, 6, 0.7, 0.9, 256), 5)}
-    assert all(row["sampling_gap"] < 1e-4 for row in rows(Path("run/metrics.jsonl")))
+    assert all(row["sampling_gap"] < 1e-4 for row in read_rows(Path("run/metrics.jsonl")))
 
 
 def test_the_gradient_is_clipped_before_the_step(training, monkeypatch):

@@ -6,21 +6,14 @@ import json
 
 import pytest
 import wandb
-from test_tracking import logged, records
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.tracking import TrainingRun, start_run
+from tests.helpers.tracking import logged, records
+
+pytestmark = pytest.mark.usefixtures("logged_out")
 
 TRACKER = {"name": "wandb", "project": "kat", "entity": None, "tags": ["mine"]}
-
-
-@pytest.fixture(autouse=True)
-def logged_out(tmp_path, monkeypatch) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("CONFIG", "CACHE", "DATA"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
 
 
 def test_offline_the_run_holds_what_the_loop_logged(tmp_path, capsys):

@@ -16,6 +16,7 @@ from latentwire.harness.paths import CONF
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.transforms.codebook import SoftCodebook
 from latentwire.transforms.registry import TRANSFORMS, build_transform, read_label
+from tests.helpers.random import draws
 
 SIZE, WIDTH = 200, 16
 DIALS = {
@@ -39,10 +40,6 @@ scales = st.floats(min_value=1e-6, max_value=1e6)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draws(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 VOCABULARY = Vocabulary(0.1 * torch.randn(SIZE, WIDTH, generator=draws(0)) + 0.05)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import model_spec
 
 from kat.sampling.sampler import DensityAwareSampler
 from kat.sampling.trl import attach
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import load_model
+from tests.helpers.models import model_spec
+from tests.helpers.paths import EXAMPLES, ROOT
 
 trl = pytest.importorskip("trl", reason="trl is not installed")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path.insert(0, str(EXAMPLES))
 import trl_density  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,8 +116,8 @@ RANK = """
 import sys
 from types import SimpleNamespace
 import torch
-from kat.sampling.sampler import DensityAwareSampler
-from kat.sampling.trl import attach
+from kat.sampler import DensityAwareSampler
+from kat.trl import attach
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 trainer = SimpleNamespace(_get_train_sampler=None, train_dataset=range(6), add_callback=id, remove_callback=id,
@@ -145,7 +145,7 @@ def test_weights_come_from_the_first_rank_where_there_are_several(monkeypatch):
 def test_all_ranks_take_the_weights_of_the_first(tmp_path):
     ranks = [
         subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path / "meeting")], text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).resolve().parents[1])
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
         for rank in range(2)
     ]  # fmt: skip
     told = [rank.communicate(timeout=120) for rank in ranks]

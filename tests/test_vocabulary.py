@@ -1,5 +1,6 @@
 """Vocabulary and neighbours: statistics against numpy, search against brute force, codes against their purpose."""
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -11,15 +12,12 @@ from torch.testing import assert_close
 from latentwire.lm import token_search
 from latentwire.lm.token_search import TokenSearch
 from latentwire.lm.vocabulary import Vocabulary, rms
+from tests.helpers.random import draws
 
 SIZE, WIDTH = 200, 16
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def draws(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 TOKENS = torch.randn(SIZE, WIDTH, generator=draws(0)) * torch.linspace(0.5, 3, SIZE)[:, None] + 0.4
@@ -243,9 +241,8 @@ def test_codes_are_decided_by_the_seed():
 
 
 def test_codes_are_fitted_once_for_each_size(monkeypatch):
-    fits = []
-    fit = Vocabulary._fit_codes
-    monkeypatch.setattr(Vocabulary, "_fit_codes", lambda self, size: fits.append(size) or fit(self, size))
+    real, fits = faiss.Kmeans, []
+    monkeypatch.setattr(faiss, "Kmeans", lambda width, size, **more: fits.append(size) or real(width, size, **more))
     vocabulary = Vocabulary(TOKENS)
     for size in (8, 16, 8, 16, 8):
         assert vocabulary.codes(size)[0].shape == (size, WIDTH)

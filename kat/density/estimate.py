@@ -122,7 +122,7 @@ def kernel_sums(x: Tensor, copies: Tensor, bandwidth: float) -> Tensor:
     blocks = list(range(0, len(x), BLOCK))
     for i in blocks:
         for j in blocks[i // BLOCK :]:
-            kernel = _kernel(x[i : i + BLOCK], x[j : j + BLOCK], bandwidth)
+            kernel = gaussian_kernel(x[i : i + BLOCK], x[j : j + BLOCK], bandwidth)
             if i == j:
                 kernel.fill_diagonal_(1)
             sums[i : i + BLOCK] += (kernel @ copies[j : j + BLOCK].float()).double()
@@ -150,20 +150,20 @@ def kernel_sums_in_lists(x: Tensor, copies: Tensor, bandwidth: float, lists: Lis
         far = drawn[~searched[drawn]]
         stands_for = (copies.sum() - copies[others].sum()) / copies[far].sum().clamp(min=1)
         for rows in queries.split(BLOCK // 4):
-            kernel = _kernel(x[rows], x[others], bandwidth)
+            kernel = gaussian_kernel(x[rows], x[others], bandwidth)
             kernel[rows[:, None] == others] = 1
-            beyond = _kernel(x[rows], x[far], bandwidth) @ counts[far]
+            beyond = gaussian_kernel(x[rows], x[far], bandwidth) @ counts[far]
             sums[rows] = (kernel @ counts[others]).double() + stands_for * beyond.double()
     sample = torch.randperm(len(x), generator=generator)[:ERROR_ROWS]
     exact = torch.zeros(len(sample), dtype=torch.float64)
     for columns in torch.arange(len(x)).split(BLOCK):
-        kernel = _kernel(x[sample], x[columns], bandwidth)
+        kernel = gaussian_kernel(x[sample], x[columns], bandwidth)
         kernel[sample[:, None] == columns] = 1
         exact += (kernel @ counts[columns]).double()
     return sums, float((sums[sample] / exact - 1).abs().mean())
 
 
-def _kernel(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
+def gaussian_kernel(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
     """Return exp(-|x_i - y_j|^2 / 2 h^2), (N, M) float32."""
     # For unit rows |x - y|^2 / 2 = 1 - <x, y>; rounding must not make a kernel larger than 1.
     return (x @ y.T).sub_(1).clamp_(max=0).div_(bandwidth**2).exp_()

@@ -119,14 +119,14 @@ def sample(
     for prompt in prompts:
         require_room(len(prompt), sampling.max_new_tokens, context)
     found: list[list[Completion]] = [[] for _ in prompts]
-    for batch in _batches([len(prompt) for prompt in prompts], sampling):
+    for batch in batches_of_prompts([len(prompt) for prompt in prompts], sampling):
         rows = _sample_batch(model, [prompts[i] for i in batch], [keys[i] for i in batch], sampling, seed, ends, tap)
         for i, completions in zip(batch, rows, strict=True):
             found[i] = completions
     return found
 
 
-def _batches(lengths: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
+def batches_of_prompts(lengths: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
     """Yield prompts of similar length, longest first, with no more than batch_tokens positions in their rows."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -220,7 +220,7 @@ def _embed(
         ]
     if len(seen) >= BEGINNING and len(share.beginnings) < COMPARED:
         share.beginnings.append((seen[:BEGINNING].cpu(), repaired[:BEGINNING].cpu()))
-    embeds = _put(embeds, span, repaired.to(embeds.dtype))
+    embeds = put_passage(embeds, span, repaired.to(embeds.dtype))
     room = bench.lm.context_length - bench.decoder.prefix.length - bench.decoder.max_new_tokens
     if len(embeds) > room:
         raise UserError(
@@ -231,7 +231,7 @@ def _embed(
     return embeds, float(change)
 
 
-def _put(embeds: Tensor, span: Tensor, replacement: Tensor) -> Tensor:
+def put_passage(embeds: Tensor, span: Tensor, replacement: Tensor) -> Tensor:
     """Put (L, D) in the place of a span of (T, D); with another number of positions the span must be in one piece."""
     places = span.nonzero().flatten()
     if len(places) == len(replacement):

@@ -65,7 +65,7 @@ class Likelihoods:
                 process, whichever met it.
         """
         found: list[tuple[int, Likelihood]] = []
-        in_every_process(self.state, lambda: self._over_share(source, title, found))
+        in_every_process(self.state, lambda: self.over_share(source, title, found))
         return [own for _, own in sorted(gather_from_all(self.state, found), key=lambda pair: pair[0])]
 
     def _branch(self, index: int) -> Branch:
@@ -89,7 +89,8 @@ class Likelihoods:
         return groups
 
     @torch.no_grad()
-    def _over_share(self, source: Choice, title: str, found: list[tuple[int, Likelihood]]) -> None:
+    def over_share(self, source: Choice, title: str, found: list[tuple[int, Likelihood]]) -> None:
+        """Append the likelihoods of this process's share of the examples, each with the example's index."""
         seed = self.bench.settings.seed
         distort = build_source(source.name, source.dials, self.bench.vocabulary, generator_for(seed, source.name))
         assert distort.passage_only or type(distort) is Text, "the question stays real tokens"

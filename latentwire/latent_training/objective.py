@@ -105,7 +105,7 @@ class Objective:
         if weights.needs_lm():
             self.bare = Reader(lm, encode_prefix(lm, self.writer.shots([])))
             self.asking = Reader(lm, encode_prefix(lm, self.writer.shots(shots)))
-        self._teacher: dict[str, Tensor] = {}
+        self.teacher_states: dict[str, Tensor] = {}
         self._teacher_bytes = 0
 
     def read(self, texts: list[str]) -> Passages:
@@ -132,10 +132,10 @@ class Objective:
                 )
             if weights.text:
                 branches = [(self._branch(AGAIN, f" {text}"),) for text in texts]
-                losses["text"] = self._token_losses(self.bare, self._rows(found, branches))
+                losses["text"] = self._token_losses(self.bare, self.packed_rows(found, branches))
         elif kind == "continuation":
             branches = [(self._branch("", f" {rest}"),) for rest in rests]
-            losses["continuation"] = self._token_losses(self.bare, self._rows(found, branches))
+            losses["continuation"] = self._token_losses(self.bare, self.packed_rows(found, branches))
         else:
             losses |= self._answers(passages, found, read)
         if weights.rms:
@@ -173,7 +173,7 @@ class Objective:
             self.bare.require_room(latents + len(self.writer.ids(AGAIN)) + words)
         if weights.asks() and passage.questions:
             read = max(latents, len(self.lead) + words if weights.distillation else 0)
-            asked = max(len(self._question(example).token_ids) for example in passage.questions)
+            asked = max(len(self.question_branch(example).token_ids) for example in passage.questions)
             self.asking.require_room(read + asked)
 
     def _branch(self, asked: str, said: str) -> Branch:
@@ -184,12 +184,13 @@ class Objective:
         """Return the answer's first tokens, and the newline that ends it where there is room."""
         return [*self.writer.ids(f" {example.answers[0]}"), self.newline][: self.answer_tokens]
 
-    def _question(self, example: Example) -> Branch:
+    def question_branch(self, example: Example) -> Branch:
         """Return a question with its answer; what is distilled is every token of both, not the answer's alone."""
         ids = (*self.writer.asked(example), *self._answer(example))
         return Branch(ids, len(ids) if self.weights.distillation else len(self._answer(example)))
 
-    def _rows(self, beginnings: list[Tensor], branches: Sequence[tuple[Branch, ...]]) -> list[Row]:
+    def packed_rows(self, beginnings: list[Tensor], branches: Sequence[tuple[Branch, ...]]) -> list[Row]:
+        """Return a row for each passage: the words before it, its embeddings and its branches."""
         return [Row(torch.cat([self.lead.to(x), x]), own) for x, own in zip(beginnings, branches, strict=True)]
 
     def _token_losses(self, reader: Reader, rows: list[Row]) -> Tensor:
@@ -199,14 +200,14 @@ class Objective:
         return _sum(token_loss(a, b) for a, b in zip(logits.split(sizes), targets.split(sizes), strict=True))
 
     def _answers(self, passages: list[Passage], found: list[Tensor], read: Passages) -> dict[str, Tensor]:
-        branches = [tuple(self._question(example) for example in passage.questions) for passage in passages]
-        rows = self._rows(found, branches)
+        branches = [tuple(self.question_branch(example) for example in passage.questions) for passage in passages]
+        rows = self.packed_rows(found, branches)
         sizes = [sum(branch.predicted for branch in own) for own in branches]
         logits = self.asking.logits(self.asking.states(rows)).split(sizes)
         losses: dict[str, Tensor] = {}
         if self.weights.answer:
             targets = self.asking.targets(rows).split(sizes)
-            answers = [self._in_answers(p, own) for p, own in zip(passages, branches, strict=True)]
+            answers = [self.answer_mask(p, own) for p, own in zip(passages, branches, strict=True)]
             losses["answer"] = _sum(token_loss(a[m], b[m]) for a, b, m in zip(logits, targets, answers, strict=True))
         if self.weights.distillation:
             texts = [rows[:n] for rows, n in zip(read.embeds, read.lengths, strict=True)]
@@ -216,7 +217,7 @@ class Objective:
             )
         return losses
 
-    def _in_answers(self, passage: Passage, branches: tuple[Branch, ...]) -> Tensor:
+    def answer_mask(self, passage: Passage, branches: tuple[Branch, ...]) -> Tensor:
         """Tell which of the tokens to predict are an answer's, (N,)."""
         pairs = zip(passage.questions, branches, strict=True)
         return torch.cat([torch.arange(b.predicted) >= b.predicted - len(self._answer(e)) for e, b in pairs])
@@ -224,11 +225,11 @@ class Objective:
     @torch.no_grad()
     def _taught(self, passage: Passage, embeds: Tensor, branches: tuple[Branch, ...]) -> Tensor:
         """Return the LM's final states over the text, (N, D), each passage by itself: batches do not matter."""
-        known = self._teacher.get(passage.text)
+        known = self.teacher_states.get(passage.text)
         if known is None:
-            known = self.asking.states(self._rows([embeds], [branches]))
+            known = self.asking.states(self.packed_rows([embeds], [branches]))
             if self._teacher_bytes < TEACHER_BYTES:
-                self._teacher[passage.text] = known
+                self.teacher_states[passage.text] = known
                 self._teacher_bytes += known.nbytes
         return known
 

@@ -164,7 +164,7 @@ class _Training:
             encoder=self.cfg.encoder.name, encoder_dials=_plain(self.cfg.encoder.dials),
             adapter_hidden=adapter_hidden, transform=self.cfg.embed_transform.name,
             transform_dials=_plain(self.cfg.embed_transform.dials), lm=model.identity(), lm_name=model.name,
-            lm_config=_lm_config(self.lm) if self.cfg.encoder.name == "lm_layers" else {},
+            lm_config=encoder_lm_config(self.lm) if self.cfg.encoder.name == "lm_layers" else {},
         )  # fmt: skip
         # The same first weights whatever the transform: a screening compares transforms alone.
         with torch.random.fork_rng(devices=[]):
@@ -260,9 +260,10 @@ class _Training:
         for batch in self._batches(step.kind, own):
             generator = generator_for(self.cfg.seed, "noise", number, batch[0])
             losses = self.objective.losses(step.kind, [self.data.train[index] for index in batch], generator)
-            self._backward(losses, len(step.passages), sums, doing)
+            accumulate_gradients(losses, self.weights, len(step.passages), sums, doing)
         if step.kind == "reconstruction" and self.weights.vocabulary and self.state.is_main_process:
-            self._backward({"vocabulary": self.objective.vocabulary_loss(self.cfg.seed, number)}, 1, sums, doing)
+            losses = {"vocabulary": self.objective.vocabulary_loss(self.cfg.seed, number)}
+            accumulate_gradients(losses, self.weights, 1, sums, doing)
         add_up_gradients(self.accelerator, self.parameters.values())
         norm = clip_gradients(self.parameters.values(), self.max_norm, doing)
         rate = self.scheduler.get_last_lr()[0]
@@ -275,15 +276,6 @@ class _Training:
         metrics = {"epoch": step.epoch, "kind": step.kind, "loss": loss, **sums, "grad_norm": norm,
                    "learning_rate": rate, "tokens": tokens}  # fmt: skip
         return metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds}
-
-    def _backward(self, losses: dict[str, Tensor], count: int, sums: dict[str, float], doing: str) -> None:
-        total = torch.zeros((), device=self.lm.device)
-        for name, value in losses.items():
-            require_finite(f"the loss {name}", value, doing)
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / count
-            total = total + getattr(self.weights, name) * value / count
-        if losses:
-            total.backward()
 
     def _over_processes(self, kind: str, sums: dict[str, float]) -> dict[str, float]:
         """Add up the losses of all processes; one without passages has none of the names."""
@@ -362,7 +354,30 @@ def _told(held_out: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _lm_config(lm: LanguageModel) -> dict[str, Any]:
+def accumulate_gradients(
+    losses: dict[str, Tensor], weights: Weights, count: int, sums: dict[str, float], doing: str
+) -> None:
+    """Add the gradients of a batch's weighted losses, and add the losses themselves to `sums`.
+
+    Args:
+        losses: Sums over the passages of the batch, by name.
+        weights: How much each loss counts.
+        count: Number of passages in the whole step; both kinds of sums are divided by it.
+        sums: Losses of the step so far, by name; grows.
+        doing: What the run is doing, for the message about a loss that is not finite.
+    """
+    total = None
+    for name, value in losses.items():
+        require_finite(f"the loss {name}", value, doing)
+        sums[name] = sums.get(name, 0.0) + float(value.detach()) / count
+        share = getattr(weights, name) * value / count
+        total = share if total is None else total + share
+    if total is not None:
+        total.backward()
+
+
+def encoder_lm_config(lm: LanguageModel) -> dict[str, Any]:
+    """Return the settings of the LM's text model, as an encoder made of its layers stores them."""
     config = lm.model.config.get_text_config().to_dict()
     return {key: value for key, value in config.items() if not key.startswith("_") and key != "dtype"}
 

@@ -89,17 +89,18 @@ class Decoder:
         if key in self._known:
             return self._known[key], True
         started = time.perf_counter()
-        self._known[key] = self._generate(prompts)
+        self._known[key] = self.generate(prompts)
         self.seconds += time.perf_counter() - started
         self.positions += sum(map(len, prompts)) + sum(len(output.token_ids) for output in self._known[key])
         return self._known[key], False
 
     @torch.no_grad()
-    def _generate(self, prompts: list[Tensor]) -> list[Generated]:
+    def generate(self, prompts: list[Tensor]) -> list[Generated]:
+        """Decode one batch of prompts, whether or not it was decoded before."""
         with _attention(self.lm, attention.NAME if self.shares else None):
-            return self._generate_rows(_Rows(self.lm, self.prefix, prompts, self.max_new_tokens, self.shares))
+            return self._generate_rows(DecodingRows(self.lm, self.prefix, prompts, self.max_new_tokens, self.shares))
 
-    def _generate_rows(self, rows: _Rows) -> list[Generated]:
+    def _generate_rows(self, rows: DecodingRows) -> list[Generated]:
         prompts = rows.prompts
         token_ids: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
@@ -134,7 +135,7 @@ class Decoder:
         return str(self.lm.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-class _Rows:
+class DecodingRows:
     """The running rows of a batch: their cache, mask and positions.
 
     With the prefix shared, the cache holds the rows' own columns alone; without, a copy of the prefix for each.
@@ -159,7 +160,7 @@ class _Rows:
         groups, cuts = split_beginnings(self.prompts) if self.options else ([], [0] * len(self.prompts))
         if any(cuts):
             firsts = [groups.index(group) for group in range(groups[-1] + 1)]
-            once = _Rows(self.lm, self.prefix, [self.prompts[i][: cuts[i]] for i in firsts], 0, share=True)
+            once = DecodingRows(self.lm, self.prefix, [self.prompts[i][: cuts[i]] for i in firsts], 0, share=True)
             once._read(once.prompts)
             index = torch.tensor(groups, device=self.lm.device)
             once.cache.batch_select_indices(index)
@@ -294,10 +295,10 @@ def _can_share(lm: LanguageModel, prefix: Prefix) -> bool:
         return False
     probe = lm.embed(torch.arange(1, 6))
     prompts = [probe, probe[:2]]
-    expected = _Rows(lm, prefix, prompts, 1, share=False).prefill().float()
+    expected = DecodingRows(lm, prefix, prompts, 1, share=False).prefill().float()
     try:
         with _attention(lm, attention.NAME):
-            got = _Rows(lm, prefix, prompts, 1, share=True).prefill().float()
+            got = DecodingRows(lm, prefix, prompts, 1, share=True).prefill().float()
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         say(f"note: {type(lm.model).__name__} cannot share the shots' cache ({type(error).__name__}); it is copied")
         return False

@@ -67,7 +67,7 @@ class Reader:
                 f"{type(lm.model).__name__}: has layers of {', '.join(strange)}, over which branches cannot be kept "
                 f"apart; choose another model=..., with layers of {FULL} or {SLIDING} only"
             )
-        self.window: int | None = getattr(config, "sliding_window", None) if _slides(config) else None
+        self.window: int | None = getattr(config, "sliding_window", None) if slides_window(config) else None
 
     def targets(self, rows: list[Row]) -> Tensor:
         """Return the tokens to predict, row by row, branch by branch: (N,)."""
@@ -160,7 +160,8 @@ class Reader:
         )  # fmt: skip
 
 
-def _slides(config: Any) -> bool:
+def slides_window(config: Any) -> bool:
+    """Tell whether any layer of a model sees only a sliding window."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return SLIDING in kinds

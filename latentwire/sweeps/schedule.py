@@ -56,7 +56,7 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
     controls = control_jobs(jobs, compose)
     if cfg.budget_minutes is not None:
         launching = (time.monotonic() - began) / max(1, len(controls))  # composing a config is most of it
-        return (yield from _within_budget(cfg, controls, jobs, launching))
+        return (yield from within_budget(cfg, controls, jobs, launching))
     of_controls = (yield controls) if controls else []
     return [*(yield jobs), *of_controls]
 
@@ -94,14 +94,14 @@ def _is_clean(job: Job) -> bool:
     return about == ("text", "baseline") and job.config.control != "empty"
 
 
-def _cost(results: Sequence[Result], launches: int) -> Cost:
+def measured_cost(results: Sequence[Result], launches: int) -> Cost:
     """Return what a job and an example of these results cost; each was launched so many times."""
     count = sum(result["num_samples"] for result in results)
     beside = sum(result["job_sec"] - result["time_sec"] for result in results)
     return Cost(beside / (launches * len(results)), sum(result["time_sec"] for result in results) / count)
 
 
-def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launching: float) -> Rounds:
+def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launching: float) -> Rounds:
     """Run rounds until the budget or the examples are used up.
 
     Every decision is written down when it is made: a killed sweep goes on with the decisions there are, and with the
@@ -116,7 +116,7 @@ def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launch
     if not all(isinstance(job.config.samples, int) for job in jobs):
         raise UserError(f"samples={jobs[0].config.samples}: expected a whole number")
     most = min(job.config.samples for job in jobs)
-    plan = _open_plan(cfg, state, [*controls, *jobs], most)
+    plan = open_plan(cfg, state, [*controls, *jobs], most)
     every = {job.config.name: job for job in [*controls, *jobs]}
 
     if plan["first"] is None:
@@ -126,7 +126,7 @@ def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launch
             broken = next(result for result in probed if result["status"] != "ok")
             raise UserError(f"budget_minutes: {broken['name']} failed ({broken.get('error')}); mend that first")
         # the probe's own seconds beside its examples are loading the model, which no other job does
-        cost = from_first(state, Cost(launching, _cost(probed, 1).per_example))
+        cost = from_first(state, Cost(launching, measured_cost(probed, 1).per_example))
         plan["estimate"] = {
             "names": [result["name"] for result in probed],
             "samples": min(result["num_samples"] for result in probed),
@@ -156,11 +156,11 @@ def _within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launch
         if plan["stopped"] or not running:
             break
         standings = {
-            group: [(name, _f1(store, running[name], now)) for name in members if name in running]
+            group: [(name, score_of_first(store, running[name], now)) for name in members if name in running]
             for group, members in groups.items()
         }
         spent = sum(result.get("job_sec", 0.0) for result in results.values())
-        cost = _cost(list(running.values()), 1 + len(plan["halvings"]))
+        cost = measured_cost(list(running.values()), 1 + len(plan["halvings"]))
         cost, spent = from_first(state, (cost, spent + program.current.lap(count=False)))
         plan["seconds_spent"] = round(spent, 3)
         plan["seconds_per_example"] = cost.per_example
@@ -190,7 +190,7 @@ def _seconds(minutes: Any) -> float:
     return seconds
 
 
-def _f1(store: ResultStore, result: Result, count: int) -> float:
+def score_of_first(store: ResultStore, result: Result, count: int) -> float:
     """Return the mean F1 of the first examples; a larger budget spent here before may have left more.
 
     Rounded, so that means of the same scores in another order are equal, and the order of the sweep decides.
@@ -240,7 +240,7 @@ def _halving(
     }
 
 
-def _open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) -> dict[str, Any]:
+def open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) -> dict[str, Any]:
     """Return the plan of this very sweep, begun before or new; another one is moved to replaced/.
 
     A plan decides on results: its key is made of theirs, which hold model, data, settings, device and version.
