@@ -10,9 +10,13 @@ python train.py -m sampler=uniform,density seed=0,1,2
 from latentwire.harness.app import Task, launch
 
 TASKS = {
-    "grpo": Task(run="kat.train_grpo:grpo"),
-    "reward": Task(run="kat.train_reward:reward"),
-    "latent": Task(run="latentwire.screen:run", finish="latentwire.screen:finish", direct="latentwire.screen:direct"),
+    "grpo": Task(run="kat.grpo.task:grpo"),
+    "reward": Task(run="kat.reward.task:reward"),
+    "latent": Task(
+        run="latentwire.latent_training.screening:run",
+        finish="latentwire.latent_training.screening:finish",
+        direct="latentwire.latent_training.screening:direct",
+    ),
 }
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from kat.sampler import DensityAwareSampler
-from kat.trl import attach
-from latentwire.harness.app import CONF, typed
-from latentwire.models import ModelSpec, load_model
+from kat.sampling.sampler import DensityAwareSampler
+from kat.sampling.trl import attach
+from latentwire.harness.paths import CONF
+from latentwire.harness.typed_config import typed
+from latentwire.lm.models import load_model
+from latentwire.lm.spec import ModelSpec
 
 PROMPTS = [f"What is the capital of country number {i}?" for i in range(20)] + [
     "Sort the list [3, 1, 2] in Python.",

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.models import LanguageModel, load_model
-from latentwire.vocabulary import Vocabulary
+from latentwire.lm.models import LanguageModel, load_model
+from latentwire.lm.vocabulary import Vocabulary
 from tests.helpers.models import model_spec
 from tests.helpers.programs import USERS, launch
 

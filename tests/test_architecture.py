@@ -77,11 +77,13 @@ def reached_from(module: str) -> set[str]:
 
 
 def test_the_walk_sees_the_house():
-    assert {"run", "latentwire.sweep", "latentwire.harness.app", "hydra_plugins.grid_union_sweeper"} <= set(MODULES)
-    assert "latentwire.sweep" in set(imports("run"))
-    assert "latentwire.harness.app" in set(imports("latentwire.sweep"))
+    assert {"run", "latentwire.sweeps.task", "latentwire.harness.app", "hydra_plugins.grid_union_sweeper"} <= set(
+        MODULES
+    )
+    assert "latentwire.sweeps.task" in set(imports("run"))
+    assert "latentwire.harness.app" in set(imports("latentwire.sweeps.task"))
     assert "torch" in reached_from("run")
-    assert [floor(name) for name in ("run", "kat.density", "latentwire.sweep", "latentwire.harness.app", "torch")] == [
+    assert [floor(name) for name in ("run", "kat.density.estimate", "latentwire.sweeps.task", "latentwire.harness.app", "torch")] == [
         3, 2, 1, 0, None,
     ]  # fmt: skip
 
@@ -164,7 +166,7 @@ def test_tests_import_no_tests_and_use_no_private_names(path):
     [
         "from latentwire.sweep import _hidden",
         "sweep._hidden(1)",
-        "monkeypatch.setattr('latentwire.sweep._hidden', 1)",
+        "monkeypatch.setattr('latentwire.sweeps.task._hidden', 1)",
         "monkeypatch.setattr(sweep, '_hidden', 1)",
         "SCRIPT = 'import sweep; sweep._hidden = 1'",
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kat.grpo import Objective
+from kat.grpo.objective import Objective
 
 USUAL = {"epsilon": 0.2, "beta": 0.0, "kl": "k3", "kl_correction": False, "normalisation": "token", "scale": "group"}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from omegaconf import OmegaConf
 
-from latentwire.harness.app import CONF, typed
-from latentwire.models import ModelSpec
+from latentwire.harness.paths import CONF
+from latentwire.harness.typed_config import typed
+from latentwire.lm.spec import ModelSpec
 
 
 def model_spec(name: str) -> ModelSpec:

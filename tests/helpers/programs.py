@@ -22,7 +22,7 @@ import pytest
 
 import run
 import train
-from latentwire.harness import app
+from latentwire.harness import app, program
 from tests.helpers.paths import ROOT
 
 TASKS = {"run": run.TASKS, "train": train.TASKS}
@@ -39,7 +39,7 @@ def launch(
     """
     monkeypatch.setattr(sys, "argv", [f"{entry}.py"])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    app.position = None
+    program.current.position = None
     status = 0
     try:
         app.launch(entry, TASKS[entry], list(arguments))
