@@ -152,6 +152,7 @@ def _server() -> ForkServerContext:
     context.set_forkserver_preload(["tests.helpers.programs", *sorted(modules)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # before torch is imported: a process with threads cannot be forked
+        patch.setenv("PYTHONPATH", str(ROOT))
         multiprocessing.forkserver.ensure_running()  # type: ignore[attr-defined]
     return context
 

@@ -118,7 +118,7 @@ def test_one_command_does_it_all(training, here):
     assert (counts["completions"], counts["groups"]) == (24, 8)
     assert counts["train_prompts"] + counts["held_out_prompts"] == len(prompts) and counts["too_long"] == 0
     assert counts["truncated"] == round(sum(6 * row["truncated"] for row in metrics))
-    assert f"{counts['truncated']} completions were cut off" in out
+    assert f"{counts['truncated']} of 24 completions were cut off" in out
     assert sorted(path.name for path in (RUN / "checkpoints").iterdir()) == ["step-00000002.pt", "step-00000004.pt"]
 
     from transformers import AutoModelForCausalLM
