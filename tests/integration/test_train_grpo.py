@@ -21,6 +21,7 @@ from kat.grpo.rollout import Sampling
 from latentwire.harness import checkpoint
 from tests.helpers.files import read_rows
 from tests.helpers.programs import start
+from tests.helpers.random import shifted
 from tests.helpers.rewards import vowels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -143,12 +144,15 @@ def test_one_command_does_it_all(training, here):
 
 
 def test_the_reward_rises(training):
-    status, out, err = training("steps=25", "grpo.num_generations=6", "grpo.prompts_per_step=4", "grpo.beta=0.0",
-                                "grpo.eval_prompts=7", "grpo.eval_generations=4", "grpo.eval_every=25")  # fmt: skip
+    """Vowels are easy to learn where a completion has two tokens: the gain is about .2, whatever the seed."""
+    status, out, err = training("steps=20", "grpo.num_generations=24", "grpo.beta=0.0", "grpo.max_completion_length=2",
+                                "optimizer.learning_rate=0.02", "batch_tokens=4096", "grpo.eval_prompts=7",
+                                "grpo.eval_generations=24", "grpo.eval_every=20", f"seed={shifted(0)}",
+                                f"out={RUN}")  # fmt: skip
     assert status == 0, err
     assert all("kl" not in row for row in read_rows(RUN / "metrics.jsonl"))
     result = json.loads((RUN / "result.json").read_text())
-    assert result["held_out"]["gain_interval"][0] > 0.03, out
+    assert result["held_out"]["gain_interval"][0] > 0.1, out
 
 
 @pytest.mark.parametrize("method", ["lora", "all"])

@@ -11,6 +11,7 @@ from kat.training.tree_mask import tree_mask
 from kat.training.tuning import TuningSpec, make_trainable
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
+from tests.helpers.random import draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -123,7 +124,7 @@ def test_choose_never_draws_what_cannot_be():
 
 def test_frequencies_are_the_probabilities():
     p = torch.tensor([0.05, 0.6, 0.35])
-    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    uniform = torch.rand(20_000, generator=draws(0), dtype=torch.float64)
     drawn = choose(p.log().repeat(20_000, 1), 1.0, 1.0, uniform)
     assert torch.allclose(torch.bincount(drawn) / 20_000, p, atol=0.01)
 
