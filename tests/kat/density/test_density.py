@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from sklearn.neighbors import KernelDensity, NearestNeighbors
 from torch.nn.functional import normalize
 
-from kat.density import estimate
+from kat.density.estimate import estimate
 from kat.density import estimate as density
 from kat.density.diagnostics import diagnose, mass_by_decile, on_clusters
 from kat.density.estimate import DensitySpec, effective_sample_size, kernel_sums, weigh
