@@ -61,6 +61,8 @@ def report(out: Path = OUT) -> dict:
     return json.loads((out / "diversity.json").read_text())
 
 
+@pytest.mark.float_path
+@pytest.mark.statistical
 def test_a_collapsed_model_is_found_out_and_a_killed_run_goes_on(work, cli, monkeypatch):
     command = ("task=diversity", "a=runs/one", "b=runs/two", *SMALL, "rare_share=0.5", "common_share=0.5",
                f"seed={shifted(0)}")  # fmt: skip

@@ -58,6 +58,8 @@ def rewards_by(folder: Path, pairs) -> list[tuple[float, float]]:
     return [tuple(row) for row in score(model, sequences).view(-1, 2).tolist()]
 
 
+@pytest.mark.float_path
+@pytest.mark.statistical
 def test_a_run_learns_writes_what_it_did_and_is_not_done_twice(program):
     arguments = [*SMALL, "steps=40", "optimizer.learning_rate=0.003", "checkpoint_every=20"]
     status, printed, said = program(*arguments)
@@ -166,6 +168,7 @@ def test_a_killed_run_goes_on_to_the_very_same_end(program):
     assert len(read_jsonl(Path("whole/metrics.jsonl"))) == 6
 
 
+@pytest.mark.float_path
 def test_two_processes_draw_the_same_and_lose_the_same_to_rounding(program):
     assert program(*SMALL, "out=one", "steps=3", "prompts_per_step=5")[0] == 0
     two = start("train", *SMALL, "out=two", "steps=3", "prompts_per_step=5", folder=Path(), ranks=2)
@@ -189,6 +192,7 @@ def test_other_weights_train_and_their_folder_loads_alone(program, method):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.float_path
 def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(program):
     """By hand: an untrained model's scores of the pairs of the first four draws."""
     from kat.reward.model import reward_model_of

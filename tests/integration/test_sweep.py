@@ -24,6 +24,7 @@ GRIDS = ["{embed_transform:baseline}", "{embed_transform:rms_matching,target_sca
 PAIR = ["-m", "sweep=smoke", f"sweep.grids=[{','.join(GRIDS)}]"]  # composing eight takes longer than running two
 
 
+@pytest.mark.float_path
 def test_one_configuration_writes_its_result_and_predictions(cli):
     status, _, err = cli(*SMALL, "embed_transform=rms_matching", "target_scale=1")
     assert status == 0
@@ -79,6 +80,7 @@ def test_the_sweep_without_a_preset_runs_as_written(cli):
     assert read_json("outputs/single/anchor_eps0.01.json")["dials"] == {"eps": 0.01}
 
 
+@pytest.mark.float_path
 def test_a_fitted_transform_says_what_it_saw_and_found_and_is_not_fitted_on_what_is_asked(cli):
     command = ["-m", *SMALL, "embed_source=shifted", "embed_transform=baseline,auto,procrustes_supervised,chain"]
     status, out, err = cli(*command)
@@ -187,6 +189,7 @@ def test_what_decides_a_result_is_in_its_hash(cli, change):
     assert read_json("outputs/single/baseline.json") == first
 
 
+@pytest.mark.float_path
 def test_the_same_command_gives_the_same_result(cli):
     command = [*SMALL, "embed_source=noisy", "embed_transform=random_interpolation"]
     cli(*command)

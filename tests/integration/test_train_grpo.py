@@ -78,6 +78,7 @@ RUN = Path("outputs/grpo/uniform_seed0")
 SAME = ("metrics.jsonl", "held_out.jsonl", "completions.jsonl", "ledger.jsonl")
 
 
+@pytest.mark.float_path
 def test_one_command_does_it_all(training, here):
     status, out, err = training()
     assert status == 0, err
@@ -143,6 +144,8 @@ def test_one_command_does_it_all(training, here):
         assert status == 1 and f"{given}: was trained on " in err and "prompts that are held out here" in err
 
 
+@pytest.mark.float_path
+@pytest.mark.statistical
 def test_the_reward_rises(training):
     """Vowels are easy to learn where a completion has two tokens: the gain is about .2, whatever the seed."""
     status, out, err = training("steps=20", "grpo.num_generations=24", "grpo.beta=0.0", "grpo.max_completion_length=2",
@@ -155,6 +158,7 @@ def test_the_reward_rises(training):
     assert result["held_out"]["gain_interval"][0] > 0.1, out
 
 
+@pytest.mark.float_path
 @pytest.mark.parametrize("method", ["lora", "all"])
 def test_other_ways_of_tuning_save_the_whole_policy(training, method):
     status, _, err = training(f"tuning.method={method}", "steps=2", "grpo.eval_prompts=0")
@@ -338,6 +342,7 @@ def test_two_processes_build_and_train_all_of_it_by_density(here):
     assert result["identity"]["reward"].keys() == {"model.safetensors", "settings"}
 
 
+@pytest.mark.float_path
 @pytest.mark.slow
 def test_two_processes_draw_the_same_and_lose_the_same(training, here, tmp_path_factory):
     assert training("steps=3")[0] == 0

@@ -34,6 +34,7 @@ def full(*_: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Of the allocated memory none")
 
 
+@pytest.mark.float_path
 def test_reconstruction_alone_learns_and_can_be_asked(trains, cli, tmp_path):
     status, _, err = trains(*QUICK, "evaluate_every=1", "out=run")
     assert status == 0, err
@@ -88,6 +89,7 @@ def test_a_checkpoint_of_another_lm_is_refused_before_any_work(trains, cli, tmp_
     assert "checkpoint=FOLDER" in err
 
 
+@pytest.mark.float_path
 def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tmp_path, monkeypatch):
     status, _, err = trains(*WHOLE, "out=run")
     assert status == 0, err
@@ -169,6 +171,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert made_by("force=true") == {*rows, *(f"{name}_likelihood" for name in rows)}
 
 
+@pytest.mark.float_path
 def test_a_killed_run_goes_on_bit_for_bit(trains, tmp_path, monkeypatch):
     assert trains(*WHOLE, "out=straight")[0] == 0
     logged = read_rows(tmp_path / "straight" / "metrics.jsonl")
@@ -433,6 +436,7 @@ def test_gradients_are_weighed_and_shared_over_the_step():
     assert sums == {"rms": 1.0}
 
 
+@pytest.mark.float_path
 def test_a_step_in_parts_is_the_step(trains, tmp_path, monkeypatch):
     real, asked = Objective.losses, {1: [], 4096: []}
     for batch_tokens, sizes in asked.items():

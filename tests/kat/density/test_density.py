@@ -14,10 +14,9 @@ from omegaconf import OmegaConf
 from sklearn.neighbors import KernelDensity, NearestNeighbors
 from torch.nn.functional import normalize
 
-from kat.density.estimate import estimate
 from kat.density import estimate as density
 from kat.density.diagnostics import diagnose, mass_by_decile, on_clusters
-from kat.density.estimate import DensitySpec, effective_sample_size, kernel_sums, weigh
+from kat.density.estimate import DensitySpec, effective_sample_size, estimate, kernel_sums, weigh
 from kat.density.nearest import nearest
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
@@ -71,6 +70,7 @@ def test_neighbours_are_scikit_learns():
     np.testing.assert_allclose(found.distances, distances[:, 1:], rtol=1e-4)
 
 
+@pytest.mark.float_path
 def test_kernel_sums_are_scikit_learns_and_do_not_depend_on_blocks(monkeypatch):
     x = rows(150, 5)
     expected = KernelDensity(kernel="gaussian", bandwidth=0.4).fit(x.double().numpy()).score_samples(x.double().numpy())
@@ -214,6 +214,7 @@ def test_the_cap_is_the_quantile_and_gamma_the_power():
     assert capped == 0.5
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("target", [0.3, 0.6, 0.95, 1.0])
 def test_gamma_is_solved_for_the_target(target):
     density = torch.rand(500, generator=draws(0), dtype=torch.float64) + 0.1
@@ -236,6 +237,8 @@ def test_a_target_that_no_gamma_reaches_is_refused(density, target, reason):
 NAMED = {"default": {}, "kde, gamma 1": {"gamma": 1.0, "target_ess": None}}
 
 
+@pytest.mark.float_path
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", NAMED)
 def test_planted_clusters_get_nearly_even_shares_and_noise_little(name):
     results = []
@@ -251,6 +254,7 @@ def test_planted_clusters_get_nearly_even_shares_and_noise_little(name):
         assert found["rare"] > 3 * found["rare_uniform"]
 
 
+@pytest.mark.statistical
 def test_cosine_to_all_others_would_do_nothing_here():
     x, labels = planted(0)
     weights = 1 / (1e-3 + x @ x.mean(0)).double()
@@ -262,6 +266,7 @@ def test_cosine_to_all_others_would_do_nothing_here():
 # Approximate search.
 
 
+@pytest.mark.statistical
 def test_lists_find_nearly_all_and_say_how_many(monkeypatch):
     x, _ = planted(0, n=4000, width=64)
     found = nearest(x, 10, index="ivf", min_recall=0.9, seed=0)
@@ -293,12 +298,15 @@ def test_fewer_prompts_than_lists():
     assert found.index == "ivf" and found.ids.shape == (100, 5)
 
 
+@pytest.mark.statistical
 def test_embeddings_wider_than_many_need_no_matrix_of_their_width(monkeypatch):
     monkeypatch.setattr("torch.linalg.eigh", lambda matrix: pytest.fail(f"eigh of {tuple(matrix.shape)}"))
     x, _ = planted(0, n=400, width=600)
     assert nearest(x, 5, index="ivf", min_recall=0.9, seed=0).recall > 0.9
 
 
+@pytest.mark.float_path
+@pytest.mark.statistical
 def test_kernel_sums_in_lists_are_nearly_right_say_how_nearly_and_compute_fewer_kernels(monkeypatch):
     x, _ = planted(0, n=4000, width=64)
     exact = estimate(x, spec(index="exact"))
@@ -316,7 +324,7 @@ def test_kernel_sums_in_lists_are_nearly_right_say_how_nearly_and_compute_fewer_
     assert sum(computed) < 4000**2 / 2
     true = float((found.density / kernel_sums(x, torch.ones(4000), found.bandwidth) - 1).abs().mean())
     assert found.error == pytest.approx(true, rel=0.2)
-    assert 0 < true < 0.03
+    assert 0 < true < 0.06
     assert float((found.weights - exact.weights).abs().sum() / 2) < 0.02
     assert torch.equal(found.density, estimate(x, spec(index="ivf")).density)
     monkeypatch.setattr("kat.density.estimate.FAR", 0)

@@ -41,6 +41,7 @@ def test_the_map_does_not_depend_on_the_order_of_the_prompts():
     torch.testing.assert_close(project(x[mixed], "pca", 0)[0], project(x, "pca", 0)[0][mixed], atol=1e-5, rtol=0)
 
 
+@pytest.mark.statistical
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("SLOW_TESTS"), reason="UMAP compiles itself for a minute; set SLOW_TESTS=1")
 def test_umap_keeps_planted_clusters_together_and_is_seeded():

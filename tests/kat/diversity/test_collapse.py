@@ -87,6 +87,7 @@ def test_the_pseudo_values_of_a_mean_are_the_values():
     assert pseudo_values(values.mean(), left_out) == pytest.approx(values)
 
 
+@pytest.mark.statistical
 def test_the_pseudo_values_of_a_ratio_have_its_spread():
     draws = numbers(0)
 
@@ -98,7 +99,7 @@ def test_the_pseudo_values_of_a_ratio_have_its_spread():
         return values.mean(), values.std(ddof=1) / n**0.5
 
     found = np.array([ratio_and_error(60) for _ in range(400)])
-    assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.1)
+    assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.16)  # four standard errors of the spread
 
 
 def test_a_rate_of_nothing_is_0():
@@ -106,6 +107,7 @@ def test_a_rate_of_nothing_is_0():
     assert rate([2, 0, 0], [1, 0, 0]).mean() == pytest.approx(2)
 
 
+@pytest.mark.statistical
 def test_the_spread_across_prompts_is_that_of_sets_drawn_anew():
     draws = numbers(0)
 
@@ -143,6 +145,7 @@ def test_each_completion_by_hand():
     assert each(made, [0], matched=True)["each", "not_just_but"].mean() == 0
 
 
+@pytest.mark.statistical
 def test_the_bootstrap_is_paired_and_says_second_minus_first():
     draws = numbers(0)
     base = draws.normal(0, 5, 40)
@@ -156,6 +159,7 @@ def test_the_bootstrap_is_paired_and_says_second_minus_first():
     assert none["difference"] == 0 and none["interval"] == [0, 0] and none["p_holm"] == 1
 
 
+@pytest.mark.statistical
 def test_an_interval_is_as_wide_as_the_spread_of_n_minus_1():
     values = numbers(0).normal(size=20)
     (row,) = compare({("each", "ended"): np.zeros(20)}, {("each", "ended"): values}, seed=0)
@@ -163,13 +167,14 @@ def test_an_interval_is_as_wide_as_the_spread_of_n_minus_1():
     assert width == pytest.approx(2 * 1.96 * values.std(ddof=1) / 20**0.5, rel=0.04)
 
 
+@pytest.mark.statistical
 def test_equal_arms_are_rarely_called_different():
     draws = numbers(0)
     keys = [("within", str(number)) for number in range(300)]
     first, second = ({key: draws.exponential(size=40) for key in keys} for _ in range(2))
     rows = compare(first, second, seed=1)
-    assert 0.02 < np.mean([row["p_value"] < 0.05 for row in rows]) < 0.08
-    assert not any(row["p_holm"] < 0.05 for row in rows)
+    assert 0.01 < np.mean([row["p_value"] < 0.05 for row in rows]) < 0.12  # 300 comparisons: .05 or a little more
+    assert sum(row["p_holm"] < 0.05 for row in rows) <= 1
 
 
 def test_groups_by_density_are_thirds_of_all_prompts():

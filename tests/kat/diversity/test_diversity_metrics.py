@@ -61,6 +61,7 @@ def test_ead_by_hand():
     assert ead([(1, 2, 1), (3,)], VOCABULARY) == pytest.approx(by_hand, rel=1e-9)
 
 
+@pytest.mark.statistical
 def test_ead_of_tokens_drawn_evenly_is_1_however_many_they_are():
     draws = numbers(0)
     for count in (20, 150):
@@ -152,6 +153,7 @@ def test_empty_texts_are_copies_of_one_another_and_like_nothing_else():
                        "compression_ratio": 3, "token_entropy": 0}  # fmt: skip
 
 
+@pytest.mark.statistical
 def test_compression_ratio():
     strings = ["one line", "a second line", ""]
     raw = b"one line\na second line\n"
@@ -162,6 +164,7 @@ def test_compression_ratio():
     assert compression_ratio([text] * 10) > 8 > 3 > compression_ratio([text])
 
 
+@pytest.mark.statistical
 def test_copies_score_low_and_different_texts_high():
     copies = [(1, 2, 3, 4, 5, 6)] * 6
     partly = [(1, 2, 3, 4 + i, 5, 6 + i) for i in range(6)]

@@ -77,6 +77,7 @@ def test_what_stands_at_padding_has_no_say(tiny, hidden, monkeypatch):
     assert torch.equal(hidden.pooled(TEXTS[:3]), expected)
 
 
+@pytest.mark.float_path
 @pytest.mark.parametrize("batch_tokens", [1, 50, 400, 8192])
 def test_batches_hold_each_text_once_and_keep_to_the_budget(batch_tokens):
     generator = draws(0)
@@ -127,6 +128,7 @@ def mean_logits(lm, texts: list[str]) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.stack(means))
 
 
+@pytest.mark.float_path
 def test_pooled_logits_have_the_same_inner_products_at_hidden_size(tiny, hidden):
     expected = mean_logits(tiny, TEXTS)
     small, full = (embed_texts(LogitsEmbedder(hidden, full), TEXTS) for full in (False, True))
@@ -246,6 +248,7 @@ def record() -> dict:
     return json.loads(OUT.with_suffix(".json").read_text())
 
 
+@pytest.mark.float_path
 def test_the_task_embeds_every_prompt_under_its_id(cli, tiny):
     prompts = write_prompts(30)
     assert cli(*SMALL)[0] == 0

@@ -89,6 +89,7 @@ def test_gains_are_paired_by_prompt():
     assert (found["prompts"], found["completions"]) == (2, 4)
 
 
+@pytest.mark.statistical
 def test_the_interval_is_that_of_a_mean_over_prompts():
     rewards = numbers(0).normal(size=400)
     low, high = judge([row(r) for r in rewards], [0.0] * 400, seed=0)["reward_interval"]

@@ -11,7 +11,7 @@ from tests.helpers.grpo import objective
 from tests.helpers.models import model_spec
 from tests.helpers.random import draws
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 trl = pytest.importorskip("trl", reason="trl is not installed")
 
 

@@ -13,7 +13,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 from tests.helpers.random import draws
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [300, 20], [7, 7, 7], [1000, 4, 90, 2]]
 KEYS = [("test", i) for i in range(4)]
@@ -122,6 +122,7 @@ def test_choose_never_draws_what_cannot_be():
     assert choose(logits, 1.0, 1.0, torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64)).tolist() == [1, 3]
 
 
+@pytest.mark.statistical
 def test_frequencies_are_the_probabilities():
     p = torch.tensor([0.05, 0.6, 0.35])
     uniform = torch.rand(20_000, generator=draws(0), dtype=torch.float64)

@@ -277,11 +277,13 @@ def test_a_page_does_not_overwrite_its_own_data(folder, cli):
     assert not Path("map.html").exists()
 
 
+@pytest.mark.statistical
 def test_clusters_are_the_planted_ones():
     x, labels = planted(0, n=600, width=64, clusters=4, noise=0.0)
     found = cluster(x, 4, seed=0)
-    pairs = {(a, b) for a, b in zip(found.labels.tolist(), labels.tolist(), strict=True)}
-    assert len(pairs) == 4
+    members = [labels[found.labels == number].bincount() for number in range(4)]
+    assert sum(int(counts.max()) for counts in members) > 0.95 * 600
+    assert {int(counts.argmax()) for counts in members} == set(range(4))
     assert torch.equal(found.labels, cluster(x, 4, seed=0).labels)
     first = closest_to_centroid(x, found, 3)[0]
     cosines = x[found.labels == 0] @ found.centroids[0]

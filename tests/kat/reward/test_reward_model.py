@@ -19,7 +19,7 @@ from latentwire.harness.errors import UserError
 from latentwire.lm.models import LanguageModel
 from tests.helpers.random import draws
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 CPU = torch.device("cpu")
 QUESTION = [{"role": "user", "content": "who was the first king of the long river"}]
 TREES = [

@@ -118,6 +118,7 @@ def test_calibration_by_hand():
     assert calibration(np.array([900.0]))["bins"][-1]["pairs"] == 1  # a confidence of exactly 1
 
 
+@pytest.mark.statistical
 def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large():
     generator = numbers(0)
     margins = generator.normal(0, 1.5, 20_000)

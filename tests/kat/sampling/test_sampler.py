@@ -81,6 +81,7 @@ def chi_square(drawn: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((drawn - expected)[possible] ** 2 / expected[possible]).sum())
 
 
+@pytest.mark.statistical
 def test_draws_with_replacement_follow_the_weights():
     sampler = make(num_samples=20_000)
     list(sampler)
@@ -89,6 +90,7 @@ def test_draws_with_replacement_follow_the_weights():
     assert chi_square(drawn, meant) < 26.1  # 8 degrees of freedom, p = .001
 
 
+@pytest.mark.statistical
 def test_draws_without_replacement_are_distinct_and_favour_by_weight():
     sampler = make(num_samples=4, replacement=False)
     drawn = epochs(sampler, 4000)
@@ -100,6 +102,7 @@ def test_draws_without_replacement_are_distinct_and_favour_by_weight():
     assert chi_square(torch.bincount(torch.tensor(second), minlength=10), expected) < 24.4
 
 
+@pytest.mark.statistical
 def test_the_ledger_without_replacement_expects_what_happens():
     weights = torch.rand(300, generator=draws(0)) ** 2 + 0.01
     sampler = DensityAwareSampler(weights, num_samples=100, replacement=False)

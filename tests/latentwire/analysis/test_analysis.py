@@ -239,6 +239,7 @@ def test_counts_and_means_by_dial():
 # --- power ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_the_analysis_says_what_its_examples_can_show():
     generator = numbers(0)
     base = generator.random(COUNT)

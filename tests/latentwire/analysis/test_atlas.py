@@ -139,6 +139,7 @@ def test_a_chain_that_saw_the_true_tokens_stands_for_no_family():
     assert [row[columns.index("supervised")] for row in rows] == [False, True, False] * 2
 
 
+@pytest.mark.statistical
 def test_the_interval_holds_the_level_as_often_as_it_says():
     """Drawn anew 60 times, 95% intervals of the true level; fewer than 52 would happen once in ten thousand."""
     generator = numbers(0)

@@ -180,6 +180,7 @@ def test_results_of_a_budget_are_never_the_full_matrix_by_silence():
     assert incomplete(summary_of(f1s) | {"budget": {"wanted": 200}}) is None
 
 
+@pytest.mark.statistical
 def test_a_share_is_resampled_with_its_clean_score():
     """Where auto answers exactly what the clean text does the share is 1 whatever is drawn."""
     (text,) = auto_of({"text": TEXT})["sources"]

@@ -15,7 +15,7 @@ from tests.helpers.models import model_spec
 
 STATE = PartialState(cpu=True)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ STATE = PartialState(cpu=True)
 TEXT = Choice("text")
 HALF = {"ratio": 2.0, "positions": None}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,7 @@ def test_what_is_not_finite_is_named(bench, monkeypatch):
         Likelihoods(bench, STATE).over(Choice("cut", HALF), "")
 
 
+@pytest.mark.statistical
 def test_an_interval_of_any_numbers():
     values = numbers(0).normal(3.0, 2.0, 400)
     low, high = percentile_interval(values, 0)
@@ -171,6 +172,7 @@ SPANS = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "text_bytes": 50,
          "likeness": 0.1, "distinct_answers": 2, "distinct_references": 2, "warnings": []}  # fmt: skip
 
 
+@pytest.mark.statistical
 def test_the_report_says_over_which_controls_the_answer_is_likelier():
     rng = numbers(0)
     noise = rng.normal(0, 0.3, 40)

@@ -24,7 +24,7 @@ from latentwire.lm.decoding import Decoder, Generated
 from latentwire.lm.vocabulary import Vocabulary, rms
 from tests.helpers.random import shifted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
 SHOWN = [[Example("s", "The mill is red.", "What colour is the mill?", ("red",))]]
 TEXT = "The ferry left the long pier at noon."

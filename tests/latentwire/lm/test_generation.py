@@ -16,6 +16,8 @@ from latentwire.lm.decoding import Decoder, Generated, encode_prefix
 from latentwire.lm.models import LanguageModel
 from tests.helpers.random import draws, shifted
 
+pytestmark = pytest.mark.float_path
+
 NEW = 12
 
 

@@ -18,7 +18,7 @@ from latentwire.lm.reader import Branch, Reader, Row, slides_window
 from tests.helpers.models import model_spec
 from tests.helpers.random import draws, shifted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
 SHOTS = torch.tensor([5, 9, 2, 7])
 

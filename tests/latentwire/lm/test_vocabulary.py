@@ -224,6 +224,7 @@ def test_codes_are_means_of_the_tokens_nearest_to_them():
     assert_close(codes, means, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_codes_quantize_better_than_random_tokens_or_random_vectors(seed):
     _, tokens = clusters(24)
@@ -257,6 +258,7 @@ def test_what_becomes_of_a_codebook_does_not_reach_the_next_one():
     assert torch.equal(vocabulary.codes(8)[0], kept)
 
 
+@pytest.mark.statistical
 def test_as_many_codes_as_tokens_are_the_tokens():
     codes, kappa = Vocabulary(TOKENS).codes(SIZE)
     assert quantization_error(TOKENS, codes) == pytest.approx(0, abs=1e-4)
@@ -276,6 +278,7 @@ def test_kappa_recovers_how_concentrated_the_tokens_were_drawn(spread):
     assert kappa == pytest.approx(1 / spread**2, rel=0.15)
 
 
+@pytest.mark.statistical
 def test_kappa_follows_the_published_estimate():
     codes, kappa = Vocabulary(TOKENS).codes(6)
     r = np.mean([max(float(torch.cosine_similarity(token, code, dim=0)) for code in codes) for token in TOKENS])

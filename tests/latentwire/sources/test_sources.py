@@ -82,6 +82,7 @@ def test_scaled_multiplies_by_its_factor():
     assert torch.equal(y, torch.full((2, WIDTH), -58.5))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("snr_db", [-6.0, 0.0, 20.0])
 def test_noisy_has_the_asked_signal_to_noise_ratio_at_each_token_whatever_its_length(snr_db):
     width = 20_000  # so that one token measures its ratio to .1 dB
@@ -91,6 +92,7 @@ def test_noisy_has_the_asked_signal_to_noise_ratio_at_each_token_whatever_its_le
     assert_close(measured, torch.full((3,), snr_db), rtol=0, atol=0.2)
 
 
+@pytest.mark.statistical
 def test_noisy_s_noise_is_white_and_gaussian():
     x = torch.ones(5000, WIDTH)
     noise = build("noisy", snr_db=0.0)(x, draws(2)) - x
@@ -112,6 +114,7 @@ def test_shifted_by_zero_changes_nothing():
     assert torch.equal(build("shifted", offset=0.0)(span(4), draws(1)), span(4))
 
 
+@pytest.mark.statistical
 def test_rotated_keeps_lengths_and_angles_and_turns_every_example_alike():
     source, x = build("rotated"), span(9)
     y = source(x, draws(1))
@@ -126,6 +129,7 @@ def test_rotated_is_orthogonal():
     assert_close(rotation @ rotation.T, torch.eye(WIDTH), rtol=0, atol=1e-6)
 
 
+@pytest.mark.statistical
 def test_rotated_prefers_no_direction():
     vocabulary = Vocabulary(torch.eye(3))
     rotations = torch.stack([build("rotated", vocabulary, seed)(torch.eye(3), draws(0)) for seed in range(400)])
@@ -133,6 +137,7 @@ def test_rotated_prefers_no_direction():
     assert_close(rotations.square().mean(dim=0), torch.full((3, 3), 1 / 3), rtol=0, atol=0.06)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("rate", [0.25, 0.5, 1.0])
 def test_mixed_adds_the_asked_share_of_a_real_token_at_each_position(rate):
     x = span(300)
@@ -148,6 +153,7 @@ def test_mixed_at_rate_zero_changes_nothing():
     assert torch.equal(build("mixed", rate=0.0)(span(5), draws(1)), span(5))
 
 
+@pytest.mark.statistical
 def test_token_scale_gives_each_token_a_log_normal_factor_and_keeps_its_direction():
     x = span(4000)
     y = build("token_scale", spread=0.5)(x, draws(1))
@@ -157,6 +163,7 @@ def test_token_scale_gives_each_token_a_log_normal_factor_and_keeps_its_directio
     assert float(logs[:, 0].std()) == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.statistical
 def test_anisotropic_gives_each_dimension_a_log_normal_gain_that_all_examples_share():
     wide = Vocabulary(torch.randn(10, 4000, generator=draws(0)))
     source = build("anisotropic", wide, spread=0.5)
@@ -181,6 +188,7 @@ def test_low_rank_is_scikit_learn_s_reconstruction_with_unit_rms(rank):
     assert_close(build("low_rank", rank=rank)(x, draws(0)), expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.statistical
 def test_low_rank_takes_tokens_of_any_length_to_unit_rms():
     tiny = Vocabulary(1e-4 * VOCABULARY.embeddings)
     y = build("low_rank", tiny, rank=5)(tiny.embeddings, draws(0))

@@ -14,7 +14,7 @@ from tests.helpers.random import draws
 
 SIZE, WIDTH = 3000, 128
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
 
 def vocabulary():
@@ -29,7 +29,7 @@ VOCABULARY = vocabulary()
 
 def text(count, seed):
     """Token ids with a few frequent ones, as in a text."""
-    shares = 1 / torch.arange(1, SIZE + 1)
+    shares = 1 / torch.arange(11, SIZE + 11)  # Zipf and Mandelbrot: the most frequent token has 2%
     return torch.randperm(SIZE, generator=draws(2))[torch.multinomial(shares, count, True, generator=draws(seed))]
 
 
@@ -72,6 +72,7 @@ def test_clean_text_is_left_alone_bit_by_bit(dtype):
 # Distortions
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(
     ("name", "dials", "found", "chain"),
     [
@@ -94,6 +95,7 @@ def test_a_distortion_is_found_as_itself_and_undone(name, dials, found, chain):
     assert share > 0.99
 
 
+@pytest.mark.statistical
 def test_a_bottleneck_is_found_with_its_rank_and_undone_among_what_it_keeps():
     auto, share = asked("low_rank", rank=12)
     x = distorted(ASKED, "low_rank", "asked", rank=12)
@@ -103,6 +105,7 @@ def test_a_bottleneck_is_found_with_its_rank_and_undone_among_what_it_keeps():
     assert share > right(build_transform("anchor_offset", {"eps": 0.0}, VOCABULARY)(x)) + 0.1
 
 
+@pytest.mark.statistical
 def test_the_measures_are_those_that_were_planted():
     assert asked("scaled", factor=117.0)[0].diagnosis["scale"] == pytest.approx(117, rel=0.01)
     assert asked("token_scale", spread=0.5)[0].diagnosis["token_scale_spread"] == pytest.approx(0.5, abs=0.06)
@@ -112,6 +115,7 @@ def test_the_measures_are_those_that_were_planted():
         assert asked("noisy", snr_db=snr_db)[0].diagnosis["snr_db"] == pytest.approx(snr_db, abs=1)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("snr_db", [3.0, -3.0, -6.0, -15.0])
 def test_under_noise_it_is_no_worse_than_the_nearest_token(snr_db):
     x = distorted(ASKED, "noisy", "asked", snr_db=snr_db)
@@ -120,6 +124,7 @@ def test_under_noise_it_is_no_worse_than_the_nearest_token(snr_db):
     assert share >= alone or (auto.diagnosis["chain"] == ["lengths"] and alone < 0.1)
 
 
+@pytest.mark.statistical
 def test_combinations_that_no_source_makes_are_undone():
     gain = (0.5 * torch.randn(WIDTH, generator=draws(6))).exp()
     offset = torch.randn(WIDTH, generator=draws(7))
@@ -139,6 +144,7 @@ def test_combinations_that_no_source_makes_are_undone():
 # What cannot be read
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("x", [torch.zeros(50, WIDTH), torch.full((50, WIDTH), 0.3)])
 def test_a_source_that_is_one_vector_falls_back_to_lengths_and_says_so(x):
     auto = fitted(x)
@@ -150,6 +156,7 @@ def test_a_source_that_is_one_vector_falls_back_to_lengths_and_says_so(x):
     assert bool(torch.isfinite(auto(x)).all())
 
 
+@pytest.mark.statistical
 def test_what_comes_near_no_token_falls_back_to_lengths_and_says_so():
     codes = torch.randn(700, WIDTH, generator=draws(9))
     auto = fitted(codes[torch.randint(700, (2000,), generator=draws(10))])  # each of them several times, as in a text
@@ -158,6 +165,7 @@ def test_what_comes_near_no_token_falls_back_to_lengths_and_says_so():
     assert "no embedding comes near any token" in auto.diagnosis["reason"]
 
 
+@pytest.mark.statistical
 def test_few_embeddings_of_few_tokens_are_no_bottleneck():
     x = 2 * VOCABULARY.embeddings[FITTED_ON[:20].repeat(10)]
     auto = fitted(x)

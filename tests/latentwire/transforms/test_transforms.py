@@ -304,6 +304,7 @@ def test_soft_codebook_is_random_in_training_as_its_generator_decides():
     assert not torch.allclose(noisy, transform(x, draws(2)))
 
 
+@pytest.mark.statistical
 def test_soft_codebook_s_noise_draws_each_code_as_often_as_its_weight_says():
     transform = SoftCodebook(VOCABULARY, codebook_size=4, tau=1e-3).train()
     transform.kappa.fill_(1.5)  # so that every code has its chance
@@ -373,6 +374,7 @@ def test_random_interpolation_is_decided_by_its_generator():
         transform(x)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("k", "largest"), [(1, 1.0), (2, 3 / 4), (3, 11 / 18)])
 def test_random_interpolation_mixes_k_uniform_tokens_with_flat_dirichlet_weights(k, largest):
     weights = build("random_interpolation", ONE_HOT, k=k)(torch.zeros(40, 100, 100), draws(0)).reshape(-1, 100)
