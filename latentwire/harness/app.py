@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import re
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, fields
@@ -48,13 +50,16 @@ position: tuple[int, int] | None = None  # this job among those of the sweep, (3
 counted = time.monotonic()  # when this command began, or when a result last counted its seconds
 
 
-def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] | None = None) -> None:
+def launch(
+    config_name: str, known_tasks: dict[str, Task], arguments: list[str] | None = None, about: str | None = None
+) -> None:
     """Run what the command line asks for and exit: 0, or 1 with a message where the user can mend something.
 
     Args:
         config_name: Root of the config tree, `run` or `train`.
         known_tasks: The jobs of this entry.
         arguments: The command line, without the program's name; by default the real one.
+        about: What --help prints before the tasks: what this entry does, and commands that people type.
     """
     global entry, counted
     entry = config_name
@@ -62,12 +67,16 @@ def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] 
     tasks.clear()
     tasks.update(known_tasks)
     arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(_help(about or ""))
+        return
     sys.argv = [sys.argv[0], *map(_as_text, _with_environment(arguments))]
     asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; what is said is decided below
     try:
         processes.hand_over(arguments)
         _refuse_additions(arguments)
+        _require_task(arguments)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_run)()
     except (Exception, _StoppedError) as raised:
         error = raised.error if isinstance(raised, _StoppedError) else raised
@@ -99,6 +108,47 @@ def _run(cfg: DictConfig) -> Any:
         return _function(tasks[cfg.task].run)(cfg)
     except Exception as error:
         raise _StoppedError(error) from error
+
+
+def _help(about: str) -> str:
+    """Return what --help prints: what the program does, a line for each task, and where the settings are."""
+    lines = [about.strip(), "", "Tasks, chosen with task=NAME:"]
+    width = max(map(len, tasks)) + 4
+    for name in tasks:
+        about_task = textwrap.shorten(_first_clause(CONF / "task" / f"{name}.yaml"), 100, placeholder=" ...")
+        lines.append(f"  {name}".ljust(width) + about_task)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"All settings with their values: python {entry}.py --cfg job, with task=NAME for the settings of a task.",
+            "What each means: docs/configuration.md. Options of Hydra itself, such as -m: --hydra-help.",
+        ]
+    )
+
+
+def _first_clause(path: Path) -> str:
+    """Return the beginning of a config file's opening comment, up to the first full stop, colon or semicolon."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    opening = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    comment = " ".join(line.lstrip("# ") for line in opening if "@package" not in line)
+    return re.split(r"[.:;](?=\s|$)", comment)[0]
+
+
+def _require_task(arguments: list[str]) -> None:
+    """Refuse a task, experiment or preset that belongs to the other entry, before anything is composed.
+
+    Raises:
+        UserError: Names the entry that has it, or the tasks of this one.
+    """
+    task = _chosen("task", arguments, "")
+    if task in tasks or not task.isidentifier():
+        return
+    given = next(a for group in _CHOOSERS for a in arguments if a.startswith(f"{group}="))
+    if (CONF / "task" / f"{task}.yaml").is_file():
+        other = "train" if entry == "run" else "run"
+        raise UserError(f"{given}: belongs to {other}.py; use python {other}.py {given}")
+    raise UserError(f"task={task}: not a task of {entry}.py; use one of {', '.join(tasks)}")
 
 
 def lap(*, count: bool) -> float:
@@ -137,7 +187,7 @@ def direct(cfg: DictConfig, jobs: list[Any], compose: Callable[..., Any]) -> Gen
 
 def takes_sweeps(task: str) -> bool:
     """Tell whether a preset multiplies this task; task=analyze reads a sweep once, it does not run as one."""
-    return task == "list" or (task in tasks and tasks[task].finish is not None)
+    return task == "list" or entry == "train" or (task in tasks and tasks[task].finish is not None)
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -246,15 +296,15 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
     """Say why a setting does not exist; a dial of another transform or source is named as such."""
     given = next((a for a in arguments if a.startswith(f"{key}=")), key)
     default = next((choice for group, choice in _included(CONF / f"{entry}.yaml") if group == "task"), "")
-    task = next((a.split("=", 1)[1] for a in arguments if a.startswith("task=")), default)
+    task = _chosen("task", arguments, default)
     of_task = _settings_with(CONF / "task" / f"{task}.yaml")
     for group, default in sorted(_default_choices(task).items(), key=lambda item: item[0] not in of_task):
         owners = {path.stem: _settings_with(path) for path in sorted((CONF / group).glob("*.yaml"))}
         having = [name for name, settings in owners.items() if key in settings]
-        chosen = next((a.split("=", 1)[1] for a in arguments if a.startswith(f"{group}=")), default)
+        chosen = _chosen(group, arguments, default)
         if not having or chosen in having:
             continue
-        preset = next((a.split("=", 1)[1] for a in arguments if a.startswith("sweep=")), "none")
+        preset = _chosen("sweep", arguments, "none")
         if group == "embed_transform" and preset != "none":
             return (
                 f"{given}: the configurations of sweep={preset} set {key} themselves; leave it out and choose among "
@@ -269,6 +319,22 @@ def _unknown_setting(key: str, arguments: list[str]) -> str:
         sorted({*_root_settings(CONF / f"{entry}.yaml"), *_root_settings(CONF / "task" / f"{task}.yaml")})
     )
     return f"{given}: no such setting; there are {known}, and the groups {', '.join(_groups())}"
+
+
+_CHOOSERS = ("task", "experiment", "sweep")  # a task is chosen by the first of these that the command line has
+
+
+def _chosen(group: str, arguments: list[str], default: str) -> str:
+    """Return what the command line chooses of a group, or else its experiment, or else its preset."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if group in given:
+        return given[group]
+    for chooser in _CHOOSERS[1:]:
+        path = CONF / chooser / f"{given.get(chooser, '')}.yaml"
+        for name, choice in _included(path) if path.is_file() else []:
+            if name == group:
+                return choice
+    return default
 
 
 def _default_choices(task: str) -> dict[str, str]:
