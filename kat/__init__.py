@@ -1,1 +1,30 @@
-"""Which prompts should a language model train on? Rare ones more often."""
+"""Which prompts should a language model train on? Rare ones more often.
+
+For use in a script: `from kat import DensityAwareSampler, attach`. Nothing is imported before it is used.
+"""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Density": "kat.density.estimate:Density",
+    "DensityAwareSampler": "kat.sampling.sampler:DensityAwareSampler",
+    "DensitySpec": "kat.density.estimate:DensitySpec",
+    "attach": "kat.sampling.trl:attach",
+    "diagnose": "kat.density.diagnostics:diagnose",
+    "embed_hidden": "kat.embedding.pooling:embed_hidden",
+    "estimate": "kat.density.estimate:estimate",
+    "load_pairs_by_name": "kat.data.by_name:load_pairs_by_name",
+    "project": "kat.density.projection:project",
+    "self_bleu": "kat.diversity.bleu:self_bleu",
+    "unique_prompts": "kat.data.prompts:unique_prompts",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _PUBLIC[name].split(":")
+    return getattr(importlib.import_module(module), attribute)

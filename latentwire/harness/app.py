@@ -11,29 +11,37 @@ import hydra
 from omegaconf import DictConfig
 
 from latentwire.harness import processes, program, typed_config  # noqa: F401 (typed_config registers resolvers)
-from latentwire.harness.config_errors import explain, refuse_additions
+from latentwire.harness.config_errors import explain, refuse_additions, require_task
 from latentwire.harness.errors import UserError
+from latentwire.harness.help import help_text
 from latentwire.harness.paths import CONF
 from latentwire.harness.program import Program, Task, load_function
 from latentwire.harness.progress import rank, speaks
 
 
-def launch(config_name: str, known_tasks: dict[str, Task], arguments: list[str] | None = None) -> None:
+def launch(
+    config_name: str, known_tasks: dict[str, Task], arguments: list[str] | None = None, about: str | None = None
+) -> None:
     """Run what the command line asks for and exit: 0, or 1 with a message where the user can mend something.
 
     Args:
         config_name: Root of the config tree, `run` or `train`.
         known_tasks: The jobs of this entry.
         arguments: The command line, without the program's name; by default the real one.
+        about: What --help prints before the tasks: what this entry does, and commands that people type.
     """
     program.current = Program(config_name, dict(known_tasks))
     arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(config_name, known_tasks, about or ""))
+        return
     sys.argv = [sys.argv[0], *map(_as_text, _with_environment(arguments))]
     asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; what is said is decided below
     try:
         processes.hand_over(arguments)
         refuse_additions(arguments)
+        require_task(arguments, config_name, known_tasks)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_run)()
     except (Exception, _StoppedError) as raised:
         error = raised.error if isinstance(raised, _StoppedError) else raised

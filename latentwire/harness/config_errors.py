@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -11,6 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from latentwire.harness.errors import UserError, causes
 from latentwire.harness.paths import CONF
+
+CHOOSERS = ("task", "experiment", "sweep")  # the first of these on the command line chooses the task
 
 
 def explain(error: BaseException, arguments: list[str], entry: str) -> str | None:
@@ -43,15 +46,15 @@ def _unknown_setting(key: str, arguments: list[str], entry: str) -> str:
     """Say why a setting does not exist; a dial of another transform or source is named as such."""
     given = next((a for a in arguments if a.startswith(f"{key}=")), key)
     default = next((choice for group, choice in _included(CONF / f"{entry}.yaml") if group == "task"), "")
-    task = next((a.split("=", 1)[1] for a in arguments if a.startswith("task=")), default)
+    task = _chosen("task", arguments, default)
     of_task = _settings_with(CONF / "task" / f"{task}.yaml")
     for group, default in sorted(_default_choices(task, entry).items(), key=lambda item: item[0] not in of_task):
         owners = {path.stem: _settings_with(path) for path in sorted((CONF / group).glob("*.yaml"))}
         having = [name for name, settings in owners.items() if key in settings]
-        chosen = next((a.split("=", 1)[1] for a in arguments if a.startswith(f"{group}=")), default)
+        chosen = _chosen(group, arguments, default)
         if not having or chosen in having:
             continue
-        preset = next((a.split("=", 1)[1] for a in arguments if a.startswith("sweep=")), "none")
+        preset = _chosen("sweep", arguments, "none")
         if group == "embed_transform" and preset != "none":
             return (
                 f"{given}: the configurations of sweep={preset} set {key} themselves; leave it out and choose among "
@@ -66,6 +69,19 @@ def _unknown_setting(key: str, arguments: list[str], entry: str) -> str:
         sorted({*_root_settings(CONF / f"{entry}.yaml"), *_root_settings(CONF / "task" / f"{task}.yaml")})
     )
     return f"{given}: no such setting; there are {known}, and the groups {', '.join(_groups())}"
+
+
+def _chosen(group: str, arguments: list[str], default: str) -> str:
+    """Return what the command line chooses of a group, or else its experiment, or else its preset."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if group in given:
+        return given[group]
+    for chooser in CHOOSERS[1:]:
+        path = CONF / chooser / f"{given.get(chooser, '')}.yaml"
+        for name, choice in _included(path) if path.is_file() else []:
+            if name == group:
+                return choice
+    return default
 
 
 def _default_choices(task: str, entry: str) -> dict[str, str]:
@@ -116,3 +132,19 @@ def refuse_additions(arguments: list[str]) -> None:
     for argument in arguments:
         if re.match(r"(\+|~)(?!hydra)", argument) and not argument.startswith("++hydra"):
             raise UserError(f"{argument}: settings cannot be added or removed; leave out the {argument[0]}")
+
+
+def require_task(arguments: list[str], entry: str, tasks: Iterable[str]) -> None:
+    """Refuse a task, experiment or preset that belongs to the other entry, before anything is composed.
+
+    Raises:
+        UserError: Names the entry that has it, or the tasks of this one.
+    """
+    task = _chosen("task", arguments, "")
+    if task in tasks or not task.isidentifier():
+        return
+    given = next(a for group in CHOOSERS for a in arguments if a.startswith(f"{group}="))
+    if (CONF / "task" / f"{task}.yaml").is_file():
+        other = "train" if entry == "run" else "run"
+        raise UserError(f"{given}: belongs to {other}.py; use python {other}.py {given}")
+    raise UserError(f"task={task}: not a task of {entry}.py; use one of {', '.join(tasks)}")

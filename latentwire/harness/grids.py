@@ -62,6 +62,8 @@ def expand(preset: list[list[dict[str, Any]]], command_line: list[Override]) -> 
         key = override.get_key_element()
         if key == "only" and override.is_sweep_override():
             raise UserError(f"{override.input_line}: makes a grid of the patterns; put | between them, only='A|B'")
+        if key in ("experiment", "sweep") and override.is_sweep_override():
+            raise UserError(f"{override.input_line}: each is a sweep of its own; run one after the other")
         if not override.is_sweep_override():
             chosen[key] = [f"{key}={override.get_value_element_as_str()}"]
         elif override.is_discrete_sweep():

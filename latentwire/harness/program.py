@@ -76,7 +76,7 @@ class Program:
 
     def takes_sweeps(self, task: str) -> bool:
         """Tell whether a preset multiplies this task; task=analyze reads a sweep once, so it does not."""
-        return task == "list" or (task in self.tasks and self.tasks[task].finish is not None)
+        return task == "list" or self.entry == "train" or (task in self.tasks and self.tasks[task].finish is not None)
 
 
 current = Program()

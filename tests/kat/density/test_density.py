@@ -14,10 +14,8 @@ from omegaconf import OmegaConf
 from sklearn.neighbors import KernelDensity, NearestNeighbors
 from torch.nn.functional import normalize
 
-from kat.density import estimate
-from kat.density import estimate as density
 from kat.density.diagnostics import diagnose, mass_by_decile, on_clusters
-from kat.density.estimate import DensitySpec, effective_sample_size, kernel_sums, weigh
+from kat.density.estimate import DensitySpec, effective_sample_size, estimate, kernel_sums, weigh
 from kat.density.nearest import nearest
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
