@@ -20,7 +20,7 @@ DEGENERATE = 1e-8  # a group whose rewards spread less than this teaches nothing
 
 
 @dataclass
-class Objective:
+class GRPOObjective:
     """What is maximised: the settings of the loss.
 
     Args:
@@ -86,7 +86,7 @@ def _equal(rewards: Tensor) -> Tensor:
     return rewards.amax(dim=1) - rewards.amin(dim=1) <= DEGENERATE
 
 
-def token_logps(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+def per_token_logps(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """Return the log-probability of sampled tokens, (B, C), in nats.
 
     Args:
@@ -99,7 +99,7 @@ def token_logps(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     return scaled.gather(-1, tokens[..., None])[..., 0] - scaled.logsumexp(dim=-1)
 
 
-def token_entropy(logits: Tensor, temperature: float) -> Tensor:
+def per_token_entropy(logits: Tensor, temperature: float) -> Tensor:
     """Return the entropy of what each token is drawn from, in nats: (B, C, V) -> (B, C)."""
     logps = (logits.float() / temperature).log_softmax(dim=-1)
     return -(logps.exp() * logps).sum(dim=-1)
@@ -155,7 +155,7 @@ def grpo_loss(
     ref_logps: Tensor | None,
     advantage: Tensor,
     weights: Tensor,
-    objective: Objective,
+    objective: GRPOObjective,
 ) -> Terms:
     """Return the clipped surrogate plus beta times the KL divergence, to be minimised.
 

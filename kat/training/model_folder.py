@@ -82,7 +82,7 @@ def _model_folder(setting: str, given: str) -> Path:
     return folder
 
 
-def doubts(models: Sequence[TrainedModel]) -> list[str]:
+def comparison_warnings(models: Sequence[TrainedModel]) -> list[str]:
     """Return what makes it doubtful that a comparison with the first is one of samplers, a sentence each."""
     first, found = models[0], []
     for model in models[1:]:

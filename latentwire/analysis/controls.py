@@ -10,9 +10,9 @@ import numpy as np
 
 from latentwire.harness.errors import UserError
 from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap, recovered_shares
-from latentwire.stats.formatting import three_digits
+from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import Difference, Scores
-from latentwire.stats.power import ALPHA, POWER, POWER_FORMULA, detectable_difference, samples_needed, spread
+from latentwire.stats.power import ALPHA, POWER, POWER_FORMULA, detectable_difference, samples_needed, std
 
 Result = dict[str, Any]
 ById = tuple[list[str], Scores]  # ids of the examples and their F1, both (N,)
@@ -44,7 +44,7 @@ def scores_on(ids: tuple[str, ...], by: ById) -> Scores:
 
 
 @dataclass
-class Judging:
+class AnalysisSettings:
     """How results are judged; plain settings at the root of the config."""
 
     floor: float  # a clean F1 below this cannot tell repairs apart
@@ -68,7 +68,7 @@ class Evidence:
     random: Result | None  # the other one: random tokens, which are the same whatever the source
     controlled: bool  # controls were asked beside the results, whether they succeeded or not
     scores: dict[str, ById]
-    judging: Judging
+    judging: AnalysisSettings
 
     def on(self, name: str, ids: list[str]) -> Scores | None:
         """Return the F1 of a result on these examples, or None where it did not answer all of them."""
@@ -95,7 +95,7 @@ class Evidence:
         return np.stack([self.scores[name][1] for name in names])
 
 
-def compare(names: list[str], evidence: Evidence) -> dict[str, Comparison]:
+def compare_with_baseline(names: list[str], evidence: Evidence) -> dict[str, Comparison]:
     """Compare with the baseline those whose examples it answered too, as one family of comparisons.
 
     In a budgeted sweep results have different numbers of examples; each is compared on its own.
@@ -113,7 +113,7 @@ def spreads(names: list[str], evidence: Evidence) -> dict[str, float]:
     if evidence.baseline is None:
         return {}
     return {
-        name: spread(evidence.scores[name][1] - reference)
+        name: std(evidence.scores[name][1] - reference)
         for members, (reference,) in evidence.families(names, evidence.baseline["name"])
         for name in members
     }
@@ -162,7 +162,7 @@ def recovered(names: list[str], evidence: Evidence) -> dict[str, dict[str, Any]]
     return found
 
 
-def controls_of(results: list[Result], evidence: Evidence) -> dict[str, Any] | None:
+def group_controls(results: list[Result], evidence: Evidence) -> dict[str, Any] | None:
     """Compare the clean control with each lower one: the empty context, and random tokens where they were asked.
 
     Random tokens are those of the same source, or of the sweep where the source has none. Those that a budget left out
@@ -203,17 +203,17 @@ def answerable(controls: dict[str, Any] | None, floor: float) -> tuple[bool | No
         return None, None
     clean = controls["clean"]
     if clean["f1"] < floor:
-        return False, f"the clean baseline reads too little: F1 {three_digits(clean['f1'])}, the floor is " + (
-            f"{three_digits(floor)} (floor=...)"
+        return False, f"the clean baseline reads too little: F1 {format_score(clean['f1'])}, the floor is " + (
+            f"{format_score(floor)} (floor=...)"
         )
     for lower in controls["lower"]:
         if not lower["clearly_below"]:
             low, high = lower["difference_interval"]
             what = "an empty context" if lower["control"] == "empty" else f"random tokens ({lower['name']})"
             return False, (
-                f"{what} scores F1 {three_digits(lower['f1'])}, not clearly below the clean baseline's "
-                f"{three_digits(clean['f1'])} (difference {three_digits(lower['difference'])} "
-                f"[{three_digits(low)}, {three_digits(high)}])"
+                f"{what} scores F1 {format_score(lower['f1'])}, not clearly below the clean baseline's "
+                f"{format_score(clean['f1'])} (difference {format_score(lower['difference'])} "
+                f"[{format_score(low)}, {format_score(high)}])"
             )
     return (True if controls["lower"] else None), None
 

@@ -16,7 +16,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.help import help_text
 from latentwire.harness.paths import CONF
 from latentwire.harness.program import Program, Task, load_function
-from latentwire.harness.progress import rank, speaks
+from latentwire.harness.progress import is_main_process, rank
 
 
 def launch(
@@ -48,10 +48,10 @@ def launch(
         message = explain(error, arguments, config_name)
         if message is None or asked_for_traceback:
             raise error from None
-        print(f"error: {message}" if speaks() else f"error in process {rank()}: {message}", file=sys.stderr)
+        print(f"error: {message}" if is_main_process() else f"error in process {rank()}: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        if speaks():
+        if is_main_process():
             print("interrupted; the same command goes on with what is not finished", file=sys.stderr)
         sys.exit(130)
     finally:

@@ -23,11 +23,11 @@ from latentwire.encoders.cost import COLLAPSED
 from latentwire.encoders.lm_layers import LMLayers
 from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import choose_dtype, place
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all
 from latentwire.harness.memory import choose_batch_tokens, within_memory
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json
 from latentwire.harness.run import Run, RunSpec, Stateful
@@ -38,13 +38,13 @@ from latentwire.harness.training import (
     make_accelerator,
     make_optimizer,
     make_scheduler,
-    require_finite,
+    require_finite_loss,
 )
 from latentwire.harness.typed_config import typed
 from latentwire.latent_training import passages
-from latentwire.latent_training.objective import Objective, Weights, halves
+from latentwire.latent_training.objective import LatentObjective, Weights, halves
 from latentwire.latent_training.passages import LatentData, Passage, load_latent_data
-from latentwire.latent_training.step_plan import Step, TrainingSpec, epochs_before_answers, plan_steps
+from latentwire.latent_training.step_plan import TrainingSpec, TrainingStep, epochs_before_answers, plan_steps
 from latentwire.latent_training.validation import HeldOut
 from latentwire.lm.models import LanguageModel, load_model
 from latentwire.lm.spec import ModelSpec
@@ -72,7 +72,7 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
     """
     settings = LatentRunSpec.of(cfg)
     accelerator = make_accelerator(cfg.device, cfg.dtype)
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     asked = {field.name: cfg[field.name] for field in fields(TrainingSpec)}
     asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
     spec = typed(TrainingSpec, asked)
@@ -101,7 +101,7 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
     run = Run(cfg, settings, identity, state)
     finished = run.finished()
     if finished is not None and (finished["until"] >= until or finished["stopped"]):
-        say(f"encoder: {run.folder / 'encoder'}  (finished before; force=true trains it anew)")
+        log(f"encoder: {run.folder / 'encoder'}  (finished before; force=true trains it anew)")
         return finished
     sizes = {"batch_tokens": spec.batch_tokens, "passages_per_step": spec.passages_per_step}
     with within_memory(state.device, sizes):
@@ -133,7 +133,7 @@ class _Training:
             self.lm: LanguageModel = load_model(model, self.state.device, choose_dtype(cfg.dtype, self.state.device))
         self.vocabulary = Vocabulary(self.lm.token_embeddings(), seed=cfg.seed)
         self.latents = self._build(model, settings.adapter_hidden)
-        self.objective = Objective(
+        self.objective = LatentObjective(
             self.lm, self.vocabulary, self.latents, weights, self.data.shots, spec.answer_tokens, spec.distance
         )
         self.parameters = dict(self.latents.named_parameters())
@@ -210,13 +210,13 @@ class _Training:
 
     def _tell(self) -> None:
         questions = sum(len(passage.questions) for passage in self.data.train)
-        say(
+        log(
             f"{self.cfg.name}: {len(self.data.train)} passages with {questions} questions to train on "
             f"(samples={self.spec.samples}), {len(self.data.held_out)} held out; {len(self.plan)} steps in "
             f"{self.spec.epochs} epochs; {sum(p.numel() for p in self.parameters.values()):,} weights"
         )
         for reason, count in self.data.counts.items():
-            say(f"note: {count} {reason} left out")
+            log(f"note: {count} {reason} left out")
 
     @property
     def _stopped(self) -> bool:
@@ -231,7 +231,7 @@ class _Training:
         with Progress(f"latent {self.cfg.name}", max(1, total)) as progress:
             for number in range(done + 1, last + 1):
                 if self._stopped:
-                    say(f"stopped: no better than epoch {self.best['epoch']} for {self.spec.patience} judgements")
+                    log(f"stopped: no better than epoch {self.best['epoch']} for {self.spec.patience} judgements")
                     break
                 step = self.plan[number - 1]
                 metrics, timings = self._step(number, step)
@@ -250,7 +250,7 @@ class _Training:
     def _scores(self) -> dict[str, float]:
         return {key: self.history[-1][key] for key in ("f1", "cosine") if key in self.history[-1]}
 
-    def _step(self, number: int, step: Step) -> tuple[dict[str, Any], dict[str, float]]:
+    def _step(self, number: int, step: TrainingStep) -> tuple[dict[str, Any], dict[str, float]]:
         """Do one optimizer step; the passages of this process in batches of a bounded size."""
         started, doing = time.perf_counter(), f"step {number} of {self.cfg.name}"
         self.latents.train()
@@ -337,9 +337,9 @@ class _Training:
             save_latents(self.latents, folder / "encoder", about)
             write_json(folder / "result.json", result)
             for line in _told(held_out):
-                say(line)
-            say(f"encoder: {folder / 'encoder'}")
-            say(f"ask it: python run.py task=latent_report checkpoint={folder}")
+                log(line)
+            log(f"encoder: {folder / 'encoder'}")
+            log(f"ask it: python run.py task=latent_report checkpoint={folder}")
         return result
 
 
@@ -368,7 +368,7 @@ def accumulate_gradients(
     """
     total = None
     for name, value in losses.items():
-        require_finite(f"the loss {name}", value, doing)
+        require_finite_loss(f"the loss {name}", value, doing)
         sums[name] = sums.get(name, 0.0) + float(value.detach()) / count
         share = getattr(weights, name) * value / count
         total = share if total is None else total + share

@@ -15,8 +15,8 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, learning_rate_share
-from latentwire.latent_training.objective import Objective, Weights
-from latentwire.latent_training.screening import interval, promoted, rank, render, rounds_of
+from latentwire.latent_training.objective import LatentObjective, Weights
+from latentwire.latent_training.screening import interval, promoted, rank, render_ranking, rounds_of
 from latentwire.latent_training.task import accumulate_gradients
 from latentwire.latent_training.validation import HeldOut
 from latentwire.transforms.codebook import SoftCodebook
@@ -370,12 +370,14 @@ def test_rounds_rise():
 
 def test_a_screening_is_told_with_what_it_does_not_tell_apart():
     ranking = rank(runs(a=[0.5, 0.5], b=[0.49, 0.51], c=[0.1, 0.1]))
-    text = render({"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]})
+    text = render_ranking(
+        {"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]}
+    )
     assert "Best: a; not told apart from it: b\n" in text
     wide = [{"until": None, "ranking": rank(runs(a=[0.4, 0.6], b=[0.45, 0.45])), "kept": ["a"]}]
-    assert "Best: a; not told apart from it: b\n" in render({"sweep": "s", "runs": [], "rounds": wide})
+    assert "Best: a; not told apart from it: b\n" in render_ranking({"sweep": "s", "runs": [], "rounds": wide})
     alone = [{"until": None, "ranking": rank(runs(a=[0.5])), "kept": ["a"]}]
-    assert "one seed: no interval" in render({"sweep": "s", "runs": [], "rounds": alone})
+    assert "one seed: no interval" in render_ranking({"sweep": "s", "runs": [], "rounds": alone})
 
 
 @pytest.mark.parametrize(
@@ -434,14 +436,14 @@ def test_gradients_are_weighed_and_shared_over_the_step():
 
 
 def test_a_step_in_parts_is_the_step(trains, tmp_path, monkeypatch):
-    real, asked = Objective.losses, {1: [], 4096: []}
+    real, asked = LatentObjective.losses, {1: [], 4096: []}
     for batch_tokens, sizes in asked.items():
 
         def noted(self, kind, passages, generator, sizes=sizes):
             sizes.append(len(passages))
             return real(self, kind, passages, generator)
 
-        monkeypatch.setattr(Objective, "losses", noted)
+        monkeypatch.setattr(LatentObjective, "losses", noted)
         assert trains(*WHOLE, f"batch_tokens={batch_tokens}", NOWHERE, f"out=r{batch_tokens}")[0] == 0
     assert set(asked[1]) == {1} and max(asked[4096]) == 3
     parts, whole = read_rows(tmp_path / "r1" / "metrics.jsonl"), read_rows(tmp_path / "r4096" / "metrics.jsonl")

@@ -13,8 +13,8 @@ from kat.grpo.objective import (
     grpo_loss,
     kl_divergence,
     loss_weights,
-    token_entropy,
-    token_logps,
+    per_token_entropy,
+    per_token_logps,
 )
 from latentwire.harness.errors import UserError
 from tests.helpers.grpo import objective
@@ -55,16 +55,16 @@ def test_degenerate_groups_are_those_of_equal_rewards():
 
 def test_statistics_of_tokens_by_hand():
     logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25]]]))
-    assert token_logps(logits, torch.tensor([[1]]), 1.0).item() == pytest.approx(math.log(0.25))
-    assert token_entropy(logits, 1.0).item() == pytest.approx(1.5 * math.log(2))
+    assert per_token_logps(logits, torch.tensor([[1]]), 1.0).item() == pytest.approx(math.log(0.25))
+    assert per_token_entropy(logits, 1.0).item() == pytest.approx(1.5 * math.log(2))
     # half the temperature squares the odds: 4 : 1 : 1
-    assert token_logps(logits, torch.tensor([[0]]), 0.5).item() == pytest.approx(math.log(4 / 6))
-    assert token_entropy(logits, 0.5).item() == pytest.approx(-(4 / 6) * math.log(4 / 6) - 2 / 6 * math.log(1 / 6))
+    assert per_token_logps(logits, torch.tensor([[0]]), 0.5).item() == pytest.approx(math.log(4 / 6))
+    assert per_token_entropy(logits, 0.5).item() == pytest.approx(-(4 / 6) * math.log(4 / 6) - 2 / 6 * math.log(1 / 6))
 
 
 def test_statistics_have_the_gradient_of_a_softmax():
     logits = torch.zeros(1, 1, 3, requires_grad=True)
-    token_logps(logits, torch.tensor([[2]]), 0.5).sum().backward()
+    per_token_logps(logits, torch.tensor([[2]]), 0.5).sum().backward()
     assert torch.allclose(logits.grad[0, 0], torch.tensor([-2 / 3, -2 / 3, 4 / 3]))
 
 

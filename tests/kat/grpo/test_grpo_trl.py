@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kat.grpo.objective import advantages, degenerate_groups, grpo_loss, loss_weights, token_entropy, token_logps
+from kat.grpo.objective import (
+    advantages,
+    degenerate_groups,
+    grpo_loss,
+    loss_weights,
+    per_token_entropy,
+    per_token_logps,
+)
 from latentwire.lm.models import load_model
 from tests.helpers.grpo import objective
 from tests.helpers.models import model_spec
@@ -75,8 +82,8 @@ def test_loss_and_gradient_are_those_of_trl(
 
     def own_logps():
         logits = model(ids, attention_mask=attention).logits[:, 4:-1]
-        logps = token_logps(logits, inputs["completion_ids"], temperature)
-        return logps, token_entropy(logits, temperature)
+        logps = per_token_logps(logits, inputs["completion_ids"], temperature)
+        return logps, per_token_entropy(logits, temperature)
 
     logps = own_logps()[0].detach()
     old = logps + old_differs * 0.5 * torch.randn(logps.shape, generator=g)

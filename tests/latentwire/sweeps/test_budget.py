@@ -16,19 +16,19 @@ from omegaconf import OmegaConf
 from latentwire.evaluation import request, task
 from latentwire.evaluation.setup import block_ends
 from latentwire.harness import app, program
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.paths import CONF
 from latentwire.harness.results import ResultStore, write_jsonl
 from latentwire.reports import html
 from latentwire.sweeps import schedule
-from latentwire.sweeps.successive_halving import Cost, first_round, next_round
+from latentwire.sweeps.successive_halving import JobCost, first_round, next_round
 from tests.helpers.files import read_json
 from tests.helpers.programs import command, environment
 from tests.helpers.results import without_timings
 
-A_SECOND = Cost(0.0, 1.0)
+A_SECOND = JobCost(0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_the_first_round_leaves_time_for_two_halvings(seconds, count):
 
 
 def test_launching_a_job_costs_too():
-    assert Cost(2.0, 0.5).of(10, 4) == 40
-    assert first_round(250, Cost(8.0, 1.0), 5000, 4, 80) == 4
+    assert JobCost(2.0, 0.5).of(10, 4) == 40
+    assert first_round(250, JobCost(8.0, 1.0), 5000, 4, 80) == 4
 
 
 def test_the_better_half_of_each_source_goes_on():
@@ -360,8 +360,8 @@ def test_what_a_job_and_an_example_cost():
         {"num_samples": 8, "time_sec": 4.0, "job_sec": 7.0},
         {"num_samples": 8, "time_sec": 12.0, "job_sec": 13.0},
     ]
-    assert schedule.measured_cost(results, 1) == Cost(2.0, 1.0)
-    assert schedule.measured_cost(results, 2) == Cost(1.0, 1.0)
+    assert schedule.measured_cost(results, 1) == JobCost(2.0, 1.0)
+    assert schedule.measured_cost(results, 2) == JobCost(1.0, 1.0)
 
 
 def test_a_lap_holds_all_seconds_since_they_were_counted(monkeypatch):
@@ -376,7 +376,7 @@ def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
     (tmp_path / "mine.jsonl").write_text(
         '{"id": "q", "context": "Number one lives here.", "question": "Who?", "answers": "Number one"}'
     )
-    state = place("cpu")
+    state = accelerator_state("cpu")
 
     def key(*overrides: str) -> str:
         with initialize_config_dir(str(CONF), version_base="1.3"):
