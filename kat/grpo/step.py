@@ -39,7 +39,7 @@ class GrpoSpec(GRPOObjective):
     temperature: float
     top_p: float
     num_iterations: int
-    mask_truncated: bool
+    mask_truncated_completions: bool
     reward_funcs: list[str]
     reward_weights: list[float]
     eval_every: int
@@ -120,7 +120,7 @@ class GRPOStep:
         rollout = self._roll_out(number, drawn, doing)
         sampled = time.perf_counter()
         rows = [rollout.rows[i] for i in rollout.counted]
-        a = advantages(rollout.rewards, self.spec.scale).flatten()[rollout.counted].to(self.state.device)
+        a = advantages(rollout.rewards, self.spec.scale_rewards).flatten()[rollout.counted].to(self.state.device)
         lengths = [len(row.completion.ids) for row in rows]
         tokens, sequences, pulling = map(int, self._add_up([sum(lengths), len(rows), int(a.any())]))
         if not pulling:  # weight decay and AdamW's momentum would move the weights all the same
@@ -153,7 +153,7 @@ class GRPOStep:
             flat = [(prompt, c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
             sampled = [described(self.tokenizer, prompt, completion) for prompt, completion in flat]
             total, by_name = self.rewards(sampled, doing)
-        counted = [i for i, (_, c) in enumerate(flat) if c.ended or not self.spec.mask_truncated]
+        counted = [i for i, (_, c) in enumerate(flat) if c.ended or not self.spec.mask_truncated_completions]
         rows = [PolicyRow(prompt.ids, completion) for prompt, completion in flat]
         empty = sum(not row.completion.strip() for row in sampled)
         return _Rollout(rows, total.view(len(prompts), -1), by_name, counted, empty)
@@ -189,7 +189,7 @@ class GRPOStep:
                     sampled = pad_sequence([row.completion.logps for row in part], batch_first=True)
                     sums["sampling_gap"] += float((sampled - old[number])[mask].abs().sum())
                     sums["entropy"] += sum(float(row.completion.entropy.sum()) for row in part)
-                weights = loss_weights(mask, self.spec.normalisation, tokens, sequences)
+                weights = loss_weights(mask, self.spec.loss_type, tokens, sequences)
                 terms = grpo_loss(logps, old[number], ref.get(number), a[batch], weights, self.spec)
                 where = f"{doing}, inner epoch {epoch}, micro-batch {number + 1} of {len(batches)}"
                 require_finite_loss("the loss", terms.loss, where)

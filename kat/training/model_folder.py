@@ -14,7 +14,19 @@ from latentwire.lm.model_folder import weight_files
 
 READ_TOO = ("*.json", "*.jinja", "*.model", "*.txt")  # settings and tokenizer
 # Settings of a run that decide nothing it learns, and the sampler, by which they are meant to differ.
-NOT_COMPARED = ("sampler", "out", "name", "variant", "folder", "force", "only", "tracker", "keep", "checkpoint_every")
+NOT_COMPARED = (
+    "sampler",
+    "out",
+    "name",
+    "variant",
+    "folder",
+    "force",
+    "only",
+    "tracker",
+    "keep",
+    "keep_checkpoints",
+    "checkpoint_every",
+)
 
 
 @dataclass(frozen=True)

@@ -47,15 +47,15 @@ def scores_on(ids: tuple[str, ...], by: ById) -> Scores:
 class AnalysisSettings:
     """How results are judged; plain settings at the root of the config."""
 
-    floor: float  # a clean F1 below this cannot tell repairs apart
-    wished: float  # a difference in F1 to plan for
+    min_clean_f1: float  # a clean F1 below this cannot tell repairs apart
+    target_difference: float  # a difference in F1 to plan for
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
-        if not 0 <= self.floor < 1:
-            raise UserError(f"floor={self.floor}: is an F1, between 0 and 1")
-        if not 0 < self.wished <= 1:
-            raise UserError(f"wished={self.wished}: is a difference in F1, above 0 and at most 1")
+        if not 0 <= self.min_clean_f1 < 1:
+            raise UserError(f"min_clean_f1={self.min_clean_f1}: is an F1, between 0 and 1")
+        if not 0 < self.target_difference <= 1:
+            raise UserError(f"target_difference={self.target_difference}: is a difference in F1, above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def detectable(sd: float | None, count: int, comparisons: int) -> dict[str, floa
     }
 
 
-def power(sds: list[float], baseline: Result | None, wished: float) -> dict[str, Any] | None:
+def power(sds: list[float], baseline: Result | None, target_difference: float) -> dict[str, Any] | None:
     """Return what the examples of a group can show, by the median spread of the comparisons that have any."""
     comparisons, sds = len(sds), [sd for sd in sds if sd > 0]
     if baseline is None or not sds:
@@ -143,9 +143,9 @@ def power(sds: list[float], baseline: Result | None, wished: float) -> dict[str,
         "alpha_corrected": ALPHA / comparisons,
         "spread": middle,
         **detectable(middle, count, comparisons),
-        "wished": wished,
-        "samples_needed": samples_needed(middle, wished, ALPHA),
-        "samples_needed_corrected": samples_needed(middle, wished, ALPHA / comparisons),
+        "wished": target_difference,
+        "samples_needed": samples_needed(middle, target_difference, ALPHA),
+        "samples_needed_corrected": samples_needed(middle, target_difference, ALPHA / comparisons),
         "formula": POWER_FORMULA,
     }
 
@@ -197,14 +197,14 @@ def group_controls(results: list[Result], evidence: Evidence) -> dict[str, Any] 
     return {"clean": {key: evidence.clean[key] for key in shown}, "lower": rows}
 
 
-def answerable(controls: dict[str, Any] | None, floor: float) -> tuple[bool | None, str | None]:
+def answerable(controls: dict[str, Any] | None, min_clean_f1: float) -> tuple[bool | None, str | None]:
     """Tell whether this model, prompt and data can answer the question, by the controls; why, where they cannot."""
     if controls is None:
         return None, None
     clean = controls["clean"]
-    if clean["f1"] < floor:
+    if clean["f1"] < min_clean_f1:
         return False, f"the clean baseline reads too little: F1 {format_score(clean['f1'])}, the floor is " + (
-            f"{format_score(floor)} (floor=...)"
+            f"{format_score(min_clean_f1)} (min_clean_f1=...)"
         )
     for lower in controls["lower"]:
         if not lower["clearly_below"]:

@@ -77,8 +77,8 @@ def analyze(
         evidence = Evidence(baseline, clean, empty, random, variant in controlled, scores, judging)
         analysed.append(_analyze_group(group, members, evidence))
     return {
-        "floor": judging.floor,
-        "wished": judging.wished,
+        "floor": judging.min_clean_f1,
+        "wished": judging.target_difference,
         "warnings": joined([*results, *controls]),
         "groups": analysed,
         "coverage": coverage(analysed),
@@ -125,7 +125,7 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
         for result in ranked
     ]
     controls = group_controls(results, evidence)
-    can_answer, reason = answerable(controls, evidence.judging.floor)
+    can_answer, reason = answerable(controls, evidence.judging.min_clean_f1)
     needed = {"the clean control": evidence.clean, "the empty context, the lower control,": evidence.empty}
     missing = [control for control, result in needed.items() if result is None]
     if evidence.controlled and missing:
@@ -143,7 +143,7 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
         "answerable": can_answer,
         "reason": reason,
         "controls": controls,
-        "power": power(list(spread_of.values()), baseline, evidence.judging.wished),
+        "power": power(list(spread_of.values()), baseline, evidence.judging.target_difference),
         "ranking": rows,
         "best_of_family": list(best.values()),
         "dial_means": _dial_means(results),

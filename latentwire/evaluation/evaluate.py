@@ -41,7 +41,7 @@ def evaluate(
     transform: Component,
     state: PartialState,
     title: str,
-    asked: int | None = None,
+    num_examples: int | None = None,
     known: Sequence[dict[str, Any]] = (),
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Ask every example through one source and one transform.
@@ -54,8 +54,8 @@ def evaluate(
         transform: What repairs.
         state: The device and the processes.
         title: For the progress shown.
-        asked: Ask only this many of the examples, the end of a block.
-        known: Rows of the first examples from before, up to the end of a block; they are not asked again.
+        num_examples: Ask only this many of the examples, the end of a block.
+        known: Rows of the first examples from before, up to the end of a block; they are not num_examples again.
 
     Returns:
         Scores with their intervals and what else is to be known of the run, and one row for each example:
@@ -66,9 +66,11 @@ def evaluate(
             embeddings that a transform cannot be fitted on; in every process, whichever met it.
     """
     started = time.perf_counter()
-    end = len(bench.prompts) if asked is None else min(asked, len(bench.prompts))
+    end = len(bench.prompts) if num_examples is None else min(num_examples, len(bench.prompts))
     if end not in block_ends(len(bench.prompts), bench.first):
-        raise UserError(f"asked={asked}: must be the end of a block of examples ({bench.first} times 1, 2, 4, ...)")
+        raise UserError(
+            f"num_examples={num_examples}: must be the end of a block of examples ({bench.first} times 1, 2, 4, ...)"
+        )
     before = bench.decoder.seconds, bench.decoder.positions
     share = _Share()
     wanted = range(len(known), end)
@@ -152,7 +154,7 @@ def _ask_share(
 def _fit(
     bench: EvaluationSetup, distort: Source, repair: Transform, source: Component, transform: Component
 ) -> dict[str, Any] | None:
-    """Fit a transform that wants it, on the source's embeddings of passages that are not asked about.
+    """Fit a transform that wants it, on the source's embeddings of passages that are not num_examples about.
 
     Returns:
         What it was fitted on and what it found; None for a transform that is not fitted.
@@ -161,7 +163,7 @@ def _fit(
         return None
     if not bench.fitting:
         raise UserError(
-            f"embed_transform={transform.name}: is fitted on passages that are not asked about, and the data have "
+            f"embed_transform={transform.name}: is fitted on passages that are not num_examples about, and the data have "
             "none; lower samples, or give another file for the shots (shots_path=FILE)"
         )
     seed = bench.settings.seed

@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> Result:
     if cfg.budget_minutes is not None and not sweeping:
         raise UserError(f"budget_minutes={cfg.budget_minutes}: belongs to a sweep; add -m, or leave it out")
     state = accelerator_state(cfg.device)
-    request = read(cfg, state, FIRST if cfg.asked is not None else 0)
+    request = read(cfg, state, FIRST if cfg.num_examples is not None else 0)
     model, data, settings, source, transform = (
         request.model, request.data, request.settings, request.source, request.transform,
     )  # fmt: skip
@@ -71,7 +71,7 @@ def run(cfg: DictConfig) -> Result:
         "data": data.name,
     }
     before = _finished(store, head, bool(cfg.force), state)
-    result = before if before is not None and _is_enough(before, cfg.asked) else None
+    result = before if before is not None and _is_enough(before, cfg.num_examples) else None
     if result is None:
         if state.is_main_process:
             store.require_writable()
@@ -80,12 +80,12 @@ def run(cfg: DictConfig) -> Result:
             bench = without_passages(bench)
         title = _title(cfg.name)
         known = read_jsonl(store.predictions_path(cfg.name)) if before is not None else []
-        body, predictions = _attempt(bench, source, transform, state, title, cfg.asked, known)
+        body, predictions = _attempt(bench, source, transform, state, title, cfg.num_examples, known)
         body = broadcast_from_main(state, _continued(before, body, program.current.lap(count=True)))
         result = {
             **head,
             **body,
-            "asked": cfg.asked,
+            "asked": cfg.num_examples,
             "seed": settings.seed,
             "dtype": str(request.dtype).removeprefix("torch."),
             **made_on(state),

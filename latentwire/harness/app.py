@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from latentwire.harness import processes, program, typed_config  # noqa: F401 (typed_config registers resolvers)
-from latentwire.harness.config_errors import explain, refuse_additions, require_task
+from latentwire.harness.config_errors import explain, refuse_additions, refuse_renamed, require_task
 from latentwire.harness.errors import UserError
 from latentwire.harness.help import help_text
 from latentwire.harness.paths import CONF
@@ -41,6 +41,7 @@ def launch(
     try:
         processes.hand_over(arguments)
         refuse_additions(arguments)
+        refuse_renamed(arguments)
         require_task(arguments, config_name, known_tasks)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_run)()
     except (Exception, _StoppedError) as raised:

@@ -33,7 +33,9 @@ class Checkpoints:
 
     def __init__(self, folder: Path, identity: dict[str, Any], keep: int = 2) -> None:
         if keep < 1:
-            raise UserError(f"keep={keep}: at least one checkpoint must stay, or a killed run could not go on")
+            raise UserError(
+                f"keep_checkpoints={keep}: at least one checkpoint must stay, or a killed run could not go on"
+            )
         self.folder, self.identity, self.keep = folder, identity, keep
 
     def save(self, step: int, state: State) -> None:

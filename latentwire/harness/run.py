@@ -28,11 +28,11 @@ class RunSpec:
 
     seed: int
     checkpoint_every: int
-    keep: int
+    keep_checkpoints: int
     force: bool
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep"):
+        for name in ("checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
 
@@ -73,7 +73,7 @@ class Run:
         self.cfg, self.spec, self.identity, self.state = cfg, spec, identity, state
         self.config: dict[str, Any] = dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
         self.folder = Path(cfg.out).expanduser()
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", identity, spec.keep)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", identity, spec.keep_checkpoints)
 
     def finished(self) -> dict[str, Any] | None:
         """Return the result where the same run is finished, after what force=true asks for.

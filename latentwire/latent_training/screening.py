@@ -41,13 +41,13 @@ def run(cfg: DictConfig) -> Run:
     """
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return latent(cfg)
-    about = {"name": str(cfg.name), "candidate": str(cfg.candidate), "seed": cfg.seed, "until": cfg.until}
+    about = {"name": str(cfg.name), "candidate": str(cfg.candidate), "seed": cfg.seed, "until": cfg.stop_epoch}
     try:
         trained = latent(cfg)
     except NonFiniteError as error:
         log(f"{cfg.name}  FAILED: {error}")
         return {"status": "failed", "error": str(error), **about}
-    return {"status": "ok", **trained, **about, "score": score_until(trained, cfg.until)}
+    return {"status": "ok", **trained, **about, "score": score_until(trained, cfg.stop_epoch)}
 
 
 def direct(
@@ -68,7 +68,7 @@ def direct(
         kept = {row["candidate"] for row in ranking[: promoted(len(ranking))]}
         log(f"{len(kept)} of {len(ranking)} candidates go on to epoch {until}")
         # What force=true asks for was done in the first round; from here on a run goes on.
-        more = [f"until={until}", "force=false"]
+        more = [f"stop_epoch={until}", "force=false"]
         jobs = [compose([*job.overrides, *more]) for job in jobs if job.config.candidate in kept]
         runs = yield jobs
         every += runs
@@ -125,7 +125,7 @@ def score_until(trained: Run, until: int | None) -> float:
     judged = [entry for entry in trained["history"] if until is None or entry["epoch"] <= until]
     if len(judged) < len(trained["history"]) and (not judged or judged[-1]["epoch"] != until):
         raise UserError(
-            f"until={until}: {Path(trained['encoder']).parent} was trained further and not judged at that epoch; give "
+            f"stop_epoch={until}: {Path(trained['encoder']).parent} was trained further and not judged at that epoch; give "
             "the sweep.rounds it was trained with, another out=, or force=true to train it anew"
         )
     return float(max(entry[trained["scored_by"]] for entry in judged))

@@ -55,7 +55,7 @@ from latentwire.lm.vocabulary import Vocabulary
 class LatentRunSpec(RunSpec):
     """Settings of a run that stand at the root beside those of `TrainingSpec`."""
 
-    until: int | None
+    stop_epoch: int | None
     extra: str
     adapter_hidden: int
 
@@ -79,9 +79,9 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
     weights = typed(Weights, cfg.weights, "weights.")
     optimizer = typed(OptimizerSpec, cfg.optimizer, "optimizer.")
     model, data = typed(ModelSpec, cfg.model, "model."), typed(DataSpec, cfg.data, "data.")
-    until = spec.epochs if settings.until is None else settings.until
-    if not 1 <= until <= spec.epochs:
-        raise UserError(f"until={until}: is an epoch of the run, between 1 and epochs={spec.epochs}")
+    stop_epoch = spec.epochs if settings.stop_epoch is None else settings.stop_epoch
+    if not 1 <= stop_epoch <= spec.epochs:
+        raise UserError(f"stop_epoch={stop_epoch}: is an epoch of the run, between 1 and epochs={spec.epochs}")
     extra = Path(settings.extra).expanduser()
     identity = {
         "task": "latent",
@@ -100,12 +100,12 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
     }  # fmt: skip
     run = Run(cfg, settings, identity, state)
     finished = run.finished()
-    if finished is not None and (finished["until"] >= until or finished["stopped"]):
+    if finished is not None and (finished["until"] >= stop_epoch or finished["stopped"]):
         log(f"encoder: {run.folder / 'encoder'}  (finished before; force=true trains it anew)")
         return finished
     sizes = {"batch_tokens": spec.batch_tokens, "passages_per_step": spec.passages_per_step}
     with within_memory(state.device, sizes):
-        return _Training(run, settings, spec, weights, optimizer, accelerator, until).train()
+        return _Training(run, settings, spec, weights, optimizer, accelerator, stop_epoch).train()
 
 
 class _Training:
@@ -119,9 +119,15 @@ class _Training:
         weights: Weights,
         optimizer: OptimizerSpec,
         accelerator: Accelerator,
-        until: int,
+        stop_epoch: int,
     ) -> None:
-        self.run, self.spec, self.weights, self.accelerator, self.until = run, spec, weights, accelerator, until
+        self.run, self.spec, self.weights, self.accelerator, self.stop_epoch = (
+            run,
+            spec,
+            weights,
+            accelerator,
+            stop_epoch,
+        )
         self.cfg = cfg = run.cfg
         self.state = run.state
         self.data: LatentData = load_latent_data(
@@ -226,7 +232,7 @@ class _Training:
         return len(later) >= self.spec.patience
 
     def _steps(self, done: int) -> None:
-        last = max((n for n, step in enumerate(self.plan, 1) if step.epoch <= self.until), default=0)
+        last = max((n for n, step in enumerate(self.plan, 1) if step.epoch <= self.stop_epoch), default=0)
         total = sum(len(step.passages) for step in self.plan[done:last])
         with Progress(f"latent {self.cfg.name}", max(1, total)) as progress:
             for number in range(done + 1, last + 1):
@@ -236,7 +242,7 @@ class _Training:
                 step = self.plan[number - 1]
                 metrics, timings = self._step(number, step)
                 judged = step.last_of_epoch and (
-                    step.epoch % self.spec.evaluate_every == 0 or step.epoch in (self.until, self.spec.epochs)
+                    step.epoch % self.spec.evaluate_every == 0 or step.epoch in (self.stop_epoch, self.spec.epochs)
                 )
                 if judged:
                     metrics |= {f"held_out_{key}": value for key, value in self._judge(step.epoch).items()}
@@ -320,7 +326,7 @@ class _Training:
             "score": self.best["score"],
             "scored_by": self.judge_by,
             "history": self.history,
-            "until": self.until,
+            "until": self.stop_epoch,
             "stopped": self._stopped,
             "counts": {
                 **self.data.counts,

@@ -202,7 +202,7 @@ def score_of_first(store: ResultStore, result: Result, count: int) -> float:
 
 
 def _asking(job: Job, count: int) -> Job:
-    return Job([*job.overrides, f"asked={count}"], job.config)
+    return Job([*job.overrides, f"num_examples={count}"], job.config)
 
 
 def _advance(asked: dict[str, int], contenders: set[str], halving: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
 
 
 def _judging(cfg: DictConfig) -> AnalysisSettings:
-    judging = typed(AnalysisSettings, {"floor": cfg.floor, "wished": cfg.wished})
+    judging = typed(AnalysisSettings, {"min_clean_f1": cfg.min_clean_f1, "target_difference": cfg.target_difference})
     judging.check()
     return judging
 

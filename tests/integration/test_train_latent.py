@@ -345,7 +345,7 @@ def test_a_candidate_whose_numbers_explode_does_not_stop_the_others(trains, tmp_
 def test_parts_that_splitting_made_too_short_are_left_out_and_counted(trains, tmp_path):
     whole = "The ferry left the long pier at noon with forty sacks of flour, and nobody on the quay waved. No."
     (tmp_path / "more.txt").write_text(whole)
-    arguments = [*WHOLE, "out=run", "weights.continuation=0", "until=1", "ratio=4", "extra=more.txt"]
+    arguments = [*WHOLE, "out=run", "weights.continuation=0", "stop_epoch=1", "ratio=4", "extra=more.txt"]
     status, _, err = trains(*arguments, "extra_words=18")
     assert status == 0, err
     counts = json.loads((tmp_path / "run/result.json").read_text())["counts"]
@@ -390,11 +390,11 @@ def test_a_screening_is_told_with_what_it_does_not_tell_apart():
         (["encoder=byte", "weights.vocabulary=1"], "tokens without an order say nothing to encoder=byte"),
         (["embed_transform=random_interpolation"], "does not hang on the encoder"),
         (["encoder=byte", "latent_len=4096"], "positions, more than the model's 4096"),
-        (["until=11"], "until=11: is an epoch of the run, between 1 and epochs=10"),
-        (["until=0"], "until=0: is an epoch of the run, between 1 and epochs=10"),
-        (["until=1.5"], "until=1.5: expected a whole number or null"),
+        (["stop_epoch=11"], "stop_epoch=11: is an epoch of the run, between 1 and epochs=10"),
+        (["stop_epoch=0"], "stop_epoch=0: is an epoch of the run, between 1 and epochs=10"),
+        (["stop_epoch=1.5"], "stop_epoch=1.5: expected a whole number or null"),
         (["checkpoint_every=0"], "checkpoint_every=0: must be at least 1"),
-        (["keep=0"], "keep=0: must be at least 1"),
+        (["keep_checkpoints=0"], "keep_checkpoints=0: must be at least 1"),
         (["adapter_hidden=x"], "adapter_hidden=x: expected a whole number"),
         (["extra=5"], "extra=5: no such file"),
         (["judge_by=em"], "judge_by=em: unknown"),
@@ -455,13 +455,13 @@ def test_the_weights_of_the_best_epoch_are_saved(trains, tmp_path, monkeypatch):
     told = iter([0.9, 0.2, 0.1, 0.9])
     monkeypatch.setattr(HeldOut, "scores", lambda *_: {"cosine": next(told), "likeness": 0.0})
     assert trains(*QUICK, "evaluate_every=1", "out=all")[0] == 0
-    assert trains(*QUICK, "evaluate_every=1", "until=1", "out=one")[0] == 0
+    assert trains(*QUICK, "evaluate_every=1", "stop_epoch=1", "out=one")[0] == 0
     ours, theirs = weights_in(tmp_path / "all"), weights_in(tmp_path / "one")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_training_starts_from_the_lms_layers(trains, tiny, tmp_path):
-    assert trains(*WHOLE, "until=1", NOWHERE, "out=run")[0] == 0
+    assert trains(*WHOLE, "stop_epoch=1", NOWHERE, "out=run")[0] == 0
     name = "layers.0.self_attn.q_proj.weight"
     saved = weights_in(tmp_path / "run")["encoder.body." + name]
     assert torch.equal(saved, tiny.model.base_model.get_parameter(name))
@@ -527,13 +527,13 @@ def test_a_held_out_passage_that_the_ratio_leaves_nothing_of_is_refused(trains, 
 
 
 def test_a_checkpoint_of_another_version_is_told(trains, monkeypatch):
-    assert trains(*QUICK, "until=1", "out=run")[0] == 0
+    assert trains(*QUICK, "stop_epoch=1", "out=run")[0] == 0
 
     def missing(*_: object) -> None:
         raise RuntimeError("Error(s) in loading\n\tMissing key(s): kappa")
 
     monkeypatch.setattr("latentwire.latent_training.task.Latents.load_state_dict", missing)
-    status, _, err = trains(*QUICK, "until=2", "out=run")
+    status, _, err = trains(*QUICK, "stop_epoch=2", "out=run")
     assert status == 1
     assert "the latents in it are of another version of the program (Error(s) in loading Missing key(s): kappa)" in err
     assert "force=true trains anew" in err and "Traceback" not in err

@@ -23,7 +23,7 @@ def scores_of(right: int) -> np.ndarray:
     return np.array([1.0] * right + [0.0] * (COUNT - right))
 
 
-JUDGING = AnalysisSettings(floor=0.1, wished=0.05)
+JUDGING = AnalysisSettings(min_clean_f1=0.1, target_difference=0.05)
 
 
 def analysis_of(

@@ -95,7 +95,7 @@ def test_the_last_examples_end_the_sweep():
 
 
 SWEEP = ["-m", "embed_transform=baseline,rms_matching,nearest_k,random_interpolation", "embed_source=text,scaled",
-         "model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "floor=0"]  # fmt: skip
+         "model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "min_clean_f1=0"]  # fmt: skip
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def played(cfg, jobs, finished, calls=None):
             return read_json(schedule.plan_path(Path(cfg.out)))
         answers = []
         for job in todo:
-            name, asked = job.config.name, int(job.overrides[-1].removeprefix("asked="))
+            name, asked = job.config.name, int(job.overrides[-1].removeprefix("num_examples="))
             if finished.get(name, 0) < asked:
                 if next(left, None) is None:
                     return None
@@ -283,8 +283,8 @@ def test_the_estimate_at_the_start_holds_the_launching_of_jobs(cli, exact_costs,
 def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
     small = ["model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "embed_source=noisy"]
     for asked in (4, 8, 20):
-        assert cli(*small, f"asked={asked}", "out=grown")[0] == 0
-    assert cli(*small, "asked=20", "out=whole")[0] == 0
+        assert cli(*small, f"num_examples={asked}", "out=grown")[0] == 0
+    assert cli(*small, "num_examples=20", "out=whole")[0] == 0
     grown, whole = (read_json(f"{folder}/baseline@noisy0.0dB.json") for folder in ("grown", "whole"))
     for result in (grown, whole):
         assert result["timing"]["decoded"] + result["timing"]["reused"] == 20
@@ -294,9 +294,9 @@ def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
     rows = [Path(f"{folder}/baseline@noisy0.0dB.predictions.jsonl").read_bytes() for folder in ("grown", "whole")]
     assert rows[0] == rows[1]
     assert not list(Path("grown/replaced").glob("*"))
-    _, _, err = cli(*small, "asked=8", "out=grown")
+    _, _, err = cli(*small, "num_examples=8", "out=grown")
     assert "n=20  (finished before)" in err
-    assert "asked=5: must be the end of a block" in cli(*small, "asked=5", "out=new")[2]
+    assert "num_examples=5: must be the end of a block" in cli(*small, "num_examples=5", "out=new")[2]
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_budgets_that_cannot_be(cli, arguments, message):
 @pytest.mark.slow
 def test_a_killed_budgeted_sweep_goes_on_with_its_plan(cli, tmp_path):
     sweeping = ["-m", "embed_transform=baseline,rms_matching", "embed_source=scaled", "model=tiny_random", "samples=20",
-                "shots=1", "max_new_tokens=2", "floor=0", "budget_minutes=30"]  # fmt: skip
+                "shots=1", "max_new_tokens=2", "min_clean_f1=0", "budget_minutes=30"]  # fmt: skip
     # enough for all five jobs: the plan does not depend on times
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(
@@ -386,7 +386,7 @@ def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
         return schedule.open_plan(with_budget, state, [job], 20)["key"]
 
     before = key()
-    assert before == key("only=base*", "wished=0.1")  # what decides no result
+    assert before == key("only=base*", "target_difference=0.1")  # what decides no result
     if change == "version":
         monkeypatch.setattr(request.latentwire, "__version__", "9")
         assert key() != before
