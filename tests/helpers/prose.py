@@ -62,8 +62,7 @@ def _of_python(text: str) -> Iterator[tuple[int, str]]:
             parts = [part.value if isinstance(part, ast.Constant) else "X" for part in node.values]
             yield node.lineno, "".join(map(str, parts))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            if " " in node.value.strip() or "\n" in node.value:
-                yield node.lineno, node.value
+            yield from [(node.lineno, node.value)] if " " in node.value.strip() else []
 
 
 def _of_markdown(text: str) -> Iterator[tuple[int, str]]:
@@ -100,8 +99,8 @@ def files(root: Path) -> list[Path]:
     """Return the files below a folder that hold prose, or the file itself."""
     if root.is_file():
         return [root]
-    hidden = {".venv", ".git", "outputs", "__pycache__", "_build"}
-    return [p for p in sorted(root.rglob("*")) if p.suffix in SUFFIXES and not hidden & set(p.parts)]
+    found = [path for path in sorted(root.rglob("*")) if path.suffix in SUFFIXES]
+    return [path for path in found if not any(part[0] in "._" or part == "outputs" for part in path.parent.parts)]
 
 
 if __name__ == "__main__":
