@@ -2,11 +2,12 @@
 #   make sweep   set up, then the 35-configuration sweep on the embedded model
 #   make test    set up, then the whole test suite
 #   make check   lint, formatting and types
+#   make docs    the documentation site in docs/_build, without network
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test check clean
+.PHONY: setup sweep test check docs clean
 
 setup: $(READY)
 
@@ -28,5 +29,8 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup
+	$(BIN)/python -m sphinx -W -n --keep-going -q docs docs/_build
+
 clean:
-	rm -rf .venv outputs *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv outputs docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -7,26 +7,29 @@ python run.py experiment=auto_unseen                              a recorded exp
 python run.py task=pairs                                           prompts; task=prompts, embed, density then weigh them
 """
 
-from latentwire.harness.app import Task, launch
+from latentwire.harness.app import launch
+from latentwire.harness.program import Task
 
 TASKS = {
     "evaluate": Task(
-        run="latentwire.evaluate_job:run", finish="latentwire.sweep:finish", direct="latentwire.rounds:direct"
+        run="latentwire.evaluation.task:run",
+        finish="latentwire.sweeps.task:finish",
+        direct="latentwire.sweeps.schedule:direct",
     ),
-    "list": Task(run="latentwire.evaluate_job:list_one"),
-    "analyze": Task(run="latentwire.sweep:analyze_again"),
-    "latent_report": Task(run="latentwire.latent_report:report"),
-    "pairs": Task(run="kat.prepare:pairs"),
-    "prompts": Task(run="kat.prepare:prompts"),
-    "embed": Task(run="kat.embed_job:embed"),
-    "retrieve": Task(run="kat.retrieve:retrieve"),
-    "density": Task(run="kat.measure:density"),
-    "subsample": Task(run="kat.measure:subsample"),
-    "cluster": Task(run="kat.measure:clusters"),
-    "project": Task(run="kat.measure:projection"),
-    "score": Task(run="kat.score_job:score_file"),
-    "diversity": Task(run="kat.diversity_job:diversity"),
-    "verdict": Task(run="kat.verdict_job:verdict"),
+    "list": Task(run="latentwire.evaluation.task:list_one"),
+    "analyze": Task(run="latentwire.sweeps.task:analyze_again"),
+    "latent_report": Task(run="latentwire.evaluation.latent_report:report"),
+    "pairs": Task(run="kat.pipeline.prepare:pairs"),
+    "prompts": Task(run="kat.pipeline.prepare:prompts"),
+    "embed": Task(run="kat.pipeline.embed:embed"),
+    "retrieve": Task(run="kat.pipeline.retrieve:retrieve"),
+    "density": Task(run="kat.pipeline.density:density"),
+    "subsample": Task(run="kat.pipeline.subsample:subsample"),
+    "cluster": Task(run="kat.pipeline.cluster:clusters"),
+    "project": Task(run="kat.pipeline.project:projection"),
+    "score": Task(run="kat.reward.score:score_file"),
+    "diversity": Task(run="kat.diversity.task:diversity"),
+    "verdict": Task(run="kat.diversity.verdict_task:verdict"),
 }
 
 if __name__ == "__main__":

@@ -7,12 +7,17 @@ python train.py task=latent encoder=bottleneck loss=reconstruction  an encoder, 
 python train.py experiment=latent_2x                                a recorded experiment; conf/experiment/ has them all
 """
 
-from latentwire.harness.app import Task, launch
+from latentwire.harness.app import launch
+from latentwire.harness.program import Task
 
 TASKS = {
-    "grpo": Task(run="kat.train_grpo:grpo"),
-    "reward": Task(run="kat.train_reward:reward"),
-    "latent": Task(run="latentwire.screen:run", finish="latentwire.screen:finish", direct="latentwire.screen:direct"),
+    "grpo": Task(run="kat.grpo.task:grpo"),
+    "reward": Task(run="kat.reward.task:reward"),
+    "latent": Task(
+        run="latentwire.latent_training.screening:run",
+        finish="latentwire.latent_training.screening:finish",
+        direct="latentwire.latent_training.screening:direct",
+    ),
 }
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from sklearn.neighbors import KernelDensity, NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kat.density import kernel_sums, kernel_sums_in_lists, weigh
-from kat.embed import load_embeddings
-from kat.neighbours import nearest
+from kat.density.estimate import kernel_sums, kernel_sums_in_lists, weigh
+from kat.density.nearest import nearest
+from kat.embedding.store import load_embeddings
 from latentwire.harness.errors import UserError
 
 SETTINGS: dict[str, Any] = {

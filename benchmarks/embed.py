@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from kat.embed import HiddenEmbedder, embed_texts
-from kat.prompts import read_prompts
-from latentwire.harness import app
+from kat.data.prompts import read_prompts
+from kat.embedding.pooling import HiddenEmbedder, embed_texts
 from latentwire.harness.device import choose_dtype, describe_machine
-from latentwire.models import ModelSpec, load_model
+from latentwire.harness.paths import CONF
+from latentwire.harness.typed_config import typed
+from latentwire.lm.models import load_model
+from latentwire.lm.spec import ModelSpec
 
 SETTINGS = {"short": "", "long": "", "model": "smollm2", "rounds": 3, "batch_tokens": 8192, "dtype": "auto",
             "device": "cpu", "texts": 600, "longest": 1024}  # fmt: skip
@@ -35,7 +37,7 @@ def in_file_order(embedder: HiddenEmbedder, texts: list[str]) -> torch.Tensor:
 def main(arguments: list[str]) -> None:
     """Measure and print."""
     cfg = OmegaConf.merge(SETTINGS, OmegaConf.from_dotlist(arguments))
-    spec = app.typed(ModelSpec, OmegaConf.load(app.CONF / "model" / f"{cfg.model}.yaml").model)
+    spec = typed(ModelSpec, OmegaConf.load(CONF / "model" / f"{cfg.model}.yaml").model)
     lm = load_model(spec, torch.device(cfg.device), choose_dtype(cfg.dtype, torch.device(cfg.device)))
     embedder = HiddenEmbedder(lm.model, lm.tokenizer)
     of_long = cfg.texts // 3

@@ -33,19 +33,22 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from latentwire.bench import Bench, Choice, Settings, prepare
-from latentwire.data import DataSpec
-from latentwire.evaluate import evaluate
-from latentwire.generation import Decoder
-from latentwire.harness import app
-from latentwire.harness.device import choose_batch_tokens, choose_dtype, describe_machine, generator_for, place
+from latentwire.data.examples import DataSpec
+from latentwire.data.prompts import Prompt
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
+from latentwire.harness.device import choose_dtype, describe_machine, place
 from latentwire.harness.grids import expand, factors
+from latentwire.harness.memory import choose_batch_tokens
+from latentwire.harness.paths import CONF
+from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json
-from latentwire.models import ModelSpec
-from latentwire.prompts import Prompt
-from latentwire.sources import build_source
-from latentwire.transforms import build_transform
-from latentwire.vocabulary import Vocabulary
+from latentwire.harness.typed_config import typed
+from latentwire.lm.decoding import Decoder
+from latentwire.lm.spec import ModelSpec
+from latentwire.lm.vocabulary import Vocabulary
+from latentwire.sources.registry import build_source
+from latentwire.transforms.registry import build_transform
 
 SETTINGS = {
     "samples": 12,  # examples of each configuration
@@ -68,7 +71,7 @@ class Configuration:
 
 def the_35() -> list[Configuration]:
     """Return the configurations of sweep=embed35 in their order."""
-    with initialize_config_dir(str(app.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         preset = factors(compose("run", overrides=["sweep=embed35"]).sweep)
         configs = [compose("run", overrides=job) for job in expand(preset, [])]
     return [Configuration(cfg.name, Choice(cfg.embed_transform.name, _plain(cfg.embed_transform.dials)))
@@ -175,7 +178,7 @@ class Ours:
         self.state = place(cfg.device)
         device = self.state.device
         data = DataSpec("file", "file", path=cfg.data) if cfg.data else DataSpec("short_qa", "short_qa")
-        model = app.typed(ModelSpec, OmegaConf.load(app.CONF / "model" / f"{cfg.model}.yaml").model)
+        model = typed(ModelSpec, OmegaConf.load(CONF / "model" / f"{cfg.model}.yaml").model)
         resolved = choose_dtype(dtype, device)
         name = str(resolved).removeprefix("torch.")
         settings = Settings(samples, 0, 5, 3, 12, choose_batch_tokens("auto", device), name)
@@ -326,8 +329,8 @@ def main(arguments: list[str]) -> None:
 
 def shot_ids(cfg: DictConfig, bench: Bench) -> Tensor:
     """Return the token ids of the shots, (P,)."""
-    from latentwire.data import choose_examples, load_data
-    from latentwire.prompts import PromptWriter
+    from latentwire.data.examples import choose_examples, load_data
+    from latentwire.data.prompts import PromptWriter
 
     data = DataSpec("file", "file", path=cfg.data) if cfg.data else DataSpec("short_qa", "short_qa")
     shots, _ = choose_examples(load_data(data), len(bench.prompts), 5, 3, 0)

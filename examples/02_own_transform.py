@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))  # for run.py, which is in no package
 
 from latentwire import Transform, UserError, Vocabulary  # noqa: E402
 from latentwire.harness.app import launch  # noqa: E402
-from latentwire.transforms import LABELS, TRANSFORMS  # noqa: E402
+from latentwire.transforms.registry import LABELS, TRANSFORMS  # noqa: E402
 from run import TASKS  # noqa: E402
 
 

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, open_dict
 
-from latentwire.harness import app
+from latentwire.harness import program
 from latentwire.harness.grids import Job, expand, factors, keep, print_jobs, variants
 
 
@@ -45,25 +45,27 @@ class GridUnionSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        preset = factors(self.config.sweep) if app.takes_sweeps(self.config.task) else []
-        jobs = [self._compose(job) for job in expand(preset, parser.parse_overrides(arguments))]
+        preset = factors(self.config.sweep) if program.current.takes_sweeps(self.config.task) else []
+        jobs = [self.compose(job) for job in expand(preset, parser.parse_overrides(arguments))]
         jobs = [
-            self._compose([*job.overrides, f"variant='{variant}'"]) if variant else job
+            self.compose([*job.overrides, f"variant='{variant}'"]) if variant else job
             for job, variant in zip(jobs, variants(jobs), strict=True)
         ]
-        chosen = app.takes_sweeps(self.config.task) or app.entry == "train"  # what trains runs under names of its own
+        chosen = (
+            program.current.takes_sweeps(self.config.task) or program.current.entry == "train"
+        )  # what trains runs under names of its own
         jobs = keep(jobs, self.config.only) if chosen else jobs
         if self.config.task == "list":
             print_jobs(jobs)
             return []
-        rounds = app.direct(self.config, jobs, self._compose)
+        rounds = program.current.direct(self.config, jobs, self.compose)
         try:
             batch = next(rounds)
             while True:
                 batch = rounds.send(self._run(batch))
         except StopIteration as end:
             results: list[Any] = end.value
-        app.finish(self.config, results)
+        program.current.finish(self.config, results)
         return results
 
     def _run(self, jobs: list[Job]) -> list[Any]:
@@ -73,12 +75,12 @@ class GridUnionSweeper(BasicSweeper):
         returns: list[Any] = []
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
-            app.position = (start + 1, len(jobs)) if len(batch) == 1 else None
+            program.current.position = (start + 1, len(jobs)) if len(batch) == 1 else None
             for job in self.launcher.launch([job.overrides for job in batch], initial_job_idx=start):
                 returns.append(job.return_value)  # raises what the job raised
         return returns
 
-    def _compose(self, overrides: Sequence[str]) -> Job:
+    def compose(self, overrides: Sequence[str]) -> Job:
         """Compose a job: files once for each choice of them, plain values set on a copy, as Hydra itself sets them.
 
         Hydra's own settings are left out: most of what there would be to copy, and nobody's to read here.

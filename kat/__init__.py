@@ -7,17 +7,17 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-    "Density": "kat.density:Density",
-    "DensityAwareSampler": "kat.sampler:DensityAwareSampler",
-    "DensitySpec": "kat.density:DensitySpec",
-    "attach": "kat.trl:attach",
-    "diagnose": "kat.diagnostics:diagnose",
-    "embed_hidden": "kat.embed:embed_hidden",
-    "estimate": "kat.density:estimate",
-    "load_pairs_by_name": "kat.by_name:load_pairs_by_name",
-    "project": "kat.projection:project",
-    "self_bleu": "kat.bleu:self_bleu",
-    "unique_prompts": "kat.prompts:unique_prompts",
+    "Density": "kat.density.estimate:Density",
+    "DensityAwareSampler": "kat.sampling.sampler:DensityAwareSampler",
+    "DensitySpec": "kat.density.estimate:DensitySpec",
+    "attach": "kat.sampling.trl:attach",
+    "diagnose": "kat.density.diagnostics:diagnose",
+    "embed_hidden": "kat.embedding.pooling:embed_hidden",
+    "estimate": "kat.density.estimate:estimate",
+    "load_pairs_by_name": "kat.data.by_name:load_pairs_by_name",
+    "project": "kat.density.projection:project",
+    "self_bleu": "kat.diversity.bleu:self_bleu",
+    "unique_prompts": "kat.data.prompts:unique_prompts",
 }
 __all__ = list(_PUBLIC)
 

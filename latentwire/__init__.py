@@ -9,16 +9,16 @@ from typing import Any
 from latentwire.harness import __version__ as __version__
 
 _PUBLIC = {
-    "LanguageModel": "latentwire.models:LanguageModel",
-    "TRANSFORMS": "latentwire.transforms:TRANSFORMS",
-    "Transform": "latentwire.transform:Transform",
+    "LanguageModel": "latentwire.lm.models:LanguageModel",
+    "TRANSFORMS": "latentwire.transforms.registry:TRANSFORMS",
+    "Transform": "latentwire.transforms.base:Transform",
     "UserError": "latentwire.harness.errors:UserError",
-    "Vocabulary": "latentwire.vocabulary:Vocabulary",
-    "build_source": "latentwire.sources:build_source",
-    "build_transform": "latentwire.transforms:build_transform",
-    "exact_match": "latentwire.metrics:exact_match",
-    "f1_score": "latentwire.metrics:f1_score",
-    "load_model_by_name": "latentwire.by_name:load_model_by_name",
+    "Vocabulary": "latentwire.lm.vocabulary:Vocabulary",
+    "build_source": "latentwire.sources.registry:build_source",
+    "build_transform": "latentwire.transforms.registry:build_transform",
+    "exact_match": "latentwire.evaluation.metrics:exact_match",
+    "f1_score": "latentwire.evaluation.metrics:f1_score",
+    "load_model_by_name": "latentwire.lm.by_name:load_model_by_name",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -1,28 +1,27 @@
-"""What several test files share: models, loaded once, and the command line."""
+"""Fixtures that several test files use: models, loaded once, and the command line."""
 
 from __future__ import annotations
 
 import os
-import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test waits for a network
-# Figures are compared to the bit here and there: the same device and dtype wherever tests run, unless one is named.
+# The same device and dtype on every machine, unless the environment names others.
 os.environ.setdefault("LATENTWIRE_DEVICE", "cpu")
 os.environ.setdefault("LATENTWIRE_DTYPE", "float32")
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from latentwire.harness import app
-from latentwire.harness.app import CONF, typed
-from latentwire.models import LanguageModel, ModelSpec, load_model
-from run import TASKS
+from latentwire.lm.models import LanguageModel, load_model
+from latentwire.lm.vocabulary import Vocabulary
+from tests.helpers.models import model_spec
+from tests.helpers.programs import USERS, launch
 
-
-def model_spec(name: str) -> ModelSpec:
-    """The spec of a model as its YAML has it."""
-    return typed(ModelSpec, OmegaConf.load(CONF / "model" / f"{name}.yaml").model)
+CommandLine = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +36,15 @@ def smollm2() -> LanguageModel:
     return load_model(model_spec("smollm2"), torch.device("cpu"), torch.float32)
 
 
+@pytest.fixture(scope="session")
+def vocabulary(tiny: LanguageModel) -> Vocabulary:
+    """The vocabulary of the tiny model."""
+    return Vocabulary(tiny.token_embeddings())
+
+
 @pytest.fixture(scope="module")
-def one_thread():
-    """For tensors so small that they only wait for a second thread."""
+def one_thread() -> Iterator[None]:
+    """One thread, for tensors so small that a second thread only adds waiting."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -47,22 +52,37 @@ def one_thread():
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch, capfd):
-    """Run a command line in tmp_path; return exit status, standard output and standard error."""
+def seeded(one_thread: None) -> None:
+    """One thread, and torch's own generator seeded."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> CommandLine:
+    """Run a command line of "run" or "train" in tmp_path; returns exit status, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run.py"])
-    for name in ("MODEL_ID", "SAMPLES", "HYDRA_FULL_ERROR"):
+    for name in USERS:
         monkeypatch.delenv(name, raising=False)
+    return lambda name, *arguments: launch(name, arguments, monkeypatch, capfd)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        app.position = None
-        status = 0
-        try:
-            app.launch("run", TASKS, list(arguments))
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capfd.readouterr()
-        return status, captured.out, captured.err
 
-    return run
+@pytest.fixture
+def cli(entry: CommandLine) -> CommandLine:
+    """Run a command line of run.py in tmp_path; returns exit status, standard output and standard error."""
+    return partial(entry, "run")
+
+
+@pytest.fixture
+def trains(entry: CommandLine) -> CommandLine:
+    """Run a command line of train.py in tmp_path; returns exit status, standard output and standard error."""
+    return partial(entry, "train")
+
+
+@pytest.fixture
+def logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B without a login, without settings of the user, and with all its files in the test's folder."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers.paths import ROOT, TESTS
+
 ENTRIES = sorted(ROOT.glob("*.py"))
 PACKAGES = [ROOT / name for name in ("hydra_plugins", "kat", "latentwire", "benchmarks", "examples")]
 CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
@@ -76,11 +77,13 @@ def reached_from(module: str) -> set[str]:
 
 
 def test_the_walk_sees_the_house():
-    assert {"run", "latentwire.sweep", "latentwire.harness.app", "hydra_plugins.grid_union_sweeper"} <= set(MODULES)
-    assert "latentwire.sweep" in set(imports("run"))
-    assert "latentwire.harness.app" in set(imports("latentwire.sweep"))
+    assert {"run", "latentwire.sweeps.task", "latentwire.harness.app", "hydra_plugins.grid_union_sweeper"} <= set(
+        MODULES
+    )
+    assert "latentwire.sweeps.task" in set(imports("run"))
+    assert "latentwire.harness.app" in set(imports("latentwire.sweeps.task"))
     assert "torch" in reached_from("run")
-    assert [floor(name) for name in ("run", "kat.density", "latentwire.sweep", "latentwire.harness.app", "torch")] == [
+    assert [floor(name) for name in ("run", "kat.density.estimate", "latentwire.sweeps.task", "latentwire.harness.app", "torch")] == [
         3, 2, 1, 0, None,
     ]  # fmt: skip
 
@@ -111,9 +114,70 @@ def test_pure_modules_reach_neither_hydra_nor_wandb_nor_accelerate(module):
     assert not [name for name in reached if name.split(".")[0] in ("hydra", "omegaconf", "wandb", "accelerate")]
 
 
-@pytest.mark.parametrize("path", [*CODE, *sorted(Path(__file__).parent.rglob("*.py"))], ids=lambda p: p.stem)
+TESTS_CODE = sorted(TESTS.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*CODE, *TESTS_CODE], ids=lambda p: p.stem)
 def test_every_file_opens_with_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.relative_to(ROOT)
+
+
+def private_names(trees: Iterable[ast.AST]) -> set[str]:
+    """Return the private names that these modules define: functions, classes, module values and attributes."""
+    found = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
+            found.add(node.attr)
+    return {name for name in found if re.fullmatch(r"_[A-Za-z]\w*", name)}
+
+
+def reached_inside(tree: ast.AST, private: set[str]) -> Iterator[str]:
+    """Yield the private names of the house that a test file uses: imported, as attributes, or in a text."""
+    own = private_names([tree])
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) != "self":
+            names = [node.attr]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value] if node.value.startswith("_") else re.findall(r"\.(_\w+)", node.value)
+        yield from (name for name in names if name in private - own)
+
+
+PRIVATE = private_names(MODULES.values())
+
+
+@pytest.mark.parametrize("path", TESTS_CODE, ids=lambda p: p.stem)
+def test_tests_import_no_tests_and_use_no_private_names(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    assert not [name for name in imported if re.search(r"(^|\.)(test_\w+|conftest)$", name)]
+    assert sorted(set(reached_inside(tree, PRIVATE))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from latentwire.sweep import _hidden",
+        "sweep._hidden(1)",
+        "monkeypatch.setattr('latentwire.sweeps.task._hidden', 1)",
+        "monkeypatch.setattr(sweep, '_hidden', 1)",
+        "SCRIPT = 'import sweep; sweep._hidden = 1'",
+    ],
+)
+def test_the_search_for_private_names_finds_them(line):
+    assert list(reached_inside(ast.parse(line), {"_hidden"})) == ["_hidden"]
+
+
+@pytest.mark.parametrize("line", ["self._hidden = 1", "def _hidden(): pass\nx._hidden()", "x._other", "hidden()"])
+def test_the_search_for_private_names_finds_no_others(line):
+    assert not list(reached_inside(ast.parse(line), {"_hidden"}))
 
 
 UNSAFE_MODULES = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")

@@ -81,7 +81,7 @@ def _build_locked(folder: Path, build: Callable[[Path], None]) -> None:
         part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
         try:
             _build(build, part)
-            _write_manifest(part)
+            write_manifest(part)
             part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -97,7 +97,8 @@ def _build(build: Callable[[Path], None], part: Path) -> None:
         raise UserError(f"an asset could not be made ({message}); check where it comes from, then run again") from error
 
 
-def _write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
+    """Write the size and the checksum of each file of a folder, so that a reader can check them."""
     files = {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.rglob("*"))

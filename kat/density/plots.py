@@ -1,0 +1,37 @@
+"""Plots of densities and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from kat.density.diagnostics import mass_by_decile
+from latentwire.harness.palette import BLUE, GREY
+from latentwire.harness.results import open_atomically, writing
+
+
+def plot_weights(density: Tensor, weights: Tensor, path: Path) -> None:
+    """Draw the histogram of the weights and the mass on each tenth of the prompts, side by side.
+
+    Args:
+        density: (N,).
+        weights: (N,), sum 1.
+        path: PNG file, written whole or not at all.
+    """
+    figure = Figure(figsize=(10, 3.8), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist((weights * len(weights)).numpy(), bins=60, color=BLUE)
+    left.axvline(1, color=GREY, linestyle="--", linewidth=1)
+    left.set(xlabel="weight, times uniform", ylabel="prompts", title="Sampling weights", yscale="log")
+    mass = mass_by_decile(density, weights)
+    right.bar(range(1, len(mass) + 1), mass, color=BLUE)
+    right.axhline(1 / len(mass), color=GREY, linestyle="--", linewidth=1)
+    right.set(xlabel="tenth of the prompts, most crowded first", ylabel="share of draws", title="Who is drawn")
+    right.set_xticks(range(1, len(mass) + 1))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    with open_atomically(path) as file, writing(path):
+        FigureCanvasAgg(figure).print_png(file)

@@ -1,0 +1,79 @@
+"""The 3-D map of prompt space: coordinates, and a page that shows them without any network."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentwire.harness.errors import UserError
+from latentwire.harness.pages import fill
+
+METHODS = ("pca", "umap")
+
+
+def project(emb: Tensor, method: str, seed: int) -> tuple[Tensor, list[float]]:
+    """Place N embeddings in three dimensions, centred, the farthest at distance 1: (N, D) -> (N, 3) float32.
+
+    Returns:
+        The coordinates, and for pca the share of the variance on each axis (umap: none).
+
+    Raises:
+        UserError: An unknown method, fewer than four prompts, or umap-learn is not installed.
+    """
+    if method not in METHODS:
+        raise UserError(f"method={method}: unknown; use one of {', '.join(METHODS)}")
+    if len(emb) < 4 or emb.shape[1] < 3:
+        raise UserError(f"embeddings of shape {tuple(emb.shape)}: a map in 3-D needs at least 4 prompts of width 3")
+    shares: list[float] = []
+    if method == "pca":
+        xyz, shares = _pca(emb.double())
+    else:
+        xyz = _umap(emb, seed)
+    xyz = xyz - xyz.mean(0)
+    return (xyz / xyz.norm(dim=1).max().clamp(min=1e-12)).float(), shares
+
+
+def _pca(x: Tensor) -> tuple[Tensor, list[float]]:
+    """Project on the three main axes; an axis points where its largest loading is positive, so the map is stable.
+
+    Where D > N the same axes come from the (N, N) Gram matrix: X X' u = s u gives X'X (X'u) = s (X'u).
+    """
+    x = x - x.mean(0)
+    wide = x.shape[1] > len(x)
+    variance, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)  # ascending
+    axes = vectors[:, -3:].flip(1)
+    if wide:
+        axes = torch.nn.functional.normalize(x.T @ axes, dim=0)  # (D, 3)
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    total = variance.clamp(min=0).sum().clamp(min=1e-300)
+    return x @ (axes * largest.sign()), (variance[-3:].flip(0).clamp(min=0) / total).tolist()
+
+
+def _umap(emb: Tensor, seed: int) -> Tensor:
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise UserError(
+            "method=umap: umap-learn is not installed; install the extra with pip install -e '.[umap]', or use "
+            "method=pca"
+        ) from error
+    neighbours = min(15, len(emb) - 1)
+    init = "spectral" if len(emb) > 10 else "random"
+    mapper = UMAP(n_components=3, n_neighbors=neighbours, metric="cosine", init=init, random_state=seed, n_jobs=1)
+    return torch.from_numpy(mapper.fit_transform(emb.float().numpy()))
+
+
+def page(points: list[dict[str, Any]], title: str, axes: list[str]) -> str:
+    """Return the map as one HTML page: no scripts, fonts or images from elsewhere, and a policy that forbids them.
+
+    Args:
+        points: Each with id, x, y, z, density, weight, source and text. Texts are data to the page, never markup.
+        title: Shown in the corner.
+        axes: Names of the three axes.
+    """
+    columns = ("id", "x", "y", "z", "density", "weight", "source", "text")
+    data = {"title": title, "axes": axes, **{name: [point[name] for point in points] for name in columns}}
+    return fill(files("kat.density.estimate").joinpath("map.html").read_text(encoding="utf-8"), data)

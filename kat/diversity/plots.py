@@ -1,0 +1,63 @@
+"""Plots of a diversity comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from kat.diversity.comparison import LEVELS, METRICS
+from latentwire.harness.palette import BLUE, GREY, ORANGE
+from latentwire.harness.results import open_atomically, writing
+
+
+def plot_differences(comparisons: Sequence[Mapping[str, Any]], path: Path, over: str = "prompts") -> None:
+    """Draw the differences of two arms with their intervals, a panel for each metric, a line for each group of prompts.
+
+    Args:
+        comparisons: Those of one pair of arms, of `kat.diversity.comparison.compare` or `kat.diversity.verdict.pool`, with `group`, `form`
+            and `prompts`.
+        path: PNG file, written whole or not at all.
+        over: What the intervals are over, for the title.
+    """
+    forms = {"matched": (BLUE, 0.12, "o", "lengths matched"), "raw": (ORANGE, -0.12, "s", "as sampled")}
+    groups = list(dict.fromkeys((each["group"], each["prompts"]) for each in comparisons))
+    panels = [[key for key in METRICS if key[0] == level] for level in LEVELS]  # a row of panels for each level
+    width = max(map(len, panels))
+    figure = Figure(figsize=(2.6 * width, 2.1 * len(panels) + 0.6), dpi=120, layout="constrained")
+    grid = figure.subplots(len(panels), width, squeeze=False)
+    for i, keys in enumerate(panels):
+        for axes in grid[i][len(keys) :]:
+            axes.set_axis_off()
+        for axes, (level, name) in zip(grid[i], keys, strict=False):
+            for each in comparisons:
+                colour, shift, marker, _ = forms[each["form"]]
+                place = shift - [group for group, _ in groups].index(each["group"])
+                for row in each["rows"]:
+                    if (row["level"], row["metric"]) == (level, name):
+                        axes.plot(row["interval"], [place, place], color=colour, linewidth=1.5)
+                        axes.plot(row["difference"], place, marker, color=colour, markersize=4)
+            if axes.dataLim.width == 0:  # nothing differs: the scale would be one of rounding errors
+                axes.set_xlim(-1, 1)
+            axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
+            better = {1: " (right: more diverse)", -1: " (left: more diverse)", 0: ""}[METRICS[level, name].direction]
+            axes.set_title(f"{METRICS[level, name].label}\n{better.strip()}", fontsize=8)
+            axes.set_yticks([-g for g in range(len(groups))], [f"{group} ({n})" for group, n in groups], fontsize=7)
+            axes.set_ylim(0.5 - len(groups), 0.5)
+            axes.tick_params(axis="x", labelsize=7)
+            axes.locator_params(axis="x", nbins=4)
+            axes.spines[["top", "right"]].set_visible(False)
+        grid[i][0].set_ylabel("\nof ".join(LEVELS[keys[0][0]].split(" of ", 1)), fontsize=8)
+    marks = [
+        Line2D([], [], color=colour, marker=marker, markersize=4, label=words)
+        for colour, _, marker, words in forms.values()
+    ]
+    figure.legend(handles=marks, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
+    first, second = comparisons[0]["first"], comparisons[0]["second"]
+    figure.suptitle(f"{second} minus {first}, 95% intervals over {over}", fontsize=10)
+    with open_atomically(path) as file, writing(path):
+        FigureCanvasAgg(figure).print_png(file)

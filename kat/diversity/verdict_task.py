@@ -1,0 +1,81 @@
+"""The task verdict: reads the diversity.json of several pairs of runs and says what holds over the runs."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+from kat.diversity.plots import plot_differences
+from kat.diversity.verdict import Report, arms_of, markdown, pool, reading, require_alike
+from kat.pipeline.artifacts import task
+from latentwire.harness.device import place
+from latentwire.harness.errors import UserError
+from latentwire.harness.progress import say
+from latentwire.harness.results import read_json, write_json, write_text_atomically
+
+FILE = "diversity.json"
+
+
+@task
+def verdict(cfg: DictConfig) -> dict[str, Any] | None:
+    """Pool the comparisons; write verdict.json, verdict.md and the plots into a folder.
+
+    Returns:
+        What verdict.json holds; None in processes other than the first.
+
+    Raises:
+        UserError: No such reports, or reports that are not of the same comparison.
+    """
+    if not place(cfg.device).is_main_process:
+        return None
+    if not isinstance(cfg.reports, ListConfig):
+        raise UserError(f"reports={cfg.reports}: expected a list; write 'reports=[FOLDER,FOLDER]'")
+    reports = {str(path.parent): _read(path) for path in _files([str(entry) for entry in cfg.reports])}
+    require_alike(reports)
+    arms = arms_of(next(iter(reports.values())))
+    comparisons = pool(list(reports.values()))
+    result: dict[str, Any] = {
+        "arms": arms,
+        "reports": list(reports),
+        "warnings": [f"{name}: {warning}" for name, report in reports.items() for warning in report["warnings"]],
+        "reading": reading(comparisons, len(reports)),
+        "comparisons": comparisons,
+    }
+    out = Path(str(cfg.out)).expanduser() if cfg.out else Path("outputs", "verdict", "_vs_".join(arms))
+    if out.is_file():
+        raise UserError(f"out={cfg.out}: is a file; write out=FOLDER")
+    for arm in arms[1:]:
+        of = [each for each in comparisons if each["second"] == arm]
+        plot_differences(of, out / ("verdict.png" if len(arms) == 2 else f"verdict_{arm}.png"),
+                         f"{len(reports)} pairs of runs")  # fmt: skip
+    write_text_atomically(out / "verdict.md", markdown(result))
+    write_json(out / "verdict.json", result)
+    for paragraph in result["reading"]:
+        print(paragraph)
+    say(f"verdict: {out / 'verdict.md'}, with verdict.json and the plot beside it")
+    return result
+
+
+def _files(entries: Sequence[str]) -> list[Path]:
+    """Return the reports that entries name, each once: folders, or shell patterns of folders, sorted."""
+    found: list[Path] = []
+    for entry in entries:
+        pattern = str(Path(entry).expanduser())
+        folders = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern))  # noqa: PTH207 (it takes absolute patterns too)
+        files = [path for folder in folders if (path := Path(folder, FILE)).is_file()]
+        if not files:
+            raise UserError(f"reports: {entry}: no folder there has a {FILE}; make it with run.py task=diversity")
+        found += [path for path in files if path not in found]
+    return found
+
+
+def _read(path: Path) -> Report:
+    report = read_json(path)
+    needed = {"checkpoints", "comparisons", "settings", "seed", "prompts", "embedder", "dtype", "warnings"}
+    if not isinstance(report, dict) or not needed <= report.keys():
+        raise UserError(f"{path}: is no report of task=diversity; make it anew with force=true")
+    return report

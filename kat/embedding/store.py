@@ -1,0 +1,66 @@
+"""embeddings.pt: written and read, with checks of ids and rows."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentwire.harness.errors import UserError
+from latentwire.harness.results import open_atomically, writing
+
+
+def save_embeddings(path: Path, ids: Sequence[str], emb: Tensor) -> None:
+    """Write {"ids": [...], "emb": (N, D)} atomically."""
+    assert len(ids) == len(emb)
+    with open_atomically(path) as file, writing(path):
+        torch.save({"ids": list(ids), "emb": emb.contiguous()}, file)
+
+
+def load_embeddings(path: Path | str) -> tuple[list[str], Tensor]:
+    """Read a file of embeddings and check that ids and rows belong together.
+
+    Returns:
+        N different ids, and (N, D) float32 unit rows.
+
+    Raises:
+        UserError: Not there, written by something else, ids that occur twice or do not match the rows, values that
+            are not finite, or rows that are not of length 1.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"embeddings file {path}: no such file; make it with task=embed")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # whatever the reader stumbles over: the file is not one of ours
+        kind = "a damaged file" if zipfile.is_zipfile(path) else "no file of torch.save"
+        raise UserError(f"embeddings file {path}: {kind} ({type(error).__name__}); make it with task=embed") from error
+    remedy = "make it again with task=embed"
+    if not isinstance(content, dict) or not {"ids", "emb"} <= content.keys():
+        raise UserError(f'embeddings file {path}: holds no {{"ids", "emb"}}; {remedy}')
+    ids, emb = content["ids"], content["emb"]
+    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
+        raise UserError(f"embeddings file {path}: ids is no list of texts; {remedy}")
+    if not isinstance(emb, Tensor) or emb.ndim != 2 or not emb.is_floating_point():
+        raise UserError(f"embeddings file {path}: emb is no (N, D) matrix of floating-point numbers; {remedy}")
+    if len(ids) != len(emb):
+        raise UserError(f"embeddings file {path}: {len(ids)} ids for {len(emb)} rows; {remedy}")
+    if not ids or emb.shape[1] == 0:
+        raise UserError(f"embeddings file {path}: holds no embeddings; {remedy}")
+    if len(set(ids)) < len(ids):
+        twice = next(name for i, name in enumerate(ids) if name in ids[:i])
+        raise UserError(f"embeddings file {path}: the id {twice} occurs twice; {remedy}")
+    emb = emb.float()
+    norms = emb.norm(dim=1)
+    wrong = (~((norms - 1).abs() < 1e-3)).nonzero().flatten()  # NaN too
+    if len(wrong):
+        row = int(wrong[0])
+        what = f"has length {norms[row]:.4g}, not 1" if bool(torch.isfinite(norms[row])) else "holds NaN or infinity"
+        raise UserError(
+            f"embeddings file {path}: the row of id {ids[row]} {what} ({len(wrong)} such rows); divide each row by its "
+            f"length, or {remedy}"
+        )
+    return ids, emb

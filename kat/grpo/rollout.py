@@ -1,0 +1,283 @@
+"""Completions of prompts: batched sampling with a cache, each row with random numbers of its own.
+
+What a row draws depends on the seed and its key alone; what it is batched with changes its logits by rounding. The
+prompt is read once and its keys and values are repeated for its G completions. Rows that have ended leave the batch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from kat.grpo.objective import token_entropy, token_logps
+from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
+
+IDLE = 0.125  # share of a batch that may have ended before the others are copied together without it
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn."""
+
+    num_generations: int  # G
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    batch_tokens: int  # rows times positions in one batch; one prompt's completions always stay together
+
+    def check(self, prefix: str = "grpo.") -> None:
+        """Refuse values that are none.
+
+        Raises:
+            UserError: Says which, and what it may be.
+        """
+        if self.num_generations < 1:
+            raise UserError(f"{prefix}num_generations={self.num_generations}: must be at least 1")
+        if self.max_new_tokens < 1:
+            raise UserError(f"{prefix}max_completion_length={self.max_new_tokens}: must be at least 1")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(
+                f"{prefix}temperature={self.temperature}: must be above 0; 1 samples from the policy itself"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"{prefix}top_p={self.top_p}: must be above 0 and at most 1; 1 leaves nothing out")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion of C tokens, the end token among them if it came."""
+
+    ids: tuple[int, ...]
+    ended: bool  # False: cut off by max_new_tokens
+    logps: Tensor  # (C,) float32, of each token at the temperature, over the whole vocabulary (no top_p)
+    entropy: Tensor  # (C,) float32, nats, at the temperature, over the whole vocabulary (no top_p)
+    states: Tensor | None  # (P + C - 1, D): outputs of `tap` for the prompt and all tokens but the last
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end a completion: the tokenizer's end token and those of the model's generation config."""
+    ends = model.generation_config.eos_token_id
+    found = {*([ends] if isinstance(ends, int) else ends or []), tokenizer.eos_token_id} - {None}
+    if not found:
+        raise UserError("the tokenizer has no end token, so no completion would ever end; set eos_token in its config")
+    return frozenset(found)
+
+
+def require_room(length: int, new_tokens: int, context: int) -> None:
+    """Refuse a prompt that leaves no room in the model's context.
+
+    Raises:
+        UserError: Says by how much.
+    """
+    if length == 0:
+        raise UserError("a prompt has no tokens; remove it from the prompts file")
+    if length + new_tokens > context:
+        raise UserError(
+            f"a prompt of {length} tokens and {new_tokens} new ones are more than the model's context of {context}; "
+            "shorten grpo.max_completion_length or remove the prompt"
+        )
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[tuple[object, ...]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    ends: frozenset[int],
+    tap: nn.Module | None = None,
+) -> list[list[Completion]]:
+    """Sample G completions of each prompt.
+
+    Args:
+        model: A causal LM of transformers, in evaluation mode.
+        prompts: Token ids of the N prompts.
+        keys: What names the random numbers of each prompt; completion g of a prompt with key k draws from
+            generator_for(seed, *k, g), whatever stands beside it in the batch.
+        sampling: How.
+        seed: Of all draws.
+        ends: Ids that end a completion; see `end_tokens`.
+        tap: A module within the model, a block for instance, whose outputs are kept with the completions.
+
+    Returns:
+        For each prompt its G completions, in order.
+
+    Raises:
+        UserError: A prompt of no tokens, or one that leaves no room in the context for max_new_tokens.
+    """
+    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
+    for prompt in prompts:
+        require_room(len(prompt), sampling.max_new_tokens, context)
+    found: list[list[Completion]] = [[] for _ in prompts]
+    for batch in batches_of_prompts([len(prompt) for prompt in prompts], sampling):
+        rows = _sample_batch(model, [prompts[i] for i in batch], [keys[i] for i in batch], sampling, seed, ends, tap)
+        for i, completions in zip(batch, rows, strict=True):
+            found[i] = completions
+    return found
+
+
+def batches_of_prompts(lengths: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
+    """Yield prompts of similar length, longest first, with no more than batch_tokens positions in their rows."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        width = lengths[batch[0] if batch else i] + sampling.max_new_tokens
+        if batch and (len(batch) + 1) * sampling.num_generations * width > sampling.batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _sample_batch(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[tuple[object, ...]],
+    sampling: Sampling,
+    seed: int,
+    ends: frozenset[int],
+    tap: nn.Module | None,
+) -> list[list[Completion]]:
+    g, room = sampling.num_generations, sampling.max_new_tokens
+    uniform = torch.stack(
+        [
+            torch.rand(room, generator=generator_for(seed, *key, number), dtype=torch.float64)
+            for key in keys
+            for number in range(g)
+        ]
+    ).to(model.device)  # (N G, room)
+    width = max(map(len, prompts))
+    padding = torch.tensor([width - len(prompt) for prompt in prompts], device=model.device)
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+    columns = torch.arange(width, device=model.device)
+    last = columns[-1:]  # a tensor: a slice would give the output head strided rows, many times slower
+    mask = (columns >= padding[:, None]).long()  # (N, P)
+    cache = DynamicCache()
+    with _tapped(tap) as tapped:
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(columns - padding[:, None]).clamp_min(0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=last,
+        ).logits[:, -1]  # (N, V)
+        prompt_states = [] if tap is None else list(tapped.pop())  # (P, D) each
+        cache.batch_repeat_interleave(g)
+        logits, mask, padding = (x.repeat_interleave(g, dim=0) for x in (logits, mask, padding))
+        rows = [_Row() for _ in range(len(prompts) * g)]
+        running = list(range(len(rows)))  # the row of each line of the batch
+        for step in range(room):
+            lines = torch.tensor(running, device=model.device)
+            tokens = choose(logits, sampling.temperature, sampling.top_p, uniform[lines, step])
+            logps = token_logps(logits[:, None], tokens[:, None], sampling.temperature)[:, 0]
+            entropy = token_entropy(logits, sampling.temperature)
+            for line, values in enumerate(zip(tokens.tolist(), logps, entropy, strict=True)):
+                rows[running[line]].add(*values, ends)
+            active = [line for line, row in enumerate(running) if not rows[row].ended]
+            if not active or step == room - 1:
+                break
+            if len(active) <= (1 - IDLE) * len(running):
+                kept = torch.tensor(active, device=model.device)
+                cache.batch_select_indices(kept)
+                tokens, mask, padding = tokens[kept], mask[kept], padding[kept]
+                running = [running[line] for line in active]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            logits = model(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=(width + step - padding)[:, None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            if tap is not None:
+                for row, state in zip(running, tapped.pop(), strict=True):
+                    rows[row].note(state)
+    completions = []
+    for number, made in enumerate(rows):
+        prompt = number // g
+        before = None if tap is None else prompt_states[prompt][width - len(prompts[prompt]) :]
+        completions.append(made.completion(before))
+    return [completions[i * g : (i + 1) * g] for i in range(len(prompts))]
+
+
+class _Row:
+    """A completion in the making; tokens that come after its end are those of a line not yet taken out, and ignored."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.logps: list[Tensor] = []
+        self.entropy: list[Tensor] = []
+        self.states: list[Tensor] = []
+        self.ended = False
+
+    def add(self, token: int, logp: Tensor, entropy: Tensor, ends: frozenset[int]) -> None:
+        if self.ended:
+            return
+        self.ids.append(token)
+        self.logps.append(logp)
+        self.entropy.append(entropy)
+        self.ended = token in ends
+
+    def note(self, state: Tensor) -> None:
+        """Take the state of the last token, (1, D), which was read to find the next."""
+        if not self.ended:
+            self.states.append(state)
+
+    def completion(self, before: Tensor | None) -> Completion:
+        states = None if before is None else torch.cat([before, *self.states])
+        return Completion(tuple(self.ids), self.ended, torch.stack(self.logps), torch.stack(self.entropy), states)
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> Tensor:
+    """Draw a token for each row by inverting its cumulative distribution, (B,).
+
+    With top_p below 1 the draw is among the most likely tokens that together have at least top_p (Holtzman et al.
+    2020), the most likely one always being among them.
+
+    Args:
+        logits: (B, V).
+        temperature: Divides them.
+        top_p: In (0, 1].
+        uniform: One number in [0, 1) for each row, (B,) float64.
+    """
+    probabilities = (logits.float() / temperature).softmax(dim=-1)  # (B, V)
+    order = None
+    if top_p < 1:
+        probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        before = probabilities.cumsum(dim=-1, dtype=torch.float64) - probabilities
+        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+    reached = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    total = reached[:, -1:]
+    point = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))  # below the total
+    drawn = torch.searchsorted(reached, point, right=True)  # (B, 1)
+    return (drawn if order is None else order.gather(-1, drawn))[:, 0]
+
+
+@contextmanager
+def _tapped(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Collect what a module returns, in a list that its reader empties."""
+    outputs: list[Tensor] = []
+    if module is None:
+        yield outputs
+        return
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield outputs
+    finally:
+        handle.remove()

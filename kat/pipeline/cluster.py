@@ -1,0 +1,59 @@
+"""The task cluster: k-means of the prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from omegaconf import DictConfig
+
+from kat.density.clusters import closest_to_centroid, cluster
+from kat.embedding.store import load_embeddings
+from kat.pipeline.artifacts import destination, locate, task
+from kat.pipeline.origin import density_of, prompts_of
+from latentwire.harness.progress import say, speaks
+from latentwire.harness.results import write_json
+
+SHOWN = 5  # prompts nearest to a centroid
+
+
+@task
+def clusters(cfg: DictConfig) -> dict[str, Any]:
+    """Group the prompts by k-means and write clusters.json; return what it holds.
+
+    Raises:
+        UserError: Files that are missing, damaged or do not fit each other, or more clusters than prompts.
+    """
+    measured, out, source = locate(cfg, "weights_file"), destination(cfg), locate(cfg, "embeddings_file")
+    ids, emb = load_embeddings(source)
+    prompts = prompts_of(ids, locate(cfg, "prompts_file"), source)
+    known = density_of(ids, measured, source) if measured.is_file() else None
+    found = cluster(emb, cfg.clusters, cfg.seed)
+    described: list[dict[str, Any]] = []
+    for number, rows in enumerate(closest_to_centroid(emb, found, SHOWN)):
+        members = (found.labels == number).nonzero()[:, 0]
+        described.append(
+            {
+                "cluster": number,
+                "size": len(members),
+                "mean_density": None if known is None else float(known[0][members].mean()),
+                "mass": None if known is None else float(known[1][members].sum()),
+                "sources": dict(Counter(prompts[row].source for row in members.tolist())),
+                "nearest": [{"id": ids[row], "text": prompts[row].text} for row in rows],
+            }
+        )
+    result = {"clusters": described, "labels": dict(zip(ids, found.labels.tolist(), strict=True)), "seed": cfg.seed}
+    if speaks():
+        write_json(out, result)
+        for entry in described:
+            crowd = "" if known is None else f"  density {entry['mean_density']:.3g}  mass {entry['mass']:.3f}"
+            print(f"{entry['cluster']:>4}  {entry['size']:>6} prompts{crowd}  {short(entry['nearest'][0]['text'])}")
+        if known is None:
+            say(f"note: {measured} is not there, so the clusters have no mean density; task=density makes it")
+        say(f"{len(described)} clusters: {out}")
+    return result
+
+
+def short(text: str, width: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

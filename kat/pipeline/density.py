@@ -1,0 +1,108 @@
+"""The task density: embeddings in, sampling weights and diagnostics out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from kat.data.tables import read_clusters
+from kat.density.diagnostics import diagnose
+from kat.density.estimate import Density, DensitySpec, estimate
+from kat.density.plots import plot_weights
+from kat.embedding.store import load_embeddings
+from kat.pipeline.artifacts import beside, destination, locate, task
+from kat.pipeline.origin import prompts_of
+from latentwire.harness.assets import file_sha256
+from latentwire.harness.errors import UserError
+from latentwire.harness.origin import made_by
+from latentwire.harness.progress import say, speaks
+from latentwire.harness.results import write_json, write_jsonl
+from latentwire.harness.typed_config import typed
+
+
+@task
+def density(cfg: DictConfig) -> dict[str, Any]:
+    """Write the weights of embeddings, and density.json and density.png beside them; return the diagnostics.
+
+    Raises:
+        UserError: Files that are missing, damaged or do not fit each other, or too few prompts.
+    """
+    if cfg.sampler.name != "density":
+        raise UserError(
+            f"sampler={cfg.sampler.name}: task=density computes the weights that the other arms are made of; leave it "
+            f"out here, and give it to task=subsample"
+        )
+    out, source = destination(cfg), locate(cfg, "embeddings_file")
+    spec = density_spec(cfg)
+    ids, emb = load_embeddings(source)
+    prompts = prompts_of(ids, locate(cfg, "prompts_file"), source)
+    clusters = None if cfg.clusters_file is None else read_clusters(locate(cfg, "clusters_file"), ids)
+    started = time.monotonic()
+    found = estimate(emb, spec, cfg.seed)
+    seconds = time.monotonic() - started
+    report = {
+        **vars(spec),
+        "gamma": found.gamma,
+        "bandwidth": found.bandwidth,
+        "index": found.index,
+        "recall": found.recall,
+        "error": found.error,
+        "distinct_embeddings": found.distinct,
+        "capped_share": found.capped,
+        **diagnose(found.density, found.weights, found.gamma, [prompt.source for prompt in prompts], clusters),
+    }
+    if speaks():
+        write_jsonl(out, _weight_rows(ids, found))
+        origin = {
+            "settings": dict(vars(spec)),
+            "embeddings_sha256": file_sha256(source),
+            "weights_sha256": file_sha256(out),
+            "seed": cfg.seed,
+            **made_by(),
+        }
+        write_json(beside(out, "density.json"), {**report, "seconds": seconds, **origin})
+        plot_weights(found.density, found.weights, beside(out, "density.png"))
+        _say_density(report, seconds, out)
+    return report
+
+
+def density_spec(cfg: DictConfig) -> DensitySpec:
+    """Return the settings under `sampler` of task=density.
+
+    Raises:
+        UserError: One of another type.
+    """
+    return typed(DensitySpec, {f.name: cfg.sampler[f.name] for f in fields(DensitySpec)}, "sampler.")
+
+
+def _weight_rows(ids: list[str], found: Density) -> list[dict[str, Any]]:
+    numbers = zip(ids, found.density.tolist(), found.weights.tolist(), strict=True)
+    return [{"id": name, "density": crowding, "weight": weight} for name, crowding, weight in numbers]
+
+
+def _say_density(report: dict[str, Any], seconds: float, out: Path) -> None:
+    n = report["prompts"]
+    print(
+        f"{n} prompts, estimator {report['estimator']}, k {report['k']}, bandwidth {report['bandwidth']:.3f}, "
+        f"gamma {report['gamma']:.3f}, {report['index']} search (recall {report['recall']:.3f}), {seconds:.1f} s"
+    )
+    spread = "infinite" if report["p99_p1"] is None else f"{report['p99_p1']:.1f}"
+    print(f"ESS {report['ess']:.0f} ({report['ess_share']:.2f} of N)  p99/p1 {spread}  "
+          f"largest weight {report['largest_times_uniform']:.1f} x uniform")  # fmt: skip
+    print("mass by tenth, most crowded first  " + " ".join(f"{mass:.3f}" for mass in report["mass_by_decile"]))
+    for name, entry in report["mass_by_source"].items():
+        print(f"source {name}: {entry['share']:.3f} of the prompts, {entry['mass']:.3f} of the mass")
+    if "clusters" in report:
+        c = report["clusters"]
+        print(
+            f"{c['clusters']} known clusters: total variation to an even share {c['total_variation_uniform']:.3f} -> "
+            f"{c['total_variation']:.3f}, smaller half {c['rare_uniform']:.3f} -> {c['rare']:.3f} of "
+            f"{c['rare_wanted']:.2f}, noise {c['noise_uniform']:.3f} -> {c['noise']:.3f}"
+        )
+    for warning in report["warnings"]:
+        say(f"warning: {warning}")
+    say(f"weights: {out}; diagnostics: {beside(out, 'density.json')}, {beside(out, 'density.png')}")

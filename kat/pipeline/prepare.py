@@ -1,0 +1,135 @@
+"""The tasks pairs and prompts: preference data sets -> pairs -> unique prompts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from kat.data.pairs import Dropped, PairsSpec, PreferencePair, Reading, read_pairs, readings, rows_of
+from kat.data.prompts import unique_prompts
+from kat.pipeline.artifacts import beside, destination, locate, task
+from latentwire.harness.assets import file_sha256
+from latentwire.harness.device import place
+from latentwire.harness.errors import UserError
+from latentwire.harness.origin import made_by
+from latentwire.harness.progress import say
+from latentwire.harness.results import json_line, open_atomically, write_json, write_jsonl, writing
+from latentwire.harness.typed_config import typed
+
+
+@task
+def pairs(cfg: DictConfig) -> dict[str, Any] | None:
+    """Read the preference data sets of cfg.pairs; write the pairs, and what was dropped, with its reason.
+
+    Returns:
+        Counts for each data set and split; None in processes other than the first.
+
+    Raises:
+        UserError: A data set cannot be read, or none gives a pair.
+    """
+    if not place(cfg.device).is_main_process:
+        return None
+    specs = _specs(cfg)
+    given = [
+        Path(path).expanduser() for spec in specs if spec.origin == "file" for path in spec.splits.values() if path
+    ]
+    out = destination(cfg, reads=given)
+    side, record = beside(out, "pairs_dropped.jsonl"), beside(out, "pairs.json")
+    counts: dict[str, Any] = {}
+    barren: list[str] = []
+    with open_atomically(out) as kept, open_atomically(side) as dropped:
+        for reading in readings(specs):
+            name = f"{reading.spec.name}/{reading.split}"
+            number, reasons = 0, Counter[str]()
+            for item in reading:
+                if isinstance(item, PreferencePair):
+                    number += 1
+                    with writing(out):
+                        kept.write(json_line(item.row()).encode())
+                else:
+                    reasons[item.reason] += 1
+                    with writing(side):
+                        dropped.write(_ascii_line(item))
+            counts[name] = {"format": reading.format, "rows": reading.rows, "pairs": number, "dropped": dict(reasons),
+                            "origin": reading.origin}  # fmt: skip
+            _say_counts(name, reading, number, reasons)
+            if number == 0:
+                barren.append(
+                    f"{name}: none of its {reading.rows} rows gives a pair "
+                    f"({', '.join(f'{n} {reason}' for reason, n in reasons.most_common()) or 'it is empty'}); check "
+                    "the file, or name its format with pairs.file.format=NAME"
+                )
+        if len(barren) == len(counts):
+            raise UserError("\n".join(barren) or "pairs: no data set is named; write pairs=NAME")
+    write_json(record, {"sets": counts, **made_by()})
+    for message in barren:
+        say(f"warning: {message}")
+    say(f"pairs: {out} ({sum(c['pairs'] for c in counts.values())})")
+    say(f"dropped: {side} ({sum(sum(c['dropped'].values()) for c in counts.values())})")
+    return counts
+
+
+def asked_sets(cfg: DictConfig) -> dict[str, dict[str, str]]:
+    """Return what tells which rows task=pairs would read of each data set and split; of a hub's without its commit.
+
+    Raises:
+        UserError: Settings of the wrong kind.
+    """
+    return {f"{spec.name}/{split}": rows_of(spec, split) for spec in _specs(cfg) for split in spec.splits}
+
+
+def _specs(cfg: DictConfig) -> list[PairsSpec]:
+    specs = [typed(PairsSpec, node, f"pairs.{name}.") for name, node in cfg.pairs.items()]
+    return [_named_after_file(spec) if spec.origin == "file" else spec for spec in specs]
+
+
+def _named_after_file(spec: PairsSpec) -> PairsSpec:
+    path = next(iter(spec.splits.values()), "")
+    return replace(spec, name=Path(path).name.split(".")[0] or spec.name)
+
+
+def _say_counts(name: str, reading: Reading, number: int, reasons: Counter[str]) -> None:
+    say(f"{name}: {number} pairs out of {reading.rows} rows, read as {reading.format}")
+    for reason, n in reasons.most_common():
+        say(f"  dropped {n}: {reason}")
+
+
+def _ascii_line(item: Dropped) -> bytes:
+    """Write whatever the row holds, also what is no Unicode text."""
+    row = {"source": item.source, "split": item.split, "place": item.place, "reason": item.reason, "row": item.row}
+    return (json.dumps(row, default=str) + "\n").encode("ascii")
+
+
+@task
+def prompts(cfg: DictConfig) -> int | None:
+    """Write the unique prompts of the pairs, and which pair has which.
+
+    Returns:
+        How many there are; None in processes other than the first.
+
+    Raises:
+        UserError: No pairs file, a damaged one, or no pair of the split.
+    """
+    if not place(cfg.device).is_main_process:
+        return None
+    out, source = destination(cfg), locate(cfg, "pairs_file")
+    unique, pair_to_prompt = unique_prompts(read_pairs(source), cfg.split)
+    if not unique:
+        raise UserError(f"split={cfg.split}: no pair of {source} is of this split; choose another, or split=null")
+    write_jsonl(out, (prompt.row() for prompt in unique))
+    side = beside(out, "pair_to_prompt.jsonl")
+    write_jsonl(side, ({"pair_id": pair, "prompt_id": prompt} for pair, prompt in pair_to_prompt))
+    record = {"pairs_sha256": file_sha256(source), "prompts_sha256": file_sha256(out), "split": cfg.split}
+    write_json(beside(out, "prompts.json"), {**record, "prompts": len(unique), **made_by()})
+    say(f"prompts: {out} ({len(unique)} unique of {len(pair_to_prompt)} pairs); {side}")
+    for name, n in sorted(Counter(prompt.source for prompt in unique).items()):
+        say(f"  {n} of {name}")
+    shared = sum(len(prompt.splits) > 1 for prompt in unique)
+    if shared and cfg.split:
+        say(f"warning: {shared} of these prompts occur in another split too; their `splits` say in which")
+    return len(unique)

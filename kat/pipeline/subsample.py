@@ -1,0 +1,45 @@
+"""The task subsample: prompts drawn by weight, without replacement."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from kat.data.prompts import read_prompts
+from kat.data.tables import read_weights, same_ids
+from kat.pipeline.artifacts import destination, locate, task
+from kat.pipeline.origin import check_origin
+from kat.sampling.arms import arm_weights, draw
+from latentwire.harness.errors import UserError
+from latentwire.harness.progress import say, speaks
+from latentwire.harness.random import generator_for
+from latentwire.harness.results import write_text_atomically
+
+
+@task
+def subsample(cfg: DictConfig) -> list[str]:
+    """Draw `budget` prompts without replacement by the sampler's weights; write their ids, a line each, as drawn.
+
+    Raises:
+        UserError: A budget above the number of prompts that can be drawn, no usable weights, or those of other prompts.
+    """
+    source, out, prompts = locate(cfg, "weights_file"), destination(cfg), locate(cfg, "prompts_file")
+    ids, _, weights = read_weights(source)
+    check_origin(source)
+    same_ids(ids, {prompt.id for prompt in read_prompts(prompts)}, str(source), str(prompts), "run task=density again")
+    weights = arm_weights(cfg.sampler.name, weights, cfg.seed)
+    budget, drawable = cfg.budget, int((weights > 0).sum())
+    if not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget <= drawable:
+        raise UserError(
+            f"budget={budget}: {drawable} prompts of {source} can be drawn without replacement; choose a whole "
+            f"number from 1 to {drawable}"
+        )
+    if broken := next((name for name in ids if "\n" in name or "\r" in name), None):
+        raise UserError(f"id {broken!r}: has a line break, so a list of ids cannot hold it; rename it")
+    rows = draw(weights, budget, replacement=False, generator=generator_for(cfg.seed, "subsample", cfg.sampler.name))
+    chosen = [ids[row] for row in rows.tolist()]
+    if speaks():
+        write_text_atomically(out, "".join(f"{name}\n" for name in chosen))
+        say(f"{budget} of {len(ids)} prompts by sampler={cfg.sampler.name}: {out}")
+        if budget > drawable / 2:
+            say(f"note: {budget / drawable:.0%} of all prompts are taken, so weights can change little")
+    return chosen

@@ -1,0 +1,119 @@
+"""The reward model: a backbone with a scalar head, read at the last token of a completion; Bradley-Terry loss.
+
+A prompt is read once for all completions that follow it: they stand behind it in one row, each sees the prompt and
+itself, and its positions go on from the prompt's end. The scores are those of the rows one by one, to rounding, and
+those that AutoModelForSequenceClassification gives for right-padded rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from latentwire.harness.errors import UserError
+from latentwire.lm.model_folder import bars_on_terminals_only, weight_files
+from latentwire.lm.models import LanguageModel
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Return -log sigmoid(chosen - rejected), pair by pair: (B,), (B,) -> (B,), in nats.
+
+    The likelihood of the preference under Bradley and Terry (1952), as in Ouyang et al. (2022, arXiv 2203.02155).
+    """
+    return -functional.logsigmoid(chosen - rejected)
+
+
+def choose_pad(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:
+    """Return a token id to pad with that no completion ends with.
+
+    transformers reads the score at the last token that is not the pad token, so a pad token that is also the end token
+    would move it one to the left. Every completion ends with the end token; any other token will do, a special one for
+    preference. Where it stands in the middle of a text it does not matter.
+    """
+    end = tokenizer.eos_token_id
+    candidates = [tokenizer.pad_token_id, *reversed(tokenizer.all_special_ids), *range(vocabulary)]
+    return next(int(token) for token in candidates if token is not None and token != end)
+
+
+def reward_model_of(lm: LanguageModel, generator: torch.Generator) -> PreTrainedModel:
+    """Return a reward model on the backbone of a causal language model, which it takes over.
+
+    The head is drawn from N(0, 1 / (D + 1)), as in Stiennon et al. (2020, arXiv 2009.01325), and has no bias: a
+    comparison cannot tell one.
+
+    Raises:
+        UserError: transformers has no sequence classification for this architecture.
+    """
+    config = lm.model.config
+    text = config.get_text_config()
+    config.num_labels = 1
+    text.pad_token_id = config.pad_token_id = choose_pad(lm.tokenizer, text.vocab_size)
+    try:
+        with torch.device("meta"):
+            made: Any = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise UserError(
+            f"{type(lm.model).__name__}: transformers has no sequence classification for this architecture, so it "
+            "cannot become a reward model; choose another model"
+        ) from error
+    setattr(made, made.base_model_prefix, lm.model.base_model)
+    head = torch.randn(1, text.hidden_size, generator=generator) / (text.hidden_size + 1) ** 0.5
+    made.score = nn.Linear(text.hidden_size, 1, bias=False, device=lm.device, dtype=lm.dtype)
+    made.score.weight.data.copy_(head)
+    made.config = config
+    reward_model: PreTrainedModel = made.eval()
+    return reward_model
+
+
+def load_reward_model(
+    path: Path | str, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a trained reward model and its tokenizer, frozen.
+
+    Args:
+        path: The folder of a run of task=reward, or any folder of save_pretrained of a sequence classification with
+            one label.
+        device: Where to.
+        dtype: Of the weights.
+
+    Raises:
+        UserError: No such folder, one of something else, or an incomplete one.
+    """
+    given = Path(path).expanduser()
+    folder = given / "model" if (given / "model").is_dir() else given
+    remedy = "give the folder of a finished run of train.py task=reward"
+    if not (folder / "config.json").is_file():
+        state = "holds no model" if given.is_dir() else "no such folder"
+        raise UserError(f"reward={path}: {state}; {remedy}")
+    weight_files(folder, f"reward={path}")
+    try:
+        with bars_on_terminals_only():
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"reward={path}: does not load as a reward model ({first}); {remedy}") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        raise UserError(
+            f"reward={path}: is no reward model, {sorted(info['missing_keys'])[0]} and "
+            f"{len(info['missing_keys']) - 1} other weights are missing; {remedy}"
+        )
+    if model.config.num_labels != 1:
+        raise UserError(f"reward={path}: a classifier of {model.config.num_labels} labels, and a reward model has one; "
+                        f"{remedy}")  # fmt: skip
+    model.requires_grad_(False).eval().to(device)
+    return model, tokenizer

@@ -1,0 +1,179 @@
+"""How well a reward model orders pairs: accuracy beside a length-only baseline, log-loss, calibration; pure functions.
+
+Pairs of one prompt are not independent, so every interval is a bootstrap over prompts: the ratio of the sum over the
+resampled prompts to the number of their pairs. A tie counts half and is counted apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentwire.stats.intervals import Interval, Scores, resampled_means, wilson_interval
+
+BINS = 10  # of the confidence, from .5 to 1
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A pair and what the reward model says about it."""
+
+    prompt_id: str
+    source: str
+    margin: float  # reward of the chosen completion less that of the rejected one
+    chosen_length: int  # characters
+    rejected_length: int
+    decile: int | None = None  # of the prompt's density, 1 (rarest) to 10; None where it is not known
+
+
+def longer_wins(lengths: Sequence[tuple[int, int]]) -> bool:
+    """Tell from the (chosen, rejected) lengths of training pairs whether the longer answer is chosen more often."""
+    return sum(chosen > rejected for chosen, rejected in lengths) >= sum(c < r for c, r in lengths)
+
+
+def deciles(density: Sequence[float]) -> list[int]:
+    """Return the tenth of the prompts that each is in, 1 for the lowest densities (the rarest), 10 for the highest."""
+    order = np.argsort(np.asarray(density), kind="stable")
+    found = np.empty(len(order), dtype=np.int64)
+    found[order] = np.arange(len(order)) * 10 // len(order) + 1
+    return [int(value) for value in found]
+
+
+def points(values: Sequence[float] | Scores) -> Scores:
+    """Return 1 where a value is above 0, 0 where it is below, and 0.5 for a tie: (N,) -> (N,)."""
+    return (np.sign(np.asarray(values, dtype=np.float64)) + 1) / 2
+
+
+def intervals_over_prompts(values: Scores, prompts: Sequence[str], seed: int) -> list[Interval]:
+    """Return 95% intervals of the means of several quantities over pairs, by a percentile bootstrap over prompts.
+
+    Where every prompt has the same mean, resampling knows no spread; for a quantity between 0 and 1 Wilson's interval
+    of as many trials as there are prompts stands in.
+
+    Args:
+        values: One row for each quantity, (S, N); all rows see the same resamples.
+        prompts: Prompt of each pair, (N,).
+        seed: Of the resampling.
+    """
+    _, number = np.unique(np.asarray(prompts), return_inverse=True)
+    counts = np.bincount(number).astype(np.float64)  # (M,)
+    sums = np.stack([np.bincount(number, weights=row) for row in values])  # (S, M)
+    means = resampled_means(np.vstack([sums, counts]), seed)
+    lows, highs = np.quantile(means[:-1] / means[-1], [0.025, 0.975], axis=1)
+    found = [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
+    for row, rates in enumerate(sums / counts):
+        if np.ptp(rates) == 0 and 0 <= rates[0] <= 1:
+            found[row] = wilson_interval(float(rates.sum()), len(rates))
+    return found
+
+
+def log_loss(margins: Scores) -> Scores:
+    """Return -log sigmoid(margin) in nats, (N,) -> (N,); a model that knows nothing has log 2."""
+    return np.logaddexp(0.0, -margins)
+
+
+def calibration(margins: Scores) -> dict[str, Any]:
+    """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599) with its bins.
+
+    The confidence of a pair is sigmoid(|margin|), from .5 to 1, in `BINS` bins of equal width; the error is the mean of
+    |accuracy - confidence| over the bins, weighted by their pairs.
+    """
+    confidence: NDArray[np.float64] = 1 / (1 + np.exp(-np.abs(margins)))
+    right = points(margins)
+    number = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    bins, error = [], 0.0
+    for index in range(BINS):
+        inside = number == index
+        entry: dict[str, Any] = {"from": 0.5 + index / (2 * BINS), "to": 0.5 + (index + 1) / (2 * BINS),
+                                 "pairs": int(inside.sum()), "confidence": None, "accuracy": None}  # fmt: skip
+        if inside.any():
+            entry |= {"confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean())}
+            error += inside.mean() * abs(entry["accuracy"] - entry["confidence"])
+        bins.append(entry)
+    return {"error": float(error), "bins": bins}
+
+
+def judge(pairs: Sequence[Judged], longer: bool | None, seed: int) -> dict[str, Any]:
+    """Return accuracy, log-loss and calibration of pairs, and the accuracy of a length-only rule on the same pairs.
+
+    Args:
+        pairs: At least one.
+        longer: Whether that rule prefers the longer answer, as `longer_wins` found it on other pairs; None: no rule.
+        seed: Of the resampling.
+    """
+    margins = np.array([pair.margin for pair in pairs])
+    right = points(margins)
+    rows = [right, log_loss(margins)]
+    lengths = np.array([pair.chosen_length - pair.rejected_length for pair in pairs], dtype=np.float64)
+    if longer is not None:
+        by_length = points(lengths if longer else -lengths)
+        rows += [by_length, right - by_length]
+    found = intervals_over_prompts(np.stack(rows), [pair.prompt_id for pair in pairs], seed)
+    report: dict[str, Any] = {
+        "pairs": len(pairs),
+        "prompts": len({pair.prompt_id for pair in pairs}),
+        "ties": int((margins == 0).sum()),
+        "accuracy": float(right.mean()),
+        "accuracy_interval": list(found[0]),
+        "log_loss": float(rows[1].mean()),
+        "log_loss_interval": list(found[1]),
+        "calibration": calibration(margins),
+    }
+    if longer is not None:
+        report["length_only"] = {
+            "rule": "longer" if longer else "shorter",
+            "ties": int((lengths == 0).sum()),
+            "accuracy": float(rows[2].mean()),
+            "accuracy_interval": list(found[2]),
+            "difference": float(rows[3].mean()),  # of the model over the rule, paired
+            "difference_interval": list(found[3]),
+        }
+    return report
+
+
+def judge_by(pairs: Sequence[Judged], longer: bool | None, seed: int) -> dict[str, Any]:
+    """Return `judge` of all pairs, and of those of each source and each decile of density."""
+    sources = sorted({pair.source for pair in pairs})
+    tenths = sorted({pair.decile for pair in pairs if pair.decile is not None})
+    return {
+        **judge(pairs, longer, seed),
+        "by_source": {name: judge([p for p in pairs if p.source == name], longer, seed) for name in sources},
+        "by_density_decile": {str(n): judge([p for p in pairs if p.decile == n], longer, seed) for n in tenths},
+    }
+
+
+def render(report: dict[str, Any], title: str) -> str:
+    """Return a report of `judge_by` as a table, 100 columns wide; deciles are those of the density."""
+    rule = report.get("length_only")
+    wide = max(18, *(len(name) + 2 for name in report["by_source"]))
+    head = f"{title[:wide]:<{wide}} {'pairs':>6} {'prompts':>7} {'ties':>5} {'accuracy':<17}"
+    lines = [head + (f" {rule['rule'] + ' one':<17} difference" if rule else "")]
+    lines.append(_line("all", report, wide))
+    lines += [_line(f"  {name}", part, wide) for name, part in report["by_source"].items()]
+    ends = {"1": "1 (rarest)"}
+    lines += [_line(f"  decile {ends.get(n, n)}", part, wide) for n, part in report["by_density_decile"].items()]
+    low, high = report["log_loss_interval"]
+    lines.append(f"log-loss {report['log_loss']:.3f} [{low:.3f}, {high:.3f}] (log 2 = 0.693: knows nothing)")
+    lines.append(f"expected calibration error {report['calibration']['error']:.3f}; confidence -> accuracy (pairs):")
+    filled = [b for b in report["calibration"]["bins"] if b["pairs"]]
+    cells = [f"{b['confidence']:.2f} -> {b['accuracy']:.2f} ({b['pairs']})" for b in filled]
+    lines += ["  " + "   ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)]
+    return "\n".join(lines)
+
+
+def _line(name: str, part: dict[str, Any], wide: int) -> str:
+    cells = f"{name:<{wide}} {part['pairs']:>6} {part['prompts']:>7} {part['ties']:>5} "
+    cells += _with_interval(part["accuracy"], part["accuracy_interval"])
+    if rule := part.get("length_only"):
+        cells += " " + _with_interval(rule["accuracy"], rule["accuracy_interval"])
+        low, high = rule["difference_interval"]
+        cells += f" {rule['difference']:+.3f} [{low:+.2f}, {high:+.2f}]"
+    return cells.rstrip()
+
+
+def _with_interval(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.3f} [{interval[0]:.2f}, {interval[1]:.2f}]".ljust(17)

@@ -1,0 +1,114 @@
+"""The task score: a trained reward model judges the pairs of a file, by subset; RewardBench's files too."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from kat.data.pairs import PairsSpec, PreferencePair, file_rows, read_pairs, readings
+from kat.pipeline.artifacts import task
+from kat.reward.data import describe_counts, encode_all
+from kat.reward.model import load_reward_model
+from kat.reward.report import Judged, judge_by, render
+from kat.reward.scoring import reads_at_most, score
+from latentwire.harness.assets import file_sha256
+from latentwire.harness.device import choose_dtype, place
+from latentwire.harness.errors import UserError
+from latentwire.harness.memory import choose_batch_tokens
+from latentwire.harness.progress import Progress, say
+from latentwire.harness.results import read_json, write_json, write_jsonl
+from latentwire.harness.typed_config import typed
+
+AT_A_TIME = 64  # pairs between two looks at the clock
+
+
+@task
+def score_file(cfg: DictConfig) -> dict[str, Any] | None:
+    """Score every pair of cfg.path; write the accuracy by subset, and each pair's rewards beside it.
+
+    Returns:
+        The report; None in processes other than the first.
+
+    Raises:
+        UserError: No reward model, no file, no pair in it.
+    """
+    state = place(cfg.device)
+    if not state.is_main_process:
+        return None
+    if not cfg.reward:
+        raise UserError("reward: no reward model given; write reward=FOLDER, the folder of a run of task=reward")
+    if not cfg.path:
+        raise UserError("path: no file given; write path=FILE (prompt, chosen, rejected and, if you like, subset)")
+    batch_tokens = choose_batch_tokens(cfg.batch_tokens, state.device)
+    model, tokenizer = load_reward_model(cfg.reward, state.device, choose_dtype(cfg.dtype, state.device))
+    trained = _trained(Path(cfg.reward).expanduser())
+    path = Path(cfg.path).expanduser()
+    read, dropped = _read(typed(PairsSpec, cfg.pairs.file, "pairs.file."), path)
+    for reason, number in dropped.most_common():
+        say(f"  dropped {number}: {reason}")
+    max_length = min(filter(None, (trained.get("max_length"), reads_at_most(model))), default=sys.maxsize)
+    pairs, counts = encode_all(tokenizer, read, max_length)
+    say(f"{path}: {describe_counts(counts, max_length)}")
+    if not pairs:
+        raise UserError(f"path={path}: gives no pair that can be scored; check the file, or name its format with "
+                        "pairs.file.format=NAME")  # fmt: skip
+    rewards: list[list[float]] = []
+    with Progress("score", len(pairs)) as progress:
+        for start in range(0, len(pairs), AT_A_TIME):
+            trees = [pair.tree for pair in pairs[start : start + AT_A_TIME]]
+            values = score(model, [(t.prompt, c) for t in trees for c in t.completions], batch_tokens)
+            rewards += values.view(-1, 2).tolist()
+            progress.advance(len(trees), "")
+    judged = [
+        Judged(pair.prompt_id, pair.source, chosen - rejected, *pair.lengths)
+        for pair, (chosen, rejected) in zip(pairs, rewards, strict=True)
+    ]
+    report = {
+        "reward": str(cfg.reward),
+        "path": str(path),
+        "sha256": file_sha256(path),
+        "counts": {**counts, "dropped": dict(dropped)},
+        **judge_by(judged, trained.get("longer"), cfg.seed),
+    }
+    out = Path(cfg.out or Path(cfg.reward) / "scores" / f"{path.name.split('.')[0]}.json").expanduser()
+    rows = zip(pairs, rewards, strict=True)
+    write_jsonl(out.with_suffix(".pairs.jsonl"), (
+        {"prompt_id": pair.prompt_id, "source": pair.source, "chosen": chosen, "rejected": rejected}
+        for pair, (chosen, rejected) in rows
+    ))  # fmt: skip
+    write_json(out, report)
+    print(render(report, path.name))
+    say(f"scores: {out}; {out.with_suffix('.pairs.jsonl')}")
+    return report
+
+
+def _trained(folder: Path) -> dict[str, Any]:
+    """Return what a run of task=reward learned about lengths; nothing for a model from elsewhere."""
+    path = folder / "result.json"
+    if not path.is_file():
+        say(f"note: {folder} is no run of task=reward, so there is no rule of length to compare with")
+        return {}
+    result = read_json(path)
+    rule = result["held_out"]["length_only"]["rule"]
+    return {"max_length": result["identity"]["max_length"], "longer": rule == "longer"}
+
+
+def _read(spec: PairsSpec, path: Path) -> tuple[list[PreferencePair], Counter[str]]:
+    """Return the pairs of a file in any format of task=pairs, and how many rows were dropped for which reason."""
+    row = next(iter(file_rows(path)))[1]
+    if isinstance(row, dict) and {"id", "source", "split", "prompt", "chosen", "rejected"} <= row.keys():
+        return list(read_pairs(path)), Counter()  # the pairs_all.jsonl of task=pairs: each pair names its source
+    spec.name = path.name.split(".")[0]
+    pairs: list[PreferencePair] = []
+    dropped: Counter[str] = Counter()
+    for reading in readings([spec]):
+        for item in reading:
+            if isinstance(item, PreferencePair):
+                pairs.append(item)
+            else:
+                dropped[item.reason] += 1
+    return pairs, dropped

@@ -1,0 +1,138 @@
+"""A prompt with the completions that follow it, as one row: tokens, packing, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import (
+    PreTrainedTokenizerBase,
+)
+
+from kat.data.chat import encode_completion, encode_prompt
+from kat.data.formats import Message
+from kat.training.tree_mask import tree_mask
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prompt and the completions that follow it, as token ids; a completion has at least one."""
+
+    prompt: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+
+    @property
+    def size(self) -> int:
+        """Positions that it takes."""
+        return len(self.prompt) + sum(map(len, self.completions))
+
+    @property
+    def depth(self) -> int:
+        """Positions that its longest path takes, which the model's context must hold."""
+        return len(self.prompt) + max(map(len, self.completions))
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], chosen: str, rejected: str, max_length: int
+) -> tuple[Tree, int] | None:
+    """Return a pair as tokens, the chosen completion first, and how many tokens its prompt lost.
+
+    Both completions follow the same prompt tokens, so that the prompt cannot tell them apart.
+
+    Args:
+        tokenizer: Of the model.
+        prompt: Messages with role and content.
+        chosen, rejected: Texts.
+        max_length: Tokens of the prompt and the longer completion together; a longer prompt loses tokens from the left.
+
+    Returns:
+        None if a completion leaves no room for any token of the prompt.
+    """
+    before = encode_prompt(tokenizer, prompt)
+    answers = tuple(encode_completion(tokenizer, chosen)), tuple(encode_completion(tokenizer, rejected))
+    room = max_length - max(map(len, answers))
+    return (Tree(tuple(before[-room:]), answers), max(0, len(before) - room)) if room >= 1 else None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Trees as the rows of one batch, padded on the right."""
+
+    input_ids: Tensor  # (B, T)
+    position_ids: Tensor  # (B, T)
+    attention_mask: Tensor  # (B, 1, T, T), added to the attention's scores
+    rows: Tensor  # (S,), of each completion, tree by tree
+    ends: Tensor  # (S,), column of its last token
+
+
+def pack(trees: Sequence[Tree], pad: int, device: torch.device, dtype: torch.dtype) -> Packed:
+    """Lay trees out as rows: the prompt, then its completions one after the other."""
+    width = max(tree.size for tree in trees)
+    ids = torch.full((len(trees), width), pad, dtype=torch.long)
+    positions = torch.zeros(len(trees), width, dtype=torch.long)
+    branch = torch.full((len(trees), width), -1, dtype=torch.long)  # 0: the prompt, -1: padding
+    rows, ends = [], []
+    for row, tree in enumerate(trees):
+        start = len(tree.prompt)
+        ids[row, :start] = torch.tensor(tree.prompt, dtype=torch.long)
+        positions[row, :start] = torch.arange(start)
+        branch[row, :start] = 0
+        for number, completion in enumerate(tree.completions, 1):
+            stop = start + len(completion)
+            ids[row, start:stop] = torch.tensor(completion, dtype=torch.long)
+            positions[row, start:stop] = torch.arange(len(tree.prompt), len(tree.prompt) + len(completion))
+            branch[row, start:stop] = number
+            rows.append(row)
+            ends.append(stop - 1)
+            start = stop
+    mask = tree_mask(branch, dtype)[:, None]
+    return Packed(ids.to(device), positions.to(device), mask.to(device), torch.tensor(rows, device=device),
+                  torch.tensor(ends, device=device))  # fmt: skip
+
+
+def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the tokens that several prompts begin with, less than the whole of the shortest."""
+    if len(prompts) < 2:
+        return ()
+    first, last = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
+    return first[: min(same, most)]
+
+
+def batches_of(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
+    """Group trees of similar size, largest first; no batch has more than `batch_tokens` positions, padding too.
+
+    Returns:
+        Indices into `trees`, batch by batch. A tree too large for the budget gets a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(trees)), key=lambda i: (-trees[i].size, i)):
+        if batches and (len(batches[-1]) + 1) * trees[batches[-1][0]].size <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def merged(trees: Iterable[Tree]) -> list[Tree]:
+    """Return one tree for each prompt, with every completion that follows it in any of the trees, once."""
+    found: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for tree in trees:
+        found.setdefault(tree.prompt, {}).update(dict.fromkeys(tree.completions))
+    return [Tree(prompt, tuple(completions)) for prompt, completions in found.items()]
+
+
+def trees_of(prompt: tuple[int, ...], completions: Iterable[tuple[int, ...]], batch_tokens: int) -> list[Tree]:
+    """Return the completions of a prompt as trees of at most `batch_tokens` positions, or of one completion."""
+    groups: list[list[tuple[int, ...]]] = []
+    size = batch_tokens
+    for completion in completions:
+        if size + len(completion) > batch_tokens:
+            groups.append([])
+            size = len(prompt)
+        groups[-1].append(completion)
+        size += len(completion)
+    return [Tree(prompt, tuple(group)) for group in groups]

@@ -1,0 +1,94 @@
+"""Which weights of a model are trained: its last blocks, low-rank additions to all, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
+
+METHODS = ("last_blocks", "lora", "all")
+
+
+@dataclass
+class TuningSpec:
+    """What is trained."""
+
+    method: str  # last_blocks | lora | all
+    blocks: int  # of last_blocks: how many, the final norm with them
+    rank: int  # of lora
+    alpha: int  # of lora: the additions are scaled by alpha / rank
+
+
+def make_trainable(
+    model: Any, spec: TuningSpec, seed: int, heads: Sequence[str] = ()
+) -> tuple[Any, dict[str, nn.Parameter]]:
+    """Freeze a model but for what the spec names.
+
+    Args:
+        model: A model of transformers.
+        spec: What is trained.
+        seed: Of the additions' random start.
+        heads: Names of modules that are always trained, such as the new head of a reward model.
+
+    Returns:
+        The model (wrapped by peft for lora; `whole_model` undoes that), and its trainable parameters by name.
+
+    Raises:
+        UserError: An unknown method, or more blocks than the model has.
+    """
+    model.requires_grad_(False)
+    if spec.method == "all":
+        model.requires_grad_(True)
+    elif spec.method == "last_blocks":
+        for module in _last_blocks(model, spec.blocks):
+            module.requires_grad_(True)
+    elif spec.method == "lora":
+        model = _with_lora(model, spec, seed, heads)
+    else:
+        raise UserError(f"tuning.method={spec.method}: unknown; use one of {', '.join(METHODS)}")
+    for name in heads if spec.method != "lora" else ():
+        model.get_submodule(name).requires_grad_(True)
+    return model, {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def whole_model(model: Any) -> Any:
+    """Return the model with low-rank additions merged into its weights, as transformers saves and loads it."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def _last_blocks(model: Any, count: int) -> list[nn.Module]:
+    """Return the last `count` blocks of a decoder and the norm after them."""
+    base = model.base_model
+    depth = model.config.get_text_config().num_hidden_layers
+    stack = next((m for m in base.children() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
+    if stack is None:
+        raise UserError(
+            f"tuning.method=last_blocks: {type(model).__name__} has no plain stack of blocks; use lora or all"
+        )
+    if not 1 <= count <= depth:
+        raise UserError(f"tuning.blocks={count}: the model has {depth} blocks; choose from 1 to {depth}")
+    norms = [module for name, module in base.named_children() if name in ("norm", "ln_f", "final_layer_norm")]
+    return [*stack[-count:], *norms]
+
+
+def _with_lora(model: Any, spec: TuningSpec, seed: int, heads: Sequence[str]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    if spec.rank < 1:
+        raise UserError(f"tuning.rank={spec.rank}: must be at least 1")
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        modules_to_save=list(heads) or None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_for(seed, "lora").initial_seed())
+        return get_peft_model(model, config)

@@ -1,0 +1,79 @@
+"""The atlas: sources x transforms as one matrix. Main entry: `make_atlas()`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from latentwire.analysis.controls import ById, is_supervised
+from latentwire.analysis.tolerance import Result, _tolerances
+
+
+def make_atlas(results: list[Result], groups: list[dict[str, Any]], scores: dict[str, ById]) -> dict[str, Any]:
+    """Set the results of several sources side by side.
+
+    Args:
+        results: Successful results, in the order run.
+        groups: The analysis of each source.
+        scores: Ids and per-example F1 of each result and control, by its name.
+
+    Returns:
+        A plain structure: sources (rows) and transforms (columns) in the order run, the matrix of F1 with intervals,
+        the share of the clean score recovered and the verdict, one column for each family, and the tolerances.
+    """
+    of_group = {result["group"]: result for result in reversed(results)}
+    sources = [
+        {key: of_group[group["group"]].get(key, "") for key in ("group", "source", "source_dials", "variant")}
+        for group in groups
+    ]
+    transforms = {
+        result["experiment"]: {key: result[key] for key in ("experiment", "family", "dials")}
+        | {"supervised": is_supervised(result)}
+        for result in results
+    }
+    cells = {(group["group"], row["experiment"]): _cell(row) for group in groups for row in group["ranking"]}
+    matrix = [[cells.get((source["group"], experiment)) for experiment in transforms] for source in sources]
+    return {
+        "sources": sources,
+        "transforms": list(transforms.values()),
+        "matrix": matrix,
+        "columns": _columns(list(transforms.values()), matrix),
+        "tolerance": _tolerances(results, groups, scores),
+    }
+
+
+def _cell(row: dict[str, Any]) -> dict[str, Any]:
+    keys = ("name", "f1", "f1_interval", "num_samples", "recovered", "recovered_interval", "verdict")
+    return {key: row[key] for key in keys}
+
+
+def _columns(transforms: list[dict[str, Any]], matrix: list[list[Any]]) -> list[str]:
+    """Return the configuration of each family with the highest mean F1 over the sources, in the order run.
+
+    A configuration that was not run on some source cannot stand for its family unless all are so, and one that saw the
+    true tokens stands for none that did not.
+    """
+    best: dict[tuple[str, bool], tuple[tuple[int, float], str]] = {}
+    for place, transform in enumerate(transforms):
+        f1s = [row[place]["f1"] for row in matrix if row[place] is not None]
+        score = (len(f1s), float(np.mean(f1s)))
+        family = transform["family"], transform["supervised"]
+        if family not in best or score > best[family][0]:
+            best[family] = (score, transform["experiment"])
+    return [experiment for _, experiment in best.values()]
+
+
+def matrix_table(atlas: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Return the matrix as columns and rows of plain values, one row for each source and transform that was run."""
+    columns = ["source", "transform", "family", "supervised", "f1", "f1_low", "f1_high", "num_samples", "recovered",
+               "recovered_low", "recovered_high", "verdict"]  # fmt: skip
+    rows = [
+        [source["group"], transform["experiment"], transform["family"], transform["supervised"], cell["f1"],
+         *cell["f1_interval"], cell["num_samples"], cell["recovered"],
+         *(cell["recovered_interval"] or (None, None)), cell["verdict"]]
+        for source, cells in zip(atlas["sources"], atlas["matrix"], strict=True)
+        for transform, cell in zip(atlas["transforms"], cells, strict=True)
+        if cell is not None
+    ]  # fmt: skip
+    return columns, rows

@@ -1,0 +1,23 @@
+"""Signs that an encoder gives the same latents for every passage."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+
+def likeness(latents: list[Tensor]) -> float:
+    """Return the mean cosine between latents of different passages at the same position: near 1 they have collapsed.
+
+    Args:
+        latents: (L_i, D) of different passages.
+
+    Returns:
+        The mean over pairs of neighbours in the list; 0 for fewer than two passages.
+    """
+    pairs = itertools.pairwise(latents)
+    values = [cosine_similarity(a[: len(b)], b[: len(a)], dim=-1).mean() for a, b in pairs if len(a) and len(b)]
+    return float(torch.stack(values).mean()) if values else 0.0

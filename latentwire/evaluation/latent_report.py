@@ -1,0 +1,265 @@
+"""The task latent_report: a trained encoder beside its controls at equal positions, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from omegaconf import DictConfig, OmegaConf
+
+import latentwire
+from latentwire.analysis.ranking import three_digits
+from latentwire.data.examples import DataSpec
+from latentwire.encoders.checkpoint import about_latents
+from latentwire.evaluation import likelihood
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.likelihood import Likelihood, Likelihoods
+from latentwire.evaluation.setup import Choice, Settings, identity, prepare
+from latentwire.harness.device import choose_dtype, place
+from latentwire.harness.errors import UserError
+from latentwire.harness.gather import from_first
+from latentwire.harness.memory import choose_batch_tokens, within_memory
+from latentwire.harness.origin import made_on
+from latentwire.harness.progress import say, speaks
+from latentwire.harness.results import Result, ResultStore, config_hash, read_jsonl, write_json
+from latentwire.harness.typed_config import typed
+from latentwire.lm.spec import ModelSpec
+from latentwire.stats.comparison import Comparison, compare_paired
+from latentwire.stats.intervals import percentile_interval
+from latentwire.stats.power import ALPHA
+
+BASELINE = Choice("baseline")
+MEASURES = tuple(field.name for field in fields(Likelihood))
+TITLES = {"text": "whole text", "latent": "latents", "cut": "text cut to as many tokens",
+          "averaged": "averages of neighbouring tokens", "empty": "no passage"}  # fmt: skip
+
+
+def report(cfg: DictConfig) -> dict[str, Any]:
+    """Ask the examples over the latents and over each control, and write report.json.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        UserError: No such encoder, one for another LM, or whatever is wrong with model, data, settings or folder.
+    """
+    for group, only in (("control", "none"), ("embed_source", "latent"), ("embed_transform", "baseline")):
+        chosen = cfg[group] if isinstance(cfg[group], str) else cfg[group].name
+        if chosen != only:
+            raise UserError(
+                f"{group}={chosen}: task=latent_report asks an encoder as it was trained; leave it out, or evaluate it "
+                "with run.py embed_source=latent"
+            )
+    state = place(cfg.device)
+    asked = {field.name: cfg[field.name] for field in fields(Settings)}
+    asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
+    settings = typed(Settings, asked)
+    model, data = typed(ModelSpec, cfg.model, "model."), typed(DataSpec, cfg.data, "data.")
+    about = about_latents(cfg.checkpoint, model.identity())
+    dtype = choose_dtype(settings.dtype, state.device)
+    store = ResultStore(Path(cfg.out))
+    if state.is_main_process:
+        store.require_writable()
+    asking = _Asking(model, data, settings, dtype, store, state, cfg.force)
+    results: dict[str, Result] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for source in controls_of(about, cfg.checkpoint):
+        results[source.name], rows[source.name] = found, _ = asking.of(source)
+        say(f"{TITLES[source.name]}  F1 {three_digits(found['f1'])}  NLL {found['nll']:.2f}")
+    judged = judge(about, results, rows, settings.seed)
+    judged |= {
+        "checkpoint": str(cfg.checkpoint),
+        "sha256": about["sha256"],
+        **made_on(state),
+        "config": OmegaConf.to_container(cfg, resolve=True),
+    }
+    if speaks():
+        write_json(store.folder / "report.json", judged)
+        print(render(judged))
+        say(f"report: {store.folder / 'report.json'}")
+    return judged
+
+
+def controls_of(about: dict[str, Any], checkpoint: str) -> list[Choice]:
+    """Return the sources to compare: the latents, the whole text, and those of no more positions than the latents.
+
+    An encoder that makes a position of each token is held against the whole text and no passage alone: a cut to as many
+    tokens would be the whole text.
+    """
+    dials = about["encoder_dials"]
+    chosen = [Choice("text"), Choice("latent", {"checkpoint": checkpoint})]
+    if "latent_len" in dials or dials.get("ratio", 1) > 1:
+        equal = {"ratio": float(dials.get("ratio", 1)), "positions": dials.get("latent_len")}
+        chosen += [Choice("cut", dict(equal)), Choice("averaged", dict(equal))]
+    return [*chosen, Choice("empty")]
+
+
+@dataclass
+class _Asking:
+    """Asks each source for its answers and for the likelihood of the right ones, and keeps either as it is there."""
+
+    model: ModelSpec
+    data: DataSpec
+    settings: Settings
+    dtype: torch.dtype
+    store: ResultStore
+    state: PartialState
+    force: bool
+
+    @cached_property
+    def likelihoods(self) -> Likelihoods:
+        """The model and what it is asked, loaded where something is missing."""
+        return Likelihoods(prepare(self.model, self.data, self.settings, self.state), self.state)
+
+    def of(self, source: Choice) -> tuple[Result, list[dict[str, Any]]]:
+        """Return a source's result, and its rows, example by example."""
+        title = TITLES[source.name]
+        produced_by = identity(
+            self.model, self.data, self.settings, self.dtype, source, BASELINE, passage=True, first=0
+        ) | {"report": latentwire.__version__}
+        answers, answered = self._kept(
+            source.name,
+            source,
+            produced_by,
+            lambda: evaluate(self.likelihoods.bench, source, BASELINE, self.state, title),
+        )
+        likely, found = self._kept(
+            f"{source.name}_likelihood",
+            source,
+            {**produced_by, "likelihood": likelihood.FORMAT},
+            lambda: self._likely(source, title),
+        )
+        return {**likely, **answers}, [{**one, **other} for one, other in zip(found, answered, strict=True)]
+
+    def _likely(self, source: Choice, title: str) -> tuple[Result, list[dict[str, Any]]]:
+        found = self.likelihoods.over(source, title)
+        scores: Result = {"num_samples": len(found)}
+        for measure in MEASURES:
+            values = np.array([getattr(own, measure) for own in found])
+            interval = percentile_interval(values, self.settings.seed)
+            scores |= {measure: float(values.mean()), f"{measure}_interval": interval}
+        prompts = self.likelihoods.bench.prompts
+        return scores, [{"id": p.example.id, **vars(own)} for p, own in zip(prompts, found, strict=True)]
+
+    def _kept(
+        self, name: str, source: Choice, produced_by: dict[str, Any], ask: Callable[[], tuple[Result, list[Any]]]
+    ) -> tuple[Result, list[dict[str, Any]]]:
+        """Take a finished result with its rows, or ask for it and save it."""
+        key, state = config_hash(produced_by), self.state
+        found = self.store.finished(name, key) if state.is_main_process and not self.force else None
+        found = from_first(state, found)
+        if found is None:
+            with within_memory(state.device, {"batch_tokens": self.settings.batch_tokens}):
+                scores, rows = ask()
+            found = {"name": name, "config_hash": key, "status": "ok", "source": source.name,
+                     "source_dials": source.dials, **scores}  # fmt: skip
+            if state.is_main_process:
+                self.store.save(name, found, rows)
+        state.wait_for_everyone()
+        return found, read_jsonl(self.store.predictions_path(name))
+
+
+def judge(
+    about: dict[str, Any], results: dict[str, Result], rows: dict[str, list[dict[str, Any]]], seed: int
+) -> dict[str, Any]:
+    """Compare the latents with each other source, example by example.
+
+    Args:
+        about: The encoder's config.json.
+        results: Of each source, by its name.
+        rows: The predictions of each.
+        seed: Of the bootstrap.
+
+    Returns:
+        rows of the table, the latents' accounting, share_of_text (the latents' F1 as a share of the text's; None where
+        that is 0), beats: the controls at equal positions whose intervals of F1 lie wholly below the latents', and
+        likelier_than: those over which the right answers are less likely, example by example, at a corrected 5%.
+    """
+    others = [name for name in results if name != "latent"]
+    by: dict[str, dict[str, Comparison]] = {}  # measure -> source -> it against the latents
+    for measure in ("f1", "nll"):
+        scores = {name: np.array([row[measure] for row in own]) for name, own in rows.items()}
+        compared = compare_paired(np.array([scores[name] for name in others]), scores["latent"], seed)
+        by[measure] = dict(zip(others, compared, strict=True))
+    latents = results["latent"]["latents"]
+    table = []
+    for name, result in results.items():
+        spans = result.get("latents") or {"positions": latents["text_positions"]}
+        row = {"source": name, "title": TITLES[name], "positions": spans["positions"], "f1": result["f1"],
+               "em": result["em"]}  # fmt: skip
+        row |= {f"{measure}_interval": list(result[f"{measure}_interval"]) for measure in ("f1", *MEASURES)}
+        row |= {measure: result[measure] for measure in MEASURES}
+        if name in others:
+            row |= _against(by["f1"][name])
+            row["nll_against"] = _against(by["nll"][name])
+        table.append(row)
+    low = results["latent"]["f1_interval"][0]
+    equal = [name for name in ("cut", "averaged", "empty") if name in results]
+    return {
+        "encoder": about["name"],
+        "num_samples": results["latent"]["num_samples"],
+        "rows": table,
+        "latents": latents,
+        "share_of_text": results["latent"]["f1"] / results["text"]["f1"] if results["text"]["f1"] else None,
+        "beats": [name for name in equal if results[name]["f1_interval"][1] < low],
+        "beats_all": all(results[name]["f1_interval"][1] < low for name in equal),
+        "likelier_than": [n for n in equal if by["nll"][n].difference > 0 and by["nll"][n].p_holm < ALPHA],
+    }
+
+
+def _against(compared: Comparison) -> dict[str, Any]:
+    """Return what the latents have more than a source, from the comparison of that with them."""
+    low, high = compared.interval
+    return {"latents_minus_this": 0.0 - compared.difference, "interval": [0.0 - high, 0.0 - low],
+            "p_holm": compared.p_holm}  # fmt: skip
+
+
+def render(judged: dict[str, Any]) -> str:
+    """Return the report as text."""
+    latents = judged["latents"]
+    lines = [
+        f"{judged['encoder']}, {judged['num_samples']} examples; the passage alone is encoded, the question stays "
+        "tokens",
+        "",
+        f"{'':34}{'positions':>10}   F1    95% interval   the latents against it",
+    ]
+    for row in judged["rows"]:
+        low, high = (three_digits(end) for end in row["f1_interval"])
+        line = f"{row['title']:34}{row['positions']:>10.1f}   {three_digits(row['f1'])}  [{low}, {high}]"
+        lines.append(line + (f"   {_told(row)}" if "interval" in row else ""))
+    lines += ["", f"{'nats a token of the right answer':34}{'KL to the text':>20}{'NLL':>20}   the latents against it"]
+    for row in judged["rows"]:
+        nll, kl = (
+            f"{row[measure]:.2f} [{row[f'{measure}_interval'][0]:.2f}, {row[f'{measure}_interval'][1]:.2f}]"
+            for measure in MEASURES
+        )
+        line = f"{row['title']:34}{'0' if row['source'] == 'text' else kl:>20}{nll:>20}"
+        lines.append(line + (f"   {_told(row['nll_against'])}" if "nll_against" in row else ""))
+    share = judged["share_of_text"]
+    lines += [
+        "",
+        f"Bytes a passage: latents {latents['bytes']:.0f} (z in float16), text {latents['text_bytes']:.0f}, compressed "
+        f"{latents['text_zlib_bytes']:.0f}"
+        + (": positions are saved, not bytes" if latents["bytes"] > latents["text_zlib_bytes"] else ""),
+        f"Different passages: mean cosine of their latents {latents['likeness']:.2f}; {latents['distinct_answers']} "
+        f"distinct answers, {latents['distinct_references']} distinct references",
+        "Share of the whole text's F1: " + ("none, that is 0" if share is None else f"{share:.0%}"),
+        "F1 above, intervals apart: " + _named(judged["beats"]),
+        "Right answers likelier, p < .05: " + _named(judged["likelier_than"]),
+    ]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in latents["warnings"])])
+
+
+def _told(against: dict[str, Any]) -> str:
+    least, most = against["interval"]
+    return f"{against['latents_minus_this']:+.3f} [{least:+.3f}, {most:+.3f}] p={against['p_holm']:.3f}"
+
+
+def _named(sources: list[str]) -> str:
+    return ", ".join(TITLES[name] for name in sources) or "none of the controls"

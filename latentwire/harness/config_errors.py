@@ -1,0 +1,150 @@
+"""Hydra's and OmegaConf's errors in words that help the user. Main entry: `explain()`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from latentwire.harness.errors import UserError, causes
+from latentwire.harness.paths import CONF
+
+CHOOSERS = ("task", "experiment", "sweep")  # the first of these on the command line chooses the task
+
+
+def explain(error: BaseException, arguments: list[str], entry: str) -> str | None:
+    """Return the message for the user, or None if the program itself is at fault.
+
+    Args:
+        error: What stopped the program.
+        arguments: The command line, without the program's name.
+        entry: Root of the config tree, `run` or `train`.
+    """
+    chain = list(causes(error))
+    for cause in chain:
+        if isinstance(cause, UserError):
+            return str(cause)
+    text = "\n".join(str(cause) for cause in chain)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_setting(match[1], arguments, entry)
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        known = ", ".join(sorted(path.stem for path in (CONF / match[1]).glob("*.yaml")))
+        return f"{match[1]}={match[2]}: unknown; use one of {known}"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return "; ".join(lines) or type(error).__name__
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; choose another folder with out=FOLDER, or mend this one"
+    return None
+
+
+def _unknown_setting(key: str, arguments: list[str], entry: str) -> str:
+    """Say why a setting does not exist; a dial of another transform or source is named as such."""
+    given = next((a for a in arguments if a.startswith(f"{key}=")), key)
+    default = next((choice for group, choice in _included(CONF / f"{entry}.yaml") if group == "task"), "")
+    task = _chosen("task", arguments, default)
+    of_task = _settings_with(CONF / "task" / f"{task}.yaml")
+    for group, default in sorted(_default_choices(task, entry).items(), key=lambda item: item[0] not in of_task):
+        owners = {path.stem: _settings_with(path) for path in sorted((CONF / group).glob("*.yaml"))}
+        having = [name for name, settings in owners.items() if key in settings]
+        chosen = _chosen(group, arguments, default)
+        if not having or chosen in having:
+            continue
+        preset = _chosen("sweep", arguments, "none")
+        if group == "embed_transform" and preset != "none":
+            return (
+                f"{given}: the configurations of sweep={preset} set {key} themselves; leave it out and choose among "
+                "them with only='PATTERN', or leave out sweep=..."
+            )
+        dials = ", ".join(name for name in owners.get(chosen, []) if name != "kat") or "none"
+        return (
+            f"{given}: {group}={chosen} has no such dial (its dials: {dials}); {key} belongs to "
+            f"{' and '.join(f'{group}={name}' for name in having)}"
+        )
+    known = ", ".join(
+        sorted({*_root_settings(CONF / f"{entry}.yaml"), *_root_settings(CONF / "task" / f"{task}.yaml")})
+    )
+    return f"{given}: no such setting; there are {known}, and the groups {', '.join(_groups())}"
+
+
+def _chosen(group: str, arguments: list[str], default: str) -> str:
+    """Return what the command line chooses of a group, or else its experiment, or else its preset."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if group in given:
+        return given[group]
+    for chooser in CHOOSERS[1:]:
+        path = CONF / chooser / f"{given.get(chooser, '')}.yaml"
+        for name, choice in _included(path) if path.is_file() else []:
+            if name == group:
+                return choice
+    return default
+
+
+def _default_choices(task: str, entry: str) -> dict[str, str]:
+    """Return the groups that have settings of their own at the root, and what this task chooses of each by default."""
+    groups = ("embed_transform", "embed_source", "data", "task", "pairs", "embedder", "encoder", "loss")
+    of_tasks = sorted((CONF / "task").glob("*.yaml"), key=lambda path: path.stem != task)
+    files = [*of_tasks[:1], CONF / f"{entry}.yaml", *of_tasks[1:]]  # the first to choose counts: the task's own
+    found = dict(reversed([chosen for path in files for chosen in _included(path)]))
+    return {group: found[group] for group in groups if group in found}
+
+
+def _settings_with(path: Path) -> list[str]:
+    """Return the root settings and groups that come with a config file, those of the files that it includes too."""
+    if not path.is_file():
+        return []
+    found = _root_settings(path)
+    for group, choice in _included(path):
+        found += [group, *_root_settings(CONF / group / f"{choice}.yaml")]
+    return found
+
+
+def _included(path: Path) -> list[tuple[str, str]]:
+    """Return the groups that a config file includes and what it chooses of them; the first of several."""
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    entries = [entry for entry in config.get("defaults", []) if isinstance(entry, DictConfig)]
+    chosen = [(str(group).removeprefix("override "), choice) for entry in entries for group, choice in entry.items()]
+    return [(group.strip("/"), str(choice if isinstance(choice, str) else choice[0])) for group, choice in chosen]
+
+
+def _root_settings(path: Path) -> list[str]:
+    """Return the plain settings that a config file puts at the root."""
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(node, dict)
+    # a file of a group without this header puts nothing at the root
+    if "@package _global_" not in path.read_text(encoding="utf-8") and path.parent != CONF:
+        return []
+    internal = {"defaults", "hydra", "task", "variant", "asked", "name", "group", "experiment"}
+    return [str(key) for key, value in node.items() if key not in internal and not isinstance(value, dict)]
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir())
+
+
+def refuse_additions(arguments: list[str]) -> None:
+    """A setting that is added or removed is one that nobody reads or somebody misses."""
+    for argument in arguments:
+        if re.match(r"(\+|~)(?!hydra)", argument) and not argument.startswith("++hydra"):
+            raise UserError(f"{argument}: settings cannot be added or removed; leave out the {argument[0]}")
+
+
+def require_task(arguments: list[str], entry: str, tasks: Iterable[str]) -> None:
+    """Refuse a task, experiment or preset that belongs to the other entry, before anything is composed.
+
+    Raises:
+        UserError: Names the entry that has it, or the tasks of this one.
+    """
+    task = _chosen("task", arguments, "")
+    if task in tasks or not task.isidentifier():
+        return
+    given = next(a for group in CHOOSERS for a in arguments if a.startswith(f"{group}="))
+    if (CONF / "task" / f"{task}.yaml").is_file():
+        other = "train" if entry == "run" else "run"
+        raise UserError(f"{given}: belongs to {other}.py; use python {other}.py {given}")
+    raise UserError(f"task={task}: not a task of {entry}.py; use one of {', '.join(tasks)}")

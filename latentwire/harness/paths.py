@@ -1,0 +1,10 @@
+"""Where the project and its configuration are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+CONF = ROOT / "conf"

@@ -1,0 +1,59 @@
+"""Config values as dataclasses and numbers. Main entry: `typed()`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from latentwire.harness.errors import UserError
+
+T = TypeVar("T")
+
+_KINDS = {
+    "int": "a whole number",
+    "int | None": "a whole number or null",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+}
+
+
+def typed(kind: type[T], values: Any, prefix: str = "") -> T:
+    """Make a dataclass out of config values, checking names and types.
+
+    Raises:
+        UserError: A value of the wrong type, or a name the dataclass does not have.
+    """
+    plain = OmegaConf.to_container(OmegaConf.create(values) if isinstance(values, dict) else values, resolve=True)
+    assert isinstance(plain, dict)
+    try:
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain))
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or error.key)
+        wanted = {field.name: str(field.type) for field in fields(kind)}.get(key, "no such setting")  # type: ignore[arg-type]
+        raise UserError(f"{prefix}{key}={plain.get(key)}: expected {_KINDS.get(wanted, wanted)}") from error
+    assert isinstance(made, kind)
+    return made
+
+
+def _number(kind: type, words: str) -> Callable[..., Any]:
+    """Return an OmegaConf resolver that turns a dial into a number, so that 1 and 1.0 name one configuration."""
+
+    def convert(value: Any, *, _node_: Any) -> Any:
+        try:
+            number = kind(value)
+            if isinstance(value, bool) or number != float(value):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{_node_._key()}={value}: expected {words}") from error
+        return number
+
+    return convert
+
+
+OmegaConf.register_new_resolver("float", _number(float, "a number"), replace=True)
+OmegaConf.register_new_resolver("int", _number(int, "a whole number"), replace=True)

@@ -1,0 +1,317 @@
+"""Batched greedy decoding from embeddings over a shared prefix.
+
+The prefix's keys and values are computed once. Where the model's attention allows it, all rows look at that one
+copy (see attention.py). Otherwise, as with sliding windows, row i of a batch is laid out as [padding][prefix]
+[its own prompt][what it generates], the prefix copied to where each row needs it and the padding at the far left
+as in transformers' own generate, so that positions have no gaps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from latentwire.harness.errors import UserError
+from latentwire.harness.progress import say
+from latentwire.lm import attention
+from latentwire.lm.batching import split_beginnings
+from latentwire.lm.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A shared beginning of all prompts: its length and its keys and values, (1, H, P, d) for each layer."""
+
+    length: int
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the LM answered to one prompt."""
+
+    token_ids: tuple[int, ...]  # without the end token; a token that brings the newline is still there
+    text: str  # up to the first newline, stripped
+    cut_off: bool  # max_new_tokens came before a newline or an end token
+
+
+@torch.no_grad()
+def encode_prefix(lm: LanguageModel, token_ids: Tensor) -> Prefix:
+    """Run the shared prefix through the model once: (P,) token ids -> keys and values."""
+    if len(token_ids) == 0:
+        return Prefix(0, ())
+    cache = DynamicCache()
+    lm.model(input_ids=token_ids[None].to(lm.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    layers: list[Any] = list(cache.layers)
+    return Prefix(len(token_ids), tuple((layer.keys, layer.values) for layer in layers))
+
+
+class Decoder:
+    """Decodes greedily until a newline, an end token or max_new_tokens.
+
+    Batches of bit-identical embeddings are decoded once and remembered: on real text every anchor_offset is
+    the baseline.
+
+    Args:
+        lm: The frozen model.
+        prefix: What every prompt begins with.
+        max_new_tokens: At most this many tokens are generated.
+    """
+
+    def __init__(self, lm: LanguageModel, prefix: Prefix, max_new_tokens: int) -> None:
+        self.lm, self.prefix, self.max_new_tokens = lm, prefix, max_new_tokens
+        ends = lm.model.generation_config.eos_token_id
+        self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
+        self.shares = bool(prefix.layers) and _can_share(lm, prefix)
+        self.added = max_new_tokens + (0 if self.shares else prefix.length)  # positions a row holds besides its prompt
+        self._known: dict[bytes, list[Generated]] = {}
+        self.seconds, self.positions = 0.0, 0  # spent on what was really decoded, and how much that was
+
+    def decode(self, prompts: list[Tensor]) -> tuple[list[Generated], bool]:
+        """Decode one batch of prompts, each (T_i, D) in the model's dtype.
+
+        Returns:
+            What each prompt generated, and whether it had been decoded before.
+
+        Raises:
+            UserError: The model's logits are not finite.
+        """
+        key = _digest(prompts)
+        if key in self._known:
+            return self._known[key], True
+        started = time.perf_counter()
+        self._known[key] = self.generate(prompts)
+        self.seconds += time.perf_counter() - started
+        self.positions += sum(map(len, prompts)) + sum(len(output.token_ids) for output in self._known[key])
+        return self._known[key], False
+
+    @torch.no_grad()
+    def generate(self, prompts: list[Tensor]) -> list[Generated]:
+        """Decode one batch of prompts, whether or not it was decoded before."""
+        with _attention(self.lm, attention.NAME if self.shares else None):
+            return self._generate_rows(DecodingRows(self.lm, self.prefix, prompts, self.max_new_tokens, self.shares))
+
+    def _generate_rows(self, rows: DecodingRows) -> list[Generated]:
+        prompts = rows.prompts
+        token_ids: list[list[int]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        running = list(range(len(prompts)))
+        logits = rows.prefill()  # (B, V)
+        for step in range(self.max_new_tokens):
+            best, chosen = logits.max(dim=-1)  # (rows still running,)
+            if not bool(torch.isfinite(best).all()):  # NaN is the largest of all
+                raise UserError(
+                    "the model's logits are NaN or infinite: nothing can be read from them; use dtype=float32"
+                )
+            going_on = []
+            for place, (row, token) in enumerate(zip(running, chosen.tolist(), strict=True)):
+                if token not in self.end_ids:
+                    token_ids[row].append(token)
+                ended[row] = token in self.end_ids or "\n" in self._text(token_ids[row])
+                if not ended[row]:
+                    going_on.append(place)
+            if not going_on or step == self.max_new_tokens - 1:
+                break
+            if len(going_on) < len(running):
+                rows.keep(going_on)
+                running = [running[place] for place in going_on]
+                chosen = chosen[going_on]
+            logits = rows.step(chosen)
+        return [
+            Generated(tuple(ids), self._text(ids).split("\n")[0].strip(), cut_off=not done)
+            for ids, done in zip(token_ids, ended, strict=True)
+        ]
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.lm.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+class DecodingRows:
+    """The running rows of a batch: their cache, mask and positions.
+
+    With the prefix shared, the cache holds the rows' own columns alone; without, a copy of the prefix for each.
+    """
+
+    def __init__(self, lm: LanguageModel, prefix: Prefix, prompts: list[Tensor], room: int, share: bool) -> None:
+        self.lm, self.prefix, self.prompts, self.room = lm, prefix, prompts, room
+        self.copies = bool(prefix.layers) and not share
+        self.total = torch.full((len(prompts),), prefix.length, device=lm.device)  # (B,) positions used so far
+        self.mask = torch.ones(len(prompts), 0, dtype=torch.long, device=lm.device)  # (B, columns of the cache)
+        self.cache: Cache = DynamicCache()
+        self.options: dict[str, Any] = {"shared_prefix": prefix.layers} if share and prefix.layers else {}
+
+    def prefill(self) -> Tensor:
+        """Read the prompts; return the logits of the last position of each, (B, V).
+
+        With a shared prefix, what neighbouring prompts begin with is read once for all of them too. (Not elsewhere: a
+        sliding window counts columns, and there must be none between a beginning and what follows.)
+        """
+        if self.copies:
+            return self._read_after_copies()
+        groups, cuts = split_beginnings(self.prompts) if self.options else ([], [0] * len(self.prompts))
+        if any(cuts):
+            firsts = [groups.index(group) for group in range(groups[-1] + 1)]
+            once = DecodingRows(self.lm, self.prefix, [self.prompts[i][: cuts[i]] for i in firsts], 0, share=True)
+            once._read(once.prompts)
+            index = torch.tensor(groups, device=self.lm.device)
+            once.cache.batch_select_indices(index)
+            self.cache, self.mask, self.total = once.cache, once.mask[index], once.total[index]
+        return self._read([prompt[cut:] for prompt, cut in zip(self.prompts, cuts, strict=True)])
+
+    def _read(self, parts: list[Tensor]) -> Tensor:
+        """Append a part to each row, right-aligned in new columns; return the last logits, (B, V)."""
+        embeds, lengths, padding = self._aligned(parts)
+        columns = torch.arange(embeds.shape[1], device=self.lm.device)
+        positions = (self.total[:, None] + columns - padding[:, None]).clamp_min(0)  # (B, S)
+        self.mask = torch.cat([self.mask, (columns >= padding[:, None]).long()], dim=1)
+        self.total = self.total + lengths
+        return self._forward(positions, inputs_embeds=embeds)
+
+    def _read_after_copies(self) -> Tensor:
+        """Read the prompts, each row after a copy of the prefix that ends where its prompt begins."""
+        embeds, lengths, padding = self._aligned(self.prompts)
+        own = embeds.shape[1]
+        columns = torch.arange(own, device=self.lm.device)
+        positions = (self.total[:, None] + columns - padding[:, None]).clamp_min(0)
+        columns = torch.arange(self.prefix.length + own, device=self.lm.device)
+        self.mask = (columns >= padding[:, None]).long()  # (B, P + S)
+        layers: list[Any] = [_RowLayer(k, v, padding.tolist(), own, self.room) for k, v in self.prefix.layers]
+        self.cache = Cache(layers=layers)
+        self.total = self.total + lengths
+        return self._forward(positions, inputs_embeds=embeds)
+
+    def _aligned(self, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return embeddings padded on the left, (B, S, D), with lengths and paddings, both (B,)."""
+        lengths = torch.tensor([len(part) for part in parts], device=self.lm.device)
+        width = int(lengths.max())
+        embeds = torch.zeros(len(parts), width, parts[0].shape[-1], dtype=self.lm.dtype, device=self.lm.device)
+        for row, part in enumerate(parts):
+            embeds[row, width - len(part) :] = part
+        return embeds, lengths, width - lengths
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token to each row, (B,) ids; return the next logits, (B, V)."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        positions = self.total[:, None]
+        self.total = self.total + 1
+        return self._forward(positions, input_ids=tokens[:, None])
+
+    def keep(self, rows: list[int]) -> None:
+        """Let the other rows go."""
+        index = torch.tensor(rows, device=self.lm.device)
+        self.mask, self.total = self.mask[index], self.total[index]
+        self.cache.batch_select_indices(index)
+
+    def _forward(self, positions: Tensor, **inputs: Tensor) -> Tensor:
+        last = torch.tensor([positions.shape[1] - 1], device=self.lm.device)
+        return self.lm.model(
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=last,  # a tensor: a slice would give the output head strided rows, many times slower
+            **self.options,
+            **inputs,
+        ).logits[:, -1]
+
+
+class _RowLayer(DynamicLayer):
+    """Keys and values of one layer in a buffer as long as the rows can become; nothing is copied to grow.
+
+    The first update brings the prompts' own columns. In rows shorter than the longest, these begin with
+    padding, and the prefix ends where it begins: there the prefix's values stay.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, padding: list[int], own: int, room: int) -> None:
+        super().__init__()
+        self.dtype, self.device = keys.dtype, keys.device
+        _, heads, self.used, _ = keys.shape
+        self._buffers = [
+            prefix.new_zeros(len(padding), heads, self.used + own + room, prefix.shape[-1]) for prefix in (keys, values)
+        ]
+        for row, pad in enumerate(padding):
+            for buffer, prefix in zip(self._buffers, (keys, values), strict=True):
+                buffer[row, :, pad : pad + self.used] = prefix[0]
+        columns = torch.arange(own, device=self.device)
+        padded = torch.tensor(padding, device=self.device)
+        self._not_own = (columns < padded[:, None])[:, None, :, None] if any(padding) else None  # (B, 1, S, 1)
+        self._show()
+        self.is_initialized = True
+
+    def _show(self) -> None:
+        self.keys, self.values = (buffer[:, :, : self.used] for buffer in self._buffers)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write new columns in place and return all columns used so far."""
+        end = self.used + key_states.shape[-2]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            place = buffer[:, :, self.used : end]
+            place.copy_(new if self._not_own is None else torch.where(self._not_own, place, new))
+        self._not_own = None
+        self.used = end
+        self._show()
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self._show()
+
+
+@contextlib.contextmanager
+def _attention(lm: LanguageModel, name: str | None) -> Iterator[None]:
+    """Let the model use another attention implementation for a while; None leaves it its own."""
+    before = lm.model.config._attn_implementation
+    if name is not None:
+        lm.model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        if name is not None:
+            lm.model.set_attn_implementation(before)
+
+
+@torch.no_grad()
+def _can_share(lm: LanguageModel, prefix: Prefix) -> bool:
+    """Tell whether the model's logits over the shared prefix are those over a copied one.
+
+    Sliding windows are transformers' to know; for anything else (capped scores, attention of a model's own kind)
+    asking the model itself needs no list of architectures.
+    """
+    if any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=lm.model.config).layers):
+        return False
+    probe = lm.embed(torch.arange(1, 6))
+    prompts = [probe, probe[:2]]
+    expected = DecodingRows(lm, prefix, prompts, 1, share=False).prefill().float()
+    try:
+        with _attention(lm, attention.NAME):
+            got = DecodingRows(lm, prefix, prompts, 1, share=True).prefill().float()
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        say(f"note: {type(lm.model).__name__} cannot share the shots' cache ({type(error).__name__}); it is copied")
+        return False
+    tolerance = 1e-3 if lm.dtype == torch.float32 else 0.1
+    agrees = bool((got - expected).abs().max() <= tolerance * expected.abs().max())
+    if not agrees:
+        say(f"note: {type(lm.model).__name__} attends in a way that cannot share the shots' cache; it is copied")
+    return agrees
+
+
+def _digest(prompts: list[Tensor]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for prompt in prompts:
+        digest.update(str(tuple(prompt.shape)).encode())
+        digest.update(prompt.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()

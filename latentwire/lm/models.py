@@ -1,0 +1,177 @@
+"""A frozen causal LM with its tokenizer, loaded once per process: embedded, hub, local folder, GGUF or tiny."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from latentwire.harness.assets import cached, file_sha256, hub_commit
+from latentwire.harness.errors import UserError, causes
+from latentwire.lm.gguf import build_from_wheel, convert_gguf
+from latentwire.lm.model_folder import bars_on_terminals_only, first_line, load_whole, weight_files
+from latentwire.lm.spec import ORIGINS, ModelSpec
+from latentwire.lm.tiny import TINY, build_tiny
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A frozen causal LM on its device, in evaluation mode."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.model.dtype
+
+    @property
+    def context_length(self) -> int:
+        """Positions the model was made for, in tokens; without a stated limit, as many as wanted."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
+
+    @torch.no_grad()
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return the output of the embedding module, scaled as the model itself scales it: (...) -> (..., D)."""
+        return self.model.get_input_embeddings()(token_ids.to(self.device))
+
+    @torch.no_grad()
+    def token_embeddings(self) -> torch.Tensor:
+        """Return the output of the embedding module for every token it has: (V, D)."""
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return self.embed(torch.arange(len(weight), device=self.device)).clone()
+
+
+def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """Load a model and its tokenizer, frozen, from wherever the spec says.
+
+    Raises:
+        UserError: Unknown, gated, unreachable, damaged or unusable; says which and what to do.
+    """
+    if spec.origin not in ORIGINS:
+        raise UserError(f"model.origin={spec.origin}: unknown; use one of {', '.join(ORIGINS)}")
+    where, options = _locate(spec)
+    with _explained(spec, where), bars_on_terminals_only():
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        model = load_whole(where, dtype=dtype, use_safetensors=True, **options)
+    if model.get_input_embeddings() is None:
+        raise UserError(f"{spec.name}: has no input embeddings; choose a causal language model")
+    model.requires_grad_(False).eval().to(device)
+    return LanguageModel(model, tokenizer)
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer alone.
+
+    Raises:
+        UserError: As `load_model` says.
+    """
+    where, options = _locate(spec)
+    with _explained(spec, where), bars_on_terminals_only():
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **options)
+    return tokenizer
+
+
+def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
+    """Return what from_pretrained wants: a folder or a repository, and its options."""
+    if spec.origin == "wheel":
+        key = f"models/{spec.name}-{spec.sha256[:12]}"
+        return str(cached(key, lambda folder: build_from_wheel(spec, folder))), {}
+    if spec.origin == "tiny_random":
+        return str(cached(f"models/tiny_random-{TINY['version']}", build_tiny)), {}
+    if spec.origin == "hub":
+        return spec.repo, {"revision": hub_commit(spec.repo, spec.revision)}
+    if not spec.path:
+        raise UserError("model=path: no path given; add model.path=FOLDER, FILE.gguf or ORG/NAME, or set MODEL_ID")
+    local = Path(spec.path).expanduser()
+    if (local / "model" / "config.json").is_file():
+        raise UserError(f"model.path={spec.path}: is the folder of a run; write model.path={local / 'model'}")
+    if local.is_file():
+        with local.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise UserError(f"model.path={spec.path}: is a file but no GGUF file; give a GGUF file or a folder")
+        key = f"models/gguf-{file_sha256(local)[:12]}"
+        return str(cached(key, lambda folder: convert_gguf(local, folder))), {}
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            raise UserError(
+                f"model.path={spec.path}: the folder has no config.json, so it holds no model; "
+                "give a folder written by save_pretrained"
+            )
+        if any(local.glob("*.bin")):
+            weight_files(local, f"model.path={spec.path}")
+        return str(local), {}
+    if spec.path.count("/") == 1 and not spec.path.startswith((".", "/", "~")):
+        return spec.path, {"revision": hub_commit(spec.path, spec.revision)}
+    raise UserError(f"model.path={spec.path}: no such file or folder, and no ORG/NAME of the hub; check the spelling")
+
+
+@contextlib.contextmanager
+def _explained(spec: ModelSpec, where: str) -> Iterator[None]:
+    """Turn what loading may raise into messages for the user."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        if isinstance(error, TypeError | AttributeError) and not Path(where).is_dir():
+            raise  # a fault of the program; in a local folder it may be the files'
+        chain = list(causes(error))
+        if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in chain):
+            raise UserError(f"{spec.name}: the disk is full; free some space and run again") from error
+        if any(isinstance(cause, GatedRepoError) for cause in chain) or "gated repo" in str(error):
+            raise UserError(
+                f"{spec.name}: the hub repository {where} is gated; accept its licence on the hub, then log in "
+                "with `hf auth login` or set HF_TOKEN"
+            ) from error
+        if any(isinstance(cause, RevisionNotFoundError) for cause in chain):
+            raise UserError(f"{spec.name}: {where} has no revision {spec.revision}; check model.revision") from error
+        if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):
+            raise UserError(
+                f"{spec.name}: the hub has no model {where} that you may read; check the spelling, or log in with "
+                "`hf auth login` if it is private"
+            ) from error
+        if Path(where).is_dir():
+            raise UserError(
+                f"{spec.name}: {where} does not load as a causal language model ({first_line(error)}); "
+                "check that the folder is complete and of an architecture that transformers knows"
+            ) from error
+        if _is_network_trouble(chain):
+            raise UserError(
+                f"{spec.name}: the hub could not be reached for {where}; check the network (HF_HUB_OFFLINE and "
+                "proxies too), or use model=smollm2, which comes from the package index, or model=path "
+                "model.path=FOLDER"
+            ) from error
+        raise UserError(
+            f"{spec.name}: {where} does not load as a causal language model ({first_line(error)}); choose a model "
+            "whose architecture transformers knows without remote code"
+        ) from error
+
+
+def _is_network_trouble(causes: list[BaseException]) -> bool:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    trouble = (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError, TimeoutError)
+    names = {type(cause).__name__ for cause in causes}
+    return any(isinstance(cause, trouble) for cause in causes) or bool(
+        names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError"}
+    )

@@ -1,0 +1,89 @@
+"""What a model's own token embeddings look like: computed once per model, asked by sources and transforms."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+
+import faiss
+import torch
+from torch import Tensor
+
+from latentwire.lm.token_search import TokenSearch
+
+
+class Vocabulary:
+    """The token embeddings of a model, their statistics, their neighbours and their k-means codes.
+
+    Args:
+        embeddings: Output of the model's embedding module for every token, (V, D), any float dtype. (Not its
+            weight: some models scale inside the module.)
+        seed: Of the k-means initialisation.
+    """
+
+    def __init__(self, embeddings: Tensor, seed: int = 0) -> None:
+        self.embeddings = embeddings.detach().float()  # (V, D)
+        self.seed = seed
+        self.mean_rms = rms(self.embeddings).mean()  # (), mean over tokens of the root mean square
+        self.mean_norm = self.embeddings.norm(dim=-1).mean()  # ()
+        self.mean = self.embeddings.mean(dim=0)  # (D,)
+        self.std = self.embeddings.std(dim=0, correction=0)  # (D,)
+        self.search = TokenSearch(self.embeddings)
+        self._codes = lru_cache(maxsize=8)(self._fit_codes)
+
+    @property
+    def size(self) -> int:
+        """Number of tokens, V."""
+        return self.embeddings.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Width of an embedding, D."""
+        return self.embeddings.shape[1]
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """Covariance of the token embeddings over the vocabulary, (D, D) float64 on the CPU."""
+        total = torch.zeros(self.width, self.width, dtype=torch.float64)
+        for rows in self.embeddings.split(8192):
+            centred = rows - self.mean
+            total += (centred.T @ centred).cpu().double()
+        return total / self.size
+
+    @cached_property
+    def principal_axes(self) -> Tensor:
+        """Eigenvectors of the covariance, one a column, largest variance first: (D, D) float32."""
+        return torch.linalg.eigh(self.covariance).eigenvectors.flip(-1).float()
+
+    def nearest(self, x: Tensor, k: int) -> Tensor:
+        """Return the ids of the k nearest tokens by cosine, best first: (..., D) -> (..., k)."""
+        return self.search.nearest(x.reshape(-1, self.width), k).reshape(*x.shape[:-1], k)
+
+    def codes(self, size: int) -> tuple[Tensor, float]:
+        """Return k-means centroids of the token embeddings and how concentrated the tokens lie around them.
+
+        Returns:
+            Codes (size, D) float32, and kappa of the von Mises-Fisher distribution fitted to the tokens'
+            directions around their nearest code: r (D - r^2) / (1 - r^2) with r the mean cosine (Banerjee et
+            al. 2005, section 4.4, with one kappa for all codes).
+        """
+        codes, kappa = self._codes(size)
+        return codes.clone(), kappa
+
+    def _fit_codes(self, size: int) -> tuple[Tensor, float]:
+        points = self.embeddings.cpu().contiguous().numpy()
+        kmeans = faiss.Kmeans(self.width, size, niter=20, seed=self.seed, min_points_per_centroid=1)
+        kmeans.train(points)
+        assert kmeans.centroids is not None
+        codes = torch.from_numpy(kmeans.centroids.copy()).to(self.embeddings.device)
+        unit_codes = torch.nn.functional.normalize(codes, dim=-1)
+        cosines = [
+            (torch.nn.functional.normalize(rows, dim=-1) @ unit_codes.T).amax(dim=-1)
+            for rows in self.embeddings.split(8192)
+        ]
+        r = float(torch.cat(cosines).mean().clamp(0, 0.999))
+        return codes, r * (self.width - r * r) / (1 - r * r)
+
+
+def rms(x: Tensor) -> Tensor:
+    """Return the root mean square over the last dimension, above zero: (..., D) -> (...)."""
+    return x.square().mean(dim=-1).clamp_min(torch.finfo(x.dtype).tiny).sqrt()

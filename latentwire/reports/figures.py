@@ -1,0 +1,193 @@
+"""The report's figures as PNG: the ranking and the dials of each source, and the matrix of all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from latentwire.analysis.controls import label
+from latentwire.analysis.ranking import three_digits
+from latentwire.harness.results import open_atomically, writing
+from latentwire.reports.panels import (
+    COLOUR_OF,
+    HEAT_TEXT_TURNS,
+    LINES,
+    Group,
+    Row,
+    dial_panels,
+    matrix,
+    reference_lines,
+)
+from latentwire.reports.panels import LIGHT as COLOURS
+
+HEAT = LinearSegmentedColormap.from_list("heat", [COLOURS["low"], COLOURS["high"]])
+STYLES = {"baseline": "-", "clean": "--", "empty": ":"}
+
+
+def draw_all(groups: list[Group], order: list[str], top: float, folder: Path) -> list[Path]:
+    """Write ranking_<source>.png and dials_<source>.png for each group, and matrix.png where there are several.
+
+    Args:
+        groups: Of the analysis.
+        order: Experiments in the order of the sweep.
+        top: Where the F1 axes and the colour scale end.
+        folder: Of the figures; those of an earlier report that this one does not have are removed.
+    """
+    written = []
+    for group in groups:
+        part = re.sub(r"[^\w.+-]+", "_", group["group"])
+        written.append(_save(ranking(group, top), folder / f"ranking_{part}.png"))
+        figure = dials(group, order, top)
+        if figure is not None:
+            written.append(_save(figure, folder / f"dials_{part}.png"))
+    figure = matrix_figure(groups, order, top)
+    if figure is not None:
+        written.append(_save(figure, folder / "matrix.png"))
+    for stale in {*folder.glob("ranking_*.png"), *folder.glob("dials_*.png"), *folder.glob("matrix.png")} - {*written}:
+        stale.unlink()
+    return written
+
+
+def ranking(group: Group, top: float) -> Figure:
+    """Draw the ranked bars of a source with their 95% intervals, coloured by verdict."""
+    rows = group["ranking"]
+    figure = Figure(figsize=(8, 1.1 + 0.21 * len(rows)), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    places = range(len(rows))
+    f1 = [row["f1"] for row in rows]
+    colours = [COLOURS[COLOUR_OF.get(row["verdict"], "noise")] for row in rows]
+    axes.barh(places, f1, color=colours, height=0.72)
+    for name, width in (("ground", 3.2), ("ink", 1.2)):  # a light edge keeps the interval apart from its bar
+        axes.errorbar(f1, places, xerr=_whiskers(rows), fmt="none", ecolor=COLOURS[name], elinewidth=width)
+    for line in reference_lines(group):
+        axes.axvline(line["f1"], color=COLOURS[line["kind"]], linestyle=STYLES[line["kind"]], linewidth=1,
+                     label=f"{line['label']} {three_digits(line['f1'])}")  # fmt: skip
+    axes.set_yticks(places, [label(row) + _few(row, group["num_samples"]) for row in rows], fontsize=8)
+    axes.set(xlim=(0, top), ylim=(len(rows) - 0.4, -0.6), xlabel="F1, 95% interval")
+    axes.set_title(f"{group['group']}, {group['num_samples']} examples", loc="left", fontsize=10)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
+    _bare(axes)
+    return figure
+
+
+def dials(group: Group, order: list[str], top: float) -> Figure | None:
+    """Draw a panel for each family whose dials were varied, or return None where none was."""
+    panels = dial_panels(group["ranking"], order)
+    if not panels:
+        return None
+    row_of = {row["name"]: row for row in group["ranking"]}
+    columns = min(3, len(panels))
+    count = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 0.4 + 2.8 * count), dpi=110, layout="constrained")
+    figure.suptitle(f"{group['group']}, {group['num_samples']} examples", fontsize=10)
+    grid = figure.subplots(count, columns, squeeze=False).flatten()
+    for axes, panel in zip(grid, panels, strict=False):
+        axes.set_title(panel["family"], loc="left", fontsize=9)
+        if panel["kind"] == "grid":
+            _heat(axes, _cells(panel["cells"], row_of), panel["values"], panel["row_values"], top)
+            axes.set(xlabel=panel["dial"], ylabel=panel["row_dial"])
+        else:
+            _draw_lines(axes, panel, row_of, reference_lines(group), top)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _draw_lines(
+    axes: Axes, panel: dict[str, Any], row_of: dict[str, Row], references: list[dict[str, Any]], top: float
+) -> None:
+    for number, line in enumerate(panel["lines"]):
+        rows = [row_of[point["name"]] for point in line["points"]]
+        axes.errorbar([point["at"] for point in line["points"]], [row["f1"] for row in rows], yerr=_whiskers(rows),
+                      color=COLOURS[f"line-{number % LINES}"], marker="o", markersize=4, linewidth=1.4, capsize=2,
+                      label=line["label"])  # fmt: skip
+    for reference in references:
+        axes.axhline(reference["f1"], color=COLOURS[reference["kind"]], linestyle=STYLES[reference["kind"]],
+                     linewidth=0.9)  # fmt: skip
+    words = ["\n" * tick["lower"] + str(tick["value"]) for tick in panel["ticks"]]
+    axes.set_xticks([tick["at"] for tick in panel["ticks"]], words, fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(0, top), xlabel=panel["dial"], ylabel="F1")
+    if any(line["label"] for line in panel["lines"]):
+        axes.legend(fontsize=8, frameon=False)
+    _bare(axes)
+
+
+def matrix_figure(groups: list[Group], order: list[str], top: float) -> Figure | None:
+    """Draw F1 of every transform on every source, or return None where there is one source."""
+    found = matrix(groups, order)
+    if found is None:
+        return None
+    row_of = {row["name"]: row for group in groups for row in group["ranking"]}
+    transforms = [_label_of(names, row_of) for names in found["cells"]]
+    size = (2.2 + 0.55 * len(found["sources"]), 1.6 + 0.24 * len(found["transforms"]))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    axes = figure.subplots()
+    _heat(axes, _cells(found["cells"], row_of), found["sources"], transforms, top)
+    axes.tick_params(axis="x", rotation=60, top=True, bottom=False, labeltop=True, labelbottom=False)
+    for words in axes.get_xticklabels():
+        words.set(ha="left", rotation_mode="anchor")
+    axes.set_title("F1", loc="left", fontsize=9)
+    return figure
+
+
+def _few(row: Row, most: int) -> str:
+    """Return the number of examples of a row where others have more."""
+    return f" n={row['num_samples']}" if row["num_samples"] < most else ""
+
+
+def _cells(names: list[list[str | None]], row_of: dict[str, Row]) -> list[list[Row | None]]:
+    return [[None if name is None else row_of[name] for name in line] for line in names]
+
+
+def _label_of(names: list[str | None], row_of: dict[str, Row]) -> str:
+    """Return what a line of the matrix is called; one of its cells at least was run."""
+    return next(label(row_of[name]) for name in names if name is not None)
+
+
+def _heat(axes: Axes, cells: list[list[Row | None]], columns: list[Any], rows: list[Any], top: float) -> None:
+    """Draw a heat map with the number in each cell, and its n where others have more; what was not run stays blank."""
+    axes.imshow([[float("nan") if cell is None else cell["f1"] for cell in line] for line in cells], cmap=HEAT,
+                vmin=0, vmax=top, aspect="auto")  # fmt: skip
+    most = max(cell["num_samples"] for line in cells for cell in line if cell is not None)
+    for y, line in enumerate(cells):
+        for x, cell in enumerate(line):
+            if cell is not None:
+                ink = COLOURS["on-high" if cell["f1"] / top > HEAT_TEXT_TURNS else "on-low"]
+                few = _few(cell, most)
+                axes.text(x, y, three_digits(cell["f1"]) + few, ha="center", va="center", fontsize=5 if few else 7,
+                          color=ink)  # fmt: skip
+    axes.set_xticks(range(len(columns)), [str(column) for column in columns], fontsize=8)
+    axes.set_yticks(range(len(rows)), [str(row) for row in rows], fontsize=8)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    _small(axes)
+
+
+def _whiskers(rows: list[Row]) -> list[list[float]]:
+    """Return how far the intervals reach below and above, (2, rows)."""
+    below = [max(0.0, row["f1"] - row["f1_interval"][0]) for row in rows]
+    return [below, [max(0.0, row["f1_interval"][1] - row["f1"]) for row in rows]]
+
+
+def _bare(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    _small(axes)
+
+
+def _small(axes: Axes) -> None:
+    axes.tick_params(labelsize=8)
+    axes.xaxis.label.set_fontsize(8)
+    axes.yaxis.label.set_fontsize(8)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with open_atomically(path) as file, writing(path):
+        FigureCanvasAgg(figure).print_png(file)
+    return path

@@ -1,0 +1,279 @@
+"""What a sweep runs: its controls beside its configurations, all at once or, within a budget, round by round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from omegaconf import DictConfig
+
+from latentwire.analysis.controls import RANDOM
+from latentwire.encoders.checkpoint import about_latents
+from latentwire.evaluation.request import read
+from latentwire.evaluation.setup import FIRST
+from latentwire.harness import program
+from latentwire.harness.device import place
+from latentwire.harness.errors import UserError
+from latentwire.harness.gather import from_first
+from latentwire.harness.grids import Job
+from latentwire.harness.progress import say
+from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
+from latentwire.harness.typed_config import typed
+from latentwire.lm.spec import ModelSpec
+from latentwire.sweeps.successive_halving import Cost, Round, first_round, next_round
+
+Result = dict[str, Any]
+Rounds = Generator[list[Job], list[Result], list[Result]]
+
+PROBE = 16  # examples of the clean control that tell what an example costs
+ALWAYS = ("baseline", "auto")  # families that are never left out
+TIME_MODEL = (
+    "seconds for each job and for each example of it, as measured in this sweep: at first estimated on the clean "
+    "control, then on all of the last round; identical inputs are decoded once and count with the little that they "
+    "cost. All seconds up to the last round count, loading, saving and tracking too; the analysis at the end does not"
+)
+BIAS = (
+    "Which transforms went on was decided on examples that their scores are made of: the F1 of the best of a source "
+    "is somewhat too high. Those left out have fewer examples and wider intervals."
+)
+
+
+def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], Job]) -> Rounds:
+    """Run the controls and the configurations of a sweep; return the results of both.
+
+    Raises:
+        UserError: The budget is no positive number, too small, or has no baseline to be measured on. An encoder cannot
+            be asked, which is said before any control is.
+    """
+    for job in jobs:
+        dials = job.config.embed_source.dials
+        if "checkpoint" in dials:
+            about_latents(dials["checkpoint"], typed(ModelSpec, job.config.model, "model.").identity())
+    began = time.monotonic()
+    controls = control_jobs(jobs, compose)
+    if cfg.budget_minutes is not None:
+        launching = (time.monotonic() - began) / max(1, len(controls))  # composing a config is most of it
+        return (yield from within_budget(cfg, controls, jobs, launching))
+    of_controls = (yield controls) if controls else []
+    return [*(yield jobs), *of_controls]
+
+
+def control_jobs(jobs: list[Job], compose: Callable[[Sequence[str]], Job]) -> list[Job]:
+    """Return the controls of a sweep that has a baseline, once for each model, data and settings among its jobs.
+
+    Clean is the baseline on text, random are random tokens; where the sweep has these they are its own controls.
+    """
+    nodes = [node for job in jobs for node in (job.config.embed_source, job.config.embed_transform)]
+    dials = {str(dial) for node in nodes for dial in node.dials}
+    there: dict[tuple[str, ...], set[str]] = {}  # by all settings but the source and the transform: what there is
+    for job in jobs:
+        keys = {override: override.split("=", 1)[0] for override in job.overrides}
+        rest = tuple(o for o, key in keys.items() if key not in {"embed_source", "embed_transform", *dials})
+        family = job.config.embed_transform.name
+        own = {"baseline": family == "baseline", "clean": _is_clean(job), "random": family == RANDOM}
+        there.setdefault(rest, set()).update(name for name, is_one in own.items() if is_one)
+    return [
+        compose([*rest, f"control={name}"])
+        for rest, own in there.items()
+        for name in ("clean", "empty", "random")
+        if "baseline" in own and name not in own
+    ]
+
+
+def plan_path(folder: Path) -> Path:
+    """Return where the decisions of a budgeted sweep are kept."""
+    return folder / "plan.json"
+
+
+def _is_clean(job: Job) -> bool:
+    """Tell whether a job is the upper control: the baseline on text, with its passages."""
+    about = (job.config.embed_source.name, job.config.embed_transform.name)
+    return about == ("text", "baseline") and job.config.control != "empty"
+
+
+def measured_cost(results: Sequence[Result], launches: int) -> Cost:
+    """Return what a job and an example of these results cost; each was launched so many times."""
+    count = sum(result["num_samples"] for result in results)
+    beside = sum(result["job_sec"] - result["time_sec"] for result in results)
+    return Cost(beside / (launches * len(results)), sum(result["time_sec"] for result in results) / count)
+
+
+def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launching: float) -> Rounds:
+    """Run rounds until the budget or the examples are used up.
+
+    Every decision is written down when it is made: a killed sweep goes on with the decisions there are, and with the
+    scores and times of the results there are.
+    """
+    seconds = _seconds(cfg.budget_minutes)
+    if cfg.force:
+        raise UserError("force=true: a budgeted sweep extends its own results; start afresh with another out=FOLDER")
+    if not controls:
+        raise UserError("budget_minutes: the sweep has no baseline to be measured on; include it: only='baseline|...'")
+    state, store = place(cfg.device), ResultStore(Path(cfg.out))
+    if not all(isinstance(job.config.samples, int) for job in jobs):
+        raise UserError(f"samples={jobs[0].config.samples}: expected a whole number")
+    most = min(job.config.samples for job in jobs)
+    plan = open_plan(cfg, state, [*controls, *jobs], most)
+    every = {job.config.name: job for job in [*controls, *jobs]}
+
+    if plan["first"] is None:
+        probes = [job for job in every.values() if _is_clean(job)]
+        probed = yield [_asking(job, min(PROBE, most)) for job in probes]
+        if any(result["status"] != "ok" for result in probed):
+            broken = next(result for result in probed if result["status"] != "ok")
+            raise UserError(f"budget_minutes: {broken['name']} failed ({broken.get('error')}); mend that first")
+        # the probe's own seconds beside its examples are loading the model, which no other job does
+        cost = from_first(state, Cost(launching, measured_cost(probed, 1).per_example))
+        plan["estimate"] = {
+            "names": [result["name"] for result in probed],
+            "samples": min(result["num_samples"] for result in probed),
+            "seconds_per_example": cost.per_example,
+        }
+        plan["first"] = first_round(len(every), cost, seconds, FIRST, most)
+        _save(cfg, state, plan)
+
+    groups: dict[str, list[str]] = {job.config.group: [] for job in jobs}
+    random: dict[str, str] = {}  # the first of each variant is a control: the same tokens whatever the source
+    for job in jobs:
+        if job.config.embed_transform.name == RANDOM:
+            random.setdefault(job.config.variant, job.config.name)
+        if job.config.embed_transform.name not in ALWAYS and job.config.name not in random.values():
+            groups[job.config.group].append(job.config.name)
+    contenders = {name for members in groups.values() for name in members}
+    asked = dict.fromkeys(every, plan["first"])
+    for halving in plan["halvings"]:
+        _advance(asked, contenders, halving)
+
+    results: dict[str, Result] = {}
+    todo = list(every)
+    while True:
+        results |= zip(todo, (yield [_asking(every[name], asked[name]) for name in todo]), strict=True)
+        now = max(asked.values())
+        running = {name: results[name] for name in every if asked[name] == now and results[name]["status"] == "ok"}
+        if plan["stopped"] or not running:
+            break
+        standings = {
+            group: [(name, score_of_first(store, running[name], now)) for name in members if name in running]
+            for group, members in groups.items()
+        }
+        spent = sum(result.get("job_sec", 0.0) for result in results.values())
+        cost = measured_cost(list(running.values()), 1 + len(plan["halvings"]))
+        cost, spent = from_first(state, (cost, spent + program.current.lap(count=False)))
+        plan["seconds_spent"] = round(spent, 3)
+        plan["seconds_per_example"] = cost.per_example
+        decided = next_round(standings, len(every) - len(contenders), now, most, cost, seconds - plan["seconds_spent"])
+        if decided.kept:
+            plan["halvings"].append(_halving(plan, decided, standings, every))
+            _advance(asked, contenders, plan["halvings"][-1])
+            say(f"round {len(plan['halvings']) + 1}: {decided.why}")
+        else:
+            plan["stopped"] = decided.why
+            say(f"the sweep ends: {decided.why}")
+        plan["samples"] = max(asked.values())
+        _save(cfg, state, plan)
+        if plan["stopped"]:
+            break
+        todo = [name for name in every if asked[name] == decided.samples]
+    return [results[job.config.name] for job in [*jobs, *controls]]
+
+
+def _seconds(minutes: Any) -> float:
+    try:
+        seconds = 60 * float(minutes)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"budget_minutes={minutes}: expected a number of minutes, or null") from error
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"budget_minutes={minutes}: must be above 0; null runs all of it")
+    return seconds
+
+
+def score_of_first(store: ResultStore, result: Result, count: int) -> float:
+    """Return the mean F1 of the first examples; a larger budget spent here before may have left more.
+
+    Rounded, so that means of the same scores in another order are equal, and the order of the sweep decides.
+    """
+    if result["num_samples"] <= count:
+        return round(float(result["f1"]), 9)
+    rows = read_jsonl(store.predictions_path(result["name"]))[:count]
+    return round(sum(row["f1"] for row in rows) / count, 9)
+
+
+def _asking(job: Job, count: int) -> Job:
+    return Job([*job.overrides, f"asked={count}"], job.config)
+
+
+def _advance(asked: dict[str, int], contenders: set[str], halving: dict[str, Any]) -> None:
+    """Give those that go on their new number of examples."""
+    kept = {name for group in halving["groups"] for name in group["names"]}
+    for name in asked:
+        if name in kept or name not in contenders:
+            asked[name] = halving["samples"]
+
+
+def _halving(
+    plan: dict[str, Any],
+    decided: Round,
+    standings: dict[str, list[tuple[str, float]]],
+    every: dict[str, Job],
+) -> dict[str, Any]:
+    """Write down a decision for the plan and the summary."""
+
+    def experiments(names: list[str]) -> list[str]:
+        return [every[name].config.experiment for name in names]
+
+    return {
+        "round": len(plan["halvings"]) + 1,
+        "samples": decided.samples,
+        "why": decided.why,
+        "groups": [
+            {
+                "group": group,
+                "names": names,
+                "kept": experiments(names),
+                "left_out": experiments([name for name, _ in standings[group] if name not in names]),
+            }
+            for group, names in decided.kept.items()
+        ],
+    }
+
+
+def open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) -> dict[str, Any]:
+    """Return the plan of this very sweep, begun before or new; another one is moved to replaced/.
+
+    A plan decides on results: its key is made of theirs, which hold model, data, settings, device and version.
+    """
+    key = config_hash([cfg.budget_minutes, [[job.config.name, read(job.config, state, FIRST).key] for job in jobs]])
+    path = plan_path(Path(cfg.out))
+    plan = None
+    if state.is_main_process and path.exists():
+        plan = read_json(path)
+        if plan["key"] != key:
+            aside = path.parent / "replaced" / f"plan.{plan['key']}.json"
+            with writing(aside):
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(aside)
+            plan = None
+    new = {
+        "key": key,
+        "minutes": float(cfg.budget_minutes),
+        "configurations": sum(job.config.control == "none" for job in jobs),
+        "wanted": most,
+        "estimate": None,
+        "first": None,
+        "samples": None,
+        "seconds_per_example": None,
+        "seconds_spent": 0.0,
+        "time_model": TIME_MODEL,
+        "halvings": [],
+        "stopped": None,
+        "note": BIAS,
+    }
+    return dict(from_first(state, plan or new))
+
+
+def _save(cfg: DictConfig, state: PartialState, plan: dict[str, Any]) -> None:
+    if state.is_main_process:
+        write_json(plan_path(Path(cfg.out)), plan)

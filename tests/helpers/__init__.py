@@ -1,0 +1,1 @@
+"""Functions that several test files use, each defined once. Fixtures are in tests/conftest.py."""

@@ -1,0 +1,215 @@
+"""The task diversity from the command line: two checkpoints, the same ones, a killed run, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from kat.data.heldout import held_out
+from kat.data.prompts import prompt_id
+from kat.diversity import samples
+from kat.training.model_folder import beyond_training, differing_settings, find_models
+from latentwire.harness.errors import UserError
+from latentwire.lm.models import load_model
+from tests.helpers.files import read_rows, write_rows
+from tests.helpers.models import model_spec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = ("model=tiny_random", "prompts=20", "num_generations=3", "max_completion_length=6", "held_out=0.5")
+OUT = Path("outputs/diversity/one_vs_two")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Runs: one; two, whose distribution is so sharp that it always says the same; copy, of one."""
+    folder = tmp_path_factory.mktemp("models")
+    lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
+    for name in ("one", "two"):
+        lm.model.save_pretrained(folder / name / "model")
+        lm.tokenizer.save_pretrained(folder / name / "model")
+        config = {"sampler": {"name": name}, "held_out": 0.5, "grpo": {"beta": 0.04}, "out": name}
+        (folder / name / "config.json").write_text(json.dumps(config))
+        with torch.no_grad():
+            lm.model.model.norm.weight.mul_(30)
+    shutil.copytree(folder / "one", folder / "copy")
+    return folder
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch, models) -> Path:
+    """A working folder with prompts, the runs, and weights that make every fourth prompt unknown."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models, tmp_path / "runs")
+    kat = tmp_path / "outputs" / "kat"
+    kat.mkdir(parents=True)
+    conversations = [[{"role": "user", "content": f"what is number {i} of {i * i % 97}?"}] for i in range(80)]
+    ids = [prompt_id(messages) for messages in conversations]
+    rows = [{"id": name, "prompt": messages, "text": messages[0]["content"], "source": "made"}
+            for name, messages in zip(ids, conversations, strict=True)]  # fmt: skip
+    write_rows(kat / "prompts_all.jsonl", rows)
+    weights = [{"id": name, "density": float(i), "weight": 1 / 80} for i, name in enumerate(ids)]
+    write_rows(kat / "weights.jsonl", weights)
+    return tmp_path
+
+
+def report(out: Path = OUT) -> dict:
+    return json.loads((out / "diversity.json").read_text())
+
+
+def test_a_collapsed_model_is_found_out_and_a_killed_run_goes_on(work, cli, monkeypatch):
+    command = ("task=diversity", "a=runs/one", "b=runs/two", *SMALL, "rare_share=0.5", "common_share=0.5")
+    status, printed, said = cli(*command)
+    assert status == 0, said
+    found = report()
+    assert found["warnings"] == [] and found["prompts"]["sampled"] == 20
+    assert said.count("nothing tells which prompts it was trained on") == 2  # these runs have no ledger
+    comparisons = {(each["group"], each["form"]): each for each in found["comparisons"]}
+    assert {group for group, _ in comparisons} <= {"all", "rare", "common"}
+    rows = {(row["level"], row["metric"]): row for row in comparisons["all", "matched"]["rows"]}
+    for name, way in (("ead", -1), ("self_bleu", 1), ("embedding_distance", -1), ("vendi", -1), ("token_entropy", -1)):
+        row = rows["within", name]
+        assert way * row["difference"] > 0 and row["p_holm"] < 0.05, name
+    assert rows["within", "self_bleu"]["second"]["value"] > 0.9 > 0.2 > rows["within", "self_bleu"]["first"]["value"]
+    assert rows["each", "policy_entropy"]["second"]["value"] < 0.5
+    assert "two is less diverse in" in printed and printed.strip() == "\n".join(found["reading"])
+    text = (OUT / "diversity.md").read_text()
+    assert found["reading"][0] in text and "all prompts, lengths matched (n = 20)" in text
+    assert (OUT / "diversity.png").read_bytes().startswith(b"\x89PNG")
+
+    sampled = read_rows(OUT / "samples.jsonl")
+    assert len(sampled) == 2 * 20 * 3
+    assert all(held_out(row["prompt_id"], 0.5) for row in sampled)
+    ended = {name: sum(row["ended"] for row in sampled if row["checkpoint"] == name) for name in ("one", "two")}
+    assert max(ended.values()) < 30  # of 60
+    assert (f"({ended['one'] / 60:.0%} of one did and {ended['two'] / 60:.0%} of two did), so what is compared are "
+            "beginnings of answers") in found["reading"][0]  # fmt: skip
+    tokens = {each["label"]: each["tokens"] for each in found["checkpoints"]}
+    assert tokens["one"] == sum(len(row["ids"]) for row in sampled if row["checkpoint"] == "one")
+    assert all(len(row["entropy"]) == len(row["ids"]) + row["ended"] for row in sampled)
+
+    # As a kill leaves it: the first model's first piece, half of its second, and a line that ends in the middle.
+    lines = (OUT / "samples.jsonl").read_text().splitlines(keepends=True)
+    (OUT / "samples.jsonl").write_text("".join(lines[:36]) + lines[36][:40])
+    (OUT / "diversity.json").unlink()
+    sizes, real = [], samples.sample
+
+    def counted(model, prompts, *arguments, **options):
+        sizes.append(len(prompts))
+        return real(model, prompts, *arguments, **options)
+
+    monkeypatch.setattr(samples, "sample", counted)
+    status, _, said = cli(*command)
+    assert status == 0, said
+    assert sizes == [8, 4, 8, 8, 4] and "one: 1 of 3 pieces are finished from before" in said
+    unlike = {"seconds", "git_commit"}
+    again = report()
+    assert {k: v for k, v in again.items() if k not in unlike} == {k: v for k, v in found.items() if k not in unlike}
+    key = ("key", "prompt_id", "number")
+    after = {tuple(row[name] for name in key): row for row in read_rows(OUT / "samples.jsonl")}
+    assert after == {tuple(row[name] for name in key): row for row in sampled}
+
+    before = (OUT / "diversity.json").stat().st_mtime_ns
+    status, printed, said = cli(*command)
+    assert status == 0 and "finished before" in said and printed.strip() == "\n".join(found["reading"])
+    assert (OUT / "diversity.json").stat().st_mtime_ns == before and len(sizes) == 5
+
+
+def test_a_model_compared_with_itself_differs_in_nothing(work, cli):
+    status, _, said = cli("task=diversity", "a=runs/one", "b=runs/copy", "others=[runs/two/model]", *SMALL,
+                          "weights_file=null", "out=together")  # fmt: skip
+    assert status == 0, said
+    assert "one and copy have the same weights: a model is compared with itself" in said
+    found = report(Path("together"))
+    assert [each["label"] for each in found["checkpoints"]] == ["one", "copy", "two"]
+    same = [row for each in found["comparisons"] if each["second"] == "copy" for row in each["rows"]]
+    assert len(same) == 15 + 17
+    assert all(row["difference"] == 0 and row["interval"] == [0, 0] and row["p_holm"] == 1 for row in same)
+    assert [each["group"] for each in found["comparisons"]] == ["all"] * 4
+    assert len(read_rows(Path("together/samples.jsonl"))) == 2 * 20 * 3  # equal models are sampled once
+    assert {path.name for path in Path("together").glob("*.png")} == {"diversity_copy.png", "diversity_two.png"}
+    assert "no difference is shown in any of the 15 metrics" in found["reading"][0]
+
+
+def test_runs_that_differ_in_more_than_the_sampler_are_named(work):
+    path = Path("runs/two/config.json")
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "grpo": {"beta": 0.1}, "steps": 3}))
+    assert differing_settings(json.loads(Path("runs/one/config.json").read_text()), json.loads(path.read_text())) == [
+        "grpo.beta (0.04, 0.1)",
+        "steps (-, 3)",
+    ]
+
+
+def test_asking_for_more_than_was_trained_is_said(work):
+    path = Path("runs/two/config.json")
+    path.write_text(json.dumps({"grpo": {"max_completion_length": 6}}))
+    models = find_models({"a": "runs/one", "b": "runs/two"})
+    (said,) = beyond_training(models, 7)
+    assert said.startswith("two was trained on completions of at most 6 tokens and is asked for 7")
+    assert beyond_training(models, 6) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["b="], "b: no checkpoint given; write b=FOLDER"),
+        (["b=runs/three"], "b=runs/three: no such folder"),
+        (["a=outputs/kat"], "a=outputs/kat: is no checkpoint"),
+        (["a=unfinished"], "this run is not finished"),
+        (["a=empty"], "has no weights"),
+        (["num_generations=1"], "num_generations=1: the diversity of a prompt's completions needs at least 2"),
+        (["prompts=5"], "prompts=5: must be at least 10"),
+        (["prompts=79"], "of the 80 prompts"),
+        (["weights_file=none.jsonl"], "make it with: python run.py task=density"),
+        (["held_out=0.6"], "trained with held_out=0.5 and so on some of these prompts"),
+        (["held_out=half"], "held_out=half: must be a share"),
+        (["rare_share=0.8"], "rare_share=0.8"),
+        (["temperature=0"], "temperature=0"),
+        (["max_completion_length=5000"], "more than the context"),
+        (["embedder=file", "path=x.pt"], "embedder=file: a file embeds no completion"),
+        (["out=runs/one/config.json"], "is a file; write out=FOLDER"),
+        (["b=other"], "have different tokenizers"),
+        (["b=seen"], "b=seen: was trained on 20 of the 20 prompts that are held out here"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(work, cli, changes, message):
+    Path("unfinished/checkpoints").mkdir(parents=True)
+    shutil.copytree("runs/one", "empty")
+    Path("empty/model/model.safetensors").unlink()
+    if changes == ["b=seen"]:
+        shutil.copytree("runs/two", "seen")
+        drawn = [{"id": row["id"], "drawn": 1} for row in read_rows(Path("outputs/kat/prompts_all.jsonl"))]
+        write_rows(Path("seen/ledger.jsonl"), drawn)
+    if changes == ["b=other"]:
+        shutil.copytree("runs/two", "other")
+        path = Path("other/model/tokenizer.json")
+        path.write_text(path.read_text().replace("<|end|>", "<|stop|>"))
+        config = Path("other/model/tokenizer_config.json")
+        config.write_text(config.read_text().replace("<|end|>", "<|stop|>"))
+    status, _, said = cli("task=diversity", "a=runs/one", "b=runs/two", *SMALL, *changes)
+    assert status == 1 and message in said, said
+    assert "Traceback" not in said
+
+
+def test_without_a_share_of_a_run_one_must_be_given(work, cli):
+    found = find_models({"a": "runs/one/model", "b": "runs/two"})
+    assert [model.held_out for model in found] == [0.5, 0.5]
+    shutil.move("runs/one/model", "plain")
+    alone = find_models({"a": "plain", "b": "plain"})
+    assert [model.label for model in alone] == ["plain_a", "plain_b"]
+    assert alone[0].held_out is None and alone[0].config is None
+    status, _, said = cli("task=diversity", "a=plain", "b=plain", *SMALL, "held_out=null")
+    assert status == 1 and "none of the checkpoints says which prompts its training held out" in said
+
+
+def test_a_damaged_row_of_the_samples_is_an_error(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"key": "k", "prompt_id": "p", "number": 0}\nno json\n{"torn": ')
+    file = samples.SampleFile(path)
+    assert path.read_text().endswith("no json\n")
+    with pytest.raises(UserError, match="line 2"):
+        file.read("k")

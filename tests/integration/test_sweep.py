@@ -1,0 +1,536 @@
+"""The command line from end to end on the tiny model: sweeps, resuming, failures, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentwire.evaluation.metrics import f1_score
+from latentwire.evaluation.setup import FITTED_ON
+from latentwire.harness.results import ResultStore
+from tests.helpers.files import read_json
+from tests.helpers.programs import command, environment
+from tests.helpers.results import without_timings
+
+SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
+
+
+def test_one_configuration_writes_its_result_and_predictions(cli):
+    status, _, err = cli(*SMALL, "embed_transform=rms_matching", "target_scale=1")
+    assert status == 0
+    assert "rms_scale1.0  F1" in err
+    result = read_json("outputs/single/rms_scale1.0.json")
+    assert result["status"] == "ok"
+    assert (result["experiment"], result["family"], result["dials"]) == (
+        "rms_scale1.0",
+        "rms_matching",
+        {"target_scale": 1.0},
+    )
+    assert result["source"] == "text"
+    assert result["num_samples"] == 6
+    assert result["config"]["samples"] == 6
+    rows = [json.loads(line) for line in Path("outputs/single/rms_scale1.0.predictions.jsonl").read_text().splitlines()]
+    assert [set(row) for row in rows] == [
+        {"id", "question", "references", "prediction", "f1", "em", "cut_off", "change"}
+    ] * 6
+    assert all(row["f1"] == f1_score(row["prediction"], row["references"]) for row in rows)
+    assert result["f1"] == pytest.approx(np.mean([row["f1"] for row in rows]))
+    assert result["em"] == pytest.approx(np.mean([row["em"] for row in rows]))
+    assert result["empty_rate"] == pytest.approx(np.mean([not row["prediction"] for row in rows]))
+    for score in ("f1", "em", "empty_rate"):
+        low, high = result[f"{score}_interval"]
+        assert 0 <= low <= result[score] <= high <= 1
+
+
+def test_a_sweep_ends_with_its_summary_and_analysis(cli):
+    status, out, _ = cli("-m", "sweep=smoke", *SMALL, "embed_source=text,scaled")
+    assert status == 0
+    summary = read_json("outputs/smoke/summary.json")
+    assert (summary["total_experiments"], summary["successful"], summary["failed"]) == (16, 16, 0)
+    assert len(summary["results"]) == len(summary["sorted_by_f1"]) == 16
+    f1s = [entry["f1"] for entry in summary["sorted_by_f1"]]
+    assert f1s == sorted(f1s, reverse=True)
+    assert {result["source"] for result in summary["results"]} == {"text", "scaled"}
+    assert [group["group"] for group in summary["analysis"]["groups"]] == ["text", "scaled117.0"]
+    anchor = next(r for r in summary["results"] if r["name"] == "anchor_eps0.05")
+    assert anchor["identity"]
+    assert "identity: changed nothing on this source" in out
+    assert "Verdict:" in out
+    # The analysis again, without running anything, says the same.
+    status, again, _ = cli("task=analyze", "summary=outputs/smoke/summary.json")
+    assert status == 0
+    assert again == out
+    assert cli("task=analyze", "sweep=smoke")[:2] == (0, out)
+
+
+def test_the_sweep_without_a_preset_runs_as_written(cli):
+    status, _, _ = cli("-m", *SMALL, "embed_transform=anchor_offset", "eps=0.01,0.05")
+    assert status == 0
+    assert read_json("outputs/single/summary.json")["total_experiments"] == 2
+    assert read_json("outputs/single/anchor_eps0.01.json")["dials"] == {"eps": 0.01}
+
+
+def test_a_fitted_transform_says_what_it_saw_and_found_and_is_not_fitted_on_what_is_asked(cli):
+    command = ["-m", *SMALL, "embed_source=shifted", "embed_transform=baseline,auto,procrustes_supervised,chain"]
+    status, out, err = cli(*command)
+    assert status == 0
+    results = {result["family"]: result for result in read_json("outputs/single/summary.json")["results"]}
+    auto, supervised = results["auto"]["fit"], results["procrustes_supervised"]["fit"]
+    assert results["baseline"]["fit"] is results["chain"]["fit"] is None
+    assert 1000 < auto["embeddings"] <= FITTED_ON
+    assert (auto["sees"], auto["supervised"]) == ("unlabelled embeddings", False)
+    assert (supervised["sees"], supervised["supervised"]) == ("pairs of embedding and true token", True)
+    assert auto["diagnosis"]["chain"]
+    assert f"steps: {', '.join(auto['diagnosis']['chain'])}" in err
+    rows = {row["family"]: row for group in read_json("outputs/single/summary.json")["analysis"]["groups"]
+            for row in group["ranking"]}  # fmt: skip
+    assert rows["procrustes_supervised"]["supervised"]
+    assert not rows["auto"]["supervised"]
+    if "p_holm" in rows["procrustes_supervised"]:
+        assert "(saw the true tokens: a control)" in out
+
+
+def test_without_other_passages_there_is_nothing_to_fit_on(cli):
+    row = {"id": "q", "context": "Number one lives here.", "question": "Who?", "answers": "Number one"}
+    Path("mine.jsonl").write_text(json.dumps(row))
+    tiny = ["data=file", "path=mine.jsonl", "model=tiny_random", "samples=1", "shots=0", "max_new_tokens=2"]
+    assert cli(*tiny)[0] == 0
+    status, _, err = cli(*tiny, "embed_transform=auto")
+    assert status == 1
+    assert "embed_transform=auto: is fitted on passages that are not asked about, and the data have none" in err
+
+
+def test_the_35_are_listed_by_name(cli):
+    status, out, _ = cli("task=list", "sweep=embed35")
+    lines = out.splitlines()
+    assert status == 0
+    assert len(lines) == 35
+    assert lines[0].split() == ["baseline", "embed_transform=baseline"]
+    assert lines[17].split() == ["anchor_eps0.05", "embed_transform=anchor_offset", "eps=0.05"]
+
+
+def test_finished_configurations_are_not_run_again_unless_forced(cli):
+    command = ["-m", "sweep=smoke", "only=baseline|rms*", *SMALL]
+    cli(*command)
+    before = read_json("outputs/smoke/summary.json")
+    written = Path("outputs/smoke/baseline.json").stat().st_mtime_ns
+    _, _, err = cli(*command)
+    assert err.count("(finished before)") == 4  # the empty context and the random tokens too
+    assert Path("outputs/smoke/baseline.json").stat().st_mtime_ns == written
+    assert read_json("outputs/smoke/summary.json") == before
+    _, _, err = cli(*command, "force=true")
+    assert "finished before" not in err
+    assert Path("outputs/smoke/baseline.json").stat().st_mtime_ns > written
+    assert without_timings(read_json("outputs/smoke/summary.json")) == without_timings(before)
+
+
+def test_a_part_of_a_sweep_run_again_keeps_the_summary_of_the_whole(cli):
+    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    whole = read_json("outputs/smoke/summary.json")
+    _, _, err = cli("-m", "sweep=smoke", "only=baseline", *SMALL)
+    assert "it is kept as" in err
+    (kept,) = Path("outputs/smoke/replaced").glob("summary.*.json")
+    assert read_json(kept) == whole
+    assert read_json("outputs/smoke/summary.json")["total_experiments"] == 1
+
+
+def test_the_analysis_refuses_predictions_of_another_run(cli):
+    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    path = Path("outputs/smoke/baseline.predictions.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["f1"] = 1 - rows[0]["f1"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, out, err = cli("task=analyze", "summary=outputs/smoke/summary.json")
+    assert status == 1
+    assert "baseline.predictions.jsonl is not what the summary was made from" in err
+    assert out == ""
+
+
+def test_a_result_that_lacks_a_field_is_damage(cli):
+    command = ["-m", "sweep=smoke", "only=baseline|rms*", *SMALL]
+    cli(*command)
+    result = read_json("outputs/smoke/baseline.json")
+    del result["f1_interval"]
+    Path("outputs/smoke/baseline.json").write_text(json.dumps(result))
+    status, _, err = cli(*command)
+    assert status == 1
+    assert "baseline.json lacks f1_interval" in err
+    assert read_json("outputs/smoke/baseline.json") == result
+
+
+def test_a_mistake_gets_its_message_and_nothing_else(cli):
+    _, out, err = cli(*SMALL, "samples=100000")
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: samples=100000")
+
+
+@pytest.mark.parametrize("change", ["seed=1", "samples=5", "shots=1", "max_new_tokens=3", "dtype=bfloat16"])
+def test_what_decides_a_result_is_in_its_hash(cli, change):
+    cli(*SMALL)
+    first = read_json("outputs/single/baseline.json")
+    _, _, err = cli(*SMALL, change)
+    assert "finished before" not in err
+    assert read_json("outputs/single/baseline.json")["config_hash"] != first["config_hash"]
+    # The first one was kept, and is taken back when it is asked for again.
+    _, _, err = cli(*SMALL)
+    assert "finished before" in err
+    assert read_json("outputs/single/baseline.json") == first
+
+
+def test_the_same_command_gives_the_same_result(cli):
+    command = [*SMALL, "embed_source=noisy", "embed_transform=random_interpolation"]
+    cli(*command)
+    first = read_json("outputs/single/random_k3@noisy0.0dB.json")
+    rows = Path("outputs/single/random_k3@noisy0.0dB.predictions.jsonl").read_bytes()
+    cli(*command, "force=true")
+    second = read_json("outputs/single/random_k3@noisy0.0dB.json")
+    assert Path("outputs/single/random_k3@noisy0.0dB.predictions.jsonl").read_bytes() == rows
+    for result in (first, second):
+        for key in ("time_sec", "job_sec", "timing", "config"):
+            del result[key]
+    assert first == second
+
+
+def test_controls_stand_beside_a_sweep_and_are_not_counted(cli):
+    status, _, _ = cli("-m", "sweep=smoke", *SMALL, "embed_source=scaled", "seed=0,1")
+    assert status == 0
+    summary = read_json("outputs/smoke/summary.json")
+    assert (summary["total_experiments"], summary["successful"]) == (16, 16)
+    assert [(c["name"], c["control"], c["variant"]) for c in summary["controls"]] == [
+        ("control_clean@seed0", "clean", "@seed0"),
+        ("control_empty@seed0", "empty", "@seed0"),
+        ("control_clean@seed1", "clean", "@seed1"),
+        ("control_empty@seed1", "empty", "@seed1"),
+    ]
+    assert {result["control"] for result in summary["results"]} == {None}
+    assert not [row for row in summary["sorted_by_f1"] if row["name"].startswith("control")]
+    for seed, group in zip((0, 1), summary["analysis"]["groups"], strict=True):
+        assert group["controls"]["clean"]["name"] == f"control_clean@seed{seed}"
+        lower = [(row["name"], row["control"]) for row in group["controls"]["lower"]]
+        assert lower == [
+            (f"control_empty@seed{seed}", "empty"),
+            (f"random_k3@scaled117.0@seed{seed}", "random_interpolation"),
+        ]
+    # The clean control is the baseline on text, the empty context the same questions without their passages.
+    assert cli(*SMALL, "out=alone")[0] == 0
+    assert Path("alone/baseline.predictions.jsonl").read_bytes() == (
+        Path("outputs/smoke/control_clean@seed0.predictions.jsonl").read_bytes()
+    )
+    assert cli(*SMALL, "control=empty", "out=alone")[0] == 0
+    assert Path("alone/control_empty.predictions.jsonl").read_bytes() == (
+        Path("outputs/smoke/control_empty@seed0.predictions.jsonl").read_bytes()
+    )
+    clean, empty = (read_json(f"alone/{name}.json") for name in ("baseline", "control_empty"))
+    assert clean["config_hash"] != empty["config_hash"]
+    assert empty["timing"]["positions"] < clean["timing"]["positions"] / 2
+
+
+def test_the_baseline_on_text_is_its_own_clean_control(cli):
+    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    summary = read_json("outputs/smoke/summary.json")
+    assert [control["name"] for control in summary["controls"]] == ["control_empty", "control_random"]
+    assert summary["analysis"]["groups"][0]["controls"]["clean"]["name"] == "baseline"
+    assert not Path("outputs/smoke/control_clean.json").exists()
+
+
+def test_random_tokens_stand_beside_a_sweep_that_has_none_and_are_not_run_twice(cli):
+    arguments = [*SMALL, "embed_source=text,scaled", "floor=0"]
+    assert cli("-m", *arguments, "embed_transform=baseline,rms_matching")[0] == 0
+    summary = read_json("outputs/single/summary.json")
+    assert [(c["name"], c["control"], c["source"]) for c in summary["controls"]] == [
+        ("control_empty", "empty", "text"), ("control_random", "random", "text"),
+    ]  # fmt: skip
+    for group in summary["analysis"]["groups"]:
+        lower = [(row["name"], row["control"]) for row in group["controls"]["lower"]]
+        assert lower == [("control_empty", "empty"), ("control_random", "random_interpolation")]
+    # They are what the sweep's own would be, on any source.
+    assert cli("-m", *arguments, "embed_transform=baseline,random_interpolation", "out=own")[0] == 0
+    own = read_json("own/summary.json")
+    assert [control["name"] for control in own["controls"]] == ["control_empty"]
+    control = Path("outputs/single/control_random.predictions.jsonl")
+    rows = [
+        [row["prediction"] for row in map(json.loads, path.read_text().splitlines())]
+        for path in (control, *(Path(f"own/random_k3{end}.predictions.jsonl") for end in ("", "@scaled117.0")))
+    ]
+    assert rows[0] == rows[1] == rows[2]
+
+
+def test_the_seconds_of_a_job_hold_what_came_before_it(cli, monkeypatch):
+    real = ResultStore.save
+
+    def slow(self, name, result, predictions):
+        time.sleep(0.3 if name == "control_empty" else 0)
+        real(self, name, result, predictions)
+
+    monkeypatch.setattr(ResultStore, "save", slow)
+    assert cli("-m", *SMALL, "embed_transform=baseline,rms_matching")[0] == 0
+    summary = read_json("outputs/single/summary.json")
+    results = {result["name"]: result for result in [*summary["results"], *summary["controls"]]}
+    assert results["control_random"]["job_sec"] >= 0.3  # it was saved while this one's time ran
+    assert all(result["job_sec"] > result["time_sec"] for result in results.values())
+
+
+def test_the_wish_and_the_floor_are_read_again_by_the_analysis(cli):
+    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    _, out, _ = cli("task=analyze", "sweep=smoke")
+    assert "Cannot be answered: the clean baseline reads too little: F1 .000, the floor is .100" in out
+    assert "the floor is" not in cli("task=analyze", "sweep=smoke", "floor=0")[1]
+    assert "floor=1.5: is an F1" in cli("task=analyze", "sweep=smoke", "floor=1.5")[2]
+    assert "wished=0.0: is a difference" in cli("task=analyze", "sweep=smoke", "wished=0")[2]
+
+
+def test_seeds_are_told_apart_in_names_and_groups(cli):
+    cli("-m", *SMALL, "embed_transform=baseline,anchor_offset", "seed=0,1")
+    summary = read_json("outputs/single/summary.json")
+    assert [r["name"] for r in summary["results"]] == [
+        "baseline@seed0",
+        "baseline@seed1",
+        "anchor_eps0.05@seed0",
+        "anchor_eps0.05@seed1",
+    ]
+    assert [group["group"] for group in summary["analysis"]["groups"]] == ["text@seed0", "text@seed1"]
+
+
+def test_a_failing_configuration_is_recorded_and_the_others_go_on(cli):
+    status, out, err = cli("-m", *SMALL, "embed_transform=anchor_offset", "eps=-1,0.05")
+    assert status == 1
+    assert "1 of 2 configurations failed" in err
+    assert "eps=-1.0: must be 0" in err
+    assert "Traceback" not in err
+    assert read_json("outputs/single/anchor_eps0.05.json")["status"] == "ok"
+    failed = read_json("outputs/single/anchor_eps-1.0.json")
+    assert failed["status"] == "failed"
+    assert "f1" not in failed
+    summary = read_json("outputs/single/summary.json")
+    assert (summary["successful"], summary["failed"]) == (1, 1)
+    assert "1 failed" in out
+
+
+def test_nan_from_a_transform_is_a_failure_and_no_score(cli, monkeypatch):
+    from latentwire.transforms.scaling import RMSMatching
+
+    monkeypatch.setattr(RMSMatching, "repair", lambda self, x, generator: x * float("nan"))
+    status, _, err = cli(*SMALL, "embed_transform=rms_matching")
+    assert status == 1
+    assert "gave NaN or infinite values" in err
+    assert read_json("outputs/single/rms_scale1.0.json")["status"] == "failed"
+
+
+def test_a_crash_of_a_configuration_keeps_its_traceback(cli, monkeypatch):
+    from latentwire.transforms.scaling import RMSMatching
+
+    def crash(self, x, generator):
+        raise RuntimeError("kernel exploded")
+
+    monkeypatch.setattr(RMSMatching, "repair", crash)
+    status, _, err = cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    assert status == 1
+    assert "kernel exploded" in err
+    assert "Traceback" not in err
+    assert "kernel exploded" in read_json("outputs/smoke/rms_scale1.0.json")["traceback"]
+    assert read_json("outputs/smoke/summary.json")["successful"] == 1
+
+
+BAD = {
+    "an unknown transform": (["embed_transform=rmsmatching"], "rmsmatching"),
+    "an unknown model": (["model=gpt9"], "error: model=gpt9: unknown; use one of gemma3_270m, llama3_8b"),
+    "an unknown setting": (["sampels=10"], "sampels=10: no such setting"),
+    "a stray dial": (
+        ["embed_transform=rms_matching", "eps=0.1"],
+        "eps=0.1: embed_transform=rms_matching has no such dial",
+    ),
+    "a stray dial of the baseline": (["eps=0.1"], "eps belongs to embed_transform=anchor_offset"),
+    "a stray source dial": (["snr_db=3"], "snr_db belongs to embed_source=noisy"),
+    "an added setting": (["+eps=0.1"], "settings cannot be added"),
+    "a nested unknown setting": (["model.weights=x"], "model.weights=x: no such setting"),
+    "samples of the wrong type": (["samples=many"], "samples=many: expected a whole number"),
+    "a negative seed": (["seed=-1"], "seed=-1"),
+    "a dial beside a preset": (["sweep=embed35", "tau=3"], "tau"),
+    "an infinite k": (["embed_transform=nearest_k", "k=inf"], "k=inf: expected a whole number"),
+    "no samples": (["samples=0"], "samples=0"),
+    "more samples than data": (["samples=99999"], "samples=99999: the data have only"),
+    "too many shots": (["shots=500"], "shots=500"),
+    "a number that is none": (["embed_transform=anchor_offset", "eps=big"], "eps=big: expected a number"),
+    "k above the vocabulary": (["embed_transform=nearest_k", "k=5000"], "k=5000: must be between 1 and"),
+    "alpha out of range": (["embed_transform=nearest_k", "alpha=1.5"], "alpha=1.5"),
+    "tau out of range": (["embed_transform=soft_vocab", "tau=0"], "tau=0.0"),
+    "scale out of range": (["embed_transform=rms_matching", "target_scale=-1"], "target_scale=-1.0"),
+    "factor out of range": (["embed_source=scaled", "factor=0"], "factor=0.0"),
+    "an unknown dtype": (["dtype=float8"], "dtype=float8"),
+    "an unknown device": (["device=tpu"], "device=tpu"),
+    "a stray dial of a chain": (["embed_transform=chain", "eps=0.1"], "embed_transform=chain has no such dial"),
+    "a step that does not exist": (
+        ["embed_transform=chain", "steps=rms_scale1.0+anchor"],
+        "no configuration is called",
+    ),
+    "a missing data file": (["data=file", "path=nowhere.json"], "nowhere.json: no such file"),
+    "a data file not named": (["data=file"], "no path given"),
+    "a missing model": (["model=path", "model.path=./nowhere"], "./nowhere"),
+    "a missing summary": (["task=analyze", "summary=nowhere.json"], "nowhere.json: no such file"),
+    "a pattern that matches nothing": (["-m", "sweep=embed35", "only=nearest"], "only='nearest'"),
+    "a dial that the sweep sets": (["-m", "sweep=embed35", "eps=0.3"], "eps"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_clear_message(cli, case):
+    arguments, expected = BAD[case]
+    chosen = {argument.split("=")[0] for argument in arguments}
+    defaults = [argument for argument in SMALL if argument.split("=")[0] not in chosen]
+    status, _, err = cli(*arguments, *defaults)
+    assert status == 1
+    assert expected in err
+    assert "Traceback" not in err
+    assert err.count("error:") == 1
+
+
+def test_an_output_folder_that_is_a_file_is_explained(cli, tmp_path):
+    (tmp_path / "taken").write_text("")
+    status, _, err = cli(*SMALL, "out=taken/here")
+    assert status == 1
+    assert "taken" in err
+    assert "out=FOLDER" in err
+    assert "Traceback" not in err
+
+
+def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(cli, monkeypatch):
+    import latentwire.harness.results as results
+
+    real = results.write_jsonl
+
+    def full(path, rows):
+        if "rms" in path.name:
+            monkeypatch.setattr(
+                os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            )
+        real(path, rows)
+
+    monkeypatch.setattr(results, "write_jsonl", full)
+    status, _, err = cli("-m", "sweep=smoke", *SMALL)
+    assert status == 1
+    assert "No space left on device" in err
+    assert "what is finished is kept" in err
+    assert sorted(path.name for path in Path("outputs/smoke").iterdir()) == [
+        "baseline.json",
+        "baseline.predictions.jsonl",
+        "control_empty.json",
+        "control_empty.predictions.jsonl",
+    ]
+
+
+def test_a_damaged_result_is_named_left_alone_and_fails_the_sweep(cli):
+    command = ["-m", "sweep=smoke", "only=baseline|rms*", *SMALL]
+    cli(*command)
+    damaged = Path("outputs/smoke/baseline.json")
+    damaged.write_text('{"name": "base')
+    status, _, err = cli(*command)
+    assert status == 1
+    assert "baseline.json is not readable as JSON" in err
+    assert "1 of 2 configurations failed" in err
+    assert damaged.read_text() == '{"name": "base'
+    status, _, _ = cli(*command, "force=true")
+    assert status == 0
+
+
+def test_predictions_cut_short_are_no_finished_result(cli):
+    cli(*SMALL)
+    rows = Path("outputs/single/baseline.predictions.jsonl")
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    status, _, err = cli(*SMALL)
+    assert status == 1
+    assert "holds 5 and not the 6 rows" in err
+    assert cli(*SMALL, "force=true")[0] == 0
+
+
+def test_model_id_and_samples_come_from_the_environment(cli, monkeypatch, tiny):
+    tiny.model.save_pretrained("my-model")
+    tiny.tokenizer.save_pretrained("my-model")
+    monkeypatch.setenv("MODEL_ID", "my-model")
+    monkeypatch.setenv("SAMPLES", "3")
+    assert cli("shots=1", "max_new_tokens=2")[0] == 0
+    result = read_json("outputs/single/baseline.json")
+    assert (result["model"], result["num_samples"]) == ("path", 3)
+    assert result["config"]["model"]["path"] == "my-model"
+    # The command line has the last word.
+    assert cli("shots=1", "max_new_tokens=2", "model=tiny_random", "samples=2")[0] == 0
+    result = read_json("outputs/single/baseline.json")
+    assert (result["model"], result["num_samples"]) == ("tiny_random", 2)
+
+
+def test_what_does_not_fit_into_the_context_is_counted(cli):
+    contexts = {f"q{i}": f"Number {i} lives here." for i in range(4)} | {"long": "Number " + "word " * 5000}
+    rows = [{"id": i, "context": context, "question": "Who?", "answers": "Number"} for i, context in contexts.items()]
+    Path("mine.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    status, _, err = cli(
+        "data=file", "path=mine.jsonl", "model=tiny_random", "samples=5", "shots=0", "max_new_tokens=2"
+    )
+    assert status == 0
+    assert "1 examples do not fit" in err
+    result = read_json("outputs/single/baseline.json")
+    assert (result["num_samples"], result["too_long"], result["too_long_ids"]) == (4, 1, ["long"])
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_to_the_same_summary(tmp_path):
+    sweep = ["-m", "sweep=smoke", *SMALL, "embed_source=text,noisy"]
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    subprocess.run(command("run", *sweep), cwd=tmp_path / "whole", env=environment(), check=True, capture_output=True)
+    finished = 0
+    for pause in (0.0, 0.05, 0.3):
+        process = subprocess.Popen(
+            command("run", *sweep), cwd=tmp_path / "killed", env=environment(), stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        while process.poll() is None:
+            count = len(list((tmp_path / "killed").glob("outputs/smoke/*[0-9e].json")))
+            if count > finished:
+                time.sleep(pause)
+                os.killpg(process.pid, signal.SIGKILL)
+                finished = count
+                break
+            time.sleep(0.002)
+        assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed/outputs/smoke/summary.json").exists()
+    done = subprocess.run(
+        command("run", *sweep), cwd=tmp_path / "killed", env=environment(), check=True, capture_output=True, text=True
+    )
+    assert done.stderr.count("(finished before)") >= 3
+    summaries = [
+        without_timings(read_json(tmp_path / folder / "outputs/smoke/summary.json")) for folder in ("whole", "killed")
+    ]
+    assert summaries[0] == summaries[1]
+    leftovers = [path.name for path in (tmp_path / "killed/outputs/smoke").iterdir() if path.name.endswith(".tmp")]
+    assert leftovers == []
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(tmp_path):
+    sweep = ["-m", "sweep=smoke", "only=baseline|nearest*|random*", *SMALL, "batch_tokens=700"]
+    accelerate = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    for folder, launcher in (("one", [sys.executable]), ("two", [sys.executable, *accelerate])):
+        (tmp_path / folder).mkdir()
+        done = subprocess.run(
+            [*launcher, *command("run", *sweep)[1:]], cwd=tmp_path / folder, env=environment(),
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two = (read_json(tmp_path / folder / "outputs/smoke/summary.json") for folder in ("one", "two"))
+    assert two["results"][0]["processes"] == 2
+    for summary in (one, two):
+        for result in [*summary["results"], *summary["controls"]]:
+            for key in ("time_sec", "job_sec", "timing", "processes", "device"):
+                del result[key]
+    assert one == two
+    for name in ("baseline", "nearest_k5_a0.5", "random_k3"):
+        files = [tmp_path / folder / f"outputs/smoke/{name}.predictions.jsonl" for folder in ("one", "two")]
+        assert files[0].read_bytes() == files[1].read_bytes()

@@ -1,0 +1,104 @@
+"""Prompts kept from training: the same for every seed, by id alone; and models that were trained on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kat.data.heldout import held_out
+from kat.training.lineage import require_unseen, require_unseen_start
+from latentwire.harness.errors import UserError
+from latentwire.lm.spec import ModelSpec
+
+IDS = [f"{number:016x}" for number in range(4000)]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.7])
+def test_about_the_share_is_held_out(share):
+    chosen = sum(held_out(name, share) for name in IDS)
+    assert abs(chosen - share * len(IDS)) < 4 * (len(IDS) * share * (1 - share)) ** 0.5
+
+
+def test_a_larger_share_holds_out_the_same_and_more():
+    small = {name for name in IDS if held_out(name, 0.1)}
+    large = {name for name in IDS if held_out(name, 0.3)}
+    assert small < large
+
+
+def test_the_rule_is_the_id_under_a_fixed_salt():
+    digest = hashlib.blake2b(b"abc", digest_size=8, salt=b"held-out prompts").hexdigest()
+    place = int(digest, 16) / 2**64
+    assert held_out("abc", place + 1e-9) and not held_out("abc", place - 1e-9)
+    # Written out: if this changes, earlier runs trained on what is held out now.
+    assert [name for name in ("a", "b", "c", "d", "e", "f", "g", "h") if held_out(name, 0.5)] == ["b", "d", "f"]
+
+
+def test_nothing_is_held_out_of_share_0():
+    assert not any(held_out(name, 0) for name in IDS)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
+def test_a_share_out_of_range_is_refused(share):
+    with pytest.raises(UserError, match="held_out="):
+        held_out("abc", share)
+
+
+def run_folder(path: Path, drawn: dict[str, int], **config) -> Path:
+    """The folder of a model as a run leaves it, with its ledger and config."""
+    (path / "model").mkdir(parents=True)
+    (path / "ledger.jsonl").write_text("".join(json.dumps({"id": i, "drawn": n}) + "\n" for i, n in drawn.items()))
+    (path / "config.json").write_text(json.dumps(config))
+    return path / "model"
+
+
+def test_a_model_that_has_seen_what_is_held_out_is_refused(tmp_path, capfd):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    require_unseen("reward=x", folder, {"a", "b"})
+    assert "nothing tells which prompts it was trained on" in capfd.readouterr().err
+    folder = run_folder(tmp_path / "run", {"a": 0, "b": 0, "c": 4})
+    require_unseen("reward=x", folder, {"a", "b"})  # never drawn, so never seen
+    assert capfd.readouterr().err == ""
+    with pytest.raises(
+        UserError, match="reward=x: was trained on 1 of the 2 prompts that are held out here, c"
+    ) as error:
+        require_unseen("reward=x", folder, {"a", "c"})
+    assert "went on" not in str(error.value)
+    shutil.copy(tmp_path / "run" / "ledger.jsonl", tmp_path / "model")
+    with pytest.raises(UserError, match="was trained on 1 of"):
+        require_unseen("reward=x", tmp_path / "model" / ".." / "run", {"c"})
+
+
+def test_what_a_run_went_on_from_counts_too(tmp_path, capfd):
+    first = run_folder(tmp_path / "first", {"a": 2})
+    run_folder(tmp_path / "second", {"b": 1}, model={"origin": "path", "path": str(first)})
+    third = run_folder(tmp_path / "third", {"c": 1}, policy=str(tmp_path / "second"), model={"origin": "wheel"})
+    require_unseen("policy=x", third, {"d"})
+    assert capfd.readouterr().err == ""
+    for kept, run in (("a", "first"), ("b", "second")):
+        with pytest.raises(UserError, match=f"{kept} for instance in .*{run}, from which it went on"):
+            require_unseen("policy=x", third, {kept, "d"})
+    elsewhere = run_folder(tmp_path / "fourth", {"c": 1}, model={"origin": "wheel", "path": str(first)})
+    require_unseen("policy=x", elsewhere, {"a"})  # the path of a model of another origin is not read
+    shutil.rmtree(tmp_path / "first")
+    require_unseen("policy=x", third, {"d"})
+    assert f"went on from {first}, which is not there" in capfd.readouterr().err
+    run_folder(tmp_path / "first", {"a": 2}, policy=str(tmp_path / "third"))
+    require_unseen("policy=x", third, {"d"})  # in a circle, as copied folders may be
+
+
+def test_a_path_to_begin_with_is_looked_at_too(tmp_path, capfd):
+    folder = run_folder(tmp_path / "run", {"a": 1})
+    for model in (ModelSpec("m", "path", path=str(folder)), ModelSpec("m", "path", path=str(tmp_path / "run"))):
+        with pytest.raises(UserError, match=r"model.path=.*: was trained on 1 of the 1 prompts"):
+            require_unseen_start(model, {"a"})
+        require_unseen_start(model, {"b"})
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for model in (ModelSpec("m", "path", path=str(plain)), ModelSpec("m", "wheel"), ModelSpec("m", "path", path="a/b")):
+        require_unseen_start(model, {"a"})
+    assert capfd.readouterr().err == ""

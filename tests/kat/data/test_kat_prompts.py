@@ -1,0 +1,195 @@
+"""Unique prompts: ids that neither order nor spacing changes, multiplicity, sources, splits, and their files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from kat.data.pairs import PreferencePair, read_pairs
+from kat.data.prompts import normalise, prompt_id, read_prompts, render, unique_prompts
+from kat.data.tables import read_pair_to_prompt
+from kat.pipeline.artifacts import BESIDE
+from kat.sampling.arms import pair_weights
+from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
+from latentwire.harness.results import write_jsonl
+
+
+def u(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+def pair(name: str, prompt: list[dict], source: str = "a", split: str = "train") -> PreferencePair:
+    answers = [[{"role": "assistant", "content": text}] for text in ("yes", "no")]
+    return PreferencePair(name, prompt, *answers, source, split)
+
+
+PAIRS = [
+    pair("1", u("Why?")),
+    pair("2", u("How?"), "b"),
+    pair("3", u(" Why?\r\n"), "b"),
+    pair("4", [*u("Why?"), {"role": "assistant", "content": "So."}, *u("No.")]),
+    pair("5", u("Why?"), "a", "test"),
+    pair("6", u("Where?"), "a", "test"),
+]
+
+
+def test_the_id_is_the_hash_of_the_normal_form():
+    assert prompt_id(u("Why?")) == hashlib.sha256(b'[["user","Why?"]]').hexdigest()[:16]
+    assert normalise([{"role": " User ", "content": "\n e\u0301 \r\n\r x "}]) == u("\u00e9 \n\n x")
+
+
+def test_prompts_are_told_apart_by_the_whole_conversation():
+    different = [u("Why?"), u("why?"), u("Why"), u("W hy?"), u("Wh\ny?"), [*u("Why?"), *u("Why?")],
+                 [{"role": "system", "content": "Why?"}], u("user: Why?")]  # fmt: skip
+    assert len({prompt_id(prompt) for prompt in different}) == len(different)
+
+
+def test_equal_prompts_are_one_with_their_sources_and_splits():
+    prompts, pair_to_prompt = unique_prompts(PAIRS, split="train")
+    why, how, dialogue = prompts
+    assert [prompt.text for prompt in prompts] == ["Why?", "How?", "user: Why?\n\nassistant: So.\n\nuser: No."]
+    assert (why.multiplicity, dict(why.sources), dict(why.splits)) == (2, {"a": 1, "b": 1}, {"train": 2, "test": 1})
+    assert (why.source, how.source, dialogue.source) == ("a+b", "b", "a")
+    assert pair_to_prompt == [("1", why.id), ("2", how.id), ("3", why.id), ("4", dialogue.id)]
+
+
+def test_all_splits_can_be_asked_for():
+    prompts, pair_to_prompt = unique_prompts(PAIRS)
+    assert [prompt.multiplicity for prompt in prompts] == [3, 1, 1, 1]
+    assert len(pair_to_prompt) == len(PAIRS)
+
+
+@given(st.randoms(use_true_random=False))
+def test_order_changes_no_id_text_or_count(rng: random.Random):
+    shuffled = list(PAIRS)
+    rng.shuffle(shuffled)
+    as_set = [
+        sorted(json.dumps(p.row(), sort_keys=True) for p in unique_prompts(pairs)[0]) for pairs in (PAIRS, shuffled)
+    ]
+    assert as_set[0] == as_set[1]
+    assert sorted(unique_prompts(PAIRS)[1]) == sorted(unique_prompts(shuffled)[1])
+
+
+def test_a_single_question_is_shown_as_it_is():
+    assert render(u("Why?")) == "Why?"
+    assert render([{"role": "system", "content": "Be brief."}]) == "system: Be brief."
+
+
+def test_the_task_writes_prompts_and_the_map_and_they_read_back(cli):
+    write_jsonl(Path("outputs/kat/pairs_all.jsonl"), [p.row() for p in PAIRS])
+    status, _, err = cli("task=prompts")
+    assert status == 0
+    assert "3 unique of 4 pairs" in err
+    assert "warning: 1 of these prompts occur in another split" in err
+    prompts = read_prompts(Path("outputs/kat/prompts_all.jsonl"))
+    assert prompts == unique_prompts(PAIRS, "train")[0]
+    rows = [json.loads(line) for line in Path("outputs/kat/pair_to_prompt.jsonl").read_text().splitlines()]
+    assert [(row["pair_id"], row["prompt_id"]) for row in rows] == unique_prompts(PAIRS, "train")[1]
+    # Another file has its own map beside it, and both maps stay.
+    before = Path("outputs/kat/pair_to_prompt.jsonl").read_bytes()
+    assert cli("task=prompts", "split=null", "out=all.jsonl")[0] == 0
+    assert len(read_prompts(Path("outputs/kat/all.jsonl"))) == 4
+    assert len(read_pair_to_prompt("outputs/kat/all_pair_to_prompt.jsonl")[0]) == len(PAIRS)
+    assert Path("outputs/kat/pair_to_prompt.jsonl").read_bytes() == before
+    status, _, err = cli("task=prompts", "split=dev")
+    assert (status, "split=dev: no pair" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("pair_to_prompt.jsonl", "files of this name lie beside other results"),
+        ("test_pair_to_prompt.jsonl", "files of this name lie beside other results"),
+        ("embeddings.json", "files of this name lie beside other results"),
+        ("pairs_all.jsonl", "would overwrite pairs_file"),
+        ("embeddings.pt", "would overwrite embeddings_file"),
+    ],
+)
+def test_no_output_takes_the_place_of_another_result(cli, name, reason):
+    write_jsonl(Path("outputs/kat/pairs_all.jsonl"), [p.row() for p in PAIRS])
+    status, _, err = cli("task=prompts", f"out={name}")
+    assert status == 1 and reason in err, err
+    assert [path.name for path in Path("outputs/kat").iterdir()] == ["pairs_all.jsonl"]
+
+
+def test_the_usual_names_are_those_of_the_config():
+    usual = {str(name) for key, name in OmegaConf.load(CONF / "kat" / "files.yaml").items() if key.endswith("_file")}
+    assert set(BESIDE.values()) <= usual
+
+
+def test_pairs_find_the_weights_of_their_prompts_through_the_files(cli):
+    write_jsonl(Path("outputs/kat/pairs_all.jsonl"), [p.row() for p in PAIRS])
+    assert cli("task=prompts")[0] == 0
+    pair_ids, prompt_ids = read_pair_to_prompt("outputs/kat/pair_to_prompt.jsonl")
+    assert pair_ids == ["1", "2", "3", "4"]
+    ids = [prompt.id for prompt in read_prompts(Path("outputs/kat/prompts_all.jsonl"))]
+    weights = torch.tensor([0.5, 0.3, 0.2])
+    assert pair_weights(ids, weights, prompt_ids).tolist() == pytest.approx([0.25, 0.3, 0.25, 0.2])
+    # The dialogue is too long for the embedder, so it has no weight: said, and not guessed.
+    with pytest.raises(UserError, match=f"prompt {ids[2]} "):
+        pair_weights(ids[:2], weights[:2], prompt_ids)
+
+
+def test_a_map_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "pair_to_prompt.jsonl"
+    good = {"pair_id": "1", "prompt_id": "a"}
+    for rows, expected in (
+        ([good, {"pair_id": "2"}], "line 2: has no prompt_id.*task=prompts"),
+        ([{**good, "pair_id": 1}], "line 1: has no pair_id"),
+        ([good, good], "line 2: pair_id 1 is that of line 1"),
+        ([], "is empty"),
+    ):
+        write_jsonl(path, rows)
+        with pytest.raises(UserError, match=expected):
+            read_pair_to_prompt(path)
+
+
+def pairs_refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        list(read_pairs(path))
+    return str(caught.value)
+
+
+def test_a_pairs_file_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    assert "no such file; make it with task=pairs" in pairs_refusal(path)
+    good = json.dumps(PAIRS[0].row())
+    for content, expected in (
+        (f"{good}\n{good}\n", "line 2: the id 1 occurs twice"),
+        (f"{good}\n{good[:30]}\n", "line 2: no JSON"),
+        ('{"text": "x"}\n', "line 1: no row of a pairs file"),
+        ("[]\n[]", "begins like a JSON array"),
+        (json.dumps({**PAIRS[0].row(), "chosen": []}), "line 1: chosen is empty"),
+        (json.dumps({**PAIRS[0].row(), "prompt": "Why?"}), "line 1: no row of a pairs file"),
+    ):
+        path.write_text(content)
+        assert expected in pairs_refusal(path)
+
+
+def test_a_prompts_file_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    good = {"id": "1", "prompt": u("x"), "text": "x", "source": "a"}
+    for content, expected in (
+        (None, "no such file; make it with task=prompts"),
+        ("", "the file is empty"),
+        ('{"id": ', "line 1, is not readable as JSON.*task=prompts"),
+        (json.dumps([1]), "line 1, is no JSON object.*task=prompts"),
+        (json.dumps({"id": "1", "prompt": []}), "line 1: no row of a prompts file"),
+        (json.dumps(good) + "\n" + json.dumps(good), "line 2: the id 1 occurs twice"),
+        (json.dumps({**good, "text": " "}), "line 1: id or text is empty"),
+    ):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(UserError, match=expected):
+            read_prompts(path)
+    path.write_text(json.dumps(good))
+    assert read_prompts(path)[0].row()["sources"] == {"a": 1}

@@ -1,0 +1,194 @@
+"""Several pairs of runs as one comparison: means over runs, Student's intervals, and reports that do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kat.diversity.comparison import compare
+from kat.diversity.verdict import arms_of, markdown, pool, reading, require_alike
+from latentwire.harness.errors import UserError
+from latentwire.stats.intervals import mean_over_runs, t_quantile, t_within
+
+KEYS = [("within", "ead"), ("within", "self_bleu"), ("each", "policy_entropy"), ("each", "not_just_but")]
+UNLIKE_0 = {("within", "ead"): 0.2, ("each", "policy_entropy"): -0.1}  # by how much the second arm differs
+
+
+def report(seed: int, *others: str) -> dict:
+    """A report as task=diversity writes it, of 12 prompts; the n-th further arm differs n times as much."""
+    generator = np.random.default_rng(seed)
+    labels = [f"{name}_seed{seed}" for name in ("uniform", *(others or ("density",)))]
+    base = {key: generator.normal(1, 0.1, 12) for key in KEYS}
+    comparisons = []
+    for n, label in enumerate(labels[1:], 1):
+        for group, form in (("all", "matched"), ("all", "raw"), ("rare", "matched")):
+            second = {key: values + n * UNLIKE_0.get(key, 0) + generator.normal(0, 0.01, 12) * (key != KEYS[-1])
+                      for key, values in base.items()}  # fmt: skip
+            about = {"first": labels[0], "second": label, "group": group, "form": form, "prompts": 12}
+            comparisons.append({**about, "rows": compare(base, second, 0)})
+    return {
+        "checkpoints": [{"label": label, "weights": f"{label} weights"} for label in labels],
+        "settings": {"prompts": 12, "temperature": 1.0},
+        "seed": 0,
+        "prompts": {"all": 100, "rare_at_most": 0.5},
+        "embedder": "hidden of tiny_random",
+        "dtype": "float32",
+        "warnings": [],
+        "comparisons": comparisons,
+    }
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 30])
+def test_students_t_is_scipy_s(degrees):
+    for t in (0.0, 0.3, 1.0, 4.3, 40.0):
+        assert t_within(t, degrees) == pytest.approx(1 - 2 * stats.t.sf(t, degrees), abs=1e-12)
+    for within in (0.5, 0.95, 0.999):
+        assert t_quantile(within, degrees) == pytest.approx(stats.t.ppf((1 + within) / 2, degrees))
+
+
+def test_a_mean_over_runs_has_students_interval_and_p_value():
+    values = np.array([[0.1, 0.4, 0.2], [-0.3, 0.1, -0.2], [0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
+    found = mean_over_runs(values)
+    for row, one in zip(values[:2], found, strict=False):
+        expected = stats.ttest_1samp(row, 0.0)
+        interval = expected.confidence_interval(0.95)
+        assert one.difference == pytest.approx(row.mean()) and one.p_value == pytest.approx(expected.pvalue)
+        assert one.interval == pytest.approx((interval.low, interval.high))
+    assert [(one.difference, one.interval, one.p_value) for one in found[2:]] == [
+        (0, (0, 0), 1), (0.5, (0.5, 0.5), 1),
+    ]  # fmt: skip
+
+
+def test_the_differences_of_the_runs_are_pooled_metric_by_metric():
+    reports = [report(seed) for seed in range(3)]
+    found = pool(reports)
+    assert [(c["first"], c["second"], c["group"], c["form"], c["prompts"]) for c in found] == [
+        ("uniform", "density", "all", "matched", 12), ("uniform", "density", "all", "raw", 12),
+        ("uniform", "density", "rare", "matched", 12),
+    ]  # fmt: skip
+    for number, pooled in enumerate(found):
+        assert [(row["level"], row["metric"]) for row in pooled["rows"]] == KEYS
+        for place, row in enumerate(pooled["rows"]):
+            given = [each["comparisons"][number]["rows"][place] for each in reports]
+            assert row["runs"] == [one["difference"] for one in given]
+            assert row["difference"] == pytest.approx(np.mean(row["runs"]))
+            for arm in ("first", "second"):
+                assert row[arm] == pytest.approx(np.mean([one[arm]["value"] for one in given]))
+        p = [row["p_value"] for row in pooled["rows"]]
+        assert p[0] == pytest.approx(stats.ttest_1samp(pooled["rows"][0]["runs"], 0).pvalue) and p[3] == 1
+        assert min(row["p_holm"] for row in pooled["rows"]) == pytest.approx(4 * min(p))
+        assert pooled["rows"][0]["interval"][0] > 0 > pooled["rows"][2]["interval"][1]
+
+
+def test_what_is_shown_is_said_and_that_the_runs_are_few():
+    (said,) = reading(pool([report(seed) for seed in range(3)]), 3)
+    assert said.startswith("3 pairs of runs, density against uniform, lengths matched. Over all 12 prompts a")
+    assert "the 12 rare prompts a difference is shown in expectation-adjusted distinct-n within prompts (+0." in said
+    assert "more diverse and policy entropy (-0." in said and "less diverse (Holm's correction over 4 metrics)" in said
+    assert "3 runs of a kind are few: the interval is 4.3 standard errors wide" in said
+    (many,) = reading(pool([report(seed) for seed in range(10)]), 10)
+    assert "few" not in many and "the same prompts" in many
+
+
+def test_an_interval_without_0_that_the_correction_takes_back_is_told_apart():
+    row = {"level": "within", "metric": "vendi", "difference": 0.2, "interval": [0.1, 0.3], "p_holm": 0.06,
+           "runs": [0.1, 0.2, 0.3]}  # fmt: skip
+    other = {**row, "metric": "ead", "interval": [-0.1, 0.5], "p_holm": 1.0, "runs": [-0.1, 0.2, 0.5]}
+    one = {"first": "u", "second": "d", "group": "all", "form": "matched", "prompts": 64, "rows": [row, other]}
+    (said,) = reading([one, {**one, "form": "raw"}], 3)
+    expected = (
+        "Over all 64 prompts no difference is shown (Holm's correction over 2 metrics); uncorrected, the intervals of "
+        "1 leave out 0, where about 0.1 would by chance: Vendi score within prompts (+0.200 [+0.100, +0.300]), more "
+        "diverse. In 1 of the metrics all 3 differences have the same sign."
+    )
+    assert expected in said
+    assert said.count("Over all 64") == 1
+
+
+def changed(name: str, value) -> dict:
+    other = report(1)
+    node, *rest = name.split(".")
+    if rest:
+        other[node][rest[0]] = value
+    else:
+        other[node] = value
+    return other
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (changed("settings.temperature", 0.7), "asked the same: settings.temperature is 1.0 and 0.7; run task=div"),
+        (changed("prompts.rare_at_most", 0.4), "prompts.rare_at_most is 0.5 and 0.4"),
+        (changed("seed", 3), "seed is 0 and 3"),
+        (changed("embedder", "sentence"), "embedder is hidden of tiny_random and sentence"),
+        (changed("dtype", "bfloat16"), "dtype is float32 and bfloat16"),
+        (report(1, "reversed"), "one compares uniform and density, two uniform and reversed"),
+        (report(0), "uniform_seed0 of two has the weights of uniform_seed0 of one, so one run would count as two"),
+    ],
+)
+def test_reports_that_do_not_fit_are_refused(other, message):
+    with pytest.raises(UserError, match=message):
+        require_alike({"one": report(0), "two": other})
+
+
+def test_one_report_is_no_sample_of_runs():
+    with pytest.raises(UserError, match="1 given; an interval over runs needs those of at least 2 pairs"):
+        require_alike({"one": report(0)})
+    same = report(0)
+    same["checkpoints"][1]["weights"] = same["checkpoints"][0]["weights"]
+    require_alike({"one": same, "two": report(1)})  # a model compared with itself is no run that counts twice
+    labels = [{"label": "long_uniform_seed12"}, {"label": "x_seed3_b"}]
+    assert arms_of({"checkpoints": labels}) == ["long_uniform", "x_b"]
+
+
+def write(folder: str, content: object) -> None:
+    Path(folder).mkdir(parents=True)
+    Path(folder, "diversity.json").write_text(json.dumps(content))
+
+
+def test_the_task_reads_folders_by_pattern_and_writes_what_it_found(cli):
+    reports = [report(seed, "density", "shuffled") for seed in range(3)]
+    reports[2]["warnings"] = ["they differ in more"]
+    for seed, one in enumerate(reports):
+        write(f"outputs/diversity/u_seed{seed}_vs_d", one)
+    status, printed, said = cli("task=verdict", "reports=[outputs/diversity/u_seed*_vs_d]")
+    assert status == 0, said
+    out = Path("outputs/verdict/uniform_vs_density_vs_shuffled")
+    found = json.loads((out / "verdict.json").read_text())
+    assert found["reports"] == [f"outputs/diversity/u_seed{seed}_vs_d" for seed in range(3)]
+    assert found["comparisons"] == pool(reports)
+    assert found["warnings"] == ["outputs/diversity/u_seed2_vs_d: they differ in more"]
+    assert len(found["reading"]) == 2 and printed.strip() == "\n".join(found["reading"])
+    text = (out / "verdict.md").read_text()
+    assert text.startswith("# density and shuffled against uniform, over 3 pairs of runs") and markdown(found) == text
+    assert "**Warning:** outputs/diversity/u_seed2_vs_d: they differ in more." in text
+    row = found["comparisons"][0]["rows"][0]
+    assert f"| {row['first']:.3f} | {row['second']:.3f} | {row['difference']:+.3f} [" in text
+    assert ", ".join(f"{value:+.3f}" for value in row["runs"]) in text
+    assert {path.name for path in out.glob("*.png")} == {"verdict_density.png", "verdict_shuffled.png"}
+
+    status, _, said = cli("task=verdict", "reports=[outputs/diversity/u_seed0_vs_d,outputs/diversity/u_seed0*]")
+    assert status == 1 and "1 given" in said  # named twice, and once still
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "reports: 0 given"),
+        (["reports=here"], "reports=here: expected a list"),
+        (["reports=[nowhere*]"], "reports: nowhere*: no folder there has a diversity.json"),
+        (["reports=[bad,bad]"], "bad/diversity.json: is no report of task=diversity"),
+        (["reports=[one,two]", "out=bad/diversity.json"], "is a file; write out=FOLDER"),
+    ],
+)
+def test_what_is_no_report_is_refused(cli, arguments, message):
+    write("bad", {"checkpoints": []})
+    write("one", report(0))
+    write("two", report(1))
+    status, _, said = cli("task=verdict", *arguments)
+    assert status == 1 and message in said and "Traceback" not in said

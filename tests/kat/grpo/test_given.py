@@ -1,0 +1,69 @@
+"""Models that a run is given: what they are, and which tokenizer they have."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from kat.grpo.given import content_of, differing_tokenizers, sources_of
+from latentwire.harness.errors import UserError
+from latentwire.lm.model_folder import weight_files
+
+
+def test_tokenizers_differ_in_what_is_named(tiny):
+    one = tiny.tokenizer
+    assert differing_tokenizers(one, copy.deepcopy(one)) == []
+    template, pad, eos, more = (copy.deepcopy(one) for _ in range(4))
+    template.chat_template = "{{ messages }}"
+    assert differing_tokenizers(template, one) == ["chat template"]
+    pad.pad_token = "a"
+    assert differing_tokenizers(pad, one) == ["pad_token (a and None)"]
+    eos.eos_token = "b"
+    assert differing_tokenizers(one, eos) == ["eos_token (<|end|> and b)"]
+    more.add_tokens(["<|new|>"])
+    n = len(one.get_vocab())
+    assert differing_tokenizers(more, one) == [f"vocabulary ({n + 1} and {n} tokens)"]
+
+
+def model_folder(path: Path, weights: str = "model.safetensors") -> Path:
+    path.mkdir()
+    (path / weights).write_bytes(b"numbers")
+    (path / "config.json").write_text("{}")
+    return path
+
+
+def test_a_model_is_told_by_its_weights_and_its_settings(tmp_path):
+    folder = model_folder(tmp_path / "m")
+    first = content_of(folder)
+    assert first == content_of(model_folder(tmp_path / "copy"))
+    (folder / "config.json").write_text('{"a": 1}')
+    second = content_of(folder)
+    assert second["model.safetensors"] == first["model.safetensors"] and second["settings"] != first["settings"]
+    (folder / "model.safetensors").write_bytes(b"others")
+    assert content_of(folder)["model.safetensors"] != first["model.safetensors"]
+    (folder / "model-00002.safetensors").write_bytes(b"more")
+    assert sorted(content_of(folder)) == ["model-00002.safetensors", "model.safetensors", "settings"]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
+def test_pickled_weights_are_no_weights(tmp_path, name):
+    folder = model_folder(tmp_path / "m", name)
+    with pytest.raises(
+        UserError, match=rf"reward=x: .*{name}, a pickle, which is not loaded.*convert it to safetensors"
+    ):
+        weight_files(folder, "reward=x")
+    (folder / "model.safetensors").write_bytes(b"1")
+    assert [path.name for path in weight_files(folder, "reward=x")] == ["model.safetensors"]
+
+
+def test_rewards_in_python_are_told_by_their_modules_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, number in (("kat_rewards_a", 1), ("kat_rewards_b", 2), ("kat_rewards_c", 1)):
+        (tmp_path / f"{name}.py").write_text(f"N = {number}\n\ndef f(prompts, completions):\n    return [N]\n")
+    found = sources_of(["model", "kat_rewards_a:f", "kat_rewards_b:f", "kat_rewards_c:f"])
+    assert list(found) == ["kat_rewards_a:f", "kat_rewards_b:f", "kat_rewards_c:f"]
+    assert found["kat_rewards_a:f"] == found["kat_rewards_c:f"] != found["kat_rewards_b:f"]
+    with pytest.raises(UserError, match=r"grpo.reward_funcs: time:sleep: time has no source .*put the function into a"):
+        sources_of(["time:sleep"])

@@ -1,0 +1,178 @@
+"""GRPO's pure functions: values computed by hand; test_grpo_trl.py holds them to TRL's trainer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kat.grpo.objective import (
+    advantages,
+    degenerate_groups,
+    grpo_loss,
+    kl_divergence,
+    loss_weights,
+    token_entropy,
+    token_logps,
+)
+from latentwire.harness.errors import UserError
+from tests.helpers.grpo import objective
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_advantages_by_hand():
+    rewards = torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
+    std = 1.0  # of 1, 2, 3 with G - 1
+    expected = torch.tensor([[-1 / (std + 1e-4), 0.0, 1 / (std + 1e-4)], [0.0, 0.0, 0.0]])
+    assert torch.allclose(advantages(rewards), expected, atol=1e-7)
+    assert torch.equal(advantages(rewards, "none"), torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
+
+
+def test_advantages_of_a_group_do_not_know_the_other_groups():
+    a, b = torch.tensor([[0.0, 4.0]]), torch.tensor([[100.0, -7.0]])
+    assert torch.equal(advantages(torch.cat([a, b]))[:1], advantages(a))
+
+
+def test_a_group_of_one_has_no_advantage():
+    with pytest.raises(UserError, match=r"grpo\.num_generations=1.*at least 2"):
+        advantages(torch.ones(3, 1))
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_equal_rewards_have_no_advantage_whatever_their_mean_is_rounded_to(scale):
+    rewards = torch.tensor([[0.1] * 7, [0.1] * 6 + [0.2]])
+    assert float(rewards[0].mean()) != float(rewards[0, 0])
+    got = advantages(rewards, scale)
+    assert torch.equal(got[0], torch.zeros(7)) and bool((got[1] != 0).all())
+
+
+def test_degenerate_groups_are_those_of_equal_rewards():
+    assert degenerate_groups(torch.tensor([[1.0, 1.0], [1.0, 1.1], [0.0, 0.0]])) == 2
+    assert degenerate_groups(torch.tensor([[1.0, 1.0, 2.0]])) == 0
+
+
+def test_statistics_of_tokens_by_hand():
+    logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25]]]))
+    assert token_logps(logits, torch.tensor([[1]]), 1.0).item() == pytest.approx(math.log(0.25))
+    assert token_entropy(logits, 1.0).item() == pytest.approx(1.5 * math.log(2))
+    # half the temperature squares the odds: 4 : 1 : 1
+    assert token_logps(logits, torch.tensor([[0]]), 0.5).item() == pytest.approx(math.log(4 / 6))
+    assert token_entropy(logits, 0.5).item() == pytest.approx(-(4 / 6) * math.log(4 / 6) - 2 / 6 * math.log(1 / 6))
+
+
+def test_statistics_have_the_gradient_of_a_softmax():
+    logits = torch.zeros(1, 1, 3, requires_grad=True)
+    token_logps(logits, torch.tensor([[2]]), 0.5).sum().backward()
+    assert torch.allclose(logits.grad[0, 0], torch.tensor([-2 / 3, -2 / 3, 4 / 3]))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [("k1", -math.log(2)), ("k2", math.log(2) ** 2 / 2), ("k3", 2 - math.log(2) - 1)],
+)
+def test_kl_by_hand(estimator, expected):
+    """The reference finds the token twice as likely as the policy."""
+    got = kl_divergence(torch.tensor([[math.log(0.25)]]), torch.tensor([[math.log(0.5)]]), estimator)
+    assert got.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_the_unbiased_estimators_average_to_the_kl_divergence(estimator):
+    p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
+    exact = (p * (p / q).log()).sum()
+    assert (p * kl_divergence(p.log(), q.log(), estimator)).sum().item() == pytest.approx(exact.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("estimator", "follows"), [("k1", False), ("k2", True)])
+def test_the_gradient_of_k2_is_that_of_the_divergence_and_that_of_k1_is_none(estimator, follows):
+    logits, q = torch.tensor([1.0, 0.0, -1.0], requires_grad=True), torch.tensor([0.3, 0.3, 0.4])
+    logp = logits.log_softmax(0)
+    (logp.exp().detach() * kl_divergence(logp, q.log(), estimator)).sum().backward()
+    sampled, logits.grad = logits.grad, None
+    logp = logits.log_softmax(0)
+    (logp.exp() * (logp - q.log())).sum().backward()
+    assert torch.allclose(sampled, logits.grad if follows else torch.zeros(3), atol=1e-6)
+
+
+MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]])
+
+
+def test_weights_of_tokens_by_hand():
+    assert torch.allclose(loss_weights(MASK, "token", 4, 2), MASK / 4)
+    expected = torch.tensor([[1 / 6, 1 / 6, 1 / 6], [1 / 2, 0, 0], [0, 0, 0]])
+    assert torch.allclose(loss_weights(MASK, "sequence", 4, 2), expected)
+
+
+@pytest.mark.parametrize("normalisation", ["token", "sequence"])
+def test_weights_sum_to_one_over_the_micro_batches(normalisation):
+    parts = [loss_weights(MASK[row : row + 1], normalisation, 4, 2) for row in range(3)]
+    assert torch.cat(parts).sum().item() == pytest.approx(1)
+    assert loss_weights(MASK[2:], normalisation, 0, 0).sum() == 0  # a batch of which nothing counts
+
+
+def one_token(ratio: float, advantage: float, **settings) -> tuple[float, float, bool]:
+    """Loss, its gradient by the log-probability, and whether it was clipped, for a single token."""
+    logp = torch.tensor([[math.log(ratio) - 2.0]], requires_grad=True)
+    old = torch.tensor([[-2.0]])
+    terms = grpo_loss(logp, old, None, torch.tensor([advantage]), torch.ones(1, 1), objective(**settings))
+    terms.loss.backward()
+    return terms.loss.item(), logp.grad.item(), bool(terms.clipped)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient", "clipped"),
+    [
+        (1.0, 2.0, -2.0, -2.0, False),
+        (1.1, 2.0, -2.2, -2.2, False),
+        (1.5, 2.0, -2.4, 0.0, True),  # enough of it already
+        (0.5, 2.0, -1.0, -1.0, False),  # too little of what is good: full pull
+        (0.5, -2.0, 1.6, 0.0, True),
+        (1.5, -2.0, 3.0, 3.0, False),
+        (1.5, 0.0, 0.0, 0.0, False),
+    ],
+)
+def test_the_clipped_surrogate_by_hand(ratio, advantage, loss, gradient, clipped):
+    got = one_token(ratio, advantage)
+    assert got == (pytest.approx(loss, abs=1e-5), pytest.approx(gradient, abs=1e-5), clipped)
+
+
+def test_epsilon_is_the_width_of_the_range():
+    assert one_token(1.5, 1.0, epsilon=0.4)[0] == pytest.approx(-1.4)
+    assert one_token(1.3, 1.0, epsilon=0.4)[2] is False
+
+
+def test_beta_weighs_the_divergence():
+    logp, ref = torch.tensor([[-2.0]]), torch.tensor([[-1.5]])
+    got = grpo_loss(logp, logp, ref, torch.tensor([0.0]), torch.ones(1, 1), objective(beta=0.1))
+    assert got.loss.item() == pytest.approx(0.1 * (math.exp(0.5) - 0.5 - 1))
+    assert got.kl.item() == pytest.approx(math.exp(0.5) - 0.5 - 1)
+
+
+def test_what_has_no_weight_has_no_part_whatever_it_is():
+    logp = torch.tensor([[-1.0, 50.0, math.inf]], requires_grad=True)
+    weights = torch.tensor([[1.0, 0.0, 0.0]])
+    bad = torch.tensor([[-1.0, -90.0, 0.0]])
+    terms = grpo_loss(logp, bad, bad, torch.tensor([1.0]), weights, objective(beta=0.1))
+    terms.loss.backward()
+    assert terms.loss.item() == pytest.approx(-1.0)
+    assert logp.grad.tolist() == [[-1.0, 0.0, 0.0]]
+    assert terms.kl.tolist() == [[0.0, 0.0, 0.0]] and not terms.clipped.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": 0.0}, r"grpo\.epsilon=0\.0"),
+        ({"epsilon": 1.0}, r"grpo\.epsilon=1\.0"),
+        ({"beta": -0.1}, r"grpo\.beta=-0\.1.*negative"),
+        ({"kl": "k4"}, r"grpo\.kl=k4.*k1, k2, k3"),
+        ({"normalisation": "mean"}, r"grpo\.normalisation=mean.*token, sequence"),
+        ({"scale": "batch"}, r"grpo\.scale=batch.*group, none"),
+    ],
+)
+def test_settings_that_are_none_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        objective(**settings).check()
+    objective().check()

@@ -1,0 +1,171 @@
+"""What GRPO trains on and looks at: room in the context, who is held out, weights, gains with intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kat.data.chat import encode_prompt
+from kat.data.heldout import held_out
+from kat.data.prompts import Prompt, prompt_id
+from kat.grpo.data import GrpoData, TokenPrompt, draw_weights, encode_prompts, evaluation_prompts
+from kat.grpo.policy import Policy
+from kat.grpo.rewards import Rewards
+from kat.grpo.rollout import Completion, Sampling, sample
+from kat.grpo.validation import answer, described, judge, mean_rewards
+from kat.training.tuning import TuningSpec, make_trainable
+from latentwire.harness.device import place
+from latentwire.harness.errors import UserError
+from latentwire.lm.models import load_model
+from tests.helpers.models import model_spec
+
+
+def prompt_of(text: str) -> Prompt:
+    messages = [{"role": "user", "content": text}]
+    return Prompt(prompt_id(messages), messages, text)
+
+
+PROMPTS = [prompt_of(f"What is number {i}?" + " And why?" * (i % 4)) for i in range(40)]
+
+
+def test_prompts_are_encoded_held_out_or_too_long(tiny):
+    lengths = {p.id: len(encode_prompt(tiny.tokenizer, p.prompt)) for p in PROMPTS}
+    context = sorted(lengths.values())[-5] + 6  # with 5 new tokens and an end token: what is longer does not fit
+    data = encode_prompts(PROMPTS, tiny.tokenizer, context, 5, 0.25)
+    assert data.too_long == [p.id for p in PROMPTS if lengths[p.id] + 6 > context] and data.too_long
+    fitting = [p.id for p in PROMPTS if p.id not in data.too_long]
+    assert [p.id for p in data.held_out] == [name for name in fitting if held_out(name, 0.25)]
+    assert [p.id for p in data.train] == [name for name in fitting if not held_out(name, 0.25)]
+    first = data.train[0]
+    source = next(p for p in PROMPTS if p.id == first.id)
+    assert first.text == source.text and list(first.ids) == encode_prompt(tiny.tokenizer, source.prompt)
+
+
+def test_prompts_of_which_none_fits_are_refused(tiny):
+    with pytest.raises(UserError, match=r"none of the 40 prompts leaves room for 5 new tokens .* context of 9"):
+        encode_prompts(PROMPTS, tiny.tokenizer, 9, 5, 0.25)
+
+
+def some(count: int, held: int = 2) -> GrpoData:
+    made = [TokenPrompt(name, name, (1,)) for name in "hgfedcba"]
+    return GrpoData(made[:count], made[count : count + held], ["long"])
+
+
+def test_weights_are_those_of_the_arm_among_the_training_prompts():
+    measured = {"h": 1.0, "g": 3.0, "e": 9.0}
+    weights, without = draw_weights(some(3), "density", measured, ["f"], 2, 0)
+    assert weights.tolist() == pytest.approx([0.25, 0.75, 0.0]) and without == 1
+    weights, without = draw_weights(some(3), "uniform", {}, ["f"], 3, 0)
+    assert weights.tolist() == pytest.approx([1 / 3] * 3) and without == 0
+
+
+def test_fewer_prompts_than_a_batch_are_refused():
+    with pytest.raises(UserError, match=r"prompts_per_step=4: there are 3 .*2 are held out, 1 too long"):
+        draw_weights(some(3), "uniform", {}, [], 4, 0)
+    with pytest.raises(UserError, match=r"prompts_per_step=3: there are 2 prompts"):
+        draw_weights(some(3), "density", {"h": 1.0, "g": 3.0}, ["f"], 3, 0)
+
+
+def test_the_prompts_that_are_looked_at_are_the_first_by_id():
+    assert [p.id for p in evaluation_prompts(some(3, held=5), 2)] == ["a", "b"]
+    assert evaluation_prompts(some(3, held=0), 0) == []
+    with pytest.raises(UserError, match="holds out none of these prompts"):
+        evaluation_prompts(some(3, held=0), 1)
+
+
+def row(*rewards: float, ended: bool = True) -> dict:
+    return {"completions": [{"reward": r, "tokens": int(10 * r), "ended": ended} for r in rewards]}
+
+
+def test_gains_are_paired_by_prompt():
+    answered = [row(1.0, 2.0), row(3.0, 3.0, ended=False)]
+    assert mean_rewards(answered) == [1.5, 3.0]
+    found = judge(answered, [1.0, 2.5], seed=0)
+    assert found["reward"] == 2.25 and found["gain"] == 0.5
+    assert found["gain_interval"] == [0.5, 0.5]  # both prompts gain the same
+    assert found["reward_interval"] == [1.5, 3.0]
+    assert (found["length"], found["truncated"]) == (22.5, 0.5)
+    assert (found["prompts"], found["completions"]) == (2, 4)
+
+
+def test_the_interval_is_that_of_a_mean_over_prompts():
+    rewards = np.random.default_rng(0).normal(size=400)
+    low, high = judge([row(r) for r in rewards], [0.0] * 400, seed=0)["reward_interval"]
+    assert high - low == pytest.approx(2 * 1.96 * rewards.std() / 20, rel=0.05)
+    assert low < rewards.mean() < high
+
+
+def letters(prompts, completions):
+    return [float(len(text)) for text in completions]
+
+
+def test_looks_at_held_out_prompts_are_repeatable_and_do_not_depend_on_the_others(tiny):
+    prompts = encode_prompts(PROMPTS[:6], tiny.tokenizer, 4096, 5, 0.0).train
+    rewards = Rewards([f"{__name__}:letters"], [1.0], None, 0, 100)
+    look = {"seed": 0, "ends": frozenset({0}), "state": place("cpu"), "doing": "a test"}
+    sampling = Sampling(2, 5, 1.0, 1.0, 4096)
+    policy = Policy(tiny.model, {}, 1.0, reference=False)
+    rows = answer(policy, tiny.tokenizer, prompts, rewards, sampling, "k3", **look)
+    assert [r["id"] for r in rows] == [p.id for p in prompts]
+    assert rows == answer(policy, tiny.tokenizer, prompts, rewards, sampling, "k3", **look)
+    assert rows[3:4] == answer(policy, tiny.tokenizer, prompts[3:4], rewards, sampling, "k3", **look)
+    assert "kl" not in judge(rows, mean_rewards(rows), seed=0)
+    for r in rows:
+        assert "kl" not in r["completions"][0]
+        assert [c["reward"] for c in r["completions"]] == letters([], [c["text"] for c in r["completions"]])
+        assert len(r["completions"]) == 2
+
+
+def logps_of(model, prompt, completion):
+    """Log-probabilities of a completion's tokens, by a plain pass over the whole sequence."""
+    logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def test_the_divergence_at_a_look_is_that_of_the_weights_then_and_now():
+    lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
+    prompts = encode_prompts(PROMPTS[:3], lm.tokenizer, 4096, 5, 0.0).train
+    model, parameters = make_trainable(lm.model, TuningSpec("last_blocks", 1, 1, 1), seed=0)
+    policy = Policy(model, parameters, 1.0, reference=True)
+    start = {name: p.detach().clone() for name, p in parameters.items()}
+    rewards = Rewards([f"{__name__}:letters"], [1.0], None, 0, 100)
+    look = {"seed": 0, "ends": frozenset({0}), "state": place("cpu"), "doing": "a test"}
+
+    def looked(estimator):
+        return answer(policy, lm.tokenizer, prompts, rewards, Sampling(2, 5, 1.0, 1.0, 40), estimator, **look)
+
+    at_start = judge(looked("k3"), [0.0] * 3, seed=0)
+    assert at_start["kl"] == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for p in parameters.values():
+            p.mul_(1.3)
+        groups = sample(model, [p.ids for p in prompts], [("held-out", p.id) for p in prompts],
+                        Sampling(2, 5, 1.0, 1.0, 4096), seed=0, ends=frozenset({0}))  # fmt: skip
+        completions = [(p.ids, c.ids) for p, group in zip(prompts, groups, strict=True) for c in group]
+        now = [logps_of(model, *row) for row in completions]
+        for name, p in parameters.items():
+            p.copy_(start[name])
+        then = [logps_of(model, *row) for row in completions]
+        for p in parameters.values():
+            p.mul_(1.3)
+    gaps = [a - b for a, b in zip(then, now, strict=True)]
+    rows = looked("k3")
+    shown = [c["kl"] for row in rows for c in row["completions"]]
+    assert shown == pytest.approx([float((r.exp() - r - 1).sum()) for r in gaps], rel=1e-3)
+    tokens = sum(len(ids) for _, ids in completions)
+    assert judge(rows, [0.0] * 3, seed=0)["kl"] == pytest.approx(sum(shown) / tokens) and sum(shown) > 0.1
+    squared = [c["kl"] for row in looked("k2") for c in row["completions"]]
+    assert squared == pytest.approx([float((r * r / 2).sum()) for r in gaps], rel=1e-3)
+
+
+def test_the_context_is_named_by_whose_it_is(tiny):
+    with pytest.raises(UserError, match=r"in the reward model's context of 9; .*or use a reward model with a longer"):
+        encode_prompts(PROMPTS, tiny.tokenizer, 9, 5, 0.25, whose="reward model")
+
+
+def test_the_end_token_is_no_text(tiny):
+    completion = Completion((50, 60, 0), True, torch.zeros(3), torch.zeros(3), None)
+    found = described(tiny.tokenizer, TokenPrompt("a", "text", (1,)), completion)
+    assert found.completion == tiny.tokenizer.decode([50, 60]) and found.completion_ids == (50, 60, 0)
+    assert (found.prompt, found.prompt_ids) == ("text", (1,))

@@ -1,0 +1,35 @@
+"""What the curves of a training run show: rows of its files, as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kat.grpo import plots
+from kat.grpo.plots import plot_training
+
+
+def test_curves_hold_steps_and_looks(tmp_path, monkeypatch):
+    figures = []
+    real = plots.FigureCanvasAgg
+    monkeypatch.setattr(plots, "FigureCanvasAgg", lambda figure: figures.append(figure) or real(figure))
+    steps = [{"step": n, "reward": n / 10, "kl": n / 100, "entropy": 2 - n} for n in (1, 2, 3)]
+    looks = [{"step": n, "reward": n / 5, "reward_interval": [n / 5 - 1, n / 5 + 2], "kl": n / 50} for n in (0, 3)]
+    plot_training(steps, looks, "a run", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    reward, kl, entropy = figures[0].axes
+    assert reward.lines[0].get_xydata().tolist() == [[1, 0.1], [2, 0.2], [3, 0.3]]
+    bars = np.array(reward.collections[0].get_segments())
+    assert np.allclose(bars, [[[0, -1], [0, 2]], [[3, -0.4], [3, 2.6]]])
+    assert [line.get_xydata().tolist() for line in kl.lines] == [
+        [[1, 0.01], [2, 0.02], [3, 0.03]], [[0, 0.0], [3, 0.06]],
+    ]  # fmt: skip
+    assert [line.get_xydata().tolist() for line in entropy.lines] == [[[1, 1], [2, 0], [3, -1]]]
+
+
+def test_without_a_reference_there_is_no_curve_of_kl(tmp_path, monkeypatch):
+    figures = []
+    real = plots.FigureCanvasAgg
+    monkeypatch.setattr(plots, "FigureCanvasAgg", lambda figure: figures.append(figure) or real(figure))
+    look = {"step": 0, "reward": 1.0, "reward_interval": [0.0, 2.0]}
+    plot_training([{"step": 1, "reward": 1.0, "entropy": 1.0}], [look], "a run", tmp_path / "curves.png")
+    assert not figures[0].axes[1].lines

@@ -1,0 +1,103 @@
+"""Rewards: functions by name, their weights, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kat.grpo import rewards as module
+from kat.grpo.rewards import Rewards, Sampled, load_function
+from latentwire.harness.errors import UserError
+from latentwire.harness.training import NonFiniteError
+
+SAMPLED = [Sampled("q", (1, 2), "ab", (3,)), Sampled("r", (4,), "abcd", (5, 6))]
+
+
+def length(prompts, completions):
+    return [float(len(text)) for text in completions]
+
+
+def asked(prompts, completions):
+    return [float(prompt == "q") for prompt in prompts]
+
+
+def nothing(prompts, completions):
+    return []
+
+
+def words(prompts, completions):
+    return ["many" for _ in prompts]
+
+
+def nan(prompts, completions):
+    return [1.0, math.nan]
+
+
+NOT_CALLABLE = 3
+
+
+class Judge:
+    pass
+
+
+HERE = __name__
+
+
+def test_rewards_are_added_by_weight_and_told_apart():
+    both = Rewards([f"{HERE}:length", f"{HERE}:asked"], [0.5, -2.0], None, 9, 100)
+    total, by_name = both(SAMPLED, "a test")
+    assert total.tolist() == [1.0 - 2.0, 2.0]
+    assert {name: values.tolist() for name, values in by_name.items()} == {
+        f"{HERE}:length": [2.0, 4.0],
+        f"{HERE}:asked": [1.0, 0.0],
+    }
+
+
+def test_the_reward_model_is_given_tokens(monkeypatch):
+    def score(model, sequences, batch_tokens):
+        assert (model, batch_tokens) == ("the model", 77)
+        return torch.tensor([float(sum(prompt) + 10 * sum(completion)) for prompt, completion in sequences])
+
+    monkeypatch.setattr(module, "score", score)
+    ended = [SAMPLED[0], Sampled("r", (4,), "abcd", (5, 6, 9))]  # the first was cut off: an end is added
+    total, by_name = Rewards(["model", f"{HERE}:asked"], [1.0, 100.0], "the model", 9, 77)(ended, "a test")
+    assert total.tolist() == [223.0, 204.0]
+    assert by_name["model"].tolist() == [123.0, 204.0]
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "message"),
+    [
+        ([], [], "nothing to reward"),
+        (["model"], [1.0, 2.0], r"reward_weights=\[1\.0, 2\.0\]: 2 weights for 1 rewards"),
+        (["model", "model"], [1.0, 1.0], "model is named twice"),
+        (["brevity"], [1.0], "brevity is no name of a reward"),
+        ([":f"], [1.0], "is no name of a reward"),
+        (["nowhere.at_all:f"], [1.0], "nowhere.at_all cannot be imported"),
+        ([f"{HERE}:absent"], [1.0], "has no absent"),
+        ([f"{HERE}:NOT_CALLABLE"], [1.0], "is no function"),
+        ([f"{HERE}:Judge"], [1.0], "is no function"),
+    ],
+)
+def test_names_that_are_none_are_refused(names, weights, message):
+    with pytest.raises(UserError, match=message):
+        Rewards(names, weights, None, 9, 100)
+
+
+def test_a_function_is_found_by_its_name():
+    assert load_function("math:sqrt") is math.sqrt
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("nothing", UserError, "returned 0 numbers for 2 completions"),
+        ("words", UserError, "returned what is no list of numbers"),
+        ("nan", NonFiniteError, "the reward .*nan is nan at a test"),
+    ],
+)
+def test_what_is_no_reward_is_refused(name, error, message):
+    with pytest.raises(error, match=message):
+        Rewards([f"{HERE}:{name}"], [1.0], None, 9, 100)(SAMPLED, "a test")

@@ -1,0 +1,329 @@
+"""Sampling of completions: what is drawn, that batches do not matter, and that its numbers are the model's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kat.grpo.policy import Policy, Row, frozen_blocks, lay_out, micro_batches
+from kat.grpo.rollout import Completion, Sampling, batches_of_prompts, choose, end_tokens, sample
+from kat.training.tree_mask import tree_mask
+from kat.training.tuning import TuningSpec, make_trainable
+from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [300, 20], [7, 7, 7], [1000, 4, 90, 2]]
+KEYS = [("test", i) for i in range(4)]
+COMMON = frozenset(range(0, 2048, 8))  # ends, so many that completions end at different lengths
+
+
+def sampling(**settings) -> Sampling:
+    usual = {"num_generations": 3, "max_new_tokens": 9, "temperature": 1.0, "top_p": 1.0, "batch_tokens": 4096}
+    return Sampling(**{**usual, **settings})
+
+
+def ids_of(groups):
+    return [[c.ids for c in group] for group in groups]
+
+
+@pytest.fixture
+def policy_model(tiny):
+    """The tiny model with its last block trainable; frozen again after the test."""
+    model, parameters = make_trainable(tiny.model, TuningSpec("last_blocks", 1, 0, 0), 0)
+    yield model, parameters
+    model.requires_grad_(False)
+
+
+def greedy_or_drawn(model, prompt, key, settings, ends):
+    """One completion without batch, cache or padding: the definition."""
+    uniform = torch.rand(settings.max_new_tokens, generator=generator_for(3, *key), dtype=torch.float64)
+    ids, logps, entropy = list(prompt), [], []
+    for step in range(settings.max_new_tokens):
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double() / settings.temperature
+        p = logits.softmax(-1)
+        token = int((p.cumsum(0) <= uniform[step] * p.sum()).sum())
+        logps.append(float(p[token].log()))
+        entropy.append(float(-(p * p.log()).sum()))
+        ids.append(token)
+        if token in ends:
+            break
+    return tuple(ids[len(prompt) :]), logps, entropy
+
+
+@torch.no_grad()
+def test_completions_are_those_of_the_plain_definition(tiny):
+    settings = sampling(temperature=0.8)
+    groups = sample(tiny.model, PROMPTS, KEYS, settings, seed=3, ends=COMMON)
+    lengths = set()
+    for prompt, key, group in zip(PROMPTS, KEYS, groups, strict=True):
+        assert len(group) == 3
+        for g, completion in enumerate(group):
+            ids, logps, entropy = greedy_or_drawn(tiny.model, prompt, (*key, g), settings, COMMON)
+            assert completion.ids == ids
+            assert completion.ended == (ids[-1] in COMMON)
+            assert completion.logps.tolist() == pytest.approx(logps, abs=1e-4)
+            assert completion.entropy.tolist() == pytest.approx(entropy, abs=1e-4)
+            lengths.add(len(ids))
+    assert len(lengths) > 3 and max(lengths) == 9  # some ended early, some were cut off
+
+
+def test_what_a_row_draws_does_not_depend_on_its_batch(tiny):
+    together = sample(tiny.model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON)
+    apart = sample(tiny.model, PROMPTS, KEYS, sampling(batch_tokens=1), seed=3, ends=COMMON)
+    assert ids_of(together) == ids_of(apart)
+    order = [2, 0, 3, 1]
+    mixed = sample(tiny.model, [PROMPTS[i] for i in order], [KEYS[i] for i in order], sampling(), seed=3, ends=COMMON)
+    assert ids_of(mixed) == [ids_of(together)[i] for i in order]
+    fewer = sample(tiny.model, PROMPTS, KEYS, sampling(num_generations=2), seed=3, ends=COMMON)
+    assert ids_of(fewer) == [group[:2] for group in ids_of(together)]
+
+
+def test_the_seed_and_the_key_decide(tiny):
+    drawn = [
+        ids_of(sample(tiny.model, PROMPTS[:1], [key], sampling(), seed=seed, ends=COMMON))
+        for seed, key in [(3, ("a",)), (3, ("a",)), (4, ("a",)), (3, ("b",))]
+    ]
+    assert drawn[0] == drawn[1] and drawn[0] != drawn[2] and drawn[0] != drawn[3]
+    group = drawn[0][0]
+    assert len(set(group)) == 3  # each completion of a group draws its own
+
+
+def test_nothing_comes_after_the_end_and_no_end_is_cut_off(tiny):
+    for group in sample(tiny.model, PROMPTS, KEYS, sampling(), seed=0, ends=COMMON):
+        for c in group:
+            assert not any(token in COMMON for token in c.ids[:-1])
+            assert len(c.ids) == len(c.logps) == len(c.entropy)
+            assert c.ended or len(c.ids) == 9
+    everything = sample(tiny.model, PROMPTS, KEYS, sampling(), seed=0, ends=frozenset(range(2048)))
+    assert all(len(c.ids) == 1 and c.ended for group in everything for c in group)
+    nothing = sample(tiny.model, PROMPTS, KEYS, sampling(max_new_tokens=2), seed=0, ends=frozenset({5000}))
+    assert all(len(c.ids) == 2 and not c.ended for group in nothing for c in group)
+
+
+def test_choose_by_hand():
+    logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(4, 1)
+    uniform = torch.tensor([0.0, 0.19, 0.21, 0.999], dtype=torch.float64)
+    assert choose(logits, 1.0, 1.0, uniform).tolist() == [0, 0, 1, 2]
+    # top_p .6: the two likeliest, .5 and .3 of .8, in this order
+    uniform = torch.tensor([0.0, 0.62, 0.63, 0.999], dtype=torch.float64)
+    assert choose(logits, 1.0, 0.6, uniform).tolist() == [1, 1, 2, 2]
+    assert choose(logits, 1.0, 0.49, uniform).tolist() == [1] * 4  # enough by itself
+    assert choose(logits, 1.0, 1e-9, uniform).tolist() == [1] * 4  # at least one
+    # at temperature .5 the odds are squared: .04 .25 .09 of .38
+    uniform = torch.tensor([0.1, 0.11, 0.76, 0.77], dtype=torch.float64)
+    assert choose(logits, 0.5, 1.0, uniform).tolist() == [0, 1, 1, 2]
+
+
+def test_choose_never_draws_what_cannot_be():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(2, 1)
+    assert choose(logits, 1.0, 1.0, torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64)).tolist() == [1, 3]
+
+
+def test_frequencies_are_the_probabilities():
+    p = torch.tensor([0.05, 0.6, 0.35])
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = choose(p.log().repeat(20_000, 1), 1.0, 1.0, uniform)
+    assert torch.allclose(torch.bincount(drawn) / 20_000, p, atol=0.01)
+
+
+def test_the_ends_are_those_of_model_and_tokenizer(tiny):
+    assert end_tokens(tiny.model, tiny.tokenizer) == {0}
+
+
+class Words:
+    eos_token_id = None
+
+
+def test_a_tokenizer_without_an_end_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.model.generation_config, "eos_token_id", None)
+    with pytest.raises(UserError, match="no end token"):
+        end_tokens(tiny.model, Words())
+    monkeypatch.setattr(tiny.model.generation_config, "eos_token_id", [3, 4])
+    assert end_tokens(tiny.model, tiny.tokenizer) == {0, 3, 4}
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(tiny):
+    room = 4096 - 9
+    assert sample(tiny.model, [[5] * room], [("a",)], sampling(num_generations=1), seed=0, ends=frozenset(range(2048)))
+    with pytest.raises(UserError, match=r"4088 tokens and 9 new ones are more than the model's context of 4096"):
+        sample(tiny.model, [[5] * (room + 1)], [("a",)], sampling(), seed=0, ends=COMMON)
+    with pytest.raises(UserError, match="a prompt has no tokens"):
+        sample(tiny.model, [[]], [("a",)], sampling(), seed=0, ends=COMMON)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_generations": 0}, r"grpo\.num_generations=0"),
+        ({"max_new_tokens": 0}, r"grpo\.max_completion_length=0"),
+        ({"temperature": 0.0}, r"grpo\.temperature=0\.0"),
+        ({"temperature": float("inf")}, r"grpo\.temperature=inf"),
+        ({"top_p": 0.0}, r"grpo\.top_p=0\.0"),
+        ({"top_p": 1.1}, r"grpo\.top_p=1\.1"),
+    ],
+)
+def test_settings_that_are_none_are_named(settings, message):
+    sampling().check()
+    with pytest.raises(UserError, match=message):
+        sampling(**settings).check()
+
+
+# The policy: the same numbers from a plain forward pass, with the frozen blocks left out or not
+
+
+def rows_of(groups, prompts=PROMPTS) -> list[Row]:
+    return [Row(tuple(prompt), c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
+
+
+@pytest.mark.parametrize("tapped", [True, False])
+def test_the_policy_gives_a_token_what_sampling_gave_it(policy_model, tapped):
+    model, parameters = policy_model
+    policy = Policy(model, parameters, 0.8, reference=True)
+    assert len(policy.frozen) == 1
+    groups = sample(model, PROMPTS, KEYS, sampling(temperature=0.8), seed=3, ends=COMMON,
+                    tap=policy.tap if tapped else None)  # fmt: skip
+    rows = rows_of(groups)
+    assert all((row.completion.states is not None) == tapped for row in rows)
+    logps = policy.logps(rows)
+    reference = policy.reference_logps(rows)
+    for i, row in enumerate(rows):
+        c = row.completion
+        if tapped:
+            assert c.states.shape == (row.size, 64) and row.size == len(row.prompt) + len(c.ids) - 1
+        assert torch.allclose(logps[i, : len(c.ids)], c.logps, atol=1e-4)
+        assert torch.allclose(reference[i, : len(c.ids)], c.logps, atol=1e-4)
+
+
+def test_leaving_out_the_frozen_blocks_changes_neither_numbers_nor_gradients(policy_model):
+    model, parameters = policy_model
+    policy = Policy(model, parameters, 1.0, reference=False)
+    rows = rows_of(sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, tap=policy.tap))
+    found = []
+    for frozen in (policy.frozen, []):
+        policy.frozen = frozen
+        logps = policy.logps(rows)
+        mask = torch.stack([torch.arange(logps.shape[1]) < len(row.completion.ids) for row in rows])
+        logps[mask].sum().backward()
+        found.append((logps[mask].detach(), {name: p.grad.clone() for name, p in parameters.items()}))
+        model.zero_grad()
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-4)
+    for name in parameters:
+        assert torch.allclose(found[0][1][name], found[1][1][name], rtol=1e-3, atol=1e-3), name
+    assert not any("forward" in vars(block) or block._forward_hooks for block in model.model.layers)
+
+
+def test_frozen_blocks_are_not_computed(policy_model):
+    model, parameters = policy_model
+    policy = Policy(model, parameters, 1.0, reference=False)
+    rows = rows_of(sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, tap=policy.tap))
+    computed = []
+    handle = model.model.layers[0].mlp.register_forward_hook(lambda *_: computed.append(1))
+    policy.logps(rows)
+    handle.remove()
+    assert computed == []
+
+
+def test_the_reference_stays_what_the_policy_was(policy_model):
+    model, parameters = policy_model
+    policy = Policy(model, parameters, 1.0, reference=True)
+    rows = rows_of(sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, tap=policy.tap))
+    before, start = policy.reference_logps(rows), {name: p.detach().clone() for name, p in parameters.items()}
+    with torch.no_grad():
+        for p in parameters.values():
+            p.mul_(1.1)
+    assert torch.equal(policy.reference_logps(rows), before)
+    assert not torch.allclose(policy.logps(rows), before, atol=1e-2)
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(start[name])
+
+
+def test_frozen_blocks_end_where_training_begins(tiny):
+    try:
+        tiny.model.requires_grad_(False)
+        assert len(frozen_blocks(tiny.model)) == 2  # all: only the norm or the head could be trained
+        tiny.model.model.layers[1].requires_grad_(True)
+        assert frozen_blocks(tiny.model) == [tiny.model.model.layers[0]]
+        tiny.model.model.layers[0].requires_grad_(True)
+        assert frozen_blocks(tiny.model) == []
+        tiny.model.requires_grad_(False)
+        tiny.model.get_input_embeddings().requires_grad_(True)
+        assert frozen_blocks(tiny.model) == []
+    finally:
+        tiny.model.requires_grad_(False)
+
+
+def test_blocks_that_cannot_be_left_out_are_computed(tiny, monkeypatch, capsys):
+    """A block above that looks at more than the states: here, whether the first block was computed."""
+    first, second = tiny.model.model.layers
+    computed: list[int] = []
+
+    def look(_, __, output):
+        return output * torch.linspace(1, 1 + computed.pop(), 64) if computed else output
+
+    handles = [first.mlp.register_forward_hook(lambda *_: computed.append(1)), second.register_forward_hook(look)]
+    try:
+        second.requires_grad_(True)
+        assert frozen_blocks(tiny.model) == []
+        assert "cannot be left out" in capsys.readouterr().err
+    finally:
+        second.requires_grad_(False)
+        for handle in handles:
+            handle.remove()
+
+
+def made(prompt: tuple[int, ...], tokens: int) -> Row:
+    ids = tuple(range(20, 20 + tokens))
+    return Row(prompt, Completion(ids, True, torch.zeros(tokens), torch.zeros(tokens), None))
+
+
+def test_micro_batches_hold_what_they_may():
+    a, b = (1, 2, 3), (4, 5, 6, 7)
+    rows = [made(a, 3), made(b, 1), made(a, 5), made(b, 4), made(a, 2)]  # in a line: a 3 + 2 + 4 + 1, b 4 + 0 + 3
+    assert micro_batches(rows, 17) == [[0, 2, 4, 1, 3]]
+    assert micro_batches(rows, 16) == [[0, 2, 4, 1], [3]]
+    assert micro_batches(rows, 10) == [[0, 2, 4], [1, 3]]
+    assert micro_batches(rows, 9) == [[0, 2], [4, 1], [3]]
+    assert micro_batches(rows, 1) == [[0], [2], [4], [1], [3]]
+    assert micro_batches([], 10) == []
+    assert micro_batches([made((1,), 1200), made((2,), 1200)], 10**6) == [[0], [1]]  # the mask of a line is a square
+    assert list(batches_of_prompts([5, 4, 3], sampling(batch_tokens=3 * 2 * 14))) == [[0, 1], [2]]
+    for limit in range(1, 18):
+        batches = micro_batches(rows, limit)
+        assert sorted(i for batch in batches for i in batch) == list(range(5))
+        for batch in batches:
+            assert len(lay_out([rows[i] for i in batch]).ids) <= limit or len(batch) == 1
+
+
+def test_a_line_holds_each_prompt_once_and_its_tokens_see_their_own_row():
+    rows = [made((1, 2, 3), 3), made((4, 5), 1), made((1, 2, 3), 2)]
+    line = lay_out(rows)
+    assert line.ids.tolist() == [1, 2, 3, 20, 21, 20, 4, 5]
+    assert line.positions.tolist() == [0, 1, 2, 3, 4, 3, 0, 1]
+    assert line.reads.tolist() == [2, 3, 4, 7, 2, 5]  # row by row: what gives each token
+    assert line.pieces == [(0, 0), (0, 3), (2, 3), (1, 0), (1, 2)]
+    sees = tree_mask(line.branch, torch.float32, line.family) == 0
+    expected = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 5], [6], [6, 7]]
+    assert [row.nonzero()[:, 0].tolist() for row in sees] == expected
+
+
+def test_rows_in_one_line_have_the_numbers_they_have_alone(policy_model):
+    model, parameters = policy_model
+    policy = Policy(model, parameters, 1.0, reference=False)
+    groups = sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, tap=policy.tap)
+    rows = rows_of(groups)
+    rows = rows[1::2] + rows[::2]  # completions of a prompt not side by side
+    together = policy.logps(rows)
+    for i, row in enumerate(rows):
+        ids = torch.tensor([[*row.prompt, *row.completion.ids]])
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 : -1]
+        alone = logits.log_softmax(-1).gather(-1, ids[0, len(row.prompt) :, None])[:, 0]
+        assert torch.allclose(together[i, : len(alone)], alone, atol=1e-4)
+        assert not together[i, len(alone) :].any()
+
+
+def test_a_row_reads_all_but_the_last_token():
+    c = Completion((4, 5, 6), True, torch.zeros(3), torch.zeros(3), None)
+    assert Row((1, 2), c).size == 4

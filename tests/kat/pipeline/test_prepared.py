@@ -1,0 +1,70 @@
+"""What a training run lacks is made first: the tasks that run, with which settings, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from kat.pipeline import ensure as prepared
+from kat.pipeline.ensure import config_of, ensure
+from latentwire.harness.paths import CONF
+
+
+def config(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=["task=reward", "model=tiny_random", *overrides])
+
+
+@pytest.fixture
+def jobs(monkeypatch, tmp_path):
+    """The four tasks, replaced by ones that note their config and write their file."""
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def job(cfg):
+        seen.append(cfg)
+        path = Path(cfg.folder) / cfg.out
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("made")
+
+    monkeypatch.setattr(prepared, "JOBS", {name: (job, setting) for name, (_, setting) in prepared.JOBS.items()})
+    return seen
+
+
+def test_only_what_is_missing_is_made_in_order_and_said(jobs, capfd):
+    cfg = config("folder=here")
+    Path("here").mkdir()
+    Path("here/prompts_all.jsonl").write_text("there")
+    ensure(cfg, ["pairs", "prompts", "embed", "density"])
+    assert [job.task for job in jobs] == ["pairs", "embed", "density"]
+    assert Path("here/prompts_all.jsonl").read_text() == "there"
+    said = capfd.readouterr().err
+    assert "here/pairs_all.jsonl: not there yet, so task=pairs comes first" in said and "task=prompts" not in said
+    ensure(cfg, ["pairs", "prompts", "embed", "density"])
+    assert len(jobs) == 3
+
+
+def test_the_settings_of_the_run_are_handed_on_and_no_others(jobs):
+    cfg = config("folder=here", "seed=7", "pairs=hh_rlhf", "embedder=logits", "weights_file=w.jsonl", "batch_tokens=99",
+                 "device=cpu")  # fmt: skip
+    ensure(cfg, ["pairs", "embed", "density"])
+    pairs, embed, density = jobs
+    assert list(pairs.pairs) == ["hh_rlhf"] and pairs.pairs.hh_rlhf.repo == cfg.pairs.hh_rlhf.repo
+    assert embed.embedder.name == "logits" and embed.model.name == "tiny_random"
+    assert embed.batch_tokens == "auto"  # the embedder's own
+    assert density.out == "w.jsonl" and density.seed == 7 and density.sampler.name == "density"
+    assert {job.folder for job in jobs} == {"here"} and {job.device for job in jobs} == {"cpu"}
+
+
+def test_a_file_of_the_users_is_handed_on_with_its_path(jobs):
+    ensure(config("pairs=file", "path=mine.jsonl"), ["pairs"])
+    assert jobs[0].pairs.file.splits == {"train": "mine.jsonl"}
+
+
+def test_the_config_of_another_task_takes_changes():
+    cfg = config("sampler=density", "seed=3", "folder=here")
+    made = config_of(cfg, "train", "reward", steps=2, sampler={"name": "reversed"})
+    assert (made.steps, made.sampler.name, made.seed, made.folder) == (2, "reversed", 3, "here")
+    assert made.name == "reversed_seed3" and made.out == "outputs/reward/reversed_seed3"

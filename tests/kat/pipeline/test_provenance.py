@@ -1,0 +1,110 @@
+"""Files that lie there already are those that a run asks for, or are refused with what differs and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from kat.pipeline.ensure import ensure
+from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ALL = ["pairs", "prompts", "embed", "density"]
+FILES = Path("outputs/kat")
+
+
+def config(*overrides: str):
+    usual = ["task=reward", "model=tiny_random", "device=cpu"]
+    if not any(word.startswith("pairs=") for word in overrides):
+        usual += ["pairs=file", "path=mine.jsonl"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=[*usual, *overrides])
+
+
+def write_pairs(path: Path, count: int) -> None:
+    rows = [{"prompt": f"how deep is lake {n}", "chosen": "very", "rejected": "no idea"} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder in which a run has made its files."""
+    folder = tmp_path_factory.mktemp("made")
+    with contextlib.chdir(folder):
+        write_pairs(Path("mine.jsonl"), 25)
+        ensure(config(), ALL)
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rewrite(name: str, **changes) -> None:
+    path = FILES / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop_a_line(name: str) -> None:
+    path = FILES / name
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def test_what_fits_is_used_as_it_is(here, capfd):
+    before = {path: path.stat().st_mtime_ns for path in FILES.iterdir()}
+    ensure(config(), ALL)
+    assert {path: path.stat().st_mtime_ns for path in FILES.iterdir()} == before
+    assert capfd.readouterr().err == ""
+    record = json.loads((FILES / "prompts.json").read_text())
+    assert (record["split"], record["prompts"]) == ("train", 25)
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "message"),
+    [
+        (lambda: write_pairs(Path("other.jsonl"), 9), ["path=other.jsonl"],
+         "pairs_all.jsonl: was made from mine/train, and this run asks for other/train; give the same pairs=NAME"),
+        (lambda: write_pairs(Path("mine.jsonl"), 9), [], "pairs_all.jsonl: was made from mine/train with sha256"),
+        (lambda: None, ["pairs=nq_open"], "asks for nq_open/train"),
+        (lambda: drop_a_line("pairs_all.jsonl"), [], "prompts_all.jsonl: was made from other pairs, and this run asks"),
+        (lambda: drop_a_line("prompts_all.jsonl"), [], "prompts_all.jsonl: is not the file that outputs/kat/prompts"),
+        (lambda: None, ["split=null"], "was made from split=train, and this run asks for split=null; add split=train"),
+        (lambda: None, ["embedder=logits"], "embeddings.pt: was made from embedder hidden, and this run asks for "
+         "embedder logits; give the same embedder=NAME and model=NAME here, make it anew with run.py task=embed"),
+        (lambda: None, ["model=smollm2"], "embeddings.pt: was made from model {'tiny_random'"),
+        (lambda: rewrite("embeddings.json", key="0"), [], "embeddings.pt: was made from other prompts, and this run"),
+        (lambda: drop_a_line("weights.jsonl"), [], "weights.jsonl: is not the file that outputs/kat/density.json"),
+        (lambda: rewrite("density.json", embeddings_sha256="0"), [], "embeddings.pt: is not the file that"),
+    ],
+)  # fmt: skip
+def test_what_is_of_another_origin_is_refused(here, change, overrides, message):
+    change()
+    before = {path: path.read_bytes() for path in FILES.iterdir()}
+    with pytest.raises(UserError) as refused:
+        ensure(config(*overrides), ALL)
+    assert message in str(refused.value)
+    assert {path: path.read_bytes() for path in FILES.iterdir()} == before  # nothing is made in its place
+
+
+def test_what_decides_little_is_said(here, capfd):
+    rewrite("density.json", settings={"k": 3, "cap": 0.95})
+    ensure(config("dtype=bfloat16"), ALL)
+    said = capfd.readouterr().err
+    assert "embeddings.pt was computed in float32, and this run would compute it in bfloat16" in said
+    assert "weights.jsonl was made with sampler.k=3, which is not the default" in said and "cap" not in said
+
+
+def test_a_file_of_the_users_own_serves(here, capfd):
+    for name in ("pairs.json", "prompts.json", "embeddings.json", "density.json"):
+        (FILES / name).unlink()
+    ensure(config("path=elsewhere.jsonl", "embedder=logits"), ALL)
+    assert capfd.readouterr().err.count("cannot be told what") == 4

@@ -1,0 +1,434 @@
+"""The sampler's draws: by weight, in groups, disjoint over ranks, and resumed at the very next one."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import random
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils.data import BatchSampler, DataLoader
+
+from kat.density.estimate import DensitySpec, estimate
+from kat.embedding.pooling import HiddenEmbedder, embed_hidden
+from kat.sampling.arms import ARMS, arm_weights, draw, expected_draws, pair_weights
+from kat.sampling.sampler import DensityAwareSampler
+from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+WEIGHTS = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+
+
+def make(rank: int = 0, replicas: int = 1, **settings) -> DensityAwareSampler:
+    return DensityAwareSampler(WEIGHTS, **{"seed": 3, "rank": rank, "num_replicas": replicas, **settings})
+
+
+def flat(lists) -> list[int]:
+    return [row for rows in lists for row in rows]
+
+
+def epochs(sampler: DensityAwareSampler, count: int) -> list[list[int]]:
+    return [list(sampler) for _ in range(count)]
+
+
+SHAPES = {
+    "plain": {"num_samples": 100},
+    "no replacement": {"num_samples": 8, "replacement": False},
+    "groups": {"num_samples": 50, "num_generations": 4},
+    "as GRPO": {"num_samples": 50, "num_generations": 2, "prompts_per_batch": 3, "batch_repeats": 4},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_epoch_is_as_long_as_said_and_the_same_for_the_same_seed(name):
+    first = epochs(make(**SHAPES[name]), 3)
+    assert [len(epoch) for epoch in first] == [len(make(**SHAPES[name]))] * 3
+    assert first == epochs(make(**SHAPES[name]), 3)
+    assert first[0] != first[1] != first[2]
+    assert first != epochs(make(**SHAPES[name], seed=4), 3)
+    assert 0 not in flat(first)  # weight 0 is never drawn
+
+
+def test_set_epoch_chooses_the_draws():
+    first, second, third = epochs(make(num_samples=30), 3)
+    sampler = make(num_samples=30)
+    for epoch, expected in ((2, third), (0, first), (0, first), (1, second)):
+        sampler.set_epoch(epoch)
+        assert list(sampler) == expected
+
+
+def test_an_iteration_given_up_half_way_is_started_again():
+    sampler = make(num_samples=30)
+    whole = list(make(num_samples=30))
+    iterator = iter(sampler)
+    assert [next(iterator) for _ in range(7)] == whole[:7]
+    assert list(sampler) == whole
+    assert int(sampler.ledger()[1].sum()) == 37  # all that was handed out
+
+
+# Frequencies.
+
+
+def chi_square(drawn: torch.Tensor, expected: torch.Tensor) -> float:
+    possible = expected > 0
+    assert (drawn[~possible] == 0).all()
+    return float(((drawn - expected)[possible] ** 2 / expected[possible]).sum())
+
+
+def test_draws_with_replacement_follow_the_weights():
+    sampler = make(num_samples=20_000)
+    list(sampler)
+    meant, drawn = sampler.ledger()
+    assert meant.tolist() == pytest.approx([20_000 * w / 45 for w in WEIGHTS])
+    assert chi_square(drawn, meant) < 26.1  # 8 degrees of freedom, p = .001
+
+
+def test_draws_without_replacement_are_distinct_and_favour_by_weight():
+    sampler = make(num_samples=4, replacement=False)
+    drawn = epochs(sampler, 4000)
+    assert all(len(set(epoch)) == 4 for epoch in drawn)
+    first = torch.bincount(torch.tensor([epoch[0] for epoch in drawn]), minlength=10)
+    assert chi_square(first, torch.tensor(WEIGHTS) / 45 * 4000) < 26.1  # the first draw is by weight exactly
+    second = [epoch[1] for epoch in drawn if epoch[0] == 9]  # and the second by weight among the others
+    expected = torch.tensor([*WEIGHTS[:9], 0]) / 36 * len(second)
+    assert chi_square(torch.bincount(torch.tensor(second), minlength=10), expected) < 24.4
+
+
+def test_the_ledger_without_replacement_expects_what_happens():
+    weights = torch.rand(300, generator=torch.Generator().manual_seed(0)) ** 2 + 0.01
+    sampler = DensityAwareSampler(weights, num_samples=100, replacement=False)
+    epochs(sampler, 400)
+    meant, drawn = sampler.ledger()
+    assert float(meant.sum()) == pytest.approx(int(drawn.sum()))
+    assert meant.max() <= 400
+    assert float((drawn - meant).abs().max()) < 4 * 400**0.5 / 2
+    assert float(((drawn - meant) ** 2).mean()) < 100  # at most p (1 - p) n
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_draw_takes_more_rows_than_multinomial_can(replacement):
+    n = 2**24 + 10
+    weights = torch.zeros(n, dtype=torch.float64)
+    weights[-3:] = 1 / 3
+    rows = draw(weights, 3, replacement=replacement, generator=torch.Generator().manual_seed(0))
+    assert rows.min() >= n - 3
+    assert replacement or sorted(rows.tolist()) == [n - 3, n - 2, n - 1]
+
+
+def test_expected_draws_of_everything_are_one_each():
+    assert expected_draws(torch.tensor([0.2, 0.0, 0.8]), 2, False).tolist() == [1, 0, 1]
+
+
+# Groups and ranks.
+
+
+def test_groups_come_g_times_in_a_row_and_blocks_again_as_a_whole():
+    plain = list(make(num_samples=6))
+    assert list(make(num_samples=6, num_generations=3)) == [row for row in plain for _ in range(3)]
+    shaped = list(make(num_samples=7, num_generations=2, prompts_per_batch=3, batch_repeats=2))
+    blocks = [[row for row in plain7 for _ in range(2)] * 2 for plain7 in (order(7)[:3], order(7)[3:6])]
+    assert shaped == flat(blocks)
+
+
+def order(count: int) -> list[int]:
+    return list(make(num_samples=count))
+
+
+def test_the_groups_are_those_of_trls_repeat_sampler():
+    from trl.trainer.utils import RepeatSampler
+
+    shape = {"batch_size": 3, "mini_repeat_count": 2, "repeat_count": 4}
+    theirs = list(RepeatSampler(range(10), shuffle=False, **shape))
+    ours = DensityAwareSampler([1.0] * 10, num_generations=2, prompts_per_batch=3, batch_repeats=4)
+    assert len(ours) == len(RepeatSampler(range(10), **shape)) == len(theirs)
+    draws = list(DensityAwareSampler([1.0] * 10))
+    assert [draws[place] for place in theirs] == list(ours)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("name", SHAPES)
+def test_ranks_share_one_order_without_overlap_and_in_step(name, replicas):
+    settings = {**SHAPES[name], "batch_repeats": 1}
+    single = list(make(**{**settings, "num_generations": 1, "prompts_per_batch": 1}))
+    samplers = [make(rank, replicas, **settings) for rank in range(replicas)]
+    parts = [list(sampler) for sampler in samplers]
+    assert {len(part) for part in parts} == {len(samplers[0])}
+    group = settings.get("num_generations", 1)
+    for part in parts:
+        assert all(len(set(part[i : i + group])) == 1 for i in range(0, len(part), group))
+    together = [row for step in zip(*(part[::group] for part in parts), strict=True) for row in step]
+    unit = replicas * settings.get("prompts_per_batch", 1)
+    assert together == single[: len(single) // unit * unit]  # the remainder is left out
+    assert len({tuple(sampler.ledger()[1].tolist()) for sampler in samplers}) == 1
+
+
+# Resuming.
+
+
+def through_a_file(state: dict) -> dict:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_a_thousand_resumed_runs_on_one_two_and_four_ranks_draw_what_the_whole_one_draws():
+    choose = random.Random(0)
+    whole: dict[tuple, tuple[list[int], list]] = {}
+    mismatched = 0
+    for _ in range(1000):
+        replicas = choose.choice([1, 2, 4])
+        rank, name = choose.randrange(replicas), choose.choice(list(SHAPES))
+        key = (replicas, rank, name)
+        if key not in whole:
+            sampler = make(rank, replicas, **SHAPES[name])
+            whole[key] = flat(epochs(sampler, 3)), sampler.ledger()
+        expected, ledger = whole[key]
+        stop = choose.randrange(len(expected))
+        sampler = make(rank, replicas, **SHAPES[name])
+        drawn = []
+        while len(drawn) < stop:
+            for row in sampler:
+                drawn.append(row)
+                if len(drawn) == stop:
+                    break
+        resumed = make(rank, replicas, **SHAPES[name])
+        resumed.load_state_dict(through_a_file(sampler.state_dict()))
+        resumed.set_epoch(resumed.epoch)  # a trainer may say so again
+        while len(drawn) < len(expected):
+            drawn += list(resumed)
+        mismatched += drawn != expected
+        meant, counted = resumed.ledger()
+        assert torch.equal(counted, ledger[1])
+        torch.testing.assert_close(meant, ledger[0])
+    assert mismatched == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_behind_a_loader_that_asks_ahead_the_loop_says_what_it_has_used(workers):
+    expected = list(make(num_samples=64))
+    sampler = make(num_samples=64)
+    used = []
+    for batch in DataLoader(range(10), batch_size=4, sampler=sampler, num_workers=workers):
+        used += batch.tolist()
+        if len(used) == 20:
+            break
+    if workers:
+        assert sampler.state_dict()["position"] > 20  # what was asked for is not what was used
+    resumed = make(num_samples=64)
+    resumed.load_state_dict(sampler.state_dict(consumed=20))
+    assert used + [int(row) for row in DataLoader(range(10), batch_size=None, sampler=resumed)] == expected
+    assert int(resumed.ledger()[1].sum()) == 64
+    assert sampler.ledger(consumed=20)[1].tolist() == torch.bincount(torch.tensor(used), minlength=10).tolist()
+    assert float(sampler.ledger(consumed=20)[0].sum()) == pytest.approx(20)
+    with pytest.raises(UserError, match="consumed=65"):
+        sampler.ledger(consumed=65)
+
+
+def test_a_loader_that_has_asked_for_the_whole_epoch_is_still_resumed_within_it():
+    sampler = make(num_samples=12)
+    expected = flat(epochs(make(num_samples=12), 2))
+    everything = list(sampler)
+    resumed = make(num_samples=12)
+    resumed.load_state_dict(sampler.state_dict(consumed=5))
+    assert everything[:5] + list(resumed) + list(resumed) == expected
+
+
+def test_it_serves_batch_samplers():
+    assert flat(BatchSampler(make(num_samples=10), 4, drop_last=False)) == list(make(num_samples=10))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"seed": 9}, "seed=3 and this one has seed=9"),
+        ({"num_samples": 99}, "num_samples"),
+        ({"replicas": 2}, "replicas"),
+    ],
+)
+def test_a_state_of_another_sampler_is_refused(change, reason):
+    with pytest.raises(UserError, match=reason):
+        make(**{"num_samples": 100, **change}).load_state_dict(make(num_samples=100).state_dict())
+
+
+def test_a_state_with_other_weights_or_none_at_all_is_refused():
+    with pytest.raises(UserError, match="weights="):
+        DensityAwareSampler(WEIGHTS[::-1], seed=3).load_state_dict(make().state_dict())
+    for strange in ({}, {"version": 0}, []):
+        with pytest.raises(UserError, match="no sampler state"):
+            make().load_state_dict(strange)
+    with pytest.raises(UserError, match="consumed=11"):
+        make().state_dict(consumed=11)
+
+
+def test_regrouping_does_not_lose_what_was_drawn_or_loaded():
+    groups = {"num_generations": 2, "prompts_per_batch": 2, "batch_repeats": 1}
+    assert make(num_samples=10).regrouped(**groups).draws == 10
+    sampler = make(num_samples=10)
+    iterator = iter(sampler)
+    assert [next(iterator) for _ in range(3)] == list(make(num_samples=10))[:3]
+    loaded = make(num_samples=10)
+    loaded.load_state_dict(sampler.state_dict())
+    for used in (sampler, loaded):
+        with pytest.raises(UserError, match="at index 3 of epoch 0, which other groups would lose"):
+            used.regrouped(**groups)
+
+
+def test_regrouping_keeps_all_but_the_groups():
+    given = make(1, 2, num_samples=8, replacement=False, seed=7)
+    new = given.regrouped(2, 2, 3)
+    for name in ("num_samples", "replacement", "seed", "rank", "num_replicas"):
+        assert getattr(new, name) == getattr(given, name), name
+
+
+# Weights, arms and pairs.
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [([], "shape"), ([[1.0]], "shape"), ([1.0, -1.0], r"-1\.0 of row 1"), ([1.0, float("nan")], "nan of row 1"),
+     ([1.0, float("inf")], "inf of row 1"), ([0.0, 0.0], "all weights are 0")],
+)  # fmt: skip
+def test_weights_that_are_none_are_never_taken_for_uniform(weights, reason):
+    with pytest.raises(UserError, match=reason):
+        DensityAwareSampler(weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"num_samples": 0}, "num_samples=0"),
+        ({"num_generations": 0}, "num_generations=0"),
+        ({"rank": 2, "num_replicas": 2}, "rank=2"),
+        ({"num_samples": 3, "num_replicas": 4}, "at least 4"),
+        ({"num_samples": 10, "replacement": False}, "only 9 prompts"),
+        ({"num_samples": 9, "replacement": False}, "nothing but the order"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, reason):
+    with pytest.raises(UserError, match=reason):
+        DensityAwareSampler(WEIGHTS, **settings)
+
+
+def test_uniform_weights_without_replacement_are_a_permutation():
+    assert sorted(DensityAwareSampler([1.0] * 10, replacement=False)) == list(range(10))
+
+
+def test_the_controls():
+    w = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)
+    assert arm_weights("density", w, 0).tolist() == pytest.approx(w.tolist())
+    assert arm_weights("reversed", w, 0).tolist() == pytest.approx([0.4, 0.1, 0.3, 0.2])
+    assert arm_weights("uniform", w, 0).tolist() == [0.25] * 4
+    many = torch.rand(50, generator=torch.Generator().manual_seed(0)).double()
+    shuffled = arm_weights("shuffled", many, 0)
+    assert not torch.equal(shuffled, arm_weights("shuffled", many, 1))
+    torch.testing.assert_close(shuffled.sort().values * many.sum(), many.sort().values)
+    with pytest.raises(UserError, match="sampler=rare: unknown"):
+        arm_weights("rare", w, 0)
+
+
+def test_every_arm_has_its_file_and_every_file_its_arm():
+    assert sorted(path.stem for path in (CONF / "sampler").glob("*.yaml")) == sorted(ARMS)
+
+
+def test_from_model_has_the_defaults_of_the_config():
+    node = OmegaConf.load(CONF / "task" / "density.yaml").sampler
+    defaults = {name: p.default for name, p in inspect.signature(DensityAwareSampler.from_model).parameters.items()}
+    assert {name: defaults[name] for name in node} == dict(node)
+
+
+def test_a_prompts_mass_is_divided_among_its_pairs():
+    w = pair_weights(["a", "b", "c"], torch.tensor([0.5, 0.2, 0.3]), ["b", "a", "b", "a", "a", "a"])
+    assert w.tolist() == pytest.approx([1 / 7, 5 / 28, 1 / 7, 5 / 28, 5 / 28, 5 / 28])
+    with pytest.raises(UserError, match="prompt d and 0 others have pairs but no weight"):
+        pair_weights(["a"], torch.tensor([1.0]), ["a", "d"])
+    with pytest.raises(UserError, match="2 prompt ids"):
+        pair_weights(["a", "a"], torch.tensor([1.0, 1.0]), ["a"])
+
+
+def test_pairs_of_prompts_that_could_not_be_read_are_left_out_and_counted():
+    with pytest.warns(UserWarning, match="^2 of 4 pairs have a prompt that the embedder could not read"):
+        w = pair_weights(["a", "b"], torch.tensor([0.75, 0.25]), ["d", "a", "b", "d"], unread=["d", "e"])
+    assert w.tolist() == pytest.approx([0, 0.75, 0.25, 0])
+    with pytest.raises(UserError, match="prompt c and 0 others have pairs but no weight"):
+        pair_weights(["a"], torch.tensor([1.0]), ["a", "c", "d"], unread=["d"])
+    with pytest.raises(UserError, match="prompt a and 0 others are called unread but have a weight"):
+        pair_weights(["a"], torch.tensor([1.0]), ["a"], unread=["a"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pair_weights(["a"], torch.tensor([1.0]), ["a"], unread=["d"])
+
+
+# By itself, from a model.
+
+PROMPTS = [f"What is the capital of country number {i}?" for i in range(20)] + ["def f(x): return x", "Sing to me."]
+
+
+def test_from_model_embeds_weighs_and_samples(tiny):
+    tiny.model.train()
+    sampler = DensityAwareSampler.from_model(PROMPTS, tiny.model, tiny.tokenizer, k=5, seed=1, num_generations=2)
+    assert tiny.model.training
+    assert sampler.seed == 1
+    tiny.model.eval()
+    spec = DensitySpec("kde", 5, None, 0.4, 0.95, "auto", 0.95)
+    expected = estimate(embed_hidden(tiny.model, tiny.tokenizer, PROMPTS), spec).weights
+    torch.testing.assert_close(sampler.weights, expected)
+    assert sampler.weights.argsort()[-2:].sort().values.tolist() == [20, 21]
+    assert len(list(sampler)) == 44
+
+
+def test_from_model_takes_messages_and_refuses_what_is_no_prompt(tiny):
+    messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    ours = DensityAwareSampler.from_model(messages, tiny.model, tiny.tokenizer, k=5)
+    torch.testing.assert_close(
+        ours.weights, DensityAwareSampler.from_model(PROMPTS, tiny.model, tiny.tokenizer, k=5).weights
+    )
+    with pytest.raises(UserError, match="prompt 1 is int"):
+        DensityAwareSampler.from_model(["a", 3], tiny.model, tiny.tokenizer)
+    with pytest.raises(UserError, match="needs at least 11 different prompts"):
+        DensityAwareSampler.from_model(PROMPTS[:5], tiny.model, tiny.tokenizer)
+    for blank in (" \n", [{"role": "system", "content": ""}, {"role": "user", "content": " "}]):
+        with pytest.raises(UserError, match="prompt 1 is blank"):
+            DensityAwareSampler.from_model(["a", blank], tiny.model, tiny.tokenizer)
+
+
+def test_equal_prompts_are_one_place_whatever_batch_they_would_fall_into(tiny):
+    copies = [PROMPTS[0]] * 7 + PROMPTS + [PROMPTS[20]] * 5
+    sampler = DensityAwareSampler.from_model(copies, tiny.model, tiny.tokenizer, k=5, batch_tokens=40)
+    assert sampler.density.distinct == len(PROMPTS)
+    assert len(set(sampler.density.density[[*range(8), 0]].tolist())) == 1
+    emb = embed_hidden(tiny.model, tiny.tokenizer, copies, batch_tokens=40)
+    assert all(torch.equal(emb[0], emb[i]) for i in range(8))
+    assert torch.equal(emb[-1], emb[7 + 20])
+
+
+def test_from_model_keeps_what_it_measured_and_warns_of_weights_that_are_none(tiny):
+    def sampler(**settings):
+        return DensityAwareSampler.from_model(PROMPTS, tiny.model, tiny.tokenizer, k=5, **settings)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        usual = sampler()
+    torch.testing.assert_close(usual.density.weights, usual.weights)
+    assert usual.density.gamma > 0 and usual.density.distinct == 22
+    assert usual.regrouped(2, 2, 1).density is usual.density
+    assert make().density is None
+    with pytest.warns(UserWarning, match="^the weights do nothing: ESS/N is 1.000"):
+        sampler(gamma=0.0, target_ess=None)
+    with pytest.warns(UserWarning) as found:
+        sampler(gamma=100.0, target_ess=None, cap=1.0)
+    assert [str(warning.message).split(":")[0].split(" is ")[0] for warning in found] == [
+        "the weights explode",
+        "gamma",
+    ]
+
+
+def test_a_model_without_a_longest_text_reads_what_its_tokenizer_does(tiny):
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
+    embedder = HiddenEmbedder(SimpleNamespace(config=config), SimpleNamespace(model_max_length=77))
+    assert embedder.max_tokens == 77

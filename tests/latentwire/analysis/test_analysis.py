@@ -1,0 +1,324 @@
+"""Verdicts on hand-made results: a winner only where the data name one."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from latentwire.analysis.controls import Judging
+from latentwire.analysis.ranking import analyze
+from latentwire.reports.text import ranking_table, render
+from latentwire.stats.comparison import compare_paired, recovered_shares
+from latentwire.stats.formatting import three_digits
+from latentwire.stats.power import detectable_difference, samples_needed, spread
+from tests.helpers.results import result_of
+
+COUNT = 60
+IDS = [f"q{i}" for i in range(COUNT)]
+
+
+def scores_of(right: int) -> np.ndarray:
+    return np.array([1.0] * right + [0.0] * (COUNT - right))
+
+
+JUDGING = Judging(floor=0.1, wished=0.05)
+
+
+def analysis_of(
+    group: str, right: dict[tuple[str, str], int], controls: dict[str, int] | None = None, **flags: bool
+) -> dict:
+    """Analyse made-up configurations: (family, name) -> how many of the examples are answered right."""
+    results, scores, beside = [], {}, []
+    for (family, name), count in right.items():
+        scores[name] = (IDS, scores_of(count))
+        results.append(result_of(family, name, scores_of(count), group, identity=flags.get(name, False)))
+    for control, count in (controls or {}).items():
+        scores[f"control_{control}"] = (IDS, scores_of(count))
+        beside.append(result_of("baseline", f"control_{control}", scores_of(count), "text", control=control))
+    return analyze(results, scores, beside, JUDGING)["groups"][0]
+
+
+def test_a_winner_is_named_with_those_level_with_it():
+    group = analysis_of(
+        "scaled",
+        {("baseline", "b"): 0, ("rms_matching", "r"): 40, ("anchor_offset", "a"): 41, ("nearest_k", "n"): 15},
+    )
+    assert group["winner"] == "a"
+    assert "level with r." in group["verdict"]
+    assert [row["verdict"] for row in group["ranking"]] == ["better", "better", "better", "baseline"]
+    holds = {row["observation"]: row["holds"] for row in group["observations"]}
+    assert holds["Anchor+offset wins"].startswith("yes: a, level with 1")
+    assert holds["RMS matching wins"].startswith("yes: r")
+    assert holds["K-nearest wins"] == "no: better than the baseline, but behind a"
+    assert holds["Baseline F1 > 0.5"].startswith("no")
+    assert group["reached_80_percent"] == 4
+
+
+def test_within_noise_nobody_wins():
+    group = analysis_of("text", {("baseline", "b"): 30, ("rms_matching", "r"): 32, ("anchor_offset", "a"): 30}, a=True)
+    assert group["winner"] is None
+    assert "within noise: no winner" in group["verdict"]
+    assert [row["verdict"] for row in group["ranking"]] == ["within noise", "identity", "baseline"]
+    holds = {row["observation"]: row["holds"] for row in group["observations"]}
+    assert holds["RMS matching wins"].startswith("undecided")
+    assert holds["Anchor+offset wins"] == "no: changed nothing on this source"
+    assert holds["K-nearest wins"].startswith("unknown")
+    assert holds["Baseline F1 > 0.5"].startswith("undecided")
+
+
+def test_worse_is_said_and_everything_fails_is_seen():
+    group = analysis_of("text", {("baseline", "b"): 50, ("nearest_k", "n"): 5})
+    assert group["verdict"].startswith("No winner: 1 of 1 configurations are worse")
+    dead = analysis_of("noisy", {("baseline", "b"): 0, ("nearest_k", "n"): 0})
+    holds = {row["observation"]: row["holds"] for row in dead["observations"]}
+    assert holds["Everything fails"].startswith("nearly")
+    assert "more samples" in dead["next"]
+
+
+def test_without_a_baseline_nothing_is_compared():
+    group = analysis_of("text", {("nearest_k", "n"): 5, ("rms_matching", "r"): 50})
+    assert group["winner"] is None
+    assert {row["verdict"] for row in group["ranking"]} == {"not compared"}
+    assert group["reached_80_percent"] is None
+
+
+def test_the_table_and_the_text_show_the_ranking():
+    group = analysis_of("scaled", {("baseline", "b"): 0, ("rms_matching", "r"): 40})
+    summary = {
+        "sweep": "s", "total_experiments": 2, "successful": 2, "failed": 0, "budget": None, "controls": [],
+        "analysis": {"groups": [group], "warnings": [], "atlas": None, "auto": None},
+    }  # fmt: skip
+    columns, rows = ranking_table(summary)
+    assert [dict(zip(columns, row, strict=True))["name"] for row in rows] == ["r", "b"]
+    text = render(summary)
+    assert "  1 r  .667  [.567  .767 ]  .667    0%          +.667 [" in text
+    assert "Verdict: r is best: F1 .667 against .000" in text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.5, ".500"), (-0.04, "-.040"), (1.0, "1.000"), (0.0, ".000")])
+def test_scores_are_written_with_three_digits(value, text):
+    assert three_digits(value) == text
+
+
+# --- controls -------------------------------------------------------------------------------------------------
+
+
+RANDOM = ("random_interpolation", "random_k3")
+
+
+def test_controls_that_are_far_apart_let_a_winner_be_named():
+    group = analysis_of(
+        "scaled", {("baseline", "b"): 0, ("rms_matching", "r"): 40, RANDOM: 1}, {"clean": 45, "empty": 5}
+    )
+    assert (group["answerable"], group["reason"], group["winner"]) == (True, None, "r")
+    assert group["controls"]["clean"]["name"] == "control_clean"
+    empty, random = group["controls"]["lower"]
+    assert (empty["name"], empty["control"], empty["clearly_below"]) == ("control_empty", "empty", True)
+    assert (random["name"], random["control"], random["clearly_below"]) == ("random_k3", "random_interpolation", True)
+    assert empty["difference"] == pytest.approx(40 / 60)
+    assert empty["difference_interval"][0] > 0.5
+    shares = {row["name"]: row["recovered"] for row in group["ranking"]}
+    assert shares == pytest.approx({"r": 35 / 40, "b": -5 / 40, "random_k3": -4 / 40})
+    (expected,) = recovered_shares(scores_of(40)[None], scores_of(45), scores_of(5), 0)
+    assert group["ranking"][0]["recovered_interval"] == expected[1]
+    text = render_of(group)
+    assert "Upper control  control_clean F1 .750" in text
+    assert "Lower control  control_empty F1 .083" in text
+    assert "NOT clearly" not in text
+    assert "  87%   +.667 [" in text
+
+
+@pytest.mark.parametrize(
+    ("controls", "random", "reason"),
+    [
+        ({"clean": 5, "empty": 0}, 0, r"the clean baseline reads too little: F1 \.083, the floor is \.100"),
+        ({"clean": 45, "empty": 45}, 0, r"an empty context scores F1 \.750, not clearly below the clean baseline's"),
+        ({"clean": 45, "empty": 44}, 0, r"difference \.017 \[\.000, "),
+        ({"clean": 45, "empty": 55}, 0, r"an empty context scores F1 \.917"),
+        ({"clean": 45, "empty": 5}, 44, r"random tokens \(random_k3\) scores F1 \.733"),
+    ],
+)
+def test_controls_that_fail_name_no_winner(controls, random, reason):
+    right = {("baseline", "b"): 0, ("rms_matching", "r"): 40, RANDOM: random}
+    group = analysis_of("scaled", right, controls)
+    assert group["answerable"] is False
+    assert re.search(reason, group["reason"])
+    assert group["winner"] is None
+    assert group["verdict"].startswith("This model, prompt and data cannot answer the question: ")
+    assert group["ranking"][0]["verdict"] == "better"  # the comparison itself stays
+    assert {row["holds"] for row in group["observations"] if "wins" in row["observation"]} == {
+        "unknown: the controls say that nothing can be told", "unknown: not in this sweep",
+    }  # fmt: skip
+    assert f"Cannot be answered: {group['reason']}" in render_of(group)
+
+
+def test_the_floor_itself_is_enough():
+    right = {("baseline", "b"): 0, ("rms_matching", "r"): 40}
+    assert analysis_of("scaled", right, {"clean": 6, "empty": 0})["answerable"] is True
+    assert analysis_of("scaled", right)["answerable"] is None
+    alone = analysis_of("scaled", right, {"clean": 45})
+    assert alone["answerable"] is False
+    assert alone["winner"] is None
+    assert "empty context, the lower control, is missing" in alone["verdict"]
+    assert "clean control is missing" in analysis_of("scaled", right, {"empty": 0})["verdict"]
+
+
+def test_the_baseline_on_text_is_the_clean_control():
+    values = scores_of(45)
+    results = [result_of("baseline", "baseline", values, "text"), result_of("baseline", "b@n", scores_of(10), "odd")]
+    empty = result_of("baseline", "control_empty", scores_of(3), "text", control="empty")
+    scores = {"baseline": (IDS, values), "b@n": (IDS, scores_of(10)), "control_empty": (IDS, scores_of(3))}
+    text, noisy = analyze(results, scores, [empty], JUDGING)["groups"]
+    assert text["controls"] == noisy["controls"]
+    assert noisy["controls"]["clean"]["name"] == "baseline"
+    assert noisy["ranking"][0]["recovered"] == pytest.approx(7 / 42)
+
+
+def test_a_control_that_failed_names_no_winner_whatever_else_there_is():
+    empty, clean = ({"name": f"control_{name}", "control": name, "status": "failed"} for name in ("empty", "clean"))
+    right = {"b@n": ("baseline", "odd", 0), "r@n": ("rms_matching", "odd", 40)}
+    text = {"b": ("baseline", "text", 45)}
+    for asked, failed, reason in (
+        (text | right, [empty], "the empty context, the lower control, is missing or failed"),  # clean is its own
+        (right, [clean], "the clean control and the empty context, the lower control, are missing or failed"),
+        (right, [], None),
+    ):
+        results = [result_of(family, name, scores_of(n), group) for name, (family, group, n) in asked.items()]
+        group = analyze(results, {one["name"]: (IDS, scores_of(asked[one["name"]][2])) for one in results},
+                        failed, JUDGING)["groups"][-1]  # fmt: skip
+        assert (group["reason"], group["winner"]) == (reason, None if failed else "r@n")
+
+
+def test_controls_of_another_seed_are_not_asked():
+    values = scores_of(45)
+    results = [result_of("baseline", f"b@seed{s}", values, f"text@seed{s}", source="text", variant=f"@seed{s}")
+               for s in (0, 1)]  # fmt: skip
+    scores = {result["name"]: (IDS, values) for result in results}
+    groups = analyze(results, scores, [], JUDGING)["groups"]
+    assert [group["controls"]["clean"]["name"] for group in groups] == ["b@seed0", "b@seed1"]
+
+
+def test_what_changed_nothing_is_no_comparison():
+    right = {("baseline", "b"): 10, ("rms_matching", "r"): 20, ("anchor_offset", "a"): 10}
+    group = analysis_of("x", right, a=True)
+    assert group["power"]["comparisons"] == 1
+    assert group["ranking"][0]["p_holm"] == group["ranking"][0]["p_value"]
+
+
+def test_scores_are_paired_by_id_whatever_their_order():
+    base, own = scores_of(20), scores_of(35)
+    results = [result_of("baseline", "b", base, "x"), result_of("rms_matching", "r", own, "x")]
+    straight, turned = (
+        analyze(results, {"b": (IDS, base), "r": asked}, [], JUDGING)["groups"][0]["ranking"][0]
+        for asked in ((IDS, own), (IDS[::-1], own[::-1]))
+    )
+    assert straight["detectable"] == pytest.approx(turned["detectable"])
+    assert straight["difference_interval"] == pytest.approx(turned["difference_interval"])
+
+
+def test_counts_and_means_by_dial():
+    """Exactly 80% of the baseline counts, an empty rate of exactly a half does not."""
+    right, results = {"b": 50, "r": 40, "n": 39}, []
+    for (name, count), empty in zip(right.items(), (0.0, 0.5, 0.6), strict=True):
+        family, dials = ("baseline", {}) if name == "b" else ("nearest_k", {"k": 3, "alpha": 0.1 * count})
+        results.append(result_of(family, name, scores_of(count), "x", empty_rate=empty, dials=dials))
+    group = analyze(results, {n: (IDS, scores_of(c)) for n, c in right.items()}, [], JUDGING)["groups"][0]
+    assert (group["reached_80_percent"], group["more_than_half_empty"]) == (2, 1)
+    results[1]["dials"] = {"k": 3, "alpha": 0.1}
+    results[2]["dials"] = {"k": 5, "alpha": 0.1}
+    results.append(result_of("nearest_k", "m", scores_of(11), "x", dials={"k": 3, "alpha": 0.2}))
+    scores = {n: (IDS, scores_of(c)) for n, c in {**right, "m": 11}.items()}
+    group = analyze(results, scores, [], JUDGING)["groups"][0]
+    by_k = next(dial for dial in group["dial_means"] if dial["dial"] == "k")
+    assert [mean["f1"] for mean in by_k["means"]] == pytest.approx([51 / 2 / COUNT, 39 / COUNT])
+
+
+# --- power ------------------------------------------------------------------------------------------------------
+
+
+def test_the_analysis_says_what_its_examples_can_show():
+    generator = np.random.default_rng(0)
+    base = generator.random(COUNT)
+    systems = {"r": base + generator.normal(0, 0.1, COUNT), "s": base + generator.normal(0, 0.3, COUNT), "t": base}
+    scores = {"b": (IDS, base)} | {name: (IDS, values) for name, values in systems.items()}
+    results = [result_of("baseline", "b", base, "x")]
+    results += [result_of("rms_matching", name, values, "x") for name, values in systems.items()]
+    (group,) = analyze(results, scores, [], JUDGING)["groups"]
+    sds = {name: spread(values - base) for name, values in systems.items()}
+    rows = {row["name"]: row for row in group["ranking"]}
+    for name in ("r", "s"):
+        assert rows[name]["detectable"] == pytest.approx(detectable_difference(sds[name], COUNT, 0.05))
+        assert rows[name]["detectable_corrected"] == pytest.approx(detectable_difference(sds[name], COUNT, 0.05 / 3))
+    assert rows["t"]["detectable"] is rows["b"]["detectable"] is None
+    power = group["power"]
+    middle = (sds["r"] + sds["s"]) / 2
+    assert (power["num_samples"], power["comparisons"], power["wished"]) == (COUNT, 3, 0.05)
+    assert power["detectable"] == pytest.approx(detectable_difference(middle, COUNT, 0.05))
+    assert power["alpha_corrected"] == pytest.approx(0.05 / 3)
+    assert power["samples_needed"] == samples_needed(middle, 0.05, 0.05)
+    assert power["samples_needed_corrected"] == samples_needed(middle, 0.05, 0.05 / 3)
+    assert f"a difference of .050 needs samples={power['samples_needed']}," in render_of(group)
+
+
+def test_results_of_fewer_examples_are_compared_on_these():
+    """As a budget leaves them: one family of comparisons, each on the examples that were asked."""
+    generator = np.random.default_rng(0)
+    base, long, short = (generator.random(n).round(1) for n in (COUNT, COUNT, 16))
+    results = [result_of("baseline", "b", base, "x"), result_of("rms_matching", "long", long, "x"),
+               result_of("rms_matching", "short", short, "x"),
+               result_of("rms_matching", "other", short, "x")]  # fmt: skip
+    scores = {"b": (IDS, base), "long": (IDS, long), "short": (IDS[:16], short), "other": ([*IDS[:15], "no"], short)}
+    (group,) = analyze(results, scores, [], JUDGING)["groups"]
+    rows = {row["name"]: row for row in group["ranking"]}
+    (alone,) = compare_paired(short[None], base[:16], 0)
+    assert rows["short"]["difference"] == pytest.approx((short - base[:16]).mean())
+    assert rows["short"]["difference_interval"] == alone.interval
+    p_values = sorted([rows["short"]["p_value"], rows["long"]["p_value"]])
+    assert sorted([rows["short"]["p_holm"], rows["long"]["p_holm"]]) == pytest.approx(
+        [min(1, 2 * p_values[0]), max(min(1, 2 * p_values[0]), p_values[1])]
+    )
+    assert rows["other"]["verdict"] == "not compared"
+    assert group["num_samples"] == COUNT
+    assert f"n={COUNT} " in render_of(group)
+
+
+def test_winners_of_different_numbers_of_examples_are_told_apart_on_those_in_common():
+    base, best, level = scores_of(0), scores_of(50), scores_of(48)
+    few = scores_of(20)[:40]
+    results = [result_of("baseline", "b", base, "x"), result_of("rms_matching", "best", best, "x"),
+               result_of("anchor_offset", "level", level, "x"), result_of("nearest_k", "few", few, "x")]  # fmt: skip
+    scores = {"b": (IDS, base), "best": (IDS, best), "level": (IDS, level), "few": (IDS[:40], few)}
+    (group,) = analyze(results, scores, [], JUDGING)["groups"]
+    assert group["winner"] == "best"
+    assert group["verdict"].endswith("level with level.")
+
+
+def render_of(group: dict) -> str:
+    summary = {
+        "sweep": "s", "total_experiments": 2, "successful": 2, "failed": 0, "budget": None, "controls": [],
+        "analysis": {"groups": [group], "warnings": [], "atlas": None, "auto": None},
+    }  # fmt: skip
+    return render(summary)
+
+
+def test_no_control_and_nothing_below_an_empty_context_is_a_winner():
+    group = analysis_of("scaled", {("baseline", "b"): 0, ("random_interpolation", "z"): 20}, {"clean": 45, "empty": 0})
+    assert group["ranking"][0]["verdict"] == "better"
+    assert group["winner"] is None
+    assert "better than the baseline is z alone" in group["verdict"]
+    group = analysis_of("scaled", {("baseline", "b"): 0, ("rms_matching", "r"): 15}, {"clean": 45, "empty": 15})
+    assert group["ranking"][0]["verdict"] == "better"
+    assert group["winner"] is None
+
+
+def test_who_was_asked_fewer_examples_ranks_behind_and_does_not_win():
+    scores = {"b": (IDS, scores_of(0)), "long": (IDS, scores_of(30)), "short": (IDS[:8], np.ones(8))}
+    results = [
+        result_of(family, name, scores[name][1], "scaled")
+        for family, name in (("baseline", "b"), ("rms_matching", "long"), ("nearest_k", "short"))
+    ]
+    group = analyze(results, scores, [], JUDGING)["groups"][0]
+    assert [row["name"] for row in group["ranking"]] == ["long", "b", "short"]
+    assert group["winner"] == "long"

@@ -1,0 +1,253 @@
+"""What is trained on, what is not, and in which order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from latentwire.data.examples import DataSpec, Example, choose_examples, load_data
+from latentwire.data.fingerprints import fingerprint, holder
+from latentwire.harness.errors import UserError
+from latentwire.latent_training.passages import Passage, load_latent_data, order_of, split_passage
+
+SHORT_QA = DataSpec("short_qa", "short_qa")
+
+
+def load(spec=SHORT_QA, extra="", samples=10000, held_out=0.1, shots=5, seed=0, extra_words=None):
+    return load_latent_data(spec, extra, extra_words, samples, held_out, shots, 3, seed)
+
+
+def rows(path, *texts):
+    lines = [json.dumps({"id": f"{path.stem}{n}", "context": t, "question": "Who?", "answers": [t.split()[0]]})
+             for n, t in enumerate(texts)]  # fmt: skip
+    path.write_text("\n".join(lines))
+    return DataSpec("file", "file", path=str(path))
+
+
+def test_no_passage_is_in_two_of_the_parts():
+    data = load()
+    train = {fingerprint(p.text) for p in data.train}
+    held = {fingerprint(p.text) for p in data.held_out}
+    shots = {fingerprint(shown[0].context) for shown in data.shots}
+    asked = {fingerprint(e.context) for e in load_data(SHORT_QA).validation}
+    assert len(train) == len(data.train)
+    assert not (train & held) and not (train & shots) and not (held & shots)
+    assert not asked & (train | held | shots)
+    assert len(train) + len(held) + len(shots) == 120
+    assert data.counts["passages shown as shots"] == 5
+    assert all(question.context == p.text for p in data.train for question in p.questions)
+
+
+def test_passages_of_the_evaluation_are_found_by_content_in_whatever_else_is_given(tmp_path):
+    asked = load_data(SHORT_QA).validation[0].context
+    extra = tmp_path / "more.txt"
+    extra.write_text(f"{asked.upper()}\n\nA new text\nof two lines.\n\nA  new text of TWO lines.\n")
+    data = load(extra=str(extra))
+    assert data.counts["passages of the evaluation"] == 1
+    assert data.counts["passages twice there"] == 1
+    assert [p.text for p in data.train if not p.questions] == ["A new text of two lines."]
+    assert load(samples=1, extra=str(extra)).train[-1].text == "A new text of two lines."
+
+
+def test_one_file_is_split_by_content(tmp_path):
+    texts = [f"Name{n} lives in house number {n}." for n in range(60)]
+    spec = rows(tmp_path / "a.jsonl", *texts)
+    data = load(spec, held_out=0.3, shots=2)
+    again = load(rows(tmp_path / "b.jsonl", *reversed(texts)), held_out=0.3, shots=2, seed=1)
+    assert 5 <= len(data.held_out) <= 30
+    assert len(data.train) + len(data.held_out) == 58
+    kept = {p.text for p in data.held_out}
+    assert len(kept - {p.text for p in again.held_out}) <= 2  # but for the shots the same ones
+    assert data.counts["passages of the evaluation"] == 0
+
+
+LONG = "Ada came at 5. Bob left! Where did he go? Nobody of the village in the hills ever knew. Ada stayed."
+
+
+def test_a_passage_is_split_at_the_ends_of_its_sentences():
+    asked = [("Who left?", "Bob"), ("Who?", "Ada"), ("Who knew?", "Nobody"), ("What?", "5. Bob"), ("When?", "5")]
+    questions = tuple(Example(q, LONG, q, (a, "Nobody")) for q, a in asked)
+    counts: Counter[str] = Counter()
+    parts = split_passage(Passage(LONG, questions), 6, counts)
+    assert [part.text for part in parts] == [
+        "Ada came at 5. Bob left!", "Nobody of the village in the hills ever knew."
+    ]  # fmt: skip
+    assert [[e.question for e in part.questions] for part in parts] == [["Who left?", "What?", "When?"], ["Who knew?"]]
+    assert all(e.context == part.text for part in parts for e in part.questions)
+    assert counts == {"questions of no one part of a split passage": 1}  # Ada is in two parts
+    assert [part.text for part in split_passage(Passage(LONG, ()), 9, counts)] == [
+        "Ada came at 5. Bob left!", "Where did he go?", "Nobody of the village in the hills ever knew.", "Ada stayed."
+    ]  # fmt: skip
+    assert split_passage(Passage(LONG, ()), 10, counts)[0].text == LONG[:41]
+    assert split_passage(Passage(LONG, questions), 99, Counter()) == [Passage(LONG, questions)]
+
+
+def test_what_is_extra_is_split_and_none_of_it_is_held_out(tmp_path):
+    texts = [f"Name{n} lives here. House number {n} is old." for n in range(40)]
+    rows(tmp_path / "a.jsonl", *texts)
+    data = load(extra=str(tmp_path / "a.jsonl"), extra_words=5)
+    usual = load()
+    assert data.held_out == usual.held_out
+    assert data.train[: len(usual.train)] == usual.train
+    assert {p.text for p in data.train[len(usual.train) :]} == {text.split(".")[0] + "." for text in texts}
+
+
+def test_a_passage_of_the_evaluation_is_found_before_it_is_split(tmp_path):
+    (tmp_path / "more.txt").write_text(load_data(SHORT_QA).validation[0].context)
+    data = load(extra=str(tmp_path / "more.txt"), extra_words=5)
+    assert data.counts["passages of the evaluation"] == 1
+    assert data.train == load().train
+
+
+def test_a_part_of_a_split_passage_is_held_against_what_is_known(tmp_path):
+    usual = load()
+    shown = usual.train[0].text
+    words = len(shown.split())
+    whole = f"{shown} Nobody knew it. Nobody knew it then."
+    (tmp_path / "more.txt").write_text(f"{whole}\n\nNobody knew it.\n\nAll of it is one sentence.")
+    data = load(extra=str(tmp_path / "more.txt"), extra_words=words)
+    added = data.train[len(usual.train) :]
+    assert [p.text for p in added] == ["Nobody knew it. Nobody knew it then.", "Nobody knew it.",
+                                       "All of it is one sentence."]  # fmt: skip
+    assert data.counts["passages twice there"] == 1
+    assert {fingerprint(whole), fingerprint(added[0].text), fingerprint(data.held_out[0].text)} <= set(data.marks())
+    assert fingerprint(usual.shots[0][0].context) not in data.marks()
+    assert load(extra=str(tmp_path / "more.txt"), extra_words=3).counts["passages twice there"] == 1
+
+
+@pytest.mark.parametrize("extra_words", [None, 5])
+def test_a_passage_that_is_kept_for_asking_is_found_in_a_longer_one(tmp_path, extra_words):
+    asked, held = load_data(SHORT_QA).validation[0].context, load().held_out[0].text
+    shown = load().shots[1][0].context
+    (tmp_path / "more.txt").write_text(
+        f"Before it. {asked.upper()} After.\n\nAs {held} it is.\n\nX{held}.\n\nNew.\n\nWell: {shown}"
+    )
+    data = load(extra=str(tmp_path / "more.txt"), extra_words=extra_words)
+    assert data.counts["passages that hold one of the evaluation, of the shots or of the held out"] == 3
+    assert {p.text[0] for p in data.train[len(load().train) :]} >= {"X", "N"}  # within a word it is another
+    gone = ("Before", "As ", "Well")
+    assert not any(p.text.startswith(gone) for p in data.train[len(load().train) :])
+
+
+def test_a_passage_of_the_data_that_holds_one_of_the_evaluation_is_not_trained_on(tmp_path):
+    asked = ["Bob is here.", "Name1 lives in house number 1."]
+    longer = [f"{text} It rains." for text in asked]
+    train = rows(tmp_path / "a.jsonl", *longer, *(f"Name{n} lives in house number {n}." for n in range(10, 40)))
+    rows(tmp_path / "b.jsonl", *asked)
+    spec = DataSpec("file", "file", path=str(tmp_path / "b.jsonl"), shots_path=train.path)
+    data = load(spec, shots=0, held_out=0.2)
+    assert not any(passage.text in longer for passage in [*data.train, *data.held_out])
+    assert data.counts["passages that hold one of the evaluation, of the shots or of the held out"] == 2
+    stopped_by = next(passage.text for passage in data.held_out)
+    (tmp_path / "a.jsonl").write_text(
+        (tmp_path / "a.jsonl").read_text() + "\n" + json.dumps(
+            {"id": "x", "context": f"So {stopped_by} That is all.", "question": "Who?", "answers": ["So"]}
+        )
+    )  # fmt: skip
+    again = load(spec, shots=0, held_out=0.2)
+    assert {passage.text for passage in again.held_out} <= {passage.text for passage in data.held_out}
+    assert not any(passage.text.startswith("So ") for passage in again.train)
+
+
+def test_a_text_that_holds_another_is_found_word_for_word():
+    long = "one two three four five six seven eight nine ten"
+    holds = holder([long, "A  short\none", "one two three four five six seven eight nine eleven"])
+    assert holds(f"Zero {long.upper()} eleven")
+    assert holds("here is a short one.") is False  # its last word is another
+    assert holds("here is a short one") and holds("a short one it is")
+    assert not holds(long.replace("ten", "nothing"))
+    assert not holds(long.replace("two", "too"))
+    assert not holds("short one")
+    assert not holder([])("Anything.")
+
+
+def test_the_shots_are_those_of_an_evaluation_with_this_seed():
+    assert load(seed=3).shots == choose_examples(load_data(SHORT_QA), 1, 5, 3, 3)[0]
+
+
+def test_two_files_without_ids_are_not_taken_for_one(tmp_path):
+    for name, person in (("a", "Name"), ("b", "Other")):
+        names = [f"{person}{n}" for n in range(40)]
+        lines = [{"context": f"{one} is here.", "question": "Who?", "answers": [one]} for one in names]
+        lines[0] = {"context": "Both are here.", "question": "Who?", "answers": ["Both"]}
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    spec = DataSpec("file", "file", path=str(tmp_path / "b.jsonl"), shots_path=str(tmp_path / "a.jsonl"))
+    data = load(spec, shots=0)
+    assert data.counts["passages of the evaluation"] == 1
+    assert "Both are here." not in {p.text for p in [*data.train, *data.held_out]}
+
+
+def test_samples_bounds_the_questions():
+    data = load(samples=7)
+    assert sum(len(p.questions) for p in data.train) == 7
+    whole = load()
+    assert len(data.held_out) == len(whole.held_out)
+    assert data.counts["passages beyond samples"] == len(whole.train) - len(data.train)
+
+
+def test_samples_are_drawn_from_the_whole_file_and_stay_in_its_order(tmp_path):
+    texts = [f"Name{n} lives in house number {n}." for n in range(60)]
+    spec = rows(tmp_path / "a.jsonl", *texts)
+    more = str(tmp_path / "b.jsonl")
+    rows(tmp_path / "b.jsonl", *(f"Other{n} lives elsewhere." for n in range(9)))
+    whole = load(spec, shots=1, extra=more)
+    own = [p.text for p in whole.train if p.text.startswith("Name")]
+
+    def drawn(samples: int, seed: int = 0) -> list[str]:
+        return [p.text for p in load(spec, shots=1, extra=more, samples=samples, seed=seed).train]
+
+    few = drawn(12)
+    assert len(few) == 12 and few != own[:12] and few != own[-12:]
+    assert few == [text for text in own if text in few]
+    assert set(few) < set(drawn(20)) < set(own)
+    assert few == drawn(12) != drawn(12, seed=1)
+    every = drawn(len(own) + 2)  # the data come first, whatever is drawn
+    assert every[:-2] == own and all(text.startswith("Other") for text in every[-2:])
+    assert drawn(999) == [p.text for p in whole.train]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"held_out": 0.0}, "held_out=0.0"),
+        ({"held_out": 1.0}, "held_out=1.0"),
+        ({"samples": 0}, "samples=0"),
+        ({"extra_words": 0}, "extra_words=0: must be at least 1"),
+        ({"held_out": 1e-9}, r"115 are left to train on and 0 to stop by"),
+        ({"extra": "nowhere.txt"}, "extra=nowhere.txt: no such file"),
+    ],
+)
+def test_what_is_wrong_is_said(change, message):
+    with pytest.raises(UserError, match=message):
+        load(**change)
+
+
+def test_a_text_file_without_text_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n \n")
+    with pytest.raises(UserError, match="holds no text"):
+        load(extra=str(path))
+    path.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        load(extra=str(path))
+
+
+def test_an_epoch_has_every_passage_once_and_like_lengths_together():
+    lengths = [(7 * n) % 50 for n in range(75)]
+    steps = list(order_of(lengths, 4, 0, 0))
+    assert sorted(index for step in steps for index in step) == list(range(75))
+    assert len(steps) == 19
+    spread = [max(lengths[i] for i in step) - min(lengths[i] for i in step) for step in steps]
+    assert sum(spread) / len(spread) < 10
+    assert steps == list(order_of(lengths, 4, 0, 0))
+    assert steps != list(order_of(lengths, 4, 0, 1))
+    assert steps != list(order_of(lengths, 4, 1, 0))
+    first = [lengths[step[0]] for step in steps[:8]]
+    assert first != sorted(first)
+
+
+def test_case_and_space_make_no_other_passage():
+    assert fingerprint("A  b\nc") == fingerprint("a b C ")
+    assert fingerprint("a b c") != fingerprint("a b d")

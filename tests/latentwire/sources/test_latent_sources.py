@@ -1,0 +1,203 @@
+"""Sources that stand for the passage alone: cut, averaged, empty, latent, and what they cost."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+
+from latentwire.data.examples import DataSpec
+from latentwire.data.fingerprints import fingerprint
+from latentwire.encoders.base import make_passages
+from latentwire.encoders.checkpoint import save_latents
+from latentwire.encoders.cost import Cost, account
+from latentwire.encoders.pipeline import Latents, LatentSpec
+from latentwire.evaluation.evaluate import evaluate, put_passage
+from latentwire.evaluation.setup import Choice, Settings, identity, prepare
+from latentwire.harness.errors import UserError
+from latentwire.latent_training.task import encoder_lm_config
+from latentwire.sources.registry import build_source
+from tests.helpers.models import model_spec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SETTINGS = Settings(
+    samples=6, seed=0, shots=1, questions_per_shot=1, max_new_tokens=2, batch_tokens=2000, dtype="float32"
+)
+NONE, STATE = Choice("baseline"), PartialState(cpu=True)
+DATA = DataSpec("short_qa", "short_qa")
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return prepare(model_spec("tiny_random"), DATA, SETTINGS, PartialState(cpu=True))
+
+
+@pytest.fixture
+def checkpoint(vocabulary, tmp_path):
+    torch.manual_seed(0)
+    spec = LatentSpec("bottleneck", {"d_z": 4}, 8, "baseline", {}, model_spec("tiny_random").identity(), "tiny_random")
+    save_latents(Latents(spec, vocabulary), tmp_path, {"trained_on": []})
+    return str(tmp_path)
+
+
+def source(name, vocabulary, **dials):
+    return build_source(name, dials, vocabulary, torch.Generator())
+
+
+def test_cut_keeps_the_beginning(vocabulary):
+    x = torch.randn(5, 64)
+    none = torch.Generator()
+    assert torch.equal(source("cut", vocabulary, ratio=2.0, positions=None)(x, none), x[:3])
+    assert torch.equal(source("cut", vocabulary, ratio=1.0, positions=None)(x, none), x)
+    assert torch.equal(source("cut", vocabulary, ratio=1.0, positions=2)(x, none), x[:2])
+    assert torch.equal(source("cut", vocabulary, ratio=1.0, positions=9)(x, none), x)
+    with pytest.raises(UserError, match=r"ratio=0\.5"):
+        source("cut", vocabulary, ratio=0.5, positions=None)
+    with pytest.raises(UserError, match="positions=0"):
+        source("cut", vocabulary, ratio=1.0, positions=0)
+
+
+def test_averaged_takes_means_of_neighbours(vocabulary):
+    x = torch.randn(4, 64)
+    found = source("averaged", vocabulary, ratio=2.0, positions=None)(x, torch.Generator())
+    assert torch.allclose(found, torch.stack([x[:2].mean(dim=0), x[2:].mean(dim=0)]), atol=1e-6)
+
+
+def test_empty_is_no_position(vocabulary):
+    assert source("empty", vocabulary)(torch.randn(4, 64), torch.Generator()).shape == (0, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_they_keep_the_dtype(vocabulary, dtype):
+    x = torch.randn(4, 64).to(dtype)
+    assert source("averaged", vocabulary, ratio=2.0, positions=None)(x, torch.Generator()).dtype == dtype
+
+
+def test_a_span_gives_way_to_another_length():
+    embeds = torch.arange(5.0)[:, None]
+    span = torch.tensor([False, True, True, False, False])
+    assert put_passage(embeds.clone(), span, torch.tensor([[9.0]])).flatten().tolist() == [0, 9, 3, 4]
+    assert put_passage(embeds.clone(), span, embeds[:0]).flatten().tolist() == [0, 3, 4]
+    assert put_passage(embeds.clone(), span, torch.tensor([[8.0], [9.0]])).flatten().tolist() == [0, 8, 9, 3, 4]
+
+
+def test_the_passage_alone_is_replaced(bench, monkeypatch):
+    asked = []
+    monkeypatch.setattr(bench.decoder, "decode", lambda inputs: asked.extend(inputs) or real(inputs))
+    real = type(bench.decoder).decode.__get__(bench.decoder)
+    scores, _ = evaluate(bench, Choice("cut", {"ratio": 2.0, "positions": None}), NONE, STATE, "cut")
+    order = [index for batch in bench.batches for index in batch]
+    for index, embeds in zip(order, asked, strict=True):
+        prompt = bench.prompts[index]
+        tokens = int(prompt.passage_mask.sum())
+        places = prompt.passage_mask.nonzero().flatten()
+        kept = torch.cat([prompt.token_ids[: places[0] + -(-tokens // 2)], prompt.token_ids[places[-1] + 1 :]])
+        assert torch.equal(embeds, bench.lm.embed(kept))
+        text = bench.lm.tokenizer.decode(prompt.token_ids[prompt.passage_mask].tolist())
+        assert text == f" {prompt.example.context}"
+    assert scores["latents"]["positions"] < scores["latents"]["text_positions"]
+
+
+def test_latents_are_asked_accounted_and_recognized(bench, checkpoint):
+    state = PartialState(cpu=True)
+    choice = Choice("latent", {"checkpoint": checkpoint})
+    scores, rows = evaluate(bench, choice, Choice("rms_matching", {"target_scale": 1.0}), state, "latent")
+    assert len(rows) == 6
+    assert scores["latents"]["seen_in_training"] == 0
+    assert scores["latents"]["bytes"] == pytest.approx(8 * scores["latents"]["positions"])
+    assert not scores["identity"]
+
+
+def test_an_encoder_that_reads_tokens_gets_those_of_the_passage(tiny, vocabulary, tmp_path):
+    torch.manual_seed(0)
+    dials = {"layers": 1, "ratio": 2, "groups": "words", "pool": "mean"}
+    lm = model_spec("tiny_random").identity()
+    spec = LatentSpec("lm_layers", dials, 8, "baseline", {}, lm, "tiny_random", encoder_lm_config(tiny))
+    latents = Latents(spec, vocabulary).eval()
+    text = " The ferry left the long pier at noon."
+    ids = tiny.tokenizer(text)["input_ids"]
+    latents.encoder.learn_words([ids, ids[:3]], tiny.tokenizer)
+    save_latents(latents, tmp_path, {"trained_on": []})
+    x = tiny.embed(torch.tensor(ids))
+    found = source("latent", vocabulary, checkpoint=str(tmp_path))(x, torch.Generator(), text)
+    assert torch.allclose(found, latents(make_passages([text], [x], [ids]))[0], atol=1e-5)
+
+
+def test_a_passage_that_was_trained_on_is_counted(bench, checkpoint, vocabulary, capfd):
+    spec = LatentSpec("bottleneck", {"d_z": 4}, 8, "baseline", {}, model_spec("tiny_random").identity(), "tiny_random")
+    context = bench.prompts[0].example.context
+    save_latents(Latents(spec, vocabulary), Path(checkpoint), {"trained_on": [fingerprint(context)]})
+    scores, _ = evaluate(bench, Choice("latent", {"checkpoint": checkpoint}), NONE, STATE, "latent")
+    seen = sum(prompt.example.context == context for prompt in bench.prompts)
+    assert scores["latents"]["seen_in_training"] == seen >= 1
+    assert "their scores are no evidence" in capfd.readouterr().err
+
+
+def test_a_result_is_known_by_what_is_in_the_checkpoint_not_by_its_folder(checkpoint, tmp_path, vocabulary):
+    def key(folder: str) -> dict:
+        return identity(model_spec("tiny_random"), DATA, SETTINGS, torch.float32,
+                        Choice("latent", {"checkpoint": folder}), NONE, True, 0)["source"]  # fmt: skip
+
+    first = key(checkpoint)
+    spec = LatentSpec("bottleneck", {"d_z": 5}, 8, "baseline", {}, model_spec("tiny_random").identity(), "tiny_random")
+    other = tmp_path / "other"
+    save_latents(Latents(spec, vocabulary), other, {"trained_on": []})
+    assert key(str(other)) != first
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (copy / name).write_bytes((tmp_path / name).read_bytes())
+    assert key(str(copy)) == first
+    assert str(tmp_path) not in str(first)
+
+
+def test_more_positions_than_there_is_room_for_are_refused(bench, checkpoint, vocabulary, tmp_path):
+    spec = LatentSpec("byte", {"latent_len": 4090, "byte_width": 8, "byte_layers": 1}, 8, "baseline", {},
+                      model_spec("tiny_random").identity(), "tiny_random")  # fmt: skip
+    save_latents(Latents(spec, vocabulary), tmp_path / "byte", {"trained_on": []})
+    one = replace(bench, batches=[[0]])
+    with pytest.raises(UserError, match="makes 4090 positions of the passage"):
+        evaluate(one, Choice("latent", {"checkpoint": str(tmp_path / "byte")}), NONE, STATE, "byte")
+
+
+def test_what_latents_cost_by_hand():
+    a = torch.tensor([[1.0, 0.0]])
+    texts = ["abcd", "abcd", "efghij"]
+    costs = [Cost("abcd", 4, 2, 8), Cost("abcd", 4, 2, 8), Cost("efghij", 6, 3, 900)]
+    found = account(costs, [a, a], ["x", "x", "x"], ["p", "q", "r"])
+    assert found["positions"] == pytest.approx(7 / 3)
+    assert found["text_positions"] == pytest.approx(14 / 3)
+    assert found["bytes"] == pytest.approx(916 / 3)
+    assert found["text_bytes"] == pytest.approx(14 / 3)
+    assert found["text_zlib_bytes"] == pytest.approx(sum(len(zlib.compress(t.encode(), 9)) for t in texts) / 3)
+    assert (found["distinct_answers"], found["distinct_references"]) == (1, 3)
+    assert [warning.split(":")[0] for warning in found["warnings"]] == [
+        "latents of different passages have a mean cosine of 1.00 at equal positions",
+        "1 distinct answers where there are 3 distinct references",
+    ]
+    fine = account([Cost("ab", 4, 2, 1)] * 2, [a, torch.tensor([[0.0, 1.0]])], ["x", "y"], ["p", "q"])
+    assert fine["warnings"] == []
+    late = torch.cat([a.repeat(8, 1), torch.tensor([[0.0, 1.0]])])  # the beginnings alone are compared
+    assert account([Cost("ab", 4, 2, 1)], [late, a.repeat(9, 1)], ["x"], ["p"])["likeness"] == pytest.approx(1)
+
+
+def test_what_is_fitted_to_latents_is_fitted_to_passages(bench, checkpoint):
+    state = PartialState(cpu=True)
+    latent = Choice("latent", {"checkpoint": checkpoint})
+    scores, _ = evaluate(bench, latent, Choice("moment_matching"), state, "fitted")
+    assert scores["fit"]["embeddings"] == sum(map(len, bench.fitting_passages)) > 100
+    assert len(bench.fitting_passages) < len(bench.fitting)
+    halved = Choice("cut", {"ratio": 2.0, "positions": None})
+    with pytest.raises(UserError, match="the source cut has another number of positions than the text has tokens"):
+        evaluate(bench, halved, Choice("procrustes_supervised"), state, "pairs")
+    with pytest.raises(UserError, match="the source empty gives nothing to fit it on"):
+        evaluate(bench, Choice("empty"), Choice("moment_matching"), state, "nothing")
+
+
+def test_sources_of_the_whole_span_have_no_account(bench):
+    assert evaluate(bench, Choice("text"), Choice("baseline"), PartialState(cpu=True), "text")[0]["latents"] is None
