@@ -34,10 +34,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from latentwire.data.examples import DataSpec
-from latentwire.data.prompts import Prompt
+from latentwire.data.prompts import FewShotPrompt
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
-from latentwire.harness.device import choose_dtype, describe_machine, place
+from latentwire.evaluation.setup import Component, EvaluationSetup, Settings, prepare
+from latentwire.harness.device import accelerator_state, choose_dtype, describe_machine
 from latentwire.harness.grids import expand, factors
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.paths import CONF
@@ -66,7 +66,7 @@ class Configuration:
     """One of the 35."""
 
     name: str
-    transform: Choice
+    transform: Component
 
 
 def the_35() -> list[Configuration]:
@@ -74,7 +74,7 @@ def the_35() -> list[Configuration]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         preset = factors(compose("run", overrides=["sweep=embed35"]).sweep)
         configs = [compose("run", overrides=job) for job in expand(preset, [])]
-    return [Configuration(cfg.name, Choice(cfg.embed_transform.name, _plain(cfg.embed_transform.dials)))
+    return [Configuration(cfg.name, Component(cfg.embed_transform.name, _plain(cfg.embed_transform.dials)))
             for cfg in configs]  # fmt: skip
 
 
@@ -84,7 +84,9 @@ def _plain(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def embed(bench: Bench, vocabulary: Vocabulary, choice: Choice, prompt: Prompt, shots: Tensor) -> Tensor:
+def embed(
+    bench: EvaluationSetup, vocabulary: Vocabulary, choice: Component, prompt: FewShotPrompt, shots: Tensor
+) -> Tensor:
     """Return the whole prompt as embeddings, its source span repaired: (P + T, D)."""
     source = build_source("text", {}, vocabulary, generator_for(0, "text"))
     repair = build_transform(choice.name, choice.dials, vocabulary)
@@ -94,13 +96,15 @@ def embed(bench: Bench, vocabulary: Vocabulary, choice: Choice, prompt: Prompt, 
     return torch.cat([bench.lm.embed(shots), own])
 
 
-def answer(bench: Bench, new_ids: Tensor) -> str:
+def answer(bench: EvaluationSetup, new_ids: Tensor) -> str:
     """Return what counts of generated ids as the answer: the first line."""
     return str(bench.lm.tokenizer.decode(new_ids, skip_special_tokens=True)).split("\n")[0].strip()
 
 
 @torch.no_grad()
-def obvious(bench: Bench, choice: Choice, prompts: list[Prompt], shots: Tensor, codes: Vocabulary) -> list[str]:
+def obvious(
+    bench: EvaluationSetup, choice: Component, prompts: list[FewShotPrompt], shots: Tensor, codes: Vocabulary
+) -> list[str]:
     """Answer one example after the other, everything computed anew for each (but for the k-means of a codebook)."""
     model: Any = bench.lm.model
     answers = []
@@ -114,7 +118,9 @@ def obvious(bench: Bench, choice: Choice, prompts: list[Prompt], shots: Tensor, 
 
 
 @torch.no_grad()
-def batched(bench: Bench, choice: Choice, prompts: list[Prompt], shots: Tensor, size: int = 8) -> list[str]:
+def batched(
+    bench: EvaluationSetup, choice: Component, prompts: list[FewShotPrompt], shots: Tensor, size: int = 8
+) -> list[str]:
     """Answer batches of left-padded prompts with transformers' generate, vocabulary work shared."""
     model: Any = bench.lm.model
     answers = []
@@ -143,7 +149,7 @@ def matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
     return best
 
 
-def prefill_flops(bench: Bench) -> float:
+def prefill_flops(bench: EvaluationSetup) -> float:
     """Return the floating-point operations that reading all prompts takes, the prefix being cached.
 
     Two for each weight of the layers and token, four for each query, key and dimension of the attention (causal
@@ -175,7 +181,7 @@ class Ours:
     """The sweep's own path over one bench."""
 
     def __init__(self, cfg: DictConfig, samples: int, dtype: str) -> None:
-        self.state = place(cfg.device)
+        self.state = accelerator_state(cfg.device)
         device = self.state.device
         data = DataSpec("file", "file", path=cfg.data) if cfg.data else DataSpec("short_qa", "short_qa")
         model = typed(ModelSpec, OmegaConf.load(CONF / "model" / f"{cfg.model}.yaml").model)
@@ -184,9 +190,9 @@ class Ours:
         settings = Settings(samples, 0, 5, 3, 12, choose_batch_tokens("auto", device), name)
         self.bench = prepare(model, data, settings, self.state)
 
-    def ask(self, choice: Choice) -> tuple[dict[str, Any], list[str]]:
+    def ask(self, choice: Component) -> tuple[dict[str, Any], list[str]]:
         """Return the scores of a configuration and its predictions in the order of the prompts."""
-        scores, rows = evaluate(self.bench, Choice("text"), choice, self.state, "")
+        scores, rows = evaluate(self.bench, Component("text"), choice, self.state, "")
         return scores, [row["prediction"] for row in rows]
 
     def prefill(self) -> float:
@@ -201,7 +207,7 @@ class Ours:
 def growth(cfg: DictConfig) -> dict[str, Any]:
     """Measure time and memory at three numbers of samples and of configurations."""
     rows: dict[str, Any] = {"samples": [], "configurations": []}
-    scales = [Choice("rms_matching", {"target_scale": 1 + i / 100}) for i in range(4 * len(cfg.sizes) + 1)]
+    scales = [Component("rms_matching", {"target_scale": 1 + i / 100}) for i in range(4 * len(cfg.sizes) + 1)]
     for samples in cfg.sizes:
         ours = Ours(cfg, samples, "float32")
         seconds, _ = timed(lambda ours=ours: ours.ask(scales[0]))  # type: ignore[misc]
@@ -251,7 +257,7 @@ def main(arguments: list[str]) -> None:
     assert isinstance(cfg, DictConfig)
     configurations = the_35()
     family = {c.name: c.transform.name for c in configurations}
-    device = place(cfg.device).device
+    device = accelerator_state(cfg.device).device
     auto = str(choose_dtype("auto", device)).removeprefix("torch.")
     dtypes = list(dict.fromkeys([auto, "float32"]))
     load, ours = timed(lambda: {dtype: Ours(cfg, cfg.samples, dtype) for dtype in dtypes})
@@ -327,7 +333,7 @@ def main(arguments: list[str]) -> None:
         write_json(Path(cfg.out), report | {"seconds_by_configuration": seconds})
 
 
-def shot_ids(cfg: DictConfig, bench: Bench) -> Tensor:
+def shot_ids(cfg: DictConfig, bench: EvaluationSetup) -> Tensor:
     """Return the token ids of the shots, (P,)."""
     from latentwire.data.examples import choose_examples, load_data
     from latentwire.data.prompts import PromptWriter

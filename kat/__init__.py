@@ -11,7 +11,7 @@ _PUBLIC = {
     "DensityAwareSampler": "kat.sampling.sampler:DensityAwareSampler",
     "DensitySpec": "kat.density.estimate:DensitySpec",
     "attach": "kat.sampling.trl:attach",
-    "diagnose": "kat.density.diagnostics:diagnose",
+    "diagnose": "kat.density.diagnostics:diagnose_weights",
     "embed_hidden": "kat.embedding.pooling:embed_hidden",
     "estimate": "kat.density.estimate:estimate",
     "load_pairs_by_name": "kat.data.by_name:load_pairs_by_name",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kat.data.prompts import render
+from kat.data.prompts import render_conversation
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -21,7 +21,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list
     if getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(f"{render(messages)}\n\nassistant: ")["input_ids"])
+    return list(tokenizer(f"{render_conversation(messages)}\n\nassistant: ")["input_ids"])
 
 
 def encode_completion(tokenizer: Any, text: str) -> list[int]:

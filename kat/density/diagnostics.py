@@ -19,7 +19,7 @@ STEEP_GAMMA = 25.0
 NOISE = -1  # label of a prompt that belongs to no cluster
 
 
-def diagnose(
+def diagnose_weights(
     density: Tensor, weights: Tensor, gamma: float, sources: Sequence[str], clusters: Tensor | None = None
 ) -> dict[str, Any]:
     """Describe weights (N,) of sum 1 in plain numbers, with warnings in words.

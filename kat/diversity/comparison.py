@@ -203,7 +203,7 @@ def rate(counts: Sequence[float], sizes: Sequence[float]) -> Array:
     )
 
 
-def compare(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: int) -> list[dict[str, Any]]:
+def compare_arms(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: int) -> list[dict[str, Any]]:
     """Compare two arms over the same n prompts: every metric with its interval, and second minus first.
 
     The intervals are 95%, of a paired bootstrap over prompts; Holm's correction runs over the metrics given. Values are

@@ -19,7 +19,7 @@ def plot_differences(comparisons: Sequence[Mapping[str, Any]], path: Path, over:
     """Draw the differences of two arms with their intervals, a panel for each metric, a line for each group of prompts.
 
     Args:
-        comparisons: Those of one pair of arms, of `kat.diversity.comparison.compare` or `kat.diversity.verdict.pool`, with `group`, `form`
+        comparisons: Those of one pair of arms, of `kat.diversity.comparison.compare_arms` or `kat.diversity.verdict.pool`, with `group`, `form`
             and `prompts`.
         path: PNG file, written whole or not at all.
         over: What the intervals are over, for the title.

@@ -24,7 +24,7 @@ from kat.diversity.comparison import (
     Samples,
     across,
     common_lengths,
-    compare,
+    compare_arms,
     cut,
     each,
     groups_by_density,
@@ -39,12 +39,12 @@ from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.grpo.rollout import Sampling, end_tokens
 from kat.pipeline.artifacts import locate, task
 from kat.training.lineage import require_unseen
-from kat.training.model_folder import TrainedModel, beyond_training, doubts, find_models
-from latentwire.harness.device import choose_dtype, place
+from kat.training.model_folder import TrainedModel, beyond_training, comparison_warnings, find_models
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import config_hash, read_json, write_json, write_text_atomically
 from latentwire.harness.typed_config import typed
@@ -110,7 +110,7 @@ def diversity(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: No checkpoints, tokenizers that differ, too few prompts or completions, missing files.
     """
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     if not state.is_main_process:
         return None
     embedding = typed(EmbedderSpec, cfg.embedder, "embedder.")
@@ -127,12 +127,12 @@ def diversity(cfg: DictConfig) -> dict[str, Any] | None:
     )
     before = read_json(report) if report.is_file() and not cfg.force else None
     if isinstance(before, dict) and before.get("key") == key:
-        say(f"diversity: {out}  (finished before; force=true compares again)")
+        log(f"diversity: {out}  (finished before; force=true compares again)")
         _print(before)
         return before
-    warnings = [*doubts(work.models), *beyond_training(work.models, work.spec.max_completion_length)]
+    warnings = [*comparison_warnings(work.models), *beyond_training(work.models, work.spec.max_completion_length)]
     for warning in warnings:
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
     started = time.perf_counter()
     rows = _sampled(work, state, out / "samples.jsonl")
     embedder = load_embedder(embedding, base, state.device, work.dtype)
@@ -159,7 +159,7 @@ def diversity(cfg: DictConfig) -> dict[str, Any] | None:
         plot_differences(of, out / ("diversity.png" if len(others) == 1 else f"diversity_{other}.png"))
     write_text_atomically(out / "diversity.md", markdown(result))
     write_json(report, result)  # the last: where it is, all is
-    say(f"diversity: {out / 'diversity.md'}, with diversity.json, samples.jsonl and plots beside it")
+    log(f"diversity: {out / 'diversity.md'}, with diversity.json, samples.jsonl and plots beside it")
     _print(result)
     return result
 
@@ -193,7 +193,7 @@ def _work(cfg: DictConfig, state: PartialState) -> _Work:
         about |= thresholds
         for name, group in chosen.items():
             if len(group) < FEWEST:
-                say(f"note: {len(group)} of the {len(ids)} prompts are {name}, too few to compare; raise prompts or "
+                log(f"note: {len(group)} of the {len(ids)} prompts are {name}, too few to compare; raise prompts or "
                     f"{name}_share")  # fmt: skip
             else:
                 groups[name] = group
@@ -268,7 +268,7 @@ def _sampled(work: _Work, state: PartialState, path: Path) -> list[list[list[Row
         todo = missing(file, key, ids, work.encoded, count)
         every = pieces(work.encoded)
         if len(todo) < len(every):
-            say(f"{model.label}: {len(every) - len(todo)} of {len(every)} pieces are finished from before")
+            log(f"{model.label}: {len(every) - len(todo)} of {len(every)} pieces are finished from before")
         if not todo:
             continue
         lm = load_model(_spec(model), state.device, work.dtype)
@@ -353,7 +353,7 @@ def _compared(work: _Work, forms: dict[str, list[Samples]]) -> list[dict[str, An
             ]
             for model, second in zip(work.models[1:], values[1:], strict=True):
                 about = {"first": work.models[0].label, "second": model.label, "group": group, "form": form}
-                rows = compare(values[0], second, work.seed)
+                rows = compare_arms(values[0], second, work.seed)
                 found.append({**about, "prompts": len(members), "rows": rows})
     return found
 

@@ -12,9 +12,9 @@ from omegaconf import DictConfig, ListConfig
 from kat.diversity.plots import plot_differences
 from kat.diversity.verdict import Report, arms_of, markdown, pool, reading, require_alike
 from kat.pipeline.artifacts import task
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import read_json, write_json, write_text_atomically
 
 FILE = "diversity.json"
@@ -30,7 +30,7 @@ def verdict(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: No such reports, or reports that are not of the same comparison.
     """
-    if not place(cfg.device).is_main_process:
+    if not accelerator_state(cfg.device).is_main_process:
         return None
     if not isinstance(cfg.reports, ListConfig):
         raise UserError(f"reports={cfg.reports}: expected a list; write 'reports=[FOLDER,FOLDER]'")
@@ -56,7 +56,7 @@ def verdict(cfg: DictConfig) -> dict[str, Any] | None:
     write_json(out / "verdict.json", result)
     for paragraph in result["reading"]:
         print(paragraph)
-    say(f"verdict: {out / 'verdict.md'}, with verdict.json and the plot beside it")
+    log(f"verdict: {out / 'verdict.md'}, with verdict.json and the plot beside it")
     return result
 
 

@@ -20,7 +20,7 @@ from kat.training.model_folder import READ_TOO
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import OtherConfigurationError
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import config_hash
 from latentwire.harness.typed_config import typed
 from latentwire.lm.model_folder import weight_files
@@ -53,7 +53,7 @@ def reward_folder(cfg: DictConfig) -> Path:
     changes = {"sampler": {"name": cfg.reward_sampler}, "tracker": cfg.tracker, "held_out": cfg.held_out}
     wanted = config_of(cfg, "train", "reward", **changes)
     if not (Path(wanted.out) / "result.json").is_file():
-        say(f"{wanted.out}: no reward model there yet, so task=reward comes first")
+        log(f"{wanted.out}: no reward model there yet, so task=reward comes first")
     try:
         train_reward(wanted)
     except OtherConfigurationError as error:

@@ -12,32 +12,32 @@ from torch import Tensor
 
 from latentwire.harness.errors import UserError
 
-SCALES = ("group", "none")
+SCALE_REWARDS = ("group", "none")
 KL_ESTIMATORS = ("k1", "k2", "k3")
-NORMALISATIONS = ("token", "sequence")
+LOSS_TYPES = ("dapo", "grpo")
 STD_EPSILON = 1e-4  # TRL's
 DEGENERATE = 1e-8  # a group whose rewards spread less than this teaches nothing
 
 
 @dataclass
-class Objective:
+class GRPOObjective:
     """What is maximised: the settings of the loss.
 
     Args:
         epsilon: Half-width of the range that the probability ratio is clipped to.
         beta: Weight of the KL divergence from the reference; 0 needs no reference.
         kl: Its estimator for each token, one of KL_ESTIMATORS (see `kl_divergence`).
-        kl_correction: Whether the estimate is multiplied by the probability ratio, as TRL does by default.
-        normalisation: `token` or `sequence` (see `loss_weights`).
-        scale: `group` or `none` (see `advantages`).
+        use_bias_correction_kl: Whether the estimate is multiplied by the probability ratio, as TRL does by default.
+        loss_type: `dapo` or `grpo` (see `loss_weights`).
+        scale_rewards: `group` or `none` (see `advantages`).
     """
 
     epsilon: float
     beta: float
     kl: str
-    kl_correction: bool
-    normalisation: str
-    scale: str
+    use_bias_correction_kl: bool
+    loss_type: str
+    scale_rewards: str
 
     def check(self) -> None:
         """Refuse values that are none.
@@ -49,13 +49,13 @@ class Objective:
             raise UserError(f"grpo.epsilon={self.epsilon}: the clip range must be above 0 and below 1; 0.2 is usual")
         if self.beta < 0:
             raise UserError(f"grpo.beta={self.beta}: the weight of the KL divergence cannot be negative")
-        known = {"kl": KL_ESTIMATORS, "normalisation": NORMALISATIONS, "scale": SCALES}
+        known = {"kl": KL_ESTIMATORS, "loss_type": LOSS_TYPES, "scale_rewards": SCALE_REWARDS}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise UserError(f"grpo.{name}={getattr(self, name)}: unknown; use one of {', '.join(values)}")
 
 
-def advantages(rewards: Tensor, scale: str = "group") -> Tensor:
+def advantages(rewards: Tensor, scale_rewards: str = "group") -> Tensor:
     """Return how much better each completion is than its group: (P, G) -> (P, G).
 
     The reward minus the group's mean; with scale `group` divided by the group's standard deviation (with G - 1, as
@@ -72,7 +72,7 @@ def advantages(rewards: Tensor, scale: str = "group") -> Tensor:
         )
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     centred = centred.masked_fill(_equal(rewards)[:, None], 0.0)  # a mean may miss equal numbers by rounding
-    if scale == "none":
+    if scale_rewards == "none":
         return centred
     return centred / (rewards.std(dim=1, keepdim=True) + STD_EPSILON)
 
@@ -86,7 +86,7 @@ def _equal(rewards: Tensor) -> Tensor:
     return rewards.amax(dim=1) - rewards.amin(dim=1) <= DEGENERATE
 
 
-def token_logps(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+def per_token_logps(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """Return the log-probability of sampled tokens, (B, C), in nats.
 
     Args:
@@ -99,7 +99,7 @@ def token_logps(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     return scaled.gather(-1, tokens[..., None])[..., 0] - scaled.logsumexp(dim=-1)
 
 
-def token_entropy(logits: Tensor, temperature: float) -> Tensor:
+def per_token_entropy(logits: Tensor, temperature: float) -> Tensor:
     """Return the entropy of what each token is drawn from, in nats: (B, C, V) -> (B, C)."""
     logps = (logits.float() / temperature).log_softmax(dim=-1)
     return -(logps.exp() * logps).sum(dim=-1)
@@ -121,21 +121,21 @@ def kl_divergence(logps: Tensor, ref_logps: Tensor, estimator: str = "k3") -> Te
     return r.exp() - r - 1
 
 
-def loss_weights(mask: Tensor, normalisation: str, tokens: int, sequences: int) -> Tensor:
+def loss_weights(mask: Tensor, loss_type: str, tokens: int, sequences: int) -> Tensor:
     """Return the weight of each token in the loss, (B, C); over the whole batch of all processes they sum to 1.
 
-    token: every token weighs the same, 1 / tokens (Yu et al. 2025, arXiv 2503.14476, "DAPO"). sequence: every
+    dapo: every token weighs the same, 1 / tokens (Yu et al. 2025, arXiv 2503.14476, "DAPO"). grpo: every
     completion weighs the same, shared among its tokens (the original GRPO); TRL's `grpo` also counts completions that
     are masked as a whole in the denominator, which is not done here.
 
     Args:
         mask: 1 where a token counts, (B, C).
-        normalisation: One of NORMALISATIONS.
+        loss_type: One of LOSS_TYPES.
         tokens: Tokens that count in the whole batch, over all micro-batches and processes.
         sequences: Completions with at least one such token in the whole batch.
     """
     counted = mask.float()
-    if normalisation == "token":
+    if loss_type == "dapo":
         return counted / max(tokens, 1)
     return counted / counted.sum(dim=1, keepdim=True).clamp_min(1) / max(sequences, 1)
 
@@ -155,12 +155,12 @@ def grpo_loss(
     ref_logps: Tensor | None,
     advantage: Tensor,
     weights: Tensor,
-    objective: Objective,
+    objective: GRPOObjective,
 ) -> Terms:
     """Return the clipped surrogate plus beta times the KL divergence, to be minimised.
 
     -min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A) + beta * KL at each token, ratio = exp(logps - old_logps)
-    (Schulman et al. 2017, equation 7; Shao et al. 2024, equation 3). With `kl_correction` KL is multiplied by the
+    (Schulman et al. 2017, equation 7; Shao et al. 2024, equation 3). With `use_bias_correction_kl` KL is multiplied by the
     ratio, gradient and all: the tokens were drawn from the old policy, and only so the gradient of a k3 estimate is
     that of the divergence from the reference (DeepSeek-V3.2, arXiv 2512.02556).
 
@@ -181,7 +181,7 @@ def grpo_loss(
     kl = torch.zeros_like(logps)
     if ref_logps is not None:
         kl = kl_divergence(logps, torch.where(counts, ref_logps, 0.0), objective.kl)
-        per_token = per_token + objective.beta * kl * (ratio if objective.kl_correction else 1)
+        per_token = per_token + objective.beta * kl * (ratio if objective.use_bias_correction_kl else 1)
     low = (ratio < 1 - objective.epsilon) & (a < 0)
     high = (ratio > 1 + objective.epsilon) & (a > 0)
     return Terms((per_token * weights).sum(), kl.detach(), (low | high) & counts)

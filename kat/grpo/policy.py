@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
-from kat.grpo.objective import token_logps
+from kat.grpo.objective import per_token_logps
 from kat.grpo.rollout import Completion
 from kat.training.tree_mask import tree_mask
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 
 LINE = 2048  # positions of a line, at most: attention costs the square of it
 
 
 @dataclass(frozen=True)
-class Row:
+class PolicyRow:
     """A prompt of P tokens with one of its completions."""
 
     prompt: tuple[int, ...]
@@ -62,17 +62,17 @@ class Policy:
         """The last frozen block: what it returned while sampling is all that is needed of the frozen part."""
         return self.frozen[-1] if self.frozen else None
 
-    def logps(self, rows: Sequence[Row]) -> Tensor:
+    def logps(self, rows: Sequence[PolicyRow]) -> Tensor:
         """Return the log-probability of each token, with gradient, (B, C), padded on the right."""
         return self._logps(rows, None)
 
     @torch.no_grad()
-    def reference_logps(self, rows: Sequence[Row]) -> Tensor:
+    def reference_logps(self, rows: Sequence[PolicyRow]) -> Tensor:
         """Return the log-probability of each token under the reference, (B, C), padded on the right."""
         assert self.reference is not None
         return self._logps(rows, self.reference)
 
-    def _logps(self, rows: Sequence[Row], weights: dict[str, Tensor] | None) -> Tensor:
+    def _logps(self, rows: Sequence[PolicyRow], weights: dict[str, Tensor] | None) -> Tensor:
         device = self.model.device
         line = lay_out(rows)
         inputs = {
@@ -86,10 +86,10 @@ class Policy:
         with _given(self.frozen, self._states(line, rows)):
             found = self.model(**inputs) if weights is None else functional_call(self.model, weights, (), inputs)
         tokens = torch.tensor([token for row in rows for token in row.completion.ids], device=device)
-        logps = token_logps(found.logits, tokens[None], self.temperature)[0]  # (S,)
+        logps = per_token_logps(found.logits, tokens[None], self.temperature)[0]  # (S,)
         return pad_sequence(logps.split([len(row.completion.ids) for row in rows]), batch_first=True)
 
-    def _states(self, line: Line, rows: Sequence[Row]) -> Tensor | None:
+    def _states(self, line: PackedSequence, rows: Sequence[PolicyRow]) -> Tensor | None:
         """Lay out the outputs of the last frozen block, as they were while sampling, (1, T, D)."""
         if not self.frozen or any(row.completion.states is None for row in rows):
             return None
@@ -102,7 +102,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Line:
+class PackedSequence:
     """Rows in one line of T positions: each prompt, once, then what follows it."""
 
     ids: Tensor  # (T,)
@@ -113,7 +113,7 @@ class Line:
     pieces: list[tuple[int, int]]  # what the line is made of: (row, 0) its prompt, (row, P) what it reads after that
 
 
-def lay_out(rows: Sequence[Row]) -> Line:
+def lay_out(rows: Sequence[PolicyRow]) -> PackedSequence:
     """Lay rows out in one line, the completions of a prompt behind it."""
     families: dict[tuple[int, ...], list[int]] = {}
     for number, row in enumerate(rows):
@@ -138,7 +138,7 @@ def lay_out(rows: Sequence[Row]) -> Line:
             branch += [number] * len(read)
     wanted = [position for row in reads for position in row]
     made = {"ids": ids, "positions": positions, "family": family, "branch": branch, "reads": wanted}
-    return Line(**{name: torch.tensor(column) for name, column in made.items()}, pieces=pieces)
+    return PackedSequence(**{name: torch.tensor(column) for name, column in made.items()}, pieces=pieces)
 
 
 def frozen_blocks(model: Any) -> list[nn.Module]:
@@ -172,7 +172,7 @@ def _can_do_alone(model: Any, frozen: list[nn.Module]) -> bool:
             found = model(input_ids=ids, use_cache=False).logits
         agrees = torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
     if not agrees:
-        say(f"note: the frozen blocks of {type(model).__name__} cannot be left out; they are computed every time")
+        log(f"note: the frozen blocks of {type(model).__name__} cannot be left out; they are computed every time")
     return agrees
 
 
@@ -192,7 +192,7 @@ def _given(frozen: list[nn.Module], states: Tensor | None) -> Iterator[None]:
             del block.forward
 
 
-def micro_batches(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
+def micro_batches(rows: Sequence[PolicyRow], batch_tokens: int) -> list[list[int]]:
     """Group rows so that no line of a micro-batch has more than `batch_tokens` positions, rows of a prompt together.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kat.reward.scoring import score
 from latentwire.harness.errors import UserError
-from latentwire.harness.training import require_finite
+from latentwire.harness.training import require_finite_loss
 
 MODEL = "model"  # stands for the reward model among the names of functions
 
@@ -70,7 +70,7 @@ class Rewards:
                 found[name] = score(self.model, sequences, self.batch_tokens).float().cpu()
             else:
                 found[name] = _called(name, self.functions[name], sampled)
-            require_finite(f"the reward {name}", found[name], doing)
+            require_finite_loss(f"the reward {name}", found[name], doing)
         total = torch.zeros(len(sampled))
         for name, weight in zip(self.names, self.weights, strict=True):
             total += weight * found[name]

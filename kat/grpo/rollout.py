@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from kat.grpo.objective import token_entropy, token_logps
+from kat.grpo.objective import per_token_entropy, per_token_logps
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 
@@ -180,8 +180,8 @@ def _sample_batch(
         for step in range(room):
             lines = torch.tensor(running, device=model.device)
             tokens = choose(logits, sampling.temperature, sampling.top_p, uniform[lines, step])
-            logps = token_logps(logits[:, None], tokens[:, None], sampling.temperature)[:, 0]
-            entropy = token_entropy(logits, sampling.temperature)
+            logps = per_token_logps(logits[:, None], tokens[:, None], sampling.temperature)[:, 0]
+            entropy = per_token_entropy(logits, sampling.temperature)
             for line, values in enumerate(zip(tokens.tolist(), logps, entropy, strict=True)):
                 rows[running[line]].add(*values, ends)
             active = [line for line, row in enumerate(running) if not rows[row].ended]

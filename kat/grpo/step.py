@@ -15,22 +15,22 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from kat.grpo.data import TokenPrompt
-from kat.grpo.objective import Objective, advantages, degenerate_groups, grpo_loss, loss_weights
-from kat.grpo.policy import Policy, Row, micro_batches
+from kat.grpo.objective import GRPOObjective, advantages, degenerate_groups, grpo_loss, loss_weights
+from kat.grpo.policy import Policy, PolicyRow, micro_batches
 from kat.grpo.rewards import Rewards, check_names
 from kat.grpo.rollout import Sampling, sample
 from kat.grpo.validation import described
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all
-from latentwire.harness.progress import say
-from latentwire.harness.training import add_up_gradients, clip_gradients, require_finite
+from latentwire.harness.progress import log
+from latentwire.harness.training import add_up_gradients, clip_gradients, require_finite_loss
 
 SUMMED = ("loss", "kl", "entropy", "clipped", "sampling_gap")  # over the tokens that count
 COUNTED = ("completions", "truncated", "empty", "groups", "degenerate_groups", "steps_without_update")
 
 
 @dataclass
-class GrpoSpec(Objective):
+class GrpoSpec(GRPOObjective):
     """The settings under `grpo`, those of the objective among them; conf/task/grpo.yaml says what they mean."""
 
     prompts_per_step: int
@@ -39,7 +39,7 @@ class GrpoSpec(Objective):
     temperature: float
     top_p: float
     num_iterations: int
-    mask_truncated: bool
+    mask_truncated_completions: bool
     reward_funcs: list[str]
     reward_weights: list[float]
     eval_every: int
@@ -70,7 +70,7 @@ class GrpoSpec(Objective):
 class _Rollout:
     """What this process sampled in a step: its share of the prompts, G completions of each."""
 
-    rows: list[Row]  # prompt by prompt
+    rows: list[PolicyRow]  # prompt by prompt
     rewards: Tensor  # (P, G)
     by_name: dict[str, Tensor]  # each kind of reward, (P * G,)
     counted: list[int]  # rows that take part in the loss
@@ -78,7 +78,7 @@ class _Rollout:
 
 
 @dataclass
-class Step:
+class StepOutcome:
     """What a step came to, over all processes."""
 
     metrics: dict[str, float]  # the same in every run of a config
@@ -88,7 +88,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Stepper:
+class GRPOStep:
     """What a step needs, and how it is done."""
 
     policy: Policy
@@ -104,7 +104,7 @@ class Stepper:
     batch_tokens: int
     seed: int
 
-    def step(self, number: int, drawn: Sequence[TokenPrompt], doing: str) -> Step:
+    def step(self, number: int, drawn: Sequence[TokenPrompt], doing: str) -> StepOutcome:
         """Sample, reward, and do one optimizer step in each inner epoch.
 
         Args:
@@ -120,12 +120,12 @@ class Stepper:
         rollout = self._roll_out(number, drawn, doing)
         sampled = time.perf_counter()
         rows = [rollout.rows[i] for i in rollout.counted]
-        a = advantages(rollout.rewards, self.spec.scale).flatten()[rollout.counted].to(self.state.device)
+        a = advantages(rollout.rewards, self.spec.scale_rewards).flatten()[rollout.counted].to(self.state.device)
         lengths = [len(row.completion.ids) for row in rows]
         tokens, sequences, pulling = map(int, self._add_up([sum(lengths), len(rows), int(a.any())]))
         if not pulling:  # weight decay and AdamW's momentum would move the weights all the same
             why = "all rewards of a group are equal" if sequences else "every completion was cut off and left out"
-            say(f"warning: {doing}: {why}, so there is nothing to learn from and no optimizer step")
+            log(f"warning: {doing}: {why}, so there is nothing to learn from and no optimizer step")
         update = self._update(rows, a, tokens, sequences, doing, learns=pulling > 0)
         metrics, counts = self._summary(rollout, update, tokens)
         seconds = time.perf_counter() - started
@@ -135,7 +135,7 @@ class Stepper:
             "tokens_per_second": metrics["length"] * counts["completions"] / seconds,
         }
         rewards = gather_from_all(self.state, rollout.rewards.flatten().tolist())
-        return Step(metrics, timings, counts, rewards)
+        return StepOutcome(metrics, timings, counts, rewards)
 
     def _roll_out(self, number: int, drawn: Sequence[TokenPrompt], doing: str) -> _Rollout:
         places = range(len(drawn))[self.state.process_index :: self.state.num_processes]
@@ -153,13 +153,13 @@ class Stepper:
             flat = [(prompt, c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
             sampled = [described(self.tokenizer, prompt, completion) for prompt, completion in flat]
             total, by_name = self.rewards(sampled, doing)
-        counted = [i for i, (_, c) in enumerate(flat) if c.ended or not self.spec.mask_truncated]
-        rows = [Row(prompt.ids, completion) for prompt, completion in flat]
+        counted = [i for i, (_, c) in enumerate(flat) if c.ended or not self.spec.mask_truncated_completions]
+        rows = [PolicyRow(prompt.ids, completion) for prompt, completion in flat]
         empty = sum(not row.completion.strip() for row in sampled)
         return _Rollout(rows, total.view(len(prompts), -1), by_name, counted, empty)
 
     def _update(
-        self, rows: list[Row], a: Tensor, tokens: int, sequences: int, doing: str, *, learns: bool
+        self, rows: list[PolicyRow], a: Tensor, tokens: int, sequences: int, doing: str, *, learns: bool
     ) -> dict[str, float]:
         """Do one optimizer step for each inner epoch, gradients added up over micro-batches and processes.
 
@@ -189,10 +189,10 @@ class Stepper:
                     sampled = pad_sequence([row.completion.logps for row in part], batch_first=True)
                     sums["sampling_gap"] += float((sampled - old[number])[mask].abs().sum())
                     sums["entropy"] += sum(float(row.completion.entropy.sum()) for row in part)
-                weights = loss_weights(mask, self.spec.normalisation, tokens, sequences)
+                weights = loss_weights(mask, self.spec.loss_type, tokens, sequences)
                 terms = grpo_loss(logps, old[number], ref.get(number), a[batch], weights, self.spec)
                 where = f"{doing}, inner epoch {epoch}, micro-batch {number + 1} of {len(batches)}"
-                require_finite("the loss", terms.loss, where)
+                require_finite_loss("the loss", terms.loss, where)
                 terms.loss.backward()
                 sums["loss"] += float(terms.loss.detach()) / self.spec.num_iterations
                 sums["clipped"] += float(terms.clipped.sum()) / self.spec.num_iterations

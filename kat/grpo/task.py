@@ -19,8 +19,8 @@ from kat.grpo.plots import plot_training
 from kat.grpo.policy import Policy
 from kat.grpo.rewards import MODEL, Rewards
 from kat.grpo.rollout import end_tokens
-from kat.grpo.step import COUNTED, GrpoSpec, Stepper
-from kat.grpo.validation import Answered, answer, judge, mean_rewards
+from kat.grpo.step import COUNTED, GrpoSpec, GRPOStep
+from kat.grpo.validation import Answered, answer, evaluate_policy, mean_rewards
 from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import ensure
 from kat.reward.scoring import reads_at_most
@@ -29,10 +29,10 @@ from kat.training.lineage import require_unseen, require_unseen_start
 from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens, within_memory
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import read_jsonl, write_json
 from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, make_accelerator, make_optimizer, make_scheduler
@@ -59,7 +59,7 @@ def grpo(cfg: DictConfig) -> dict[str, Any]:
     tuning = typed(TuningSpec, cfg.tuning, "tuning.")
     optimizer = typed(OptimizerSpec, cfg.optimizer, "optimizer.")
     accelerator = make_accelerator(cfg.device, cfg.dtype)
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     batch_tokens = choose_batch_tokens(cfg.batch_tokens, state.device)
     if spec.prompts_per_step % state.num_processes:
         raise UserError(
@@ -88,7 +88,7 @@ def grpo(cfg: DictConfig) -> dict[str, Any]:
     }
     run = Run(cfg, loop, identity, state)
     if (finished := run.finished()) is not None:
-        say(f"policy: {run.folder / 'model'}  (finished before; force=true trains it anew)")
+        log(f"policy: {run.folder / 'model'}  (finished before; force=true trains it anew)")
         return finished
     with within_memory(state.device, {"batch_tokens": batch_tokens, "grpo.prompts_per_step": spec.prompts_per_step}):
         return _Training(run, loop, spec, tuning, optimizer, accelerator, batch_tokens, policy, judge_folder).train()
@@ -131,7 +131,7 @@ class _Training:
         adamw = make_optimizer(parameters, optimizer)
         scheduler = make_scheduler(adamw, optimizer, self.loop.steps * spec.num_iterations)
         self.learner = learner_of(parameters, adamw, scheduler, self.sampler)
-        self.stepper = Stepper(
+        self.stepper = GRPOStep(
             policy=self.policy,
             tokenizer=self.tokenizer,
             ends=self.ends,
@@ -157,9 +157,9 @@ class _Training:
         data = encode_prompts(
             read_prompts(source), self.tokenizer, context, new_tokens, self.loop.held_out, whose=whose
         )
-        say(f"{source}: {len(data.train)} prompts to train on, {len(data.held_out)} held out")
+        log(f"{source}: {len(data.train)} prompts to train on, {len(data.held_out)} held out")
         if data.too_long:
-            say(
+            log(
                 f"warning: {len(data.too_long)} prompts leave no room for {new_tokens} new tokens in the {whose}'s "
                 f"context of {context}; they are left out, not cut, and listed as too_long in result.json"
             )
@@ -170,7 +170,7 @@ class _Training:
             self.data, self.cfg.sampler.name, *measured_weights(self.cfg), self.spec.prompts_per_step, self.loop.seed
         )
         if without:
-            say(f"warning: {without} training prompts were too long for the embedder; they are never drawn")
+            log(f"warning: {without} training prompts were too long for the embedder; they are never drawn")
         return weights, without
 
     def _rewards(self, folder: Path | None) -> Rewards:
@@ -218,7 +218,7 @@ class _Training:
             plot_training(steps, self.looks, f"GRPO, {self.cfg.name}", folder / "curves.png")
             write_json(folder / "result.json", result)
             _tell(result)
-            say(f"policy: {folder / 'model'}; {folder / 'result.json'}")
+            log(f"policy: {folder / 'model'}; {folder / 'result.json'}")
         return self.run.end(result, {f"held_out/{key}": value for key, value in (result["held_out"] or {}).items()})
 
     def _look(self, step: int) -> None:
@@ -240,7 +240,7 @@ class _Training:
             )
         if step == 0:
             self.before = mean_rewards(answered)
-        found = judge(answered, self.before, self.loop.seed)
+        found = evaluate_policy(answered, self.before, self.loop.seed)
         self.looks.append({"step": step, **found})
         self.run.append("held_out.jsonl", [{"step": step, **found}])
         self.run.append("completions.jsonl", [{"step": step, **row} for row in answered])
@@ -248,7 +248,7 @@ class _Training:
         tracker.log(step, {f"held_out/{k}": v for k, v in found.items() if isinstance(v, float)})
         tracker.table(step, "completions", ["step", "prompt", "completion", "reward"], _shown(step, answered))
         low, high = found["reward_interval"]
-        say(f"held-out prompts after step {step}: reward {found['reward']:.3f} [{low:.3f}, {high:.3f}]{_kl(found)}, "
+        log(f"held-out prompts after step {step}: reward {found['reward']:.3f} [{low:.3f}, {high:.3f}]{_kl(found)}, "
             f"length {found['length']:.1f} ({found['prompts']} prompts)")  # fmt: skip
 
     def _result(self, seconds: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from kat.grpo.data import TokenPrompt
 from kat.grpo.objective import kl_divergence
-from kat.grpo.policy import Policy, Row, micro_batches
+from kat.grpo.policy import Policy, PolicyRow, micro_batches
 from kat.grpo.rewards import Rewards, Sampled
 from kat.grpo.rollout import Completion, Sampling, sample
 from latentwire.harness.gather import gather_from_all
@@ -28,7 +28,7 @@ def described(tokenizer: Any, prompt: TokenPrompt, completion: Completion) -> Sa
 
 
 @torch.no_grad()
-def divergences(policy: Policy, rows: Sequence[Row], estimator: str, batch_tokens: int) -> list[float]:
+def divergences(policy: Policy, rows: Sequence[PolicyRow], estimator: str, batch_tokens: int) -> list[float]:
     """Return the KL divergence of the policy from its reference over the tokens of each completion, (B,), in nats.
 
     Args:
@@ -76,7 +76,7 @@ def answer(
     found = rewards(flat, doing)[0].tolist() if flat else []
     gone: list[dict[str, float]] = [{} for _ in flat]
     if policy.reference is not None:
-        sampled = [Row(ids, c) for ids, group in zip(asked, groups, strict=True) for c in group]
+        sampled = [PolicyRow(ids, c) for ids, group in zip(asked, groups, strict=True) for c in group]
         gone = [{"kl": nats} for nats in divergences(policy, sampled, estimator, sampling.batch_tokens)]
     rows: list[tuple[int, dict[str, Any]]] = []
     for place, (i, group) in enumerate(zip(mine, groups, strict=True)):
@@ -93,7 +93,7 @@ def mean_rewards(answered: Answered) -> list[float]:
     return [float(np.mean([c["reward"] for c in row["completions"]])) for row in answered]
 
 
-def judge(answered: Answered, before: Sequence[float], seed: int) -> dict[str, Any]:
+def evaluate_policy(answered: Answered, before: Sequence[float], seed: int) -> dict[str, Any]:
     """Return the mean reward with its 95% interval (bootstrap over prompts), and its difference from before, paired.
 
     Where the policy has a reference, `kl` is the divergence from it in nats a token, over all tokens.

@@ -61,7 +61,7 @@ def locate(cfg: DictConfig, name: str) -> Path:
     return path
 
 
-def beside(path: Path, name: str) -> Path:
+def sidecar_path(path: Path, name: str) -> Path:
     """Return where the file of `BESIDE` lies that belongs to `path`: two results in a folder share none."""
     return path.with_name(name if path.name == BESIDE[name] else f"{path.stem}_{name}")
 

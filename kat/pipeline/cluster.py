@@ -11,7 +11,7 @@ from kat.density.clusters import closest_to_centroid, cluster
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import destination, locate, task
 from kat.pipeline.origin import density_of, prompts_of
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import write_json
 
 SHOWN = 5  # prompts nearest to a centroid
@@ -43,14 +43,14 @@ def clusters(cfg: DictConfig) -> dict[str, Any]:
             }
         )
     result = {"clusters": described, "labels": dict(zip(ids, found.labels.tolist(), strict=True)), "seed": cfg.seed}
-    if speaks():
+    if is_main_process():
         write_json(out, result)
         for entry in described:
             crowd = "" if known is None else f"  density {entry['mean_density']:.3g}  mass {entry['mass']:.3f}"
             print(f"{entry['cluster']:>4}  {entry['size']:>6} prompts{crowd}  {short(entry['nearest'][0]['text'])}")
         if known is None:
-            say(f"note: {measured} is not there, so the clusters have no mean density; task=density makes it")
-        say(f"{len(described)} clusters: {out}")
+            log(f"note: {measured} is not there, so the clusters have no mean density; task=density makes it")
+        log(f"{len(described)} clusters: {out}")
     return result
 
 

@@ -10,16 +10,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kat.data.tables import read_clusters
-from kat.density.diagnostics import diagnose
+from kat.density.diagnostics import diagnose_weights
 from kat.density.estimate import Density, DensitySpec, estimate
 from kat.density.plots import plot_weights
 from kat.embedding.store import load_embeddings
-from kat.pipeline.artifacts import beside, destination, locate, task
+from kat.pipeline.artifacts import destination, locate, sidecar_path, task
 from kat.pipeline.origin import prompts_of
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import write_json, write_jsonl
 from latentwire.harness.typed_config import typed
 
@@ -53,9 +53,9 @@ def density(cfg: DictConfig) -> dict[str, Any]:
         "error": found.error,
         "distinct_embeddings": found.distinct,
         "capped_share": found.capped,
-        **diagnose(found.density, found.weights, found.gamma, [prompt.source for prompt in prompts], clusters),
+        **diagnose_weights(found.density, found.weights, found.gamma, [prompt.source for prompt in prompts], clusters),
     }
-    if speaks():
+    if is_main_process():
         write_jsonl(out, _weight_rows(ids, found))
         origin = {
             "settings": dict(vars(spec)),
@@ -64,8 +64,8 @@ def density(cfg: DictConfig) -> dict[str, Any]:
             "seed": cfg.seed,
             **made_by(),
         }
-        write_json(beside(out, "density.json"), {**report, "seconds": seconds, **origin})
-        plot_weights(found.density, found.weights, beside(out, "density.png"))
+        write_json(sidecar_path(out, "density.json"), {**report, "seconds": seconds, **origin})
+        plot_weights(found.density, found.weights, sidecar_path(out, "density.png"))
         _say_density(report, seconds, out)
     return report
 
@@ -104,5 +104,5 @@ def _say_density(report: dict[str, Any], seconds: float, out: Path) -> None:
             f"{c['rare_wanted']:.2f}, noise {c['noise_uniform']:.3f} -> {c['noise']:.3f}"
         )
     for warning in report["warnings"]:
-        say(f"warning: {warning}")
-    say(f"weights: {out}; diagnostics: {beside(out, 'density.json')}, {beside(out, 'density.png')}")
+        log(f"warning: {warning}")
+    log(f"weights: {out}; diagnostics: {sidecar_path(out, 'density.json')}, {sidecar_path(out, 'density.png')}")

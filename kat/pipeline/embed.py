@@ -21,12 +21,12 @@ from kat.embedding.shards import Shards
 from kat.embedding.store import load_embeddings, save_embeddings
 from kat.pipeline.artifacts import destination, locate, record_of, task
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import choose_dtype, place
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
-from latentwire.harness.gather import from_first, in_every_process
+from latentwire.harness.gather import broadcast_from_main, in_every_process
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import config_hash, read_json, write_json, writing
 from latentwire.harness.typed_config import typed
 from latentwire.lm.spec import ModelSpec
@@ -58,12 +58,12 @@ def embed(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: No prompts, a model that cannot be had, texts that cannot be embedded.
     """
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     work = plan(cfg, state)
     record = work.out.with_suffix(".json")
-    before = from_first(state, None if cfg.force or not state.is_main_process else _finished(work, record))
+    before = broadcast_from_main(state, None if cfg.force or not state.is_main_process else _finished(work, record))
     if before is not None:
-        say(f"embeddings: {work.out} ({before['n']} x {before['dim']})  (finished before; force=true makes them again)")
+        log(f"embeddings: {work.out} ({before['n']} x {before['dim']})  (finished before; force=true makes them again)")
         return dict(before)
     started = time.perf_counter()
     ids, emb, too_long, notes = _from_file(work) if work.spec.name == "file" else _embedded(cfg, work, state)
@@ -86,9 +86,9 @@ def embed(cfg: DictConfig) -> dict[str, Any]:
         save_embeddings(work.out, ids, emb)
         write_json(record, result)
         _remove_shards(work)
-        say(f"embeddings: {work.out} ({len(ids)} x {emb.shape[1]}); {record}")
+        log(f"embeddings: {work.out} ({len(ids)} x {emb.shape[1]}); {record}")
     state.wait_for_everyone()
-    return dict(from_first(state, result))
+    return dict(broadcast_from_main(state, result))
 
 
 def plan(cfg: DictConfig, state: PartialState) -> Plan:
@@ -132,7 +132,7 @@ def _set_aside(out: Path, record: Path, key: str) -> None:
         for path in (out, record):
             if path.exists():
                 path.replace(folder / f"{path.stem}.{other}{path.suffix}")
-    say(f"note: other embeddings were in {out}; they are in {folder} now")
+    log(f"note: other embeddings were in {out}; they are in {folder} now")
 
 
 def _shards_folder(work: Plan) -> Path:
@@ -166,7 +166,7 @@ def _embedded(cfg: DictConfig, work: Plan, state: PartialState) -> Rows:
     fitting = [i for i, length in enumerate(lengths) if 0 < length <= embedder.max_tokens]
     too_long = [prompt.id for prompt, length in zip(work.prompts, lengths, strict=True) if length > embedder.max_tokens]
     if too_long:
-        say(
+        log(
             f"warning: {len(too_long)} of {len(work.prompts)} prompts have more than the {embedder.max_tokens} tokens "
             "that the embedder reads; they are left out, not cut, and listed as too_long"
         )
@@ -177,9 +177,9 @@ def _embedded(cfg: DictConfig, work: Plan, state: PartialState) -> Rows:
                         "tokens; choose a model with a longer context")  # fmt: skip
     texts = [work.prompts[i].text for i in fitting]
     shards = Shards(_shards_folder(work), [lengths[i] for i in fitting], work.batch_tokens)
-    missing = from_first(state, shards.missing() if state.is_main_process else None)
+    missing = broadcast_from_main(state, shards.missing() if state.is_main_process else None)
     if done := len(shards.pieces) - len(missing):
-        say(f"{done} of {len(shards.pieces)} pieces are finished from before")
+        log(f"{done} of {len(shards.pieces)} pieces are finished from before")
     mine = missing[state.process_index :: state.num_processes]
     with Progress(f"embed {work.spec.name}", shards.texts_of(mine)) as progress:
         started = time.perf_counter()
@@ -221,16 +221,16 @@ def _from_file(work: Plan) -> Rows:
                                               "embedder=hidden, or give the file that was made from them")]  # fmt: skip
     _check_texts(work.prompts, wanted, rows, len(ids), earlier.get("texts"), path)
     if too_long:
-        say(f"warning: {len(too_long)} of {len(work.prompts)} prompts were too long for the embedder; left out")
+        log(f"warning: {len(too_long)} of {len(work.prompts)} prompts were too long for the embedder; left out")
     if unused := len(ids) - len(wanted):
-        say(f"note: {unused} rows of {path} belong to no prompt of the prompts file and are left out")
+        log(f"note: {unused} rows of {path} belong to no prompt of the prompts file and are left out")
     return wanted, emb[rows], too_long, {"model": earlier.get("model"), "from": work.spec.path}
 
 
 def _check_texts(prompts: list[Prompt], ids: list[str], rows: list[int], n: int, before: Any, path: Path) -> None:
     """Refuse rows of texts that have changed under the same id, as far as the record of the earlier file tells."""
     if not isinstance(before, str) or len(before) != n * DIGITS:
-        say(f"note: nothing beside {path} tells whether the texts of the prompts are still the same")
+        log(f"note: nothing beside {path} tells whether the texts of the prompts are still the same")
         return
     now = _digests(prompts, ids)
     changed = [

@@ -14,10 +14,10 @@ from kat.pipeline.density import density
 from kat.pipeline.embed import embed
 from kat.pipeline.prepare import pairs, prompts
 from kat.pipeline.provenance import require_asked
-from latentwire.harness.device import place
-from latentwire.harness.gather import from_first
+from latentwire.harness.device import accelerator_state
+from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.paths import CONF
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 
 JOBS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {  # a task, and the setting that names its file
     "pairs": (pairs, "pairs_file"),
@@ -41,14 +41,14 @@ def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
         UserError: What the tasks raise; or a file that is there is of other data, another embedder or other files than
             this run asks for (`kat.pipeline.provenance`).
     """
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     for name in names:
         job, setting = JOBS[name]
         path, made = locate(cfg, setting), config_of(cfg, "run", name)
-        if from_first(state, path.is_file()):
+        if broadcast_from_main(state, path.is_file()):
             require_asked(name, path, made, cfg)
             continue
-        say(f"{path}: not there yet, so task={name} comes first")
+        log(f"{path}: not there yet, so task={name} comes first")
         job(made)
         state.wait_for_everyone()
 

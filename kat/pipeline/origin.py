@@ -10,10 +10,10 @@ from torch import Tensor
 
 from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import read_weights, same_ids
-from kat.pipeline.artifacts import beside, record_of
+from kat.pipeline.artifacts import record_of, sidecar_path
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import read_json
 
 
@@ -23,9 +23,9 @@ def check_origin(weights: Path, embeddings: Path | None = None) -> None:
     Raises:
         UserError: Says which file is not the one that the weights' record speaks of.
     """
-    record = beside(weights, "density.json")
+    record = sidecar_path(weights, "density.json")
     if not record.is_file():
-        say(f"note: {record} is not there, so it cannot be told what {weights} was made from")
+        log(f"note: {record} is not there, so it cannot be told what {weights} was made from")
         return
     found = read_json(record)
     for name, path in {"weights_sha256": weights, "embeddings_sha256": embeddings}.items():
@@ -43,7 +43,7 @@ def prompts_of(ids: list[str], path: Path, embeddings: Path) -> list[Prompt]:
         sorted(without), too_long, f"{path} (prompts without an embedding)", str(embeddings), "run task=embed again"
     )
     if too_long:
-        say(f"note: {len(too_long)} of {len(prompts)} prompts are too long for the embedder: no embedding, no weight")
+        log(f"note: {len(too_long)} of {len(prompts)} prompts are too long for the embedder: no embedding, no weight")
     return found
 
 

@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 
 from kat.data.pairs import Dropped, PairsSpec, PreferencePair, Reading, read_pairs, readings, rows_of
 from kat.data.prompts import unique_prompts
-from kat.pipeline.artifacts import beside, destination, locate, task
+from kat.pipeline.artifacts import destination, locate, sidecar_path, task
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import json_line, open_atomically, write_json, write_jsonl, writing
 from latentwire.harness.typed_config import typed
 
@@ -32,14 +32,14 @@ def pairs(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: A data set cannot be read, or none gives a pair.
     """
-    if not place(cfg.device).is_main_process:
+    if not accelerator_state(cfg.device).is_main_process:
         return None
     specs = _specs(cfg)
     given = [
         Path(path).expanduser() for spec in specs if spec.origin == "file" for path in spec.splits.values() if path
     ]
     out = destination(cfg, reads=given)
-    side, record = beside(out, "pairs_dropped.jsonl"), beside(out, "pairs.json")
+    side, record = sidecar_path(out, "pairs_dropped.jsonl"), sidecar_path(out, "pairs.json")
     counts: dict[str, Any] = {}
     barren: list[str] = []
     with open_atomically(out) as kept, open_atomically(side) as dropped:
@@ -68,9 +68,9 @@ def pairs(cfg: DictConfig) -> dict[str, Any] | None:
             raise UserError("\n".join(barren) or "pairs: no data set is named; write pairs=NAME")
     write_json(record, {"sets": counts, **made_by()})
     for message in barren:
-        say(f"warning: {message}")
-    say(f"pairs: {out} ({sum(c['pairs'] for c in counts.values())})")
-    say(f"dropped: {side} ({sum(sum(c['dropped'].values()) for c in counts.values())})")
+        log(f"warning: {message}")
+    log(f"pairs: {out} ({sum(c['pairs'] for c in counts.values())})")
+    log(f"dropped: {side} ({sum(sum(c['dropped'].values()) for c in counts.values())})")
     return counts
 
 
@@ -94,9 +94,9 @@ def _named_after_file(spec: PairsSpec) -> PairsSpec:
 
 
 def _say_counts(name: str, reading: Reading, number: int, reasons: Counter[str]) -> None:
-    say(f"{name}: {number} pairs out of {reading.rows} rows, read as {reading.format}")
+    log(f"{name}: {number} pairs out of {reading.rows} rows, read as {reading.format}")
     for reason, n in reasons.most_common():
-        say(f"  dropped {n}: {reason}")
+        log(f"  dropped {n}: {reason}")
 
 
 def _ascii_line(item: Dropped) -> bytes:
@@ -115,21 +115,21 @@ def prompts(cfg: DictConfig) -> int | None:
     Raises:
         UserError: No pairs file, a damaged one, or no pair of the split.
     """
-    if not place(cfg.device).is_main_process:
+    if not accelerator_state(cfg.device).is_main_process:
         return None
     out, source = destination(cfg), locate(cfg, "pairs_file")
     unique, pair_to_prompt = unique_prompts(read_pairs(source), cfg.split)
     if not unique:
         raise UserError(f"split={cfg.split}: no pair of {source} is of this split; choose another, or split=null")
     write_jsonl(out, (prompt.row() for prompt in unique))
-    side = beside(out, "pair_to_prompt.jsonl")
+    side = sidecar_path(out, "pair_to_prompt.jsonl")
     write_jsonl(side, ({"pair_id": pair, "prompt_id": prompt} for pair, prompt in pair_to_prompt))
     record = {"pairs_sha256": file_sha256(source), "prompts_sha256": file_sha256(out), "split": cfg.split}
-    write_json(beside(out, "prompts.json"), {**record, "prompts": len(unique), **made_by()})
-    say(f"prompts: {out} ({len(unique)} unique of {len(pair_to_prompt)} pairs); {side}")
+    write_json(sidecar_path(out, "prompts.json"), {**record, "prompts": len(unique), **made_by()})
+    log(f"prompts: {out} ({len(unique)} unique of {len(pair_to_prompt)} pairs); {side}")
     for name, n in sorted(Counter(prompt.source for prompt in unique).items()):
-        say(f"  {n} of {name}")
+        log(f"  {n} of {name}")
     shared = sum(len(prompt.splits) > 1 for prompt in unique)
     if shared and cfg.split:
-        say(f"warning: {shared} of these prompts occur in another split too; their `splits` say in which")
+        log(f"warning: {shared} of these prompts occur in another split too; their `splits` say in which")
     return len(unique)

@@ -10,7 +10,7 @@ from kat.density.projection import page, project
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import destination, locate, task
 from kat.pipeline.origin import density_of, prompts_of
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import write_json, write_text_atomically
 
 
@@ -38,10 +38,10 @@ def projection(cfg: DictConfig) -> list[dict[str, Any]]:
         }
         for i, (name, place) in enumerate(zip(ids, xyz.tolist(), strict=True))
     ]
-    if speaks():
+    if is_main_process():
         html = out.with_suffix(".html")
         write_json(out, {"method": cfg.method, "variance_shares": shares, "points": points})
         write_text_atomically(html, page(points, "Prompt map", axes))
-        say(f"{len(points)} points by {cfg.method}: {out}")
-        say(f"open it in any browser, no network needed: {html}")
+        log(f"{len(points)} points by {cfg.method}: {out}")
+        log(f"open it in any browser, no network needed: {html}")
     return points

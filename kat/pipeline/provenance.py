@@ -7,15 +7,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from kat.pipeline.artifacts import beside, locate
+from kat.pipeline.artifacts import locate, sidecar_path
 from kat.pipeline.density import density_spec
 from kat.pipeline.embed import plan
 from kat.pipeline.origin import check_origin
 from kat.pipeline.prepare import asked_sets
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import config_hash, read_json
 
 
@@ -34,10 +34,10 @@ def require_asked(task: str, path: Path, made: DictConfig, cfg: DictConfig) -> N
         UserError: It is of other data, another embedder or other files; says which, and what to do.
     """
     records = {"pairs": "pairs.json", "prompts": "prompts.json", "density": "density.json"}
-    record = path.with_suffix(".json") if task == "embed" else beside(path, records[task])
+    record = path.with_suffix(".json") if task == "embed" else sidecar_path(path, records[task])
     found = read_json(record) if record.is_file() else None
     if not isinstance(found, dict):
-        say(f"note: {record} is not there, so it cannot be told what {path} was made from; it is used as it is")
+        log(f"note: {record} is not there, so it cannot be told what {path} was made from; it is used as it is")
         return
     {"pairs": _pairs, "prompts": _prompts, "embed": _embeddings, "density": _weights}[task](path, found, made, cfg)
 
@@ -66,7 +66,7 @@ def _pairs(path: Path, found: dict[str, Any], made: DictConfig, _: DictConfig) -
 def _prompts(path: Path, found: dict[str, Any], made: DictConfig, cfg: DictConfig) -> None:
     pairs = locate(made, "pairs_file")
     if found.get("prompts_sha256") != file_sha256(path):
-        raise UserError(f"{path}: is not the file that {beside(path, 'prompts.json')} speaks of; make it anew with "
+        raise UserError(f"{path}: is not the file that {sidecar_path(path, 'prompts.json')} speaks of; make it anew with "
                         "run.py task=prompts")  # fmt: skip
     if pairs.is_file() and found.get("pairs_sha256") != file_sha256(pairs):
         _refuse(path, "prompts", "other pairs", f"those of {pairs}")
@@ -76,11 +76,11 @@ def _prompts(path: Path, found: dict[str, Any], made: DictConfig, cfg: DictConfi
 
 
 def _embeddings(path: Path, found: dict[str, Any], made: DictConfig, _: DictConfig) -> None:
-    wanted = plan(made, place(made.device))
+    wanted = plan(made, accelerator_state(made.device))
     theirs, ours = found.get("embedder") or {}, dict(wanted.about)
     differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
     if differing == ["dtype"]:
-        say(f"note: {path} was computed in {theirs.get('dtype')}, and this run would compute it in {ours['dtype']}")
+        log(f"note: {path} was computed in {theirs.get('dtype')}, and this run would compute it in {ours['dtype']}")
     elif differing:
         key = differing[0]
         _refuse(path, "embed", f"{key} {theirs.get(key)}", f"{key} {ours.get(key)}",
@@ -94,7 +94,7 @@ def _weights(path: Path, found: dict[str, Any], made: DictConfig, _: DictConfig)
     usual = vars(density_spec(made))
     theirs = found.get("settings") or {}
     if told := [f"sampler.{name}={theirs[name]}" for name in usual if name in theirs and theirs[name] != usual[name]]:
-        say(f"note: {path} was made with {', '.join(told)}, which is not the default of task=density")
+        log(f"note: {path} was made with {', '.join(told)}, which is not the default of task=density")
 
 
 def _and(names: Any) -> str:

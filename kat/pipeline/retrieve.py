@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from kat.data.prompts import normalise, read_prompts, render
+from kat.data.prompts import normalise, read_prompts, render_conversation
 from kat.data.tables import same_ids
 from kat.embedding.pooling import embed_texts
 from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import locate, record_of, task
-from latentwire.harness.device import choose_dtype, place
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import speaks
+from latentwire.harness.progress import is_main_process
 from latentwire.harness.typed_config import typed
 from latentwire.lm.spec import ModelSpec
 
@@ -32,10 +32,10 @@ def retrieve(cfg: DictConfig) -> list[dict[str, Any]] | None:
     Raises:
         UserError: No query, files that do not belong together, or embeddings that another embedder made.
     """
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     if not state.is_main_process:
         return None
-    query = render(normalise([{"role": "user", "content": str(cfg.query)}]))
+    query = render_conversation(normalise([{"role": "user", "content": str(cfg.query)}]))
     if not query:
         raise UserError("query: is empty; write query='What is NLP?'")
     path = locate(cfg, "embeddings_file")
@@ -59,7 +59,7 @@ def retrieve(cfg: DictConfig) -> list[dict[str, Any]] | None:
         {"id": ids[row], "score": score, "text": texts[ids[row]].text, "source": texts[ids[row]].source}
         for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
-    if speaks():
+    if is_main_process():
         for line in _listed(found):
             print(line)
     return found

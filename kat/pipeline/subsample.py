@@ -10,7 +10,7 @@ from kat.pipeline.artifacts import destination, locate, task
 from kat.pipeline.origin import check_origin
 from kat.sampling.arms import arm_weights, draw
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_text_atomically
 
@@ -37,9 +37,9 @@ def subsample(cfg: DictConfig) -> list[str]:
         raise UserError(f"id {broken!r}: has a line break, so a list of ids cannot hold it; rename it")
     rows = draw(weights, budget, replacement=False, generator=generator_for(cfg.seed, "subsample", cfg.sampler.name))
     chosen = [ids[row] for row in rows.tolist()]
-    if speaks():
+    if is_main_process():
         write_text_atomically(out, "".join(f"{name}\n" for name in chosen))
-        say(f"{budget} of {len(ids)} prompts by sampler={cfg.sampler.name}: {out}")
+        log(f"{budget} of {len(ids)} prompts by sampler={cfg.sampler.name}: {out}")
         if budget > drawable / 2:
-            say(f"note: {budget / drawable:.0%} of all prompts are taken, so weights can change little")
+            log(f"note: {budget / drawable:.0%} of all prompts are taken, so weights can change little")
     return chosen

@@ -97,7 +97,7 @@ def calibration(margins: Scores) -> dict[str, Any]:
     return {"error": float(error), "bins": bins}
 
 
-def judge(pairs: Sequence[Judged], longer: bool | None, seed: int) -> dict[str, Any]:
+def evaluate_pairs(pairs: Sequence[Judged], longer: bool | None, seed: int) -> dict[str, Any]:
     """Return accuracy, log-loss and calibration of pairs, and the accuracy of a length-only rule on the same pairs.
 
     Args:
@@ -136,17 +136,19 @@ def judge(pairs: Sequence[Judged], longer: bool | None, seed: int) -> dict[str, 
 
 
 def judge_by(pairs: Sequence[Judged], longer: bool | None, seed: int) -> dict[str, Any]:
-    """Return `judge` of all pairs, and of those of each source and each decile of density."""
+    """Return `evaluate_pairs` of all pairs, and of those of each source and each decile of density."""
     sources = sorted({pair.source for pair in pairs})
     tenths = sorted({pair.decile for pair in pairs if pair.decile is not None})
     return {
-        **judge(pairs, longer, seed),
-        "by_source": {name: judge([p for p in pairs if p.source == name], longer, seed) for name in sources},
-        "by_density_decile": {str(n): judge([p for p in pairs if p.decile == n], longer, seed) for n in tenths},
+        **evaluate_pairs(pairs, longer, seed),
+        "by_source": {name: evaluate_pairs([p for p in pairs if p.source == name], longer, seed) for name in sources},
+        "by_density_decile": {
+            str(n): evaluate_pairs([p for p in pairs if p.decile == n], longer, seed) for n in tenths
+        },
     }
 
 
-def render(report: dict[str, Any], title: str) -> str:
+def render_report(report: dict[str, Any], title: str) -> str:
     """Return a report of `judge_by` as a table, 100 columns wide; deciles are those of the density."""
     rule = report.get("length_only")
     wide = max(18, *(len(name) + 2 for name in report["by_source"]))

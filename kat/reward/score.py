@@ -13,13 +13,13 @@ from kat.data.pairs import PairsSpec, PreferencePair, file_rows, read_pairs, rea
 from kat.pipeline.artifacts import task
 from kat.reward.data import describe_counts, encode_all
 from kat.reward.model import load_reward_model
-from kat.reward.report import Judged, judge_by, render
+from kat.reward.report import Judged, judge_by, render_report
 from kat.reward.scoring import reads_at_most, score
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import choose_dtype, place
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import read_json, write_json, write_jsonl
 from latentwire.harness.typed_config import typed
 
@@ -36,7 +36,7 @@ def score_file(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: No reward model, no file, no pair in it.
     """
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     if not state.is_main_process:
         return None
     if not cfg.reward:
@@ -49,10 +49,10 @@ def score_file(cfg: DictConfig) -> dict[str, Any] | None:
     path = Path(cfg.path).expanduser()
     read, dropped = _read(typed(PairsSpec, cfg.pairs.file, "pairs.file."), path)
     for reason, number in dropped.most_common():
-        say(f"  dropped {number}: {reason}")
+        log(f"  dropped {number}: {reason}")
     max_length = min(filter(None, (trained.get("max_length"), reads_at_most(model))), default=sys.maxsize)
     pairs, counts = encode_all(tokenizer, read, max_length)
-    say(f"{path}: {describe_counts(counts, max_length)}")
+    log(f"{path}: {describe_counts(counts, max_length)}")
     if not pairs:
         raise UserError(f"path={path}: gives no pair that can be scored; check the file, or name its format with "
                         "pairs.file.format=NAME")  # fmt: skip
@@ -81,8 +81,8 @@ def score_file(cfg: DictConfig) -> dict[str, Any] | None:
         for pair, (chosen, rejected) in rows
     ))  # fmt: skip
     write_json(out, report)
-    print(render(report, path.name))
-    say(f"scores: {out}; {out.with_suffix('.pairs.jsonl')}")
+    print(render_report(report, path.name))
+    log(f"scores: {out}; {out.with_suffix('.pairs.jsonl')}")
     return report
 
 
@@ -90,7 +90,7 @@ def _trained(folder: Path) -> dict[str, Any]:
     """Return what a run of task=reward learned about lengths; nothing for a model from elsewhere."""
     path = folder / "result.json"
     if not path.is_file():
-        say(f"note: {folder} is no run of task=reward, so there is no rule of length to compare with")
+        log(f"note: {folder} is no run of task=reward, so there is no rule of length to compare with")
         return {}
     result = read_json(path)
     rule = result["held_out"]["length_only"]["rule"]

@@ -21,7 +21,7 @@ from kat.pipeline.ensure import ensure
 from kat.reward.data import RewardData, RewardPair, describe_counts, encode_all, split_pairs
 from kat.reward.frozen import SplitScorer
 from kat.reward.model import bradley_terry_loss, reward_model_of
-from kat.reward.report import Judged, deciles, judge_by, longer_wins, render
+from kat.reward.report import Judged, deciles, judge_by, longer_wins, render_report
 from kat.reward.scoring import reads_at_most, score, tree_scores
 from kat.reward.trees import Tree, batches_of, merged
 from kat.sampling.arms import prompt_weights
@@ -30,11 +30,11 @@ from kat.training.lineage import require_unseen_start
 from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger
 from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all
 from latentwire.harness.memory import within_memory
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json
 from latentwire.harness.run import Run
@@ -45,7 +45,7 @@ from latentwire.harness.training import (
     make_accelerator,
     make_optimizer,
     make_scheduler,
-    require_finite,
+    require_finite_loss,
 )
 from latentwire.harness.typed_config import typed
 from latentwire.lm.model_folder import save_model
@@ -103,7 +103,7 @@ def reward(cfg: DictConfig) -> dict[str, Any]:
     optimizer = typed(OptimizerSpec, cfg.optimizer, "optimizer.")
     model = typed(ModelSpec, cfg.model, "model.")
     accelerator = make_accelerator(cfg.device, cfg.dtype)
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     if spec.prompts_per_step < state.num_processes:
         raise UserError(f"prompts_per_step={spec.prompts_per_step}: {state.num_processes} processes share them, and "
                         "some would have none; use fewer processes or more prompts")  # fmt: skip
@@ -123,7 +123,7 @@ def reward(cfg: DictConfig) -> dict[str, Any]:
     }
     run = Run(cfg, loop, identity, state)
     if (finished := run.finished()) is not None:
-        say(f"reward model: {run.folder / 'model'}  (finished before; force=true trains it anew)")
+        log(f"reward model: {run.folder / 'model'}  (finished before; force=true trains it anew)")
         return finished
     with within_memory(state.device, {"batch_tokens": spec.batch_tokens, "states_gib": memory.states_gib}):
         return _Training(run, loop, spec, memory, model, tuning, optimizer, accelerator).train()
@@ -163,7 +163,7 @@ class _Training:
         source = locate(self.cfg, "pairs_file")
         wanted = (pair for pair in read_pairs(source) if self.spec.split in (None, pair.split))
         pairs, counts = encode_all(self.tokenizer, wanted, max_length)
-        say(f"{source}: {describe_counts(counts, max_length)}")
+        log(f"{source}: {describe_counts(counts, max_length)}")
         if not pairs:
             raise UserError(
                 f"split={self.spec.split}: no pair of {source} is of this split and fits into max_length={max_length} "
@@ -181,7 +181,7 @@ class _Training:
             list(self.data.train), self.cfg.sampler.name, *measured_weights(self.cfg), self.loop.seed
         )
         if without:
-            say(f"warning: {without} training prompts were too long for the embedder; they are never drawn")
+            log(f"warning: {without} training prompts were too long for the embedder; they are never drawn")
         return DensityAwareSampler(weights, seed=self.loop.seed)
 
     def _scorer(self, tuning: TuningSpec, memory: MemorySpec) -> Scorer:
@@ -199,8 +199,8 @@ class _Training:
         result = self._judged()
         if self.state.is_main_process:
             write_json(self.run.folder / "result.json", result)
-            print(render(result["held_out"], "held-out pairs"))
-            say(f"reward model: {self.run.folder / 'model'}; {self.run.folder / 'result.json'}")
+            print(render_report(result["held_out"], "held-out pairs"))
+            log(f"reward model: {self.run.folder / 'model'}; {self.run.folder / 'result.json'}")
         return self.run.end(result, {"held_out_accuracy": result["held_out"]["accuracy"]})
 
     def _steps(self, done: int) -> None:
@@ -249,7 +249,7 @@ class _Training:
             chosen, rejected = scores[torch.tensor(rows, device=scores.device)].unbind(1)  # (P,), (P,)
             share = torch.tensor([weight for _, weight in here], device=scores.device)
             losses = bradley_terry_loss(chosen, rejected) * share
-            require_finite("the loss", losses, doing)
+            require_finite_loss("the loss", losses, doing)
             losses.sum().backward()
             margins = (chosen - rejected).detach()
             each = torch.stack([losses.detach(), (margins.sign() + 1) / 2 * share, margins * share]).double().sum(dim=1)
@@ -311,7 +311,7 @@ class _Training:
                 progress.advance(len(part), "")
         scores = dict(gather_from_all(self.state, found))
         rewards = torch.tensor([scores[index] for index in range(len(pairs))], dtype=torch.float64)  # (pairs, 2)
-        require_finite("a reward", rewards, "the held-out pairs")
+        require_finite_loss("a reward", rewards, "the held-out pairs")
         return (rewards[:, 0] - rewards[:, 1]).tolist(), rewards.flatten()
 
     def _deciles(self) -> dict[str, int]:

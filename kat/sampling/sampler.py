@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from kat.data.prompts import normalise, render
-from kat.density.diagnostics import diagnose
+from kat.data.prompts import normalise, render_conversation
+from kat.density.diagnostics import diagnose_weights
 from kat.density.estimate import Density, DensitySpec, estimate
 from kat.sampling.arms import checked_weights, draw, expected_draws
 from latentwire.harness.errors import UserError
@@ -130,7 +130,7 @@ class DensityAwareSampler(Sampler[int]):
             UserError: A prompt without text, too few prompts, a setting out of its range.
 
         Warns:
-            UserWarning: The weights do nothing, or explode, as `kat.density.diagnostics.diagnose` says.
+            UserWarning: The weights do nothing, or explode, as `kat.density.diagnostics.diagnose_weights` says.
         """
         from kat.embedding.pooling import embed_hidden
 
@@ -142,7 +142,7 @@ class DensityAwareSampler(Sampler[int]):
         finally:
             model.train(training)
         found = estimate(emb, spec, seed)
-        for words in diagnose(found.density, found.weights, found.gamma, [""] * len(emb))["warnings"]:
+        for words in diagnose_weights(found.density, found.weights, found.gamma, [""] * len(emb))["warnings"]:
             warnings.warn(words, stacklevel=2)
         sampler = cls(found.weights, seed=seed, **draws)
         sampler.density = found
@@ -319,7 +319,7 @@ def _text(row: int, prompt: Any) -> str:
         prompt = [{"role": "user", "content": prompt}]
     try:
         messages = normalise(prompt)
-        text = render(messages)
+        text = render_conversation(messages)
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"prompt {row} is {type(prompt).__name__}: expected a text or a list of messages with role and content; "

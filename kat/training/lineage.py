@@ -9,7 +9,7 @@ from typing import Any
 from kat.data.heldout import LEDGER
 from kat.data.tables import read_rows
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import read_json
 from latentwire.lm.spec import ModelSpec
 
@@ -65,9 +65,9 @@ def _lineage(setting: str, folder: Path) -> Iterator[Path]:
             model = began_as(model)
             continue
         if model == folder:
-            say(f"note: {setting}: there is no {LEDGER} with it, so nothing tells which prompts it was trained on")
+            log(f"note: {setting}: there is no {LEDGER} with it, so nothing tells which prompts it was trained on")
         elif not model.exists():
-            say(f"note: {setting}: went on from {model}, which is not there, so nothing tells which prompts that was "
+            log(f"note: {setting}: went on from {model}, which is not there, so nothing tells which prompts that was "
                 "trained on")  # fmt: skip
         return
 

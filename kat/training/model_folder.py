@@ -14,7 +14,19 @@ from latentwire.lm.model_folder import weight_files
 
 READ_TOO = ("*.json", "*.jinja", "*.model", "*.txt")  # settings and tokenizer
 # Settings of a run that decide nothing it learns, and the sampler, by which they are meant to differ.
-NOT_COMPARED = ("sampler", "out", "name", "variant", "folder", "force", "only", "tracker", "keep", "checkpoint_every")
+NOT_COMPARED = (
+    "sampler",
+    "out",
+    "name",
+    "variant",
+    "folder",
+    "force",
+    "only",
+    "tracker",
+    "keep",
+    "keep_checkpoints",
+    "checkpoint_every",
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ def _model_folder(setting: str, given: str) -> Path:
     return folder
 
 
-def doubts(models: Sequence[TrainedModel]) -> list[str]:
+def comparison_warnings(models: Sequence[TrainedModel]) -> list[str]:
     """Return what makes it doubtful that a comparison with the first is one of samplers, a sentence each."""
     first, found = models[0], []
     for model in models[1:]:

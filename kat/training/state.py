@@ -53,7 +53,7 @@ class LoopSpec(RunSpec):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainableParameters:
     """The weights of a model that are trained; the others are as they were loaded."""
 
     parameters: dict[str, nn.Parameter]
@@ -73,7 +73,12 @@ def learner_of(
     parameters: dict[str, nn.Parameter], optimizer: AdamW, scheduler: LambdaLR, sampler: DensityAwareSampler
 ) -> dict[str, Stateful]:
     """Return what changes while a loop trains, by its names in a checkpoint."""
-    return {"parameters": Trained(parameters), "optimizer": optimizer, "scheduler": scheduler, "sampler": sampler}
+    return {
+        "parameters": TrainableParameters(parameters),
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "sampler": sampler,
+    }
 
 
 def measured_weights(cfg: DictConfig) -> tuple[dict[str, float], list[str]]:

@@ -10,9 +10,9 @@ import numpy as np
 
 from latentwire.harness.errors import UserError
 from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap, recovered_shares
-from latentwire.stats.formatting import three_digits
+from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import Difference, Scores
-from latentwire.stats.power import ALPHA, POWER, POWER_FORMULA, detectable_difference, samples_needed, spread
+from latentwire.stats.power import ALPHA, POWER, POWER_FORMULA, detectable_difference, samples_needed, std
 
 Result = dict[str, Any]
 ById = tuple[list[str], Scores]  # ids of the examples and their F1, both (N,)
@@ -44,18 +44,18 @@ def scores_on(ids: tuple[str, ...], by: ById) -> Scores:
 
 
 @dataclass
-class Judging:
+class AnalysisSettings:
     """How results are judged; plain settings at the root of the config."""
 
-    floor: float  # a clean F1 below this cannot tell repairs apart
-    wished: float  # a difference in F1 to plan for
+    min_clean_f1: float  # a clean F1 below this cannot tell repairs apart
+    target_difference: float  # a difference in F1 to plan for
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
-        if not 0 <= self.floor < 1:
-            raise UserError(f"floor={self.floor}: is an F1, between 0 and 1")
-        if not 0 < self.wished <= 1:
-            raise UserError(f"wished={self.wished}: is a difference in F1, above 0 and at most 1")
+        if not 0 <= self.min_clean_f1 < 1:
+            raise UserError(f"min_clean_f1={self.min_clean_f1}: is an F1, between 0 and 1")
+        if not 0 < self.target_difference <= 1:
+            raise UserError(f"target_difference={self.target_difference}: is a difference in F1, above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Evidence:
     random: Result | None  # the other one: random tokens, which are the same whatever the source
     controlled: bool  # controls were asked beside the results, whether they succeeded or not
     scores: dict[str, ById]
-    judging: Judging
+    judging: AnalysisSettings
 
     def on(self, name: str, ids: list[str]) -> Scores | None:
         """Return the F1 of a result on these examples, or None where it did not answer all of them."""
@@ -95,7 +95,7 @@ class Evidence:
         return np.stack([self.scores[name][1] for name in names])
 
 
-def compare(names: list[str], evidence: Evidence) -> dict[str, Comparison]:
+def compare_with_baseline(names: list[str], evidence: Evidence) -> dict[str, Comparison]:
     """Compare with the baseline those whose examples it answered too, as one family of comparisons.
 
     In a budgeted sweep results have different numbers of examples; each is compared on its own.
@@ -113,7 +113,7 @@ def spreads(names: list[str], evidence: Evidence) -> dict[str, float]:
     if evidence.baseline is None:
         return {}
     return {
-        name: spread(evidence.scores[name][1] - reference)
+        name: std(evidence.scores[name][1] - reference)
         for members, (reference,) in evidence.families(names, evidence.baseline["name"])
         for name in members
     }
@@ -129,7 +129,7 @@ def detectable(sd: float | None, count: int, comparisons: int) -> dict[str, floa
     }
 
 
-def power(sds: list[float], baseline: Result | None, wished: float) -> dict[str, Any] | None:
+def power(sds: list[float], baseline: Result | None, target_difference: float) -> dict[str, Any] | None:
     """Return what the examples of a group can show, by the median spread of the comparisons that have any."""
     comparisons, sds = len(sds), [sd for sd in sds if sd > 0]
     if baseline is None or not sds:
@@ -143,9 +143,9 @@ def power(sds: list[float], baseline: Result | None, wished: float) -> dict[str,
         "alpha_corrected": ALPHA / comparisons,
         "spread": middle,
         **detectable(middle, count, comparisons),
-        "wished": wished,
-        "samples_needed": samples_needed(middle, wished, ALPHA),
-        "samples_needed_corrected": samples_needed(middle, wished, ALPHA / comparisons),
+        "wished": target_difference,
+        "samples_needed": samples_needed(middle, target_difference, ALPHA),
+        "samples_needed_corrected": samples_needed(middle, target_difference, ALPHA / comparisons),
         "formula": POWER_FORMULA,
     }
 
@@ -162,7 +162,7 @@ def recovered(names: list[str], evidence: Evidence) -> dict[str, dict[str, Any]]
     return found
 
 
-def controls_of(results: list[Result], evidence: Evidence) -> dict[str, Any] | None:
+def group_controls(results: list[Result], evidence: Evidence) -> dict[str, Any] | None:
     """Compare the clean control with each lower one: the empty context, and random tokens where they were asked.
 
     Random tokens are those of the same source, or of the sweep where the source has none. Those that a budget left out
@@ -197,23 +197,23 @@ def controls_of(results: list[Result], evidence: Evidence) -> dict[str, Any] | N
     return {"clean": {key: evidence.clean[key] for key in shown}, "lower": rows}
 
 
-def answerable(controls: dict[str, Any] | None, floor: float) -> tuple[bool | None, str | None]:
+def answerable(controls: dict[str, Any] | None, min_clean_f1: float) -> tuple[bool | None, str | None]:
     """Tell whether this model, prompt and data can answer the question, by the controls; why, where they cannot."""
     if controls is None:
         return None, None
     clean = controls["clean"]
-    if clean["f1"] < floor:
-        return False, f"the clean baseline reads too little: F1 {three_digits(clean['f1'])}, the floor is " + (
-            f"{three_digits(floor)} (floor=...)"
+    if clean["f1"] < min_clean_f1:
+        return False, f"the clean baseline reads too little: F1 {format_score(clean['f1'])}, the floor is " + (
+            f"{format_score(min_clean_f1)} (min_clean_f1=...)"
         )
     for lower in controls["lower"]:
         if not lower["clearly_below"]:
             low, high = lower["difference_interval"]
             what = "an empty context" if lower["control"] == "empty" else f"random tokens ({lower['name']})"
             return False, (
-                f"{what} scores F1 {three_digits(lower['f1'])}, not clearly below the clean baseline's "
-                f"{three_digits(clean['f1'])} (difference {three_digits(lower['difference'])} "
-                f"[{three_digits(low)}, {three_digits(high)}])"
+                f"{what} scores F1 {format_score(lower['f1'])}, not clearly below the clean baseline's "
+                f"{format_score(clean['f1'])} (difference {format_score(lower['difference'])} "
+                f"[{format_score(low)}, {format_score(high)}])"
             )
     return (True if controls["lower"] else None), None
 

@@ -11,14 +11,14 @@ from latentwire.analysis.auto_goal import judge_auto
 from latentwire.analysis.controls import (
     RANDOM,
     SEED,
+    AnalysisSettings,
     ById,
     Evidence,
-    Judging,
     above_empty,
     answerable,
-    compare,
-    controls_of,
+    compare_with_baseline,
     detectable,
+    group_controls,
     is_supervised,
     power,
     recovered,
@@ -27,7 +27,7 @@ from latentwire.analysis.controls import (
 from latentwire.analysis.findings import joined
 from latentwire.analysis.matrix import make_atlas
 from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap
-from latentwire.stats.formatting import three_digits
+from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import Difference
 from latentwire.stats.power import ALPHA
 
@@ -44,7 +44,9 @@ WINNERS = {
 }
 
 
-def analyze(results: list[Result], scores: dict[str, ById], controls: list[Result], judging: Judging) -> dict[str, Any]:
+def analyze(
+    results: list[Result], scores: dict[str, ById], controls: list[Result], judging: AnalysisSettings
+) -> dict[str, Any]:
     """Analyse the successful results of a sweep, source by source.
 
     Args:
@@ -75,8 +77,8 @@ def analyze(results: list[Result], scores: dict[str, ById], controls: list[Resul
         evidence = Evidence(baseline, clean, empty, random, variant in controlled, scores, judging)
         analysed.append(_analyze_group(group, members, evidence))
     return {
-        "floor": judging.floor,
-        "wished": judging.wished,
+        "floor": judging.min_clean_f1,
+        "wished": judging.target_difference,
         "warnings": joined([*results, *controls]),
         "groups": analysed,
         "coverage": coverage(analysed),
@@ -113,7 +115,7 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
     ranked = sorted(results, key=lambda result: (-result["num_samples"], -result["f1"], result["name"]))
     baseline, scores = evidence.baseline, evidence.scores
     compared = [r["name"] for r in ranked if r is not baseline and not r["identity"]]
-    comparisons = compare(compared, evidence)
+    comparisons = compare_with_baseline(compared, evidence)
     shares = recovered([result["name"] for result in ranked], evidence)
     spread_of = spreads(list(comparisons), evidence)
     rows = [
@@ -122,8 +124,8 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
         | detectable(spread_of.get(result["name"]), len(scores[result["name"]][0]), len(comparisons))
         for result in ranked
     ]
-    controls = controls_of(results, evidence)
-    can_answer, reason = answerable(controls, evidence.judging.floor)
+    controls = group_controls(results, evidence)
+    can_answer, reason = answerable(controls, evidence.judging.min_clean_f1)
     needed = {"the clean control": evidence.clean, "the empty context, the lower control,": evidence.empty}
     missing = [control for control, result in needed.items() if result is None]
     if evidence.controlled and missing:
@@ -141,7 +143,7 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
         "answerable": can_answer,
         "reason": reason,
         "controls": controls,
-        "power": power(list(spread_of.values()), baseline, evidence.judging.wished),
+        "power": power(list(spread_of.values()), baseline, evidence.judging.target_difference),
         "ranking": rows,
         "best_of_family": list(best.values()),
         "dial_means": _dial_means(results),
@@ -242,7 +244,7 @@ def _observations(
         holds = "unknown: no baseline among the results"
     else:
         low, high = baseline["f1_interval"]
-        interval = f"{three_digits(baseline['f1'])} [{three_digits(low)}, {three_digits(high)}]"
+        interval = f"{format_score(baseline['f1'])} [{format_score(low)}, {format_score(high)}]"
         holds = "yes" if low > 0.5 else "no" if high < 0.5 else "undecided, the interval holds .5"
         holds += f": {interval}"
     table = [("Baseline F1 > 0.5", "the LM can use these embeddings", "look at the encoder's distribution", holds)]
@@ -270,9 +272,9 @@ def _observations(
             holds = "undecided: within noise of the baseline"
         table.append((observation, meaning, action, holds))
     highest = max(row["f1_interval"][1] for row in rows)
-    holds = f"yes: no interval reaches above {three_digits(highest)}" if highest < DEAD else "no"
+    holds = f"yes: no interval reaches above {format_score(highest)}" if highest < DEAD else "no"
     if highest >= DEAD and all(row["f1"] < DEAD for row in rows):
-        holds = f"nearly: no F1 reaches {three_digits(DEAD)}"
+        holds = f"nearly: no F1 reaches {format_score(DEAD)}"
     table.append(("Everything fails", "inputs_embeds broken, or nothing repairs this", "debug the generation set-up",
                   holds))  # fmt: skip
     return [
@@ -323,8 +325,8 @@ def _verdict(
     ties = f", level with {', '.join(tied[:4])}{' and more' if len(tied) > 4 else ''}" if tied else ""
     return {
         "winner": first["name"],
-        "verdict": f"{first['experiment']} is best: F1 {three_digits(first['f1'])} against "
-        f"{three_digits(baseline['f1'])}{ties}.",
+        "verdict": f"{first['experiment']} is best: F1 {format_score(first['f1'])} against "
+        f"{format_score(baseline['f1'])}{ties}.",
         "next": f"Integrate embed_transform={first['family']} {dials}".rstrip()
         + (", or the cheapest of those level with it" if level else "")
         + "; confirm it first on more examples (samples=...).",

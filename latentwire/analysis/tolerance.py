@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from latentwire.analysis.controls import SEED, ById, common, is_supervised, scores_on
-from latentwire.stats.formatting import three_digits
+from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import FEW, Scores, resampled_means
 
 Result = dict[str, Any]
@@ -97,8 +97,8 @@ def _half_is_empty(controls: dict[str, Any], scores: dict[str, ById]) -> str | N
         high = float(np.quantile(resampled_means(above[None], SEED)[0], 0.975))
         if high >= 0:
             return (
-                f"an empty context scores F1 {three_digits(lower['f1'])}, not clearly below half of the clean "
-                f"score ({three_digits(controls['clean']['f1'] / 2)})"
+                f"an empty context scores F1 {format_score(lower['f1'])}, not clearly below half of the clean "
+                f"score ({format_score(controls['clean']['f1'] / 2)})"
             )
     return None
 

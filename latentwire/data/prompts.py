@@ -21,7 +21,7 @@ FORMAT = 2  # goes into the hash of every result; raise it whenever a prompt cha
 
 
 @dataclass(frozen=True)
-class Prompt:
+class FewShotPrompt:
     """An example as tokens, without the shots."""
 
     example: Example
@@ -59,7 +59,7 @@ class PromptWriter:
         """Return the tokens of a question as it stands in a prompt, up to where the answer begins."""
         return [*self.ids("\nQuestion:"), *self.ids(f" {example.question}"), *self.ids("\nAnswer:")]
 
-    def prompt(self, example: Example, passage: bool = True) -> Prompt:
+    def prompt(self, example: Example, passage: bool = True) -> FewShotPrompt:
         """Return an example's own tokens and which of them are the source span; on request without the passage."""
         ids: list[int] = []
         mask: list[bool] = []
@@ -75,7 +75,7 @@ class PromptWriter:
             ids += tokens
             mask += [is_source] * len(tokens)
             passage_mask += [is_passage] * len(tokens)
-        return Prompt(example, torch.tensor(ids), torch.tensor(mask), torch.tensor(passage_mask), passage)
+        return FewShotPrompt(example, torch.tensor(ids), torch.tensor(mask), torch.tensor(passage_mask), passage)
 
     def spans(self, examples: list[Example], positions: int, questions: bool = True) -> list[torch.Tensor]:
         """Return what would be source spans of these examples, each passage once: token ids (T,) int64.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 
-def likeness(latents: list[Tensor]) -> float:
+def mean_pairwise_cosine(latents: list[Tensor]) -> float:
     """Return the mean cosine between latents of different passages at the same position: near 1 they have collapsed.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from latentwire.encoders.collapse import likeness
+from latentwire.encoders.collapse import mean_pairwise_cosine
 
 BYTES_PER_NUMBER = 2  # float16: what a number of z takes on its way
 COMPARED = 32  # passages whose latents are held side by side
@@ -19,7 +19,7 @@ FEW_ANSWERS = 0.5  # distinct answers, as a share of the distinct references
 
 
 @dataclass(frozen=True)
-class Cost:
+class LatentCost:
     """What stood for the passage of one example."""
 
     text: str  # the passage
@@ -29,7 +29,7 @@ class Cost:
 
 
 def account(
-    costs: Sequence[Cost], latents: list[Tensor], predictions: Sequence[str], references: Sequence[str]
+    costs: Sequence[LatentCost], latents: list[Tensor], predictions: Sequence[str], references: Sequence[str]
 ) -> dict[str, Any]:
     """Return the means over examples, and warnings.
 
@@ -50,7 +50,7 @@ def account(
         "bytes": sum(cost.size for cost in costs) / count,
         "text_bytes": sum(len(cost.text.encode()) for cost in costs) / count,
         "text_zlib_bytes": sum(len(zlib.compress(cost.text.encode(), 9)) for cost in costs) / count,
-        "likeness": likeness([rows[:BEGINNING] for rows in latents]),
+        "likeness": mean_pairwise_cosine([rows[:BEGINNING] for rows in latents]),
         "distinct_answers": len(set(predictions)),
         "distinct_references": len(set(references)),
     }

@@ -30,7 +30,7 @@ WORDS = re.compile(r"\w+")
 # --- while a configuration runs ---------------------------------------------------------------------------------
 
 
-def require_finite(values: Tensor, what: str, identifier: str) -> None:
+def require_finite_values(values: Tensor, what: str, identifier: str) -> None:
     """Stop where embeddings or logits hold NaN or infinity.
 
     Raises:

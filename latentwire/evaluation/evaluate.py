@@ -13,19 +13,19 @@ from torch import Tensor
 
 from latentwire.analysis.findings import Finding
 from latentwire.data.fingerprints import fingerprint
-from latentwire.data.prompts import Prompt
+from latentwire.data.prompts import FewShotPrompt
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.encoders.cost import COMPARED as PASSAGES_COMPARED
-from latentwire.encoders.cost import Cost, account
+from latentwire.encoders.cost import LatentCost, account
 from latentwire.evaluation import detectors
 from latentwire.evaluation.metrics import exact_match, f1_score
-from latentwire.evaluation.setup import Bench, Choice, block_ends
+from latentwire.evaluation.setup import Component, EvaluationSetup, block_ends
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all, in_every_process
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.random import generator_for
 from latentwire.lm.decoding import Generated
-from latentwire.sources.base import Text
+from latentwire.sources.base import Source
 from latentwire.sources.registry import SOURCES, build_source
 from latentwire.stats.intervals import bootstrap_interval, wilson_interval
 from latentwire.transforms.base import PAIRS, Transform
@@ -36,12 +36,12 @@ BEGINNING, COMPARED = 4, 32  # positions of so many spans are held side by side,
 
 
 def evaluate(
-    bench: Bench,
-    source: Choice,
-    transform: Choice,
+    bench: EvaluationSetup,
+    source: Component,
+    transform: Component,
     state: PartialState,
     title: str,
-    asked: int | None = None,
+    num_examples: int | None = None,
     known: Sequence[dict[str, Any]] = (),
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Ask every example through one source and one transform.
@@ -54,8 +54,8 @@ def evaluate(
         transform: What repairs.
         state: The device and the processes.
         title: For the progress shown.
-        asked: Ask only this many of the examples, the end of a block.
-        known: Rows of the first examples from before, up to the end of a block; they are not asked again.
+        num_examples: Ask only this many of the examples, the end of a block.
+        known: Rows of the first examples from before, up to the end of a block; they are not num_examples again.
 
     Returns:
         Scores with their intervals and what else is to be known of the run, and one row for each example:
@@ -66,9 +66,11 @@ def evaluate(
             embeddings that a transform cannot be fitted on; in every process, whichever met it.
     """
     started = time.perf_counter()
-    end = len(bench.prompts) if asked is None else min(asked, len(bench.prompts))
+    end = len(bench.prompts) if num_examples is None else min(num_examples, len(bench.prompts))
     if end not in block_ends(len(bench.prompts), bench.first):
-        raise UserError(f"asked={asked}: must be the end of a block of examples ({bench.first} times 1, 2, 4, ...)")
+        raise UserError(
+            f"num_examples={num_examples}: must be the end of a block of examples ({bench.first} times 1, 2, 4, ...)"
+        )
     before = bench.decoder.seconds, bench.decoder.positions
     share = _Share()
     wanted = range(len(known), end)
@@ -115,7 +117,13 @@ def _distinct(findings: list[Finding]) -> list[Finding]:
 
 
 def _ask_share(
-    bench: Bench, source: Choice, transform: Choice, state: PartialState, title: str, wanted: range, share: _Share
+    bench: EvaluationSetup,
+    source: Component,
+    transform: Component,
+    state: PartialState,
+    title: str,
+    wanted: range,
+    share: _Share,
 ) -> None:
     """Ask the examples of this process, batch by batch."""
     seed = bench.settings.seed
@@ -143,8 +151,10 @@ def _ask_share(
 
 
 @torch.no_grad()
-def _fit(bench: Bench, distort: Text, repair: Transform, source: Choice, transform: Choice) -> dict[str, Any] | None:
-    """Fit a transform that wants it, on the source's embeddings of passages that are not asked about.
+def _fit(
+    bench: EvaluationSetup, distort: Source, repair: Transform, source: Component, transform: Component
+) -> dict[str, Any] | None:
+    """Fit a transform that wants it, on the source's embeddings of passages that are not num_examples about.
 
     Returns:
         What it was fitted on and what it found; None for a transform that is not fitted.
@@ -153,7 +163,7 @@ def _fit(bench: Bench, distort: Text, repair: Transform, source: Choice, transfo
         return None
     if not bench.fitting:
         raise UserError(
-            f"embed_transform={transform.name}: is fitted on passages that are not asked about, and the data have "
+            f"embed_transform={transform.name}: is fitted on passages that are not num_examples about, and the data have "
             "none; lower samples, or give another file for the shots (shots_path=FILE)"
         )
     seed = bench.settings.seed
@@ -182,7 +192,7 @@ def _fit(bench: Bench, distort: Text, repair: Transform, source: Choice, transfo
     }
 
 
-def _check_span(bench: Bench, prompt: Prompt) -> None:
+def _check_span(bench: EvaluationSetup, prompt: FewShotPrompt) -> None:
     texts = [prompt.example.question]
     if prompt.passage:
         texts.append(prompt.example.context)
@@ -192,12 +202,12 @@ def _check_span(bench: Bench, prompt: Prompt) -> None:
 
 @torch.no_grad()
 def _embed(
-    bench: Bench,
-    prompt: Prompt,
-    distort: Text,
+    bench: EvaluationSetup,
+    prompt: FewShotPrompt,
+    distort: Source,
     repair: Transform,
-    source: Choice,
-    transform: Choice,
+    source: Component,
+    transform: Component,
     share: _Share,
 ) -> tuple[Tensor, float]:
     """Return the embeddings of a prompt with its span distorted and repaired, (T, D), and the relative change.
@@ -214,7 +224,7 @@ def _embed(
         (f"the source {source.name} {source.dials or ''}".rstrip(), real, seen),
         (f"the transform {transform.name} {transform.dials or ''}".rstrip(), seen, repaired),
     ):
-        detectors.require_finite(after, what, identifier)
+        detectors.require_finite_values(after, what, identifier)
         share.findings += [
             f for f in detectors.dtype_changed(what, before.dtype, after.dtype) if f not in share.findings
         ]
@@ -243,7 +253,7 @@ def put_passage(embeds: Tensor, span: Tensor, replacement: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _account(bench: Bench, source: Choice, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _account(bench: EvaluationSetup, source: Component, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Say what latents cost, whether they differ, and how many of the passages the encoder was trained on.
 
     None for a source that stands for more than the passage.
@@ -256,7 +266,7 @@ def _account(bench: Bench, source: Choice, rows: list[dict[str, Any]]) -> dict[s
     contexts = [prompt.example.context for prompt in prompts]
     tokens = [int(prompt.passage_mask.sum()) for prompt in prompts]
     costs = [
-        Cost(text, count, distort.positions(count), distort.size(count))
+        LatentCost(text, count, distort.positions(count), distort.size(count))
         for text, count in zip(contexts, tokens, strict=True)
     ]
     latents = [
@@ -277,11 +287,11 @@ def _account(bench: Bench, source: Choice, rows: list[dict[str, Any]]) -> dict[s
                 "or stopped by: their scores are no evidence"
             )
     for warning in found["warnings"]:
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
     return found
 
 
-def _row(index: int, prompt: Prompt, output: Generated, change: float, reused: bool) -> dict[str, Any]:
+def _row(index: int, prompt: FewShotPrompt, output: Generated, change: float, reused: bool) -> dict[str, Any]:
     example = prompt.example
     return {
         "index": index,
@@ -301,7 +311,7 @@ def _public(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in PUBLIC}
 
 
-def _summarize(bench: Bench, rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+def _summarize(bench: EvaluationSetup, rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Return the means over examples, each with its 95% interval."""
     count = len(rows)
 

@@ -14,27 +14,27 @@ from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
 import latentwire
-from latentwire.analysis.ranking import three_digits
 from latentwire.data.examples import DataSpec
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation import likelihood
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.likelihood import Likelihood, Likelihoods
-from latentwire.evaluation.setup import Choice, Settings, identity, prepare
-from latentwire.harness.device import choose_dtype, place
+from latentwire.evaluation.setup import Component, Settings, identity, prepare
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
-from latentwire.harness.gather import from_first
+from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.memory import choose_batch_tokens, within_memory
 from latentwire.harness.origin import made_on
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import Result, ResultStore, config_hash, read_jsonl, write_json
 from latentwire.harness.typed_config import typed
 from latentwire.lm.spec import ModelSpec
 from latentwire.stats.comparison import Comparison, compare_paired
+from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import percentile_interval
 from latentwire.stats.power import ALPHA
 
-BASELINE = Choice("baseline")
+BASELINE = Component("baseline")
 MEASURES = tuple(field.name for field in fields(Likelihood))
 TITLES = {"text": "whole text", "latent": "latents", "cut": "text cut to as many tokens",
           "averaged": "averages of neighbouring tokens", "empty": "no passage"}  # fmt: skip
@@ -56,7 +56,7 @@ def report(cfg: DictConfig) -> dict[str, Any]:
                 f"{group}={chosen}: task=latent_report asks an encoder as it was trained; leave it out, or evaluate it "
                 "with run.py embed_source=latent"
             )
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     asked = {field.name: cfg[field.name] for field in fields(Settings)}
     asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
     settings = typed(Settings, asked)
@@ -69,35 +69,35 @@ def report(cfg: DictConfig) -> dict[str, Any]:
     asking = _Asking(model, data, settings, dtype, store, state, cfg.force)
     results: dict[str, Result] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
-    for source in controls_of(about, cfg.checkpoint):
+    for source in control_configs(about, cfg.checkpoint):
         results[source.name], rows[source.name] = found, _ = asking.of(source)
-        say(f"{TITLES[source.name]}  F1 {three_digits(found['f1'])}  NLL {found['nll']:.2f}")
-    judged = judge(about, results, rows, settings.seed)
+        log(f"{TITLES[source.name]}  F1 {format_score(found['f1'])}  NLL {found['nll']:.2f}")
+    judged = compare_with_controls(about, results, rows, settings.seed)
     judged |= {
         "checkpoint": str(cfg.checkpoint),
         "sha256": about["sha256"],
         **made_on(state),
         "config": OmegaConf.to_container(cfg, resolve=True),
     }
-    if speaks():
+    if is_main_process():
         write_json(store.folder / "report.json", judged)
-        print(render(judged))
-        say(f"report: {store.folder / 'report.json'}")
+        print(render_report(judged))
+        log(f"report: {store.folder / 'report.json'}")
     return judged
 
 
-def controls_of(about: dict[str, Any], checkpoint: str) -> list[Choice]:
+def control_configs(about: dict[str, Any], checkpoint: str) -> list[Component]:
     """Return the sources to compare: the latents, the whole text, and those of no more positions than the latents.
 
     An encoder that makes a position of each token is held against the whole text and no passage alone: a cut to as many
     tokens would be the whole text.
     """
     dials = about["encoder_dials"]
-    chosen = [Choice("text"), Choice("latent", {"checkpoint": checkpoint})]
+    chosen = [Component("text"), Component("latent", {"checkpoint": checkpoint})]
     if "latent_len" in dials or dials.get("ratio", 1) > 1:
         equal = {"ratio": float(dials.get("ratio", 1)), "positions": dials.get("latent_len")}
-        chosen += [Choice("cut", dict(equal)), Choice("averaged", dict(equal))]
-    return [*chosen, Choice("empty")]
+        chosen += [Component("cut", dict(equal)), Component("averaged", dict(equal))]
+    return [*chosen, Component("empty")]
 
 
 @dataclass
@@ -117,7 +117,7 @@ class _Asking:
         """The model and what it is asked, loaded where something is missing."""
         return Likelihoods(prepare(self.model, self.data, self.settings, self.state), self.state)
 
-    def of(self, source: Choice) -> tuple[Result, list[dict[str, Any]]]:
+    def of(self, source: Component) -> tuple[Result, list[dict[str, Any]]]:
         """Return a source's result, and its rows, example by example."""
         title = TITLES[source.name]
         produced_by = identity(
@@ -137,7 +137,7 @@ class _Asking:
         )
         return {**likely, **answers}, [{**one, **other} for one, other in zip(found, answered, strict=True)]
 
-    def _likely(self, source: Choice, title: str) -> tuple[Result, list[dict[str, Any]]]:
+    def _likely(self, source: Component, title: str) -> tuple[Result, list[dict[str, Any]]]:
         found = self.likelihoods.over(source, title)
         scores: Result = {"num_samples": len(found)}
         for measure in MEASURES:
@@ -148,12 +148,12 @@ class _Asking:
         return scores, [{"id": p.example.id, **vars(own)} for p, own in zip(prompts, found, strict=True)]
 
     def _kept(
-        self, name: str, source: Choice, produced_by: dict[str, Any], ask: Callable[[], tuple[Result, list[Any]]]
+        self, name: str, source: Component, produced_by: dict[str, Any], ask: Callable[[], tuple[Result, list[Any]]]
     ) -> tuple[Result, list[dict[str, Any]]]:
         """Take a finished result with its rows, or ask for it and save it."""
         key, state = config_hash(produced_by), self.state
         found = self.store.finished(name, key) if state.is_main_process and not self.force else None
-        found = from_first(state, found)
+        found = broadcast_from_main(state, found)
         if found is None:
             with within_memory(state.device, {"batch_tokens": self.settings.batch_tokens}):
                 scores, rows = ask()
@@ -165,7 +165,7 @@ class _Asking:
         return found, read_jsonl(self.store.predictions_path(name))
 
 
-def judge(
+def compare_with_controls(
     about: dict[str, Any], results: dict[str, Result], rows: dict[str, list[dict[str, Any]]], seed: int
 ) -> dict[str, Any]:
     """Compare the latents with each other source, example by example.
@@ -220,7 +220,7 @@ def _against(compared: Comparison) -> dict[str, Any]:
             "p_holm": compared.p_holm}  # fmt: skip
 
 
-def render(judged: dict[str, Any]) -> str:
+def render_report(judged: dict[str, Any]) -> str:
     """Return the report as text."""
     latents = judged["latents"]
     lines = [
@@ -230,8 +230,8 @@ def render(judged: dict[str, Any]) -> str:
         f"{'':34}{'positions':>10}   F1    95% interval   the latents against it",
     ]
     for row in judged["rows"]:
-        low, high = (three_digits(end) for end in row["f1_interval"])
-        line = f"{row['title']:34}{row['positions']:>10.1f}   {three_digits(row['f1'])}  [{low}, {high}]"
+        low, high = (format_score(end) for end in row["f1_interval"])
+        line = f"{row['title']:34}{row['positions']:>10.1f}   {format_score(row['f1'])}  [{low}, {high}]"
         lines.append(line + (f"   {_told(row)}" if "interval" in row else ""))
     lines += ["", f"{'nats a token of the right answer':34}{'KL to the text':>20}{'NLL':>20}   the latents against it"]
     for row in judged["rows"]:

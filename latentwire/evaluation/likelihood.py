@@ -12,14 +12,14 @@ from accelerate import PartialState
 from torch import Tensor
 
 from latentwire.data.prompts import PromptWriter
-from latentwire.evaluation.detectors import require_finite
-from latentwire.evaluation.setup import Bench, Choice
+from latentwire.evaluation.detectors import require_finite_values
+from latentwire.evaluation.setup import Component, EvaluationSetup
 from latentwire.harness.gather import gather_from_all, in_every_process
 from latentwire.harness.progress import Progress
 from latentwire.harness.random import generator_for
 from latentwire.lm.losses import distillation_loss, token_loss
-from latentwire.lm.reader import Branch, Reader, Row
-from latentwire.sources.base import Text
+from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow
+from latentwire.sources.base import Source
 from latentwire.sources.registry import build_source
 
 FORMAT = 1  # goes into the hash of every likelihood; raise it whenever what is measured here changes
@@ -44,7 +44,7 @@ class Likelihoods:
         UserError: The LM has layers over which branches cannot be kept apart.
     """
 
-    def __init__(self, bench: Bench, state: PartialState) -> None:
+    def __init__(self, bench: EvaluationSetup, state: PartialState) -> None:
         self.bench, self.state = bench, state
         self.writer = PromptWriter(bench.lm.tokenizer)
         self.reader = Reader(bench.lm, bench.decoder.prefix)
@@ -53,7 +53,7 @@ class Likelihoods:
         self.groups = self._plan()[state.process_index :: state.num_processes]
         self._over_text: dict[int, Tensor] = {}  # first of a group -> final states before its answers' tokens, (N, D)
 
-    def over(self, source: Choice, title: str) -> list[Likelihood]:
+    def over(self, source: Component, title: str) -> list[Likelihood]:
         """Return the likelihood of each example, in order; the same in every process.
 
         Args:
@@ -68,11 +68,11 @@ class Likelihoods:
         in_every_process(self.state, lambda: self.over_share(source, title, found))
         return [own for _, own in sorted(gather_from_all(self.state, found), key=lambda pair: pair[0])]
 
-    def _branch(self, index: int) -> Branch:
+    def _branch(self, index: int) -> ReaderBranch:
         """Return the question of an example with its first right answer."""
         example = self.bench.prompts[index].example
         answer = self.writer.ids(f" {example.answers[0]}")[: self.bench.settings.max_new_tokens]
-        return Branch((*self.writer.asked(example), *answer), len(answer))
+        return ReaderBranch((*self.writer.asked(example), *answer), len(answer))
 
     def _plan(self) -> list[list[int]]:
         """Return which examples are read in one row: those about one passage, as long as batch_tokens has room."""
@@ -89,28 +89,28 @@ class Likelihoods:
         return groups
 
     @torch.no_grad()
-    def over_share(self, source: Choice, title: str, found: list[tuple[int, Likelihood]]) -> None:
+    def over_share(self, source: Component, title: str, found: list[tuple[int, Likelihood]]) -> None:
         """Append the likelihoods of this process's share of the examples, each with the example's index."""
         seed = self.bench.settings.seed
         distort = build_source(source.name, source.dials, self.bench.vocabulary, generator_for(seed, source.name))
-        assert distort.passage_only or type(distort) is Text, "the question stays real tokens"
+        assert distort.passage_only or type(distort) is Source, "the question stays real tokens"
         with Progress(f"{title}, likelihood", sum(map(len, self.groups))) as progress:
             for group in self.groups:
                 found += zip(group, self._over_group(group, source, distort), strict=True)
                 progress.advance(len(group), f"NLL {sum(own.nll for _, own in found) / len(found):.3f}")
 
-    def _over_group(self, group: list[int], source: Choice, distort: Text) -> list[Likelihood]:
+    def _over_group(self, group: list[int], source: Component, distort: Source) -> list[Likelihood]:
         """Read a passage once for all the questions of a group."""
         lm, prompt = self.bench.lm, self.bench.prompts[group[0]]
         example = prompt.example
         real = lm.embed(prompt.token_ids[prompt.passage_mask]).float()  # (T, D)
         drawn = generator_for(self.bench.settings.seed, source.name, example.id)
         seen = distort(real, drawn, example.context)  # (L, D)
-        require_finite(seen, f"the source {source.name} {source.dials or ''}".rstrip(), example.id)
+        require_finite_values(seen, f"the source {source.name} {source.dials or ''}".rstrip(), example.id)
         row = self._row(seen, group)
         states = self.reader.states([row])  # (N, D)
         if group[0] not in self._over_text:
-            text = states if type(distort) is Text else self.reader.states([self._row(real, group)])
+            text = states if type(distort) is Source else self.reader.states([self._row(real, group)])
             self._over_text[group[0]] = text.cpu()
         lengths = [branch.predicted for branch in row.branches]
         logits = self.reader.logits(states).split(lengths)
@@ -121,6 +121,6 @@ class Likelihoods:
             for own, text, wanted in zip(logits, theirs, targets, strict=True)
         ]
 
-    def _row(self, passage: Tensor, group: list[int]) -> Row:
+    def _row(self, passage: Tensor, group: list[int]) -> ReaderRow:
         branches = tuple(self.branches[index] for index in group)
-        return Row(torch.cat([self.lead, passage.to(self.lead.dtype)]), branches)
+        return ReaderRow(torch.cat([self.lead, passage.to(self.lead.dtype)]), branches)

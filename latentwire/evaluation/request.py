@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import latentwire
 from latentwire.data.examples import DataSpec
-from latentwire.evaluation.setup import Choice, Settings, identity
+from latentwire.evaluation.setup import Component, Settings, identity
 from latentwire.harness.device import choose_dtype
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.results import config_hash
@@ -27,8 +27,8 @@ class Request:
     data: DataSpec
     settings: Settings
     dtype: torch.dtype
-    source: Choice
-    transform: Choice
+    source: Component
+    transform: Component
     passage: bool  # whether the prompts hold their passages
     first: int  # 0, or the size of the first block of examples
 
@@ -56,8 +56,8 @@ def read(cfg: DictConfig, state: PartialState, first: int) -> Request:
         data=typed(DataSpec, cfg.data, "data."),
         settings=settings,
         dtype=choose_dtype(settings.dtype, state.device),
-        source=Choice(source.name, plain(source.dials)),
-        transform=Choice(transform.name, plain(transform.dials)),
+        source=Component(source.name, plain(source.dials)),
+        transform=Component(transform.name, plain(transform.dials)),
         passage=cfg.control != "empty",
         first=first,
     )

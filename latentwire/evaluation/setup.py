@@ -14,7 +14,7 @@ from torch import Tensor
 from latentwire.analysis.findings import Finding
 from latentwire.data import prompts as prompt_format
 from latentwire.data.examples import DataSpec, choose_examples, load_data
-from latentwire.data.prompts import Prompt, PromptWriter
+from latentwire.data.prompts import FewShotPrompt, PromptWriter
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation import detectors
 from latentwire.harness.device import choose_dtype
@@ -53,7 +53,7 @@ class Settings:
 
 
 @dataclass
-class Choice:
+class Component:
     """A source or a transform by name, with its dials."""
 
     name: str
@@ -61,12 +61,12 @@ class Choice:
 
 
 @dataclass
-class Bench:
+class EvaluationSetup:
     """What all the configurations of a sweep share: built once per process, asked by each."""
 
     lm: LanguageModel
     vocabulary: Vocabulary
-    prompts: list[Prompt]
+    prompts: list[FewShotPrompt]
     batches: list[list[int]]  # indices into prompts
     decoder: Decoder
     fitting: list[Tensor]  # token ids of passages and questions that are not asked about, each (T,)
@@ -84,8 +84,8 @@ def identity(
     data: DataSpec,
     settings: Settings,
     dtype: torch.dtype,
-    source: Choice,
-    transform: Choice,
+    source: Component,
+    transform: Component,
     passage: bool,
     first: int,
 ) -> dict[str, Any]:
@@ -113,7 +113,9 @@ def identity(
     }
 
 
-def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: PartialState, first: int = 0) -> Bench:
+def prepare(
+    model: ModelSpec, data: DataSpec, settings: Settings, state: PartialState, first: int = 0
+) -> EvaluationSetup:
     """Load the data and the model, write the prompts and run the shots through the model once.
 
     Args:
@@ -151,7 +153,7 @@ def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: Partial
     shots_sec = time.perf_counter() - started  # on an accelerator that lags behind, less than it takes
     decoder = Decoder(lm, prefix, settings.max_new_tokens)
     others = [example for example in dataset.train if example.context not in asked]
-    bench = Bench(
+    bench = EvaluationSetup(
         lm=lm,
         vocabulary=Vocabulary(lm.token_embeddings(), seed=settings.seed),
         prompts=fitting,
@@ -169,14 +171,14 @@ def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: Partial
     return replace(bench, batches=_plan(bench))
 
 
-def without_passages(bench: Bench) -> Bench:
+def without_passages(bench: EvaluationSetup) -> EvaluationSetup:
     """Return the bench with the same questions asked without their passages."""
     writer = PromptWriter(bench.lm.tokenizer)
     emptied = replace(bench, prompts=[writer.prompt(prompt.example, passage=False) for prompt in bench.prompts])
     return replace(emptied, batches=_plan(emptied))
 
 
-def _plan(bench: Bench) -> list[list[int]]:
+def _plan(bench: EvaluationSetup) -> list[list[int]]:
     """Plan the batches, block by block where there are blocks."""
     bounds = [0, *block_ends(len(bench.prompts), bench.first)]
     batches = []

@@ -12,18 +12,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from latentwire.analysis.ranking import three_digits
 from latentwire.data.examples import DataSpec
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.request import plain, read
-from latentwire.evaluation.setup import FIRST, Bench, Choice, Settings, prepare, without_passages
+from latentwire.evaluation.setup import FIRST, Component, EvaluationSetup, Settings, prepare, without_passages
 from latentwire.harness import program
-from latentwire.harness.device import describe_machine, place
+from latentwire.harness.device import accelerator_state, describe_machine
 from latentwire.harness.errors import UserError
-from latentwire.harness.gather import from_first
+from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.memory import is_out_of_memory, out_of_memory
 from latentwire.harness.origin import made_on
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import (
     DamagedResultError,
     Result,
@@ -34,6 +33,7 @@ from latentwire.harness.results import (
 )
 from latentwire.harness.tracking import Tracker, make_tracker
 from latentwire.lm.spec import ModelSpec
+from latentwire.stats.formatting import format_score
 
 NEEDED = {"name", "experiment", "family", "dials", "source", "group", "config", "num_samples", "identity",
           "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # by whatever reads a finished result
@@ -49,8 +49,8 @@ def run(cfg: DictConfig) -> Result:
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     if cfg.budget_minutes is not None and not sweeping:
         raise UserError(f"budget_minutes={cfg.budget_minutes}: belongs to a sweep; add -m, or leave it out")
-    state = place(cfg.device)
-    request = read(cfg, state, FIRST if cfg.asked is not None else 0)
+    state = accelerator_state(cfg.device)
+    request = read(cfg, state, FIRST if cfg.num_examples is not None else 0)
     model, data, settings, source, transform = (
         request.model, request.data, request.settings, request.source, request.transform,
     )  # fmt: skip
@@ -71,7 +71,7 @@ def run(cfg: DictConfig) -> Result:
         "data": data.name,
     }
     before = _finished(store, head, bool(cfg.force), state)
-    result = before if before is not None and _is_enough(before, cfg.asked) else None
+    result = before if before is not None and _is_enough(before, cfg.num_examples) else None
     if result is None:
         if state.is_main_process:
             store.require_writable()
@@ -80,12 +80,12 @@ def run(cfg: DictConfig) -> Result:
             bench = without_passages(bench)
         title = _title(cfg.name)
         known = read_jsonl(store.predictions_path(cfg.name)) if before is not None else []
-        body, predictions = _attempt(bench, source, transform, state, title, cfg.asked, known)
-        body = from_first(state, _continued(before, body, program.current.lap(count=True)))
+        body, predictions = _attempt(bench, source, transform, state, title, cfg.num_examples, known)
+        body = broadcast_from_main(state, _continued(before, body, program.current.lap(count=True)))
         result = {
             **head,
             **body,
-            "asked": cfg.asked,
+            "asked": cfg.num_examples,
             "seed": settings.seed,
             "dtype": str(request.dtype).removeprefix("torch."),
             **made_on(state),
@@ -94,20 +94,20 @@ def run(cfg: DictConfig) -> Result:
         if state.is_main_process:
             store.save(cfg.name, result, predictions)
         state.wait_for_everyone()
-        say(_line(title, result))
+        log(_line(title, result))
     else:
-        say(_line(_title(cfg.name), result) + "  (finished before)")
+        log(_line(_title(cfg.name), result) + "  (finished before)")
     tracker_of(cfg).log_result(result)
     if not sweeping:
         if result["status"] != "ok":
             raise UserError(f"{cfg.name}: {result['error']}")
-        say(f"result: {store.path(cfg.name)}")
+        log(f"result: {store.path(cfg.name)}")
     return result
 
 
 def list_one(cfg: DictConfig) -> None:
     """Print the name of the single configuration (a sweep's are printed by the sweeper)."""
-    if speaks():
+    if is_main_process():
         print(cfg.name)
 
 
@@ -126,17 +126,17 @@ class _Recipe:
 
 
 @lru_cache(maxsize=1)
-def _bench(recipe: _Recipe) -> Bench:
+def _bench(recipe: _Recipe) -> EvaluationSetup:
     model, data, settings, state, first = recipe.parts
     bench = prepare(model, data, settings, state, first)
-    say(
+    log(
         f"{model.name} in {str(bench.lm.dtype).removeprefix('torch.')} on {describe_machine(bench.lm.device)}; "
         f"{len(bench.prompts)} examples of {data.name}, {settings.shots} shots ({bench.decoder.prefix.length} tokens)"
     )
     if bench.too_long:
-        say(f"warning: {len(bench.too_long)} examples do not fit into the model's context and are left out")
+        log(f"warning: {len(bench.too_long)} examples do not fit into the model's context and are left out")
     for reason, count in bench.left_out.items():
-        say(f"note: {count} questions of the data are left out as {reason}")
+        log(f"note: {count} questions of the data are left out as {reason}")
     return bench
 
 
@@ -174,7 +174,7 @@ def _finished(store: ResultStore, head: Result, force: bool, state: PartialState
                 )
         except DamagedResultError as error:
             result = {**head, "status": "failed", "error": str(error), "config": {}}
-    return from_first(state, result)
+    return broadcast_from_main(state, result)
 
 
 def _is_enough(result: Result, asked: int | None) -> bool:
@@ -205,9 +205,9 @@ def _continued(before: Result | None, body: Result, job_sec: float) -> Result:
 
 
 def _attempt(
-    bench: Bench,
-    source: Choice,
-    transform: Choice,
+    bench: EvaluationSetup,
+    source: Component,
+    transform: Component,
     state: PartialState,
     title: str,
     asked: int | None,
@@ -244,8 +244,8 @@ def _line(title: str, result: Result) -> str:
     if result["status"] != "ok":
         return f"{title}  FAILED: {result['error']}"
     low, high = result["f1_interval"]
-    scores = f"F1 {three_digits(result['f1'])} [{three_digits(low)}, {three_digits(high)}]"
-    scores += f"  EM {three_digits(result['em'])}  empty {result['empty_rate']:.0%}  n={result['num_samples']}"
+    scores = f"F1 {format_score(result['f1'])} [{format_score(low)}, {format_score(high)}]"
+    scores += f"  EM {format_score(result['em'])}  empty {result['empty_rate']:.0%}  n={result['num_samples']}"
     changed = "  changed nothing" if result["identity"] and result["family"] != "baseline" else ""
     return f"{title}  {scores}{changed}{_diagnosis(result)}"
 

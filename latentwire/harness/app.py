@@ -11,12 +11,12 @@ import hydra
 from omegaconf import DictConfig
 
 from latentwire.harness import processes, program, typed_config  # noqa: F401 (typed_config registers resolvers)
-from latentwire.harness.config_errors import explain, refuse_additions, require_task
+from latentwire.harness.config_errors import explain, refuse_additions, refuse_renamed, require_task
 from latentwire.harness.errors import UserError
 from latentwire.harness.help import help_text
 from latentwire.harness.paths import CONF
 from latentwire.harness.program import Program, Task, load_function
-from latentwire.harness.progress import rank, speaks
+from latentwire.harness.progress import is_main_process, rank
 
 
 def launch(
@@ -41,6 +41,7 @@ def launch(
     try:
         processes.hand_over(arguments)
         refuse_additions(arguments)
+        refuse_renamed(arguments)
         require_task(arguments, config_name, known_tasks)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_run)()
     except (Exception, _StoppedError) as raised:
@@ -48,10 +49,10 @@ def launch(
         message = explain(error, arguments, config_name)
         if message is None or asked_for_traceback:
             raise error from None
-        print(f"error: {message}" if speaks() else f"error in process {rank()}: {message}", file=sys.stderr)
+        print(f"error: {message}" if is_main_process() else f"error in process {rank()}: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        if speaks():
+        if is_main_process():
             print("interrupted; the same command goes on with what is not finished", file=sys.stderr)
         sys.exit(130)
     finally:

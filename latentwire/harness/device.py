@@ -13,7 +13,7 @@ from latentwire.harness.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def place(device: str = "auto") -> PartialState:
+def accelerator_state(device: str = "auto") -> PartialState:
     """Return Accelerate's state for this process: its device, its rank and how many there are.
 
     Args:

@@ -28,7 +28,7 @@ def in_every_process(state: PartialState, work: Callable[[], None]) -> None:
         raise error or failures[0]
 
 
-def from_first(state: PartialState, value: Any) -> Any:
+def broadcast_from_main(state: PartialState, value: Any) -> Any:
     """Return the first process's value in every process: what depends on files is decided by one."""
     if state.num_processes == 1:
         return value

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 
 
 @dataclass
@@ -120,9 +120,9 @@ def names_of(job: Job) -> list[str]:
 
 def print_jobs(jobs: list[Job]) -> None:
     """Print the names of the jobs and the overrides that make them."""
-    if not speaks():
+    if not is_main_process():
         return
-    say(f"{len(jobs)} configurations")
+    log(f"{len(jobs)} configurations")
     width = max(len(job.config.name) for job in jobs)
     for job in jobs:
         overrides = [o for o in job.overrides if not o.startswith(("sweep=", "task=", "only=", "variant="))]

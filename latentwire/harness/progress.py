@@ -17,14 +17,14 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Tell whether this process is the one that writes to the terminal (the first of those launched)."""
     return rank() == 0
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """Print a line of information to standard error, above any live bar."""
-    if speaks():
+    if is_main_process():
         tqdm.write(message, file=sys.stderr)
 
 
@@ -46,7 +46,7 @@ class Progress:
             unit="ex",
             file=sys.stderr,
             leave=False,
-            disable=not (self.live and speaks()),
+            disable=not (self.live and is_main_process()),
             bar_format="{desc}  {bar:24} {n_fmt}/{total_fmt}  {remaining} left  {postfix}",
         )
 
@@ -65,4 +65,4 @@ class Progress:
         if not self.live and (now - self.last_line >= PLAIN_INTERVAL or self.done == self.total):
             self.last_line = now
             left = (now - self.started) / self.done * (self.total - self.done)
-            say(f"{self.name}  {self.done}/{self.total}  {left:.0f} s left  {score}")
+            log(f"{self.name}  {self.done}/{self.total}  {left:.0f} s left  {score}")

@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew_once
 from latentwire.harness.errors import UserError
-from latentwire.harness.gather import from_first
+from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.origin import made_on
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import json_line, truncate_jsonl, write_json, writing
 from latentwire.harness.tracking import TrainingRun, start_run
 from latentwire.harness.typed_config import typed
@@ -28,11 +28,11 @@ class RunSpec:
 
     seed: int
     checkpoint_every: int
-    keep: int
+    keep_checkpoints: int
     force: bool
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep"):
+        for name in ("checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
 
@@ -73,7 +73,7 @@ class Run:
         self.cfg, self.spec, self.identity, self.state = cfg, spec, identity, state
         self.config: dict[str, Any] = dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
         self.folder = Path(cfg.out).expanduser()
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", identity, spec.keep)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", identity, spec.keep_checkpoints)
 
     def finished(self) -> dict[str, Any] | None:
         """Return the result where the same run is finished, after what force=true asks for.
@@ -84,7 +84,9 @@ class Run:
         if self.spec.force and self.state.is_main_process:
             start_anew_once(self.folder, self.checkpoints)
         self.state.wait_for_everyone()
-        found = from_first(self.state, finished_run(self.folder, self.identity) if self.state.is_main_process else None)
+        found = broadcast_from_main(
+            self.state, finished_run(self.folder, self.identity) if self.state.is_main_process else None
+        )
         return None if found is None else dict(found)
 
     def begin(self, learner: Mapping[str, Stateful], steps: int, *files: str) -> tuple[int, dict[str, Any]]:
@@ -116,7 +118,7 @@ class Run:
                         f"{self.checkpoints.folder}: the {name} in it are of another version of the program "
                         f"({reason}); force=true trains anew, another out= leaves them"
                     ) from error
-            say(f"going on after step {step} of {steps}")
+            log(f"going on after step {step} of {steps}")
         if self.state.is_main_process:
             write_json(self.folder / "config.json", self.config)
         task = str(self.cfg.task)
@@ -156,7 +158,7 @@ class Run:
         """Close the tracker with a summary, and return the first process's result in every process."""
         self.tracker.close(summary)
         self.state.wait_for_everyone()
-        return dict(from_first(self.state, result))
+        return dict(broadcast_from_main(self.state, result))
 
     def about(self) -> dict[str, Any]:
         """Return what every result says of its run."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 
 Table = tuple[list[str], list[list[Any]]]  # columns and rows of plain values
 
@@ -80,7 +80,7 @@ class WandbTracker:
         tables: dict[str, Table] | None = None,
         figures: Sequence[Path] = (),
     ) -> None:
-        if self.broken or not speaks():
+        if self.broken or not is_main_process():
             return
         try:
             import wandb
@@ -105,7 +105,7 @@ class WandbTracker:
                     run.log(logged | _bars(*tables["ranking"]))
         except Exception as error:  # a tracker never stops a run; whatever it raised is shown, once
             self.broken = True
-            say(f"warning: W&B failed and is off for the rest of this run ({type(error).__name__}: {error})")
+            log(f"warning: W&B failed and is off for the rest of this run ({type(error).__name__}: {error})")
 
 
 def _bars(columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class WandbTrainingRun(TrainingRun):
     """One W&B run for one training run, which a resumed run goes on with; offline below `folder` without a login."""
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any], **settings: Any) -> None:
-        self.broken = not speaks()
+        self.broken = not is_main_process()
         self.run: Any = None
         self._try(lambda: self._open(folder, name, config, settings))
 
@@ -224,7 +224,7 @@ class WandbTrainingRun(TrainingRun):
             report()
         except Exception as error:  # a tracker never stops a run; whatever it raised is shown, once
             self.broken = True
-            say(f"warning: W&B failed and is off for the rest of this run ({type(error).__name__}: {error})")
+            log(f"warning: W&B failed and is off for the rest of this run ({type(error).__name__}: {error})")
 
 
 def start_run(tracker: Mapping[str, Any], folder: Path, group: str, name: str, config: dict[str, Any]) -> TrainingRun:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from latentwire.harness.device import choose_dtype, place
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -55,7 +55,7 @@ def make_accelerator(device: str, dtype: str) -> Accelerator:
     Raises:
         UserError: A device that is not there, or a dtype that does not train.
     """
-    state = place(device)
+    state = accelerator_state(device)
     chosen = choose_dtype(dtype, state.device)
     if chosen == torch.float16:
         raise UserError("dtype=float16: gradients underflow in it; use dtype=bfloat16 or dtype=float32")
@@ -109,11 +109,11 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float, do
         NonFiniteError: It is NaN or infinite.
     """
     norm = torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)
-    require_finite("the gradient's norm", norm, doing)
+    require_finite_loss("the gradient's norm", norm, doing)
     return float(norm)
 
 
-def require_finite(what: str, value: Tensor, doing: str) -> None:
+def require_finite_loss(what: str, value: Tensor, doing: str) -> None:
     """Stop the run where a number is NaN or infinite.
 
     Args:

@@ -24,7 +24,7 @@ from latentwire.latent_training.passages import Passage
 from latentwire.lm.decoding import encode_prefix
 from latentwire.lm.losses import distillation_loss, token_loss
 from latentwire.lm.models import LanguageModel
-from latentwire.lm.reader import Branch, Reader, Row
+from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow
 from latentwire.lm.vocabulary import Vocabulary
 
 AGAIN = "\nThe same text again:"  # asks for the text that the latents stand for
@@ -67,7 +67,7 @@ class Weights:
         return self.text + self.continuation + self.answer + self.distillation > 0
 
 
-class Objective:
+class LatentObjective:
     """Losses of passages.
 
     Args:
@@ -176,24 +176,28 @@ class Objective:
             asked = max(len(self.question_branch(example).token_ids) for example in passage.questions)
             self.asking.require_room(read + asked)
 
-    def _branch(self, asked: str, said: str) -> Branch:
+    def _branch(self, asked: str, said: str) -> ReaderBranch:
         answer = self.writer.ids(said)
-        return Branch((*self.writer.ids(asked), *answer), len(answer)) if asked else Branch((*answer,), len(answer))
+        return (
+            ReaderBranch((*self.writer.ids(asked), *answer), len(answer))
+            if asked
+            else ReaderBranch((*answer,), len(answer))
+        )
 
     def _answer(self, example: Example) -> list[int]:
         """Return the answer's first tokens, and the newline that ends it where there is room."""
         return [*self.writer.ids(f" {example.answers[0]}"), self.newline][: self.answer_tokens]
 
-    def question_branch(self, example: Example) -> Branch:
+    def question_branch(self, example: Example) -> ReaderBranch:
         """Return a question with its answer; what is distilled is every token of both, not the answer's alone."""
         ids = (*self.writer.asked(example), *self._answer(example))
-        return Branch(ids, len(ids) if self.weights.distillation else len(self._answer(example)))
+        return ReaderBranch(ids, len(ids) if self.weights.distillation else len(self._answer(example)))
 
-    def packed_rows(self, beginnings: list[Tensor], branches: Sequence[tuple[Branch, ...]]) -> list[Row]:
+    def packed_rows(self, beginnings: list[Tensor], branches: Sequence[tuple[ReaderBranch, ...]]) -> list[ReaderRow]:
         """Return a row for each passage: the words before it, its embeddings and its branches."""
-        return [Row(torch.cat([self.lead.to(x), x]), own) for x, own in zip(beginnings, branches, strict=True)]
+        return [ReaderRow(torch.cat([self.lead.to(x), x]), own) for x, own in zip(beginnings, branches, strict=True)]
 
-    def _token_losses(self, reader: Reader, rows: list[Row]) -> Tensor:
+    def _token_losses(self, reader: Reader, rows: list[ReaderRow]) -> Tensor:
         """Return the sum over rows of the mean loss of their tokens."""
         logits, targets = reader.logits(reader.states(rows)), reader.targets(rows)
         sizes = [sum(branch.predicted for branch in row.branches) for row in rows]
@@ -217,13 +221,13 @@ class Objective:
             )
         return losses
 
-    def answer_mask(self, passage: Passage, branches: tuple[Branch, ...]) -> Tensor:
+    def answer_mask(self, passage: Passage, branches: tuple[ReaderBranch, ...]) -> Tensor:
         """Tell which of the tokens to predict are an answer's, (N,)."""
         pairs = zip(passage.questions, branches, strict=True)
         return torch.cat([torch.arange(b.predicted) >= b.predicted - len(self._answer(e)) for e, b in pairs])
 
     @torch.no_grad()
-    def _taught(self, passage: Passage, embeds: Tensor, branches: tuple[Branch, ...]) -> Tensor:
+    def _taught(self, passage: Passage, embeds: Tensor, branches: tuple[ReaderBranch, ...]) -> Tensor:
         """Return the LM's final states over the text, (N, D), each passage by itself: batches do not matter."""
         known = self.teacher_states.get(passage.text)
         if known is None:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import write_json
 from latentwire.harness.training import NonFiniteError
 from latentwire.latent_training.task import latent
@@ -41,13 +41,13 @@ def run(cfg: DictConfig) -> Run:
     """
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return latent(cfg)
-    about = {"name": str(cfg.name), "candidate": str(cfg.candidate), "seed": cfg.seed, "until": cfg.until}
+    about = {"name": str(cfg.name), "candidate": str(cfg.candidate), "seed": cfg.seed, "until": cfg.stop_epoch}
     try:
         trained = latent(cfg)
     except NonFiniteError as error:
-        say(f"{cfg.name}  FAILED: {error}")
+        log(f"{cfg.name}  FAILED: {error}")
         return {"status": "failed", "error": str(error), **about}
-    return {"status": "ok", **trained, **about, "score": score_until(trained, cfg.until)}
+    return {"status": "ok", **trained, **about, "score": score_until(trained, cfg.stop_epoch)}
 
 
 def direct(
@@ -66,9 +66,9 @@ def direct(
         if not ranking:
             break  # finish says so
         kept = {row["candidate"] for row in ranking[: promoted(len(ranking))]}
-        say(f"{len(kept)} of {len(ranking)} candidates go on to epoch {until}")
+        log(f"{len(kept)} of {len(ranking)} candidates go on to epoch {until}")
         # What force=true asks for was done in the first round; from here on a run goes on.
-        more = [f"until={until}", "force=false"]
+        more = [f"stop_epoch={until}", "force=false"]
         jobs = [compose([*job.overrides, *more]) for job in jobs if job.config.candidate in kept]
         runs = yield jobs
         every += runs
@@ -94,10 +94,10 @@ def finish(cfg: DictConfig, results: list[Run]) -> None:
         earlier["kept"] = [row["candidate"] for row in (later or earlier)["ranking"]]
     folder = Path(cfg.out).parent
     screen = {"sweep": cfg.sweep.name, "rounds": judged, "runs": [_short(run) for run in results]}
-    if speaks():
+    if is_main_process():
         write_json(folder / "screen.json", screen)
-        print(render(screen))
-        say(f"screening: {folder / 'screen.json'}")
+        print(render_ranking(screen))
+        log(f"screening: {folder / 'screen.json'}")
 
 
 def rounds_of(cfg: DictConfig) -> list[int]:
@@ -125,7 +125,7 @@ def score_until(trained: Run, until: int | None) -> float:
     judged = [entry for entry in trained["history"] if until is None or entry["epoch"] <= until]
     if len(judged) < len(trained["history"]) and (not judged or judged[-1]["epoch"] != until):
         raise UserError(
-            f"until={until}: {Path(trained['encoder']).parent} was trained further and not judged at that epoch; give "
+            f"stop_epoch={until}: {Path(trained['encoder']).parent} was trained further and not judged at that epoch; give "
             "the sweep.rounds it was trained with, another out=, or force=true to train it anew"
         )
     return float(max(entry[trained["scored_by"]] for entry in judged))
@@ -182,7 +182,7 @@ def _short(run: Run) -> Run:
     return {key: run[key] for key in kept if key in run}
 
 
-def render(screen: dict[str, Any]) -> str:
+def render_ranking(screen: dict[str, Any]) -> str:
     """Return a screening as text: each round's ranking, then what it says."""
     lines = [f"Screening {screen['sweep']}"]
     width = max(len(row["candidate"]) for judged in screen["rounds"] for row in judged["ranking"])

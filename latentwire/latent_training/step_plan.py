@@ -44,7 +44,7 @@ class TrainingSpec:
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """One optimizer step of the plan."""
 
     epoch: int  # from 1
@@ -55,7 +55,7 @@ class Step:
 
 def plan_steps(
     passages: Sequence[Passage], lengths: Sequence[int], spec: TrainingSpec, weights: Weights, seed: int
-) -> list[Step]:
+) -> list[TrainingStep]:
     """Return the steps: in the first phase reconstruction and continuation in turn, then answers.
 
     An epoch in which the first phase ends takes each passage once: what has not come by then is asked about.
@@ -77,7 +77,7 @@ def plan_steps(
     questioned = [index for index, passage in enumerate(passages) if passage.questions]
     if weights.asks() and not questioned:
         raise UserError("weights.answer: the data have no questions; give question answering data, or weight 0")
-    plan: list[Step] = []
+    plan: list[TrainingStep] = []
     for epoch in range(spec.epochs):
         share = min(1.0, max(0.0, first - epoch))  # of this epoch's steps, before answers begin
         drawn = list(order_of(list(lengths), spec.passages_per_step, seed, epoch)) if share else []
@@ -88,7 +88,7 @@ def plan_steps(
             left = [index for index in questioned if index not in seen]
             for places in order_of([lengths[index] for index in left], spec.passages_per_step, seed, epoch):
                 steps.append(("answers", tuple(left[place] for place in places)))
-        plan += [Step(epoch + 1, kind, own, n == len(steps)) for n, (kind, own) in enumerate(steps, 1)]
+        plan += [TrainingStep(epoch + 1, kind, own, n == len(steps)) for n, (kind, own) in enumerate(steps, 1)]
     if weights.asks() and spec.first_phase < 1 and all(step.kind != "answers" for step in plan):
         raise UserError(
             f"first_phase={spec.first_phase}: leaves no step for answers; lower it, or give it 1 to want none"
@@ -96,7 +96,7 @@ def plan_steps(
     return plan
 
 
-def epochs_before_answers(plan: Sequence[Step]) -> int:
+def epochs_before_answers(plan: Sequence[TrainingStep]) -> int:
     """Return the last epoch of the first phase; 0 where no phase of answers follows it."""
     if not plan or plan[-1].kind != "answers":
         return 0

@@ -23,11 +23,11 @@ from latentwire.encoders.cost import COLLAPSED
 from latentwire.encoders.lm_layers import LMLayers
 from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import choose_dtype, place
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all
 from latentwire.harness.memory import choose_batch_tokens, within_memory
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json
 from latentwire.harness.run import Run, RunSpec, Stateful
@@ -38,13 +38,13 @@ from latentwire.harness.training import (
     make_accelerator,
     make_optimizer,
     make_scheduler,
-    require_finite,
+    require_finite_loss,
 )
 from latentwire.harness.typed_config import typed
 from latentwire.latent_training import passages
-from latentwire.latent_training.objective import Objective, Weights, halves
+from latentwire.latent_training.objective import LatentObjective, Weights, halves
 from latentwire.latent_training.passages import LatentData, Passage, load_latent_data
-from latentwire.latent_training.step_plan import Step, TrainingSpec, epochs_before_answers, plan_steps
+from latentwire.latent_training.step_plan import TrainingSpec, TrainingStep, epochs_before_answers, plan_steps
 from latentwire.latent_training.validation import HeldOut
 from latentwire.lm.models import LanguageModel, load_model
 from latentwire.lm.spec import ModelSpec
@@ -55,7 +55,7 @@ from latentwire.lm.vocabulary import Vocabulary
 class LatentRunSpec(RunSpec):
     """Settings of a run that stand at the root beside those of `TrainingSpec`."""
 
-    until: int | None
+    stop_epoch: int | None
     extra: str
     adapter_hidden: int
 
@@ -72,16 +72,16 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
     """
     settings = LatentRunSpec.of(cfg)
     accelerator = make_accelerator(cfg.device, cfg.dtype)
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     asked = {field.name: cfg[field.name] for field in fields(TrainingSpec)}
     asked["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
     spec = typed(TrainingSpec, asked)
     weights = typed(Weights, cfg.weights, "weights.")
     optimizer = typed(OptimizerSpec, cfg.optimizer, "optimizer.")
     model, data = typed(ModelSpec, cfg.model, "model."), typed(DataSpec, cfg.data, "data.")
-    until = spec.epochs if settings.until is None else settings.until
-    if not 1 <= until <= spec.epochs:
-        raise UserError(f"until={until}: is an epoch of the run, between 1 and epochs={spec.epochs}")
+    stop_epoch = spec.epochs if settings.stop_epoch is None else settings.stop_epoch
+    if not 1 <= stop_epoch <= spec.epochs:
+        raise UserError(f"stop_epoch={stop_epoch}: is an epoch of the run, between 1 and epochs={spec.epochs}")
     extra = Path(settings.extra).expanduser()
     identity = {
         "task": "latent",
@@ -100,12 +100,12 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
     }  # fmt: skip
     run = Run(cfg, settings, identity, state)
     finished = run.finished()
-    if finished is not None and (finished["until"] >= until or finished["stopped"]):
-        say(f"encoder: {run.folder / 'encoder'}  (finished before; force=true trains it anew)")
+    if finished is not None and (finished["until"] >= stop_epoch or finished["stopped"]):
+        log(f"encoder: {run.folder / 'encoder'}  (finished before; force=true trains it anew)")
         return finished
     sizes = {"batch_tokens": spec.batch_tokens, "passages_per_step": spec.passages_per_step}
     with within_memory(state.device, sizes):
-        return _Training(run, settings, spec, weights, optimizer, accelerator, until).train()
+        return _Training(run, settings, spec, weights, optimizer, accelerator, stop_epoch).train()
 
 
 class _Training:
@@ -119,9 +119,15 @@ class _Training:
         weights: Weights,
         optimizer: OptimizerSpec,
         accelerator: Accelerator,
-        until: int,
+        stop_epoch: int,
     ) -> None:
-        self.run, self.spec, self.weights, self.accelerator, self.until = run, spec, weights, accelerator, until
+        self.run, self.spec, self.weights, self.accelerator, self.stop_epoch = (
+            run,
+            spec,
+            weights,
+            accelerator,
+            stop_epoch,
+        )
         self.cfg = cfg = run.cfg
         self.state = run.state
         self.data: LatentData = load_latent_data(
@@ -133,7 +139,7 @@ class _Training:
             self.lm: LanguageModel = load_model(model, self.state.device, choose_dtype(cfg.dtype, self.state.device))
         self.vocabulary = Vocabulary(self.lm.token_embeddings(), seed=cfg.seed)
         self.latents = self._build(model, settings.adapter_hidden)
-        self.objective = Objective(
+        self.objective = LatentObjective(
             self.lm, self.vocabulary, self.latents, weights, self.data.shots, spec.answer_tokens, spec.distance
         )
         self.parameters = dict(self.latents.named_parameters())
@@ -210,13 +216,13 @@ class _Training:
 
     def _tell(self) -> None:
         questions = sum(len(passage.questions) for passage in self.data.train)
-        say(
+        log(
             f"{self.cfg.name}: {len(self.data.train)} passages with {questions} questions to train on "
             f"(samples={self.spec.samples}), {len(self.data.held_out)} held out; {len(self.plan)} steps in "
             f"{self.spec.epochs} epochs; {sum(p.numel() for p in self.parameters.values()):,} weights"
         )
         for reason, count in self.data.counts.items():
-            say(f"note: {count} {reason} left out")
+            log(f"note: {count} {reason} left out")
 
     @property
     def _stopped(self) -> bool:
@@ -226,17 +232,17 @@ class _Training:
         return len(later) >= self.spec.patience
 
     def _steps(self, done: int) -> None:
-        last = max((n for n, step in enumerate(self.plan, 1) if step.epoch <= self.until), default=0)
+        last = max((n for n, step in enumerate(self.plan, 1) if step.epoch <= self.stop_epoch), default=0)
         total = sum(len(step.passages) for step in self.plan[done:last])
         with Progress(f"latent {self.cfg.name}", max(1, total)) as progress:
             for number in range(done + 1, last + 1):
                 if self._stopped:
-                    say(f"stopped: no better than epoch {self.best['epoch']} for {self.spec.patience} judgements")
+                    log(f"stopped: no better than epoch {self.best['epoch']} for {self.spec.patience} judgements")
                     break
                 step = self.plan[number - 1]
                 metrics, timings = self._step(number, step)
                 judged = step.last_of_epoch and (
-                    step.epoch % self.spec.evaluate_every == 0 or step.epoch in (self.until, self.spec.epochs)
+                    step.epoch % self.spec.evaluate_every == 0 or step.epoch in (self.stop_epoch, self.spec.epochs)
                 )
                 if judged:
                     metrics |= {f"held_out_{key}": value for key, value in self._judge(step.epoch).items()}
@@ -250,7 +256,7 @@ class _Training:
     def _scores(self) -> dict[str, float]:
         return {key: self.history[-1][key] for key in ("f1", "cosine") if key in self.history[-1]}
 
-    def _step(self, number: int, step: Step) -> tuple[dict[str, Any], dict[str, float]]:
+    def _step(self, number: int, step: TrainingStep) -> tuple[dict[str, Any], dict[str, float]]:
         """Do one optimizer step; the passages of this process in batches of a bounded size."""
         started, doing = time.perf_counter(), f"step {number} of {self.cfg.name}"
         self.latents.train()
@@ -320,7 +326,7 @@ class _Training:
             "score": self.best["score"],
             "scored_by": self.judge_by,
             "history": self.history,
-            "until": self.until,
+            "until": self.stop_epoch,
             "stopped": self._stopped,
             "counts": {
                 **self.data.counts,
@@ -337,9 +343,9 @@ class _Training:
             save_latents(self.latents, folder / "encoder", about)
             write_json(folder / "result.json", result)
             for line in _told(held_out):
-                say(line)
-            say(f"encoder: {folder / 'encoder'}")
-            say(f"ask it: python run.py task=latent_report checkpoint={folder}")
+                log(line)
+            log(f"encoder: {folder / 'encoder'}")
+            log(f"ask it: python run.py task=latent_report checkpoint={folder}")
         return result
 
 
@@ -368,7 +374,7 @@ def accumulate_gradients(
     """
     total = None
     for name, value in losses.items():
-        require_finite(f"the loss {name}", value, doing)
+        require_finite_loss(f"the loss {name}", value, doing)
         sums[name] = sums.get(name, 0.0) + float(value.detach()) / count
         share = getattr(weights, name) * value / count
         total = share if total is None else total + share

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from latentwire.data.examples import Example
-from latentwire.encoders.collapse import likeness
+from latentwire.encoders.collapse import mean_pairwise_cosine
 from latentwire.evaluation.metrics import f1_score
 from latentwire.harness.gather import gather_from_all
-from latentwire.harness.training import require_finite
-from latentwire.latent_training.objective import Objective
+from latentwire.harness.training import require_finite_loss
+from latentwire.latent_training.objective import LatentObjective
 from latentwire.latent_training.passages import Passage
 from latentwire.lm.batching import plan_batches
 from latentwire.lm.decoding import Decoder, encode_prefix
@@ -33,7 +33,7 @@ class HeldOut:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: LatentObjective,
         passages: list[Passage],
         shots: list[list[Example]],
         max_new_tokens: int,
@@ -63,11 +63,11 @@ class HeldOut:
         for passage in self.passages:
             read = self.objective.read([passage.text])
             latents = self.objective.latents(read)[0]
-            require_finite("a latent", latents, f"the held-out passage {passage.text[:40]!r}")
+            require_finite_loss("a latent", latents, f"the held-out passage {passage.text[:40]!r}")
             meant = self.objective.latents.encoder.stands_for(read)[0]
             cosines.append(cosine_similarity(latents, meant, dim=-1).mean())
             found.append(latents)
-        scores = {"cosine": float(torch.stack(cosines).mean()), "likeness": likeness(found)}
+        scores = {"cosine": float(torch.stack(cosines).mean()), "likeness": mean_pairwise_cosine(found)}
         return {**scores, **self._asked(found, state)} if ask else scores
 
     def _asked(self, found: list[Tensor], state: PartialState) -> dict[str, float]:

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.lm import attention
 from latentwire.lm.batching import split_beginnings
 from latentwire.lm.models import LanguageModel
@@ -300,12 +300,12 @@ def _can_share(lm: LanguageModel, prefix: Prefix) -> bool:
         with _attention(lm, attention.NAME):
             got = DecodingRows(lm, prefix, prompts, 1, share=True).prefill().float()
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        say(f"note: {type(lm.model).__name__} cannot share the shots' cache ({type(error).__name__}); it is copied")
+        log(f"note: {type(lm.model).__name__} cannot share the shots' cache ({type(error).__name__}); it is copied")
         return False
     tolerance = 1e-3 if lm.dtype == torch.float32 else 0.1
     agrees = bool((got - expected).abs().max() <= tolerance * expected.abs().max())
     if not agrees:
-        say(f"note: {type(lm.model).__name__} attends in a way that cannot share the shots' cache; it is copied")
+        log(f"note: {type(lm.model).__name__} attends in a way that cannot share the shots' cache; it is copied")
     return agrees
 
 

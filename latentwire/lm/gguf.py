@@ -12,7 +12,7 @@ from transformers import (
 
 from latentwire.harness.assets import fetch_from_wheel
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.lm.model_folder import bars_on_terminals_only, first_line, load_whole
 from latentwire.lm.spec import ModelSpec
 
@@ -26,7 +26,7 @@ def build_from_wheel(spec: ModelSpec, folder: Path) -> None:
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file into `folder` as float32 safetensors."""
-    say(f"converting {gguf.name} to safetensors (once, about half a minute for 135M weights)")
+    log(f"converting {gguf.name} to safetensors (once, about half a minute for 135M weights)")
     name = {"gguf_file": gguf.name}
     try:
         with bars_on_terminals_only():

@@ -23,7 +23,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, in the
 
 
 @dataclass(frozen=True)
-class Branch:
+class ReaderBranch:
     """What follows a passage: tokens, the last of which are to be predicted."""
 
     token_ids: tuple[int, ...]
@@ -36,11 +36,11 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Row:
+class ReaderRow:
     """A passage as the LM reads it, and its branches."""
 
     beginning: Tensor  # (C, D): 'Context:' and what stands for the passage
-    branches: tuple[Branch, ...]
+    branches: tuple[ReaderBranch, ...]
 
     @property
     def width(self) -> int:
@@ -69,7 +69,7 @@ class Reader:
             )
         self.window: int | None = getattr(config, "sliding_window", None) if slides_window(config) else None
 
-    def targets(self, rows: list[Row]) -> Tensor:
+    def targets(self, rows: list[ReaderRow]) -> Tensor:
         """Return the tokens to predict, row by row, branch by branch: (N,)."""
         ids = [token for row in rows for branch in row.branches for token in branch.targets]
         return torch.tensor(ids, device=self.lm.device)
@@ -79,7 +79,7 @@ class Reader:
         logits: Tensor = self.head(states)
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
-    def states(self, rows: list[Row]) -> Tensor:
+    def states(self, rows: list[ReaderRow]) -> Tensor:
         """Return the final states from which the tokens to predict follow, in the order of `targets`: (N, D).
 
         Raises:
@@ -127,7 +127,7 @@ class Reader:
         close = additive(seen & near, self.lm.dtype)[:, None]
         return {FULL: whole, SLIDING: close} if self.kinds else close
 
-    def _lay_out(self, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _lay_out(self, rows: list[ReaderRow]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return embeddings (B, S, D), positions (B, S), who sees whom (B, S, P + S), where to predict, two (N,)."""
         device, before = self.lm.device, self.prefix.length
         longest = max(row.width for row in rows)

@@ -12,7 +12,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from latentwire.analysis.controls import label
-from latentwire.analysis.ranking import three_digits
 from latentwire.harness.results import open_atomically, writing
 from latentwire.reports.panels import (
     COLOUR_OF,
@@ -25,6 +24,7 @@ from latentwire.reports.panels import (
     reference_lines,
 )
 from latentwire.reports.panels import LIGHT as COLOURS
+from latentwire.stats.formatting import format_score
 
 HEAT = LinearSegmentedColormap.from_list("heat", [COLOURS["low"], COLOURS["high"]])
 STYLES = {"baseline": "-", "clean": "--", "empty": ":"}
@@ -67,7 +67,7 @@ def ranking(group: Group, top: float) -> Figure:
         axes.errorbar(f1, places, xerr=_whiskers(rows), fmt="none", ecolor=COLOURS[name], elinewidth=width)
     for line in reference_lines(group):
         axes.axvline(line["f1"], color=COLOURS[line["kind"]], linestyle=STYLES[line["kind"]], linewidth=1,
-                     label=f"{line['label']} {three_digits(line['f1'])}")  # fmt: skip
+                     label=f"{line['label']} {format_score(line['f1'])}")  # fmt: skip
     axes.set_yticks(places, [label(row) + _few(row, group["num_samples"]) for row in rows], fontsize=8)
     axes.set(xlim=(0, top), ylim=(len(rows) - 0.4, -0.6), xlabel="F1, 95% interval")
     axes.set_title(f"{group['group']}, {group['num_samples']} examples", loc="left", fontsize=10)
@@ -161,7 +161,7 @@ def _heat(axes: Axes, cells: list[list[Row | None]], columns: list[Any], rows: l
             if cell is not None:
                 ink = COLOURS["on-high" if cell["f1"] / top > HEAT_TEXT_TURNS else "on-low"]
                 few = _few(cell, most)
-                axes.text(x, y, three_digits(cell["f1"]) + few, ha="center", va="center", fontsize=5 if few else 7,
+                axes.text(x, y, format_score(cell["f1"]) + few, ha="center", va="center", fontsize=5 if few else 7,
                           color=ink)  # fmt: skip
     axes.set_xticks(range(len(columns)), [str(column) for column in columns], fontsize=8)
     axes.set_yticks(range(len(rows)), [str(row) for row in rows], fontsize=8)

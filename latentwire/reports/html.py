@@ -110,7 +110,7 @@ def collect(summary: Summary, answers: Answers, full: list[dict[str, Any]]) -> d
         "few_examples": FEW,
         "incomplete": incomplete(summary),
         "auto": _auto(analysis),
-        "examples": choose_examples(answers, ANSWERS),
+        "examples": choose_shown_examples(answers, ANSWERS),
         "run": _how(summary, full),
         "config": json.dumps(shared([result["config"] for result in full if "config" in result]), indent=1,
                              ensure_ascii=False),
@@ -190,7 +190,7 @@ def shared(configs: list[Any]) -> Any:
     return common
 
 
-def choose_examples(answers: Answers, most: int) -> dict[str, Any]:
+def choose_shown_examples(answers: Answers, most: int) -> dict[str, Any]:
     """Choose the examples that the page carries: those on which the configurations differ most, for its size.
 
     Results that were asked the same examples take turns, so that none is left without. At least one example is

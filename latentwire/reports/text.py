@@ -7,8 +7,9 @@ from typing import Any
 
 from latentwire.analysis.controls import label
 from latentwire.analysis.matrix import matrix_table
-from latentwire.analysis.ranking import DEAD, coverage, three_digits
+from latentwire.analysis.ranking import DEAD, coverage
 from latentwire.analysis.tolerance import tolerance_table
+from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import FEW as FEW_EXAMPLES
 
 Result = dict[str, Any]
@@ -157,15 +158,15 @@ def _render_group(group: dict[str, Any]) -> list[str]:
     lines += ["", "Best of each family"]
     for row in group["best_of_family"]:
         few = f"  n={row['num_samples']}" if row["num_samples"] < group["num_samples"] else ""
-        lines.append(f"  {row['family']:20} {three_digits(row['f1'])}  {label(row)}{few}")
+        lines.append(f"  {row['family']:20} {format_score(row['f1'])}  {label(row)}{few}")
     if group["dial_means"]:
         lines += ["", "Mean F1 by dial"]
         for entry in group["dial_means"]:
-            means = "  ".join(f"{mean['value']}: {three_digits(mean['f1'])}" for mean in entry["means"])
+            means = "  ".join(f"{mean['value']}: {format_score(mean['f1'])}" for mean in entry["means"])
             lines.append(f"  {entry['family'] + ' ' + entry['dial']:28} {means}")
     lines.append("")
     if group["reached_80_percent"] is not None:
-        level = f"80% of the baseline's F1 ({three_digits(0.8 * group['baseline_f1'])})"
+        level = f"80% of the baseline's F1 ({format_score(0.8 * group['baseline_f1'])})"
         if group["baseline_f1"] < DEAD:
             level += ", which says little where the baseline reads nothing"
         lines.append(f"{group['reached_80_percent']} of {len(rows)} reached {level}")
@@ -187,8 +188,8 @@ def _render_ranking(group: dict[str, Any]) -> list[str]:
         if rank == TOP + 1:
             lines.append("    " + "-" * (width + 60))
         low, high = row["f1_interval"]
-        scores = f"{three_digits(row['f1']):5} [{three_digits(low):5} {three_digits(high):5}]"
-        scores += f"  {three_digits(row['em']):5} {row['empty_rate']:4.0%}  {_percent(row['recovered']):>5}"
+        scores = f"{format_score(row['f1']):5} [{format_score(low):5} {format_score(high):5}]"
+        scores += f"  {format_score(row['em']):5} {row['empty_rate']:4.0%}  {_percent(row['recovered']):>5}"
         few = f"n={row['num_samples']} " if len(counts) > 1 else ""
         lines.append(f"{rank:3} {label(row):{width}}  {scores}   {few}{_against(row)}")
     return lines
@@ -206,12 +207,12 @@ def _render_controls(group: dict[str, Any]) -> list[str]:
     clean = controls["clean"]
     low, high = clean["f1_interval"]
     lines = [
-        f"Upper control  {clean['name']} F1 {three_digits(clean['f1'])} [{three_digits(low)}, {three_digits(high)}]"
+        f"Upper control  {clean['name']} F1 {format_score(clean['f1'])} [{format_score(low)}, {format_score(high)}]"
     ]
     for lower in controls["lower"]:
         low, high = lower["f1_interval"]
         text = (
-            f"Lower control  {lower['name']} F1 {three_digits(lower['f1'])} [{three_digits(low)}, {three_digits(high)}]"
+            f"Lower control  {lower['name']} F1 {format_score(lower['f1'])} [{format_score(low)}, {format_score(high)}]"
         )
         lines.append(text + ("" if lower["clearly_below"] else "  NOT clearly below the upper one"))
     if group["reason"] is not None:
@@ -223,10 +224,10 @@ def _render_power(power: dict[str, Any] | None) -> list[str]:
     if power is None:
         return []
     return [
-        f"{power['num_samples']} examples show a difference of {three_digits(power['detectable'])} with a chance of "
-        f"{power['power']:.0%} (one comparison), {three_digits(power['detectable_corrected'])} corrected for "
+        f"{power['num_samples']} examples show a difference of {format_score(power['detectable'])} with a chance of "
+        f"{power['power']:.0%} (one comparison), {format_score(power['detectable_corrected'])} corrected for "
         f"{power['comparisons']}",
-        f"a difference of {three_digits(power['wished'])} needs samples={power['samples_needed']}, corrected "
+        f"a difference of {format_score(power['wished'])} needs samples={power['samples_needed']}, corrected "
         f"samples={power['samples_needed_corrected']}",
     ]
 
@@ -258,7 +259,7 @@ def _cell(cell: dict[str, Any] | None, most: int) -> str:
     if cell is None:
         return "-"
     few = f"/{cell['num_samples']}" if cell["num_samples"] < most else ""
-    return three_digits(cell["f1"]) + ("*" if cell["verdict"] == "better" else "" if few else " ") + few
+    return format_score(cell["f1"]) + ("*" if cell["verdict"] == "better" else "" if few else " ") + few
 
 
 def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
@@ -271,7 +272,7 @@ def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
         lines += [
             "",
             f"=== tolerance: {ladder['ladder']}{ladder['variant']}, {ladder['dial']} where F1 falls to half of the "
-            f"clean score ({three_digits(ladder['threshold'])}) ===",
+            f"clean score ({format_score(ladder['threshold'])}) ===",
             f"levels {levels} ({ladder['unit']}); 95% interval; half of the clean score on the n examples of a row",
         ]
         if ladder["left_out"]:
@@ -328,8 +329,8 @@ def _render_auto(auto: dict[str, Any]) -> list[str]:
             met = "by auto alone" if one["alone"] else "not recovered by any"
         met += "" if one["clear"] in (True, None) else ", not clearly"
         lines.append(
-            f"{one['group']:{width}} {one['num_samples']:4}  {three_digits(one['clean_f1']):5}  {one['best']:22} "
-            f"{three_digits(one['best_f1']):5}  {three_digits(one['auto_f1']):5}  {_share(one)}  {met}"
+            f"{one['group']:{width}} {one['num_samples']:4}  {format_score(one['clean_f1']):5}  {one['best']:22} "
+            f"{format_score(one['best_f1']):5}  {format_score(one['auto_f1']):5}  {_share(one)}  {met}"
         )
     return [*lines, "", *(part for line in goal_lines(auto) for part in textwrap.wrap(line, 100))]
 
@@ -352,10 +353,10 @@ def goal_lines(auto: dict[str, Any]) -> list[str]:
         lines.append(f"Beyond the goal auto alone, no single transform, has as much on: {', '.join(auto['alone'])}.")
     for one in auto["harm"]:
         interval = one["difference_interval"]
-        ends = "no interval" if interval is None else f"[{three_digits(interval[0])}, {three_digits(interval[1])}]"
+        ends = "no interval" if interval is None else f"[{format_score(interval[0])}, {format_score(interval[1])}]"
         sure = "" if one["clear"] in (True, None) else ", not clearly"
         lines.append(
-            f"Harm on clean text ({one['group']}, n={one['num_samples']}): F1 {three_digits(one['difference'])} {ends} "
+            f"Harm on clean text ({one['group']}, n={one['num_samples']}): F1 {format_score(one['difference'])} {ends} "
             f"against the baseline, {'within' if one['met'] else 'NOT within'} the {auto['harm_allowed']:g} allowed"
             f"{sure}."
         )
@@ -372,6 +373,6 @@ def _against(row: dict[str, Any]) -> str:
     low, high = row["difference_interval"]
     sign = "+" if row["difference"] >= 0 else ""
     return (
-        f"{sign}{three_digits(row['difference'])} [{three_digits(low)}, {three_digits(high)}] "
+        f"{sign}{format_score(row['difference'])} [{format_score(low)}, {format_score(high)}] "
         f"p={row['p_holm']:.3f} {row['verdict']}{' (saw the true tokens: a control)' if row['supervised'] else ''}"
     )

@@ -9,7 +9,7 @@ from latentwire.encoders.cost import BYTES_PER_NUMBER
 from latentwire.lm.vocabulary import Vocabulary
 
 
-class Text:
+class Source:
     """Real token embeddings as they are."""
 
     passage_only = False  # True: stands for the passage alone, in as many positions as it likes

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from latentwire.encoders.grouping import group_means
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources.base import Text
+from latentwire.sources.base import Source
 from latentwire.transforms.base import require
 
 
-class Cut(Text):
+class Cut(Source):
     """Control: the passage's first tokens, ceil(T / ratio) of them, or `positions` where that is given."""
 
     passage_only = True
@@ -43,7 +43,7 @@ class Averaged(Cut):
         return group_means(x, self.positions(len(x)))
 
 
-class Empty(Text):
+class Empty(Source):
     """Control: no passage."""
 
     passage_only = True

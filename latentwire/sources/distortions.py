@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latentwire.lm.vocabulary import Vocabulary, rms
-from latentwire.sources.base import Text
+from latentwire.sources.base import Source
 from latentwire.transforms.base import require
 
 MOST_SPREAD = 5.0  # exp(5 z) already spans ten decimal orders of magnitude
@@ -17,7 +17,7 @@ MOST_SPREAD = 5.0  # exp(5 z) already spans ten decimal orders of magnitude
 SPREAD_RANGE = f"is the standard deviation of a log-normal factor's logarithm, between 0 and {MOST_SPREAD:g}"
 
 
-class Scaled(Text):
+class Scaled(Source):
     """Every embedding times factor; an adapter that ends in a LayerNorm is about 117 times too long."""
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, factor: float) -> None:
@@ -30,7 +30,7 @@ class Scaled(Text):
         return self.factor * x
 
 
-class Noisy(Text):
+class Noisy(Source):
     """White Gaussian noise on each token at snr_db decibels below its own power."""
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, snr_db: float) -> None:
@@ -44,7 +44,7 @@ class Noisy(Text):
         return x + self.relative * rms(x)[..., None] * noise
 
 
-class Shifted(Text):
+class Shifted(Source):
     """A constant vector added to every token, offset times the mean token norm long, its direction random."""
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, offset: float) -> None:
@@ -58,7 +58,7 @@ class Shifted(Text):
         return x + self.shift.to(x)
 
 
-class Rotated(Text):
+class Rotated(Source):
     """Every token turned by the same random orthogonal matrix; lengths and angles stay."""
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator) -> None:
@@ -73,7 +73,7 @@ class Rotated(Text):
         return x @ self.rotation.to(x)
 
 
-class Mixed(Text):
+class Mixed(Source):
     """Each token mixed with a random one: rate parts of that, 1 - rate of its own."""
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, rate: float) -> None:
@@ -88,7 +88,7 @@ class Mixed(Text):
         return (1 - self.rate) * x + self.rate * others
 
 
-class TokenScale(Text):
+class TokenScale(Source):
     """Each token times a random factor of its own: directions stay, lengths differ from token to token."""
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, spread: float) -> None:
@@ -102,7 +102,7 @@ class TokenScale(Text):
         return (self.spread * z).exp() * x
 
 
-class Anisotropic(Text):
+class Anisotropic(Source):
     """Each dimension times a random gain of its own, the same ones for every token."""
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, spread: float) -> None:
@@ -115,7 +115,7 @@ class Anisotropic(Text):
         return x * self.gain.to(x)
 
 
-class LowRank(Text):
+class LowRank(Source):
     """What is left of a token in the first `rank` principal components, then a LayerNorm: an adapter with a bottleneck.
 
     The components are those of the token embeddings. The LayerNorm has no gain or bias, so every token comes out

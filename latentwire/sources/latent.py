@@ -9,10 +9,10 @@ from latentwire.encoders.base import make_passages
 from latentwire.encoders.checkpoint import load_latents
 from latentwire.encoders.cost import BYTES_PER_NUMBER
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources.base import Text
+from latentwire.sources.base import Source
 
 
-class Latent(Text):
+class Latent(Source):
     """What a trained encoder makes of the passage, after the transform it was trained with.
 
     Args:

@@ -14,14 +14,14 @@ import torch
 
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources.base import Text
+from latentwire.sources.base import Source
 from latentwire.sources.controls import Averaged, Cut, Empty
 from latentwire.sources.distortions import Anisotropic, LowRank, Mixed, Noisy, Rotated, Scaled, Shifted, TokenScale
 from latentwire.sources.latent import Latent
 from latentwire.transforms.base import check_dials
 
-SOURCES: dict[str, type[Text]] = {
-    "text": Text,
+SOURCES: dict[str, type[Source]] = {
+    "text": Source,
     "scaled": Scaled,
     "noisy": Noisy,
     "shifted": Shifted,
@@ -37,7 +37,7 @@ SOURCES: dict[str, type[Text]] = {
 }
 
 
-def build_source(name: str, dials: dict[str, Any], vocabulary: Vocabulary, generator: torch.Generator) -> Text:
+def build_source(name: str, dials: dict[str, Any], vocabulary: Vocabulary, generator: torch.Generator) -> Source:
     """Build a source.
 
     Raises:

@@ -20,24 +20,24 @@ POWER_FORMULA = (
 )
 
 
-def spread(differences: Scores) -> float:
+def std(differences: Scores) -> float:
     """Return the standard deviation of paired differences, (N,); 0 where there are fewer than two."""
     return float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
 
 
-def detectable_difference(spread: float, count: int, alpha: float) -> float:
+def detectable_difference(sd: float, count: int, alpha: float) -> float:
     """Return the smallest difference that `count` paired examples show with a chance of POWER (POWER_FORMULA).
 
     Args:
-        spread: Standard deviation of the paired differences.
+        sd: Standard deviation of the paired differences.
         count: Number of examples.
         alpha: Two-sided, of one comparison; divide it by the number of comparisons for the corrected figure, which
             is Bonferroni's and what Holm asks of the smallest p-value.
     """
     normal = NormalDist()
-    return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(POWER)) * spread / math.sqrt(count)
+    return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(POWER)) * sd / math.sqrt(count)
 
 
-def samples_needed(spread: float, difference: float, alpha: float) -> int:
+def samples_needed(sd: float, difference: float, alpha: float) -> int:
     """Return how many paired examples show a difference with a chance of POWER: POWER_FORMULA solved for n."""
-    return max(1, math.ceil((detectable_difference(spread, 1, alpha) / difference) ** 2 - 1e-9))
+    return max(1, math.ceil((detectable_difference(sd, 1, alpha) / difference) ** 2 - 1e-9))

@@ -15,15 +15,15 @@ from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation.request import read
 from latentwire.evaluation.setup import FIRST
 from latentwire.harness import program
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
-from latentwire.harness.gather import from_first
+from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.grids import Job
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
 from latentwire.harness.typed_config import typed
 from latentwire.lm.spec import ModelSpec
-from latentwire.sweeps.successive_halving import Cost, Round, first_round, next_round
+from latentwire.sweeps.successive_halving import JobCost, Round, first_round, next_round
 
 Result = dict[str, Any]
 Rounds = Generator[list[Job], list[Result], list[Result]]
@@ -94,11 +94,11 @@ def _is_clean(job: Job) -> bool:
     return about == ("text", "baseline") and job.config.control != "empty"
 
 
-def measured_cost(results: Sequence[Result], launches: int) -> Cost:
+def measured_cost(results: Sequence[Result], launches: int) -> JobCost:
     """Return what a job and an example of these results cost; each was launched so many times."""
     count = sum(result["num_samples"] for result in results)
     beside = sum(result["job_sec"] - result["time_sec"] for result in results)
-    return Cost(beside / (launches * len(results)), sum(result["time_sec"] for result in results) / count)
+    return JobCost(beside / (launches * len(results)), sum(result["time_sec"] for result in results) / count)
 
 
 def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launching: float) -> Rounds:
@@ -112,7 +112,7 @@ def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launchi
         raise UserError("force=true: a budgeted sweep extends its own results; start afresh with another out=FOLDER")
     if not controls:
         raise UserError("budget_minutes: the sweep has no baseline to be measured on; include it: only='baseline|...'")
-    state, store = place(cfg.device), ResultStore(Path(cfg.out))
+    state, store = accelerator_state(cfg.device), ResultStore(Path(cfg.out))
     if not all(isinstance(job.config.samples, int) for job in jobs):
         raise UserError(f"samples={jobs[0].config.samples}: expected a whole number")
     most = min(job.config.samples for job in jobs)
@@ -126,7 +126,7 @@ def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launchi
             broken = next(result for result in probed if result["status"] != "ok")
             raise UserError(f"budget_minutes: {broken['name']} failed ({broken.get('error')}); mend that first")
         # the probe's own seconds beside its examples are loading the model, which no other job does
-        cost = from_first(state, Cost(launching, measured_cost(probed, 1).per_example))
+        cost = broadcast_from_main(state, JobCost(launching, measured_cost(probed, 1).per_example))
         plan["estimate"] = {
             "names": [result["name"] for result in probed],
             "samples": min(result["num_samples"] for result in probed),
@@ -161,17 +161,17 @@ def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launchi
         }
         spent = sum(result.get("job_sec", 0.0) for result in results.values())
         cost = measured_cost(list(running.values()), 1 + len(plan["halvings"]))
-        cost, spent = from_first(state, (cost, spent + program.current.lap(count=False)))
+        cost, spent = broadcast_from_main(state, (cost, spent + program.current.lap(count=False)))
         plan["seconds_spent"] = round(spent, 3)
         plan["seconds_per_example"] = cost.per_example
         decided = next_round(standings, len(every) - len(contenders), now, most, cost, seconds - plan["seconds_spent"])
         if decided.kept:
             plan["halvings"].append(_halving(plan, decided, standings, every))
             _advance(asked, contenders, plan["halvings"][-1])
-            say(f"round {len(plan['halvings']) + 1}: {decided.why}")
+            log(f"round {len(plan['halvings']) + 1}: {decided.why}")
         else:
             plan["stopped"] = decided.why
-            say(f"the sweep ends: {decided.why}")
+            log(f"the sweep ends: {decided.why}")
         plan["samples"] = max(asked.values())
         _save(cfg, state, plan)
         if plan["stopped"]:
@@ -202,7 +202,7 @@ def score_of_first(store: ResultStore, result: Result, count: int) -> float:
 
 
 def _asking(job: Job, count: int) -> Job:
-    return Job([*job.overrides, f"asked={count}"], job.config)
+    return Job([*job.overrides, f"num_examples={count}"], job.config)
 
 
 def _advance(asked: dict[str, int], contenders: set[str], halving: dict[str, Any]) -> None:
@@ -271,7 +271,7 @@ def open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) 
         "stopped": None,
         "note": BIAS,
     }
-    return dict(from_first(state, plan or new))
+    return dict(broadcast_from_main(state, plan or new))
 
 
 def _save(cfg: DictConfig, state: PartialState, plan: dict[str, Any]) -> None:

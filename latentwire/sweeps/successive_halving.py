@@ -17,7 +17,7 @@ HALVINGS = 2.0  # the first round is to leave time for as much again: two halvin
 
 
 @dataclass(frozen=True)
-class Cost:
+class JobCost:
     """Seconds, as measured in this sweep: of each job whatever it asks, and of each example."""
 
     per_job: float
@@ -37,7 +37,7 @@ class Round:
     why: str
 
 
-def first_round(configurations: int, cost: Cost, seconds: float, first: int, most: int) -> int:
+def first_round(configurations: int, cost: JobCost, seconds: float, first: int, most: int) -> int:
     """Return how many examples all configurations are asked at first: `first` times 1, 2, 4, ..., or `most`.
 
     Args:
@@ -71,7 +71,7 @@ def next_round(
     always: int,
     asked: int,
     most: int,
-    cost: Cost,
+    cost: JobCost,
     seconds_left: float,
 ) -> Round:
     """Decide who is asked twice as many examples.

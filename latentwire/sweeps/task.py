@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from latentwire.analysis.controls import AnalysisSettings, ById
 from latentwire.analysis.findings import Finding, too_fast
 from latentwire.analysis.matrix import matrix_table
-from latentwire.analysis.ranking import ById, Judging, analyze
+from latentwire.analysis.ranking import analyze
 from latentwire.evaluation.task import tracker_of
 from latentwire.harness import program
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import (
     DamagedResultError,
     Result,
@@ -47,17 +48,17 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
     """
     folder = Path(cfg.out)
     failed = [result for result in results if result["status"] != "ok"]
-    if speaks():
+    if is_main_process():
         budget = read_json(schedule.plan_path(folder)) if cfg.budget_minutes is not None else None
         summary = summarize(cfg.sweep.name, results, folder, _judging(cfg), budget)
         summary["command"] = program.command()
         other = ResultStore(folder).save_summary(summary)
         _write_matrix(summary, folder)
         print(render(summary))
-        say(f"summary: {folder / 'summary.json'}")
-        say(f"report: {write_report(folder, summary)}")
+        log(f"summary: {folder / 'summary.json'}")
+        log(f"report: {write_report(folder, summary)}")
         if other is not None:
-            say(f"note: the summary that was there has other configurations as well; it is kept as {other}")
+            log(f"note: the summary that was there has other configurations as well; it is kept as {other}")
         figures = sorted((folder / "figures").glob("*.png"))
         tracker_of(cfg).log_summary(summary, tables(summary, _examples(summary, folder)), figures)
     if failed:
@@ -68,14 +69,14 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
         raise UserError(f"{what} failed; the others are finished and kept:\n{listed}")
 
 
-def _judging(cfg: DictConfig) -> Judging:
-    judging = typed(Judging, {"floor": cfg.floor, "wished": cfg.wished})
+def _judging(cfg: DictConfig) -> AnalysisSettings:
+    judging = typed(AnalysisSettings, {"min_clean_f1": cfg.min_clean_f1, "target_difference": cfg.target_difference})
     judging.check()
     return judging
 
 
 def summarize(
-    sweep: str, results: list[Result], folder: Path, judging: Judging, budget: dict[str, Any] | None = None
+    sweep: str, results: list[Result], folder: Path, judging: AnalysisSettings, budget: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the summary of a sweep with its analysis, from results and the predictions in `folder`."""
     found = too_fast([result for result in results if result["status"] == "ok"])
@@ -165,10 +166,10 @@ def analyze_again(cfg: DictConfig) -> dict[str, Any]:
     except (KeyError, TypeError) as error:
         raise UserError(f"summary={path}: a result lacks {error}; restore the file, or run the sweep again") from error
     again["command"] = summary.get("command")
-    if speaks():
+    if is_main_process():
         print(render(again))
         try:
-            say(f"report: {write_report(path.parent, again)}")
+            log(f"report: {write_report(path.parent, again)}")
         except ResultWriteError as error:
             raise ResultWriteError(
                 error.path, error.reason, "summary=FOLDER/summary.json (a copy, with the results beside it)"

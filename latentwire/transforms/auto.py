@@ -64,7 +64,7 @@ class Auto(Transform):
             UserError: Fewer than two embeddings, or not finite ones.
         """
         require_several(x, "auto")
-        self.undo, self.search, self.diagnosis = diagnose(self.vocabulary, x, generator)
+        self.undo, self.search, self.diagnosis = diagnose_source(self.vocabulary, x, generator)
         self.chain: list[str] = self.diagnosis["chain"]
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -79,7 +79,9 @@ class Auto(Transform):
         return self.tokens(ids, x)
 
 
-def diagnose(vocabulary: Vocabulary, x: Tensor, generator: torch.Generator) -> tuple[Undo, TokenSearch, dict[str, Any]]:
+def diagnose_source(
+    vocabulary: Vocabulary, x: Tensor, generator: torch.Generator
+) -> tuple[Undo, TokenSearch, dict[str, Any]]:
     """Find what happened to a source, from its unlabelled embeddings.
 
     Args:

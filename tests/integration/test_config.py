@@ -327,7 +327,7 @@ def test_every_loss_file_is_a_set_of_weights(name):
 
 def test_a_screening_varies_the_transform_and_the_seed_alone():
     cfg = compose("train", overrides=["sweep=latent_screen"], return_hydra_config=True)
-    assert (cfg.task, cfg.until, cfg.epochs) == ("latent", cfg.sweep.rounds[0], cfg.sweep.rounds[-1])
+    assert (cfg.task, cfg.stop_epoch, cfg.epochs) == ("latent", cfg.sweep.rounds[0], cfg.sweep.rounds[-1])
     assert cfg.hydra.mode.name == "MULTIRUN"
     for grid in cfg.sweep.grids:
         assert "embed_transform" in grid and list(grid.seed) == [0, 1, 2]

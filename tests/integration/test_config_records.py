@@ -18,7 +18,7 @@ from kat.grpo.step import GrpoSpec
 from kat.reward.task import MemorySpec, RewardSpec
 from kat.training.state import LoopSpec
 from kat.training.tuning import TuningSpec
-from latentwire.analysis.controls import Judging
+from latentwire.analysis.controls import AnalysisSettings
 from latentwire.data.examples import DataSpec
 from latentwire.evaluation.setup import Settings
 from latentwire.harness.paths import CONF
@@ -33,7 +33,7 @@ from train import TASKS as TRAIN_TASKS
 
 NODES = {"data": DataSpec, "embedder": EmbedderSpec, "grpo": GrpoSpec, "model": ModelSpec, "optimizer": OptimizerSpec,
          "tuning": TuningSpec}  # fmt: skip
-ROOTS = {"evaluate": (Settings, Judging), "analyze": (Judging,), "latent_report": (Settings,), "latent": (TrainingSpec,),
+ROOTS = {"evaluate": (Settings, AnalysisSettings), "analyze": (AnalysisSettings,), "latent_report": (Settings,), "latent": (TrainingSpec,),
          "reward": (RewardSpec, MemorySpec), "diversity": (DiversitySpec,)}  # fmt: skip
 RUNS = {"grpo": LoopSpec, "reward": LoopSpec, "latent": LatentRunSpec}
 TASK_OF = {"embedder": "embed", "encoder": "latent", "kat": "cluster", "loss": "latent", "pairs": "pairs",

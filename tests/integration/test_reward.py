@@ -280,7 +280,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(program, monkeypatch):
         (["steps=many"], "steps=many: expected a whole number"),
         (["steps=0"], "steps=0: must be at least 1"),
         (["checkpoint_every=1.5"], "checkpoint_every=1.5: expected a whole number"),
-        (["keep=0"], "keep=0: must be at least 1"),
+        (["keep_checkpoints=0"], "keep_checkpoints=0: must be at least 1"),
         (["held_out=null"], "held_out=None: expected a number"),
         (["held_out=1"], "held_out=1.0: must be a share"),
         (["states_gib=much"], "states_gib=much: expected a number"),
@@ -337,9 +337,9 @@ def test_numbers_out_of_their_range_are_named(name):
         RewardSpec(**{**good, name: good[name] - 1})
 
 
-@pytest.mark.parametrize("name", ["steps", "checkpoint_every", "keep"])
+@pytest.mark.parametrize("name", ["steps", "checkpoint_every", "keep_checkpoints"])
 def test_numbers_of_the_loop_out_of_their_range_are_named(name):
-    good = {"seed": 0, "steps": 1, "held_out": 0.0, "checkpoint_every": 1, "keep": 1, "force": False}
+    good = {"seed": 0, "steps": 1, "held_out": 0.0, "checkpoint_every": 1, "keep_checkpoints": 1, "force": False}
     assert LoopSpec(**good).identity() == {"seed": 0, "steps": 1, "held_out": 0.0}
     with pytest.raises(UserError, match=rf"{name}=0: must be at least 1"):
         LoopSpec(**{**good, name: 0})

@@ -243,7 +243,7 @@ def test_the_baseline_on_text_is_its_own_clean_control(cli):
 
 
 def test_random_tokens_stand_beside_a_sweep_that_has_none_and_are_not_run_twice(cli):
-    arguments = [*SMALL, "embed_source=text,scaled", "floor=0"]
+    arguments = [*SMALL, "embed_source=text,scaled", "min_clean_f1=0"]
     assert cli("-m", *arguments, "embed_transform=baseline,rms_matching")[0] == 0
     summary = read_json("outputs/single/summary.json")
     assert [(c["name"], c["control"], c["source"]) for c in summary["controls"]] == [
@@ -283,9 +283,9 @@ def test_the_wish_and_the_floor_are_read_again_by_the_analysis(cli):
     cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
     _, out, _ = cli("task=analyze", "sweep=smoke")
     assert "Cannot be answered: the clean baseline reads too little: F1 .000, the floor is .100" in out
-    assert "the floor is" not in cli("task=analyze", "sweep=smoke", "floor=0")[1]
-    assert "floor=1.5: is an F1" in cli("task=analyze", "sweep=smoke", "floor=1.5")[2]
-    assert "wished=0.0: is a difference" in cli("task=analyze", "sweep=smoke", "wished=0")[2]
+    assert "the floor is" not in cli("task=analyze", "sweep=smoke", "min_clean_f1=0")[1]
+    assert "min_clean_f1=1.5: is an F1" in cli("task=analyze", "sweep=smoke", "min_clean_f1=1.5")[2]
+    assert "target_difference=0.0: is a difference" in cli("task=analyze", "sweep=smoke", "target_difference=0")[2]
 
 
 def test_seeds_are_told_apart_in_names_and_groups(cli):

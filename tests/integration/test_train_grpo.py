@@ -180,7 +180,10 @@ def trained_and_given(tiny) -> list[tuple[torch.Tensor, torch.Tensor]]:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        (["grpo.mask_truncated=true", "grpo.max_completion_length=1"], "every completion was cut off and left out"),
+        (
+            ["grpo.mask_truncated_completions=true", "grpo.max_completion_length=1"],
+            "every completion was cut off and left out",
+        ),
         (["grpo.reward_funcs=[tests.helpers.rewards:constant]"], "all rewards of a group are equal"),
     ],
 )
@@ -416,7 +419,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(training, monkeypatch):
         (["steps=0"], "steps=0: must be at least 1"),
         (["steps=half"], "steps=half: expected a whole number"),
         (["checkpoint_every=0"], "checkpoint_every=0: must be at least 1"),
-        (["keep=few"], "keep=few: expected a whole number"),
+        (["keep_checkpoints=few"], "keep_checkpoints=few: expected a whole number"),
         (["seed=null"], "seed=None: expected a whole number"),
         (["held_out=0"], "holds out none"),
         (["held_out=null"], "held_out=None: expected a number"),
@@ -571,7 +574,7 @@ def test_micro_batches_change_nothing(training, monkeypatch):
         assert whole["entropy"] <= math.log(2048)  # a token's, not a completion's
 
 
-@pytest.mark.parametrize("how", ["token", "sequence"])
+@pytest.mark.parametrize("how", ["dapo", "grpo"])
 def test_the_weights_of_a_step_sum_to_one(training, monkeypatch, how):
     real, sums = grpo_step.loss_weights, []
 
@@ -581,7 +584,7 @@ def test_the_weights_of_a_step_sum_to_one(training, monkeypatch, how):
 
     monkeypatch.setattr(grpo_step, "loss_weights", noted)
     one_by_one = ["steps=1", "grpo.num_iterations=1", "batch_tokens=1", "grpo.eval_prompts=0"]
-    assert training(f"grpo.normalisation={how}", *one_by_one)[0] == 0
+    assert training(f"grpo.loss_type={how}", *one_by_one)[0] == 0
     assert len(sums) == 6
     assert sum(sums) == pytest.approx(1)
 

@@ -15,8 +15,8 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, learning_rate_share
-from latentwire.latent_training.objective import Objective, Weights
-from latentwire.latent_training.screening import interval, promoted, rank, render, rounds_of
+from latentwire.latent_training.objective import LatentObjective, Weights
+from latentwire.latent_training.screening import interval, promoted, rank, render_ranking, rounds_of
 from latentwire.latent_training.task import accumulate_gradients
 from latentwire.latent_training.validation import HeldOut
 from latentwire.transforms.codebook import SoftCodebook
@@ -345,7 +345,7 @@ def test_a_candidate_whose_numbers_explode_does_not_stop_the_others(trains, tmp_
 def test_parts_that_splitting_made_too_short_are_left_out_and_counted(trains, tmp_path):
     whole = "The ferry left the long pier at noon with forty sacks of flour, and nobody on the quay waved. No."
     (tmp_path / "more.txt").write_text(whole)
-    arguments = [*WHOLE, "out=run", "weights.continuation=0", "until=1", "ratio=4", "extra=more.txt"]
+    arguments = [*WHOLE, "out=run", "weights.continuation=0", "stop_epoch=1", "ratio=4", "extra=more.txt"]
     status, _, err = trains(*arguments, "extra_words=18")
     assert status == 0, err
     counts = json.loads((tmp_path / "run/result.json").read_text())["counts"]
@@ -370,12 +370,14 @@ def test_rounds_rise():
 
 def test_a_screening_is_told_with_what_it_does_not_tell_apart():
     ranking = rank(runs(a=[0.5, 0.5], b=[0.49, 0.51], c=[0.1, 0.1]))
-    text = render({"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]})
+    text = render_ranking(
+        {"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]}
+    )
     assert "Best: a; not told apart from it: b\n" in text
     wide = [{"until": None, "ranking": rank(runs(a=[0.4, 0.6], b=[0.45, 0.45])), "kept": ["a"]}]
-    assert "Best: a; not told apart from it: b\n" in render({"sweep": "s", "runs": [], "rounds": wide})
+    assert "Best: a; not told apart from it: b\n" in render_ranking({"sweep": "s", "runs": [], "rounds": wide})
     alone = [{"until": None, "ranking": rank(runs(a=[0.5])), "kept": ["a"]}]
-    assert "one seed: no interval" in render({"sweep": "s", "runs": [], "rounds": alone})
+    assert "one seed: no interval" in render_ranking({"sweep": "s", "runs": [], "rounds": alone})
 
 
 @pytest.mark.parametrize(
@@ -388,11 +390,11 @@ def test_a_screening_is_told_with_what_it_does_not_tell_apart():
         (["encoder=byte", "weights.vocabulary=1"], "tokens without an order say nothing to encoder=byte"),
         (["embed_transform=random_interpolation"], "does not hang on the encoder"),
         (["encoder=byte", "latent_len=4096"], "positions, more than the model's 4096"),
-        (["until=11"], "until=11: is an epoch of the run, between 1 and epochs=10"),
-        (["until=0"], "until=0: is an epoch of the run, between 1 and epochs=10"),
-        (["until=1.5"], "until=1.5: expected a whole number or null"),
+        (["stop_epoch=11"], "stop_epoch=11: is an epoch of the run, between 1 and epochs=10"),
+        (["stop_epoch=0"], "stop_epoch=0: is an epoch of the run, between 1 and epochs=10"),
+        (["stop_epoch=1.5"], "stop_epoch=1.5: expected a whole number or null"),
         (["checkpoint_every=0"], "checkpoint_every=0: must be at least 1"),
-        (["keep=0"], "keep=0: must be at least 1"),
+        (["keep_checkpoints=0"], "keep_checkpoints=0: must be at least 1"),
         (["adapter_hidden=x"], "adapter_hidden=x: expected a whole number"),
         (["extra=5"], "extra=5: no such file"),
         (["judge_by=em"], "judge_by=em: unknown"),
@@ -434,14 +436,14 @@ def test_gradients_are_weighed_and_shared_over_the_step():
 
 
 def test_a_step_in_parts_is_the_step(trains, tmp_path, monkeypatch):
-    real, asked = Objective.losses, {1: [], 4096: []}
+    real, asked = LatentObjective.losses, {1: [], 4096: []}
     for batch_tokens, sizes in asked.items():
 
         def noted(self, kind, passages, generator, sizes=sizes):
             sizes.append(len(passages))
             return real(self, kind, passages, generator)
 
-        monkeypatch.setattr(Objective, "losses", noted)
+        monkeypatch.setattr(LatentObjective, "losses", noted)
         assert trains(*WHOLE, f"batch_tokens={batch_tokens}", NOWHERE, f"out=r{batch_tokens}")[0] == 0
     assert set(asked[1]) == {1} and max(asked[4096]) == 3
     parts, whole = read_rows(tmp_path / "r1" / "metrics.jsonl"), read_rows(tmp_path / "r4096" / "metrics.jsonl")
@@ -453,13 +455,13 @@ def test_the_weights_of_the_best_epoch_are_saved(trains, tmp_path, monkeypatch):
     told = iter([0.9, 0.2, 0.1, 0.9])
     monkeypatch.setattr(HeldOut, "scores", lambda *_: {"cosine": next(told), "likeness": 0.0})
     assert trains(*QUICK, "evaluate_every=1", "out=all")[0] == 0
-    assert trains(*QUICK, "evaluate_every=1", "until=1", "out=one")[0] == 0
+    assert trains(*QUICK, "evaluate_every=1", "stop_epoch=1", "out=one")[0] == 0
     ours, theirs = weights_in(tmp_path / "all"), weights_in(tmp_path / "one")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_training_starts_from_the_lms_layers(trains, tiny, tmp_path):
-    assert trains(*WHOLE, "until=1", NOWHERE, "out=run")[0] == 0
+    assert trains(*WHOLE, "stop_epoch=1", NOWHERE, "out=run")[0] == 0
     name = "layers.0.self_attn.q_proj.weight"
     saved = weights_in(tmp_path / "run")["encoder.body." + name]
     assert torch.equal(saved, tiny.model.base_model.get_parameter(name))
@@ -525,13 +527,13 @@ def test_a_held_out_passage_that_the_ratio_leaves_nothing_of_is_refused(trains, 
 
 
 def test_a_checkpoint_of_another_version_is_told(trains, monkeypatch):
-    assert trains(*QUICK, "until=1", "out=run")[0] == 0
+    assert trains(*QUICK, "stop_epoch=1", "out=run")[0] == 0
 
     def missing(*_: object) -> None:
         raise RuntimeError("Error(s) in loading\n\tMissing key(s): kappa")
 
     monkeypatch.setattr("latentwire.latent_training.task.Latents.load_state_dict", missing)
-    status, _, err = trains(*QUICK, "until=2", "out=run")
+    status, _, err = trains(*QUICK, "stop_epoch=2", "out=run")
     assert status == 1
     assert "the latents in it are of another version of the program (Error(s) in loading Missing key(s): kappa)" in err
     assert "force=true trains anew" in err and "Traceback" not in err

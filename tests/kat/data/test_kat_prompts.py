@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from kat.data.pairs import PreferencePair, read_pairs
-from kat.data.prompts import normalise, prompt_id, read_prompts, render, unique_prompts
+from kat.data.prompts import normalise, prompt_id, read_prompts, render_conversation, unique_prompts
 from kat.data.tables import read_pair_to_prompt
 from kat.pipeline.artifacts import BESIDE
 from kat.sampling.arms import pair_weights
@@ -80,8 +80,8 @@ def test_order_changes_no_id_text_or_count(rng: random.Random):
 
 
 def test_a_single_question_is_shown_as_it_is():
-    assert render(u("Why?")) == "Why?"
-    assert render([{"role": "system", "content": "Be brief."}]) == "system: Be brief."
+    assert render_conversation(u("Why?")) == "Why?"
+    assert render_conversation([{"role": "system", "content": "Be brief."}]) == "system: Be brief."
 
 
 def test_the_task_writes_prompts_and_the_map_and_they_read_back(cli):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kat.diversity.comparison import compare
+from kat.diversity.comparison import compare_arms
 from kat.diversity.verdict import arms_of, markdown, pool, reading, require_alike
 from latentwire.harness.errors import UserError
 from latentwire.stats.intervals import mean_over_runs, t_quantile, t_within
@@ -29,7 +29,7 @@ def report(seed: int, *others: str) -> dict:
             second = {key: values + n * UNLIKE_0.get(key, 0) + generator.normal(0, 0.01, 12) * (key != KEYS[-1])
                       for key, values in base.items()}  # fmt: skip
             about = {"first": labels[0], "second": label, "group": group, "form": form, "prompts": 12}
-            comparisons.append({**about, "rows": compare(base, second, 0)})
+            comparisons.append({**about, "rows": compare_arms(base, second, 0)})
     return {
         "checkpoints": [{"label": label, "weights": f"{label} weights"} for label in labels],
         "settings": {"prompts": 12, "temperature": 1.0},

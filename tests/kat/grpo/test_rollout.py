@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kat.grpo.policy import Policy, Row, frozen_blocks, lay_out, micro_batches
+from kat.grpo.policy import Policy, PolicyRow, frozen_blocks, lay_out, micro_batches
 from kat.grpo.rollout import Completion, Sampling, batches_of_prompts, choose, end_tokens, sample
 from kat.training.tree_mask import tree_mask
 from kat.training.tuning import TuningSpec, make_trainable
@@ -173,8 +173,8 @@ def test_settings_that_are_none_are_named(settings, message):
 # The policy: the same numbers from a plain forward pass, with the frozen blocks left out or not
 
 
-def rows_of(groups, prompts=PROMPTS) -> list[Row]:
-    return [Row(tuple(prompt), c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
+def rows_of(groups, prompts=PROMPTS) -> list[PolicyRow]:
+    return [PolicyRow(tuple(prompt), c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
 
 
 @pytest.mark.parametrize("tapped", [True, False])
@@ -274,9 +274,9 @@ def test_blocks_that_cannot_be_left_out_are_computed(tiny, monkeypatch, capsys):
             handle.remove()
 
 
-def made(prompt: tuple[int, ...], tokens: int) -> Row:
+def made(prompt: tuple[int, ...], tokens: int) -> PolicyRow:
     ids = tuple(range(20, 20 + tokens))
-    return Row(prompt, Completion(ids, True, torch.zeros(tokens), torch.zeros(tokens), None))
+    return PolicyRow(prompt, Completion(ids, True, torch.zeros(tokens), torch.zeros(tokens), None))
 
 
 def test_micro_batches_hold_what_they_may():
@@ -326,4 +326,4 @@ def test_rows_in_one_line_have_the_numbers_they_have_alone(policy_model):
 
 def test_a_row_reads_all_but_the_last_token():
     c = Completion((4, 5, 6), True, torch.zeros(3), torch.zeros(3), None)
-    assert Row((1, 2), c).size == 4
+    assert PolicyRow((1, 2), c).size == 4

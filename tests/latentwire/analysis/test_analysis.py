@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from latentwire.analysis.controls import Judging
+from latentwire.analysis.controls import AnalysisSettings
 from latentwire.analysis.ranking import analyze
 from latentwire.reports.text import ranking_table, render
 from latentwire.stats.comparison import compare_paired, recovered_shares
-from latentwire.stats.formatting import three_digits
-from latentwire.stats.power import detectable_difference, samples_needed, spread
+from latentwire.stats.formatting import format_score
+from latentwire.stats.power import detectable_difference, samples_needed, std
 from tests.helpers.results import result_of
 
 COUNT = 60
@@ -23,7 +23,7 @@ def scores_of(right: int) -> np.ndarray:
     return np.array([1.0] * right + [0.0] * (COUNT - right))
 
 
-JUDGING = Judging(floor=0.1, wished=0.05)
+JUDGING = AnalysisSettings(min_clean_f1=0.1, target_difference=0.05)
 
 
 def analysis_of(
@@ -99,7 +99,7 @@ def test_the_table_and_the_text_show_the_ranking():
 
 @pytest.mark.parametrize(("value", "text"), [(0.5, ".500"), (-0.04, "-.040"), (1.0, "1.000"), (0.0, ".000")])
 def test_scores_are_written_with_three_digits(value, text):
-    assert three_digits(value) == text
+    assert format_score(value) == text
 
 
 # --- controls -------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_the_analysis_says_what_its_examples_can_show():
     results = [result_of("baseline", "b", base, "x")]
     results += [result_of("rms_matching", name, values, "x") for name, values in systems.items()]
     (group,) = analyze(results, scores, [], JUDGING)["groups"]
-    sds = {name: spread(values - base) for name, values in systems.items()}
+    sds = {name: std(values - base) for name, values in systems.items()}
     rows = {row["name"]: row for row in group["ranking"]}
     for name in ("r", "s"):
         assert rows[name]["detectable"] == pytest.approx(detectable_difference(sds[name], COUNT, 0.05))

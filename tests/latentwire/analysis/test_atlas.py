@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from latentwire.analysis.controls import Judging
+from latentwire.analysis.controls import AnalysisSettings
 from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import analyze
 from latentwire.analysis.tolerance import LADDERS, crossing, tolerance_table
@@ -33,7 +33,7 @@ def analysis_of(
             )
     control = result_of("baseline", "control_empty", right(empty), "text", control="empty", variant="")
     scores["control_empty"] = (IDS, right(empty))
-    return analyze(results, scores, [control], Judging(0.1, 0.05))
+    return analyze(results, scores, [control], AnalysisSettings(0.1, 0.05))
 
 
 def tolerance_of(analysis: dict, ladder: str, transform: str) -> dict:
@@ -131,7 +131,7 @@ def test_a_chain_that_saw_the_true_tokens_stands_for_no_family():
         for family, experiment, f1 in (("baseline", "b", 0.2), ("chain", "seen", 0.9), ("chain", "blind", 0.5))
     ]  # fmt: skip
     scores = {result["name"]: (IDS, right(result["f1"])) for result in results}
-    atlas = analyze(results, scores, [], Judging(0.1, 0.05))["atlas"]
+    atlas = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["atlas"]
     assert atlas["columns"] == ["b", "seen", "blind"]
     assert [transform["supervised"] for transform in atlas["transforms"]] == [False, True, False]
     columns, rows = matrix_table(atlas)
@@ -151,7 +151,7 @@ def test_the_interval_holds_the_level_as_often_as_it_says():
             results.append(result_of("baseline", name, scores[name][1], f"n{level}", source="noisy", source_dials=dials,
                                      experiment="baseline"))  # fmt: skip
         results[0]["experiment"] = "baseline"
-        analysis = analyze(results, scores, [], Judging(0.1, 0.05))
+        analysis = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))
         mild, severe = tolerance_of(analysis, "noisy", "baseline")["interval"]
         levels = [{"before": math.inf, "beyond": -math.inf}.get(end["status"], end["level"]) for end in (mild, severe)]
         held += levels[0] >= 3 >= levels[1]
@@ -253,7 +253,7 @@ def test_one_configuration_stands_for_each_family_and_only_one_that_ran_everywhe
         for family in [{"b": "baseline"}.get(experiment, "nearest_k")]
     ]
     scores = {result["name"]: (IDS, right(result["f1"])) for result in results}
-    assert analyze(results, scores, [], Judging(0.1, 0.05))["atlas"]["columns"] == ["b", "k2"]
+    assert analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["atlas"]["columns"] == ["b", "k2"]
 
 
 def test_one_source_makes_no_atlas():
@@ -286,5 +286,5 @@ def test_the_ladders_of_two_seeds_are_kept_apart():
             scores[name] = (IDS, values)
             about = {"source": "text"} if level is None else {"source": "noisy", "source_dials": {"snr_db": level}}
             results.append(result_of("baseline", name, values, name, experiment="baseline", variant=variant) | about)
-    found = analyze(results, scores, [], Judging(0.1, 0.05))["atlas"]["tolerance"]
+    found = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["atlas"]["tolerance"]
     assert [one["transforms"][0]["level"] for one in found] == pytest.approx([3.0, 4.5])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from latentwire.analysis.controls import Judging
+from latentwire.analysis.controls import AnalysisSettings
 from latentwire.analysis.ranking import analyze
 from latentwire.reports.text import auto_table, goal_lines, incomplete, render
 from tests.helpers.results import COUNT, IDS, result_of, right
@@ -24,7 +24,7 @@ def summary_of(f1s: dict[str, dict[str, float]], counts: dict[str, int] | None =
             fit = {"supervised": True} if "supervised" in experiment else None
             results.append(result_of(experiment, name, values, source, experiment=experiment, variant="", fit=fit))
     control = result_of("baseline", "control_empty", right(empty), "text", control="empty", variant="")
-    analysis = analyze(results, scores, [control], Judging(0.1, 0.05))
+    analysis = analyze(results, scores, [control], AnalysisSettings(0.1, 0.05))
     return {"sweep": "s", "total_experiments": len(results), "successful": len(results), "failed": 0, "budget": None,
             "controls": [], "analysis": analysis}  # fmt: skip
 
@@ -187,7 +187,7 @@ def test_a_share_is_resampled_with_its_clean_score():
     drawn = generator.random((2, COUNT)) < 0.8
     scores = {"b": (IDS, drawn[0] * 1.0), "auto": (IDS, drawn[1] * 1.0), "n": (IDS, drawn[0] * 1.0)}
     results = [result_of(f, n, scores[n][1], "text") for f, n in (("baseline", "b"), ("auto", "auto"), ("k", "n"))]
-    (one,) = analyze(results, scores, [], Judging(0.1, 0.05))["auto"]["sources"]
+    (one,) = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["auto"]["sources"]
     means = drawn[:, generator.integers(COUNT, size=(4000, COUNT))].mean(axis=2)
     expected = np.quantile(means[1] / means[0], [0.025, 0.975])
     assert one["share_interval"] == pytest.approx(expected, abs=0.01)

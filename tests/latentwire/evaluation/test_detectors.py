@@ -10,12 +10,12 @@ import torch
 
 from latentwire.analysis.findings import joined, too_fast
 from latentwire.data.examples import Example
-from latentwire.data.prompts import Prompt, PromptWriter
+from latentwire.data.prompts import FewShotPrompt, PromptWriter
 from latentwire.evaluation.detectors import (
     changes_nothing,
     dtype_changed,
     odd_predictions,
-    require_finite,
+    require_finite_values,
     require_span,
     same_output,
     shots_leak,
@@ -39,10 +39,10 @@ def normal(count: int, seed: int = 0) -> list[torch.Tensor]:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_one_value_that_is_not_finite_is_a_fault(bad):
     values = torch.zeros(3, 4)
-    require_finite(values, "the source text", "q1")
+    require_finite_values(values, "the source text", "q1")
     values[2, 3] = bad
     with pytest.raises(UserError, match=r"the source text gave NaN or infinite values for example q1"):
-        require_finite(values, "the source text", "q1")
+        require_finite_values(values, "the source text", "q1")
 
 
 def test_a_span_is_its_text():
@@ -222,7 +222,7 @@ def test_a_prompt_without_its_span_fails_the_configuration(cli, monkeypatch):
 
     def unmarked(self, example, passage=True):
         prompt = real(self, example, passage)
-        return Prompt(prompt.example, prompt.token_ids, torch.zeros_like(prompt.source_mask), passage)
+        return FewShotPrompt(prompt.example, prompt.token_ids, torch.zeros_like(prompt.source_mask), passage)
 
     monkeypatch.setattr(PromptWriter, "prompt", unmarked)
     status, _, err = cli(*SMALL, "seed=77")  # a bench of its own

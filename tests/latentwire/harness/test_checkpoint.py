@@ -43,7 +43,7 @@ def test_the_last_ones_stay_by_step_not_by_name(tmp_path, keep):
 
 
 def test_none_kept_is_refused(tmp_path):
-    with pytest.raises(UserError, match="keep=0"):
+    with pytest.raises(UserError, match="keep_checkpoints=0"):
         Checkpoints(tmp_path, IDENTITY, 0)
 
 

@@ -21,7 +21,7 @@ from tests.helpers.files import read_rows
 
 
 def run_in(folder: Path, identity: str = "a", **changes) -> Run:
-    settings = {"seed": 0, "checkpoint_every": 4, "keep": 9, "force": False, **changes}
+    settings = {"seed": 0, "checkpoint_every": 4, "keep_checkpoints": 9, "force": False, **changes}
     cfg = OmegaConf.create({"task": "latent", "name": "r", "out": str(folder), "tracker": {"name": "none"}, **settings})
     return Run(cfg, RunSpec.of(cfg), {"id": identity}, PartialState(cpu=True))
 

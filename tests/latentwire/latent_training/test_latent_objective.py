@@ -16,7 +16,7 @@ from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 from latentwire.harness.training import NonFiniteError
-from latentwire.latent_training.objective import AGAIN, VOCABULARY_TOKENS, Objective, Weights, halves
+from latentwire.latent_training.objective import AGAIN, VOCABULARY_TOKENS, LatentObjective, Weights, halves
 from latentwire.latent_training.passages import Passage
 from latentwire.latent_training.step_plan import TrainingSpec, epochs_before_answers, plan_steps
 from latentwire.latent_training.validation import HeldOut
@@ -45,13 +45,13 @@ ALL = {
 
 def objective_of(
     tiny, answer_tokens: int = 8, transform: str = "baseline", distance: str = "cosine", **weights: float
-) -> Objective:
+) -> LatentObjective:
     vocabulary = Vocabulary(tiny.token_embeddings())
     dials = {"eps": 0.0} if transform == "anchor_offset" else {}
     torch.manual_seed(0)
     spec = LatentSpec("bottleneck", {"d_z": 4}, 8, transform, dials, {}, "tiny_random")
     chosen = Weights(**{name: weights.get(name, 0.0) for name in ALL})
-    return Objective(tiny, vocabulary, Latents(spec, vocabulary), chosen, SHOWN, answer_tokens, distance)
+    return LatentObjective(tiny, vocabulary, Latents(spec, vocabulary), chosen, SHOWN, answer_tokens, distance)
 
 
 class Oracle(nn.Module):

@@ -14,13 +14,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from latentwire.analysis.ranking import three_digits
 from latentwire.harness import program
 from latentwire.harness.tracking import NoTracker
 from latentwire.reports import html as report
 from latentwire.reports.figures import draw_all
-from latentwire.reports.html import choose_examples, collect, page, shared, write_report
+from latentwire.reports.html import choose_shown_examples, collect, page, shared, write_report
 from latentwire.reports.panels import DARK, LIGHT, dial_panels, matrix, reference_lines, scale_top
+from latentwire.stats.formatting import format_score
 from latentwire.sweeps import task
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror='throw 1'>\u2028<!-- & \"q'"
@@ -223,19 +223,19 @@ def test_the_examples_carried_are_those_that_differ_and_no_more_than_the_bound()
 
     same = [answer(0, 1.0), answer(1, 1.0), answer(2, 0.0), answer(3, 0.5)]
     other = [answer(0, 1.0, "x" * 300), answer(1, 0.0), answer(2, 0.0), answer(3, 1.0, "y" * 301)]
-    found = choose_examples({"a": same, "b": other}, 7)
+    found = choose_shown_examples({"a": same, "b": other}, 7)
     assert [item["id"] for item in found["items"]] == ["q1", "q3", "q0"]  # variances 1/4, 1/16, 0
     assert found["total"] == 4
     assert found["answers"]["b"] == [["t", 0.0], ["y" * 300 + " \u2026", 1.0], ["x" * 300, 1.0]]
     assert found["items"][0]["question"] == "?" * 300 + " \u2026"
     assert found["cut"] == 4  # three questions and an answer
-    assert len(choose_examples({"a": same, "b": other}, 1)["items"]) == 1
-    assert len(choose_examples({"a": same, "b": other}, 8)["items"]) == 4
+    assert len(choose_shown_examples({"a": same, "b": other}, 1)["items"]) == 1
+    assert len(choose_shown_examples({"a": same, "b": other}, 8)["items"]) == 4
     strangers = [answer(7, 0.0), answer(8, 0.0)]
-    found = choose_examples({"a": same, "b": other, "c": strangers}, 5)
+    found = choose_shown_examples({"a": same, "b": other, "c": strangers}, 5)
     assert [item["id"] for item in found["items"]] == ["q1", "q7", "q3"]  # those asked other examples take turns
     assert found["answers"]["c"] == [None, ["t", 0.0], None]
-    assert choose_examples({}, 5) == {"total": 0, "cut": 0, "items": [], "answers": {}}
+    assert choose_shown_examples({}, 5) == {"total": 0, "cut": 0, "items": [], "answers": {}}
 
 
 def test_settings_that_all_share_are_told_from_those_that_vary():
@@ -405,11 +405,11 @@ def test_the_numbers_shown_are_those_of_the_summary(report_file, tmp_path):
     for (attributes, words), row in zip(bars, ranking, strict=True):
         numbers = [float(attributes[f"data-{key}"]) for key in ("f1", "low", "high")]
         assert numbers == [row["f1"], *row["f1_interval"]]
-        low, high = map(three_digits, row["f1_interval"])
-        assert f"{three_digits(row['f1'])}  [{low}, {high}]" in words  # ties too: 1/16 is .062
+        low, high = map(format_score, row["f1_interval"])
+        assert f"{format_score(row['f1'])}  [{low}, {high}]" in words  # ties too: 1/16 is .062
         if "difference" in row:
             sign = "+" if row["difference"] >= 0 else ""
-            assert f"{sign}{three_digits(row['difference'])} p={row['p_holm']:.3f} {row['verdict']}" in words
+            assert f"{sign}{format_score(row['difference'])} p={row['p_holm']:.3f} {row['verdict']}" in words
 
     panels = shown.of("panels")
     varied = [row for row in ranking if row["family"] not in ("baseline", "random_interpolation")]
@@ -421,11 +421,11 @@ def test_the_numbers_shown_are_those_of_the_summary(report_file, tmp_path):
     for attributes, words in [*panels, *cells, *table]:
         f1 = result[attributes["data-name"]]["f1"]
         assert float(attributes["data-f1"]) == f1
-        assert "data-low" in attributes or three_digits(f1) in words.split()
+        assert "data-low" in attributes or format_score(f1) in words.split()
     for attributes, words in table:
         row = next(row for row in ranking if row["name"] == attributes["data-name"])
         assert [float(attributes["data-em"]), float(attributes["data-empty"])] == [row["em"], row["empty_rate"]]
-        assert three_digits(row["em"]) in words.split() and f"{row['empty_rate']:.0%}" in words.split()
+        assert format_score(row["em"]) in words.split() and f"{row['empty_rate']:.0%}" in words.split()
 
     assert "12.3" in text and "beyond 117" in text and "half of the clean F1 is .344" in text
     assert "a difference of .123 can be shown" in text and "1,234 examples" in text

@@ -13,7 +13,7 @@ from latentwire.evaluation.metrics import exact_match, f1_score, normalize_answe
 from latentwire.stats import comparison as metrics
 from latentwire.stats.comparison import compare_paired, holm, recovered_shares
 from latentwire.stats.intervals import bootstrap_interval, resampled_means, wilson_interval
-from latentwire.stats.power import detectable_difference, samples_needed, spread
+from latentwire.stats.power import detectable_difference, samples_needed, std
 
 # --- exact match and F1 ---------------------------------------------------------------------------------------
 
@@ -340,8 +340,8 @@ def test_the_samples_needed_detect_the_difference():
 
 
 def test_spread_is_that_of_a_sample():
-    assert spread(np.array([0.0, 1.0, 1.0, 0.0])) == pytest.approx(math.sqrt(1 / 3))
-    assert spread(np.array([0.3])) == 0.0
+    assert std(np.array([0.0, 1.0, 1.0, 0.0])) == pytest.approx(math.sqrt(1 / 3))
+    assert std(np.array([0.3])) == 0.0
 
 
 def test_what_is_recovered_lies_between_empty_and_clean():

@@ -16,19 +16,19 @@ from omegaconf import OmegaConf
 from latentwire.evaluation import request, task
 from latentwire.evaluation.setup import block_ends
 from latentwire.harness import app, program
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.paths import CONF
 from latentwire.harness.results import ResultStore, write_jsonl
 from latentwire.reports import html
 from latentwire.sweeps import schedule
-from latentwire.sweeps.successive_halving import Cost, first_round, next_round
+from latentwire.sweeps.successive_halving import JobCost, first_round, next_round
 from tests.helpers.files import read_json
 from tests.helpers.programs import command, environment
 from tests.helpers.results import without_timings
 
-A_SECOND = Cost(0.0, 1.0)
+A_SECOND = JobCost(0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_the_first_round_leaves_time_for_two_halvings(seconds, count):
 
 
 def test_launching_a_job_costs_too():
-    assert Cost(2.0, 0.5).of(10, 4) == 40
-    assert first_round(250, Cost(8.0, 1.0), 5000, 4, 80) == 4
+    assert JobCost(2.0, 0.5).of(10, 4) == 40
+    assert first_round(250, JobCost(8.0, 1.0), 5000, 4, 80) == 4
 
 
 def test_the_better_half_of_each_source_goes_on():
@@ -95,7 +95,7 @@ def test_the_last_examples_end_the_sweep():
 
 
 SWEEP = ["-m", "embed_transform=baseline,rms_matching,nearest_k,random_interpolation", "embed_source=text,scaled",
-         "model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "floor=0"]  # fmt: skip
+         "model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "min_clean_f1=0"]  # fmt: skip
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def played(cfg, jobs, finished, calls=None):
             return read_json(schedule.plan_path(Path(cfg.out)))
         answers = []
         for job in todo:
-            name, asked = job.config.name, int(job.overrides[-1].removeprefix("asked="))
+            name, asked = job.config.name, int(job.overrides[-1].removeprefix("num_examples="))
             if finished.get(name, 0) < asked:
                 if next(left, None) is None:
                     return None
@@ -283,8 +283,8 @@ def test_the_estimate_at_the_start_holds_the_launching_of_jobs(cli, exact_costs,
 def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
     small = ["model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "embed_source=noisy"]
     for asked in (4, 8, 20):
-        assert cli(*small, f"asked={asked}", "out=grown")[0] == 0
-    assert cli(*small, "asked=20", "out=whole")[0] == 0
+        assert cli(*small, f"num_examples={asked}", "out=grown")[0] == 0
+    assert cli(*small, "num_examples=20", "out=whole")[0] == 0
     grown, whole = (read_json(f"{folder}/baseline@noisy0.0dB.json") for folder in ("grown", "whole"))
     for result in (grown, whole):
         assert result["timing"]["decoded"] + result["timing"]["reused"] == 20
@@ -294,9 +294,9 @@ def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
     rows = [Path(f"{folder}/baseline@noisy0.0dB.predictions.jsonl").read_bytes() for folder in ("grown", "whole")]
     assert rows[0] == rows[1]
     assert not list(Path("grown/replaced").glob("*"))
-    _, _, err = cli(*small, "asked=8", "out=grown")
+    _, _, err = cli(*small, "num_examples=8", "out=grown")
     assert "n=20  (finished before)" in err
-    assert "asked=5: must be the end of a block" in cli(*small, "asked=5", "out=new")[2]
+    assert "num_examples=5: must be the end of a block" in cli(*small, "num_examples=5", "out=new")[2]
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_budgets_that_cannot_be(cli, arguments, message):
 @pytest.mark.slow
 def test_a_killed_budgeted_sweep_goes_on_with_its_plan(cli, tmp_path):
     sweeping = ["-m", "embed_transform=baseline,rms_matching", "embed_source=scaled", "model=tiny_random", "samples=20",
-                "shots=1", "max_new_tokens=2", "floor=0", "budget_minutes=30"]  # fmt: skip
+                "shots=1", "max_new_tokens=2", "min_clean_f1=0", "budget_minutes=30"]  # fmt: skip
     # enough for all five jobs: the plan does not depend on times
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(
@@ -360,8 +360,8 @@ def test_what_a_job_and_an_example_cost():
         {"num_samples": 8, "time_sec": 4.0, "job_sec": 7.0},
         {"num_samples": 8, "time_sec": 12.0, "job_sec": 13.0},
     ]
-    assert schedule.measured_cost(results, 1) == Cost(2.0, 1.0)
-    assert schedule.measured_cost(results, 2) == Cost(1.0, 1.0)
+    assert schedule.measured_cost(results, 1) == JobCost(2.0, 1.0)
+    assert schedule.measured_cost(results, 2) == JobCost(1.0, 1.0)
 
 
 def test_a_lap_holds_all_seconds_since_they_were_counted(monkeypatch):
@@ -376,7 +376,7 @@ def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
     (tmp_path / "mine.jsonl").write_text(
         '{"id": "q", "context": "Number one lives here.", "question": "Who?", "answers": "Number one"}'
     )
-    state = place("cpu")
+    state = accelerator_state("cpu")
 
     def key(*overrides: str) -> str:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -386,7 +386,7 @@ def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
         return schedule.open_plan(with_budget, state, [job], 20)["key"]
 
     before = key()
-    assert before == key("only=base*", "wished=0.1")  # what decides no result
+    assert before == key("only=base*", "target_difference=0.1")  # what decides no result
     if change == "version":
         monkeypatch.setattr(request.latentwire, "__version__", "9")
         assert key() != before
