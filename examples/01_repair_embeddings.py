@@ -5,7 +5,7 @@ Use it with a model of your own: any causal language model of transformers that 
 python examples/01_repair_embeddings.py             the embedded model (SmolLM2-135M-Instruct)
 python examples/01_repair_embeddings.py FOLDER      a model of yours: a folder or the name of a hub repository
 
-Measured: 18 s of processor time. Output:
+Measured: 11 s on two cores, other programs next to it. Output:
 
     real tokens     ' Paris.\\n\\n'
     noise           ' the capital of France'

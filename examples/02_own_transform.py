@@ -6,7 +6,7 @@ registrations into latentwire, and conf/embed_transform/snap.yaml into conf/; do
 python examples/02_own_transform.py                                   20 questions on the embedded model
 python examples/02_own_transform.py samples=2 model=tiny_random       any setting of run.py
 
-Measured: 22 s of processor time in bfloat16. Output, after one line for each configuration:
+Measured: 23 s on two cores in bfloat16, other programs next to it. Output, after one line for each configuration:
 
                         F1    95% interval  EM    empty  back   against the baseline
       1 anchor_eps0.05  .650  [.450  .833 ]  .550    0%   100%   +.333 [.133, .550] p=0.031 better

@@ -33,8 +33,14 @@ from train import TASKS as TRAIN_TASKS
 
 NODES = {"data": DataSpec, "embedder": EmbedderSpec, "grpo": GrpoSpec, "model": ModelSpec, "optimizer": OptimizerSpec,
          "tuning": TuningSpec}  # fmt: skip
-ROOTS = {"evaluate": (Settings, AnalysisSettings), "analyze": (AnalysisSettings,), "latent_report": (Settings,), "latent": (TrainingSpec,),
-         "reward": (RewardSpec, MemorySpec), "diversity": (DiversitySpec,)}  # fmt: skip
+ROOTS: dict[str, tuple[Any, ...]] = {
+    "evaluate": (Settings, AnalysisSettings),
+    "analyze": (AnalysisSettings,),
+    "latent_report": (Settings,),
+    "latent": (TrainingSpec,),
+    "reward": (RewardSpec, MemorySpec),
+    "diversity": (DiversitySpec,),
+}
 RUNS = {"grpo": LoopSpec, "reward": LoopSpec, "latent": LatentRunSpec}
 TASK_OF = {"embedder": "embed", "encoder": "latent", "kat": "cluster", "loss": "latent", "pairs": "pairs",
            "sampler": "subsample"}  # fmt: skip

@@ -1,4 +1,4 @@
-"""--help: what the program does, its tasks and commands; and what is said of a task that the entry does not have."""
+"""--help: what the program does, its tasks and commands; and the errors for a task that the entry does not have."""
 
 from __future__ import annotations
 
