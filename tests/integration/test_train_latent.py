@@ -15,7 +15,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, learning_rate_share
-from latentwire.latent_training.objective import LatentObjective, Weights
+from latentwire.latent_training.objective import LatentObjective, LossWeights
 from latentwire.latent_training.screening import interval, promoted, rank, render_ranking, rounds_of
 from latentwire.latent_training.task import accumulate_gradients
 from latentwire.latent_training.validation import HeldOut
@@ -28,6 +28,8 @@ BASE = ["task=latent", "model=tiny_random", "device=cpu", "dtype=float32", "adap
 QUICK = [*BASE, "encoder=bottleneck", "d_z=8", "loss=reconstruction", "epochs=3"]
 WHOLE = [*BASE, "encoder=lm_layers", "layers=1", "ratio=2", "epochs=2", "first_phase=0.5", "held_out=0.05",
          "passages_per_step=3", "max_new_tokens=2", "checkpoint_every=2"]  # fmt: skip
+
+OFF = dict.fromkeys(("embedding", "vocabulary", "text", "continuation", "answer", "distillation", "rms", "manifold"), 0)
 
 
 def full(*_: object) -> None:
@@ -134,7 +136,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
         low, high = rows["cut"][f"{measure}_interval"]
         assert low < rows["cut"][measure] < high
     assert rows["text"]["kl"] == 0 < rows["empty"]["kl"]
-    assert ": positions are saved, not bytes" in out
+    assert ": the latents save positions, not bytes" in out
     assert "-0.000" not in out  # nothing has no sign
     with monkeypatch.context() as patch:
         patch.setattr("latentwire.evaluation.latent_report.evaluate", full)
@@ -144,7 +146,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     for stray in ("embed_source=text", "embed_transform=rms_matching", "control=random"):
         status, _, err = cli("task=latent_report", "model=tiny_random", stray)
         assert status == 1
-        assert f"{stray}: task=latent_report asks an encoder as it was trained" in err
+        assert f"{stray}: task=latent_report evaluates the encoder without changes" in err
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "report").glob("*.json")}
     (tmp_path / "report/cut_likelihood.json").unlink()
     assert cli(*asking)[0] == 0
@@ -207,7 +209,7 @@ def test_a_run_that_stops_early_keeps_its_best(trains, tmp_path):
         *QUICK, "out=run", "epochs=9", "patience=2", "evaluate_every=1", "optimizer.learning_rate=1e-30"
     )
     assert status == 0, err
-    assert "stopped: no better than epoch 1 for 2 judgements" in err
+    assert "stopped: no better than epoch 1 for 2 evaluations" in err
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["stopped"]
     assert result["held_out"]["epoch"] == 1
@@ -228,7 +230,7 @@ def test_no_run_stops_before_the_first_answers(trains, tmp_path):
 
 
 def test_a_device_without_memory_is_told_with_what_to_lower(trains, monkeypatch):
-    monkeypatch.setattr("latentwire.latent_training.task.Objective.losses", full)
+    monkeypatch.setattr("latentwire.latent_training.task.LatentObjective.losses", full)
     status, _, err = trains(*QUICK, "out=run", "batch_tokens=300")
     assert status == 1
     assert "error: batch_tokens=300, passages_per_step=8: cpu (" in err
@@ -277,7 +279,7 @@ def test_a_screening_promotes_by_thirds_and_goes_on_where_a_run_stopped(trains, 
     further.write_text(json.dumps(told))
     status, _, err = trains(*given, "sweep.rounds=[2,3]")
     assert status == 1
-    assert "was trained further and not judged at that epoch" in err
+    assert "was trained further and not evaluated at that epoch" in err
     assert "Traceback" not in err
     # Begun anew, a promoted run goes on with what the first round began.
     assert trains(*given, "force=true")[0] == 0
@@ -350,7 +352,7 @@ def test_parts_that_splitting_made_too_short_are_left_out_and_counted(trains, tm
     assert status == 0, err
     counts = json.loads((tmp_path / "run/result.json").read_text())["counts"]
     assert counts["parts of split passages, too short for ratio=4"] == 1
-    assert "note: 1 parts of split passages, too short for ratio=4 left out" in err
+    assert "note: skipped 1 parts of split passages, too short for ratio=4" in err
     weights = load_file(tmp_path / "run/encoder/model.safetensors")
     assert len(set(weights["encoder.information"].tolist())) > 2  # words are those of the texts
     assert not weights["encoder.begins"].all()
@@ -364,7 +366,7 @@ def test_rounds_rise():
     assert rounds_of(OmegaConf.create({"sweep": {"rounds": [1, 3]}})) == [1, 3]
     assert rounds_of(OmegaConf.create({"sweep": {}})) == []
     for rounds in ([3, 2], [2, 2]):
-        with pytest.raises(UserError, match=rf"sweep.rounds=\[{rounds[0]}, 2\]: are epochs, each later"):
+        with pytest.raises(UserError, match=rf"sweep.rounds=\[{rounds[0]}, 2\]: must be epochs, each later"):
             rounds_of(OmegaConf.create({"sweep": {"rounds": rounds}}))
 
 
@@ -373,9 +375,9 @@ def test_a_screening_is_told_with_what_it_does_not_tell_apart():
     text = render_ranking(
         {"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]}
     )
-    assert "Best: a; not told apart from it: b\n" in text
+    assert "Best: a; not distinguishable from it: b\n" in text
     wide = [{"until": None, "ranking": rank(runs(a=[0.4, 0.6], b=[0.45, 0.45])), "kept": ["a"]}]
-    assert "Best: a; not told apart from it: b\n" in render_ranking({"sweep": "s", "runs": [], "rounds": wide})
+    assert "Best: a; not distinguishable from it: b\n" in render_ranking({"sweep": "s", "runs": [], "rounds": wide})
     alone = [{"until": None, "ranking": rank(runs(a=[0.5])), "kept": ["a"]}]
     assert "one seed: no interval" in render_ranking({"sweep": "s", "runs": [], "rounds": alone})
 
@@ -387,11 +389,11 @@ def test_a_screening_is_told_with_what_it_does_not_tell_apart():
         (["layers=1", "ratio=500"], "ratio=500: leaves nothing of a passage"),
         (["layers=9"], "layers=9: must be between 1 and the LM's 2 layers"),
         (["layers=1", "ratio=36"], "ratio=36: leaves nothing of a passage"),  # of its first half, that is
-        (["encoder=byte", "weights.vocabulary=1"], "tokens without an order say nothing to encoder=byte"),
+        (["encoder=byte", "weights.vocabulary=1"], "random tokens are not a passage that encoder=byte can encode"),
         (["embed_transform=random_interpolation"], "does not hang on the encoder"),
         (["encoder=byte", "latent_len=4096"], "positions, more than the model's 4096"),
-        (["stop_epoch=11"], "stop_epoch=11: is an epoch of the run, between 1 and epochs=10"),
-        (["stop_epoch=0"], "stop_epoch=0: is an epoch of the run, between 1 and epochs=10"),
+        (["stop_epoch=11"], "stop_epoch=11: must be an epoch of the run, from 1 to epochs=10"),
+        (["stop_epoch=0"], "stop_epoch=0: must be an epoch of the run, from 1 to epochs=10"),
         (["stop_epoch=1.5"], "stop_epoch=1.5: expected a whole number or null"),
         (["checkpoint_every=0"], "checkpoint_every=0: must be at least 1"),
         (["keep_checkpoints=0"], "keep_checkpoints=0: must be at least 1"),
@@ -413,10 +415,10 @@ def test_what_is_wrong_is_said_before_any_work(trains, tmp_path, arguments, mess
 
 def test_losses_that_are_all_off_are_refused():
     with pytest.raises(UserError, match="all losses are off"):
-        Weights(embedding=0, vocabulary=0, text=0, continuation=0, answer=0, distillation=0, rms=1, manifold=1)
-    weights = Weights(embedding=1, vocabulary=0, text=0, continuation=0, answer=0, distillation=0, rms=1, manifold=1)
-    assert weights.first_kinds() == ["reconstruction"]
-    assert not weights.asks() and not weights.needs_lm()
+        LossWeights(**{**OFF, "rms": 1, "manifold": 1})
+    weights = LossWeights(**{**OFF, "embedding": 1, "rms": 1, "manifold": 1})
+    assert weights.first_phase_kinds() == ["reconstruction"]
+    assert not weights.trains_answers() and not weights.needs_lm()
 
 
 NOWHERE = "optimizer.learning_rate=1e-30"  # steps that lead nowhere
@@ -428,7 +430,7 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_gradients_are_weighed_and_shared_over_the_step():
     x, sums = torch.ones(2, requires_grad=True), {}
-    weights = Weights(embedding=1, vocabulary=0, text=0, continuation=0, answer=0, distillation=0, rms=0.5, manifold=0)
+    weights = LossWeights(**{**OFF, "embedding": 1, "rms": 0.5})
     for _ in range(2):  # two batches of one step
         accumulate_gradients({"rms": x.sum()}, weights, 4, sums, "")
     assert x.grad is not None and x.grad.tolist() == [0.25, 0.25]
