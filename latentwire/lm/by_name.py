@@ -1,4 +1,4 @@
-"""A model of conf/model, loaded by its name. Main entry: `load_model_by_name()`."""
+"""Models of conf/model by name. Main entry: `load_model_by_name()`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from latentwire.lm.spec import ModelSpec
 def load_model_by_name(
     name: str = "smollm2", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> LanguageModel:
-    """Load a model and its tokenizer, frozen, as the setting `model=NAME` chooses it.
+    """Load the model that the setting `model=NAME` selects, frozen, with its tokenizer.
 
     Args:
-        name: A file of conf/model. `smollm2` comes out of a pinned wheel, `tiny_random` is made on the spot.
+        name: Name of a file in conf/model. `smollm2` comes from a pinned wheel; `tiny_random` is built locally.
         device: Device of the weights.
         dtype: Dtype of the weights.
 
+    Returns:
+        The model and its tokenizer.
+
     Raises:
-        UserError: No such name, or the model cannot be loaded.
+        UserError: The name is unknown, or the model does not load.
     """
     path = CONF / "model" / f"{name}.yaml"
     if not path.is_file():

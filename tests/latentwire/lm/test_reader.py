@@ -1,4 +1,4 @@
-"""The frozen LM that reads latents: its logits are the model's own, its weights stay, gradients go through."""
+"""The reader's logits equal the model's own; gradients reach the latents and leave the weights unchanged."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ MIXED = ["sliding_attention", "full_attention"]
     ids=lambda config: config.model_type,
 )
 def test_layers_that_see_but_a_window_see_no_more(config):
-    """Shots and rows are both longer than the window; the model over each branch alone makes its masks itself."""
+    """Shots and rows are longer than the window; the expected logits come from the model's own masks."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     lm = LanguageModel(model, None)  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def test_layers_that_see_but_a_window_see_no_more(config):
             whole = torch.cat([shots, ids, ids_of(*branch.token_ids)])
             expected.append(model(input_ids=whole[None]).logits[0, len(whole) - branch.predicted - 1 : -1])
     assert torch.allclose(reader.logits(reader.states(rows)), torch.cat(expected), atol=1e-4)
-    reader.window = None  # what a mask without a window would give is something else
+    reader.window = None  # a mask without a window gives other logits
     assert not torch.allclose(reader.logits(reader.states(rows)), torch.cat(expected), atol=1e-2)
 
 
@@ -154,6 +154,6 @@ def test_float32_latents_are_read_in_bfloat16():
 
 @pytest.mark.parametrize("slides", [True, False])
 def test_a_window_counts_where_the_model_uses_it(slides):
-    """Some configs name a window, no kinds of layers, and say apart whether it is used."""
+    """Some configs have a window, no layer types, and a separate switch for the window."""
     config = SimpleNamespace(sliding_window=5, use_sliding_window=slides, layer_types=None)
     assert slides_window(config) is slides
