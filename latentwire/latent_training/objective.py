@@ -141,7 +141,7 @@ class LatentObjective:
         if kind == "reconstruction":
             if weights.embedding:
                 losses["embedding"] = _sum(
-                    embedding_loss(x, target[: len(x)], self.latents.unit, self.distance)
+                    embedding_loss(x, target[: len(x)], self.latents.mean_token_rms, self.distance)
                     for x, target in zip(latents, self.latents.encoder.stands_for(embedded), strict=True)
                 )
             if weights.text:
@@ -153,7 +153,7 @@ class LatentObjective:
         else:
             losses |= self._answer_losses(passages, latents, embedded)
         if weights.rms:
-            losses["rms"] = _sum(rms_loss(x, self.latents.unit) for x in latents)
+            losses["rms"] = _sum(rms_loss(x, self.latents.mean_token_rms) for x in latents)
         if weights.manifold:
             losses["manifold"] = _sum(manifold_loss(x, self.vocabulary) for x in latents)
         return losses
@@ -165,7 +165,7 @@ class LatentObjective:
         latents: Tensor = self.latents.adapter(self.latents.encoder(make_passages([""], [embeds])))[0]
         if self.latents.chooses:  # transforms that need a whole passage are skipped: random tokens do not form one
             latents = self.latents.repair(latents, generator_for(seed, "tokens", step, "noise"))
-        return embedding_loss(latents, embeds, self.latents.unit, self.distance)
+        return embedding_loss(latents, embeds, self.latents.mean_token_rms, self.distance)
 
     def cost(self, kind: str, passage: Passage) -> int:
         """Return roughly how many positions a passage takes in a step of this kind: text, branches and shots."""

@@ -57,7 +57,7 @@ def objective_of(
 class Oracle(nn.Module):
     """Gives the text itself: nothing is lost."""
 
-    unit = 1.0
+    mean_token_rms = 1.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +227,9 @@ def test_random_tokens_go_through_a_transform_that_chooses_tokens(tiny):
     loss = objective.vocabulary_loss(0, 1)
     ids = torch.randint(objective.vocabulary.size, (VOCABULARY_TOKENS,), generator=generator_for(0, "tokens", 1))
     tokens = objective.vocabulary.embeddings[ids]
-    adapted = objective.latents.adapter(objective.latents.encoder.down(tokens / objective.latents.unit)).detach()
+    adapted = objective.latents.adapter(
+        objective.latents.encoder.down(tokens / objective.latents.mean_token_rms)
+    ).detach()
     directions = torch.nn.functional.normalize(objective.vocabulary.embeddings, dim=-1)
     chosen = (torch.nn.functional.normalize(adapted, dim=-1) @ directions.T).argmax(dim=-1)  # with eps=0 the token
     by_hand = 1 - (directions[chosen] * directions[ids]).sum(dim=-1).mean()
