@@ -17,8 +17,8 @@ FIRST_K = 10  # neighbours of every search, so that the cache also answers small
 class TokenSearch:
     """Exact search by cosine, because an encoder's vectors often have the wrong length.
 
-    Equal queries are searched once. In a sweep, all configurations that need neighbours of the same source share one
-    search.
+    Equal queries are searched once. The 17 configurations of sweep=embed35 that need neighbours share one search for
+    each source and example.
 
     Args:
         embeddings: Token embeddings, (V, D) float32.
