@@ -1,4 +1,4 @@
-"""The atlas on made-up results whose matrix and tolerances are known."""
+"""The atlas on made-up results with known matrix and tolerances."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tolerance_of(analysis: dict, ladder: str, transform: str) -> dict:
 
 
 def said(analysis: dict) -> str:
-    """Return what the terminal shows of an analysis, in one line."""
+    """Return the printed analysis in one line."""
     count = sum(len(group["ranking"]) for group in analysis["groups"])
     summary = {"sweep": "atlas", "total_experiments": count, "successful": count, "failed": 0, "budget": None,
                "controls": [], "analysis": analysis}  # fmt: skip
@@ -86,27 +86,27 @@ def test_the_tolerance_is_where_half_of_the_clean_score_is_left():
     assert (before["status"], before["level"]) == ("before", None)
     assert before["interval"] == [{"status": "before", "level": None}] * 2
     assert ladder["reason"] is None
-    assert tolerated(before) == "below the first level measured"
-    assert tolerated(tolerance_of(analysis, "noisy", "anchor_offset")) == "above half at every level measured"
+    assert tolerated(before) == "below half at the first measured level"
+    assert tolerated(tolerance_of(analysis, "noisy", "anchor_offset")) == "above half at every level"
     assert tolerated(before | {"anchored": True}) == "below half on clean text"
 
 
 def test_no_tolerance_where_half_of_the_clean_score_is_what_an_empty_context_has():
-    for empty, told in ((0.3, True), (0.36, False), (0.4, False), (0.5, False)):
+    for empty, usable in ((0.3, True), (0.36, False), (0.4, False), (0.5, False)):
         analysis = analysis_of(NOISY, empty=empty)
         (ladder,) = analysis["atlas"]["tolerance"]
-        assert (ladder["reason"] is None) == told, empty
+        assert (ladder["reason"] is None) == usable, empty
         row = tolerance_of(analysis, "noisy", "baseline")
-        assert (row["level"] is not None) == (row["interval"] is not None) == told
+        assert (row["level"] is not None) == (row["interval"] is not None) == usable
     assert ladder["reason"] == "an empty context scores F1 .500, not clearly below half of the clean score (.400)"
-    assert (row["status"], row["f1"][0]) == ("not told", pytest.approx(0.6))
-    assert f"no tolerance can be told: {ladder['reason']}" in said(analysis)
+    assert (row["status"], row["f1"][0]) == ("unknown", pytest.approx(0.6))
+    assert f"no tolerance: {ladder['reason']}" in said(analysis)
 
 
 def test_no_tolerance_where_the_source_cannot_answer():
     analysis = analysis_of({key: {name: f1 / 10 for name, f1 in row.items()} for key, row in NOISY.items()}, empty=0.0)
     (ladder,) = analysis["atlas"]["tolerance"]
-    assert ladder["reason"].startswith("the clean baseline reads too little: F1 .080")
+    assert ladder["reason"].startswith("the clean baseline scores too low: F1 .080")
     assert tolerance_of(analysis, "noisy", "baseline")["level"] is None
 
 
@@ -139,7 +139,7 @@ def test_a_chain_that_saw_the_true_tokens_stands_for_no_family():
 
 
 def test_the_interval_holds_the_level_as_often_as_it_says():
-    """Drawn anew 60 times, 95% intervals of the true level; fewer than 52 would happen once in ten thousand."""
+    """Of 60 draws, fewer than 52 intervals contain the true level with a probability of one in ten thousand."""
     generator = np.random.default_rng(0)
     held = 0
     for _ in range(60):
@@ -199,10 +199,10 @@ def test_one_level_is_no_ladder_and_missing_levels_leave_a_transform_out():
     (ladder,) = analysis["atlas"]["tolerance"]
     assert [row["experiment"] for row in ladder["transforms"]] == ["baseline"]
     assert analysis["atlas"]["matrix"][2][1] is None
-    assert ladder["left_out"] == ["nearest_k"]  # and says so
+    assert ladder["left_out"] == ["nearest_k"]
     text = said(analysis)
-    assert "levels text 1 2 (norms); 95% interval; half of the clean score on the n examples of a row" in text
-    assert "left out, without results of the same examples at every level: nearest_k" in text
+    assert "levels text 1 2 (norms); 95% interval; the clean score is from the n examples of each row" in text
+    assert "left out, because a level or common examples are missing: nearest_k" in text
 
 
 def test_a_ladder_that_leaves_nothing_out_says_nothing_of_it():
@@ -210,7 +210,7 @@ def test_a_ladder_that_leaves_nothing_out_says_nothing_of_it():
     assert analysis["atlas"]["tolerance"][0]["left_out"] == []
     text = said(analysis)
     assert "left out" not in text
-    assert "levels 6 0 -6 (dB); 95% interval" in text  # no level of noise is none: text is no rung of it
+    assert "levels 6 0 -6 (dB); 95% interval" in text  # noise has no finite clean level, so text is not a level
 
 
 def test_levels_asked_on_fewer_examples_are_compared_on_those_in_common():
@@ -273,9 +273,9 @@ def test_the_text_is_readable_on_a_hundred_columns():
     assert "noisy-10.0 .500  .500" in matrix
     assert "  a  baseline" in matrix
     assert "=== tolerance: noisy, snr_db where F1 falls to half of the clean score (.400) ===" in matrix
-    assert "above half at every level measured  [past the last, past the last]  n=200" in matrix
+    assert "above half at every level  [after the last, after the last]  n=200" in matrix
     assert text.count("Verdict:") == 8
-    assert "Best of each family" not in text  # many sources are shown briefly
+    assert "Best of each family" not in text  # many sources are printed in short form
 
 
 def test_the_ladders_of_two_seeds_are_kept_apart():
