@@ -1,4 +1,4 @@
-"""What a configuration is computed in: the source and its repair in float32, the LM in its own dtype."""
+"""Dtypes of an evaluation: source and transform compute in float32, the LM in its own dtype."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def rounded() -> EvaluationSetup:
-    """An LM in bfloat16."""
+    """Return a set-up whose LM computes in bfloat16."""
     settings = Settings(
         samples=2, seed=0, shots=1, questions_per_shot=1, max_new_tokens=2, batch_tokens=2000, dtype="bfloat16"
     )
@@ -29,7 +29,7 @@ def rounded() -> EvaluationSetup:
 
 @pytest.fixture
 def dtypes(monkeypatch) -> dict[str, set[torch.dtype]]:
-    """What the sources and the LM are given."""
+    """Dtypes of the inputs of the sources and of the LM."""
     given: dict[str, set[torch.dtype]] = {"source": set(), "lm": set()}
     distort, decode = Source.__call__, Decoder.decode
 

@@ -1,4 +1,4 @@
-"""The likelihood of right answers over a source, against the model asked by hand."""
+"""The likelihood of right answers given a source, compared with logits computed by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def bench() -> EvaluationSetup:
-    """Questions in an order in which those about one passage do not stand together."""
+    """Questions in an order that separates two questions about the same passage."""
     settings = Settings(
         samples=30, seed=0, shots=1, questions_per_shot=2, max_new_tokens=3, batch_tokens=2000, dtype="float32"
     )
@@ -45,7 +45,7 @@ def bench() -> EvaluationSetup:
 
 
 def logits_by_hand(bench: EvaluationSetup, index: int, kept: slice, answer: list[int]) -> torch.Tensor:
-    """The model asked over shots, part of the passage, question and answer, without a cache: (N, V)."""
+    """Return logits over the answer, without a cache, after shots, part of the passage and the question: (N, V)."""
     prompt, lm = bench.prompts[index], bench.lm
     passage = prompt.token_ids[prompt.passage_mask][kept]
     start = int(prompt.passage_mask.nonzero()[0])
@@ -82,7 +82,7 @@ def test_it_is_the_models_own(bench, name):
 
 
 def test_sources_do_not_know_of_one_another(bench):
-    """Resumed half-way, the text's states are read when they are needed."""
+    """After resuming, the states of the text are computed when a source needs them."""
     together = Likelihoods(bench, STATE)
     assert max(own.kl for own in together.over(TEXT, "")) == 0
     averaged = Component("averaged", HALF)
@@ -131,7 +131,7 @@ def test_batch_tokens_bounds_what_is_read_at_a_time(bench):
 
 
 class Told(Source):
-    """A source that is told which passage it stands for."""
+    """A source that records the passage it receives."""
 
     passage_only = True
     told: ClassVar[list[tuple[str, torch.dtype]]] = []
@@ -184,7 +184,7 @@ def test_the_report_says_over_which_controls_the_answer_is_likelier():
     }  # fmt: skip
     rows = {name: [{"f1": 0.5, "nll": value} for value in own] for name, own in nll.items()}
     judged = compare_with_controls({"name": "some", "encoder_dials": {}}, results, rows, 0)
-    assert judged["likelier_than"] == ["empty"]  # not the cut, within noise, nor averages, where they are less likely
+    assert judged["likelier_than"] == ["empty"]  # the cut is within noise; under the averages answers are likelier
     assert judged["beats"] == []
     against = {row["source"]: row.get("nll_against") for row in judged["rows"]}
     assert against["latent"] is None
@@ -197,8 +197,8 @@ def test_the_report_says_over_which_controls_the_answer_is_likelier():
     assert lines["latents"].endswith(f"0.25 [0.20, 0.30]   {nll['latent'].mean():.2f} [1.25, 1.75]")
     assert lines["whole text"].startswith(f"{'whole text':34}{'0':>20}")
     assert f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] p=0.000" in lines["no passage"]
-    assert "Right answers likelier, p < .05: no passage" in text
-    assert "F1 above, intervals apart: none of the controls" in text
+    assert "Right answers are likelier, p < .05, than with: no passage" in text
+    assert "F1 is higher, without overlap of the intervals, than with: none of the controls" in text
 
 
 def test_the_report_compares_f1():
@@ -212,7 +212,7 @@ def test_the_report_compares_f1():
     judged = compare_with_controls(
         {"name": "s"}, results, {name: [{"f1": own[0], "nll": 1.0}] * 8 for name, own in f1.items()}, 0
     )
-    assert judged["beats"] == ["averaged"]  # an interval that ends where the latents' begins is not apart
+    assert judged["beats"] == ["averaged"]
     assert not judged["beats_all"]
     assert judged["share_of_text"] == pytest.approx(0.5)
     assert judged["rows"][2]["latents_minus_this"] == pytest.approx(0.05)
