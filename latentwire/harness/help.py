@@ -1,4 +1,4 @@
-"""What --help prints. Main entry: `help_text()`."""
+"""Text that --help prints. Main entry: `help_text()`."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from latentwire.harness.paths import CONF
 
 
 def help_text(entry: str, tasks: Iterable[str], about: str) -> str:
-    """Return what the program does, a line for each task, and where the settings are explained.
+    """Return the purpose of the program, a line for each task, and where the settings are explained.
 
     Args:
         entry: Root of the config tree, `run` or `train`.
         tasks: Names of the tasks of this entry.
-        about: What the entry does, with commands that people type.
+        about: Purpose of the entry, with example commands.
     """
     names = list(tasks)
     width = max(map(len, names)) + 4
     lines = [about.strip(), "", "Tasks, chosen with task=NAME:"]
     for name in names:
-        described = textwrap.shorten(first_clause(CONF / "task" / f"{name}.yaml"), 100, placeholder=" ...")
-        lines.append(f"  {name}".ljust(width) + described)
+        description = textwrap.shorten(first_clause(CONF / "task" / f"{name}.yaml"), 100, placeholder=" ...")
+        lines.append(f"  {name}".ljust(width) + description)
     return "\n".join(
         [
             *lines,
             "",
             f"All settings with their values: python {entry}.py --cfg job, with task=NAME for the settings of a task.",
-            "What each means: docs/configuration.md. Options of Hydra itself, such as -m: --hydra-help.",
+            "Their meanings: docs/configuration.md. Options of Hydra itself, such as -m: --hydra-help.",
         ]
     )
 
 
 def first_clause(path: Path) -> str:
-    """Return the beginning of a config file's opening comment, up to the first full stop, colon or semicolon."""
+    """Return the opening comment of a config file up to its first full stop, colon or semicolon."""
     lines = path.read_text(encoding="utf-8").splitlines()
     opening = itertools.takewhile(lambda line: line.startswith("#"), lines)
     comment = " ".join(line.lstrip("# ") for line in opening if "@package" not in line)

@@ -169,7 +169,7 @@ def test_memory_that_runs_out_is_told_with_the_settings_that_take_it(error):
     said = str(raised.value)
     first = re.split(" Process| Including| Of the", " ".join(str(error).split()))[0] or "MemoryError"
     assert said.startswith(f"batch_tokens=9, steps=2: {describe_machine(CPU)} has no memory left for it ({first}); ")
-    assert "lower batch_tokens or steps, or free the device" in said
+    assert "lower batch_tokens or steps, or close other programs" in said
     assert raised.value.__cause__ is error
 
 

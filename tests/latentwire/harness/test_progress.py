@@ -48,7 +48,7 @@ class Terminal:
         os.close(self.reader)
 
     def shown(self) -> str:
-        """What was written since it was last asked."""
+        """Return what was written since the last call."""
         self.file.flush()
         shown = b""
         while select.select([self.reader], [], [], 0.05)[0]:
@@ -107,7 +107,7 @@ def test_on_a_terminal_a_live_bar_shows_name_count_and_score():
         assert " left " in shown
         assert "F1 0.250" in shown
         bar.advance(1, "F1 0.500")
-        assert "\n" not in terminal.shown()  # no plain lines beside it
+        assert "\n" not in terminal.shown()  # no plain lines with it
         bar.__exit__(None, None, None)
         assert terminal.shown().strip() == ""  # wiped out: the result's line takes its place
 

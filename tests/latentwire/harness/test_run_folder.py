@@ -26,7 +26,7 @@ def run_in(folder: Path, identity: str = "a", **changes) -> Run:
     return Run(cfg, RunSpec.of(cfg), {"id": identity}, PartialState(cpu=True))
 
 
-@pytest.mark.parametrize("name", ["checkpoint_every", "keep"])
+@pytest.mark.parametrize("name", ["checkpoint_every", "keep_checkpoints"])
 def test_settings_out_of_their_range_are_named(tmp_path, name):
     assert run_in(tmp_path, **{name: 1}).spec == RunSpec(0, *((1, 9) if name == "checkpoint_every" else (4, 1)), False)
     with pytest.raises(UserError, match=rf"{name}=0: must be at least 1"):
