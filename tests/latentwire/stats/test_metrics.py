@@ -11,6 +11,7 @@ from torchmetrics.functional.text import squad
 
 from latentwire.evaluation.metrics import exact_match, f1_score, normalize_answer
 from latentwire.stats import comparison as metrics
+from latentwire.stats import intervals
 from latentwire.stats.comparison import compare_paired, holm, recovered_shares
 from latentwire.stats.intervals import bootstrap_interval, resampled_means, wilson_interval
 from latentwire.stats.power import detectable_difference, samples_needed, std
@@ -164,7 +165,7 @@ def test_wilsons_interval_by_hand_where_nothing_varies():
 @pytest.mark.parametrize(("count", "resamples"), [(300_000, 8), (2_000_001, 2)])
 def test_drawing_in_blocks_changes_nothing(monkeypatch, count, resamples):
     """More draws than one block holds: whole blocks and a rest, and blocks of a single resample."""
-    monkeypatch.setattr(metrics, "RESAMPLES", resamples)
+    monkeypatch.setattr(intervals, "RESAMPLES", resamples)
     assert resamples * count > 2_000_000
     scores = np.stack([scores_between_0_and_1(count), np.full(count, 0.25)])
     draws = np.random.default_rng(7).multinomial(count, np.full(count, 1 / count), size=resamples)
