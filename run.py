@@ -1,10 +1,10 @@
-"""Evaluate, measure, analyse. Trains nothing: train.py does.
+"""Evaluate, measure, analyse. For training, use train.py.
 
-python run.py                                                     one configuration: clean text, no transform
-python run.py embed_source=noisy embed_transform=anchor_offset    a distortion, and a transform that repairs it
-python run.py -m sweep=embed35                                    35 transforms, with a ranked analysis and a page
-python run.py experiment=auto_unseen                              a recorded experiment; conf/experiment/ has them all
-python run.py task=pairs                                           prompts; task=prompts, embed, density then weigh them
+python run.py                                                     One configuration: clean text, no transform.
+python run.py embed_source=noisy embed_transform=anchor_offset    A distortion and a transform that repairs it.
+python run.py -m sweep=embed35                                    35 transforms, with a ranking and a page.
+python run.py experiment=auto_unseen                              A recorded experiment; conf/experiment/ has all.
+python run.py task=pairs                                          Prompts; task=prompts, embed, density then weigh them.
 """
 
 from latentwire.harness.app import launch

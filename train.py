@@ -1,10 +1,10 @@
-"""Train: encoders that a frozen language model reads, reward models, and policies by GRPO.
+"""Train policies with GRPO, reward models, and encoders for a frozen language model.
 
-python train.py sampler=density                                     GRPO on rare prompts; builds first what is missing
-python train.py -m sampler=uniform,density seed=0,1,2               six such runs, to compare
-python train.py task=reward                                         a reward model
-python train.py task=latent encoder=bottleneck loss=reconstruction  an encoder, in minutes
-python train.py experiment=latent_2x                                a recorded experiment; conf/experiment/ has them all
+python train.py sampler=density                                     GRPO on rare prompts; makes missing files first.
+python train.py -m sampler=uniform,density seed=0,1,2               Six such runs, to compare.
+python train.py task=reward                                         A reward model.
+python train.py task=latent encoder=bottleneck loss=reconstruction  An encoder, in minutes.
+python train.py experiment=latent_2x                                A recorded experiment; conf/experiment/ has all.
 """
 
 from latentwire.harness.app import launch

@@ -1,6 +1,6 @@
-"""Which embeddings can a frozen language model read?
+"""Test which embeddings a frozen language model can use.
 
-For use in a script: `from latentwire import Vocabulary, build_transform`. Nothing is imported before it is used.
+Scripts import public names from here: `from latentwire import Vocabulary`. Each name is loaded on first use.
 """
 
 import importlib
