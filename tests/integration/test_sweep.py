@@ -370,7 +370,7 @@ BAD = {
     "a stray dial of a chain": (["embed_transform=chain", "eps=0.1"], "embed_transform=chain has no such dial"),
     "a step that does not exist": (
         ["embed_transform=chain", "steps=rms_scale1.0+anchor"],
-        "no configuration is called",
+        "no configuration has this name",
     ),
     "a missing data file": (["data=file", "path=nowhere.json"], "nowhere.json: no such file"),
     "a data file not named": (["data=file"], "no path given"),
