@@ -76,4 +76,4 @@ def page(points: list[dict[str, Any]], title: str, axes: list[str]) -> str:
     """
     columns = ("id", "x", "y", "z", "density", "weight", "source", "text")
     data = {"title": title, "axes": axes, **{name: [point[name] for point in points] for name in columns}}
-    return fill(files("kat.density.estimate").joinpath("map.html").read_text(encoding="utf-8"), data)
+    return fill(files("kat.density").joinpath("map.html").read_text(encoding="utf-8"), data)
