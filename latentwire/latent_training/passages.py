@@ -207,7 +207,7 @@ def split_passage(passage: Passage, words: int, counts: Counter[str]) -> list[Pa
 
 
 def _draw_samples(groups: list[list[Passage]], samples: int, seed: int, counts: Counter[str]) -> list[Passage]:
-    """Draw passages at random, group by group, until they have `samples` questions; those without questions stay.
+    """Draw passages at random, group by group, until they have `samples` questions; passages without any stay.
 
     The result keeps the order of the file. A smaller `samples` draws a subset of the passages of a larger one.
     """

@@ -139,10 +139,10 @@ def test_one_command_does_it_all(training, here):
     status, _, err = training("grpo.beta=0.1", "seed=0")
     assert status == 1 and "grpo.beta was 0.04 and is 0.1" in err and "force=true" in err
     status, _, err = training(f"policy={RUN}", "force=true")
-    assert status == 1 and f"policy={RUN}: lies in the folder that this run writes to" in err
+    assert status == 1 and f"policy={RUN}: is inside the folder that this run writes to" in err
     assert (RUN / "model" / "config.json").is_file() and not (RUN / "replaced").exists()
     status, _, err = training("model=path", f"model.path={RUN}", "out=again")
-    assert status == 1 and f"model.path={RUN}: is the folder of a run; write model.path={RUN}/model" in err
+    assert status == 1 and f"model.path={RUN}: is the folder of a run; use model.path={RUN}/model" in err
     for start in (f"policy={RUN}", f"model.path={RUN}/model"):
         status, _, err = training("model=path", start, "held_out=0.6", "out=again", "steps=1")
         assert status == 1 and f"{start}: was trained on " in err and "prompts that are held out here" in err
@@ -197,7 +197,7 @@ def test_a_step_that_teaches_nothing_leaves_the_policy_as_it_was(training, tiny,
     else:
         assert [row["degenerate_groups"] for row in metrics] == [1, 1]
     assert f"step 1 of uniform_seed0: {why}, so there is nothing to learn from and no optimizer step" in err
-    assert "2 of 2 steps had nothing to learn from and left the policy as it was" in out
+    assert "2 of 2 steps had nothing to learn from and did not change the policy" in out
     assert json.loads((RUN / "result.json").read_text())["counts"]["steps_without_update"] == 2
     assert all(torch.equal(mine, given) for mine, given in trained_and_given(tiny))
 
@@ -455,7 +455,7 @@ def test_a_batch_that_does_not_divide_is_refused(training, monkeypatch):
         num_processes = 2
         device = torch.device("cpu")
 
-    monkeypatch.setattr(kat.grpo.task, "place", lambda _: Two())
+    monkeypatch.setattr(kat.grpo.task, "accelerator_state", lambda _: Two())
     status, _, err = training("grpo.prompts_per_step=3")
     assert status == 1 and "2 processes cannot share them evenly; use a multiple of 2" in err
 
@@ -465,7 +465,7 @@ def test_a_policy_is_no_reward_model_and_another_tokenizer_no_fit(training, here
     tiny.model.save_pretrained(folder)
     tiny.tokenizer.save_pretrained(folder)
     status, _, err = training("grpo.reward_funcs=[model]", "reward=lm")
-    assert status == 1 and "reward=" in err and "is no reward model" in err
+    assert status == 1 and "reward=" in err and "not a reward model" in err
 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -479,7 +479,7 @@ def test_a_policy_is_no_reward_model_and_another_tokenizer_no_fit(training, here
     assert status == 1 and "has another tokenizer than the policy, they differ in vocabulary (" in err
     tiny.tokenizer.save_pretrained(here / "judge")
     status, _, err = training("policy=judge", "steps=1")
-    assert status == 1 and "policy=judge: " in err and "it is a reward model, its score.weight gives" in err
+    assert status == 1 and "policy=judge: " in err and "it is a reward model: its score.weight returns" in err
     status, _, err = training("grpo.reward_funcs=[model]", "reward=judge", "policy=lm", "steps=1")
     assert status == 0, err
     assert read_rows(RUN / "metrics.jsonl")[0].keys() >= {"rewards/model"}

@@ -40,7 +40,7 @@ def test_a_group_of_one_has_no_advantage():
         advantages(torch.ones(3, 1))
 
 
-@pytest.mark.parametrize("scale_rewards", ["group", "none"])
+@pytest.mark.parametrize("scale", ["group", "none"])
 def test_equal_rewards_have_no_advantage_whatever_their_mean_is_rounded_to(scale):
     rewards = torch.tensor([[0.1] * 7, [0.1] * 6 + [0.2]])
     assert float(rewards[0].mean()) != float(rewards[0, 0])

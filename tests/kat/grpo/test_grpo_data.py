@@ -13,7 +13,7 @@ from kat.grpo.data import GrpoData, TokenPrompt, draw_weights, encode_prompts, e
 from kat.grpo.policy import Policy
 from kat.grpo.rewards import Rewards
 from kat.grpo.rollout import Completion, Sampling, sample
-from kat.grpo.validation import answer, described, evaluate_policy, mean_rewards
+from kat.grpo.validation import answer, as_sampled, evaluate_policy, mean_rewards
 from kat.training.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
@@ -70,7 +70,7 @@ def test_fewer_prompts_than_a_batch_are_refused():
 def test_the_prompts_that_are_looked_at_are_the_first_by_id():
     assert [p.id for p in evaluation_prompts(some(3, held=5), 2)] == ["a", "b"]
     assert evaluation_prompts(some(3, held=0), 0) == []
-    with pytest.raises(UserError, match="holds out none of these prompts"):
+    with pytest.raises(UserError, match="holds out none of the prompts"):
         evaluation_prompts(some(3, held=0), 1)
 
 
@@ -105,7 +105,7 @@ def test_looks_at_held_out_prompts_are_repeatable_and_do_not_depend_on_the_other
     rewards = Rewards([f"{__name__}:letters"], [1.0], None, 0, 100)
     look = {"seed": 0, "ends": frozenset({0}), "state": accelerator_state("cpu"), "doing": "a test"}
     sampling = Sampling(2, 5, 1.0, 1.0, 4096)
-    policy = Policy(tiny.model, {}, 1.0, reference=False)
+    policy = Policy(tiny.model, {}, 1.0, ref_model=False)
     rows = answer(policy, tiny.tokenizer, prompts, rewards, sampling, "k3", **look)
     assert [r["id"] for r in rows] == [p.id for p in prompts]
     assert rows == answer(policy, tiny.tokenizer, prompts, rewards, sampling, "k3", **look)
@@ -127,7 +127,7 @@ def test_the_divergence_at_a_look_is_that_of_the_weights_then_and_now():
     lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
     prompts = encode_prompts(PROMPTS[:3], lm.tokenizer, 4096, 5, 0.0).train
     model, parameters = make_trainable(lm.model, TuningSpec("last_blocks", 1, 1, 1), seed=0)
-    policy = Policy(model, parameters, 1.0, reference=True)
+    policy = Policy(model, parameters, 1.0, ref_model=True)
     start = {name: p.detach().clone() for name, p in parameters.items()}
     rewards = Rewards([f"{__name__}:letters"], [1.0], None, 0, 100)
     look = {"seed": 0, "ends": frozenset({0}), "state": accelerator_state("cpu"), "doing": "a test"}
@@ -166,6 +166,6 @@ def test_the_context_is_named_by_whose_it_is(tiny):
 
 def test_the_end_token_is_no_text(tiny):
     completion = Completion((50, 60, 0), True, torch.zeros(3), torch.zeros(3), None)
-    found = described(tiny.tokenizer, TokenPrompt("a", "text", (1,)), completion)
+    found = as_sampled(tiny.tokenizer, TokenPrompt("a", "text", (1,)), completion)
     assert found.completion == tiny.tokenizer.decode([50, 60]) and found.completion_ids == (50, 60, 0)
     assert (found.prompt, found.prompt_ids) == ("text", (1,))

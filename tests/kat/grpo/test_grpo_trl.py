@@ -115,7 +115,7 @@ def test_loss_and_gradient_are_those_of_trl(tmp_path, theirs, loss_type, beta, c
         assert terms.kl[inside].mean().item() == pytest.approx(shown["kl"][0], abs=1e-4)
 
 
-@pytest.mark.parametrize("scale_rewards", ["group", "none"])
+@pytest.mark.parametrize("scale", ["group", "none"])
 def test_advantages_are_those_of_trl(tmp_path, scale):
     given: list[float] = []
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from kat.reward.report import (
-    Judged,
+    ScoredPair,
     calibration,
     deciles,
+    evaluate_by_part,
     evaluate_pairs,
     intervals_over_prompts,
-    judge_by,
     log_loss,
     longer_wins,
     points,
@@ -22,10 +22,10 @@ from kat.reward.report import (
 from latentwire.stats.intervals import bootstrap_interval, wilson_interval
 
 PAIRS = [
-    Judged("p", "a", 2.0, 5, 3, 1),
-    Judged("p", "a", -1.0, 2, 3, 1),
-    Judged("q", "b", 0.0, 4, 4, 10),
-    Judged("r", "b", 0.5, 1, 9, 10),
+    ScoredPair("p", "a", 2.0, 5, 3, 1),
+    ScoredPair("p", "a", -1.0, 2, 3, 1),
+    ScoredPair("q", "b", 0.0, 4, 4, 10),
+    ScoredPair("r", "b", 0.5, 1, 9, 10),
 ]
 
 
@@ -127,7 +127,7 @@ def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large()
 
 
 def test_parts_are_judged_apart_and_shown():
-    found = judge_by(PAIRS, True, 0)
+    found = evaluate_by_part(PAIRS, True, 0)
     assert {name: part["pairs"] for name, part in found["by_source"].items()} == {"a": 2, "b": 2}
     assert found["by_source"]["a"] == evaluate_pairs(PAIRS[:2], True, 0)
     assert list(found["by_density_decile"]) == ["1", "10"]
@@ -138,5 +138,5 @@ def test_parts_are_judged_apart_and_shown():
     low, high = found["accuracy_interval"]
     assert f"0.625 [{low:.2f}, {high:.2f}]" in text
     assert "+0.250" in text and f"error {found['calibration']['error']:.3f}" in text
-    bare = render_report(judge_by([Judged("p", "a", 1.0, 2, 1)], None, 0), "x")
+    bare = render_report(evaluate_by_part([ScoredPair("p", "a", 1.0, 2, 1)], None, 0), "x")
     assert "longer" not in bare and "decile" not in bare
