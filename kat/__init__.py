@@ -1,6 +1,7 @@
-"""Which prompts should a language model train on? Rare ones more often.
+"""Sample training prompts by density, so that a language model trains on rare prompts more often.
 
-For use in a script: `from kat import DensityAwareSampler, attach`. Nothing is imported before it is used.
+In a script, begin with `from kat import DensityAwareSampler, attach`. Each name is imported when it is first used.
+The rooms in order: data, embedding, density, sampling, pipeline (their tasks); then reward, grpo, training, diversity.
 """
 
 import importlib
@@ -23,7 +24,7 @@ __all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name at its first use."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _PUBLIC[name].split(":")

@@ -1,4 +1,4 @@
-"""Preference pairs of conf/pairs, read by their name. Main entry: `load_pairs_by_name()`."""
+"""Preference pairs of a data set in conf/pairs. Main entry: `load_pairs_by_name()`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from latentwire.harness.typed_config import typed
 
 
 def load_pairs_by_name(name: str = "nq_open") -> list[PreferencePair]:
-    """Read the usable pairs of a data set, as the setting `pairs=NAME` chooses it; drop the others.
+    """Return the usable pairs of the data set that the setting `pairs=NAME` selects.
 
     Args:
-        name: A file of conf/pairs. `nq_open` comes out of a pinned wheel.
+        name: The name of a file in conf/pairs. `nq_open` is read from a pinned wheel.
+
+    Returns:
+        The pairs. Unusable rows are dropped.
 
     Raises:
-        UserError: No such name, or the data cannot be read.
+        UserError: The name is unknown, or the data cannot be read.
     """
     path = CONF / "pairs" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise UserError(f"pairs={name}: unknown; use one of {known}")
     spec = typed(PairsSpec, OmegaConf.load(path), f"pairs.{name}.")
-    return [found for reading in readings([spec]) for found in reading if isinstance(found, PreferencePair)]
+    return [item for reading in readings([spec]) for item in reading if isinstance(item, PreferencePair)]
