@@ -319,7 +319,7 @@ def test_kernel_sums_in_lists_are_nearly_right_say_how_nearly_and_compute_fewer_
     assert float((found.weights - exact.weights).abs().sum() / 2) < 0.02
     assert torch.equal(found.density, estimate(x, spec(index="ivf")).density)
     monkeypatch.setattr("kat.density.estimate.FAR", 0)
-    with pytest.raises(UserError, match=r"densities are off by .*more than 5%; use sampler\.index=exact"):
+    with pytest.raises(UserError, match=r"densities have a mean error of .*more than 5%; use sampler\.index=exact"):
         estimate(x, spec(index="ivf"))
 
 
