@@ -70,7 +70,7 @@ def test_a_trainer_that_is_resumed_goes_on_with_the_next_draw(policy, monkeypatc
     whole = list(seen)
     seen.clear()
     used = trainer._get_train_sampler()
-    with pytest.raises(UserError, match="which other groups would lose"):
+    with pytest.raises(UserError, match="which new groups would lose"):
         attach(trainer, used)
     attach(trainer, DensityAwareSampler(used.weights, seed=used.seed))
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
@@ -181,7 +181,7 @@ def test_the_reward_trainer_draws_pairs_by_weight(policy, tmp_path):
     assert trainer.state.global_step == 2
     drawn = sampler.ledger()[1]
     assert int(drawn[:4].sum() + drawn[8:].sum()) == 0 < int(drawn.sum())
-    with pytest.raises(UserError, match=r"weighs 5 rows and the trainer's data set has 12"):
+    with pytest.raises(UserError, match=r"weights for 5 rows and the trainer's data set has 12"):
         attach(trainer, DensityAwareSampler([1.0] * 5))
     with pytest.raises(UserError, match="num_replicas=2"):
         attach(trainer, DensityAwareSampler([1.0] * 12, num_replicas=2))
