@@ -1,28 +1,48 @@
 # Everything from nothing but Python 3.11+, pip and make.
-#   make sweep   set up, then the 35-configuration sweep on the embedded model
-#   make test    set up, then the whole test suite
-#   make check   lint, formatting and types
-#   make docs    the documentation site in docs/_build, without network
+#   make sweep      set up, then the 35-configuration sweep on the embedded model
+#   make test       set up, then the whole test suite, in a random order
+#   make test-fast  the tests without the slow ones: for the loop of a person who edits
+#   make matrix     the tests of floating-point paths under each set of CPU instructions
+#   make seeds      the statistical tests with ten seeds
+#   make check      lint, formatting and types
+#   make docs       the documentation site in docs/_build, without network
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# What a sweep needs, and on top of it what tests, checks and docs need.
+RUNTIME := .venv/.runtime
 READY := .venv/.ready
+# One worker a core, each computing with one thread: small tensors only wait for a second one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
-.PHONY: setup sweep test check docs clean
+.PHONY: setup sweep test test-fast matrix seeds check docs clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(RUNTIME): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("Python %s is too old: 3.11 or newer is needed. Install it, or name one: make setup PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --editable .
 	@touch $@
 
-sweep: setup
+$(READY): $(RUNTIME)
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+sweep: $(RUNTIME)
 	$(BIN)/python run.py -m sweep=embed35
 
-# One worker a core, each computing with one thread: small tensors only wait for a second one.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(PYTEST)
+
+test-fast: setup
+	$(PYTEST) -m 'not slow and not real_model'
+
+matrix: setup
+	$(BIN)/python -m tests.matrix
+
+seeds: setup
+	$(BIN)/python -m tests.matrix --seeds 10
 
 check: setup
 	$(BIN)/ruff check .

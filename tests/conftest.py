@@ -20,6 +20,7 @@ from latentwire.lm.models import LanguageModel, load_model
 from latentwire.lm.vocabulary import Vocabulary
 from tests.helpers.models import model_spec
 from tests.helpers.programs import USERS, launch
+from tests.helpers.random import shifted
 
 CommandLine = Callable[..., tuple[int, str, str]]
 
@@ -51,10 +52,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
-def seeded(one_thread: None) -> None:
-    """One thread, and torch's own generator seeded."""
-    torch.manual_seed(0)
+@pytest.fixture(autouse=True)
+def torch_seed() -> None:
+    """Seed PyTorch's own generator before every test, so that no test depends on the ones before it."""
+    torch.manual_seed(shifted(0))
 
 
 @pytest.fixture

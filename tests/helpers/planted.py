@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tests.helpers.random import draws
+
 
 def planted(
     seed: int, n: int = 3000, width: int = 256, clusters: int = 20, noise: float = 0.01
@@ -15,7 +17,7 @@ def planted(
     Cluster sizes go with rank^-1.2 and are at least 12; each cluster spreads over 8 directions of its own; a common
     offset of length 3 makes all cosines high, as they are between real embeddings.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = draws(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)

@@ -27,6 +27,7 @@ from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import SOURCES, build_source
 from latentwire.transforms.registry import TRANSFORMS, build_transform, read_label
+from tests.helpers.random import draws
 
 EMBED35 = {
     "baseline": {},
@@ -214,7 +215,7 @@ def test_a_whole_number_is_wanted_where_one_is_meant():
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Vocabulary:
-    return Vocabulary(torch.randn(1100, 64, generator=torch.Generator().manual_seed(0)))
+    return Vocabulary(torch.randn(1100, 64, generator=draws(0)))
 
 
 @pytest.mark.parametrize("name", options("embed_transform"))
@@ -226,8 +227,8 @@ def test_every_transform_file_builds_its_transform(name, vocabulary):
     assert type(transform) is TRANSFORMS[name]
     if transform.fits:
         x = vocabulary.embeddings[:200] + 0.5
-        transform.fit(x, vocabulary.embeddings[:200], torch.Generator().manual_seed(2))
-    y = transform(torch.randn(5, 64), torch.Generator().manual_seed(1))
+        transform.fit(x, vocabulary.embeddings[:200], draws(2))
+    y = transform(torch.randn(5, 64), draws(1))
     assert y.shape == (5, 64)
 
 
@@ -257,10 +258,10 @@ def test_every_source_file_builds_its_source(name, vocabulary):
         with pytest.raises(UserError, match="checkpoint=FOLDER"):
             build_source("latent", dials, vocabulary, torch.Generator())
         return
-    source = build_source(cfg.embed_source.name, dials, vocabulary, torch.Generator().manual_seed(0))
+    source = build_source(cfg.embed_source.name, dials, vocabulary, draws(0))
     assert type(source) is SOURCES[name]
     positions = {"cut": 3, "averaged": 3, "empty": 0}.get(name, 5)
-    assert source(torch.randn(5, 64), torch.Generator().manual_seed(1)).shape == (positions, 64)
+    assert source(torch.randn(5, 64), draws(1)).shape == (positions, 64)
 
 
 @pytest.mark.parametrize("name", options("model"))

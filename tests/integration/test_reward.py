@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -24,9 +23,10 @@ from kat.sampling.arms import prompt_weights
 from kat.training.state import LoopSpec
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl
+from latentwire.harness.run import Run
 from tests.helpers.files import read_json
 from tests.helpers.models import model_spec
-from tests.helpers.programs import command, environment
+from tests.helpers.programs import start
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ["task=reward", "model=tiny_random", "device=cpu", "pairs=file", "path=mine.jsonl", "steps=6",
@@ -123,19 +123,16 @@ def test_a_run_learns_writes_what_it_did_and_is_not_done_twice(program):
     assert json.loads(Path("x.json").read_text())["accuracy"] == 1.0
 
 
-KILLED = """
-import os, signal, sys
-from latentwire.harness import app
-from latentwire.harness.run import Run
-import train
-log = Run.log
-def killing(self, step, *rest):
-    log(self, step, *rest)
-    if step == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-Run.log = killing
-app.launch("train", train.TASKS, sys.argv[1:])
-"""
+def die_at_step_5() -> None:
+    """Let the process kill itself right after it logged its fifth step."""
+    real = Run.log
+
+    def log(self, step, *rest):
+        real(self, step, *rest)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Run.log = log
 
 
 def test_a_start_that_has_seen_held_out_prompts_is_refused(program, tiny):
@@ -154,10 +151,8 @@ def test_a_start_that_has_seen_held_out_prompts_is_refused(program, tiny):
 def test_a_killed_run_goes_on_to_the_very_same_end(program):
     assert program(*SMALL, "out=whole", "pairs_per_prompt=1")[0] == 0
     arguments = [*SMALL, "out=killed", "pairs_per_prompt=1"]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments], env=environment(), capture_output=True, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed = start("train", *arguments, folder=Path(), before=die_at_step_5)
+    assert killed.wait() == [-signal.SIGKILL], killed.told()
     assert len(read_jsonl(Path("killed/metrics.jsonl"))) == 5 and not Path("killed/result.json").exists()
     assert sum(row["drawn"] for row in read_jsonl(Path("killed/ledger.jsonl"))) == 4 * 4  # as at the checkpoint
     status, _, said = program(*arguments, "steps=7")
@@ -173,9 +168,8 @@ def test_a_killed_run_goes_on_to_the_very_same_end(program):
 
 def test_two_processes_draw_the_same_and_lose_the_same_to_rounding(program):
     assert program(*SMALL, "out=one", "steps=3", "prompts_per_step=5")[0] == 0
-    line = command("train", *SMALL, "out=two", "steps=3", "prompts_per_step=5", processes=2)
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    two = start("train", *SMALL, "out=two", "steps=3", "prompts_per_step=5", folder=Path(), ranks=2)
+    assert two.wait() == [0, 0], two.told()
     assert read_json(Path("two") / "result.json")["processes"] == 2
     assert Path("one/ledger.jsonl").read_bytes() == Path("two/ledger.jsonl").read_bytes()
     for one, two in zip(*(read_jsonl(Path(name, "metrics.jsonl")) for name in ("one", "two")), strict=True):

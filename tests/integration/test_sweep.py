@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,10 +16,12 @@ from latentwire.evaluation.metrics import f1_score
 from latentwire.evaluation.setup import FITTED_ON
 from latentwire.harness.results import ResultStore
 from tests.helpers.files import read_json
-from tests.helpers.programs import command, environment
+from tests.helpers.programs import command, environment, start
 from tests.helpers.results import without_timings
 
 SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
+GRIDS = ["{embed_transform:baseline}", "{embed_transform:rms_matching,target_scale:1.0}"]
+PAIR = ["-m", "sweep=smoke", f"sweep.grids=[{','.join(GRIDS)}]"]  # composing eight takes longer than running two
 
 
 def test_one_configuration_writes_its_result_and_predictions(cli):
@@ -118,7 +119,7 @@ def test_the_35_are_listed_by_name(cli):
 
 
 def test_finished_configurations_are_not_run_again_unless_forced(cli):
-    command = ["-m", "sweep=smoke", "only=baseline|rms*", *SMALL]
+    command = [*PAIR, *SMALL]
     cli(*command)
     before = read_json("outputs/smoke/summary.json")
     written = Path("outputs/smoke/baseline.json").stat().st_mtime_ns
@@ -133,9 +134,9 @@ def test_finished_configurations_are_not_run_again_unless_forced(cli):
 
 
 def test_a_part_of_a_sweep_run_again_keeps_the_summary_of_the_whole(cli):
-    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    cli(*PAIR, *SMALL)
     whole = read_json("outputs/smoke/summary.json")
-    _, _, err = cli("-m", "sweep=smoke", "only=baseline", *SMALL)
+    _, _, err = cli(*PAIR, "only=baseline", *SMALL)
     assert "it is kept as" in err
     (kept,) = Path("outputs/smoke/replaced").glob("summary.*.json")
     assert read_json(kept) == whole
@@ -143,7 +144,7 @@ def test_a_part_of_a_sweep_run_again_keeps_the_summary_of_the_whole(cli):
 
 
 def test_the_analysis_refuses_predictions_of_another_run(cli):
-    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    cli(*PAIR, *SMALL)
     path = Path("outputs/smoke/baseline.predictions.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[0]["f1"] = 1 - rows[0]["f1"]
@@ -155,7 +156,7 @@ def test_the_analysis_refuses_predictions_of_another_run(cli):
 
 
 def test_a_result_that_lacks_a_field_is_damage(cli):
-    command = ["-m", "sweep=smoke", "only=baseline|rms*", *SMALL]
+    command = [*PAIR, *SMALL]
     cli(*command)
     result = read_json("outputs/smoke/baseline.json")
     del result["f1_interval"]
@@ -235,7 +236,7 @@ def test_controls_stand_beside_a_sweep_and_are_not_counted(cli):
 
 
 def test_the_baseline_on_text_is_its_own_clean_control(cli):
-    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    cli(*PAIR, *SMALL)
     summary = read_json("outputs/smoke/summary.json")
     assert [control["name"] for control in summary["controls"]] == ["control_empty", "control_random"]
     assert summary["analysis"]["groups"][0]["controls"]["clean"]["name"] == "baseline"
@@ -280,7 +281,7 @@ def test_the_seconds_of_a_job_hold_what_came_before_it(cli, monkeypatch):
 
 
 def test_the_wish_and_the_floor_are_read_again_by_the_analysis(cli):
-    cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    cli(*PAIR, *SMALL)
     _, out, _ = cli("task=analyze", "sweep=smoke")
     assert "Cannot be answered: the clean baseline scores too low: F1 .000, below min_clean_f1=.100" in out
     assert "scores too low" not in cli("task=analyze", "sweep=smoke", "min_clean_f1=0")[1]
@@ -332,7 +333,7 @@ def test_a_crash_of_a_configuration_keeps_its_traceback(cli, monkeypatch):
         raise RuntimeError("kernel exploded")
 
     monkeypatch.setattr(RMSMatching, "repair", crash)
-    status, _, err = cli("-m", "sweep=smoke", "only=baseline|rms*", *SMALL)
+    status, _, err = cli(*PAIR, *SMALL)
     assert status == 1
     assert "kernel exploded" in err
     assert "Traceback" not in err
@@ -428,7 +429,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(cli, monkeypatch
 
 
 def test_a_damaged_result_is_named_left_alone_and_fails_the_sweep(cli):
-    command = ["-m", "sweep=smoke", "only=baseline|rms*", *SMALL]
+    command = [*PAIR, *SMALL]
     cli(*command)
     damaged = Path("outputs/smoke/baseline.json")
     damaged.write_text('{"name": "base')
@@ -481,49 +482,40 @@ def test_what_does_not_fit_into_the_context_is_counted(cli):
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_summary(tmp_path):
-    sweep = ["-m", "sweep=smoke", *SMALL, "embed_source=text,noisy"]
+    sweep = ["-m", "sweep=smoke", "only=baseline|rms*|nearest*", *SMALL, "embed_source=text,noisy"]
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
-    subprocess.run(command("run", *sweep), cwd=tmp_path / "whole", env=environment(), check=True, capture_output=True)
-    finished = 0
-    for pause in (0.0, 0.05, 0.3):
-        process = subprocess.Popen(
-            command("run", *sweep), cwd=tmp_path / "killed", env=environment(), stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        while process.poll() is None:
-            count = len(list((tmp_path / "killed").glob("outputs/smoke/*[0-9e].json")))
-            if count > finished:
-                time.sleep(pause)
-                os.killpg(process.pid, signal.SIGKILL)
-                finished = count
-                break
-            time.sleep(0.002)
-        assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed/outputs/smoke/summary.json").exists()
-    done = subprocess.run(
-        command("run", *sweep), cwd=tmp_path / "killed", env=environment(), check=True, capture_output=True, text=True
-    )
-    assert done.stderr.count("(finished before)") >= 3
+    whole = start("run", *sweep, folder=tmp_path / "whole")
+    assert whole.wait() == [0], whole.told()
+    smoke = tmp_path / "killed/outputs/smoke"
+    for pause in (0.0, 0.05, 0.15):
+        finished = len(list(smoke.glob("*[0-9eB].json")))
+        start("run", *sweep, folder=tmp_path / "killed").kill_when(
+            lambda finished=finished: len(list(smoke.glob("*[0-9eB].json"))) > finished, pause
+        )
+    assert not (smoke / "summary.json").exists()
+    (tmp_path / "killed/told.txt").unlink()
+    done = start("run", *sweep, folder=tmp_path / "killed")
+    assert done.wait() == [0], done.told()
+    assert done.told().count("(finished before)") >= 3
     summaries = [
         without_timings(read_json(tmp_path / folder / "outputs/smoke/summary.json")) for folder in ("whole", "killed")
     ]
     assert summaries[0] == summaries[1]
-    leftovers = [path.name for path in (tmp_path / "killed/outputs/smoke").iterdir() if path.name.endswith(".tmp")]
-    assert leftovers == []
+    assert [path.name for path in smoke.iterdir() if path.name.endswith(".tmp")] == []
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
+    """The two are started by the real launcher, each with one thread, as is the one."""
     sweep = ["-m", "sweep=smoke", "only=baseline|nearest*|random*", *SMALL, "batch_tokens=700"]
-    accelerate = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
-    for folder, launcher in (("one", [sys.executable]), ("two", [sys.executable, *accelerate])):
+    for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        done = subprocess.run(
-            [*launcher, *command("run", *sweep)[1:]], cwd=tmp_path / folder, env=environment(),
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    one = start("run", *sweep, folder=tmp_path / "one")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    two = subprocess.run([*launcher, *command("run", *sweep)[1:]], cwd=tmp_path / "two", env=environment(),
+                         capture_output=True, text=True)  # fmt: skip
+    assert (one.wait(), two.returncode) == ([0], 0), one.told() + two.stderr
     one, two = (read_json(tmp_path / folder / "outputs/smoke/summary.json") for folder in ("one", "two"))
     assert two["results"][0]["processes"] == 2
     for summary in (one, two):

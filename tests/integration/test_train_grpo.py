@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +16,12 @@ from safetensors.torch import load_file
 
 from kat.data.heldout import held_out
 from kat.grpo import step as grpo_step
+from kat.grpo import task as grpo_task
 from kat.grpo.rollout import Sampling
+from latentwire.harness import checkpoint
 from tests.helpers.files import read_rows
-from tests.helpers.programs import command, environment
+from tests.helpers.programs import start
+from tests.helpers.random import shifted
 from tests.helpers.rewards import vowels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,12 +74,6 @@ def training(here, trains):
     return partial(trains, *SMALL)
 
 
-def start(folder: Path, *arguments: str, processes: int = 1) -> subprocess.Popen[str]:
-    """Start train.py in a process of its own, or in several."""
-    return subprocess.Popen(command("train", *SMALL, *arguments, processes=processes), cwd=folder, env=environment(),
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-
-
 RUN = Path("outputs/grpo/uniform_seed0")
 SAME = ("metrics.jsonl", "held_out.jsonl", "completions.jsonl", "ledger.jsonl")
 
@@ -124,7 +119,7 @@ def test_one_command_does_it_all(training, here):
     assert (counts["completions"], counts["groups"]) == (24, 8)
     assert counts["train_prompts"] + counts["held_out_prompts"] == len(prompts) and counts["too_long"] == 0
     assert counts["truncated"] == round(sum(6 * row["truncated"] for row in metrics))
-    assert "24 completions were cut off" in out
+    assert f"{counts['truncated']} of 24 completions were cut off" in out
     assert sorted(path.name for path in (RUN / "checkpoints").iterdir()) == ["step-00000002.pt", "step-00000004.pt"]
 
     from transformers import AutoModelForCausalLM
@@ -143,18 +138,21 @@ def test_one_command_does_it_all(training, here):
     assert (RUN / "model" / "config.json").is_file() and not (RUN / "replaced").exists()
     status, _, err = training("model=path", f"model.path={RUN}", "out=again")
     assert status == 1 and f"model.path={RUN}: is the folder of a run; use model.path={RUN}/model" in err
-    for start in (f"policy={RUN}", f"model.path={RUN}/model"):
-        status, _, err = training("model=path", start, "held_out=0.6", "out=again", "steps=1")
-        assert status == 1 and f"{start}: was trained on " in err and "prompts that are held out here" in err
+    for given in (f"policy={RUN}", f"model.path={RUN}/model"):
+        status, _, err = training("model=path", given, "held_out=0.6", "out=again", "steps=1")
+        assert status == 1 and f"{given}: was trained on " in err and "prompts that are held out here" in err
 
 
 def test_the_reward_rises(training):
-    status, out, err = training("steps=25", "grpo.num_generations=6", "grpo.prompts_per_step=4", "grpo.beta=0.0",
-                                "grpo.eval_prompts=7", "grpo.eval_generations=4", "grpo.eval_every=25")  # fmt: skip
+    """Vowels are easy to learn where a completion has two tokens: the gain is about .2, whatever the seed."""
+    status, out, err = training("steps=20", "grpo.num_generations=24", "grpo.beta=0.0", "grpo.max_completion_length=2",
+                                "optimizer.learning_rate=0.02", "batch_tokens=4096", "grpo.eval_prompts=7",
+                                "grpo.eval_generations=24", "grpo.eval_every=20", f"seed={shifted(0)}",
+                                f"out={RUN}")  # fmt: skip
     assert status == 0, err
     assert all("kl" not in row for row in read_rows(RUN / "metrics.jsonl"))
     result = json.loads((RUN / "result.json").read_text())
-    assert result["held_out"]["gain_interval"][0] > 0.03, out
+    assert result["held_out"]["gain_interval"][0] > 0.1, out
 
 
 @pytest.mark.parametrize("method", ["lora", "all"])
@@ -237,19 +235,6 @@ def test_force_begins_anew_once_and_then_goes_on(training, monkeypatch):
     assert {name: (RUN / name).read_bytes() for name in SAME} == whole
 
 
-def killed_after(folder: Path, line: int, *arguments: str) -> None:
-    """Start a run and kill it once metrics.jsonl has that many lines."""
-    process = start(folder, *arguments)
-    path = folder / RUN / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not path.is_file() or path.read_bytes().count(b"\n") < line:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(training, here, tmp_path_factory, monkeypatch):
     more = ("steps=12", "checkpoint_every=5", "grpo.eval_every=3", "optimizer.schedule=cosine", "grpo.top_p=0.9")
@@ -258,7 +243,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(training, here, tmp_path_factory,
     other = tmp_path_factory.mktemp("killed")
     shutil.copy(here / "pairs.jsonl", other)
     shutil.copytree(here / "outputs" / "kat", other / "outputs" / "kat")
-    killed_after(other, 7, *more)
+    path = other / RUN / "metrics.jsonl"
+    killed = start("train", *SMALL, *more, folder=other)
+    killed.kill_when(lambda: path.is_file() and path.read_bytes().count(b"\n") >= 7)
     assert not (other / RUN / "result.json").exists()
     monkeypatch.chdir(other)
     status, _, told = training(*more)
@@ -273,37 +260,31 @@ def test_a_killed_run_goes_on_to_the_same_bits(training, here, tmp_path_factory,
         assert results[0][name] == results[1][name]
 
 
-KILLED = """
-import os, signal, sys
-from latentwire.harness import app, checkpoint
-import kat.grpo.task, train
+def die_at(point: str, step: int) -> None:
+    """Let the process kill itself at this point of a run."""
+    write, save = checkpoint.torch.save, checkpoint.Checkpoints.save
 
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
+    def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-point, step = sys.argv[1], int(sys.argv[2])
-write, save = checkpoint.torch.save, checkpoint.Checkpoints.save
+    def half(content, file):
+        if content["step"] == step:
+            file.write(b"half of it")
+            file.flush()
+            die()
+        write(content, file)
 
-def half(content, file):
-    if content["step"] == step:
-        file.write(b"half of it")
-        file.flush()
-        die()
-    write(content, file)
+    def then(self, number, state):
+        save(self, number, state)
+        if number == step:
+            die()
 
-def then(self, number, state):
-    save(self, number, state)
-    if number == step:
-        die()
-
-if point == "while a checkpoint is written":
-    checkpoint.torch.save = half
-elif point == "right after one":
-    checkpoint.Checkpoints.save = then
-else:
-    kat.grpo.task.save_model = die
-app.launch("train", train.TASKS, sys.argv[3:])
-"""
+    if point == "while a checkpoint is written":
+        checkpoint.torch.save = half
+    elif point == "right after one":
+        checkpoint.Checkpoints.save = then
+    else:
+        grpo_task.save_model = die
 
 
 @pytest.mark.slow
@@ -318,9 +299,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(training, here, tm
         ("right after one", 4, ["step-00000002.pt", "step-00000004.pt"]),
         ("at the very end", 6, ["step-00000004.pt", "step-00000006.pt"]),
     ):
-        done = subprocess.run([sys.executable, "-c", KILLED, point, str(step), *SMALL, *more], cwd=other,
-                              env=environment(), capture_output=True, text=True, check=False)  # fmt: skip
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        killed = start("train", *SMALL, *more, folder=other, before=partial(die_at, point, step))
+        assert killed.wait() == [-signal.SIGKILL], killed.told()
         assert sorted(path.name for path in (other / RUN / "checkpoints").glob("step-*")) == left, point
         assert not (other / RUN / "result.json").exists() and not (other / RUN / "model").exists()
     monkeypatch.chdir(other)
@@ -338,9 +318,9 @@ def test_two_processes_build_and_train_all_of_it_by_density(here):
             file.write(
                 json.dumps({"prompt": f"Who was number {n}?", "chosen": "He was.", "rejected": "No idea"}) + "\n"
             )
-    process = start(here, "sampler=density", "grpo.reward_funcs=[model]", "steps=2", processes=2)
-    told = process.communicate(timeout=280)[0]
-    assert process.returncode == 0, told
+    started = start("train", *SMALL, "sampler=density", "grpo.reward_funcs=[model]", "steps=2", folder=here, ranks=2)
+    assert started.wait() == [0, 0], started.told()
+    told = started.told()
     for name in ("pairs", "prompts", "embed", "density", "reward"):
         assert f"task={name} comes first" in told
     folder = here / "outputs/grpo/density_seed0"
@@ -367,9 +347,8 @@ def test_two_processes_draw_the_same_and_lose_the_same(training, here, tmp_path_
     other = tmp_path_factory.mktemp("two")
     shutil.copy(here / "pairs.jsonl", other)
     shutil.copytree(here / "outputs" / "kat", other / "outputs" / "kat")
-    process = start(other, "steps=3", processes=2)
-    told = process.communicate(timeout=180)[0]
-    assert process.returncode == 0, told
+    started = start("train", *SMALL, "steps=3", folder=other, ranks=2)
+    assert started.wait() == [0, 0], started.told()
     one, two = here / RUN, other / RUN
     assert (one / "ledger.jsonl").read_bytes() == (two / "ledger.jsonl").read_bytes()
     for mine, theirs in zip(read_rows(one / "metrics.jsonl"), read_rows(two / "metrics.jsonl"), strict=True):

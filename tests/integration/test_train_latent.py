@@ -537,5 +537,7 @@ def test_a_checkpoint_of_another_version_is_told(trains, monkeypatch):
     monkeypatch.setattr("latentwire.latent_training.task.Latents.load_state_dict", missing)
     status, _, err = trains(*QUICK, "stop_epoch=2", "out=run")
     assert status == 1
-    assert "the state of latents is from another version of the program (Error(s) in loading Missing key(s): kappa)" in err
+    assert (
+        "the state of latents is from another version of the program (Error(s) in loading Missing key(s): kappa)" in err
+    )
     assert "train anew with force=true" in err and "Traceback" not in err

@@ -21,6 +21,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
 from latentwire.harness.typed_config import typed
 from tests.helpers.planted import planted
+from tests.helpers.random import draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +37,7 @@ def by_gamma(gamma: float, **changes) -> DensitySpec:
 
 
 def rows(n: int, width: int = 6, seed: int = 0) -> torch.Tensor:
-    return normalize(torch.randn(n, width, generator=torch.Generator().manual_seed(seed)), dim=1)
+    return normalize(torch.randn(n, width, generator=draws(seed)), dim=1)
 
 
 def on_circle(*degrees: float) -> torch.Tensor:
@@ -102,7 +103,7 @@ def test_moving_a_prompt_away_from_all_others_never_lowers_its_weight(estimator,
     down = torch.eye(4, dtype=torch.float64)[0]
     others = rows(n, 4, seed).double()
     others[:, 0] = others[:, 0].abs()  # in the upper half: going down leads away from most of them
-    start = torch.randn(4, generator=torch.Generator().manual_seed(seed + 1)).double()
+    start = torch.randn(4, generator=draws(seed + 1)).double()
     start = normalize(start - start[0] * down, dim=0)  # on the equator
     end = normalize(start - away * down, dim=0)
     others = others[end @ others.T <= start @ others.T]
@@ -131,10 +132,8 @@ def test_moving_a_prompt_away_from_all_others_never_lowers_its_weight(estimator,
 @pytest.mark.parametrize("estimator", ["knn", "kde"])
 @pytest.mark.parametrize("weighting", [{"gamma": 1.0, "target_ess": None}, {"gamma": None, "target_ess": 0.5}])
 def test_the_lonely_prompt_weighs_most_and_the_crowded_least(estimator, weighting):
-    crowd = normalize(
-        torch.tensor([1.0, 0, 0, 0]) + 0.05 * torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
-    )
-    few = normalize(torch.tensor([0, 1.0, 0, 0]) + 0.1 * torch.randn(8, 4, generator=torch.Generator().manual_seed(2)))
+    crowd = normalize(torch.tensor([1.0, 0, 0, 0]) + 0.05 * torch.randn(40, 4, generator=draws(1)))
+    few = normalize(torch.tensor([0, 1.0, 0, 0]) + 0.1 * torch.randn(8, 4, generator=draws(2)))
     lonely = torch.tensor([[0, 0, 0, 1.0]])
     weights = estimate(torch.cat([crowd, few, lonely]), spec(estimator=estimator, k=3, cap=1.0, **weighting)).weights
     assert weights[48] == pytest.approx(float(weights.max()))
@@ -183,7 +182,7 @@ def test_exact_duplicates_share_a_place_and_neither_vanish_nor_explode(estimator
 
 
 def test_nearly_equal_rows_have_a_floor_under_their_distance():
-    close = normalize(torch.tensor([1.0, 0, 0]) + 1e-7 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0)))
+    close = normalize(torch.tensor([1.0, 0, 0]) + 1e-7 * torch.randn(20, 3, generator=draws(0)))
     found = estimate(torch.cat([close, rows(20, 3)]), by_gamma(0.5, estimator="knn", k=3))
     assert found.density.max() <= 20 / 1e-4
     assert found.weights.min() > 0
@@ -215,7 +214,7 @@ def test_the_cap_is_the_quantile_and_gamma_the_power():
 
 @pytest.mark.parametrize("target", [0.3, 0.6, 0.95, 1.0])
 def test_gamma_is_solved_for_the_target(target):
-    density = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    density = torch.rand(500, generator=draws(0), dtype=torch.float64) + 0.1
     gamma, weights, _ = weigh(density, None, target, 0.95)
     assert effective_sample_size(weights) / 500 == pytest.approx(target, abs=1e-6)
     assert effective_sample_size(weigh(density, gamma * 1.1 + 1e-9, None, 0.95)[1]) <= 500 * target + 1e-6

@@ -18,6 +18,7 @@ from sklearn.decomposition import PCA
 from kat.density.projection import page, project
 from latentwire.harness.errors import UserError
 from tests.helpers.planted import planted
+from tests.helpers.random import draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror='throw 1'>\u2028<!-- & \"q'"
@@ -36,7 +37,7 @@ def test_pca_is_scikit_learns_up_to_scale_and_sign():
 
 def test_the_map_does_not_depend_on_the_order_of_the_prompts():
     x, _ = planted(0, n=300, width=32)
-    mixed = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    mixed = torch.randperm(300, generator=draws(0))
     torch.testing.assert_close(project(x[mixed], "pca", 0)[0], project(x, "pca", 0)[0][mixed], atol=1e-5, rtol=0)
 
 

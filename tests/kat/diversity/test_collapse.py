@@ -21,6 +21,7 @@ from kat.diversity.comparison import (
 )
 from kat.diversity.metrics import cosines, measure
 from latentwire.harness.errors import UserError
+from tests.helpers.random import numbers
 
 VOCABULARY = 50
 PROMPTS, COMPLETIONS = 12, 3
@@ -28,7 +29,7 @@ PROMPTS, COMPLETIONS = 12, 3
 
 def samples(seed: int, tokens: int = 20) -> Samples:
     """Random completions from a vocabulary of some size."""
-    draws = np.random.default_rng(seed)
+    draws = numbers(seed)
     ids = [
         [tuple(int(token) for token in draws.integers(0, tokens, draws.integers(0, 9))) for _ in range(COMPLETIONS)]
         for _ in range(PROMPTS)
@@ -87,7 +88,7 @@ def test_the_pseudo_values_of_a_mean_are_the_values():
 
 
 def test_the_pseudo_values_of_a_ratio_have_its_spread():
-    draws = np.random.default_rng(0)
+    draws = numbers(0)
 
     def ratio_and_error(n):
         sizes = draws.uniform(1, 3, n)
@@ -106,7 +107,7 @@ def test_a_rate_of_nothing_is_0():
 
 
 def test_the_spread_across_prompts_is_that_of_sets_drawn_anew():
-    draws = np.random.default_rng(0)
+    draws = numbers(0)
 
     def of_new_prompts():
         ids = [[tuple(int(t) for t in draws.integers(0, 40, 6) * (draws.random() < 0.7))] for _ in range(30)]
@@ -143,7 +144,7 @@ def test_each_completion_by_hand():
 
 
 def test_the_bootstrap_is_paired_and_says_second_minus_first():
-    draws = np.random.default_rng(0)
+    draws = numbers(0)
     base = draws.normal(0, 5, 40)
     key, other = ("within", "vendi"), ("within", "ead")
     row, none = compare_arms({key: base, other: base}, {key: base + 1 + draws.normal(0, 0.1, 40), other: base}, seed=0)
@@ -156,14 +157,14 @@ def test_the_bootstrap_is_paired_and_says_second_minus_first():
 
 
 def test_an_interval_is_as_wide_as_the_spread_of_n_minus_1():
-    values = np.random.default_rng(0).normal(size=20)
+    values = numbers(0).normal(size=20)
     (row,) = compare_arms({("each", "ended"): np.zeros(20)}, {("each", "ended"): values}, seed=0)
     width = row["interval"][1] - row["interval"][0]
     assert width == pytest.approx(2 * 1.96 * values.std(ddof=1) / 20**0.5, rel=0.04)
 
 
 def test_equal_arms_are_rarely_called_different():
-    draws = np.random.default_rng(0)
+    draws = numbers(0)
     keys = [("within", str(number)) for number in range(300)]
     first, second = ({key: draws.exponential(size=40) for key in keys} for _ in range(2))
     rows = compare_arms(first, second, seed=1)

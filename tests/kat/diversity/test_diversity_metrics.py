@@ -28,6 +28,7 @@ from kat.diversity.metrics import (
     vendi,
     words,
 )
+from tests.helpers.random import numbers, shifted
 
 VOCABULARY = 100
 NONE = np.zeros(3, dtype=bool)
@@ -35,7 +36,7 @@ NONE = np.zeros(3, dtype=bool)
 
 def random_sets(count: int = 40):
     """Sets of token sequences of many shapes, short ones and repetitive ones among them."""
-    draws = random.Random(0)
+    draws = random.Random(shifted(0))
     for _ in range(count):
         size, longest, tokens = draws.randint(3, 7), draws.randint(1, 12), draws.choice([2, 4, 30])
         yield [tuple(draws.randrange(tokens) for _ in range(draws.randint(1, longest))) for _ in range(size)]
@@ -61,7 +62,7 @@ def test_ead_by_hand():
 
 
 def test_ead_of_tokens_drawn_evenly_is_1_however_many_they_are():
-    draws = np.random.default_rng(0)
+    draws = numbers(0)
     for count in (20, 150):
         distinct = [ead([(int(token),) for token in draws.integers(0, VOCABULARY, count)], VOCABULARY)
                     for _ in range(150)]  # fmt: skip
@@ -117,7 +118,7 @@ def test_vendi_is_that_of_the_package():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it names a module of SciPy that moved
         package = pytest.importorskip("vendi_score.vendi", reason="vendi-score is not installed")
-        draws = np.random.default_rng(0)
+        draws = numbers(0)
         for size in (2, 5, 12):
             rows = unit(draws.normal(size=(size, 6)))
             assert vendi(rows @ rows.T) == pytest.approx(package.score_X(rows), rel=1e-9)
@@ -156,7 +157,7 @@ def test_compression_ratio():
     raw = b"one line\na second line\n"
     assert compression_ratio(strings) == len(raw) / len(zlib.compress(raw, 9))
     assert compression_ratio(["ä"]) == 2 / len(zlib.compress("ä".encode(), 9))
-    draws = random.Random(0)
+    draws = random.Random(shifted(0))
     text = "".join(draws.choice("abcdefghijklmnop") for _ in range(150))
     assert compression_ratio([text] * 10) > 8 > 3 > compression_ratio([text])
 
@@ -165,7 +166,7 @@ def test_copies_score_low_and_different_texts_high():
     copies = [(1, 2, 3, 4, 5, 6)] * 6
     partly = [(1, 2, 3, 4 + i, 5, 6 + i) for i in range(6)]
     strangers = [tuple(range(10 * i, 10 * i + 6)) for i in range(6)]
-    spread = np.random.default_rng(0).normal(size=(6, 4))
+    spread = numbers(0).normal(size=(6, 4))
     scores = [
         measure(
             texts,
@@ -185,7 +186,7 @@ def test_copies_score_low_and_different_texts_high():
 
 
 def test_without_each_is_the_metric_of_the_others():
-    draws = np.random.default_rng(0)
+    draws = numbers(0)
     for texts in random_sets(15):
         rest = left_out(texts)
         assert self_bleu_without(texts) == pytest.approx([self_bleu(others) for others in rest], abs=1e-12)

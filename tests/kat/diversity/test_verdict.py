@@ -13,6 +13,7 @@ from kat.diversity.comparison import compare_arms
 from kat.diversity.verdict import arms_of, pool, require_alike, verdict_markdown, verdict_summary
 from latentwire.harness.errors import UserError
 from latentwire.stats.intervals import mean_over_runs, t_quantile, t_within
+from tests.helpers.random import numbers
 
 KEYS = [("within", "ead"), ("within", "self_bleu"), ("each", "policy_entropy"), ("each", "not_just_but")]
 UNLIKE_0 = {("within", "ead"): 0.2, ("each", "policy_entropy"): -0.1}  # by how much the second arm differs
@@ -20,7 +21,7 @@ UNLIKE_0 = {("within", "ead"): 0.2, ("each", "policy_entropy"): -0.1}  # by how 
 
 def report(seed: int, *others: str) -> dict:
     """A report as task=diversity writes it, of 12 prompts; the n-th further arm differs n times as much."""
-    generator = np.random.default_rng(seed)
+    generator = numbers(seed)
     labels = [f"{name}_seed{seed}" for name in ("uniform", *(others or ("density",)))]
     base = {key: generator.normal(1, 0.1, 12) for key in KEYS}
     comparisons = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,6 +18,7 @@ from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import load_model
 from tests.helpers.models import model_spec
+from tests.helpers.random import numbers
 
 
 def prompt_of(text: str) -> Prompt:
@@ -90,7 +90,7 @@ def test_gains_are_paired_by_prompt():
 
 
 def test_the_interval_is_that_of_a_mean_over_prompts():
-    rewards = np.random.default_rng(0).normal(size=400)
+    rewards = numbers(0).normal(size=400)
     low, high = evaluate_policy([row(r) for r in rewards], [0.0] * 400, seed=0)["reward_interval"]
     assert high - low == pytest.approx(2 * 1.96 * rewards.std() / 20, rel=0.05)
     assert low < rewards.mean() < high

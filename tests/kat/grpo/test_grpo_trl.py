@@ -16,6 +16,7 @@ from kat.grpo.objective import (
 from latentwire.lm.models import load_model
 from tests.helpers.grpo import objective
 from tests.helpers.models import model_spec
+from tests.helpers.random import draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 trl = pytest.importorskip("trl", reason="trl is not installed")
@@ -43,7 +44,7 @@ def trainer_of(tmp_path, reward, **settings):
 
 def made_up_batch(seed: int = 0):
     """Six completions of unlike length after prompts of unlike length, old and reference policies that differ."""
-    g = torch.Generator().manual_seed(seed)
+    g = draws(seed)
     prompt_mask = torch.tensor([[0, 0, 1, 1, 1]] * 3 + [[1, 1, 1, 1, 1]] * 3)
     lengths = torch.tensor([4, 1, 3, 4, 2, 4])
     completion_mask = (torch.arange(4) < lengths[:, None]).long()
@@ -120,7 +121,7 @@ def test_advantages_are_those_of_trl(tmp_path, scale):
     given: list[float] = []
 
     def reward(completions, **_):
-        values = torch.randn(len(completions), generator=torch.Generator().manual_seed(3)).tolist()
+        values = torch.randn(len(completions), generator=draws(3)).tolist()
         values[3:] = [0.25] * 3  # a degenerate group
         given.extend(values)
         return values

@@ -19,6 +19,7 @@ from latentwire.harness.errors import UserError
 from tests.helpers.files import read_rows, write_rows
 from tests.helpers.planted import planted
 from tests.helpers.programs import command, environment
+from tests.helpers.random import draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N = 240
@@ -259,7 +260,7 @@ def test_other_weights_have_their_own_diagnostics(folder, cli):
 
 @pytest.mark.parametrize(("n", "d"), [(12, 40), (40, 12)])
 def test_the_axes_are_those_of_a_singular_value_decomposition(n, d):
-    emb = torch.randn(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    emb = torch.randn(n, d, generator=draws(0), dtype=torch.float64)
     xyz, shares = project(emb, "pca", 0)
     x = emb - emb.mean(0)
     u, s, _ = torch.linalg.svd(x, full_matrices=False)

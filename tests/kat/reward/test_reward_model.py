@@ -17,6 +17,7 @@ from kat.reward.scoring import max_sequence_length, score, tree_scores
 from kat.reward.trees import Tree, batches_of, encode_pair, merged, pack, shared_start, trees_of
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import LanguageModel
+from tests.helpers.random import draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ TREES = [
 def made(tiny):
     """A reward model on the tiny backbone, whose head is large enough to tell completions apart."""
     lm = LanguageModel(copy.deepcopy(tiny.model), tiny.tokenizer)
-    return reward_model_of(lm, torch.Generator().manual_seed(3))
+    return reward_model_of(lm, draws(3))
 
 
 def plain_scores(model, trees) -> list[float]:
@@ -174,10 +175,10 @@ def test_bad_sequences_are_named(made):
 def test_the_head_is_seeded_and_of_its_scale(tiny):
     def head(seed: int) -> torch.Tensor:
         lm = LanguageModel(copy.deepcopy(tiny.model), tiny.tokenizer)
-        return reward_model_of(lm, torch.Generator().manual_seed(seed)).score.weight.data
+        return reward_model_of(lm, draws(seed)).score.weight.data
 
     assert torch.equal(head(1), head(1)) and not torch.equal(head(1), head(2))
-    expected = torch.randn(1, 64, generator=torch.Generator().manual_seed(1)) / 65**0.5
+    expected = torch.randn(1, 64, generator=draws(1)) / 65**0.5
     assert torch.allclose(head(1), expected)
 
 

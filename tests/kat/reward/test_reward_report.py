@@ -20,6 +20,7 @@ from kat.reward.report import (
     render_report,
 )
 from latentwire.stats.intervals import bootstrap_interval, wilson_interval
+from tests.helpers.random import numbers
 
 PAIRS = [
     ScoredPair("p", "a", 2.0, 5, 3, 1),
@@ -118,7 +119,7 @@ def test_calibration_by_hand():
 
 
 def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large():
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     margins = generator.normal(0, 1.5, 20_000)
     signs = np.where(generator.random(20_000) < 1 / (1 + np.exp(-np.abs(margins))), 1, -1)
     true = np.abs(margins) * signs

@@ -19,6 +19,7 @@ from kat.sampling.arms import ARMS, arm_weights, draw, expected_draws
 from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
+from tests.helpers.random import draws, shifted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
@@ -100,7 +101,7 @@ def test_draws_without_replacement_are_distinct_and_favour_by_weight():
 
 
 def test_the_ledger_without_replacement_expects_what_happens():
-    weights = torch.rand(300, generator=torch.Generator().manual_seed(0)) ** 2 + 0.01
+    weights = torch.rand(300, generator=draws(0)) ** 2 + 0.01
     sampler = DensityAwareSampler(weights, num_samples=100, replacement=False)
     epochs(sampler, 400)
     meant, drawn = sampler.ledger()
@@ -115,7 +116,7 @@ def test_draw_takes_more_rows_than_multinomial_can(replacement):
     n = 2**24 + 10
     weights = torch.zeros(n, dtype=torch.float64)
     weights[-3:] = 1 / 3
-    rows = draw(weights, 3, replacement=replacement, generator=torch.Generator().manual_seed(0))
+    rows = draw(weights, 3, replacement=replacement, generator=draws(0))
     assert rows.min() >= n - 3
     assert replacement or sorted(rows.tolist()) == [n - 3, n - 2, n - 1]
 
@@ -178,7 +179,7 @@ def through_a_file(state: dict) -> dict:
 
 
 def test_a_thousand_resumed_runs_on_one_two_and_four_ranks_draw_what_the_whole_one_draws():
-    choose = random.Random(0)
+    choose = random.Random(shifted(0))
     whole: dict[tuple, tuple[list[int], list]] = {}
     mismatched = 0
     for _ in range(1000):
@@ -324,7 +325,7 @@ def test_the_controls():
     assert arm_weights("density", w, 0).tolist() == pytest.approx(w.tolist())
     assert arm_weights("reversed", w, 0).tolist() == pytest.approx([0.4, 0.1, 0.3, 0.2])
     assert arm_weights("uniform", w, 0).tolist() == [0.25] * 4
-    many = torch.rand(50, generator=torch.Generator().manual_seed(0)).double()
+    many = torch.rand(50, generator=draws(0)).double()
     shuffled = arm_weights("shuffled", many, 0)
     assert not torch.equal(shuffled, arm_weights("shuffled", many, 1))
     torch.testing.assert_close(shuffled.sort().values * many.sum(), many.sort().values)

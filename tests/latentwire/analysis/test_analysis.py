@@ -13,6 +13,7 @@ from latentwire.reports.text import ranking_table, render
 from latentwire.stats.comparison import compare_paired, recovered_shares
 from latentwire.stats.formatting import format_score
 from latentwire.stats.power import detectable_difference, samples_needed, std
+from tests.helpers.random import numbers
 from tests.helpers.results import result_of
 
 COUNT = 60
@@ -243,7 +244,7 @@ def test_counts_and_means_by_dial():
 
 
 def test_the_analysis_says_what_its_examples_can_show():
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     base = generator.random(COUNT)
     systems = {"r": base + generator.normal(0, 0.1, COUNT), "s": base + generator.normal(0, 0.3, COUNT), "t": base}
     scores = {"b": (IDS, base)} | {name: (IDS, values) for name, values in systems.items()}
@@ -268,7 +269,7 @@ def test_the_analysis_says_what_its_examples_can_show():
 
 def test_results_of_fewer_examples_are_compared_on_these():
     """A budget gives results fewer examples: one family of comparisons, each on its own examples."""
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     base, long, short = (generator.random(n).round(1) for n in (COUNT, COUNT, 16))
     results = [result_of("baseline", "b", base, "x"), result_of("rms_matching", "long", long, "x"),
                result_of("rms_matching", "short", short, "x"),

@@ -12,6 +12,7 @@ from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import analyze
 from latentwire.analysis.tolerance import LADDERS, crossing, tolerance_table
 from latentwire.reports.text import render, tolerated
+from tests.helpers.random import numbers
 from tests.helpers.results import COUNT, IDS, result_of, right
 
 
@@ -140,7 +141,7 @@ def test_a_chain_that_saw_the_true_tokens_stands_for_no_family():
 
 def test_the_interval_holds_the_level_as_often_as_it_says():
     """Of 60 draws, fewer than 52 intervals contain the true level with a probability of one in ten thousand."""
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     held = 0
     for _ in range(60):
         answered = generator.random((3, COUNT)) < np.array([[0.8], [0.6], [0.2]])

@@ -8,6 +8,7 @@ import pytest
 from latentwire.analysis.controls import AnalysisSettings
 from latentwire.analysis.ranking import analyze
 from latentwire.reports.text import auto_table, goal_lines, incomplete, render
+from tests.helpers.random import numbers
 from tests.helpers.results import COUNT, IDS, result_of, right
 
 TEXT = {"baseline": 0.8, "nearest_k": 0.8, "auto": 0.8}
@@ -182,7 +183,7 @@ def test_a_share_is_resampled_with_its_clean_score():
     """If auto equals the clean control on each example, each resampled share is 1."""
     (text,) = auto_of({"text": TEXT})["sources"]
     assert (text["share"], text["share_interval"]) == (1.0, (1.0, 1.0))
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     drawn = generator.random((2, COUNT)) < 0.8
     scores = {"b": (IDS, drawn[0] * 1.0), "auto": (IDS, drawn[1] * 1.0), "n": (IDS, drawn[0] * 1.0)}
     results = [result_of(f, n, scores[n][1], "text") for f, n in (("baseline", "b"), ("auto", "auto"), ("k", "n"))]

@@ -17,6 +17,7 @@ import torch
 from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data, shipped_split_path
 from latentwire.evaluation.metrics import normalize_answer
 from latentwire.harness.errors import UserError
+from tests.helpers.random import shifted
 
 FOX = "The red fox sat near the old mill."
 ROW = {"context": FOX, "question": "Who sat there?", "answers": ["red fox"]}
@@ -429,9 +430,9 @@ def test_a_shot_is_one_passage_with_so_many_of_its_questions(wanted, given):
 
 def test_a_draw_depends_on_its_seed_alone():
     data = Dataset(ONE_FILE, ONE_FILE)
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     first = draw(data, 10, 3, seed=1)
-    torch.manual_seed(1)
+    torch.manual_seed(shifted(1))
     assert draw(data, 10, 3, seed=1) == first
     for part in (0, 1):
         assert draw(data, 10, 3, seed=2)[part] != first[part]

@@ -19,7 +19,7 @@ from latentwire.harness.errors import UserError
 from latentwire.latent_training.task import encoder_lm_config
 from latentwire.lm.models import LanguageModel
 
-pytestmark = pytest.mark.usefixtures("seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXTS = ["The ferry left at noon.", "A kettle."]
 LAYERS = {"layers": 1, "ratio": 2, "groups": "equal", "pool": "mean"}

@@ -16,7 +16,7 @@ from latentwire.latent_training.task import encoder_lm_config
 from latentwire.lm.vocabulary import Vocabulary, rms
 from latentwire.transforms.registry import build_transform
 
-pytestmark = pytest.mark.usefixtures("seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SPEC = LatentSpec("bottleneck", {"d_z": 4}, 8, "baseline", {}, {"tiny_random": {"version": 1}}, "tiny_random")
 

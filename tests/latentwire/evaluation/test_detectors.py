@@ -23,6 +23,7 @@ from latentwire.evaluation.detectors import (
 from latentwire.harness.errors import UserError
 from latentwire.lm.decoding import Decoder, Generated
 from latentwire.transforms.scaling import RMSMatching
+from tests.helpers.random import draws
 
 SMALL = ["model=tiny_random", "samples=6", "shots=2", "max_new_tokens=4"]
 
@@ -32,7 +33,7 @@ def kinds(findings: list[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def normal(count: int, seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = draws(seed)
     return [torch.randn(4, 8, generator=generator) for _ in range(count)]
 
 

@@ -22,6 +22,7 @@ from latentwire.sources.base import Source
 from latentwire.sources.registry import SOURCES
 from latentwire.stats.intervals import percentile_interval
 from tests.helpers.models import model_spec
+from tests.helpers.random import numbers
 
 STATE = PartialState(cpu=True)
 TEXT = Component("text")
@@ -158,7 +159,7 @@ def test_what_is_not_finite_is_named(bench, monkeypatch):
 
 
 def test_an_interval_of_any_numbers():
-    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    values = numbers(0).normal(3.0, 2.0, 400)
     low, high = percentile_interval(values, 0)
     error = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - error, abs=0.02)
@@ -171,7 +172,7 @@ SPANS = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "text_bytes": 50,
 
 
 def test_the_report_says_over_which_controls_the_answer_is_likelier():
-    rng = np.random.default_rng(0)
+    rng = numbers(0)
     noise = rng.normal(0, 0.3, 40)
     apart = rng.normal(0, 0.5, 40)
     apart -= apart.mean()

@@ -22,8 +22,9 @@ from latentwire.latent_training.step_plan import TrainingSpec, epochs_before_ans
 from latentwire.latent_training.validation import HeldOut
 from latentwire.lm.decoding import Decoder, Generated
 from latentwire.lm.vocabulary import Vocabulary, rms
+from tests.helpers.random import shifted
 
-pytestmark = pytest.mark.usefixtures("seeded")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHOWN = [[Example("s", "The mill is red.", "What colour is the mill?", ("red",))]]
 TEXT = "The ferry left the long pier at noon."
@@ -48,7 +49,7 @@ def objective_of(
 ) -> LatentObjective:
     vocabulary = Vocabulary(tiny.token_embeddings())
     dials = {"eps": 0.0} if transform == "anchor_offset" else {}
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     spec = LatentSpec("bottleneck", {"d_z": 4}, 8, transform, dials, {}, "tiny_random")
     chosen = LossWeights(**{name: weights.get(name, 0.0) for name in ALL})
     return LatentObjective(tiny, vocabulary, Latents(spec, vocabulary), chosen, SHOWN, answer_tokens, distance)

@@ -14,6 +14,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gem
 from latentwire.lm.batching import plan_batches, split_beginnings
 from latentwire.lm.decoding import Decoder, Generated, encode_prefix
 from latentwire.lm.models import LanguageModel
+from tests.helpers.random import draws, shifted
 
 NEW = 12
 
@@ -31,7 +32,7 @@ class Silent:
 @pytest.fixture(scope="module")
 def sliding() -> LanguageModel:
     """A Gemma whose first layer attends to 8 positions, far fewer than the prefix has."""
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     config = Gemma3TextConfig(
         vocab_size=300,
         hidden_size=32,
@@ -56,7 +57,7 @@ def llama(tiny: LanguageModel) -> LanguageModel:
 
 
 def draw_ids(lm: LanguageModel, *lengths: int, seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = draws(seed)
     return [torch.randint(1, lm.model.config.vocab_size, (n,), generator=generator) for n in lengths]
 
 
@@ -83,7 +84,7 @@ def test_real_tokens_give_what_generate_gives_token_for_token(name, prefix_lengt
 def test_an_example_alone_is_the_same_example_in_any_batch(name, request):
     lm = request.getfixturevalue(name)
     prefix, *prompts = draw_ids(lm, 30, 4, 21, 8, 8, 13, 2, seed=1)
-    generator = torch.Generator().manual_seed(2)
+    generator = draws(2)
     embeds = [lm.embed(p) + 0.2 * torch.randn(len(p), lm.embed(p).shape[-1], generator=generator) for p in prompts]
     alone = [decode(lm, prefix, [e])[0] for e in embeds]
     for batch in ([0, 1, 2, 3, 4, 5], [5, 1], [2, 3], [4, 0, 1]):
@@ -187,7 +188,7 @@ def test_what_prompts_begin_with_alike_is_read_once_and_changes_no_answer(llama,
 
 
 def test_beginnings_are_cut_where_the_group_ends_to_be_alike():
-    x = torch.randn(3, 40, 4, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, 40, 4, generator=draws(0))
     first, second, third = x[0, :20], torch.cat([x[0, :15], x[1, :9]]), x[2, :30]
     assert split_beginnings([first, second, third]) == ([0, 0, 1], [15, 15, 21])  # remains: 5, 9 and so 9
     other = second.clone()
@@ -227,7 +228,7 @@ def test_the_plan_holds_every_prompt_once_within_the_budget(prompts, added, budg
 def test_capped_scores_are_not_shared():
     """Attention that the shared prefix does not implement gives other logits, which the trial run detects."""
     for cap in (0.5, None):
-        torch.manual_seed(0)
+        torch.manual_seed(shifted(0))
         config = Gemma2Config(
             vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, head_dim=8, layer_types=["full_attention"] * 2, attn_logit_softcapping=cap,

@@ -16,6 +16,7 @@ from latentwire.lm.decoding import encode_prefix
 from latentwire.lm.models import LanguageModel, load_model
 from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow, slides_window
 from tests.helpers.models import model_spec
+from tests.helpers.random import draws, shifted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,7 +77,7 @@ def test_the_lm_is_not_changed_and_gradients_reach_the_latents(tiny, reader):
 
 def test_gradients_are_those_of_finite_differences(tiny, reader):
     base = tiny.embed(ids_of(11, 12)).double().float()
-    direction = torch.randn(base.shape, generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(base.shape, generator=draws(0))
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         row = ReaderRow(x, (ReaderBranch((31, 32), 1), ReaderBranch((33, 34), 1)))
@@ -110,7 +111,7 @@ MIXED = ["sliding_attention", "full_attention"]
 )
 def test_layers_that_see_but_a_window_see_no_more(config):
     """Shots and rows are longer than the window; the expected logits come from the model's own masks."""
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     lm = LanguageModel(model, None)  # type: ignore[arg-type]
     shots = torch.arange(1, 9)

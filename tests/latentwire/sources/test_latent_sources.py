@@ -22,6 +22,7 @@ from latentwire.harness.errors import UserError
 from latentwire.latent_training.task import encoder_lm_config
 from latentwire.sources.registry import build_source
 from tests.helpers.models import model_spec
+from tests.helpers.random import shifted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,7 +40,7 @@ def bench():
 
 @pytest.fixture
 def checkpoint(vocabulary, tmp_path):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     spec = LatentSpec("bottleneck", {"d_z": 4}, 8, "baseline", {}, model_spec("tiny_random").identity(), "tiny_random")
     save_latents(Latents(spec, vocabulary), tmp_path, {"trained_on": []})
     return str(tmp_path)
@@ -114,7 +115,7 @@ def test_latents_are_asked_accounted_and_recognized(bench, checkpoint):
 
 
 def test_an_encoder_that_reads_tokens_gets_those_of_the_passage(tiny, vocabulary, tmp_path):
-    torch.manual_seed(0)
+    torch.manual_seed(shifted(0))
     dials = {"layers": 1, "ratio": 2, "groups": "words", "pool": "mean"}
     lm = model_spec("tiny_random").identity()
     spec = LatentSpec("lm_layers", dials, 8, "baseline", {}, lm, "tiny_random", encoder_lm_config(tiny))

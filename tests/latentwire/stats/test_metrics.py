@@ -15,6 +15,7 @@ from latentwire.stats import intervals
 from latentwire.stats.comparison import compare_paired, holm, recovered_shares
 from latentwire.stats.intervals import bootstrap_interval, resampled_means, wilson_interval
 from latentwire.stats.power import detectable_difference, samples_needed, std
+from tests.helpers.random import numbers
 
 # --- exact match and F1 ---------------------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ def test_the_best_reference_counts_wherever_it_stands():
 
 def scores_between_0_and_1(count, seed=0):
     """Scores as F1 has them: many zeros and ones, something between."""
-    generator = np.random.default_rng(seed)
+    generator = numbers(seed)
     return np.where(generator.random(count) < 0.4, generator.random(count), generator.integers(0, 2, count))
 
 
@@ -198,7 +199,7 @@ def answered(generator, difficulty, skill=0.0):
 
 def test_equal_systems_are_rarely_called_different():
     """An A/A check: 1,000 independent pairs of equals; with one baseline for all, they would err together."""
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     p_values = []
     for seed in range(5):
         difficulty = generator.random((200, 80))
@@ -209,7 +210,7 @@ def test_equal_systems_are_rarely_called_different():
 
 
 def test_planted_differences_are_found_with_the_right_sign():
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     difficulty = generator.random(150)
     systems = np.stack([answered(generator, difficulty, skill) for skill in (0.3, -0.3, 0.0)])
     better, worse, equal = compare_paired(systems, answered(generator, difficulty), seed=0)
@@ -234,7 +235,7 @@ def test_a_difference_is_the_mean_of_the_differences_and_lies_in_its_interval():
 
 def test_pairing_matters():
     """A small advantage on every example stands out, until the examples are no longer the same ones."""
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     baseline = generator.random(100)
     system = baseline + generator.normal(0.03, 0.02, 100)
     (paired,) = compare_paired(system[None], baseline, seed=0)
@@ -263,7 +264,7 @@ def test_a_p_value_is_never_zero_and_identical_systems_have_one():
 
 
 def test_comparisons_are_seeded_and_corrected_as_one_family():
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     difficulty = generator.random(30)
     baseline = answered(generator, difficulty)
     systems = np.stack([answered(generator, difficulty, skill) for skill in (0.1, 0.2, -0.2, 0.0)])
@@ -305,7 +306,7 @@ def like_f1(generator, difficulty):
 
 def test_of_200_comparisons_of_equal_systems_few_are_called_different():
     """An A/A check as the analysis compares: equal systems, noise of their own on the same examples, F1 of 0 and 1."""
-    generator = np.random.default_rng(1)
+    generator = numbers(1)
     called = 0
     for seed in range(200):
         difficulty = generator.beta(0.7, 0.7, size=100)
@@ -327,7 +328,7 @@ def test_the_detectable_difference_by_hand():
 
 @pytest.mark.parametrize("count", [30, 250])
 def test_the_detectable_difference_is_seen_four_times_in_five(count):
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     difference = detectable_difference(0.4, count, 0.05)
     drawn = generator.normal(difference, 0.4, size=(2000, count))
     seen = [c.p_value < 0.05 for c in compare_paired(drawn, np.zeros(count), 0)]
@@ -346,7 +347,7 @@ def test_spread_is_that_of_a_sample():
 
 
 def test_what_is_recovered_lies_between_empty_and_clean():
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     empty = (generator.random(200) < 0.1).astype(float)
     clean = np.maximum(empty, generator.random(200) < 0.7)
     half = np.where(generator.random(200) < 0.5, clean, empty)
@@ -389,7 +390,7 @@ def test_a_few_equal_differences_are_no_proof(count, least):
 
 
 def test_few_examples_call_equal_systems_different_no_more_often_than_promised():
-    generator = np.random.default_rng(0)
+    generator = numbers(0)
     for count in range(1, 9):
         pairs = generator.integers(0, 2, (400, 2, count)).astype(float)
         called = sum(compare_paired(a[None], b, 0)[0].p_value < 0.05 for a, b in pairs)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -25,7 +21,7 @@ from latentwire.reports import html
 from latentwire.sweeps import schedule
 from latentwire.sweeps.successive_halving import JobCost, first_round, next_round
 from tests.helpers.files import read_json
-from tests.helpers.programs import command, environment
+from tests.helpers.programs import start
 from tests.helpers.results import without_timings
 
 A_SECOND = JobCost(0.0, 1.0)
@@ -319,22 +315,14 @@ def test_budgets_that_cannot_be(cli, arguments, message):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_budgeted_sweep_goes_on_with_its_plan(cli, tmp_path):
     sweeping = ["-m", "embed_transform=baseline,rms_matching", "embed_source=scaled", "model=tiny_random", "samples=20",
                 "shots=1", "max_new_tokens=2", "min_clean_f1=0", "budget_minutes=30"]  # fmt: skip
     # The budget suffices for all five jobs, so the plan does not depend on times.
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(
-        command("run", *sweeping, "out=killed"), cwd=tmp_path, env=environment() | threads, stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
     out = tmp_path / "killed"
-    while process.poll() is None:
-        if len(list(out.glob("*.predictions.jsonl"))) >= 3:
-            os.killpg(process.pid, signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    assert process.wait() == -signal.SIGKILL
+    killed = start("run", *sweeping, "out=killed", folder=tmp_path)
+    killed.kill_when(lambda: len(list(out.glob("*.predictions.jsonl"))) >= 3)
     plan = read_json(out / "plan.json")
     results = {path: path.stat().st_mtime_ns for path in out.glob("*.json") if path.name != "plan.json"}
     kept = {path: written for path, written in results.items() if read_json(path)["num_samples"] == 20}
