@@ -24,7 +24,7 @@ from latentwire.evaluation.setup import Settings
 from latentwire.harness.paths import CONF
 from latentwire.harness.training import OptimizerSpec
 from latentwire.harness.typed_config import typed
-from latentwire.latent_training.objective import Weights
+from latentwire.latent_training.objective import LossWeights
 from latentwire.latent_training.step_plan import TrainingSpec
 from latentwire.latent_training.task import LatentRunSpec
 from latentwire.lm.spec import ModelSpec
@@ -73,7 +73,7 @@ def records(cfg: DictConfig) -> list[Any]:
     if "estimator" in cfg.get("sampler", {}):
         found.append(typed(DensitySpec, {field.name: cfg.sampler[field.name] for field in fields(DensitySpec)}))
     if cfg.task == "latent":
-        found.append(typed(Weights, cfg.weights, "weights."))
+        found.append(typed(LossWeights, cfg.weights, "weights."))
     for kind in ROOTS.get(cfg.task, ()):
         values = {field.name: cfg[field.name] for field in fields(kind)}
         if values.get("batch_tokens") == "auto":
