@@ -1,22 +1,14 @@
-"""Evaluate, measure, analyse; trains nothing.
+"""Evaluate, measure, analyse. For training, use train.py.
 
-python run.py                                    one configuration
-python run.py -m sweep=embed35                   the sweep
-python run.py task=list sweep=embed35            its configurations by name
-python run.py task=analyze summary=FILE          a finished sweep's analysis again
-python run.py task=latent_report checkpoint=...   a trained encoder beside its controls at equal positions
-python run.py task=pairs pairs=nq_open           preference pairs, then task=prompts, task=embed
-python run.py task=retrieve query='What is NLP?' the prompts nearest to it
-python run.py task=density                       embeddings -> sampling weights, with diagnostics
-python run.py task=subsample budget=1000         prompts drawn by these weights
-python run.py task=cluster                       clusters of prompts
-python run.py task=project                       the map of prompt space, a page to turn and search
-python run.py task=score reward=FOLDER path=FILE a reward model judges pairs, by subset
-python run.py task=diversity a=RUN b=RUN         how diverse are the completions of two checkpoints
-python run.py task=verdict 'reports=[A,B,C]'     the same over several pairs of runs, with intervals over seeds
+python run.py                                                     One configuration: clean text, no transform.
+python run.py embed_source=noisy embed_transform=anchor_offset    A distortion and a transform that repairs it.
+python run.py -m sweep=embed35                                    35 transforms, with a ranking and a page.
+python run.py experiment=auto_unseen                              A recorded experiment; conf/experiment/ has all.
+python run.py task=pairs                                          Prompts; task=prompts, embed, density then weigh them.
 """
 
-from latentwire.harness.app import Task, launch
+from latentwire.harness.app import launch
+from latentwire.harness.program import Task
 
 TASKS = {
     "evaluate": Task(
@@ -41,4 +33,4 @@ TASKS = {
 }
 
 if __name__ == "__main__":
-    launch("run", TASKS)
+    launch("run", TASKS, about=__doc__)

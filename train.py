@@ -1,13 +1,14 @@
-"""Train: whatever changes weights.
+"""Train policies with GRPO, reward models, and encoders for a frozen language model.
 
-python train.py sampler=density                  GRPO; builds what is missing first
-python train.py task=reward sampler=density      a reward model
-python train.py task=latent encoder=bottleneck   an encoder whose latents a frozen LM reads
-python train.py -m sweep=latent_screen           which transform to train it with
-python train.py -m sampler=uniform,density seed=0,1,2
+python train.py sampler=density                                     GRPO on rare prompts; makes missing files first.
+python train.py -m sampler=uniform,density seed=0,1,2               Six such runs, to compare.
+python train.py task=reward                                         A reward model.
+python train.py task=latent encoder=bottleneck loss=reconstruction  An encoder, in minutes.
+python train.py experiment=latent_2x                                A recorded experiment; conf/experiment/ has all.
 """
 
-from latentwire.harness.app import Task, launch
+from latentwire.harness.app import launch
+from latentwire.harness.program import Task
 
 TASKS = {
     "grpo": Task(run="kat.grpo.task:grpo"),
@@ -20,4 +21,4 @@ TASKS = {
 }
 
 if __name__ == "__main__":
-    launch("train", TASKS)
+    launch("train", TASKS, about=__doc__)

@@ -1,1 +1,4 @@
-"""Measurements of speed; each file is a program."""
+"""Benchmarks of speed and memory. Each file is a program.
+
+Begin with `sweep`: `python -m benchmarks.sweep` compares the sweep with two simpler implementations.
+"""

@@ -1,10 +1,10 @@
-"""How fast neighbours and densities are found, against the obvious ways, with ratios from one run.
+"""Speed of nearest neighbours and kernel densities against simpler methods. Main entries: `search()`, `lists()`.
 
-python -m benchmarks.density search sizes=5000,20000    exact k-NN and KDE against scikit-learn
-python -m benchmarks.density lists sizes=50000          inverted lists against exact search
+python -m benchmarks.density search sizes=5000,20000    Exact k-NN and KDE against scikit-learn.
+python -m benchmarks.density lists sizes=50000          Inverted lists against exact search.
 
-Embeddings are planted clusters (200 of them by a power law, 1% noise, in a narrow cone), or real=FILE. Every method is
-run in turn, `repeats` times over, and its best time counts: on a shared machine the best is the least disturbed.
+Embeddings are 200 planted clusters with power-law sizes and 1% noise in a narrow cone, or the file real=FILE. Each of
+`repeats` rounds runs all methods in turn. The best time of each method counts, because other programs disturb it least.
 """
 
 from __future__ import annotations
@@ -40,10 +40,18 @@ SETTINGS: dict[str, Any] = {
 
 
 def planted(n: int, width: int, clusters: int) -> Tensor:
-    """Return unit rows (N, D) around centres of power-law sizes, in mixed order.
+    """Return planted clusters with power-law sizes, in mixed order.
 
-    Like the planted clusters of the tests, but sizes are drawn, so that any number of clusters fits into any N; the
-    tests need each cluster to have a dozen rows at least, and their labels.
+    The cluster sizes are drawn at random, so any number of clusters fits into any number of rows. The planted clusters
+    of the tests differ: they have at least a dozen rows each, and labels.
+
+    Args:
+        n: Number of rows N.
+        width: Number of dimensions D.
+        clusters: Number of clusters.
+
+    Returns:
+        Rows of unit length, (N, D).
     """
     generator = torch.Generator().manual_seed(0)
     shares = torch.arange(1, clusters + 1, dtype=torch.float64) ** -1.2
@@ -61,7 +69,7 @@ def planted(n: int, width: int, clusters: int) -> Tensor:
 
 
 def best_times(methods: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Run the methods in turn, `repeats` rounds, and return the best wall-clock seconds of each."""
+    """Return the best wall-clock seconds of each method over `repeats` rounds. Each round runs all in turn."""
     best: dict[str, float] = {}
     for _ in range(repeats):
         for name, method in methods.items():
@@ -72,24 +80,24 @@ def best_times(methods: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
 
 
 def matrix_product(x: Tensor) -> None:
-    """Multiply (N, D) by its transpose block by block and throw the result away: the floor of any exact search."""
+    """Multiply x, (N, D), by its transpose in blocks. No exact search is faster than this product."""
     block = torch.empty(2048, len(x))
     for rows in x.split(2048):
         torch.mm(rows, x.T, out=block[: len(rows)])
 
 
 def sklearn_neighbours(x: Tensor, k: int, threads: int) -> None:
-    """Search exactly with scikit-learn."""
+    """Find the k nearest neighbours of each row with scikit-learn's exact search."""
     NearestNeighbors(n_neighbors=k + 1, algorithm="brute", n_jobs=threads).fit(x.numpy()).kneighbors(x.numpy())
 
 
 def sklearn_density(x: Tensor, bandwidth: float) -> None:
-    """Estimate the kernel density with scikit-learn."""
+    """Estimate the kernel density at each row with scikit-learn."""
     KernelDensity(bandwidth=bandwidth, rtol=1e-4).fit(x.numpy()).score_samples(x.numpy())
 
 
 def search(cfg: DictConfig) -> None:
-    """Exact k-NN and KDE against scikit-learn on the same embeddings."""
+    """Print the times of exact k-NN and kernel sums, and of scikit-learn on the same embeddings."""
     for x in _embeddings(cfg):
         bandwidth = float(nearest(x[:2000], cfg.k, index="exact", min_recall=1.0, seed=0).distances[:, -1].median())
         methods: dict[str, Callable[[], Any]] = {
@@ -98,7 +106,7 @@ def search(cfg: DictConfig) -> None:
             "scikit-learn k-NN": partial(sklearn_neighbours, x, cfg.k, cfg.threads),
             "kernel sums": partial(kernel_sums, x, torch.ones(len(x)), bandwidth),
         }
-        if len(x) <= 5000:  # scikit-learn's trees take minutes beyond
+        if len(x) <= 5000:  # with more rows, scikit-learn's trees take minutes
             methods["scikit-learn KDE"] = partial(sklearn_density, x, bandwidth)
         times = best_times(methods, cfg.repeats)
         peak = times["matrix product"]
@@ -108,7 +116,7 @@ def search(cfg: DictConfig) -> None:
 
 
 def lists(cfg: DictConfig) -> None:
-    """Inverted lists against exact search and kernel sums: time, recall, error, and what becomes of the weights."""
+    """Print times, recall, errors and changes of the sampling weights of inverted lists against exact search."""
     for x in _embeddings(cfg):
         found: dict[str, Any] = {}
 
@@ -116,14 +124,14 @@ def lists(cfg: DictConfig) -> None:
             found[index] = nearest(x, cfg.k, index=index, min_recall=0.0, seed=0)
 
         times = best_times({"exact": lambda: run("exact"), "ivf": lambda: run("ivf")}, cfg.repeats)
-        weights = {name: weigh(1 / f.distances.double().mean(1).clamp(min=1e-4), None, 0.4, 0.95)[1]
+        sampling_weights = {name: weigh(1 / f.distances.double().mean(1).clamp(min=1e-4), None, 0.4, 0.95)[1]
                    for name, f in found.items()}  # fmt: skip
-        change = float((weights["exact"] - weights["ivf"]).abs().sum() / 2)
-        true = (found["ivf"].ids[:, :, None] == found["exact"].ids[:, None, :]).any(1).float().mean()
+        change = float((sampling_weights["exact"] - sampling_weights["ivf"]).abs().sum() / 2)
+        recall = (found["ivf"].ids[:, :, None] == found["exact"].ids[:, None, :]).any(1).float().mean()
         print(
             f"N {len(x)} x {x.shape[1]}: exact {times['exact']:.1f} s, lists {times['ivf']:.1f} s "
-            f"({times['exact'] / times['ivf']:.1f}x), recall at {cfg.k} {float(true):.4f} (measured on a sample "
-            f"{found['ivf'].recall:.4f}), knn weights differ by {change:.4f} total variation"
+            f"({times['exact'] / times['ivf']:.1f}x), recall at {cfg.k} {float(recall):.4f} (measured on a sample "
+            f"{found['ivf'].recall:.4f}), knn sampling weights differ by {change:.4f} total variation"
         )
         bandwidth, ones = float(found["exact"].distances[:, -1].median()), torch.ones(len(x)).double()
         sums: dict[str, Tensor] = {}
@@ -140,7 +148,7 @@ def lists(cfg: DictConfig) -> None:
         print(
             f"  kernel sums: exact {times['exact']:.1f} s, lists {times['ivf']:.1f} s "
             f"({times['exact'] / times['ivf']:.1f}x), mean relative error "
-            f"{float((sums['ivf'] / sums['exact'] - 1).abs().mean()):.4f}, kde weights differ by "
+            f"{float((sums['ivf'] / sums['exact'] - 1).abs().mean()):.4f}, kde sampling weights differ by "
             f"{float((exact - approximate).abs().sum() / 2):.4f} total variation"
         )
 
@@ -157,7 +165,7 @@ if __name__ == "__main__":
         raise SystemExit(__doc__)
     settings = OmegaConf.merge(SETTINGS, OmegaConf.from_dotlist(sys.argv[2:]))
     if unknown := set(settings) - set(SETTINGS):
-        raise UserError(f"{', '.join(map(str, unknown))}: no such setting; there are {', '.join(SETTINGS)}")
+        raise UserError(f"{', '.join(map(str, unknown))}: no such setting; use {', '.join(SETTINGS)}")
     torch.set_num_threads(settings.threads)
     faiss.omp_set_num_threads(settings.threads)
     assert isinstance(settings, DictConfig)

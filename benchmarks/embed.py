@@ -1,10 +1,10 @@
-"""How much faster are batches by length and token budget than batches of 8 in file order?
+"""Speed of embedding in batches by length and token budget against batches of 8 in file order. Main entry: `main()`.
 
 python -m benchmarks.embed short=A/prompts_all.jsonl long=B/prompts_all.jsonl model=smollm2
 
-Takes 400 prompts of the first file and 200 of the second, leaves out and counts those of more than `longest` tokens,
-shuffles the rest together with a seed, and embeds them both ways in turn with the same model, so that whatever else the
-machine does meets both. Prints seconds, the ratio of each round and their median.
+The benchmark uses 400 prompts of the first file and 200 of the second. Prompts with more than `longest` tokens are left
+out and counted. The rest are shuffled with a seed. Each round embeds them both ways in turn with the same model, so
+background load affects both equally. The output has the seconds and the ratio of each round, and the median ratio.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ SETTINGS = {"short": "", "long": "", "model": "smollm2", "rounds": 3, "batch_tok
 
 
 def in_file_order(embedder: HiddenEmbedder, texts: list[str]) -> torch.Tensor:
-    """Embed batches of 8 as they come, padded to the longest of each."""
+    """Return the embeddings of texts, (N, D), computed in batches of 8 in the given order."""
     return torch.cat([embedder.embed(texts[start : start + 8]) for start in range(0, len(texts), 8)])
 
 
 def main(arguments: list[str]) -> None:
-    """Measure and print."""
+    """Run all rounds and print their times and ratios."""
     cfg = OmegaConf.merge(SETTINGS, OmegaConf.from_dotlist(arguments))
     spec = typed(ModelSpec, OmegaConf.load(CONF / "model" / f"{cfg.model}.yaml").model)
     lm = load_model(spec, torch.device(cfg.device), choose_dtype(cfg.dtype, torch.device(cfg.device)))
     embedder = HiddenEmbedder(lm.model, lm.tokenizer)
-    of_long = cfg.texts // 3
-    texts = [prompt.text for prompt in read_prompts(Path(cfg.short))[: cfg.texts - of_long]]
-    texts += [prompt.text for prompt in read_prompts(Path(cfg.long))[:of_long]]
+    num_long = cfg.texts // 3
+    texts = [prompt.text for prompt in read_prompts(Path(cfg.short))[: cfg.texts - num_long]]
+    texts += [prompt.text for prompt in read_prompts(Path(cfg.long))[:num_long]]
     fitting = [text for text, length in zip(texts, embedder.lengths(texts), strict=True)
                if length <= min(cfg.longest, embedder.max_tokens)]  # fmt: skip
     too_long, texts = len(texts) - len(fitting), fitting
@@ -56,14 +56,14 @@ def main(arguments: list[str]) -> None:
     ratios = []
     for _ in range(cfg.rounds):
         started = time.perf_counter()
-        plain = in_file_order(embedder, texts)
+        expected = in_file_order(embedder, texts)
         middle = time.perf_counter()
         ours = embed_texts(embedder, texts, cfg.batch_tokens)
         slow, fast = middle - started, time.perf_counter() - middle
         ratios.append(slow / fast)
         print(f"batches of 8 {slow:.2f} s ({sum(lengths) / slow:.0f} tokens/s)  by length {fast:.2f} s "
               f"({sum(lengths) / fast:.0f} tokens/s)  ratio {slow / fast:.2f}  "
-              f"largest difference {(plain - ours).abs().max():.1e}")  # fmt: skip
+              f"largest difference {(expected - ours).abs().max():.1e}")  # fmt: skip
     print(f"median ratio {statistics.median(ratios):.2f}")
 
 

@@ -1,18 +1,19 @@
-"""How fast is the sweep beside the obvious loop and beside transformers' own batched generate?
+"""Speed of the sweep against a simple loop and against transformers' batched generate. Main entry: `main()`.
 
-python -m benchmarks.sweep                                  # short_qa, a few minutes
-python -m benchmarks.sweep data=FILE samples=8              # a SQuAD file
-python -m benchmarks.sweep out=outputs/benchmark.json       # JSON beside the text
+python -m benchmarks.sweep                                  # The shipped set short_qa; takes a few minutes.
+python -m benchmarks.sweep data=FILE samples=8              # A SQuAD file.
+python -m benchmarks.sweep out=outputs/benchmark.json       # Writes the report as JSON too.
 
-In one process and in turn, on the same examples, model and prompts:
-  obvious   one example at a time in float32, the whole prompt each time, the vocabulary's statistics and neighbours
-            computed at each call, model.generate(inputs_embeds=...)
-  generate  transformers' generate on left-padded batches of 8, the whole prompt each time, vocabulary work shared
-  ours      what run.py -m sweep=embed35 does, in dtype=auto and in float32
-A sample of the configurations (`compared`, every family among them) is run by all three, one after the other, so that
-whatever else the machine does meets all of them; the time of each for 35 is extrapolated from it, family by family.
-Ours then runs the rest, for its own measured total. Utilisation is that of the matrix-product peak measured between
-the rounds.
+Three implementations answer the same examples with the same model and prompts, in turn in one process:
+
+- obvious: one example at a time in float32 with model.generate(inputs_embeds=...). Each call computes the whole prompt
+  again, and the vocabulary's statistics and neighbours.
+- generate: transformers' generate on left-padded batches of 8. Each call computes the whole prompts again.
+- ours: the code of run.py -m sweep=embed35, in dtype=auto and in float32.
+
+All three run a sample of the configurations (`compared`, with every family), so background load affects them equally.
+The time of each for all 35 is extrapolated from the sample by family. Ours also runs the rest, for a measured total.
+Utilisation is a share of the peak of matrix products, which is measured between the rounds.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from latentwire.data.examples import DataSpec
-from latentwire.data.prompts import Prompt
+from latentwire.data.examples import DataSpec, choose_examples, load_data
+from latentwire.data.prompts import FewShotPrompt, PromptWriter
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
-from latentwire.harness.device import choose_dtype, describe_machine, place
+from latentwire.evaluation.setup import Component, EvaluationSetup, Settings, prepare
+from latentwire.harness.device import accelerator_state, choose_dtype, describe_machine
 from latentwire.harness.grids import expand, factors
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.paths import CONF
@@ -52,8 +53,8 @@ from latentwire.transforms.registry import build_transform
 
 SETTINGS = {
     "samples": 12,  # examples of each configuration
-    "compared": 8,  # configurations that the two others run
-    "sizes": [4, 8, 12],  # samples at which growth is measured; configurations: 4, 8, 12, of one kind
+    "compared": 8,  # configurations that all three implementations run
+    "sizes": [4, 8, 12],  # samples at which growth is measured; growth with configurations: 4, 8, 12 of one family
     "model": "smollm2",
     "data": "",  # a SQuAD file; empty: short_qa
     "device": "auto",
@@ -63,19 +64,24 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """One of the 35."""
+    """A configuration of sweep=embed35."""
 
     name: str
-    transform: Choice
+    transform: Component
 
 
 def the_35() -> list[Configuration]:
-    """Return the configurations of sweep=embed35 in their order."""
+    """Return the 35 configurations of sweep=embed35 in order."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         preset = factors(compose("run", overrides=["sweep=embed35"]).sweep)
         configs = [compose("run", overrides=job) for job in expand(preset, [])]
-    return [Configuration(cfg.name, Choice(cfg.embed_transform.name, _plain(cfg.embed_transform.dials)))
+    return [Configuration(cfg.name, Component(cfg.embed_transform.name, _plain(cfg.embed_transform.dials)))
             for cfg in configs]  # fmt: skip
+
+
+def data_spec(cfg: DictConfig) -> DataSpec:
+    """Return the data set of the benchmark: the SQuAD file `data`, or short_qa."""
+    return DataSpec("file", "file", path=cfg.data) if cfg.data else DataSpec("short_qa", "short_qa")
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:
@@ -84,53 +90,59 @@ def _plain(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def embed(bench: Bench, vocabulary: Vocabulary, choice: Choice, prompt: Prompt, shots: Tensor) -> Tensor:
-    """Return the whole prompt as embeddings, its source span repaired: (P + T, D)."""
+def embed(
+    setup: EvaluationSetup, vocabulary: Vocabulary, component: Component, prompt: FewShotPrompt, shots: Tensor
+) -> Tensor:
+    """Return the embeddings of the shots and the prompt, with the source span transformed, (P + T, D)."""
     source = build_source("text", {}, vocabulary, generator_for(0, "text"))
-    repair = build_transform(choice.name, choice.dials, vocabulary)
-    own = bench.lm.embed(prompt.token_ids).clone()
-    span = source(own[prompt.source_mask], generator_for(0, "text", prompt.example.id))
-    own[prompt.source_mask] = repair(span, generator_for(0, choice.name, prompt.example.id)).detach()
-    return torch.cat([bench.lm.embed(shots), own])
+    transform = build_transform(component.name, component.dials, vocabulary)
+    embeds = setup.lm.embed(prompt.token_ids).clone()
+    span = source(embeds[prompt.source_mask], generator_for(0, "text", prompt.example.id))
+    embeds[prompt.source_mask] = transform(span, generator_for(0, component.name, prompt.example.id)).detach()
+    return torch.cat([setup.lm.embed(shots), embeds])
 
 
-def answer(bench: Bench, new_ids: Tensor) -> str:
-    """Return what counts of generated ids as the answer: the first line."""
-    return str(bench.lm.tokenizer.decode(new_ids, skip_special_tokens=True)).split("\n")[0].strip()
+def answer(setup: EvaluationSetup, new_ids: Tensor) -> str:
+    """Return the answer in generated ids, (T,): the first line of their text."""
+    return str(setup.lm.tokenizer.decode(new_ids, skip_special_tokens=True)).split("\n")[0].strip()
 
 
 @torch.no_grad()
-def obvious(bench: Bench, choice: Choice, prompts: list[Prompt], shots: Tensor, codes: Vocabulary) -> list[str]:
-    """Answer one example after the other, everything computed anew for each (but for the k-means of a codebook)."""
-    model: Any = bench.lm.model
+def obvious(
+    setup: EvaluationSetup, component: Component, prompts: list[FewShotPrompt], shots: Tensor, codes: Vocabulary
+) -> list[str]:
+    """Return the answers of the obvious loop. Only the k-means of a codebook is shared between examples."""
+    model: Any = setup.lm.model
     answers = []
     for prompt in prompts:
-        vocabulary = codes if choice.name == "soft_codebook" else Vocabulary(bench.lm.token_embeddings())
-        embeds = embed(bench, vocabulary, choice, prompt, shots)[None]
+        vocabulary = codes if component.name == "soft_codebook" else Vocabulary(setup.lm.token_embeddings())
+        embeds = embed(setup, vocabulary, component, prompt, shots)[None]
         ids = model.generate(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]),
-                                      max_new_tokens=bench.decoder.max_new_tokens, do_sample=False)  # fmt: skip
-        answers.append(answer(bench, ids[0]))
+                                      max_new_tokens=setup.decoder.max_new_tokens, do_sample=False)  # fmt: skip
+        answers.append(answer(setup, ids[0]))
     return answers
 
 
 @torch.no_grad()
-def batched(bench: Bench, choice: Choice, prompts: list[Prompt], shots: Tensor, size: int = 8) -> list[str]:
-    """Answer batches of left-padded prompts with transformers' generate, vocabulary work shared."""
-    model: Any = bench.lm.model
+def batched(
+    setup: EvaluationSetup, component: Component, prompts: list[FewShotPrompt], shots: Tensor, size: int = 8
+) -> list[str]:
+    """Return the answers of transformers' generate on left-padded batches of `size` prompts."""
+    model: Any = setup.lm.model
     answers = []
     for start in range(0, len(prompts), size):
-        rows = [embed(bench, bench.vocabulary, choice, prompt, shots) for prompt in prompts[start : start + size]]
+        rows = [embed(setup, setup.vocabulary, component, prompt, shots) for prompt in prompts[start : start + size]]
         longest = max(len(row) for row in rows)
         embeds = torch.stack([torch.nn.functional.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
         mask = torch.stack([(torch.arange(longest) >= longest - len(row)).long() for row in rows])
         ids = model.generate(inputs_embeds=embeds, attention_mask=mask.to(embeds.device),
-                                      max_new_tokens=bench.decoder.max_new_tokens, do_sample=False)  # fmt: skip
-        answers += [answer(bench, row) for row in ids]
+                                      max_new_tokens=setup.decoder.max_new_tokens, do_sample=False)  # fmt: skip
+        answers += [answer(setup, row) for row in ids]
     return answers
 
 
 def matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Return FLOP/s of the fastest of a few matrix products of the model's kind of shapes."""
+    """Return the FLOP/s of the fastest of a few matrix products with shapes similar to the model's."""
     best = 0.0
     for m, k, n in ((2048, 576, 1536), (2048, 2048, 2048)):
         a, b = torch.randn(m, k, dtype=dtype, device=device), torch.randn(k, n, dtype=dtype, device=device)
@@ -143,92 +155,97 @@ def matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
     return best
 
 
-def prefill_flops(bench: Bench) -> float:
-    """Return the floating-point operations that reading all prompts takes, the prefix being cached.
+def prefill_flops(setup: EvaluationSetup) -> float:
+    """Return the number of floating-point operations of the prefill of all prompts, with the prefix cached.
 
-    Two for each weight of the layers and token, four for each query, key and dimension of the attention (causal
-    within the prompt, whole over the prefix), two for each weight of the output head and prompt.
+    Layers take 2 per weight and token; the output head takes 2 per weight and prompt. Attention takes 4 per query, key
+    and dimension, over the whole prefix and causally inside the prompt.
     """
-    config = bench.lm.model.config.get_text_config()
-    model: Any = bench.lm.model
+    config = setup.lm.model.config.get_text_config()
+    model: Any = setup.lm.model
     embedding = model.get_input_embeddings().weight.numel()
     total = sum(parameter.numel() for parameter in model.parameters())
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     layers = total - embedding * (1 if tied else 2)
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     flops = 0.0
-    for prompt in bench.prompts:
-        length, prefix = len(prompt.token_ids), bench.decoder.prefix.length
+    for prompt in setup.prompts:
+        length, prefix = len(prompt.token_ids), setup.decoder.prefix.length
         flops += 2 * layers * length + 2 * embedding
         flops += 4 * width * config.num_hidden_layers * length * (prefix + (length + 1) / 2)
     return flops
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return seconds and result."""
+    """Return the wall-clock seconds of a call and its result."""
     started = time.perf_counter()
     result = work()
     return time.perf_counter() - started, result
 
 
 class Ours:
-    """The sweep's own path over one bench."""
+    """The implementation of this project: one evaluation setup with `samples` examples."""
 
     def __init__(self, cfg: DictConfig, samples: int, dtype: str) -> None:
-        self.state = place(cfg.device)
+        self.state = accelerator_state(cfg.device)
         device = self.state.device
-        data = DataSpec("file", "file", path=cfg.data) if cfg.data else DataSpec("short_qa", "short_qa")
         model = typed(ModelSpec, OmegaConf.load(CONF / "model" / f"{cfg.model}.yaml").model)
         resolved = choose_dtype(dtype, device)
         name = str(resolved).removeprefix("torch.")
         settings = Settings(samples, 0, 5, 3, 12, choose_batch_tokens("auto", device), name)
-        self.bench = prepare(model, data, settings, self.state)
+        self.setup = prepare(model, data_spec(cfg), settings, self.state)
 
-    def ask(self, choice: Choice) -> tuple[dict[str, Any], list[str]]:
-        """Return the scores of a configuration and its predictions in the order of the prompts."""
-        scores, rows = evaluate(self.bench, Choice("text"), choice, self.state, "")
+    def evaluate(self, component: Component) -> tuple[dict[str, Any], list[str]]:
+        """Return the scores of a transform and its predictions in the order of the prompts."""
+        scores, rows = evaluate(self.setup, Component("text"), component, self.state, "")
         return scores, [row["prediction"] for row in rows]
 
     def prefill(self) -> float:
-        """Return seconds that reading all prompts takes (an answer of one token needs nothing else)."""
-        decoder = Decoder(self.bench.lm, self.bench.decoder.prefix, 1)
+        """Return the seconds of the prefill of all prompts, measured as decoding one token per prompt."""
+        decoder = Decoder(self.setup.lm, self.setup.decoder.prefix, 1)
         batches = [
-            [self.bench.lm.embed(self.bench.prompts[i].token_ids) for i in batch] for batch in self.bench.batches
+            [self.setup.lm.embed(self.setup.prompts[i].token_ids) for i in batch] for batch in self.setup.batches
         ]
         return timed(lambda: [decoder.decode(batch) for batch in batches])[0]
 
 
 def growth(cfg: DictConfig) -> dict[str, Any]:
-    """Measure time and memory at three numbers of samples and of configurations."""
+    """Return time and memory for three numbers of samples and three numbers of configurations."""
     rows: dict[str, Any] = {"samples": [], "configurations": []}
-    scales = [Choice("rms_matching", {"target_scale": 1 + i / 100}) for i in range(4 * len(cfg.sizes) + 1)]
+    scales = [Component("rms_matching", {"target_scale": 1 + i / 100}) for i in range(4 * len(cfg.sizes) + 1)]
     for samples in cfg.sizes:
         ours = Ours(cfg, samples, "float32")
-        seconds, _ = timed(lambda ours=ours: ours.ask(scales[0]))  # type: ignore[misc]
+        seconds, _ = timed(lambda ours=ours: ours.evaluate(scales[0]))  # type: ignore[misc]
         rows["samples"].append({"samples": samples, "seconds": round(seconds, 2), "memory_gib": memory()})
     for count in (4 * (i + 1) for i in range(len(cfg.sizes))):
         ours = Ours(cfg, cfg.sizes[0], "float32")
-        ours.ask(scales[-1])
-        seconds, _ = timed(lambda ours=ours, count=count: [ours.ask(c) for c in scales[:count]])  # type: ignore[misc]
+        ours.evaluate(scales[-1])
+        seconds, _ = timed(lambda ours=ours, count=count: [ours.evaluate(c) for c in scales[:count]])  # type: ignore[misc]
         rows["configurations"].append({"configurations": count, "seconds": round(seconds, 2), "memory_gib": memory()})
     return rows
 
 
 def memory() -> float:
-    """Return resident memory of this process now, in GiB."""
+    """Return the current resident memory of this process in GiB."""
     return round(psutil.Process().memory_info().rss / 2**30, 2)
 
 
 def peak_memory() -> float:
-    """Return the most memory this process has had, in GiB."""
+    """Return the peak resident memory of this process in GiB."""
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
+    bytes_per_unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 2**30, 2)
 
 
 def extrapolate(seconds: dict[str, float], configurations: list[Configuration], family: dict[str, str]) -> float:
-    """Return the seconds of all configurations from those of a sample: the mean of its family, or of all."""
+    """Return the seconds of all configurations: each takes the mean of its family, or of the sample without it.
+
+    Args:
+        seconds: Measured seconds of each configuration of the sample, by name.
+        configurations: All configurations.
+        family: Family of each configuration, by name.
+    """
     by_family: dict[str, list[float]] = defaultdict(list)
     for name, value in seconds.items():
         by_family[family[name]].append(value)
@@ -236,8 +253,8 @@ def extrapolate(seconds: dict[str, float], configurations: list[Configuration], 
     return sum(statistics.mean(by_family.get(c.transform.name, [overall])) for c in configurations)
 
 
-def spread(configurations: list[Configuration], count: int) -> list[Configuration]:
-    """Return some of the configurations: one of each family first, then evenly."""
+def choose_sample(configurations: list[Configuration], count: int) -> list[Configuration]:
+    """Return `count` configurations: one of each family, then evenly spaced ones."""
     firsts = {c.transform.name: c for c in reversed(configurations)}
     chosen = [c for c in configurations if firsts[c.transform.name] is c][:count]
     rest = [c for c in configurations if c not in chosen]
@@ -246,46 +263,46 @@ def spread(configurations: list[Configuration], count: int) -> list[Configuratio
 
 
 def main(arguments: list[str]) -> None:
-    """Measure and print."""
+    """Run the benchmark and print its report."""
     cfg = OmegaConf.merge(SETTINGS, OmegaConf.from_dotlist(arguments))
     assert isinstance(cfg, DictConfig)
     configurations = the_35()
     family = {c.name: c.transform.name for c in configurations}
-    device = place(cfg.device).device
+    device = accelerator_state(cfg.device).device
     auto = str(choose_dtype("auto", device)).removeprefix("torch.")
     dtypes = list(dict.fromkeys([auto, "float32"]))
     load, ours = timed(lambda: {dtype: Ours(cfg, cfg.samples, dtype) for dtype in dtypes})
-    plain = ours["float32"].bench
+    plain = ours["float32"].setup
     for dials in (c.transform.dials for c in configurations if c.transform.name == "soft_codebook"):
-        for each in ours.values():  # k-means is the same work for all three, once per model: left out of the times
-            each.bench.vocabulary.codes(dials["codebook_size"])
+        for each in ours.values():  # k-means is the same for all three, so it is not timed
+            each.setup.vocabulary.codes(dials["codebook_size"])
     print(
         f"{cfg.model} on {describe_machine(device)}; dtype=auto is {auto}; {len(plain.prompts)} examples of "
         f"{cfg.data or 'short_qa'}, {plain.decoder.prefix.length} tokens of shots; loading took {load:.0f} s"
     )
 
-    seconds: dict[str, dict[str, float]] = defaultdict(dict)  # path -> configuration -> seconds
+    seconds: dict[str, dict[str, float]] = defaultdict(dict)  # implementation -> configuration -> seconds
     scores: dict[str, dict[str, Any]] = defaultdict(dict)
     predictions: dict[str, dict[str, list[str]]] = defaultdict(dict)
     peaks: dict[str, list[float]] = defaultdict(list)
     utilisation: dict[str, list[float]] = defaultdict(list)
     shots = shot_ids(cfg, plain)
-    compared = spread(configurations, cfg.compared)
+    compared = choose_sample(configurations, cfg.compared)
     peak_of_ours = 0.0
     for configuration in [*compared, *(c for c in configurations if c not in compared)]:
-        name, choice = configuration.name, configuration.transform
+        name, component = configuration.name, configuration.transform
         for dtype in dtypes:
             seconds[dtype][name], (scores[dtype][name], predictions[dtype][name]) = timed(
-                lambda dtype=dtype, choice=choice: ours[dtype].ask(choice)  # type: ignore[misc]
+                lambda dtype=dtype, component=component: ours[dtype].evaluate(component)  # type: ignore[misc]
             )
         if configuration not in compared:
             continue
         peak_of_ours = peak_of_ours or peak_memory()
         seconds["generate"][name], predictions["generate"][name] = timed(
-            lambda choice=choice: batched(plain, choice, plain.prompts, shots)  # type: ignore[misc]
+            lambda component=component: batched(plain, component, plain.prompts, shots)  # type: ignore[misc]
         )
         seconds["obvious"][name], predictions["obvious"][name] = timed(
-            lambda choice=choice: obvious(plain, choice, plain.prompts, shots, plain.vocabulary)  # type: ignore[misc]
+            lambda component=component: obvious(plain, component, plain.prompts, shots, plain.vocabulary)  # type: ignore[misc]
         )
         for dtype in dtypes:
             peaks[dtype].append(matrix_peak(getattr(torch, dtype), device))
@@ -327,24 +344,20 @@ def main(arguments: list[str]) -> None:
         write_json(Path(cfg.out), report | {"seconds_by_configuration": seconds})
 
 
-def shot_ids(cfg: DictConfig, bench: Bench) -> Tensor:
+def shot_ids(cfg: DictConfig, setup: EvaluationSetup) -> Tensor:
     """Return the token ids of the shots, (P,)."""
-    from latentwire.data.examples import choose_examples, load_data
-    from latentwire.data.prompts import PromptWriter
-
-    data = DataSpec("file", "file", path=cfg.data) if cfg.data else DataSpec("short_qa", "short_qa")
-    shots, _ = choose_examples(load_data(data), len(bench.prompts), 5, 3, 0)
-    return PromptWriter(bench.lm.tokenizer).shots(shots)
+    shots, _ = choose_examples(load_data(data_spec(cfg)), len(setup.prompts), 5, 3, 0)
+    return PromptWriter(setup.lm.tokenizer).shots(shots)
 
 
 def agreement(one: list[list[str]], other: list[list[str]]) -> float:
-    """Return the share of equal predictions."""
+    """Return the share of equal predictions over all configurations and examples."""
     pairs = [pair for a, b in zip(one, other, strict=True) for pair in zip(a, b, strict=True)]
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
 def within(auto: dict[str, Any], exact: dict[str, Any]) -> float:
-    """Return the share of configurations whose F1 in dtype=auto lies within the interval of the one in float32."""
+    """Return the share of configurations whose F1 in dtype=auto is inside the interval of their F1 in float32."""
     inside = [exact[name]["f1_interval"][0] <= auto[name]["f1"] <= exact[name]["f1_interval"][1] for name in auto]
     return sum(inside) / len(inside)
 
@@ -372,11 +385,11 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"prefill in {dtype}: {use['median']:.0%} of a peak of {report['matrix_peak_gflops'][dtype]:.0f} "
                      f"GFLOP/s (from {use['least']:.0%} to {use['most']:.0%})")  # fmt: skip
     memory = report["peak_memory_gib"]
-    lines.append(f"peak memory: ours {memory['ours']:.2f} GiB, with the two others {memory['all']:.2f} GiB")
-    for what, rows in report["growth"].items():
-        lines.append(f"growth with {what}: " + ", ".join(
-            f"{row[what]}: {row['seconds']:.1f} s, {row['memory_gib']:.2f} GiB" for row in rows))  # fmt: skip
-        slope = math.log(rows[-1]["seconds"] / rows[0]["seconds"]) / math.log(rows[-1][what] / rows[0][what])
+    lines.append(f"peak memory: ours {memory['ours']:.2f} GiB, with the other two {memory['all']:.2f} GiB")
+    for quantity, rows in report["growth"].items():
+        lines.append(f"growth with {quantity}: " + ", ".join(
+            f"{row[quantity]}: {row['seconds']:.1f} s, {row['memory_gib']:.2f} GiB" for row in rows))  # fmt: skip
+        slope = math.log(rows[-1]["seconds"] / rows[0]["seconds"]) / math.log(rows[-1][quantity] / rows[0][quantity])
         lines.append(f"  exponent {slope:.2f} (1: linear)")
     return "\n".join(lines)
 

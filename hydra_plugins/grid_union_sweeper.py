@@ -1,8 +1,10 @@
-"""A Hydra sweeper for unions of grids: the presets of conf/sweep, multiplied by what the command line varies.
+"""A Hydra sweeper for unions of grids: the presets of conf/sweep. Main entry: `GridUnionSweeper.sweep()`.
 
-Hydra's own sweeper makes one Cartesian product. This one runs the entries of `sweep.grids` one after the other (all of
-them for each of `sweep.sources`, where a preset has those), names every job before it runs any, keeps those that
-`only` asks for, runs what the task makes of them round by round, and hands all results to the task.
+Hydra's own sweeper runs one Cartesian product. This sweeper runs the grids in `sweep.grids` one after the other. If the
+preset has `sweep.sources`, it runs all grids for each source. The command line's lists multiply both.
+
+The sweeper names all jobs before it runs any, and drops the jobs that `only` does not match. The task may run the jobs
+in rounds. At the end the task receives all results.
 """
 
 import copy
@@ -18,12 +20,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, open_dict
 
 from latentwire.harness import program
-from latentwire.harness.grids import Job, expand, factors, keep, print_jobs, variants
+from latentwire.harness.grids import Job, expand, factors, print_jobs, select_jobs, variants
 
 
 @dataclass
 class GridUnionSweeperConf:
-    """How many jobs are handed to the launcher at a time; with a parallel launcher set it to null (all)."""
+    """Number of jobs that the launcher gets at a time. With a parallel launcher set it to null (all jobs)."""
 
     _target_: str = "hydra_plugins.grid_union_sweeper.GridUnionSweeper"
     max_batch_size: int | None = 1
@@ -33,15 +35,15 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grid_union", node=Grid
 
 
 class GridUnionSweeper(BasicSweeper):
-    """Runs a union of grids; without a preset, the one grid of the command line."""
+    """Runs a union of grids. Without a preset, it runs the grid of the command line."""
 
     def __init__(self, max_batch_size: int | None) -> None:
         super().__init__(max_batch_size)
-        self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the files that were chosen
-        self.parsed: dict[str, tuple[Override, bool]] = {}  # overrides, and whether they choose a file
+        self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the overrides that choose files
+        self.parsed: dict[str, tuple[Override, bool]] = {}  # each override, and whether it chooses a file
 
     def sweep(self, arguments: list[str]) -> list[Any]:
-        """Run every job and return what they returned, in order."""
+        """Run the jobs of the preset and the command line, and return their results in order."""
         assert self.config is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -51,10 +53,8 @@ class GridUnionSweeper(BasicSweeper):
             self.compose([*job.overrides, f"variant='{variant}'"]) if variant else job
             for job, variant in zip(jobs, variants(jobs), strict=True)
         ]
-        chosen = (
-            program.current.takes_sweeps(self.config.task) or program.current.entry == "train"
-        )  # what trains runs under names of its own
-        jobs = keep(jobs, self.config.only) if chosen else jobs
+        if program.current.takes_sweeps(self.config.task):
+            jobs = select_jobs(jobs, self.config.only)
         if self.config.task == "list":
             print_jobs(jobs)
             return []
@@ -69,7 +69,7 @@ class GridUnionSweeper(BasicSweeper):
         return results
 
     def _run(self, jobs: list[Job]) -> list[Any]:
-        """Run jobs and return what they returned, in order."""
+        """Run jobs and return their results in order."""
         assert self.launcher is not None
         size = self.max_batch_size or max(1, len(jobs))
         returns: list[Any] = []
@@ -77,22 +77,23 @@ class GridUnionSweeper(BasicSweeper):
             batch = jobs[start : start + size]
             program.current.position = (start + 1, len(jobs)) if len(batch) == 1 else None
             for job in self.launcher.launch([job.overrides for job in batch], initial_job_idx=start):
-                returns.append(job.return_value)  # raises what the job raised
+                returns.append(job.return_value)  # raises the job's exception, if any
         return returns
 
     def compose(self, overrides: Sequence[str]) -> Job:
-        """Compose a job: files once for each choice of them, plain values set on a copy, as Hydra itself sets them.
+        """Return a job with its config, equal to Hydra's own.
 
-        Hydra's own settings are left out: most of what there would be to copy, and nobody's to read here.
+        Config files are composed once for each choice of files. Plain values are then set on a copy. The copy lacks
+        the node `hydra`, which is large and not needed here.
         """
         assert self.config is not None
         assert self.hydra_context is not None
         loader: Any = self.hydra_context.config_loader
-        new = [override for override in overrides if override not in self.parsed]
-        for one in OverridesParser.create(config_loader=loader).parse_overrides(new) if new else []:
-            self.parsed[str(one.input_line)] = one, loader.repository.group_exists(one.key_or_group)
-        values = [self.parsed[override][0] for override in overrides if not self.parsed[override][1]]
-        files = tuple(override for override in overrides if self.parsed[override][1])
+        new = [text for text in overrides if text not in self.parsed]
+        for override in OverridesParser.create(config_loader=loader).parse_overrides(new) if new else []:
+            self.parsed[str(override.input_line)] = override, loader.repository.group_exists(override.key_or_group)
+        values = [self.parsed[text][0] for text in overrides if not self.parsed[text][1]]
+        files = tuple(text for text in overrides if self.parsed[text][1])
         if files not in self.composed:
             self.composed[files] = loader.load_sweep_config(self.config, list(files))
             with open_dict(self.composed[files]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import re
@@ -217,3 +218,13 @@ def test_an_opening_comment_becomes_sentences_items_and_commands(tmp_path):
     assert "| `dtype` | `auto` | a \\| b; environment variable `DTYPE` |" in text
     items = ["Command**: `python run.py experiment=x` (anywhere)", "Score**: F1 .6 [.5, .7], n = 400"]
     assert "Does it help? Yes.\n\n" + "\n".join(f"- **{item}" for item in items) in text
+
+
+IMPORT = re.compile(r"^ *from ((?:kat|latentwire)[\w.]*) import ([\w, ]+)", flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_that_pages_import_exist(page):
+    for module, names in IMPORT.findall(page.read_text(encoding="utf-8")):
+        loaded = importlib.import_module(module)
+        assert [name for name in re.split(r",\s*", names.strip()) if not hasattr(loaded, name)] == [], module

@@ -1,34 +1,34 @@
-"""Conversations -> token ids, the same for the policy, the reward model and whatever samples from them."""
+"""Token ids of conversations, equal for the policy, the reward model and sampling. Main entry: `encode_prompt()`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kat.data.prompts import render
+from kat.data.prompts import render_conversation
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Return the ids of a conversation up to where the answer begins.
+    """Return the token ids of a conversation, up to the beginning of the answer.
 
-    The tokenizer's chat template with its generation prompt; where it has none, the conversation as plain text and
-    a line that opens the answer.
+    The tokenizer's chat template is used with its generation prompt. A tokenizer without a template gets the
+    conversation as plain text and a line that opens the answer.
 
     Args:
         tokenizer: A tokenizer of transformers.
-        messages: Each with a role and a content.
+        messages: The messages, each with a role and a content.
     """
     if getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(f"{render(messages)}\n\nassistant: ")["input_ids"])
+    return list(tokenizer(f"{render_conversation(messages)}\n\nassistant: ")["input_ids"])
 
 
 def encode_completion(tokenizer: Any, text: str) -> list[int]:
-    """Return the ids of an answer, with the end of sequence at its end."""
+    """Return the token ids of an answer, followed by the end-of-sequence token."""
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
 def completion_text(messages: Sequence[Mapping[str, str]]) -> str:
-    """Return a chosen or rejected completion as text: its messages' contents, a blank line between."""
+    """Return a completion as text: the contents of its messages, separated by blank lines."""
     return "\n\n".join(message["content"] for message in messages)

@@ -1,4 +1,4 @@
-"""Rows of preference data sets, in their real columns -> drafts of preference pairs: pure functions."""
+"""Drafts of preference pairs from the rows of known data set formats. Main entries: `detect()` and `drafts()`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Message = dict[str, str]  # role, content
 
 
 class UnusableRowError(ValueError):
-    """A row from which no pair can be made; says why, in words that rows of the same fault share."""
+    """A row gives no pair. The message is the reason, the same for all rows with this fault."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What a row says is a pair, not yet checked; `subset` is the part of its data set that the row names."""
+    """A pair as a row gives it, not checked yet. `subset` is the part of the data set that the row names."""
 
     prompt: list[Message]
     chosen: list[Message]
@@ -26,12 +26,12 @@ class Draft:
 
 
 def user(text: Any) -> list[Message]:
-    """Return a text as a prompt of one message, and messages as they are."""
+    """Return a prompt as messages: a text becomes one message, a list of messages is kept."""
     return _messages(text, "user")
 
 
 def assistant(text: Any) -> list[Message]:
-    """Return a text as an answer of one message, and messages as they are."""
+    """Return an answer as messages: a text becomes one message, a list of messages is kept."""
     return _messages(text, "assistant")
 
 
@@ -47,21 +47,24 @@ def _messages(value: Any, role: str) -> list[Message]:
 
 
 def explicit(row: Row) -> Iterator[Draft]:
-    """TRL with a prompt of its own, standard (texts) or conversational (messages); RewardBench's rows too."""
+    """Yield the pair of a TRL row with an explicit prompt: texts, messages, or a row of RewardBench."""
     subset = row.get("subset")
     yield Draft(user(row["prompt"]), assistant(row["chosen"]), assistant(row["rejected"]),
                 subset if isinstance(subset, str) else "")  # fmt: skip
 
 
 def implicit_messages(row: Row) -> Iterator[Draft]:
-    """TRL conversational with the prompt inside both dialogues: it is what they begin with in common."""
+    """Yield the pair of a TRL row of messages without a prompt column: the common beginning is the prompt."""
     chosen, rejected = assistant(row["chosen"]), assistant(row["rejected"])
     shared = _common(chosen, rejected)
     yield Draft(chosen[:shared], chosen[shared:], rejected[shared:])
 
 
 def implicit_texts(row: Row) -> Iterator[Draft]:
-    """TRL standard with the prompt inside both texts: the characters in common, less a final space, as in TRL."""
+    """Yield the pair of a TRL row of texts without a prompt column.
+
+    The prompt is the common beginning of both texts without its final space, as in TRL.
+    """
     chosen, rejected = row["chosen"], row["rejected"]
     if MARKERS.search(chosen) or MARKERS.search(rejected):
         raise UnusableRowError("is a dialogue of Human: and Assistant:; read the file with pairs.file.format=hh")
@@ -71,22 +74,22 @@ def implicit_texts(row: Row) -> Iterator[Draft]:
 
 
 def _common(first: Any, second: Any) -> int:
-    """Return how many elements two sequences begin with in common, leaving each at least one of its own."""
-    most = min(len(first), len(second)) - 1
-    return next((i for i in range(max(most, 0)) if first[i] != second[i]), max(most, 0))
+    """Return the length of the common beginning of two sequences; each keeps at least one element after it."""
+    longest = max(min(len(first), len(second)) - 1, 0)
+    return next((i for i in range(longest) if first[i] != second[i]), longest)
 
 
-MARKERS = re.compile(r"(?:\A|\n\n)(Human|Assistant):")  # some exports lack the line breaks of the first
+MARKERS = re.compile(r"(?:\A|\n\n)(Human|Assistant):")  # some exports lack the line breaks before the first marker
 ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def split_dialogue(text: str) -> list[Message]:
-    r"""Split an HH dialogue at "\n\nHuman:" and "\n\nAssistant:" only; one space after a marker belongs to it.
+    r"""Split an HH dialogue into messages at "\n\nHuman:" and "\n\nAssistant:".
 
-    The line breaks may be missing at the very beginning.
+    One space after a marker is part of the marker. The first marker may lack its line breaks.
 
     Raises:
-        UnusableRowError: There is text before the first marker, or no marker.
+        UnusableRowError: The text has no marker, or begins with other text.
     """
     before, *parts = MARKERS.split(text)
     if before.strip() or not parts:
@@ -98,7 +101,7 @@ def split_dialogue(text: str) -> list[Message]:
 
 
 def hh(row: Row) -> Iterator[Draft]:
-    """Anthropic's HH-RLHF: two whole dialogues that differ in the last answer alone."""
+    """Yield the pair of a row of Anthropic's HH-RLHF: two whole dialogues that differ only in the last answer."""
     chosen, rejected = split_dialogue(row["chosen"]), split_dialogue(row["rejected"])
     if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
         raise UnusableRowError("does not end with an answer")
@@ -108,7 +111,7 @@ def hh(row: Row) -> Iterator[Draft]:
 
 
 def ultrafeedback(row: Row) -> Iterator[Draft]:
-    """UltraFeedback, binarized: the prompt as a text, and two message lists that repeat it."""
+    """Yield the pair of a row of binarized UltraFeedback: a prompt, and two lists of messages that repeat it."""
     scores = row.get("score_chosen"), row.get("score_rejected")
     if None not in scores and scores[0] == scores[1]:
         raise UnusableRowError("chosen and rejected have the same score")
@@ -119,25 +122,25 @@ def ultrafeedback(row: Row) -> Iterator[Draft]:
 
 
 def stack_exchange(row: Row) -> Iterator[Draft]:
-    """H4's Stack Exchange: the answer of the highest pm_score (the first of them) against each that has less.
+    """Yield the pairs of a row of H4's Stack Exchange: the first answer with the top pm_score against each lower one.
 
-    pm_score is log2(1 + votes), rounded, +1 if accepted, -1 if the votes are negative. The texts are HTML; they stay.
+    pm_score is log2(1 + votes), rounded, +1 if accepted, -1 if the votes are negative. The texts stay HTML.
     """
     answers = row["answers"]
     if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
-        raise UnusableRowError("the answers are no list of objects")
+        raise UnusableRowError("the answers are not a list of objects")
     if not all(isinstance(answer.get("pm_score"), int | float) for answer in answers):
         raise UnusableRowError("an answer has no pm_score")
     best = max(answers, key=lambda answer: answer["pm_score"], default=None)
     worse = [answer for answer in answers if answer["pm_score"] < best["pm_score"]] if best else []
     if best is None or not worse:
-        raise UnusableRowError("no two answers of different scores")
+        raise UnusableRowError("no two answers have different scores")
     for answer in worse:
         yield Draft(user(row["question"]), assistant(best.get("text")), assistant(answer.get("text")))
 
 
 def shp(row: Row) -> Iterator[Draft]:
-    """Stanford Human Preferences: labels is 1 where answer A is preferred, 0 where B is."""
+    """Yield the pair of a row of Stanford Human Preferences: labels is 1 if answer A is preferred, 0 if B is."""
     a, b = row["human_ref_A"], row["human_ref_B"]
     if row["labels"] not in (0, 1):
         raise UnusableRowError("labels is neither 0 nor 1")
@@ -149,14 +152,14 @@ def shp(row: Row) -> Iterator[Draft]:
 
 
 def nq_open(row: Row) -> Iterator[Draft]:
-    """NQ-open with judged model answers: each right answer (reference or judged so) against each wrong one.
+    """Yield the pairs of a row of NQ-open with judged model answers: each right answer against each wrong one.
 
-    Answers judged only possibly right are on neither side. Some model answers hold JSON escapes as text, which
-    would tell wrong from right: they are read as the characters they stand for.
+    Reference answers are right. Answers judged only possibly right are left out. Some model answers contain JSON
+    escapes as text. They are decoded, because they would reveal which answers are wrong.
     """
     right, wrong = row["answer_and_def_correct_predictions"], row["def_incorrect_predictions"]
     if not isinstance(right, list) or not isinstance(wrong, list):
-        raise UnusableRowError("the answers are no list")
+        raise UnusableRowError("the answers are not a list")
     if not right or not wrong:
         raise UnusableRowError("no wrong answer" if right else "no right answer")
     for chosen in right:
@@ -172,7 +175,7 @@ def _unescape(text: Any) -> Any:
 
 
 def alpaca_eval(row: Row) -> Iterator[Draft]:
-    """AlpacaEval's annotations: two outputs and which of them is preferred, 1 or 2."""
+    """Yield the pair of a row of AlpacaEval's annotations: two outputs, and the preferred one as 1 or 2."""
     if row["preference"] not in (1, 2):
         raise UnusableRowError("no preference between the two outputs")
     first, second = assistant(row["output_1"]), assistant(row["output_2"])
@@ -183,7 +186,7 @@ def alpaca_eval(row: Row) -> Iterator[Draft]:
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of rows: the columns they have at least, what their values look like, and how to read them."""
+    """A row format: its required columns, its reader, and a test of the types of the values."""
 
     columns: tuple[str, ...]
     read: Callable[[Row], Iterator[Draft]]
@@ -195,7 +198,7 @@ def _kinds(row: Row) -> tuple[type, ...]:
 
 
 def _are_dialogues(row: Row) -> bool:
-    """Tell dialogues of HH by either text: the other may be empty."""
+    """Return whether a row has HH dialogues. One of the two texts is enough, because the other may be empty."""
     texts = row["chosen"], row["rejected"]
     return all(isinstance(text, str) for text in texts) and any(map(MARKERS.match, texts))
 
@@ -203,7 +206,7 @@ def _are_dialogues(row: Row) -> bool:
 PREFERENCE = ("prompt", "chosen", "rejected")
 ANSWERS = ("chosen", "rejected")
 
-# The first that fits is taken, so the more particular come first.
+# `detect` takes the first format that fits, so more specific formats come first.
 FORMATS: dict[str, Format] = {
     "alpaca_eval": Format(("instruction", "output_1", "output_2", "preference"), alpaca_eval),
     "nq_open": Format(("question", "answer_and_def_correct_predictions", "def_incorrect_predictions"), nq_open),
@@ -224,37 +227,41 @@ FORMATS: dict[str, Format] = {
 
 
 def detect(row: Row) -> str | None:
-    """Return the name of the first format whose columns a row has, with values of its kinds; None if none fits."""
-    for name, kind in FORMATS.items():
-        if all(column in row for column in kind.columns) and kind.fits(row):
+    """Return the name of the first format that fits a row's columns and value types; None if no format fits."""
+    for name, form in FORMATS.items():
+        if all(column in row for column in form.columns) and form.fits(row):
             return name
     return None
 
 
 def drafts(row: Row, name: str) -> list[Draft]:
-    """Return the pairs that a row of a known format says it has.
+    """Return the drafts of the pairs in a row.
+
+    Args:
+        row: A row of a data set.
+        name: The name of its format, a key of `FORMATS`.
 
     Raises:
-        UnusableRowError: A column is missing, or the row has no pair; says why.
+        UnusableRowError: A column is missing, or the row gives no pair.
     """
-    kind = FORMATS[name]
-    for column in kind.columns:
+    form = FORMATS[name]
+    for column in form.columns:
         if row.get(column) is None:
             raise UnusableRowError(f"column {column} is missing or empty")
-    texts_wanted = kind.read in (hh, implicit_texts)
-    if texts_wanted and not (isinstance(row["chosen"], str) and isinstance(row["rejected"], str)):
-        raise UnusableRowError("chosen or rejected is no text")
-    return list(kind.read(row))
+    needs_texts = form.read in (hh, implicit_texts)
+    if needs_texts and not (isinstance(row["chosen"], str) and isinstance(row["rejected"], str)):
+        raise UnusableRowError("chosen or rejected is not a text")
+    return list(form.read(row))
 
 
 def fault(draft: Draft) -> str | None:
-    """Return what makes a pair unusable, or None."""
+    """Return the reason why a pair is unusable, or None."""
     for name, messages in (("prompt", draft.prompt), ("chosen", draft.chosen), ("rejected", draft.rejected)):
         texts = [message["content"] for message in messages]
         if not any(text.strip() for text in texts):
             return f"{name} is empty"
         if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-            return f"{name} holds characters that are no Unicode text"
+            return f"{name} contains characters that are not valid Unicode"
     if draft.chosen == draft.rejected:
         return "chosen and rejected are the same"
     return None

@@ -1,4 +1,4 @@
-"""Which prompts are kept from training, the same in every arm and for every seed; and models that have seen them."""
+"""The prompts that are held out of training, the same for every sampler and seed. Main entry: `held_out()`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import hashlib
 
 from latentwire.harness.errors import UserError
 
-LEDGER = "ledger.jsonl"  # of a run: how often each training prompt was drawn
+LEDGER = "ledger.jsonl"  # a run's file with the number of draws of each training prompt
 
-SALT = b"held-out prompts"  # part of the rule: with another one other prompts would be held out
+SALT = b"held-out prompts"  # another salt would hold out other prompts
 
 
 def held_out(prompt_id: str, share: float) -> bool:
-    """Tell whether a prompt is held out of training.
+    """Return whether a prompt is held out of training.
 
-    The prompt's id alone decides, and no seed: runs of all arms and seeds hold out the same prompts, and a prompt that
-    a smaller share holds out a larger one does too. About `share` of many prompts are held out, not exactly that many.
+    Only the prompt's id decides, so runs with any sampler and seed hold out the same prompts. A larger share holds out
+    every prompt of a smaller share, and more. The share is approximate: about `share` of many prompts are held out.
 
     Args:
-        prompt_id: Id of the prompt, as in prompts_all.jsonl.
-        share: Of the prompts to hold out, from 0 (none) to below 1.
+        prompt_id: The id of the prompt, as in prompts_all.jsonl.
+        share: The share of the prompts to hold out, from 0 (none) to below 1.
 
     Raises:
-        UserError: A share out of that range.
+        UserError: The share is out of range.
     """
     require_share(share)
     digest = hashlib.blake2b(prompt_id.encode(), digest_size=8, salt=SALT).digest()
@@ -30,10 +30,10 @@ def held_out(prompt_id: str, share: float) -> bool:
 
 
 def require_share(share: float) -> None:
-    """Refuse what is no share of the prompts to hold out.
+    """Check that a share of held-out prompts is from 0 to below 1.
 
     Raises:
-        UserError: It is not from 0 to below 1.
+        UserError: The share is out of range.
     """
-    if not 0 <= share < 1:  # NaN too
+    if not 0 <= share < 1:  # also rejects NaN
         raise UserError(f"held_out={share}: must be a share of the prompts, from 0 to below 1")

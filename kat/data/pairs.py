@@ -1,4 +1,4 @@
-"""Preference data sets -> PreferencePair(prompt, chosen, rejected); a row that gives none is reported."""
+"""Preference pairs from data sets, with a reason for each row that is dropped. Main entry: `readings()`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 
 from kat.data.formats import FORMATS, Draft, Message, Row, UnusableRowError, detect, drafts, fault
 from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256, hub_commit
-from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.errors import UserError, first_line
+from latentwire.harness.progress import log
 
 ORIGINS = ("wheel", "hub", "file")
 
 
 @dataclass
 class PairsSpec:
-    """Which preference data to read; a node of `pairs` in the config.
+    """The preference data to read; a node of `pairs` in the config.
 
-    `origin` decides where: wheel (package, sha256), hub (repo, config, revision) or file. `splits` maps our names of
-    splits (train, validation, test) to what the origin calls them: members of the wheel, splits of the hub, files.
+    `origin` is wheel (fields package, sha256), hub (repo, config, revision) or file. `splits` maps our split names
+    (train, validation, test) to names in the origin: members of the wheel, splits on the hub, or files.
     """
 
     name: str
@@ -40,7 +40,7 @@ class PairsSpec:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two answers to one prompt, of which one was preferred; the id is a hash of source, prompt and answers."""
+    """A preferred and a rejected answer to one prompt. The id is a hash of source, prompt and answers."""
 
     id: str
     prompt: list[Message]
@@ -50,13 +50,13 @@ class PreferencePair:
     split: str = "train"
 
     def row(self) -> dict[str, Any]:
-        """Return it as a row of pairs_all.jsonl."""
+        """Return the pair as a row of pairs_all.jsonl."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row, or a pair of a row, that is not used; `row` is what was read."""
+    """A row, or one pair of a row, that is not used. `row` is its original content."""
 
     source: str
     split: str
@@ -67,14 +67,14 @@ class Dropped:
 
 @dataclass
 class Reading:
-    """The rows of one split of one data set as pairs and drops; iterate once."""
+    """An iterator over one split of a data set, which yields pairs and dropped rows. Iterate once."""
 
     spec: PairsSpec
     split: str
-    seen: set[str] = field(default_factory=set)  # ids of the pairs before, of other splits too
+    seen: set[str] = field(default_factory=set)  # ids of earlier pairs, shared with the other splits
     rows: int = 0
     format: str = ""
-    origin: dict[str, str] = field(default_factory=dict)  # exactly which rows these are
+    origin: dict[str, str] = field(default_factory=dict)  # identifies the rows exactly
 
     def __iter__(self) -> Iterator[PreferencePair | Dropped]:
         self.format = self.spec.format
@@ -86,18 +86,18 @@ class Reading:
                 if isinstance(row, BrokenRow):
                     raise UnusableRowError(row.reason)
                 if not isinstance(row, dict):
-                    raise UnusableRowError("is no JSON object")
+                    raise UnusableRowError("is not a JSON object")
                 if not self.format:
                     self.format = detect(row) or ""
                     columns = columns or sorted(row)
                 if not self.format:
-                    raise UnusableRowError("columns of no known format")
-                found = drafts(row, self.format)
+                    raise UnusableRowError("its columns match no known format")
+                row_drafts = drafts(row, self.format)
             except UnusableRowError as error:
-                text = row.text if isinstance(row, BrokenRow) else row
-                yield Dropped(self.spec.name, self.split, place, str(error), text)
+                content = row.text if isinstance(row, BrokenRow) else row
+                yield Dropped(self.spec.name, self.split, place, str(error), content)
                 continue
-            for draft in found:
+            for draft in row_drafts:
                 yield self._pair(draft, place, row)
         if columns and not self.format:
             raise UserError(unknown_columns(self.spec.splits[self.split], columns))
@@ -115,16 +115,18 @@ class Reading:
 
 
 def pair_id(source: str, draft: Draft) -> str:
-    """Return 16 hexadecimal digits that depend on the content and its data set alone."""
+    """Return the id of a pair: 16 hexadecimal digits of a hash of its data set and content."""
     canonical = json.dumps([source, draft.prompt, draft.chosen, draft.rejected], ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def readings(specs: Iterable[PairsSpec]) -> list[Reading]:
-    """Return what is to be read of several data sets, split by split; a pair that occurs twice in one counts once.
+    """Return one `Reading` for each split of each data set.
+
+    A pair that occurs twice in a data set counts once, also across splits.
 
     Raises:
-        UserError: A spec that names no origin, format or split that exists.
+        UserError: A spec has an unknown origin, an unknown format, or no split.
     """
     found = []
     for spec in specs:
@@ -140,24 +142,24 @@ def readings(specs: Iterable[PairsSpec]) -> list[Reading]:
 
 
 def unknown_columns(name: str, columns: list[str]) -> str:
-    """Say which columns were found and which would do."""
+    """Return the error message for a file whose columns match no known format."""
     known = "; ".join(f"{kind}: {', '.join(form.columns)}" for kind, form in FORMATS.items())
     return (
-        f"{name}: no known format has the columns {', '.join(columns) or '(none)'} with such values. Rename them to "
-        f"those of a format. There are {known}"
+        f"{name}: no known format has the columns {', '.join(columns) or '(none)'} with values of these types. Rename "
+        f"the columns to match a format. Known formats: {known}"
     )
 
 
 @dataclass(frozen=True)
 class BrokenRow:
-    """A line that cannot be read."""
+    """A line that cannot be parsed."""
 
     text: str
     reason: str
 
 
 def _pinned(spec: PairsSpec, split: str) -> tuple[dict[str, str], PairsSpec]:
-    """Return what tells which rows are read, and the spec with a hub's branch as the commit it stands at."""
+    """Return what identifies the rows, and the spec with a branch on the hub replaced by its current commit."""
     rows = rows_of(spec, split)
     if spec.origin != "hub":
         return rows, spec
@@ -166,18 +168,18 @@ def _pinned(spec: PairsSpec, split: str) -> tuple[dict[str, str], PairsSpec]:
 
 
 def rows_of(spec: PairsSpec, split: str) -> dict[str, str]:
-    """Return what tells which rows a split has: all of it but the commit at which a hub's data set stands."""
-    theirs = spec.splits[split]
+    """Return what identifies the rows of a split, except the commit of a data set on the hub."""
+    origin_split = spec.splits[split]
     if spec.origin == "hub":
-        return {"repo": spec.repo, "split": theirs}
+        return {"repo": spec.repo, "split": origin_split}
     if spec.origin == "wheel":
-        return {"package": spec.package, "sha256": spec.sha256, "member": theirs}
-    path = Path(theirs).expanduser()
-    return {"path": theirs, **({"sha256": file_sha256(path)} if path.is_file() else {})}
+        return {"package": spec.package, "sha256": spec.sha256, "member": origin_split}
+    path = Path(origin_split).expanduser()
+    return {"path": origin_split, **({"sha256": file_sha256(path)} if path.is_file() else {})}
 
 
 def _rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, Any]]:
-    """Yield (place, row) from wherever the spec says."""
+    """Yield (place, row) from the origin in the spec."""
     if spec.origin == "hub":
         yield from _hub_rows(spec, split)
     elif spec.origin == "wheel":
@@ -196,25 +198,27 @@ def _rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, Any]]:
 def _hub_rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, Row]]:
     import datasets
 
-    theirs = spec.splits[split]
-    say(f"reading {spec.repo} ({theirs}) from the hub")
+    hub_split = spec.splits[split]
+    log(f"reading {spec.repo} ({hub_split}) from the hub")
     try:
-        rows = datasets.load_dataset(spec.repo, spec.config or None, revision=spec.revision, split=theirs)
+        rows = datasets.load_dataset(spec.repo, spec.config or None, revision=spec.revision, split=hub_split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"pairs={spec.name}: {spec.repo} ({theirs}) could not be read from the hub ({message}); check the network "
-            "and your login, or use pairs=nq_open, which comes from the package index, or pairs=file path=FILE"
+            f"pairs={spec.name}: {spec.repo} ({hub_split}) could not be read from the hub ({first_line(error)}); "
+            "check the network and your login, or use pairs=nq_open, which comes from the package index, or pairs=file "
+            "path=FILE"
         ) from error
     for number, row in enumerate(rows):
         yield f"row {number}", row
 
 
 def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (place, row) of JSONL, a JSON array (gzipped or not) or Parquet; a line that is no JSON is a BrokenRow.
+    """Yield (place, row) from a file in JSONL, a JSON array (gzipped or not) or Parquet.
+
+    A line that is not valid JSON becomes a `BrokenRow`.
 
     Raises:
-        UserError: Not there, unreadable, empty, or none of these.
+        UserError: The file is missing, unreadable, empty, or has another format.
     """
     if path.is_dir() or not path.is_file():
         raise UserError(f"path={path}: {'is a folder' if path.is_dir() else 'no such file'}; give a JSONL, JSON or "
@@ -241,7 +245,7 @@ def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"path={path}: a damaged gzip file ({error}); fetch or write it again") from error
     if empty:
-        raise UserError(f"path={path}: the file has no rows; give a JSONL, JSON or Parquet file with some")
+        raise UserError(f"path={path}: the file has no rows; give a JSONL, JSON or Parquet file with rows")
 
 
 def _lines(file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
@@ -252,17 +256,18 @@ def _lines(file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError:
             text = line.decode("utf-8", errors="backslashreplace")
-            yield f"line {number}", BrokenRow(text.rstrip("\r\n"), "no UTF-8 text")
+            yield f"line {number}", BrokenRow(text.rstrip("\r\n"), "is not UTF-8 text")
         except (ValueError, RecursionError):
-            yield f"line {number}", BrokenRow(line.decode("utf-8-sig").rstrip("\r\n"), "no JSON")
+            yield f"line {number}", BrokenRow(line.decode("utf-8-sig").rstrip("\r\n"), "is not valid JSON")
 
 
 def _array_rows(path: Path, raw: bytes) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"path={path}: begins like a JSON array but is none ({error}); mend it, or write a row a line"
-                        ) from error  # fmt: skip
+        raise UserError(
+            f"path={path}: begins like a JSON array but is not valid JSON ({error}); fix it, or write one row a line"
+        ) from error
     for number, row in enumerate(rows):
         yield f"row {number}", row
 
@@ -276,15 +281,16 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
         for number, row in enumerate(rows):
             yield f"row {number}", row
     except (pyarrow.ArrowException, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"path={path}: a damaged Parquet file ({message}); fetch or write it again") from error
+        raise UserError(
+            f"path={path}: a damaged Parquet file ({first_line(error)}); fetch or write it again"
+        ) from error
 
 
 def read_pairs(path: Path) -> Iterator[PreferencePair]:
-    """Yield the pairs of pairs_all.jsonl.
+    """Yield the pairs in a pairs_all.jsonl.
 
     Raises:
-        UserError: Not there, damaged, written by something else, or ids that occur twice.
+        UserError: The file is missing, damaged, not a pairs file, or has an id twice.
     """
     if not path.is_file():
         raise UserError(f"pairs_file={path}: no such file; make it with task=pairs")
@@ -298,7 +304,7 @@ def read_pairs(path: Path) -> Iterator[PreferencePair]:
             reason = fault(Draft(pair.prompt, pair.chosen, pair.rejected))
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(
-                f"pairs_file={path}, {place}: no row of a pairs file ({error}); for a file of yours run "
+                f"pairs_file={path}, {place}: not a row of a pairs file ({error}); for a file of your own, run "
                 "task=pairs pairs=file path=FILE first"
             ) from error
         if reason is not None:

@@ -1,7 +1,7 @@
-"""Unique prompts with stable ids, and which pairs came from each: pure functions and their two files.
+"""Unique prompts with stable ids, and the prompt of each pair. Main entry: `unique_prompts()`.
 
-A prompt's id is the hash of its whole conversation, normalised: Unicode NFC, line ends as \\n, no white space around a
-message. Nothing else is changed: case, punctuation and inner spaces tell prompts apart.
+A prompt's id is a hash of its whole conversation after normalisation: Unicode NFC, line ends as \\n, no white space
+around a message. Prompts that differ in case, punctuation or inner spaces have different ids.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from kat.data.pairs import PreferencePair
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import numbered_rows
 
-TEXT_FORMAT = "plain-1"  # changes whenever render() would write another text
+TEXT_FORMAT = "plain-1"  # version of the text that render_conversation() writes, recorded with embeddings
 
 
 @dataclass
 class Prompt:
     """A unique prompt.
 
-    `text` is what is shown and embedded. `multiplicity` is the number of pairs that have this prompt, `sources` how
-    many come from each data set, `splits` how many pairs of each split have it, those that were not asked for too.
+    `text` is shown and embedded. `multiplicity` is the number of pairs with this prompt in the selected splits, and
+    `sources` the number for each data set. `splits` is the number of pairs for each split, selected or not.
     """
 
     id: str
@@ -40,11 +40,11 @@ class Prompt:
 
     @property
     def source(self) -> str:
-        """Name of the data set it comes from; several are joined by +."""
+        """Return the name of the prompt's data set; several names are joined by +."""
         return "+".join(sorted(self.sources))
 
     def row(self) -> dict[str, Any]:
-        """Return it as a row of prompts_all.jsonl."""
+        """Return the prompt as a row of prompts_all.jsonl."""
         return {
             "id": self.id,
             "prompt": self.prompt,
@@ -57,7 +57,7 @@ class Prompt:
 
 
 def normalise(messages: Iterable[Mapping[str, str]]) -> list[Message]:
-    """Return a conversation in the form that decides its id."""
+    """Return a conversation in the normal form, from which its id is computed."""
     return [
         {
             "role": message["role"].strip().lower(),
@@ -75,10 +75,10 @@ def prompt_id(messages: Iterable[Mapping[str, str]]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def render(messages: Sequence[Mapping[str, str]]) -> str:
-    """Return a conversation as plain text: a single question as it is, else 'role: content' turn by turn.
+def render_conversation(messages: Sequence[Mapping[str, str]]) -> str:
+    """Return a conversation as plain text: a single question unchanged, other conversations as 'role: content'.
 
-    No chat template: its fixed tokens would be averaged into every embedding and draw all prompts together.
+    No chat template is used. Its fixed tokens would be averaged into every embedding and make all prompts similar.
     """
     if len(messages) == 1 and messages[0]["role"] == "user":
         return messages[0]["content"]
@@ -88,11 +88,11 @@ def render(messages: Sequence[Mapping[str, str]]) -> str:
 def unique_prompts(
     pairs: Iterable[PreferencePair], split: str | None = None
 ) -> tuple[list[Prompt], list[tuple[str, str]]]:
-    """Deduplicate the prompts of pairs on their whole normal form.
+    """Return the unique prompts of pairs, compared in their normal form.
 
     Args:
         pairs: Preference pairs.
-        split: Keep the prompts of this split; None keeps those of all.
+        split: The split whose prompts are kept; None keeps the prompts of all splits.
 
     Returns:
         The prompts in order of first appearance, and (pair id, prompt id) for every pair of the split.
@@ -102,7 +102,7 @@ def unique_prompts(
     for pair in pairs:
         messages = normalise(pair.prompt)
         key = prompt_id(messages)
-        prompt = prompts.setdefault(key, Prompt(key, messages, render(messages)))
+        prompt = prompts.setdefault(key, Prompt(key, messages, render_conversation(messages)))
         prompt.splits[pair.split] += 1
         if split is None or pair.split == split:
             prompt.multiplicity += 1
@@ -112,10 +112,10 @@ def unique_prompts(
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Read prompts_all.jsonl.
+    """Return the prompts in a prompts_all.jsonl.
 
     Raises:
-        UserError: Not there, damaged, written by something else, or ids that occur twice.
+        UserError: The file is missing, damaged, not a prompts file, or has an id twice.
     """
     if not path.is_file():
         raise UserError(f"prompts_file={path}: no such file; make it with task=prompts")
@@ -129,11 +129,11 @@ def read_prompts(path: Path) -> list[Prompt]:
                             Counter(sources), Counter(splits))  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{place}: no row of a prompts file ({type(error).__name__}: {error}); it "
+                f"{place}: not a row of a prompts file ({type(error).__name__}: {error}); it "
                 "needs id, prompt, text and source; make the file again with task=prompts"
             ) from error
         if not isinstance(prompt.id, str) or not isinstance(prompt.text, str) or not prompt.text.strip():
-            raise UserError(f"{place}: id or text is empty or no text; mend or remove the row")
+            raise UserError(f"{place}: id or text is empty or not a text; fix or remove the row")
         if prompt.id in seen:
             raise UserError(f"{place}: the id {prompt.id} occurs twice; remove one of the rows")
         seen.add(prompt.id)

@@ -1,4 +1,4 @@
-"""Weights, known clusters and the prompts of pairs as files, read with their ids checked against other files."""
+"""Files of weights and known clusters, read with checks of their ids. Main entry: `read_weights()`."""
 
 from __future__ import annotations
 
@@ -16,33 +16,30 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.results import numbered_rows
 
 
-def read_rows(
-    path: Path | str, columns: dict[str, type | tuple[type, ...]], made_by: str, key: str = "id"
-) -> list[dict[str, Any]]:
-    """Read a JSONL file of one object with a unique id per line.
+def read_rows(path: Path | str, columns: dict[str, type | tuple[type, ...]], made_by: str) -> list[dict[str, Any]]:
+    """Return the rows of a JSONL file, one object with a unique id per line.
 
     Args:
         path: The file.
-        columns: Names and types that every row must have, besides the id.
-        made_by: The task that writes such a file, for messages.
-        key: Column of the id.
+        columns: The names and types of the columns that every row must have in addition to `id`.
+        made_by: The task that writes this kind of file, for error messages.
 
     Raises:
-        UserError: No such file, a line that is no such object, a missing column, a duplicate id, no rows at all.
+        UserError: The file is missing or empty, a line is not an object with these columns, or an id occurs twice.
     """
     file, remedy = Path(path), f"make it again with: python run.py task={made_by}"
     if not file.is_file():
         raise UserError(f"{file}: no such file; make it with: python run.py task={made_by}")
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
-    wanted = {key: str, **columns}
+    required = {"id": str, **columns}
     for number, row in numbered_rows(file, remedy):
-        for name, kind in wanted.items():
+        for name, kind in required.items():
             if not isinstance(row.get(name), kind) or isinstance(row[name], bool):
                 raise UserError(f"{file}, line {number}: has no {name}, or one of another type; {remedy}")
-        if row[key] in seen:
-            raise UserError(f"{file}, line {number}: {key} {row[key]} is that of line {seen[row[key]]} too; {remedy}")
-        seen[row[key]] = number
+        if row["id"] in seen:
+            raise UserError(f"{file}, line {number}: the id {row['id']} is also on line {seen[row['id']]}; {remedy}")
+        seen[row["id"]] = number
         rows.append(row)
     if not rows:
         raise UserError(f"{file}: is empty; {remedy}")
@@ -50,37 +47,39 @@ def read_rows(
 
 
 def read_weights(path: Path | str) -> tuple[list[str], Tensor, Tensor]:
-    """Read ids, densities (N,) and weights (N,), both float64.
+    """Return the ids, densities and weights in a weights.jsonl.
+
+    Returns:
+        N ids, the densities (N,) float64 and the sampling weights (N,) float64.
 
     Raises:
-        UserError: Also for numbers that are not finite or negative.
+        UserError: The file cannot be read (see `read_rows`), or a number is negative or not finite.
     """
     rows = read_rows(path, {"density": (int, float), "weight": (int, float)}, "density")
     for row in rows:
         for name in ("density", "weight"):
             if not 0 <= row[name] < math.inf:
                 raise UserError(
-                    f"{path}: {name} {row[name]} of {row['id']}; make it again with: python run.py task=density"
+                    f"{path}: {name} {row[name]} of {row['id']}: must be finite and not negative; make it again with: "
+                    "python run.py task=density"
                 )
     numbers = torch.tensor([[row["density"], row["weight"]] for row in rows], dtype=torch.float64)
     return [row["id"] for row in rows], numbers[:, 0], numbers[:, 1]
 
 
-def read_pair_to_prompt(path: Path | str) -> tuple[list[str], list[str]]:
-    """Read the pair_to_prompt.jsonl of task=prompts: ids of the P pairs, and the prompt id of each.
+def read_clusters(path: Path | str, ids: Sequence[str]) -> Tensor:
+    """Return the known cluster of each id.
 
-    The prompt ids are what `kat.sampling.sampler.pair_weights` takes; it says what becomes of prompts without a weight, such as
-    those too long for the embedder.
+    Args:
+        path: A JSON file with the object `labels`, {id: number}; -1 is noise.
+        ids: N ids.
+
+    Returns:
+        Cluster numbers, (N,) int64.
 
     Raises:
-        UserError: As `read_rows` says.
+        UserError: The file is missing or has no readable labels, or an id has no label.
     """
-    rows = read_rows(path, {"prompt_id": str}, "prompts", key="pair_id")
-    return [row["pair_id"] for row in rows], [row["prompt_id"] for row in rows]
-
-
-def read_clusters(path: Path | str, ids: Sequence[str]) -> Tensor:
-    """Read the cluster number of each id, (N,) int64: a JSON object with `labels`, {id: number}, -1 for noise."""
     remedy = "give the clusters.json of task=cluster, or a JSON object with labels: {id: number}"
     if not Path(path).is_file():
         raise UserError(f"clusters_file={path}: no such file; {remedy}")
@@ -89,7 +88,7 @@ def read_clusters(path: Path | str, ids: Sequence[str]) -> Tensor:
         known = {str(name): operator.index(number) for name, number in labels.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"clusters_file={path}: has no labels that can be read ({type(error).__name__}: {error}); {remedy}"
+            f"clusters_file={path}: has no readable labels ({type(error).__name__}: {error}); {remedy}"
         ) from error
     return torch.tensor([known[name] for name in same_ids(ids, known, "embeddings", str(path))])
 
@@ -97,14 +96,21 @@ def read_clusters(path: Path | str, ids: Sequence[str]) -> Tensor:
 def same_ids(
     ids: Sequence[str], others: Any, here: str, there: str, remedy: str = "make both from the same prompts"
 ) -> Sequence[str]:
-    """Return ids if all of them are among the others.
+    """Return the ids after a check that all of them are among the others.
+
+    Args:
+        ids: The ids to check.
+        others: A container of the known ids.
+        here: The name of the file of `ids`, for the message.
+        there: The name of the file of `others`, for the message.
+        remedy: The advice at the end of the message.
 
     Raises:
-        UserError: Some are not; counts them and names one.
+        UserError: Some ids are missing. The message gives their number and one of them.
     """
     if missing := [name for name in ids if name not in others]:
         raise UserError(
-            f"{here} and {there} do not fit: {len(missing)} of {len(ids)} ids are only in the first, {missing[0]} for "
-            f"instance; {remedy}"
+            f"{here} and {there} do not match: {len(missing)} of {len(ids)} ids are only in the first, {missing[0]} "
+            f"for instance; {remedy}"
         )
     return ids

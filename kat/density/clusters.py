@@ -1,4 +1,4 @@
-"""Embeddings -> clusters, by seeded k-means."""
+"""Clusters of embeddings by seeded k-means. Main entry: `cluster()`."""
 
 from __future__ import annotations
 
@@ -18,30 +18,33 @@ RESTARTS = 3
 
 @dataclass(frozen=True)
 class Clusters:
-    """Cluster number of each prompt (N,) int64, largest cluster first, and the unit centroids (C, D)."""
+    """Clusters of N prompts.
+
+    `labels` are the cluster numbers, (N,) int64; cluster 0 is the largest. `centroids` are unit rows, (C, D).
+    """
 
     labels: Tensor
     centroids: Tensor
 
 
 def cluster(emb: Tensor, number: int | None, seed: int) -> Clusters:
-    """Group prompts by spherical k-means, the best of three starts; clusters that stay empty are left out.
+    """Return clusters of prompts by spherical k-means, the best of three starts. Empty clusters are left out.
 
     Args:
         emb: Unit rows, (N, D).
-        number: Clusters wanted; by default the square root of N / 2, a rule of thumb.
-        seed: Of the starting centroids.
+        number: The number of clusters; the default is the square root of N / 2, a rule of thumb.
+        seed: The seed of the starting centroids.
 
     Raises:
-        UserError: No whole number, more clusters than prompts, or fewer than one.
+        UserError: `number` is not a whole number from 1 to N.
     """
     rows = np.ascontiguousarray(emb.detach().cpu().numpy(), dtype=np.float32)
-    wanted = max(1, round(math.sqrt(len(rows) / 2))) if number is None else number
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= len(rows):
-        raise UserError(f"clusters={wanted}: must be a whole number from 1 to the number of prompts, {len(rows)}")
+    count = max(1, round(math.sqrt(len(rows) / 2))) if number is None else number
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= len(rows):
+        raise UserError(f"clusters={count}: must be a whole number from 1 to the number of prompts, {len(rows)}")
     kmeans = faiss.Kmeans(
         rows.shape[1],
-        wanted,
+        count,
         niter=ITERATIONS,
         nredo=RESTARTS,
         seed=seed,
@@ -51,15 +54,15 @@ def cluster(emb: Tensor, number: int | None, seed: int) -> Clusters:
     )
     kmeans.train(rows)
     nearest = torch.from_numpy(kmeans.index.search(rows, 1)[1][:, 0])
-    sizes = torch.bincount(nearest, minlength=wanted)
+    sizes = torch.bincount(nearest, minlength=count)
     order = sizes.argsort(descending=True, stable=True)
     order = order[sizes[order] > 0]
-    rank = torch.empty(wanted, dtype=torch.int64).scatter(0, order, torch.arange(len(order)))
+    rank = torch.empty(count, dtype=torch.int64).scatter(0, order, torch.arange(len(order)))
     return Clusters(rank[nearest], torch.from_numpy(kmeans.centroids)[order])
 
 
 def closest_to_centroid(emb: Tensor, clusters: Clusters, count: int) -> list[list[int]]:
-    """Return for each cluster the rows of its `count` prompts nearest to the centroid, nearest first."""
+    """Return, for each cluster, the row numbers of the `count` prompts nearest to its centroid, nearest first."""
     cosine = (emb.float() * clusters.centroids[clusters.labels]).sum(1)
     chosen = []
     for number in range(len(clusters.centroids)):

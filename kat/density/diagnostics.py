@@ -1,4 +1,4 @@
-"""What sampling weights do: effective sample size, who gains mass, and a warning when they do nothing or explode."""
+"""The effect of sampling weights, with warnings if they do nothing or explode. Main entry: `diagnose_weights()`."""
 
 from __future__ import annotations
 
@@ -12,71 +12,74 @@ from kat.density.estimate import effective_sample_size
 from latentwire.harness.errors import UserError
 
 DECILES = 10
-IDLE_ESS = 0.98  # weights this even are all but uniform
-WILD_ESS = 0.10  # fewer than a tenth of the prompts carry the draws
-WILD_SPREAD = 1000.0  # p99/p1
+IDLE_ESS = 0.98  # ESS/N; above it the weights are almost uniform
+WILD_ESS = 0.10  # ESS/N; below it less than a tenth of the prompts carry the draws
+WILD_RATIO = 1000.0  # 99th percentile of the weights over the first
 STEEP_GAMMA = 25.0
-NOISE = -1  # label of a prompt that belongs to no cluster
+NOISE = -1  # label of a prompt outside all clusters
 
 
-def diagnose(
+def diagnose_weights(
     density: Tensor, weights: Tensor, gamma: float, sources: Sequence[str], clusters: Tensor | None = None
 ) -> dict[str, Any]:
-    """Describe weights (N,) of sum 1 in plain numbers, with warnings in words.
+    """Return numbers that describe sampling weights, and warnings.
 
     Args:
-        density: (N,).
-        weights: (N,), sum 1.
-        gamma: Exponent that the weights were made with.
-        sources: Where each prompt comes from, N names.
-        clusters: Known cluster of each prompt, (N,) int64, -1 for noise.
+        density: The density of each prompt, (N,).
+        weights: The sampling weights, (N,), sum 1.
+        gamma: The exponent of the weights.
+        sources: The data set of each prompt, N names.
+        clusters: The known cluster of each prompt, (N,) int64, -1 for noise.
+
+    Returns:
+        The diagnostics of density.json. The effective sample size is `ess`, and its share of N is `ess_share`.
     """
     n = len(weights)
     ess = effective_sample_size(weights) / n
     low, high = torch.quantile(_sample(weights), torch.tensor([0.01, 0.99], dtype=weights.dtype)).tolist()
-    spread = high / low if low > 0 else None
-    shown = {
+    ratio = high / low if low > 0 else None
+    result = {
         "prompts": n,
         "ess": ess * n,
         "ess_share": ess,
-        "p99_p1": spread,
+        "p99_p1": ratio,
         "largest_times_uniform": float(weights.max()) * n,
         "mass_by_source": _by_source(weights, sources),
         "mass_by_decile": mass_by_decile(density, weights),
     }
     if clusters is not None:
-        shown["clusters"] = on_clusters(weights, clusters)
-    return {**shown, "warnings": _warnings(ess, spread, gamma)}
+        result["clusters"] = on_clusters(weights, clusters)
+    return {**result, "warnings": _warnings(ess, ratio, gamma)}
 
 
 def _sample(weights: Tensor) -> Tensor:
-    """Every m-th of the sorted weights: torch.quantile takes at most 2^24 values."""
+    """Return every m-th of the sorted weights, because torch.quantile takes at most 2^24 values."""
     return weights.sort().values[:: len(weights) // 2**24 + 1]
 
 
-def _warnings(ess: float, spread: float | None, gamma: float) -> list[str]:
-    found = []
+def _warnings(ess: float, ratio: float | None, gamma: float) -> list[str]:
+    warnings = []
     if ess > IDLE_ESS:
-        found.append(
-            f"the weights do nothing: ESS/N is {ess:.3f}, so draws are all but uniform; raise sampler.gamma, set "
-            "sampler.target_ess, or take estimator=kde"
+        warnings.append(
+            f"the weights do nothing: ESS/N is {ess:.3f}, so draws are almost uniform; raise sampler.gamma, set "
+            "sampler.target_ess, or use estimator=kde"
         )
-    if ess < WILD_ESS or spread is None or spread > WILD_SPREAD:
-        words = "infinite" if spread is None else f"{spread:.3g}"
-        found.append(
-            f"the weights explode: ESS/N is {ess:.3f} and p99/p1 {words}, so few prompts take most draws; lower "
+    if ess < WILD_ESS or ratio is None or ratio > WILD_RATIO:
+        shown = "infinite" if ratio is None else f"{ratio:.3g}"
+        warnings.append(
+            f"the weights explode: ESS/N is {ess:.3f} and p99/p1 is {shown}, so few prompts get most draws; lower "
             "sampler.gamma or sampler.cap, or set sampler.target_ess"
         )
     if gamma > STEEP_GAMMA:
-        found.append(
-            f"gamma is {gamma:.3g}: the densities hardly differ, and the weights blow their small differences up; "
+        warnings.append(
+            f"gamma is {gamma:.3g}: the densities hardly differ, and the weights magnify these small differences; "
             "raise sampler.target_ess, or try another embedder"
         )
-    return found
+    return warnings
 
 
 def mass_by_decile(density: Tensor, weights: Tensor) -> list[float]:
-    """Return the mass on each tenth of the prompts, the most crowded tenth first; N need not divide by ten."""
+    """Return the mass of each tenth of the prompts, the most crowded tenth first."""
     order = density.argsort(descending=True, stable=True)
     return [float(weights[part].sum()) for part in order.tensor_split(DECILES)]
 
@@ -93,18 +96,23 @@ def _by_source(weights: Tensor, sources: Sequence[str]) -> dict[str, dict[str, f
 
 def _numbered(names: Sequence[str]) -> tuple[list[str], Tensor]:
     known = sorted(set(names))
-    place = {name: i for i, name in enumerate(known)}
-    return known, torch.tensor([place[name] for name in names])
+    number = {name: i for i, name in enumerate(known)}
+    return known, torch.tensor([number[name] for name in names])
 
 
 def on_clusters(weights: Tensor, clusters: Tensor) -> dict[str, float]:
-    """Compare the mass of known clusters with an even share each, before (uniform) and after weighting.
+    """Compare the mass of known clusters with equal shares, for uniform and for the given weights.
 
-    Total variation is half the sum of the absolute differences, among the clusters only; `rare` is the mass, among the
-    clusters, of the smaller half of them, `rare_wanted` what an even share would give it.
+    All masses except noise are relative to the prompts in clusters. Total variation is half the sum of the absolute
+    differences from equal shares. `rare` is the mass of the smaller half of the clusters, and `rare_wanted` its mass
+    under equal shares.
+
+    Args:
+        weights: The sampling weights, (N,), sum 1.
+        clusters: The known cluster of each prompt, (N,) int64, -1 for noise.
 
     Raises:
-        UserError: No prompt belongs to a cluster.
+        UserError: Every prompt is noise.
     """
     inside = clusters != NOISE
     if not inside.any():

@@ -1,4 +1,4 @@
-"""Embeddings -> density (high = crowded) -> sampling weights (the rare prompt weighs most)."""
+"""Densities and sampling weights from embeddings; rare prompts weigh most. Main entry: `estimate()`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from kat.density.nearest import Lists, nearest
 from latentwire.harness.errors import UserError
 
 ESTIMATORS = ("kde", "knn")
-RESOLUTION = 1e-4  # distances of unit float32 rows below this are rounding: no density grows beyond its inverse
-BLOCK = 2048  # rows and columns of the kernel matrix held at a time (16 MiB)
-STEEPEST = 1e4  # of gamma, where one is solved for
-FAR = 4096  # rows that stand for all those outside the searched lists
-ERROR_ROWS = 1000  # rows whose kernels are summed exactly to measure the error
-MOST_ERROR = 0.05  # mean relative error of approximate kernel sums that is still accepted
+RESOLUTION = 1e-4  # smaller distances of unit float32 rows are rounding errors, so this is the minimum
+BLOCK = 2048  # rows and columns of the kernel matrix in memory at a time (16 MiB)
+STEEPEST = 1e4  # largest gamma that the solver tries
+FAR = 4096  # sampled rows that represent all rows outside the searched lists
+ERROR_ROWS = 1000  # rows with exact kernel sums, to measure the error
+MOST_ERROR = 0.05  # largest accepted mean relative error of approximate kernel sums
 
 
 @dataclass
 class DensitySpec:
-    """How densities are estimated and turned into weights; the density part of the `sampler` node.
+    """The settings of the density and the weights; the density part of the `sampler` node.
 
-    `gamma` is given, or null with `target_ess` (a share of N) to solve for. `cap` is the quantile of the weights above
-    which all weigh the same; 1 caps nothing. `index` and `min_recall` are those of `kat.density.nearest.nearest`.
+    Give either `gamma`, or `target_ess` (a share of N), for which gamma is solved; the other one is null. Above the
+    quantile `cap` all weights are equal; 1 caps nothing. `kat.density.nearest.nearest` explains `index` and
+    `min_recall`.
     """
 
     estimator: str
@@ -39,12 +40,12 @@ class DensitySpec:
 
 @dataclass(frozen=True)
 class Density:
-    """Densities and weights of N prompts, with what they were computed by.
+    """Densities and sampling weights of N prompts, with details of the computation.
 
-    `density` and `weights` are (N,) float64, the weights of sum 1. `bandwidth` is the kernel's (the median distance to
-    the k-th neighbour), for either estimator; `distinct` counts different embeddings; `capped` is the share of prompts
-    at the cap; `error` is the mean relative error of kernel sums over lists on a sample of rows (0 for exact ones, None
-    for knn, whose error `recall` tells).
+    `density` and `weights` are (N,) float64; the weights sum to 1. `bandwidth` is the median distance to the k-th
+    neighbour, for both estimators. `distinct` is the number of different embeddings, and `capped` the share of prompts
+    at the cap. `error` is the mean relative error of approximate kernel sums on a sample of rows. It is 0 for exact
+    sums and None for knn, where `recall` describes the error.
     """
 
     density: Tensor
@@ -59,26 +60,25 @@ class Density:
 
 
 def estimate(emb: Tensor, spec: DensitySpec, seed: int = 0) -> Density:
-    """Estimate the density of every prompt among the others and turn it into sampling weights.
+    """Return the density and the sampling weight of every prompt.
 
-    Exact duplicates count as one place with their number: neighbours are sought among different embeddings, so k
-    copies of a prompt do not hide the k others, and no distance is zero. A place of m copies is m times as dense, and
-    each of its copies weighs accordingly less.
+    Equal embeddings count as one place with m copies. Neighbours are places, so copies of a prompt do not hide its
+    other neighbours, and no distance is zero. The density of a place grows with m, so each copy weighs less.
 
     knn: m / mean distance to the k nearest places.
 
-    kde: sum of m_j exp(-d_j^2 / 2 h^2) over all places j, its own included. This is a soft count of the prompts like
-    this one. Its own place makes it at least 1, which bounds the weight of an outlier. Where the neighbours are sought
-    in lists the kernels are, too: see `kernel_sums_in_lists`.
+    kde: sum of m_j exp(-d_j^2 / 2 h^2) over all places j, including the prompt's own. This is a soft count of similar
+    prompts. It is at least 1, which bounds the weight of an outlier. If the neighbour search uses inverted lists, so
+    do the sums: see `kernel_sums_in_lists`.
 
     Args:
         emb: Unit rows, (N, D).
-        spec: Estimator and weighting.
-        seed: Of the approximate search, where one is used.
+        spec: The settings of the density and the weights.
+        seed: The seed of the approximate search, if it is used.
 
     Raises:
-        UserError: Rows that are not finite or not of unit length, N <= k, a setting out of its range, or an
-            approximate search or sum that errs too much.
+        UserError: A row is not finite or not of length 1, N <= k, or a setting is out of range. Or the error of the
+            approximate search or sums is too large.
     """
     _check(emb, spec)
     places, place_of, copies = distinct_rows(emb)
@@ -93,7 +93,7 @@ def estimate(emb: Tensor, spec: DensitySpec, seed: int = 0) -> Density:
         density, error = kernel_sums_in_lists(places, copies, bandwidth, found.lists, seed)
         if error > MOST_ERROR:
             raise UserError(
-                f"index={spec.index}: the densities are off by {error:.0%} on average on a sample, more than "
+                f"index={spec.index}: the densities have a mean error of {error:.0%} on a sample, more than "
                 f"{MOST_ERROR:.0%}; use sampler.index=exact, or estimator=knn"
             )
     density = density[place_of]
@@ -102,20 +102,28 @@ def estimate(emb: Tensor, spec: DensitySpec, seed: int = 0) -> Density:
 
 
 def distinct_rows(emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the different rows (M, D), the number of each row's among them (N,), and their counts (M,) float64."""
+    """Return the different rows of a matrix.
+
+    Args:
+        emb: Rows, (N, D).
+
+    Returns:
+        The M different rows (M, D), the index of each row among them (N,), and the number of copies (M,) float64.
+    """
     rows = emb.detach().float().cpu().contiguous()
-    numbers: dict[bytes, int] = {}
-    place_of = torch.tensor([numbers.setdefault(row.tobytes(), len(numbers)) for row in rows.numpy()])
-    first = torch.full((len(numbers),), len(rows)).scatter_reduce(0, place_of, torch.arange(len(rows)), "amin")
-    return rows[first], place_of, torch.bincount(place_of).double()
+    place_by_bytes: dict[bytes, int] = {}
+    place_of = torch.tensor([place_by_bytes.setdefault(row.tobytes(), len(place_by_bytes)) for row in rows.numpy()])
+    count = len(place_by_bytes)
+    first_row = torch.full((count,), len(rows)).scatter_reduce(0, place_of, torch.arange(len(rows)), "amin")
+    return rows[first_row], place_of, torch.bincount(place_of).double()
 
 
 def kernel_sums(x: Tensor, copies: Tensor, bandwidth: float) -> Tensor:
-    """Return sum_j copies_j exp(-|x_i - x_j|^2 / 2 h^2) for each row, (N,) float64; each pair is computed once.
+    """Return sum_j copies_j exp(-|x_i - x_j|^2 / 2 h^2) for each row i, (N,) float64. Each pair is computed once.
 
     Args:
         x: Unit rows, (N, D) float32.
-        copies: Number of prompts at each row, (N,).
+        copies: The number of prompts at each row, (N,).
         bandwidth: h, in the units of x.
     """
     sums = torch.zeros(len(x), dtype=torch.float64)
@@ -132,10 +140,17 @@ def kernel_sums(x: Tensor, copies: Tensor, bandwidth: float) -> Tensor:
 
 
 def kernel_sums_in_lists(x: Tensor, copies: Tensor, bandwidth: float, lists: Lists, seed: int) -> tuple[Tensor, float]:
-    """Return what `kernel_sums` does, approximately, in a time that grows as N and not N^2, and its relative error.
+    """Return an approximation of `kernel_sums` in time proportional to N, and its relative error.
 
-    The rows of the lists searched for neighbours are summed exactly. The others have small kernels but are many: FAR
-    rows drawn at random stand for all of them, weighted by their number, which is right on average.
+    Rows in the searched lists are summed exactly. All other rows are far and have small kernels. They are represented
+    by up to FAR random rows, scaled to their number, which makes the sum unbiased.
+
+    Args:
+        x: Unit rows, (N, D) float32.
+        copies: The number of prompts at each row, (N,).
+        bandwidth: h, in the units of x.
+        lists: The inverted lists of the neighbour search.
+        seed: The seed of the random rows.
 
     Returns:
         The sums, (N,) float64, and their mean relative error on a sample of rows.
@@ -148,12 +163,12 @@ def kernel_sums_in_lists(x: Tensor, copies: Tensor, bandwidth: float, lists: Lis
     for queries, others in lists:
         searched.fill_(False)[others] = True
         far = drawn[~searched[drawn]]
-        stands_for = (copies.sum() - copies[others].sum()) / copies[far].sum().clamp(min=1)
+        scale = (copies.sum() - copies[others].sum()) / copies[far].sum().clamp(min=1)
         for rows in queries.split(BLOCK // 4):
             kernel = gaussian_kernel(x[rows], x[others], bandwidth)
             kernel[rows[:, None] == others] = 1
-            beyond = gaussian_kernel(x[rows], x[far], bandwidth) @ counts[far]
-            sums[rows] = (kernel @ counts[others]).double() + stands_for * beyond.double()
+            far_sums = gaussian_kernel(x[rows], x[far], bandwidth) @ counts[far]
+            sums[rows] = (kernel @ counts[others]).double() + scale * far_sums.double()
     sample = torch.randperm(len(x), generator=generator)[:ERROR_ROWS]
     exact = torch.zeros(len(sample), dtype=torch.float64)
     for columns in torch.arange(len(x)).split(BLOCK):
@@ -164,23 +179,26 @@ def kernel_sums_in_lists(x: Tensor, copies: Tensor, bandwidth: float, lists: Lis
 
 
 def gaussian_kernel(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
-    """Return exp(-|x_i - y_j|^2 / 2 h^2), (N, M) float32."""
-    # For unit rows |x - y|^2 / 2 = 1 - <x, y>; rounding must not make a kernel larger than 1.
+    """Return exp(-|x_i - y_j|^2 / 2 h^2) for unit rows x (N, D) and y (M, D): (N, M) float32."""
+    # For unit rows |x - y|^2 / 2 = 1 - <x, y>. The clamp keeps rounding errors from making a kernel larger than 1.
     return (x @ y.T).sub_(1).clamp_(max=0).div_(bandwidth**2).exp_()
 
 
 def weigh(density: Tensor, gamma: float | None, target_ess: float | None, cap: float) -> tuple[float, Tensor, float]:
-    """Return gamma, the weights density^-gamma, capped and of sum 1, and the share of prompts at the cap.
+    """Return gamma, the sampling weights density^-gamma, and the share of prompts at the cap.
 
-    The cap is a quantile of the densities themselves (an order statistic), so it caps the same prompts for every gamma
-    and ESS falls steadily with gamma: log ESS has the derivative 2 (E_gamma - E_2gamma) of the capped -log density,
-    which is never positive.
+    The cap is an order statistic of the densities, so it caps the same prompts for every gamma. ESS therefore never
+    rises with gamma. The derivative of log ESS is 2 (E_gamma[r] - E_2gamma[r]) <= 0. Here r is the capped -log
+    density, and E_gamma is the mean under the weights of gamma.
 
     Args:
-        density: (N,), above 0.
-        gamma: Exponent, or None to solve for `target_ess`.
-        target_ess: Effective sample size wanted, as a share of N.
-        cap: Quantile of the weights above which all weigh the same.
+        density: The densities, (N,), above 0.
+        gamma: The exponent, or None to solve for `target_ess`.
+        target_ess: The target of the effective sample size, as a share of N.
+        cap: The quantile above which all weights are equal.
+
+    Returns:
+        gamma, the capped weights of sum 1 (N,) float64, and the share of prompts at the cap.
 
     Raises:
         UserError: The target cannot be reached.
@@ -196,7 +214,7 @@ def weigh(density: Tensor, gamma: float | None, target_ess: float | None, cap: f
 
 
 def effective_sample_size(weights: Tensor) -> float:
-    """Return (sum w)^2 / sum w^2 (Kish): how many equally weighted prompts carry as much."""
+    """Return (sum w)^2 / sum w^2: the equivalent number of equally weighted prompts (Kish)."""
     weights = weights.double()
     return float(weights.sum() ** 2 / (weights**2).sum())
 
@@ -207,25 +225,28 @@ def _powered(rarity: Tensor, gamma: float) -> Tensor:
 
 
 def _solve(rarity: Tensor, target: float, at_cap: float) -> float:
-    """Bisect for the gamma whose ESS/N is the target; between 1 (gamma 0) and the share at the cap (infinity)."""
+    """Return the gamma with ESS/N equal to the target, by bisection.
+
+    ESS/N falls from 1 at gamma 0 to the share at the cap for infinite gamma.
+    """
     if at_cap == 1 and target < 1:
         raise UserError(
-            f"target_ess={target}: all prompts have the same density, so no gamma reaches it; give sampler.gamma=0, "
-            "or look at the embeddings"
+            f"target_ess={target}: all prompts have the same density, so no gamma reaches it; set sampler.gamma=0, "
+            "or check the embeddings"
         )
 
-    def reached(gamma: float) -> float:
+    def ess_share(gamma: float) -> float:
         return effective_sample_size(_powered(rarity, gamma)) / len(rarity)
 
-    if target < reached(STEEPEST):
+    if target < ess_share(STEEPEST):
         raise UserError(
-            f"target_ess={target}: {at_cap:.3f} of the prompts weigh most whatever gamma is; choose a target above "
-            "that, or a higher sampler.cap"
+            f"target_ess={target}: {at_cap:.3f} of the prompts share the largest weight for every gamma; choose a "
+            "larger target, or a higher sampler.cap"
         )
     low, high = 0.0, STEEPEST
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if reached(middle) > target else (low, middle)
+        low, high = (middle, high) if ess_share(middle) > target else (low, middle)
     return low
 
 
@@ -234,22 +255,22 @@ def _check(emb: Tensor, spec: DensitySpec) -> None:
         raise UserError(f"estimator={spec.estimator}: unknown; use one of {', '.join(ESTIMATORS)}")
     if (spec.gamma is None) == (spec.target_ess is None):
         raise UserError(
-            f"gamma={spec.gamma} target_ess={spec.target_ess}: give one and leave the other null; gamma is solved for "
-            "where target_ess is given"
+            f"gamma={spec.gamma} target_ess={spec.target_ess}: give one and set the other to null; with target_ess, "
+            "gamma is computed"
         )
     if spec.gamma is not None and not 0 <= spec.gamma < math.inf:
-        raise UserError(f"gamma={spec.gamma}: must be a number from 0; above 0 rare prompts weigh more")
+        raise UserError(f"gamma={spec.gamma}: must be finite and at least 0; above 0 rare prompts weigh more")
     if spec.target_ess is not None and not 0 < spec.target_ess <= 1:
-        raise UserError(f"target_ess={spec.target_ess}: is a share of the prompts, above 0 and at most 1")
+        raise UserError(f"target_ess={spec.target_ess}: must be a share of the prompts, above 0 and at most 1")
     if not 0 < spec.cap <= 1:
-        raise UserError(f"cap={spec.cap}: is a quantile of the weights, above 0 and at most 1 (1 caps nothing)")
+        raise UserError(f"cap={spec.cap}: must be a quantile, above 0 and at most 1 (1 caps nothing)")
     if emb.ndim != 2:
         raise UserError(f"embeddings of shape {tuple(emb.shape)}: expected (N, D)")
     lengths = emb.double().norm(dim=1)
-    off = ~((lengths - 1).abs() < 1e-3)  # NaN is off too
-    if off.any():
-        row = int(off.nonzero()[0])
+    wrong = ~((lengths - 1).abs() < 1e-3)  # includes NaN
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
         raise UserError(
-            f"row {row} of the embeddings has length {float(lengths[row]):.3g}: {int(off.sum())} of {len(emb)} rows "
+            f"row {row} of the embeddings has length {float(lengths[row]):.3g}: {int(wrong.sum())} of {len(emb)} rows "
             "are not finite or not of unit length; normalise them, and remove prompts without an embedding"
         )

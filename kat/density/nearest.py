@@ -1,4 +1,4 @@
-"""The k nearest neighbours of every embedding among the others: exact, or in inverted lists with measured recall."""
+"""The k nearest neighbours of every embedding, by exact search or in inverted lists. Main entry: `nearest()`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from torch import Tensor
 
 from latentwire.harness.errors import UserError
 
-EXACT_UP_TO = 30_000  # rows; above, index=auto searches inverted lists
-LISTS, ROWS_IN_LIST, PROBES = 256, 200, 32  # lists at least, rows in one on average, lists searched for each
-AXES, KEPT = 64, 3  # dimensions compared at first; candidates for each neighbour wanted, compared in all
-QUERIES = 1024  # rows asked at a time; bounds the memory
-RECALL_QUERIES = 1000  # rows whose neighbours are searched exactly to measure the recall
+EXACT_UP_TO = 30_000  # rows; with more rows, index=auto uses inverted lists
+LISTS, ROWS_IN_LIST, PROBES = 256, 200, 32  # minimum number of lists, mean rows of a list, lists searched for a row
+AXES, KEPT = 64, 3  # dimensions in the first comparison; candidates for each neighbour in the full comparison
+QUERIES = 1024  # rows searched at a time, which limits the memory
+RECALL_QUERIES = 1000  # rows with an exact search, to measure the recall
 INDEXES = ("auto", "exact", "ivf")
 
 
 @dataclass(frozen=True)
 class Lists:
-    """Rows grouped by k-means: the row numbers of each list, and for each list those nearest to it, itself included."""
+    """Rows grouped by k-means.
+
+    `members` has the row numbers of each list. `near` has the numbers of the lists nearest to each list, which include
+    the list itself.
+    """
 
     members: list[Tensor]
     near: list[list[int]]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go through the lists: at most QUERIES rows of one, and the rows among which they are searched."""
+        """Yield at most QUERIES rows of a list, and the rows among which their neighbours are searched."""
         for own, probed in zip(self.members, self.near, strict=True):
             if len(own):
                 others = torch.cat([self.members[number] for number in probed])
@@ -38,10 +42,11 @@ class Lists:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The k nearest others of each row, nearest first.
+    """The k nearest other rows of each row, nearest first.
 
-    `distances` (N, K) float32, Euclidean; `ids` (N, K) int64, row numbers; `index` is what was searched, `recall`
-    the share of the true neighbours that it found on a sample of rows (1 for exact); `lists` are those of ivf.
+    `distances` are Euclidean, (N, K) float32, and `ids` are row numbers, (N, K) int64. `index` is the search method,
+    exact or ivf. `recall` is the share of the true neighbours found on a sample of rows, 1 for exact search. `lists`
+    are the inverted lists of ivf.
     """
 
     distances: Tensor
@@ -52,17 +57,17 @@ class Neighbours:
 
 
 def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> Neighbours:
-    """Find the k nearest other rows of each row; a row is never its own neighbour, whatever its distance.
+    """Return the k nearest other rows of each row. A row is never its own neighbour.
 
     Args:
         x: Unit rows, (N, D) float32.
-        k: Neighbours wanted, below N.
+        k: The number of neighbours, from 1 to N - 1.
         index: exact, ivf (inverted lists), or auto: exact up to 30,000 rows.
-        min_recall: What the measured recall of ivf must reach.
-        seed: Of the lists' k-means and of the rows on which the recall is measured.
+        min_recall: The lowest accepted recall of ivf on a sample of rows.
+        seed: The seed of the k-means of the lists and of the sample for the recall.
 
     Raises:
-        UserError: k not in 1..N-1, an unknown index, or a recall below the floor.
+        UserError: k is out of range, the index is unknown, or the recall is below `min_recall`.
     """
     if index not in INDEXES:
         raise UserError(f"index={index}: unknown; use one of {', '.join(INDEXES)}")
@@ -86,18 +91,18 @@ def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> N
 
 
 def _exact(rows: np.ndarray, queries: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
-    """Brute force by inner product, which orders unit rows as the distance does."""
+    """Return the neighbours by brute force; inner products order unit rows in the same way as distances."""
     flat = _on_gpu(faiss.IndexFlatIP(rows.shape[1]))
     flat.add(rows)
     return _without_self(flat.search(queries, k + 1)[1], own)
 
 
 def _in_lists(rows: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, Lists]:
-    """Search each row among the PROBES lists nearest to its own, in AXES main axes; order the best by all of them.
+    """Search each row in the PROBES lists nearest to its own list.
 
-    All rows of a list ask the same lists, so the search is a matrix product too. faiss's inverted lists compare row by
-    row, at a tenth of the speed: on 50,000 planted rows of width 576 and at a recall of .97, they took half the time
-    of exact search and this a tenth.
+    The first comparison uses AXES principal axes, and the best candidates are compared in all dimensions. All rows of
+    a list search the same lists, so the search is a matrix product. The inverted lists of faiss compare row by row.
+    On 50,000 planted rows of width 576 at a recall of .97, faiss took half the time of exact search, this a tenth.
     """
     x = torch.from_numpy(rows)
     reduced = _main_axes(x, seed)  # (N, A)
@@ -117,20 +122,20 @@ def _in_lists(rows: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, Lists]:
         if len(others) <= k:
             found[queries] = _exact(rows, rows[queries], queries.numpy(), k)
             continue
-        # The nearest of x among y maximises <x, y> - |y|^2 / 2.
+        # The nearest y of a row x maximises <x, y> - |y|^2 / 2.
         closeness = torch.addmm(-half_squares[others], reduced[queries], reduced[others].T)
-        some = others[closeness.topk(min(KEPT * (k + 1), len(others)), sorted=False).indices]
-        blocks = zip(some.split(64), queries.split(64), strict=True)  # their rows stay in the cache
+        candidates = others[closeness.topk(min(KEPT * (k + 1), len(others)), sorted=False).indices]
+        blocks = zip(candidates.split(64), queries.split(64), strict=True)  # small blocks stay in the CPU cache
         cosine = torch.cat([(_gathered(x, i) * x[q, None]).sum(-1) for i, q in blocks])
-        best = some.gather(1, cosine.topk(k + 1).indices)
+        best = candidates.gather(1, cosine.topk(k + 1).indices)
         found[queries] = _without_self(best.numpy(), queries.numpy())
     return found, lists
 
 
 def _main_axes(x: Tensor, seed: int) -> Tensor:
-    """Return the coordinates on the AXES axes of largest variance of a sample of rows, (N, A), A <= AXES."""
+    """Return the coordinates on the axes of largest variance of a sample of rows: (N, A), A at most AXES."""
     sample = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:10_000]
-    if x.shape[1] > len(sample):  # D x D would be the larger matrix, by far for embeddings as wide as a vocabulary
+    if x.shape[1] > len(sample):  # a D x D matrix would be too large for embeddings of vocabulary size
         sample = sample[:1000]
     mean = x[sample].mean(0)
     centred = x[sample] - mean
@@ -142,7 +147,7 @@ def _main_axes(x: Tensor, seed: int) -> Tensor:
 
 
 def _without_self(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Drop each query's own row from its K + 1 nearest, or the last where it is not among them: (N, K)."""
+    """Drop each query's own row from its K + 1 nearest, or the last one if its own is not among them: (N, K)."""
     is_self = ids == own[:, None]
     is_self[~is_self.any(1), -1] = True
     return ids[~is_self].reshape(len(ids), -1)
@@ -155,7 +160,7 @@ def _recall(rows: np.ndarray, found: np.ndarray, seed: int) -> float:
 
 
 def _measured(rows: np.ndarray, found: np.ndarray, index: str, recall: float, lists: Lists | None = None) -> Neighbours:
-    """Compute the distances from differences: 2 - 2 cos loses half the digits where neighbours are close."""
+    """Compute the distances from differences, because 2 - 2 cos loses half of the digits for close neighbours."""
     x, ids = torch.from_numpy(rows), torch.from_numpy(found)
     blocks = zip(ids.split(64), x.split(64), strict=True)
     distances = torch.cat([(_gathered(x, i) - row[:, None]).square_().sum(-1).sqrt_() for i, row in blocks])
@@ -164,12 +169,12 @@ def _measured(rows: np.ndarray, found: np.ndarray, index: str, recall: float, li
 
 
 def _gathered(x: Tensor, ids: Tensor) -> Tensor:
-    """Return x[ids], (B, K) -> (B, K, D), by the faster of torch's two ways."""
+    """Return x[ids], (B, K) -> (B, K, D); index_select is faster than indexing."""
     return x.index_select(0, ids.reshape(-1)).view(*ids.shape, -1)
 
 
 def _on_gpu(index: faiss.Index) -> faiss.Index:
-    """Move an index to the GPUs where faiss was built for them."""
+    """Move an index to the GPUs if faiss supports them."""
     if getattr(faiss, "get_num_gpus", int)() > 0:
         return faiss.index_cpu_to_all_gpus(index)
     return index

@@ -1,4 +1,4 @@
-"""Plots of densities and weights."""
+"""The plot of sampling weights, density.png. Main entry: `plot_weights()`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from latentwire.harness.results import open_atomically, writing
 
 
 def plot_weights(density: Tensor, weights: Tensor, path: Path) -> None:
-    """Draw the histogram of the weights and the mass on each tenth of the prompts, side by side.
+    """Draw the histogram of the weights next to the mass of each tenth of the prompts.
 
     Args:
-        density: (N,).
-        weights: (N,), sum 1.
-        path: PNG file, written whole or not at all.
+        density: The density of each prompt, (N,).
+        weights: The sampling weights, (N,), sum 1.
+        path: The PNG file, written completely or not at all.
     """
     figure = Figure(figsize=(10, 3.8), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -29,7 +29,7 @@ def plot_weights(density: Tensor, weights: Tensor, path: Path) -> None:
     mass = mass_by_decile(density, weights)
     right.bar(range(1, len(mass) + 1), mass, color=BLUE)
     right.axhline(1 / len(mass), color=GREY, linestyle="--", linewidth=1)
-    right.set(xlabel="tenth of the prompts, most crowded first", ylabel="share of draws", title="Who is drawn")
+    right.set(xlabel="tenth of the prompts, most crowded first", ylabel="share of draws", title="Draws by density")
     right.set_xticks(range(1, len(mass) + 1))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""The 3-D map of prompt space: coordinates, and a page that shows them without any network."""
+"""The 3-D map of prompts: coordinates and an offline HTML page. Main entries: `project()` and `page()`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,27 @@ METHODS = ("pca", "umap")
 
 
 def project(emb: Tensor, method: str, seed: int) -> tuple[Tensor, list[float]]:
-    """Place N embeddings in three dimensions, centred, the farthest at distance 1: (N, D) -> (N, 3) float32.
+    """Return coordinates of embeddings in three dimensions.
+
+    Args:
+        emb: The embeddings, (N, D).
+        method: pca or umap.
+        seed: The seed of umap.
 
     Returns:
-        The coordinates, and for pca the share of the variance on each axis (umap: none).
+        Centred coordinates with the farthest at distance 1, (N, 3) float32. For pca also the share of the variance on
+        each axis; for umap an empty list.
 
     Raises:
-        UserError: An unknown method, fewer than four prompts, or umap-learn is not installed.
+        UserError: The method is unknown, N < 4, D < 3, or umap-learn is not installed.
     """
     if method not in METHODS:
         raise UserError(f"method={method}: unknown; use one of {', '.join(METHODS)}")
     if len(emb) < 4 or emb.shape[1] < 3:
-        raise UserError(f"embeddings of shape {tuple(emb.shape)}: a map in 3-D needs at least 4 prompts of width 3")
+        raise UserError(
+            f"embeddings of shape {tuple(emb.shape)}: a 3-D map needs at least 4 prompts and embeddings of at least "
+            "width 3; add prompts, or use another embedder"
+        )
     shares: list[float] = []
     if method == "pca":
         xyz, shares = _pca(emb.double())
@@ -37,9 +46,10 @@ def project(emb: Tensor, method: str, seed: int) -> tuple[Tensor, list[float]]:
 
 
 def _pca(x: Tensor) -> tuple[Tensor, list[float]]:
-    """Project on the three main axes; an axis points where its largest loading is positive, so the map is stable.
+    """Return the coordinates on the three principal axes, and the share of the variance on each.
 
-    Where D > N the same axes come from the (N, N) Gram matrix: X X' u = s u gives X'X (X'u) = s (X'u).
+    The largest loading of each axis is positive, which makes the signs unique. If D > N, the same axes come from the
+    (N, N) Gram matrix: X X' u = s u gives X'X (X'u) = s (X'u).
     """
     x = x - x.mean(0)
     wide = x.shape[1] > len(x)
@@ -67,13 +77,13 @@ def _umap(emb: Tensor, seed: int) -> Tensor:
 
 
 def page(points: list[dict[str, Any]], title: str, axes: list[str]) -> str:
-    """Return the map as one HTML page: no scripts, fonts or images from elsewhere, and a policy that forbids them.
+    """Return the map as one HTML page without external scripts, fonts or images; its policy forbids them.
 
     Args:
-        points: Each with id, x, y, z, density, weight, source and text. Texts are data to the page, never markup.
-        title: Shown in the corner.
-        axes: Names of the three axes.
+        points: The prompts, each with id, x, y, z, density, weight, source and text. Texts are shown as plain text.
+        title: The title in the corner.
+        axes: The names of the three axes.
     """
     columns = ("id", "x", "y", "z", "density", "weight", "source", "text")
     data = {"title": title, "axes": axes, **{name: [point[name] for point in points] for name in columns}}
-    return fill(files("kat.density.estimate").joinpath("map.html").read_text(encoding="utf-8"), data)
+    return fill(files("kat.density").joinpath("map.html").read_text(encoding="utf-8"), data)

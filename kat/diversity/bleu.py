@@ -1,7 +1,7 @@
-"""Self-BLEU of a set of token sequences, and of the set without each of them.
+"""Self-BLEU of a set of token sequences, and of the set without each one. Main entry: `self_bleu()`.
 
-Written here and not taken from sacrebleu, which the tests hold it to: leaving each of M texts out in turn asks for M^2
-sentence scores, and a library that takes the references in anew for each of them needs M^3 steps.
+The tests compare it with sacrebleu. The leave-one-out values need M^2 sentence scores for M texts. sacrebleu processes
+all references for each score, which takes M^3 steps, so the n-gram overlap is computed once here.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ Tokens = Sequence[int]
 
 
 def self_bleu(texts: Sequence[Tokens]) -> float:
-    """Return the mean BLEU of each text with all the others as its references, in [0, 1]; 1 for copies.
+    """Return the mean BLEU of each text with all others as references, in [0, 1]; copies have 1.
 
-    Zhu et al. 2018 (Texygen), over token ids, with the sentence BLEU of sacrebleu (effective order, so that texts of
-    fewer than four tokens count too, and exponential smoothing). An empty text has BLEU 1 if another one is empty too,
-    as copies have, and else 0.
+    Source: Zhu et al. 2018 (Texygen), over token ids. Sentence BLEU is that in sacrebleu, with exponential smoothing
+    and effective order, so texts below four tokens count. An empty text has BLEU 1 if another text is empty, else 0.
 
     Args:
         texts: At least two token sequences.
@@ -29,7 +28,7 @@ def self_bleu(texts: Sequence[Tokens]) -> float:
 
 
 def self_bleu_without(texts: Sequence[Tokens]) -> list[float]:
-    """Return the self-BLEU of the others for each text left out, (N,); N at least 3."""
+    """Return the self-BLEU of the set without each text in turn, N values for N texts, N at least 3."""
     overlap, n = _Overlap(texts), len(texts)
     sums = [0.0] * n
     for i in range(n):
@@ -40,7 +39,7 @@ def self_bleu_without(texts: Sequence[Tokens]) -> list[float]:
 
 
 class _Overlap:
-    """N-grams of the texts of a set, and what each has in common with the others."""
+    """The n-grams that each text of a set shares with the others."""
 
     def __init__(self, texts: Sequence[Tokens]) -> None:
         self.lengths = [len(text) for text in texts]
@@ -49,15 +48,15 @@ class _Overlap:
                     for order in range(1, ORDERS + 1) for start in range(len(text) - order + 1))
             for text in texts
         ]  # fmt: skip
-        holders: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # who has an n-gram how often
+        holders: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # n-gram -> (count, text) of each text with it
         for i, counts in enumerate(grams):
             for gram, count in counts.items():
                 holders.setdefault(gram, []).append((count, i))
-        for found in holders.values():
-            found.sort(reverse=True)
-            del found[3:]  # with the text itself and one more left out, the first of three stays
-        self.matches: list[list[int]] = []  # by order, with all the others as references
-        self.lost: list[dict[int, list[int]]] = []  # of these, what goes when a text is left out
+        for texts_with_gram in holders.values():
+            texts_with_gram.sort(reverse=True)
+            del texts_with_gram[3:]  # three are enough: the text itself and one more may be left out
+        self.matches: list[list[int]] = []  # matches of each text by order, with all others as references
+        self.lost: list[dict[int, list[int]]] = []  # matches that each text loses if another text is left out
         self.nearest: list[list[tuple[int, int]]] = []  # (length, text) of the two references nearest in length
         for i, counts in enumerate(grams):
             matches = [0] * ORDERS
@@ -78,24 +77,24 @@ class _Overlap:
             self.nearest.append([(length, j) for _, length, j in nearest[:2]])
 
     def bleu(self, i: int, without: int = -1) -> float:
-        """Return the sentence BLEU of text i with all the others as references, but for the one left out."""
+        """Return the sentence BLEU of text i with all others as references, except the text `without`."""
         lost = self.lost[i].get(without, [0] * ORDERS)
-        matches = [found - gone for found, gone in zip(self.matches[i], lost, strict=True)]
+        matches = [count - loss for count, loss in zip(self.matches[i], lost, strict=True)]
         reference = next(length for length, j in self.nearest[i] if j != without)
         return _sentence_bleu(matches, self.lengths[i], reference)
 
 
 def _sentence_bleu(matches: Sequence[int], length: int, reference: int) -> float:
-    """Return BLEU from the n-grams in common, the text's length and that of the nearest reference."""
+    """Return BLEU from the matches by order, the length of the text and the length of the nearest reference."""
     if length == 0:
         return float(reference == 0)
     if not any(matches):
         return 0.0
-    logarithms, smooth = [], 1.0
-    for order, found in enumerate(matches[:length], 1):
+    log_precisions, smooth = [], 1.0
+    for order, count in enumerate(matches[:length], 1):
         total = length - order + 1
-        if found == 0:
+        if count == 0:
             smooth *= 2
-        logarithms.append(math.log(found / total if found else 1 / (smooth * total)))
+        log_precisions.append(math.log(count / total if count else 1 / (smooth * total)))
     brevity = min(0.0, 1 - reference / length)
-    return math.exp(brevity + sum(logarithms) / len(logarithms))
+    return math.exp(brevity + sum(log_precisions) / len(log_precisions))

@@ -1,13 +1,13 @@
-"""Arms compared prompt by prompt: what each prompt adds to every metric, paired differences, matched lengths.
+"""Comparison of two arms prompt by prompt, with paired intervals. Main entry: `compare_arms()`.
 
-Every metric becomes one value for each prompt whose mean is the metric, so that one paired bootstrap over prompts
-serves all of them:
+Every metric is written as one value for each prompt, with the metric as their mean. One paired bootstrap over prompts
+then gives all intervals. The levels are:
 
-- "within": the diversity of a prompt's own K completions.
-- "across": the diversity of sets of one completion of each prompt, the mean of the K sets there are. A set does not
-  break up into prompts, and drawing prompts twice would put copies into it, which looks like collapse. A prompt's
-  value is its leave-one-out pseudo-value (Tukey's jackknife), moved so that their mean is the metric of the set.
-- "each": means and rates over the completions, one by one. A rate is a ratio of totals, with pseudo-values as well.
+- "within": the diversity of the K completions of a prompt.
+- "across": the diversity of a set with one completion of each prompt, averaged over K sets. Such a set does not divide
+  into prompts, and drawing a prompt twice would add copies, which looks like collapse. The value of a prompt is
+  therefore its leave-one-out pseudo-value (Tukey's jackknife), shifted so that their mean is the metric of the set.
+- "each": means and rates over single completions. A rate is a ratio of totals, also with pseudo-values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from kat.diversity.metrics import (
 from latentwire.harness.errors import UserError
 from latentwire.stats.comparison import compare_paired
 
-FEWEST = 10  # prompts in a group; a bootstrap over fewer knows too little of their spread
+MIN_GROUP = 10  # smallest number of prompts in a group; a bootstrap over fewer is unreliable
 LEVELS = {
     "within": "K completions of one prompt",
     "across": "one completion of each prompt",
@@ -42,15 +42,15 @@ LEVELS = {
 }
 EACH_METRICS = {
     "length": Metric("length", 0, "tokens of a completion, without the end token"),
-    "ended": Metric("ended", 0, "share of the completions that came to their end within the limit of tokens"),
+    "ended": Metric("ended", 0, "share of the completions that ended within the token limit"),
     "policy_entropy": Metric(
         "policy entropy", 1,
-        "mean entropy of the distribution that each token was drawn from, end tokens among them, in nats, at the "
-        "temperature and before top_p",
+        "mean entropy of the distribution of each drawn token, including end tokens, in nats, with temperature and "
+        "before top_p",
     ),
     "em_dashes": Metric("em-dashes", 0, "em-dashes (not en-dashes) per 1,000 words of the completions"),
     "not_just_but": Metric(
-        "not just X but Y", 0, 'constructions "not just (n\'t just) ... but" within a sentence, per 1,000 words',
+        "not just X but Y", 0, 'phrases "not just (n\'t just) ... but" within a sentence, per 1,000 words',
     ),
 }  # fmt: skip
 METRICS = {
@@ -65,8 +65,9 @@ Key = tuple[str, str]  # level and metric
 class Samples:
     """K completions of each of M prompts by one arm.
 
-    `ids` are without end tokens, `strings` their text, `emb` (M, K, D) unit rows, `empty` (M, K) which have none,
-    `entropy` one number for each token drawn, end tokens among them.
+    `ids` are token ids without end tokens, and `strings` are their texts. `emb` are unit rows, (M, K, D), and `empty`
+    marks completions without text, (M, K). `entropy` has one number for each drawn token, including end tokens.
+    `ended` marks completions that ended within the token limit.
     """
 
     ids: list[list[Tokens]]
@@ -78,9 +79,12 @@ class Samples:
 
 
 def common_lengths(arms: Sequence[Sequence[Sequence[Tokens]]]) -> list[list[int]]:
-    """Return the length to cut every completion to, (M, K): the shortest of all arms for this prompt and number.
+    """Return the shortest length over all arms for each prompt and completion number, M lists of K lengths.
 
-    The completions of one prompt, and those of one set across prompts, then have the same lengths in every arm.
+    Completions cut to these lengths have the same lengths in every arm, within a prompt and in a set across prompts.
+
+    Args:
+        arms: The token ids of each arm, by prompt and completion number.
     """
     return [
         [min(map(len, completions)) for completions in zip(*prompt, strict=True)] for prompt in zip(*arms, strict=True)
@@ -90,47 +94,50 @@ def common_lengths(arms: Sequence[Sequence[Sequence[Tokens]]]) -> list[list[int]
 def cut(ids: Sequence[Sequence[Tokens]], lengths: Sequence[Sequence[int]]) -> list[list[Tokens]]:
     """Return the completions cut to their lengths."""
     return [
-        [row[:length] for row, length in zip(rows, wanted, strict=True)]
-        for rows, wanted in zip(ids, lengths, strict=True)
+        [row[:length] for row, length in zip(rows, row_lengths, strict=True)]
+        for rows, row_lengths in zip(ids, lengths, strict=True)
     ]
 
 
 def groups_by_density(
     prompt_ids: Sequence[str], ids: Sequence[str], density: Tensor, rare_share: float, common_share: float
 ) -> tuple[dict[str, list[int]], dict[str, Any]]:
-    """Return which prompts are rare and which are common, as rows of prompt_ids, and how that was decided.
+    """Return the rare and the common prompts, and the thresholds.
 
-    Rare are those with a density of at most the quantile `rare_share` of all the prompts that have one, common those of
-    at least the quantile 1 - `common_share`. A prompt without a density, one too long for the embedder, is neither.
+    A rare prompt has a density up to the quantile `rare_share` of all N densities. A common prompt has a density from
+    the quantile 1 - `common_share`. A prompt without a density, because it was too long for the embedder, is neither.
 
     Args:
-        prompt_ids: The prompts sampled.
-        ids: Ids of all prompts with a density.
-        density: Theirs, (N,).
-        rare_share: Between 0 and 1.
-        common_share: Between 0 and 1; no more than 1 together.
+        prompt_ids: The ids of the sampled prompts.
+        ids: The ids of the N prompts with a density.
+        density: Their densities, (N,).
+        rare_share: The share of rare prompts, between 0 and 1.
+        common_share: The share of common prompts, between 0 and 1. Both shares add up to at most 1.
+
+    Returns:
+        The groups rare and common as indices into `prompt_ids`, and the thresholds.
 
     Raises:
-        UserError: Shares out of range.
+        UserError: A share is out of range.
     """
     if not (0 < rare_share < 1 and 0 < common_share < 1 and rare_share + common_share <= 1 + 1e-9):
         raise UserError(
-            f"rare_share={rare_share}, common_share={common_share}: must lie between 0 and 1 and not overlap"
+            f"rare_share={rare_share}, common_share={common_share}: must be between 0 and 1, with a sum of at most 1"
         )
     values = density.numpy()
     low, high = float(np.quantile(values, rare_share)), float(np.quantile(values, 1 - common_share))
     known = dict(zip(ids, values.tolist(), strict=True))
-    found = [known.get(name) for name in prompt_ids]
-    chosen = {
-        "rare": [row for row, value in enumerate(found) if value is not None and value <= low],
-        "common": [row for row, value in enumerate(found) if value is not None and value >= high],
+    sampled = [known.get(name) for name in prompt_ids]
+    groups = {
+        "rare": [row for row, value in enumerate(sampled) if value is not None and value <= low],
+        "common": [row for row, value in enumerate(sampled) if value is not None and value >= high],
     }
-    about = {"rare_at_most": low, "common_at_least": high, "without_density": found.count(None)}
-    return chosen, about
+    thresholds = {"rare_at_most": low, "common_at_least": high, "without_density": sampled.count(None)}
+    return groups, thresholds
 
 
 def within(samples: Samples, vocabulary: int) -> dict[Key, Array]:
-    """Return the diversity of each prompt's completions, (M,) for each metric."""
+    """Return the diversity of the completions of each prompt, (M,) for each metric."""
     kernels = cosines(samples.emb, samples.empty)  # (M, K, K)
     rows = [
         measure(ids, strings, kernel, vocabulary)
@@ -140,7 +147,16 @@ def within(samples: Samples, vocabulary: int) -> dict[Key, Array]:
 
 
 def across(samples: Samples, group: Sequence[int], vocabulary: int) -> dict[Key, Array]:
-    """Return what each prompt of a group adds to the diversity across its prompts, (n,) for each metric."""
+    """Return the value of each prompt for the diversity across the prompts of a group.
+
+    Args:
+        samples: The completions.
+        group: The indices of the n prompts.
+        vocabulary: The number of tokens in the vocabulary.
+
+    Returns:
+        The values for each metric, (n,). Their mean is the metric, averaged over the K sets.
+    """
     found: dict[str, list[Array]] = {name: [] for name in SET_METRICS}
     for number in range(len(samples.ids[0])):
         ids = [samples.ids[row][number] for row in group]
@@ -154,12 +170,15 @@ def across(samples: Samples, group: Sequence[int], vocabulary: int) -> dict[Key,
 
 
 def each(samples: Samples, group: Sequence[int], matched: bool) -> dict[Key, Array]:
-    """Return what each prompt of a group adds to means and rates over completions, (n,) for each metric.
+    """Return the value of each prompt for the means and rates over single completions.
 
     Args:
         samples: The completions.
-        group: Rows of the prompts.
-        matched: Lengths are matched, so there is nothing to say of them.
+        group: The indices of the n prompts.
+        matched: Whether lengths are matched. Then length and ended are left out.
+
+    Returns:
+        The values for each metric, (n,). Their mean is the metric.
     """
     strings = [samples.strings[row] for row in group]
     entropies = [[float(value) for values in samples.entropy[row] for value in values] for row in group]
@@ -178,47 +197,47 @@ def each(samples: Samples, group: Sequence[int], matched: bool) -> dict[Key, Arr
 def pseudo_values(whole: float, left_out: Array) -> Array:
     """Return one value for each of n members of a set, with the metric of the whole set as their mean.
 
-    n times the metric minus n - 1 times that of the others (Tukey 1958) has as mean an estimate without the bias of
-    order 1/n; here the mean is moved back, so that what is reported is the metric of the texts there are.
+    Source: Tukey 1958. The usual pseudo-value is n times the metric minus n - 1 times the metric without the member.
+    Their mean corrects the bias of order 1/n. Here the values are shifted, so that their mean is the metric itself.
 
     Args:
         whole: The metric of the set.
-        left_out: Of the set without each member, (n,).
+        left_out: The metric of the set without each member, (n,).
     """
     values: Array = whole + (len(left_out) - 1) * (left_out.mean() - left_out)
     return values
 
 
 def rate(counts: Sequence[float], sizes: Sequence[float]) -> Array:
-    """Return one value for each prompt, their mean being the total of the counts over that of the sizes; 0 for 0/0."""
-    over, under = np.asarray(counts, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    """Return one value for each prompt; their mean is the sum of the counts over the sum of the sizes, 0 for 0/0."""
+    numerator, denominator = np.asarray(counts, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
 
     def ratio(a: Array, b: Array) -> Array:
         result: Array = np.divide(a, b, out=np.zeros_like(a), where=b > 1e-9)
         return result
 
     return pseudo_values(
-        float(ratio(over.sum(keepdims=True), under.sum(keepdims=True))[0]),
-        ratio(over.sum() - over, under.sum() - under),
+        float(ratio(numerator.sum(keepdims=True), denominator.sum(keepdims=True))[0]),
+        ratio(numerator.sum() - numerator, denominator.sum() - denominator),
     )
 
 
-def compare(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: int) -> list[dict[str, Any]]:
-    """Compare two arms over the same n prompts: every metric with its interval, and second minus first.
+def compare_arms(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: int) -> list[dict[str, Any]]:
+    """Return the metrics of two arms over the same n prompts, and second minus first, all with intervals.
 
-    The intervals are 95%, of a paired bootstrap over prompts; Holm's correction runs over the metrics given. Values are
-    spread out by sqrt(n / (n - 1)) around their mean first: resampling n of them shows only (n - 1) / n of their
-    variance (Hesterberg 2015), which matters to groups of some twenty prompts.
+    The 95% intervals come from a paired bootstrap over prompts. Holm's correction covers the given metrics. A bootstrap
+    shows only (n - 1) / n of the variance (Hesterberg 2015), which matters for groups of about twenty prompts. So the
+    deviations from the mean are first multiplied by sqrt(n / (n - 1)).
 
     Args:
-        first: What each prompt adds to each metric, (n,).
-        second: The same of the other arm.
-        seed: Of the resampling.
+        first: The value of each prompt for each metric, (n,).
+        second: The same for the other arm.
+        seed: The seed of the bootstrap.
     """
     keys = list(first)
     a, b = np.stack([first[key] for key in keys]), np.stack([second[key] for key in keys])  # (S, n)
     n = a.shape[1]
-    rows = zip(*(compare_paired(_spread(values), np.zeros(n), seed) for values in (a, b, b - a)), strict=True)
+    rows = zip(*(compare_paired(_widened(values), np.zeros(n), seed) for values in (a, b, b - a)), strict=True)
     return [
         {
             "level": level,
@@ -234,7 +253,7 @@ def compare(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: int) 
     ]
 
 
-def _spread(values: Array) -> Array:
+def _widened(values: Array) -> Array:
     """Return values (S, n) with the same means and n / (n - 1) times the variance."""
     means = values.mean(axis=1, keepdims=True)
     result: Array = means + (values - means) * (values.shape[1] / (values.shape[1] - 1)) ** 0.5

@@ -1,4 +1,4 @@
-"""Plots of a diversity comparison."""
+"""The plot of a diversity comparison. Main entry: `plot_differences()`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from latentwire.harness.results import open_atomically, writing
 
 
 def plot_differences(comparisons: Sequence[Mapping[str, Any]], path: Path, over: str = "prompts") -> None:
-    """Draw the differences of two arms with their intervals, a panel for each metric, a line for each group of prompts.
+    """Draw the differences of two arms with their intervals: one panel per metric, one line per group of prompts.
 
     Args:
-        comparisons: Those of one pair of arms, of `kat.diversity.comparison.compare` or `kat.diversity.verdict.pool`, with `group`, `form`
-            and `prompts`.
-        path: PNG file, written whole or not at all.
-        over: What the intervals are over, for the title.
+        comparisons: The comparisons of one pair of arms, each with `group`, `form`, `prompts` and `rows`. The rows come
+            from `kat.diversity.comparison.compare_arms` or `kat.diversity.verdict.pool`.
+        path: The PNG file, written completely or not at all.
+        over: The unit of the intervals, for the title: prompts or runs.
     """
     forms = {"matched": (BLUE, 0.12, "o", "lengths matched"), "raw": (ORANGE, -0.12, "s", "as sampled")}
     groups = list(dict.fromkeys((each["group"], each["prompts"]) for each in comparisons))
@@ -36,12 +36,12 @@ def plot_differences(comparisons: Sequence[Mapping[str, Any]], path: Path, over:
         for axes, (level, name) in zip(grid[i], keys, strict=False):
             for each in comparisons:
                 colour, shift, marker, _ = forms[each["form"]]
-                place = shift - [group for group, _ in groups].index(each["group"])
+                height = shift - [group for group, _ in groups].index(each["group"])
                 for row in each["rows"]:
                     if (row["level"], row["metric"]) == (level, name):
-                        axes.plot(row["interval"], [place, place], color=colour, linewidth=1.5)
-                        axes.plot(row["difference"], place, marker, color=colour, markersize=4)
-            if axes.dataLim.width == 0:  # nothing differs: the scale would be one of rounding errors
+                        axes.plot(row["interval"], [height, height], color=colour, linewidth=1.5)
+                        axes.plot(row["difference"], height, marker, color=colour, markersize=4)
+            if axes.dataLim.width == 0:  # all differences are 0, so the axis would show rounding errors
                 axes.set_xlim(-1, 1)
             axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
             better = {1: " (right: more diverse)", -1: " (left: more diverse)", 0: ""}[METRICS[level, name].direction]
@@ -53,8 +53,8 @@ def plot_differences(comparisons: Sequence[Mapping[str, Any]], path: Path, over:
             axes.spines[["top", "right"]].set_visible(False)
         grid[i][0].set_ylabel("\nof ".join(LEVELS[keys[0][0]].split(" of ", 1)), fontsize=8)
     marks = [
-        Line2D([], [], color=colour, marker=marker, markersize=4, label=words)
-        for colour, _, marker, words in forms.values()
+        Line2D([], [], color=colour, marker=marker, markersize=4, label=label)
+        for colour, _, marker, label in forms.values()
     ]
     figure.legend(handles=marks, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
     first, second = comparisons[0]["first"], comparisons[0]["second"]

@@ -1,4 +1,4 @@
-"""A comparison of arms in words and tables: what the numbers say, and what they do not."""
+"""The report of task=diversity in sentences and tables. Main entries: `report_markdown()` and `report_summary()`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from kat.diversity.comparison import LEVELS, METRICS
 
 FORMS = {"matched": "lengths matched", "raw": "as sampled"}
 GROUPS = {"all": "all", "rare": "rare", "common": "common"}
-LEVEL_OF_DOUBT = 0.05  # Holm-corrected p-values from here on show no difference
+SIGNIFICANCE = 0.05  # a difference is shown if its Holm-corrected p-value is lower
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """Return the whole report of task=diversity; `result` is what diversity.json holds."""
+def report_markdown(result: Mapping[str, Any]) -> str:
+    """Return the report of task=diversity.
+
+    Args:
+        result: The content of diversity.json.
+    """
     first, *others = [checkpoint["label"] for checkpoint in result["checkpoints"]]
     prompts, settings = result["prompts"], result["settings"]
     lines = [
         f"# Diversity: {', '.join(others)} against {first}",
         "",
-        f"{settings['num_generations']} completions of at most {settings['max_completion_length']} tokens for each of "
-        f"{prompts['sampled']} held-out prompts ({prompts['held_out']} of {prompts['all']} are held out), temperature "
-        f"{settings['temperature']:g}, top_p {settings['top_p']:g}, seed {result['seed']}, the same random numbers for "
-        "every checkpoint.",
+        f"Each checkpoint answers {prompts['sampled']} of the {prompts['held_out']} held-out prompts (of "
+        f"{prompts['all']}) with {settings['num_generations']} completions of at most "
+        f"{settings['max_completion_length']} tokens. Settings: temperature {settings['temperature']:g}, top_p "
+        f"{settings['top_p']:g}, seed {result['seed']}, and the same random numbers for every checkpoint.",
         "",
         *(f"**Warning:** {warning}.\n" for warning in result["warnings"]),
         *(f"{paragraph}\n" for paragraph in result["reading"]),
@@ -41,7 +45,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     for comparison in result["comparisons"]:
         lines += [*_comparison(comparison), ""]
-    lines += ["## What the metrics are", ""]
+    lines += ["## Metrics", ""]
     lines += [f"- **{metric.label}** ({_directions(metric.direction)}): {metric.definition}."
               for metric in dict.fromkeys(METRICS.values())]  # fmt: skip
     lines += ["", *_method(result), ""]
@@ -49,7 +53,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _directions(direction: int) -> str:
-    return {1: "higher: more diverse", -1: "lower: more diverse", 0: "neither way is better"}[direction]
+    return {1: "higher: more diverse", -1: "lower: more diverse", 0: "no direction is better"}[direction]
 
 
 def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
@@ -67,9 +71,9 @@ def section(
     """Yield a heading and the table of one comparison, level by level.
 
     Args:
-        comparison: Whose rows.
-        size: What it was made over, for the heading.
-        columns: Besides the metric's name: the title of each, and what a row says there.
+        comparison: The comparison.
+        size: The sample size, for the heading.
+        columns: The columns after the name of the metric, each with its title and a function from a row to its cell.
     """
     yield (
         f"## {comparison['second']} against {comparison['first']}: {GROUPS[comparison['group']]} prompts, "
@@ -77,8 +81,8 @@ def section(
     )
     yield ""
     rows: list[list[object]] = []
-    for level, words in LEVELS.items():
-        rows.append([f"*{words}*", *("" for _ in columns)])
+    for level, title in LEVELS.items():
+        rows.append([f"*{title}*", *("" for _ in columns)])
         rows += [[METRICS[level, row["metric"]].label, *(cell(row) for _, cell in columns)]
                  for row in comparison["rows"] if row["level"] == level]  # fmt: skip
     yield from table(["metric", *(title for title, _ in columns)], rows)
@@ -86,137 +90,141 @@ def section(
 
 def _method(result: Mapping[str, Any]) -> Iterator[str]:
     prompts, embedder = result["prompts"], result["embedder"]
-    yield "## How it was compared"
+    yield "## Method"
     yield ""
     yield (
-        "In brackets: 95% intervals of 10,000 bootstrap resamples of the prompts, the differences paired; with "
-        "fewer than 30 prompts they are somewhat too narrow. Across prompts each prompt stands for its "
-        "leave-one-out pseudo-value, as drawing a prompt twice would put copies into the set. p-values are corrected "
-        "by Holm over the metrics of a table; a star marks those below .05. Lengths matched: every completion is cut "
-        "to the shortest of all checkpoints with the same prompt and number. Embeddings for the distance and the "
-        "Vendi score: "
-        f"{embedder}."
+        "Brackets contain 95% intervals from a paired bootstrap with 10,000 resamples of the prompts. With fewer than "
+        "30 prompts they are slightly too narrow. Across prompts, each prompt is represented by its leave-one-out "
+        "pseudo-value, because drawing a prompt twice would add copies to the set. p-values are corrected by Holm over "
+        "the metrics of a table; a star marks values below .05. For matched lengths, every completion is cut to the "
+        "shortest of all checkpoints with the same prompt and number. The distance and the Vendi score use embeddings "
+        f"from {embedder}."
     )
     if "rare_at_most" in prompts:
         yield ""
         yield (
-            f"Rare are prompts with a density of at most {prompts['rare_at_most']:.4g}, common those of at least "
-            f"{prompts['common_at_least']:.4g}: the lowest {result['settings']['rare_share']:.0%} and the highest "
-            f"{result['settings']['common_share']:.0%} of all prompts. {prompts['without_density']} of the sampled "
-            "prompts have no density."
+            f"Rare prompts have a density of at most {prompts['rare_at_most']:.4g}, the lowest "
+            f"{result['settings']['rare_share']:.0%} of all prompts. Common prompts have a density of at least "
+            f"{prompts['common_at_least']:.4g}, the highest {result['settings']['common_share']:.0%}. "
+            f"{prompts['without_density']} of the sampled prompts have no density."
         )
 
 
-def reading(comparisons: Sequence[Mapping[str, Any]], warnings: Sequence[str], generations: int) -> list[str]:
-    """Return what the comparisons say and do not say, a paragraph for each pair of arms.
+def report_summary(comparisons: Sequence[Mapping[str, Any]], warnings: Sequence[str], generations: int) -> list[str]:
+    """Return what the comparisons show and do not show, one paragraph for each pair of arms.
 
     Args:
-        comparisons: Those of all pairs, groups and forms.
-        warnings: What makes them doubtful.
-        generations: Completions of each prompt.
+        comparisons: The comparisons of all pairs, groups and forms.
+        warnings: The warnings about the comparisons.
+        generations: The number of completions of each prompt.
     """
     paragraphs = []
     for first, second in dict.fromkeys((each["first"], each["second"]) for each in comparisons):
-        of = {(each["group"], each["form"]): each for each in comparisons
-              if (each["first"], each["second"]) == (first, second)}  # fmt: skip
-        sentences = [_says(of["all", "matched"], generations)]
-        parts = [group for group in ("rare", "common") if (group, "matched") in of]
-        sentences += [_says(of[group, "matched"], generations) for group in parts]
-        sentences.append(_lengths(of["all", "raw"], of["all", "matched"]))
-        sentences += _unfinished(of["all", "raw"])
-        if len(parts) == 2:
-            sentences.append("Whether rare and common prompts differ in this was not tested.")
+        pair = {(each["group"], each["form"]): each for each in comparisons
+                if (each["first"], each["second"]) == (first, second)}  # fmt: skip
+        sentences = [_differences(pair["all", "matched"], generations)]
+        groups = [group for group in ("rare", "common") if (group, "matched") in pair]
+        sentences += [_differences(pair[group, "matched"], generations) for group in groups]
+        sentences.append(_lengths(pair["all", "raw"], pair["all", "matched"]))
+        sentences += _unfinished(pair["all", "raw"])
+        if len(groups) == 2:
+            sentences.append("No test compares rare with common prompts.")
         sentences.append(
-            "These are two checkpoints, one run of each kind: what another seed of training would give, and whether "
-            "the sampler is the cause, they cannot say."
+            "Each checkpoint is a single run. The comparison does not cover the variation between training seeds, and "
+            "does not show that the sampler is the cause."
         )
         if warnings:
-            sentences.append("The warnings above limit this further.")
+            sentences.append("The warnings above are further limits.")
         paragraphs.append(" ".join(sentences))
     return paragraphs
 
 
-def shown(row: Mapping[str, Any]) -> bool:
-    """Tell whether a difference is shown: its corrected p-value says so, and its interval leaves out 0."""
+def is_shown(row: Mapping[str, Any]) -> bool:
+    """Return whether a difference is shown: the corrected p-value is below .05 and the interval excludes 0."""
+    return bool(row["p_holm"] < SIGNIFICANCE and excludes_0(row))
+
+
+def excludes_0(row: Mapping[str, Any]) -> bool:
+    """Return whether the interval of a difference excludes 0."""
     low, high = row["interval"]
-    return bool(row["p_holm"] < LEVEL_OF_DOUBT and not low <= 0 <= high)
+    return not low <= 0 <= high
 
 
-def _says(comparison: Mapping[str, Any], generations: int) -> str:
-    """Return in which metrics two arms differ, and in which no difference is shown."""
+def _differences(comparison: Mapping[str, Any], generations: int) -> str:
+    """Return a sentence with the metrics in which two arms differ."""
     rows, n = comparison["rows"], comparison["prompts"]
     second = comparison["second"]
-    where = {
+    scope = {
         "all": f"With lengths matched, over all {n} prompts with {generations} completions each",
         "rare": f"Over the {n} rare prompts",
         "common": f"Over the {n} common prompts",
     }[comparison["group"]]
-    differing = [row for row in rows if shown(row)]
+    differing = [row for row in rows if is_shown(row)]
     if not differing:
-        return f"{where}, no difference is shown in any of the {len(rows)} metrics."
+        return f"{scope}, no difference is shown in any of the {len(rows)} metrics."
     parts = []
-    for direction, words in ((1, "more diverse"), (-1, "less diverse"), (0, "different")):
-        found = [row for row in differing if way(row) == direction]
-        if found:
-            parts.append(f"{words} in {listed(map(named, found))}")
+    for change, adjective in ((1, "more diverse"), (-1, "less diverse"), (0, "different")):
+        matching = [row for row in differing if change_in_diversity(row) == change]
+        if matching:
+            parts.append(f"{adjective} in {joined(map(described, matching))}")
     rest = len(rows) - len(differing)
-    none = f"; in the other {rest} no difference is shown" if rest else ""
-    return f"{where}, {second} is {listed(parts)}{none}."
+    others = f"; in the other {rest} no difference is shown" if rest else ""
+    return f"{scope}, {second} is {joined(parts)}{others}."
 
 
-def way(row: Mapping[str, Any]) -> int:
-    """Return 1 where the second arm is the more diverse, -1 where it is less, 0 where the metric says neither."""
+def change_in_diversity(row: Mapping[str, Any]) -> int:
+    """Return 1 if the second arm is more diverse, -1 if it is less diverse, 0 if the metric has no direction."""
     direction = METRICS[row["level"], row["metric"]].direction
     return direction if row["difference"] > 0 else -direction
 
 
-def named(row: Mapping[str, Any]) -> str:
-    """Return the name of a metric with its level and its difference."""
+def described(row: Mapping[str, Any], note: str = "") -> str:
+    """Return the name of a metric with its level, and in brackets its difference and a note."""
     level = {"within": " within prompts", "across": " across prompts", "each": ""}[row["level"]]
     label = METRICS[row["level"], row["metric"]].label
-    return f"{label}{level} ({with_interval(row['difference'], row['interval'], sign=True)})"
+    return f"{label}{level} ({with_interval(row['difference'], row['interval'], sign=True)}{note})"
 
 
 def _lengths(raw: Mapping[str, Any], matched: Mapping[str, Any]) -> str:
-    """Return how lengths differ, and which differences go when they are matched."""
+    """Return a sentence about the lengths as sampled, and about differences that vanish with matched lengths."""
     length = next(row for row in raw["rows"] if row["metric"] == "length")
     by = with_interval(length["difference"], length["interval"], sign=True)
     sentence = (
         f"As sampled, the completions of {raw['second']} differ in length by {by} tokens"
-        if shown(length)
+        if is_shown(length)
         else f"As sampled, no difference in length is shown ({by} tokens)"
     )
-    still = {(row["level"], row["metric"]) for row in matched["rows"] if shown(row)}
+    remaining = {(row["level"], row["metric"]) for row in matched["rows"] if is_shown(row)}
     compared = {(row["level"], row["metric"]) for row in matched["rows"]}
-    gone = [row for row in raw["rows"]
-            if shown(row) and (row["level"], row["metric"]) in compared - still]  # fmt: skip
-    if gone:
-        return f"{sentence}; shown there but not with lengths matched: {listed(map(named, gone))}."
+    vanished = [row for row in raw["rows"]
+                if is_shown(row) and (row["level"], row["metric"]) in compared - remaining]  # fmt: skip
+    if vanished:
+        return f"{sentence}; shown as sampled but not with lengths matched: {joined(map(described, vanished))}."
     return f"{sentence}."
 
 
 def _unfinished(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence where most completions of an arm were cut off: their beginnings are what is compared."""
+    """Yield a sentence if the token limit cut most completions of an arm."""
     ended = next(row for row in raw["rows"] if row["metric"] == "ended")
     shares = {raw[arm]: ended[arm]["value"] for arm in ("first", "second")}
     if min(shares.values()) < 0.5:
         yield (
-            f"Most completions did not come to their end within the limit of tokens "
-            f"({listed(f'{share:.0%} of {label} did' for label, share in shares.items())}), so what is compared are "
-            "beginnings of answers."
+            "Most completions did not end within the token limit "
+            f"({joined(f'{share:.0%} of {label} did' for label, share in shares.items())}), so the comparison covers "
+            "only the beginnings of answers."
         )
 
 
-def listed(parts: Iterable[str]) -> str:
-    """Return parts as a list in words: a, b and c."""
+def joined(parts: Iterable[str]) -> str:
+    """Return parts joined in the form "a, b and c"."""
     *before, last = parts
     return f"{', '.join(before)} and {last}" if before else last
 
 
 def with_interval(value: float, interval: Sequence[float], sign: bool = False) -> str:
-    """Return a value and its interval to three decimals."""
+    """Return a value and its interval to three decimals, with a plus sign if `sign` is set."""
     style = "+.3f" if sign else ".3f"
-    middle, low, high = (f"{round(number, 3) + 0.0:{style}}" for number in (value, *interval))  # + 0.0: no -0.000
+    middle, low, high = (f"{round(number, 3) + 0.0:{style}}" for number in (value, *interval))  # + 0.0 avoids -0.000
     return f"{middle} [{low}, {high}]"
 
 
@@ -226,8 +234,8 @@ def p_text(value: float) -> str:
 
 
 def p_holm_text(row: Mapping[str, Any]) -> str:
-    """Return a row's corrected p-value, with a star where it is shown to differ."""
-    return p_text(row["p_holm"]) + (" *" if shown(row) else "")
+    """Return a row's corrected p-value, with a star if its difference is shown."""
+    return p_text(row["p_holm"]) + (" *" if is_shown(row) else "")
 
 
 def difference_text(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Sampled completions in a file that outlives a killed run: rows are added piece by piece, never rewritten."""
+"""Sampled completions in a file that grows piece by piece, so a killed run resumes. Main entry: `sample_into()`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from kat.grpo.rollout import Completion, Sampling, sample
 from latentwire.harness.results import numbered_rows, writing
 
-PIECE = 8  # prompts sampled at a time; finished ones outlive a killed run
+PIECE = 8  # prompts in a piece; a killed run keeps its finished pieces
 Row = dict[str, Any]
 
 
 class SampleFile:
-    """The completions of several models, a row each: `key` says what decides them, so that no other is taken for them.
+    """A file of completions, one row each. The `key` of a row is a hash of everything that the completion depends on.
 
     Args:
-        path: A JSONL file. A last line that a killed run left unfinished is cut off.
+        path: The JSONL file. An incomplete last line from a killed run is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,14 +30,14 @@ class SampleFile:
                 file.truncate(content.rfind(b"\n") + 1)
 
     def read(self, key: str) -> dict[tuple[str, int], Row]:
-        """Return the rows of a key by prompt and number."""
+        """Return the rows with a key, by prompt id and completion number."""
         if not self.path.is_file():
             return {}
-        rows = (row for _, row in numbered_rows(self.path, "move it away to sample anew"))
+        rows = (row for _, row in numbered_rows(self.path, "move the file away to sample again"))
         return {(row["prompt_id"], row["number"]): row for row in rows if row.get("key") == key}
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Write rows to the disk."""
+        """Append rows and flush them to the disk."""
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
@@ -47,22 +47,33 @@ class SampleFile:
 
 
 def pieces(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the prompts in pieces of similar length; they depend on all the prompts, not on what is finished.
+    """Return the prompts in pieces of similar length. Finished work does not change the pieces.
 
     Args:
-        prompts: Token ids.
+        prompts: The token ids of each prompt.
+
+    Returns:
+        Indices into `prompts`, piece by piece.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     return [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
 
 
 def missing(file: SampleFile, key: str, ids: Sequence[str], prompts: Sequence[Sequence[int]], count: int) -> list[int]:
-    """Return the pieces of which not all completions are in the file, by number."""
-    found = file.read(key)
+    """Return the numbers of the pieces with missing completions.
+
+    Args:
+        file: The file of completions.
+        key: The key of the completions.
+        ids: The ids of the prompts.
+        prompts: The token ids of each prompt.
+        count: The number of completions for each prompt.
+    """
+    rows = file.read(key)
     return [
         number
         for number, piece in enumerate(pieces(prompts))
-        if not all((ids[i], g) in found for i in piece for g in range(count))
+        if not all((ids[i], g) in rows for i in piece for g in range(count))
     ]
 
 
@@ -80,38 +91,38 @@ def sample_into(
     ends: frozenset[int],
     advance: Callable[[int, str], None],
 ) -> None:
-    """Sample what is missing of a model's completions and write each piece when it is whole.
+    """Sample the missing completions of a model, and write each piece when it is complete.
 
-    Completion g of a prompt draws from the same random numbers whatever the model: generator_for(seed, "diversity",
-    the prompt's id, g).
+    Completion g of a prompt uses the same random numbers for every model: generator_for(seed, "diversity", prompt id,
+    g).
 
     Args:
-        file: Where they go.
-        key: What decides them.
-        label: Of the model, for readers.
+        file: The file of completions.
+        key: The hash of everything that the completions depend on.
+        label: The name of the model, for readers.
         model: A causal LM of transformers, in evaluation mode.
         tokenizer: Its tokenizer.
-        ids: Of the M prompts.
-        prompts: Their token ids.
-        sampling: How.
-        seed: Of all draws.
-        ends: Ids that end a completion.
-        advance: Is told the number of completions of each piece, and how long they are.
+        ids: The ids of the M prompts.
+        prompts: The token ids of each prompt.
+        sampling: The sampling settings.
+        seed: The seed of all draws.
+        ends: The token ids that end a completion.
+        advance: A function that is called after each piece with its number of completions and their mean length.
     """
-    every = pieces(prompts)
+    all_pieces = pieces(prompts)
     for number in missing(file, key, ids, prompts, sampling.num_generations):
-        piece = every[number]
+        piece = all_pieces[number]
         keys = [("diversity", ids[i]) for i in piece]
-        found = sample(model, [prompts[i] for i in piece], keys, sampling, seed=seed, ends=ends)
+        sampled = sample(model, [prompts[i] for i in piece], keys, sampling, seed=seed, ends=ends)
         file.add(
             [
                 {"key": key, "checkpoint": label, "prompt_id": ids[i], "number": g, **_row(completion, tokenizer)}
-                for i, completions in zip(piece, found, strict=True)
+                for i, completions in zip(piece, sampled, strict=True)
                 for g, completion in enumerate(completions)
             ]
         )
-        tokens = sum(len(completion.ids) for completions in found for completion in completions)
-        advance(len(piece) * sampling.num_generations, f"{tokens / len(piece) / len(found[0]):.1f} tokens each")
+        tokens = sum(len(completion.ids) for completions in sampled for completion in completions)
+        advance(len(piece) * sampling.num_generations, f"{tokens / len(piece) / len(sampled[0]):.1f} tokens each")
 
 
 def _row(completion: Completion, tokenizer: Any) -> Row:

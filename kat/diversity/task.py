@@ -1,4 +1,4 @@
-"""The task diversity: the same held-out prompts sampled from two or more checkpoints, and how they differ."""
+"""The task diversity: two or more checkpoints compared on held-out prompts. Main entry: `diversity()`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import read_weights
 from kat.diversity.bleu import Tokens
 from kat.diversity.comparison import (
-    FEWEST,
+    MIN_GROUP,
     Samples,
     across,
     common_lengths,
-    compare,
+    compare_arms,
     cut,
     each,
     groups_by_density,
@@ -32,19 +32,19 @@ from kat.diversity.comparison import (
 )
 from kat.diversity.metrics import em_dashes, not_just_but
 from kat.diversity.plots import plot_differences
-from kat.diversity.report import markdown, reading
+from kat.diversity.report import report_markdown, report_summary
 from kat.diversity.samples import Row, SampleFile, missing, pieces, sample_into
 from kat.embedding.pooling import Embedder, embed_texts
 from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.grpo.rollout import Sampling, end_tokens
-from kat.pipeline.artifacts import locate, task
+from kat.pipeline.artifacts import locate, output_folder, task
 from kat.training.lineage import require_unseen
-from kat.training.model_folder import TrainedModel, beyond_training, doubts, find_models
-from latentwire.harness.device import choose_dtype, place
+from kat.training.model_folder import TrainedModel, beyond_training, comparison_warnings, find_models
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import config_hash, read_json, write_json, write_text_atomically
 from latentwire.harness.typed_config import typed
@@ -56,7 +56,7 @@ BATCH_TOKENS_ON_CPU = 4096
 
 @dataclass
 class DiversitySpec:
-    """What to sample, and which prompts are rare and common."""
+    """The settings of the samples and of the groups of rare and common prompts."""
 
     prompts: int
     num_generations: int
@@ -67,72 +67,72 @@ class DiversitySpec:
     common_share: float
 
     def check(self) -> None:
-        """Refuse what cannot be compared.
+        """Check the numbers of completions and prompts.
 
         Raises:
-            UserError: Says which, and what it may be.
+            UserError: A number is too small for a comparison.
         """
         if self.num_generations < 2:
             raise UserError(f"num_generations={self.num_generations}: the diversity of a prompt's completions needs at "
                             "least 2 of them; the default is 8")  # fmt: skip
-        if self.prompts < FEWEST:
-            raise UserError(f"prompts={self.prompts}: must be at least {FEWEST}; intervals need some dozens")
+        if self.prompts < MIN_GROUP:
+            raise UserError(f"prompts={self.prompts}: must be at least {MIN_GROUP}; useful intervals need dozens")
 
 
 @dataclass
 class _Work:
-    """What is asked, before anything is loaded but tokenizers."""
+    """The work of the task, known before any model is loaded."""
 
     spec: DiversitySpec
     sampling: Sampling
     models: list[TrainedModel]
     tokenizer: PreTrainedTokenizerBase
-    prompts: list[Prompt]  # M
-    encoded: list[list[int]]
-    about: dict[str, Any]  # of the prompts
+    prompts: list[Prompt]  # M prompts
+    encoded: list[list[int]]  # their token ids
+    about: dict[str, Any]  # numbers and thresholds of the prompts
     groups: dict[str, list[int]]
     seed: int
     dtype: torch.dtype
 
     def key(self, model: TrainedModel) -> str:
-        """Return what decides the completions of a model."""
-        asked = {**asdict(self.sampling), "seed": self.seed, "dtype": str(self.dtype)}
-        return config_hash([model.identity, asked, [prompt.id for prompt in self.prompts], self.encoded])
+        """Return a hash of everything that the completions of a model depend on."""
+        settings = {**asdict(self.sampling), "seed": self.seed, "dtype": str(self.dtype)}
+        return config_hash([model.identity, settings, [prompt.id for prompt in self.prompts], self.encoded])
 
 
 @task
 def diversity(cfg: DictConfig) -> dict[str, Any] | None:
-    """Compare the checkpoints; write samples.jsonl, diversity.json, diversity.md and the plots into a folder.
+    """Compare the checkpoints, and write samples.jsonl, diversity.json, diversity.md and the plots into a folder.
 
     Returns:
-        What diversity.json holds; None in processes other than the first.
+        The content of diversity.json; None in all processes but the main one.
 
     Raises:
-        UserError: No checkpoints, tokenizers that differ, too few prompts or completions, missing files.
+        UserError: A checkpoint or file is missing, tokenizers differ, or there are too few prompts or completions.
     """
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     if not state.is_main_process:
         return None
     embedding = typed(EmbedderSpec, cfg.embedder, "embedder.")
     embedding.check()
     if embedding.name == "file":
-        raise UserError("embedder=file: a file embeds no completion; use embedder=hidden or embedder=sentence")
+        raise UserError("embedder=file: a file cannot embed completions; use embedder=hidden or embedder=sentence")
     work = _work(cfg, state)
     base = typed(ModelSpec, cfg.model, "model.")
     about = embedding.identity(base, work.dtype)
-    out = _folder(cfg, work.models)
+    out = output_folder(cfg, Path("outputs", "diversity", "_vs_".join(model.label for model in work.models)))
     report = out / "diversity.json"
     key = config_hash(
         [[work.key(model) for model in work.models], [model.label for model in work.models], about, work.groups]
     )
     before = read_json(report) if report.is_file() and not cfg.force else None
     if isinstance(before, dict) and before.get("key") == key:
-        say(f"diversity: {out}  (finished before; force=true compares again)")
+        log(f"diversity: {out}  (finished before; force=true compares again)")
         _print(before)
         return before
-    warnings = [*doubts(work.models), *beyond_training(work.models, work.spec.max_completion_length)]
+    warnings = [*comparison_warnings(work.models), *beyond_training(work.models, work.spec.max_completion_length)]
     for warning in warnings:
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
     started = time.perf_counter()
     rows = _sampled(work, state, out / "samples.jsonl")
     embedder = load_embedder(embedding, base, state.device, work.dtype)
@@ -147,7 +147,7 @@ def diversity(cfg: DictConfig) -> dict[str, Any] | None:
         "prompts": {**work.about, **{name: len(group) for name, group in work.groups.items() if name != "all"}},
         "embedder": " of ".join([embedding.name, base.name] if "model" in about else [embedding.name]),
         "warnings": warnings,
-        "reading": reading(comparisons, warnings, work.spec.num_generations),
+        "reading": report_summary(comparisons, warnings, work.spec.num_generations),
         "comparisons": comparisons,
         "dtype": str(work.dtype).removeprefix("torch."),
         "seconds": round(time.perf_counter() - started, 3),
@@ -155,11 +155,11 @@ def diversity(cfg: DictConfig) -> dict[str, Any] | None:
     }
     others = [model.label for model in work.models[1:]]
     for other in others:
-        of = [each for each in comparisons if each["second"] == other]
-        plot_differences(of, out / ("diversity.png" if len(others) == 1 else f"diversity_{other}.png"))
-    write_text_atomically(out / "diversity.md", markdown(result))
-    write_json(report, result)  # the last: where it is, all is
-    say(f"diversity: {out / 'diversity.md'}, with diversity.json, samples.jsonl and plots beside it")
+        pair = [each for each in comparisons if each["second"] == other]
+        plot_differences(pair, out / ("diversity.png" if len(others) == 1 else f"diversity_{other}.png"))
+    write_text_atomically(out / "diversity.md", report_markdown(result))
+    write_json(report, result)  # written last, so it exists only if all other files do
+    log(f"diversity: {out / 'diversity.md'}, with diversity.json, samples.jsonl and plots in the same folder")
     _print(result)
     return result
 
@@ -189,11 +189,11 @@ def _work(cfg: DictConfig, state: PartialState) -> _Work:
     groups = {"all": list(range(len(ids)))}
     if cfg.weights_file:
         known, density, _ = read_weights(locate(cfg, "weights_file"))
-        chosen, thresholds = groups_by_density(ids, known, density, spec.rare_share, spec.common_share)
+        by_density, thresholds = groups_by_density(ids, known, density, spec.rare_share, spec.common_share)
         about |= thresholds
-        for name, group in chosen.items():
-            if len(group) < FEWEST:
-                say(f"note: {len(group)} of the {len(ids)} prompts are {name}, too few to compare; raise prompts or "
+        for name, group in by_density.items():
+            if len(group) < MIN_GROUP:
+                log(f"note: {len(group)} of the {len(ids)} prompts are {name}, too few to compare; raise prompts or "
                     f"{name}_share")  # fmt: skip
             else:
                 groups[name] = group
@@ -204,44 +204,44 @@ def _work(cfg: DictConfig, state: PartialState) -> _Work:
 
 
 def _prompts(cfg: DictConfig, models: Sequence[TrainedModel], count: int) -> tuple[list[Prompt], dict[str, Any]]:
-    """Return the prompts to sample, drawn by the seed from those that no run trained on."""
+    """Return the prompts to sample, drawn by the seed from the prompts that no run trained on, and their numbers."""
     shares = {model.label: model.held_out for model in models if model.held_out is not None}
     share = cfg.held_out if cfg.held_out is not None else min(shares.values(), default=None)
     if share is None:
-        raise UserError("held_out: none of the checkpoints says which prompts its training held out; write "
+        raise UserError("held_out: none of the checkpoints records which prompts its training held out; write "
                         "held_out=SHARE, such as held_out=0.1")  # fmt: skip
     if not isinstance(share, int | float) or isinstance(share, bool):
         raise UserError(f"held_out={share}: must be a share of the prompts, from 0 to below 1")
-    if smaller := next((label for label, theirs in shares.items() if theirs < share), None):
+    if smaller := next((label for label, run_share in shares.items() if run_share < share), None):
         raise UserError(
             f"held_out={share}: {smaller} was trained with held_out={shares[smaller]} and so on some of these prompts; "
-            "leave held_out out, and the smallest share of the runs is taken"
+            "leave held_out out to use the smallest share of the runs"
         )
     path = locate(cfg, "prompts_file")
-    every = read_prompts(path)
-    kept = sorted((prompt for prompt in every if held_out(prompt.id, share)), key=lambda prompt: prompt.id)
+    all_prompts = read_prompts(path)
+    kept = sorted((prompt for prompt in all_prompts if held_out(prompt.id, share)), key=lambda prompt: prompt.id)
     if len(kept) < count:
-        raise UserError(f"prompts={count}: held_out={share} leaves {len(kept)} of the {len(every)} prompts of {path}; "
-                        "ask for fewer")  # fmt: skip
+        raise UserError(f"prompts={count}: held_out={share} leaves {len(kept)} of the {len(all_prompts)} prompts of "
+                        f"{path}; set a smaller number")  # fmt: skip
     order = torch.randperm(len(kept), generator=generator_for(cfg.seed, "diversity", "prompts")).tolist()
     chosen = [kept[row] for row in sorted(order[:count])]
-    return chosen, {"all": len(every), "share": share, "held_out": len(kept), "sampled": count}
+    return chosen, {"all": len(all_prompts), "share": share, "held_out": len(kept), "sampled": count}
 
 
 def _common_tokenizer(models: Sequence[TrainedModel]) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of all the models.
+    """Return the common tokenizer of the models.
 
     Raises:
-        UserError: They differ, so that neither prompts nor numbers of tokens would be the same.
+        UserError: Tokenizers or chat templates differ, so prompts and numbers of tokens would differ too.
     """
     tokenizers = [load_tokenizer(_spec(model)) for model in models]
     first = tokenizers[0]
     for model, tokenizer in zip(models[1:], tokenizers[1:], strict=True):
         same = tokenizer.get_vocab() == first.get_vocab() and tokenizer.eos_token_id == first.eos_token_id
         if not same or tokenizer.chat_template != first.chat_template:
-            what = "chat templates" if same else "tokenizers"
-            raise UserError(f"{models[0].label} and {model.label} have different {what}, so their completions cannot "
-                            "be compared token by token; give checkpoints of one base model")  # fmt: skip
+            difference = "chat templates" if same else "tokenizers"
+            raise UserError(f"{models[0].label} and {model.label} have different {difference}, so their completions "
+                            "cannot be compared token by token; give checkpoints of one base model")  # fmt: skip
     return first
 
 
@@ -249,36 +249,26 @@ def _spec(model: TrainedModel) -> ModelSpec:
     return ModelSpec(name=model.label, origin="path", path=str(model.folder))
 
 
-def _folder(cfg: DictConfig, models: Sequence[TrainedModel]) -> Path:
-    """Return the folder of the results."""
-    if not cfg.out:
-        return Path("outputs", "diversity", "_vs_".join(model.label for model in models))
-    out = Path(str(cfg.out)).expanduser()
-    if out.is_file():
-        raise UserError(f"out={cfg.out}: is a file; write out=FOLDER")
-    return out
-
-
 def _sampled(work: _Work, state: PartialState, path: Path) -> list[list[list[Row]]]:
-    """Return the completions of every model, (models, M, K) rows, sampling those that the file does not have."""
+    """Return the completions by model, prompt and number, after sampling the completions that the file lacks."""
     file, count = SampleFile(path), work.spec.num_generations
     ids = [prompt.id for prompt in work.prompts]
     for model in work.models:
         key = work.key(model)
         todo = missing(file, key, ids, work.encoded, count)
-        every = pieces(work.encoded)
-        if len(todo) < len(every):
-            say(f"{model.label}: {len(every) - len(todo)} of {len(every)} pieces are finished from before")
+        all_pieces = pieces(work.encoded)
+        if len(todo) < len(all_pieces):
+            log(f"{model.label}: {len(all_pieces) - len(todo)} of {len(all_pieces)} pieces are finished from before")
         if not todo:
             continue
         lm = load_model(_spec(model), state.device, work.dtype)
         longest = max(map(len, work.encoded))
         if longest + work.sampling.max_new_tokens > lm.context_length:
             raise UserError(
-                f"a prompt of {longest} tokens and {work.sampling.max_new_tokens} new ones are more than the context "
+                f"a prompt of {longest} tokens and {work.sampling.max_new_tokens} new tokens are more than the context "
                 f"of {model.label}, {lm.context_length}; lower max_completion_length or remove the prompt"
             )
-        with Progress(f"sample {model.label}", sum(len(every[number]) for number in todo) * count) as progress:
+        with Progress(f"sample {model.label}", sum(len(all_pieces[number]) for number in todo) * count) as progress:
             sample_into(
                 file, key, model.label, lm.model, work.tokenizer, ids, work.encoded, work.sampling, seed=work.seed,
                 ends=end_tokens(lm.model, work.tokenizer), advance=progress.advance,
@@ -294,7 +284,7 @@ def _sampled(work: _Work, state: PartialState, path: Path) -> list[list[list[Row
 def _forms(
     work: _Work, rows: Sequence[Sequence[Sequence[Row]]], embedder: Embedder, batch_tokens: int
 ) -> dict[str, list[Samples]]:
-    """Return the completions of every model as they are and with lengths matched, embedded."""
+    """Return the embedded completions of every model, as sampled (raw) and with lengths matched."""
     ids: list[list[list[Tokens]]] = [[[tuple(row["ids"]) for row in prompt] for prompt in model] for model in rows]
     lengths = common_lengths(ids)
     texts: dict[str, list[list[list[str]]]] = {
@@ -302,8 +292,8 @@ def _forms(
         "matched": [
             [
                 [row["text"] if len(row["ids"]) == n else _text(work.tokenizer, row["ids"][:n])
-                 for row, n in zip(prompt, wanted, strict=True)]
-                for prompt, wanted in zip(model, lengths, strict=True)
+                 for row, n in zip(prompt, prompt_lengths, strict=True)]
+                for prompt, prompt_lengths in zip(model, lengths, strict=True)
             ]
             for model in rows
         ],
@@ -316,16 +306,16 @@ def _forms(
         forms[form] = []
         for own, model, strings in zip(ids, rows, models, strict=True):
             index = np.array([[row_of.get(text, -1) for text in prompt] for prompt in strings])  # (M, K)
-            kept = [[len(row["entropy"]) if form == "raw" else n for row, n in zip(prompt, wanted, strict=True)]
-                    for prompt, wanted in zip(model, lengths, strict=True)]  # fmt: skip
+            kept = [[len(row["entropy"]) if form == "raw" else n for row, n in zip(prompt, prompt_lengths, strict=True)]
+                    for prompt, prompt_lengths in zip(model, lengths, strict=True)]  # fmt: skip
             forms[form].append(
                 Samples(
                     ids=own if form == "raw" else cut(own, lengths),
                     strings=strings,
                     emb=emb[index].astype(np.float64),
                     empty=index < 0,
-                    entropy=[[row["entropy"][:n] for row, n in zip(prompt, wanted, strict=True)]
-                             for prompt, wanted in zip(model, kept, strict=True)],
+                    entropy=[[row["entropy"][:n] for row, n in zip(prompt, numbers, strict=True)]
+                             for prompt, numbers in zip(model, kept, strict=True)],
                     ended=[[row["ended"] for row in prompt] for prompt in model],
                 )
             )  # fmt: skip
@@ -337,15 +327,15 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: Tokens) -> str:
 
 
 def _compared(work: _Work, forms: dict[str, list[Samples]]) -> list[dict[str, Any]]:
-    """Compare every model with the first, in every group of prompts, with lengths matched and as they are."""
+    """Compare every model with the first one, in every group of prompts, with lengths matched and as sampled."""
     vocabulary = len(work.tokenizer)
-    found = []
-    inside = {form: [within(samples, vocabulary) for samples in models] for form, models in forms.items()}
+    comparisons = []
+    within_prompts = {form: [within(samples, vocabulary) for samples in models] for form, models in forms.items()}
     for group, members in work.groups.items():
         for form in ("matched", "raw"):
             values = [
                 {
-                    **{key: value[members] for key, value in inside[form][i].items()},
+                    **{key: value[members] for key, value in within_prompts[form][i].items()},
                     **across(samples, members, vocabulary),
                     **each(samples, members, form == "matched"),
                 }
@@ -353,13 +343,13 @@ def _compared(work: _Work, forms: dict[str, list[Samples]]) -> list[dict[str, An
             ]
             for model, second in zip(work.models[1:], values[1:], strict=True):
                 about = {"first": work.models[0].label, "second": model.label, "group": group, "form": form}
-                rows = compare(values[0], second, work.seed)
-                found.append({**about, "prompts": len(members), "rows": rows})
-    return found
+                rows = compare_arms(values[0], second, work.seed)
+                comparisons.append({**about, "prompts": len(members), "rows": rows})
+    return comparisons
 
 
 def _described(model: TrainedModel, forms: dict[str, list[Samples]], number: int) -> dict[str, Any]:
-    """Return what a model is and what it said, in counts."""
+    """Return the name and files of a model, and counts of its completions."""
     raw, matched = forms["raw"][number], forms["matched"][number]
     lengths = [[[len(ids) for ids in prompt] for prompt in samples.ids] for samples in (raw, matched)]
     before, after = np.array(lengths[0]), np.array(lengths[1])

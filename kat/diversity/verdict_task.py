@@ -1,4 +1,4 @@
-"""The task verdict: reads the diversity.json of several pairs of runs and says what holds over the runs."""
+"""The task verdict: the diversity reports of several pairs of runs, combined. Main entry: `verdict()`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from kat.diversity.plots import plot_differences
-from kat.diversity.verdict import Report, arms_of, markdown, pool, reading, require_alike
-from kat.pipeline.artifacts import task
-from latentwire.harness.device import place
+from kat.diversity.verdict import Report, arms_of, pool, require_alike, verdict_markdown, verdict_summary
+from kat.pipeline.artifacts import output_folder, task
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import read_json, write_json, write_text_atomically
 
 FILE = "diversity.json"
@@ -22,15 +22,15 @@ FILE = "diversity.json"
 
 @task
 def verdict(cfg: DictConfig) -> dict[str, Any] | None:
-    """Pool the comparisons; write verdict.json, verdict.md and the plots into a folder.
+    """Combine the comparisons, and write verdict.json, verdict.md and the plots into a folder.
 
     Returns:
-        What verdict.json holds; None in processes other than the first.
+        The content of verdict.json; None in all processes but the main one.
 
     Raises:
-        UserError: No such reports, or reports that are not of the same comparison.
+        UserError: A report does not exist, or the reports do not make the same comparison.
     """
-    if not place(cfg.device).is_main_process:
+    if not accelerator_state(cfg.device).is_main_process:
         return None
     if not isinstance(cfg.reports, ListConfig):
         raise UserError(f"reports={cfg.reports}: expected a list; write 'reports=[FOLDER,FOLDER]'")
@@ -42,33 +42,31 @@ def verdict(cfg: DictConfig) -> dict[str, Any] | None:
         "arms": arms,
         "reports": list(reports),
         "warnings": [f"{name}: {warning}" for name, report in reports.items() for warning in report["warnings"]],
-        "reading": reading(comparisons, len(reports)),
+        "reading": verdict_summary(comparisons, len(reports)),
         "comparisons": comparisons,
     }
-    out = Path(str(cfg.out)).expanduser() if cfg.out else Path("outputs", "verdict", "_vs_".join(arms))
-    if out.is_file():
-        raise UserError(f"out={cfg.out}: is a file; write out=FOLDER")
+    out = output_folder(cfg, Path("outputs", "verdict", "_vs_".join(arms)))
     for arm in arms[1:]:
-        of = [each for each in comparisons if each["second"] == arm]
-        plot_differences(of, out / ("verdict.png" if len(arms) == 2 else f"verdict_{arm}.png"),
+        pair = [each for each in comparisons if each["second"] == arm]
+        plot_differences(pair, out / ("verdict.png" if len(arms) == 2 else f"verdict_{arm}.png"),
                          f"{len(reports)} pairs of runs")  # fmt: skip
-    write_text_atomically(out / "verdict.md", markdown(result))
+    write_text_atomically(out / "verdict.md", verdict_markdown(result))
     write_json(out / "verdict.json", result)
     for paragraph in result["reading"]:
         print(paragraph)
-    say(f"verdict: {out / 'verdict.md'}, with verdict.json and the plot beside it")
+    log(f"verdict: {out / 'verdict.md'}, with verdict.json and the plots in the same folder")
     return result
 
 
 def _files(entries: Sequence[str]) -> list[Path]:
-    """Return the reports that entries name, each once: folders, or shell patterns of folders, sorted."""
+    """Return the report files of folders or shell patterns of folders, each file once."""
     found: list[Path] = []
     for entry in entries:
         pattern = str(Path(entry).expanduser())
-        folders = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern))  # noqa: PTH207 (it takes absolute patterns too)
+        folders = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern))  # noqa: PTH207 (Path.glob rejects absolute patterns)
         files = [path for folder in folders if (path := Path(folder, FILE)).is_file()]
         if not files:
-            raise UserError(f"reports: {entry}: no folder there has a {FILE}; make it with run.py task=diversity")
+            raise UserError(f"reports: {entry}: no such folder with a {FILE}; make it with run.py task=diversity")
         found += [path for path in files if path not in found]
     return found
 
@@ -77,5 +75,5 @@ def _read(path: Path) -> Report:
     report = read_json(path)
     needed = {"checkpoints", "comparisons", "settings", "seed", "prompts", "embedder", "dtype", "warnings"}
     if not isinstance(report, dict) or not needed <= report.keys():
-        raise UserError(f"{path}: is no report of task=diversity; make it anew with force=true")
+        raise UserError(f"{path}: is not a report of task=diversity; make it again with force=true")
     return report

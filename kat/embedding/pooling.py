@@ -1,7 +1,7 @@
-"""Texts -> unit-norm embeddings (N, D): pooling over real tokens, batches by length, and the file embeddings.pt.
+"""Embeddings of texts (N, D) as rows of length 1, pooled over the real tokens. Main entry: `embed_texts()`.
 
-An embedding depends on its text alone, up to the last bits, which shift with the shape of its batch; so a text that
-occurs several times is embedded once, and its copies are equal to the bit.
+An embedding depends only on its text, up to the last bits, which change with the shape of the batch. A text that
+occurs several times is therefore embedded once, so its copies are equal to the bit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from latentwire.harness.errors import UserError
 
 
 class Embedder(Protocol):
-    """What turns texts into vectors."""
+    """An object that turns texts into vectors."""
 
     @property
     def max_tokens(self) -> int:
-        """Longest text it can read, in tokens."""
+        """Return the length of the longest text that can be embedded, in tokens."""
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text."""
@@ -32,7 +32,7 @@ class Embedder(Protocol):
 
 
 class HiddenEmbedder:
-    """Mean over real tokens of the final hidden states, those that the output head reads.
+    """An embedder that averages the final hidden states, the input of the output head, over the real tokens.
 
     Args:
         model: A causal language model.
@@ -41,7 +41,7 @@ class HiddenEmbedder:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # recurrent models have none
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # None for recurrent models
         self.max_tokens = int(tokenizer.model_max_length if limit is None else limit)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -49,7 +49,7 @@ class HiddenEmbedder:
         return ids
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text, special ones included."""
+        """Return the number of tokens of each text, including special tokens."""
         return [len(ids) for ids in self._encode(texts)]
 
     @torch.no_grad()
@@ -57,17 +57,17 @@ class HiddenEmbedder:
         """Return the mean final hidden state of each text: (B, D) float32 on the model's device."""
         rows = self._encode(texts)
         width = max(len(row) for row in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)  # (B, T); padded on the right
+        ids = torch.zeros(len(rows), width, dtype=torch.long)  # (B, T), padded on the right
         mask = torch.zeros_like(ids)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
             mask[i, : len(row)] = 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         hidden = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        weights = mask.unsqueeze(-1).float()  # (B, T, 1)
-        # where() and not only times 0: what stands at padding may be NaN in some attention kernels.
-        kept = torch.where(weights > 0, hidden.float(), 0.0)
-        return kept.sum(dim=1) / weights.sum(dim=1)
+        is_token = mask.unsqueeze(-1).float()  # (B, T, 1)
+        # A product with 0 is not enough: some attention kernels give NaN at padding.
+        kept = torch.where(is_token > 0, hidden.float(), 0.0)
+        return kept.sum(dim=1) / is_token.sum(dim=1)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Return one unit row for each text of one batch: (B, D) float32 on the CPU."""
@@ -75,17 +75,17 @@ class HiddenEmbedder:
 
 
 class LogitsEmbedder:
-    """Mean over real tokens of the logits, by default at hidden size.
+    """An embedder that averages the logits over the real tokens, by default at the hidden size.
 
     Logits are linear in the final hidden state, so mean(W h) = W mean(h). With S the symmetric square root of W'W,
-    S mean(h) has the same inner products as the vocabulary-sized W mean(h), exactly. Among the factors of W'W it is
-    the only symmetric one with no negative eigenvalue, so rows computed elsewhere stay comparable. A bias of the head
-    is one more column of W, and a constant one more entry of h. A common factor of all logits does not matter to unit
-    rows; anything else between W h and the logits (a soft cap) is refused.
+    S mean(h) has exactly the same inner products as the vocabulary-sized W mean(h). S is the only symmetric factor of
+    W'W without a negative eigenvalue, so rows from different machines stay comparable. A bias of the head is an extra
+    column of W, with an extra entry 1 in h. A common factor of all logits does not change unit rows. A model with any
+    other step between W h and the logits, such as a soft cap, is rejected.
 
     Args:
-        hidden: The embedder that gives mean(h).
-        full: Return the vocabulary-sized vector, (B, V), instead.
+        hidden: The embedder that computes mean(h).
+        full: Whether to return the vocabulary-sized vectors, (B, V).
 
     Raises:
         UserError: The model's logits are not linear in its final hidden states.
@@ -103,7 +103,7 @@ class LogitsEmbedder:
         self.map = matrix.float() if full else square_root(matrix).to(weight.device)  # (V or D, D)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text, special ones included."""
+        """Return the number of tokens of each text, including special tokens."""
         return self.hidden.lengths(texts)
 
     @torch.no_grad()
@@ -116,7 +116,15 @@ class LogitsEmbedder:
 
 
 def square_root(matrix: Tensor, block: int = 8192) -> Tensor:
-    """Return the symmetric S with S S = W'W, for W (V, D): (D, D) float32, computed in float64."""
+    """Return the symmetric square root of W'W, computed in float64.
+
+    Args:
+        matrix: W, (V, D).
+        block: The number of rows of W that are processed at a time.
+
+    Returns:
+        S with S S = W'W, (D, D) float32.
+    """
     gram = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
     for rows in matrix.split(block):
         part = rows.cpu().double()
@@ -127,7 +135,7 @@ def square_root(matrix: Tensor, block: int = 8192) -> Tensor:
 
 @torch.no_grad()
 def _check_linear(model: PreTrainedModel, matrix: Tensor, has_bias: bool) -> None:
-    """Refuse a model whose logits are not a multiple of W h + b: tried on a handful of its tokens."""
+    """Check on up to 16 tokens that a model's logits are a multiple of W h + b; raise UserError otherwise."""
     vocabulary = len(matrix)
     ids = torch.arange(min(16, vocabulary), device=model.device)[None] * (vocabulary // min(16, vocabulary))
     output = model(input_ids=ids, output_hidden_states=False, use_cache=False)
@@ -145,16 +153,16 @@ def _check_linear(model: PreTrainedModel, matrix: Tensor, has_bias: bool) -> Non
         or getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     ):
         raise UserError(
-            f"embedder=logits: this model's logits are not linear in its final hidden states (they differ by "
-            f"{difference:.1%}; a soft cap does that), so they cannot be pooled there; use embedder=hidden"
+            f"embedder=logits: this model's logits are not linear in its final hidden states (difference "
+            f"{difference:.1%}, for instance because of a soft cap), so they cannot be pooled; use embedder=hidden"
         )
 
 
 def unit_rows(vectors: Tensor) -> Tensor:
-    """Return rows of length 1: (B, D) -> (B, D) float32 on the CPU.
+    """Return vectors divided by their lengths: (B, D) -> (B, D) float32 on the CPU.
 
     Raises:
-        UserError: A row is not finite, or zero.
+        UserError: A row is zero or not finite.
     """
     vectors = vectors.float().cpu()
     norms = vectors.norm(dim=1, keepdim=True)
@@ -165,23 +173,30 @@ def unit_rows(vectors: Tensor) -> Tensor:
     return vectors / norms
 
 
-ENOUGH_TOKENS = 1024  # real tokens that keep a batch's matrix products busy
-MOST_PADDING = 1 / 16  # of its positions; a batch with enough tokens ends before it
+ENOUGH_TOKENS = 1024  # real tokens in a batch that make its matrix products efficient
+MOST_PADDING = 1 / 16  # largest share of padding in a batch with enough tokens
 
 
-def plan(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Group texts of similar length, longest first; no batch has more than `batch_tokens` positions, padding too.
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Return batches of texts of similar length, longest first.
 
-    A batch also ends where shorter texts would fill it with padding. The plan depends on the lengths alone, whatever
-    the number of processes. A text too long for the budget gets a batch of its own.
+    A batch also ends when shorter texts would add too much padding. The batches depend only on the lengths and the
+    budget, not on the number of processes. A text that exceeds the budget gets its own batch.
+
+    Args:
+        lengths: The number of tokens of each text.
+        batch_tokens: The largest number of positions in a batch, including padding.
 
     Returns:
         Indices into `lengths`, batch by batch.
+
+    Raises:
+        UserError: `batch_tokens` is below 1.
     """
     if batch_tokens < 1:
         raise UserError(f"batch_tokens={batch_tokens}: must be at least 1")
     batches: list[list[int]] = []
-    tokens = 0  # real ones of the last batch
+    tokens = 0  # real tokens in the last batch
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batches:
             positions = (len(batches[-1]) + 1) * lengths[batches[-1][0]]
@@ -195,37 +210,36 @@ def plan(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def embed_texts(
-    embedder: Embedder,
-    texts: Sequence[str],
-    batch_tokens: int = 8192,
-) -> Tensor:
-    """Embed texts in batches of similar length, in their own order: (N, D) float32 unit rows on the CPU.
+def embed_texts(embedder: Embedder, texts: Sequence[str], batch_tokens: int = 8192) -> Tensor:
+    """Return the embeddings of texts, computed in batches of similar length. No text is cut.
 
     Args:
-        embedder: What turns a batch into vectors.
-        texts: At least one; each different text is embedded once.
-        batch_tokens: Positions (rows x longest) embedded at a time.
+        embedder: The embedder.
+        texts: N texts, at least one. Each different text is embedded once.
+        batch_tokens: The largest number of positions (rows x longest text) in a batch.
+
+    Returns:
+        Rows of length 1 in the order of the texts, (N, D) float32 on the CPU.
 
     Raises:
-        UserError: No texts, an empty one, or one that the model cannot read whole; nothing is cut off.
+        UserError: The list of texts is empty, or a text is empty or too long for the model.
     """
     if not texts:
-        raise UserError("there is no text to embed")
-    numbers: dict[str, int] = {}
-    row_of = [numbers.setdefault(text, len(numbers)) for text in texts]
-    distinct = list(numbers)
+        raise UserError("no text to embed; give at least one")
+    row_by_text: dict[str, int] = {}
+    row_of = [row_by_text.setdefault(text, len(row_by_text)) for text in texts]
+    distinct = list(row_by_text)
     lengths = embedder.lengths(distinct)
     for text, length in zip(distinct, lengths, strict=True):
         if length == 0:
             raise UserError(f"text {texts.index(text)} has no tokens; remove it")
         if length > embedder.max_tokens:
             raise UserError(
-                f"text {texts.index(text)} has {length} tokens, but the model reads {embedder.max_tokens} at most; "
+                f"text {texts.index(text)} has {length} tokens, but the model reads at most {embedder.max_tokens}; "
                 "remove or shorten it, or use a model with a longer context"
             )
     rows: Tensor | None = None
-    for batch in plan(lengths, batch_tokens):
+    for batch in plan_batches(lengths, batch_tokens):
         vectors = embedder.embed([distinct[i] for i in batch])
         if rows is None:
             rows = torch.empty(len(distinct), vectors.shape[1])
@@ -237,15 +251,18 @@ def embed_texts(
 def embed_hidden(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_tokens: int = 8192
 ) -> Tensor:
-    """Return the mean final hidden state of each text over its real tokens: (N, D) float32 unit rows on the CPU.
+    """Return the mean final hidden state of each text over its real tokens, at length 1.
 
     Args:
         model: A causal language model, in evaluation mode.
         tokenizer: Its tokenizer.
-        texts: Texts to embed.
-        batch_tokens: Positions (rows x longest) embedded at a time.
+        texts: N texts.
+        batch_tokens: The largest number of positions (rows x longest text) in a batch.
+
+    Returns:
+        Rows of length 1 in the order of the texts, (N, D) float32 on the CPU.
 
     Raises:
-        UserError: As `embed_texts` says.
+        UserError: The texts cannot be embedded, see `embed_texts`.
     """
     return embed_texts(HiddenEmbedder(model, tokenizer), texts, batch_tokens)

@@ -1,7 +1,7 @@
-"""Embedding many texts piece by piece: finished pieces stay on disk, several processes share them out.
+"""Embedding of many texts in pieces that several processes share. Main entry: `Shards`.
 
-What is in a piece depends on the lengths of the texts and the token budget alone, so that a run that was killed goes
-on, with another number of processes too, and ends with the same rows.
+Finished pieces stay on disk. A piece depends only on the lengths of the texts and the token budget. A killed run
+therefore resumes with the same rows, also with another number of processes.
 """
 
 from __future__ import annotations
@@ -14,43 +14,50 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kat.embedding.pooling import Embedder, plan
+from kat.embedding.pooling import Embedder, plan_batches
 from latentwire.harness.results import open_atomically, writing
 
-MOST_BATCHES = 16  # batches in a piece; fewer where there are so few that processes would be left without
+MOST_BATCHES = 16  # largest number of batches in a piece; few batches give smaller pieces, enough for all processes
 
 
 class Shards:
-    """The pieces of one piece of work in a folder of their own.
+    """The pieces of one embedding run, in their own folder.
 
     Args:
-        folder: Where finished pieces lie; must be another for other texts, another embedder or another budget.
-        lengths: Number of tokens of each text.
-        batch_tokens: Positions (rows x longest) embedded at a time.
+        folder: The folder of the finished pieces. Other texts, embedders or budgets need another folder.
+        lengths: The number of tokens of each text.
+        batch_tokens: The largest number of positions (rows x longest text) in a batch.
     """
 
     def __init__(self, folder: Path, lengths: Sequence[int], batch_tokens: int) -> None:
         self.folder, self.total = folder, len(lengths)
-        batches = plan(lengths, batch_tokens)
+        batches = plan_batches(lengths, batch_tokens)
         size = max(1, min(MOST_BATCHES, len(batches) // 64))
         self.pieces = [batches[start : start + size] for start in range(0, len(batches), size)]
 
     def path(self, piece: int) -> Path:
-        """Return where a piece lies."""
+        """Return the file of a piece."""
         return self.folder / f"{piece:06d}.safetensors"
 
     def texts_of(self, pieces: Sequence[int]) -> int:
-        """Return how many texts are in some pieces."""
+        """Return the number of texts in the given pieces."""
         return sum(len(batch) for piece in pieces for batch in self.pieces[piece])
 
     def missing(self) -> list[int]:
-        """Return the pieces that are not finished."""
+        """Return the numbers of the pieces that are not finished."""
         return [piece for piece in range(len(self.pieces)) if self._read(piece) is None]
 
     def work(
         self, pieces: Sequence[int], embedder: Embedder, texts: Sequence[str], advance: Callable[[int], None]
     ) -> None:
-        """Embed some pieces and write each when it is whole; `advance` is told the number of texts of each batch."""
+        """Embed the given pieces, and write each piece when it is complete.
+
+        Args:
+            pieces: The numbers of the pieces.
+            embedder: The embedder.
+            texts: All texts.
+            advance: A function that is called after each batch with its number of texts.
+        """
         for piece in pieces:
             vectors = []
             for batch in self.pieces[piece]:
@@ -62,7 +69,7 @@ class Shards:
                 file.write(content)
 
     def assemble(self) -> Tensor:
-        """Return all rows in the order of the texts: (N, D)."""
+        """Return all embeddings in the order of the texts, (N, D); all pieces must be finished."""
         emb: Tensor | None = None
         for piece in range(len(self.pieces)):
             content = self._read(piece)
@@ -75,7 +82,7 @@ class Shards:
         return emb
 
     def _read(self, piece: int) -> tuple[Tensor, Tensor] | None:
-        """Return the rows of a finished piece and their vectors; None if it is not there, or not what it should be."""
+        """Return the row numbers and vectors of a finished piece; None if its file is missing or damaged."""
         try:
             content = safetensors.torch.load_file(self.path(piece))
         except (FileNotFoundError, SafetensorError):

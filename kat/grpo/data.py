@@ -1,4 +1,7 @@
-"""What GRPO trains on: prompts as tokens, those held out, and the weights by which the others are drawn."""
+"""Prompts of GRPO as tokens, split into training and held-out prompts, with sampling weights.
+
+Main entries: `encode_prompts()` and `draw_weights()`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from latentwire.harness.errors import UserError
 
 @dataclass(frozen=True)
 class TokenPrompt:
-    """A prompt and its tokens."""
+    """A prompt with its token ids."""
 
     id: str
     text: str
@@ -26,26 +29,27 @@ class TokenPrompt:
 
 @dataclass(frozen=True)
 class GrpoData:
-    """The prompts of a run."""
+    """The training prompts and the held-out prompts of a run."""
 
     train: list[TokenPrompt]
     held_out: list[TokenPrompt]  # never trained on
-    too_long: list[str]  # ids of prompts that leave no room for a completion; in neither
+    too_long: list[str]  # ids of prompts that leave no room for a completion; in neither list
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, context: int, new_tokens: int, share: float,
                    whose: str = "policy") -> GrpoData:  # fmt: skip
-    """Encode prompts and set apart those that are held out; what does not fit into the context is in neither.
+    """Encode prompts, and split them into training, held-out and too long prompts.
 
-    Fitting means the prompt, a whole completion, and the end token that the reward model reads after one cut off.
+    The context must hold the prompt, a completion of full length, and one end token: the reward model scores a
+    truncated completion with an end token appended.
 
     Args:
-        prompts: All there are.
-        tokenizer: Of the policy.
-        context: Positions that the policy and the reward model can both read.
-        new_tokens: Tokens of a completion, at most.
-        share: Of the prompts that are held out; by their ids alone, so the same in every arm and for every seed.
-        whose: Of the two models, the one with that context; for the message.
+        prompts: All prompts.
+        tokenizer: The policy's tokenizer.
+        context: Context length that the policy and the reward model both support, in tokens.
+        new_tokens: Maximum number of tokens of a completion.
+        share: Share of the prompts to hold out. Their ids decide, so they are the same for every arm and seed.
+        whose: Model that limits the context, for the message: policy or reward model.
 
     Raises:
         UserError: No prompt leaves room for a completion.
@@ -68,37 +72,37 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, context: int, new_
 
 
 def draw_weights(
-    data: GrpoData, arm: str, measured: dict[str, float], unread: Sequence[str], prompts_per_step: int, seed: int
+    data: GrpoData, arm: str, measured: dict[str, float], too_long: Sequence[str], prompts_per_step: int, seed: int
 ) -> tuple[Tensor, int]:
-    """Return the weight of each training prompt, (N,) float64 of sum 1, and how many can never be drawn.
+    """Return the sampling weight of each training prompt, (N,) float64 of sum 1, and how many are never drawn.
 
     Args:
         data: The prompts.
-        arm: uniform | density | reversed | shuffled, made among the training prompts.
-        measured: Weights of task=density by prompt id; not looked at where the arm is uniform.
-        unread: Ids of prompts that the embedder could not read.
-        prompts_per_step: Prompts of a batch.
-        seed: Of the shuffling.
+        arm: uniform | density | reversed | shuffled, applied to the training prompts.
+        measured: Weights of task=density by prompt id; ignored by the uniform arm.
+        too_long: Ids of prompts that are too long for the embedder; their weight is 0, except in the uniform arm.
+        prompts_per_step: Number of prompts in a step.
+        seed: Seed of the arm `shuffled`.
 
     Raises:
-        UserError: Fewer prompts than a batch has.
+        UserError: There are fewer prompts than a step needs.
     """
-    without = len(set(unread) & {prompt.id for prompt in data.train}) if arm != "uniform" else 0
-    if len(data.train) - without < prompts_per_step:
+    never_drawn = len(set(too_long) & {prompt.id for prompt in data.train}) if arm != "uniform" else 0
+    if len(data.train) - never_drawn < prompts_per_step:
         raise UserError(
-            f"grpo.prompts_per_step={prompts_per_step}: there are {len(data.train) - without} prompts to train on "
+            f"grpo.prompts_per_step={prompts_per_step}: there are {len(data.train) - never_drawn} prompts to train on "
             f"({len(data.held_out)} are held out, {len(data.too_long)} too long); use more data or fewer prompts a step"
         )
-    return prompt_weights([prompt.id for prompt in data.train], arm, measured, unread, seed)
+    return prompt_weights([prompt.id for prompt in data.train], arm, measured, too_long, seed)
 
 
 def evaluation_prompts(data: GrpoData, count: int) -> list[TokenPrompt]:
-    """Return `count` of the held-out prompts, the same ones in every run: the first by id, which is a hash.
+    """Return the first `count` held-out prompts in the order of their ids, the same prompts in every run.
 
     Raises:
-        UserError: None is held out.
+        UserError: No prompt is held out.
     """
     if count and not data.held_out:
-        raise UserError("held_out: holds out none of these prompts, so nothing can be evaluated; hold out a larger "
+        raise UserError("held_out: holds out none of the prompts, so nothing can be evaluated; use a larger "
                         "share, or set grpo.eval_prompts=0")  # fmt: skip
     return sorted(data.held_out, key=lambda prompt: prompt.id)[:count]

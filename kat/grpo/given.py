@@ -1,4 +1,7 @@
-"""Models that a run is given: the policy it starts from, the reward model that judges it, and whether they fit it."""
+"""Models that a run of task=grpo starts with: the policy and the reward model, and checks that they fit together.
+
+Main entries: `policy_spec()`, `reward_folder()` and `load_judge()`.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from kat.grpo.rewards import MODEL, load_function
 from kat.pipeline.ensure import config_of
 from kat.reward.model import load_reward_model
 from kat.reward.task import reward as train_reward
-from kat.training.model_folder import READ_TOO
+from kat.training.model_folder import settings_digest, weights_folder
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import OtherConfigurationError
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import config_hash
 from latentwire.harness.typed_config import typed
 from latentwire.lm.model_folder import weight_files
@@ -28,10 +31,10 @@ from latentwire.lm.spec import ModelSpec
 
 
 def policy_spec(cfg: DictConfig) -> ModelSpec:
-    """Return which model training starts from: the folder `policy`, or else `model`.
+    """Return the model that training starts from: the folder `policy` if it is set, else `model`.
 
     Raises:
-        UserError: A folder without a model, or one within the folder of this run.
+        UserError: The folder has no model, or is inside the folder of this run.
     """
     if cfg.policy is None:
         return typed(ModelSpec, cfg.model, "model.")
@@ -42,58 +45,56 @@ def policy_spec(cfg: DictConfig) -> ModelSpec:
 
 
 def reward_folder(cfg: DictConfig) -> Path:
-    """Return the folder of the reward model: the one given, or that of task=reward, which is run if need be.
+    """Return the folder of the reward model: `reward` if it is set, else the output of task=reward, run if necessary.
 
     Raises:
-        UserError: No such folder, one without a model, or one within the folder of this run; or what task=reward
-            raises.
+        UserError: The folder does not exist, has no model, or is inside the folder of this run; or task=reward fails.
     """
     if cfg.reward is not None:
         return _model_folder("reward", cfg.reward, "give the folder of a finished run of task=reward", cfg.out)
     changes = {"sampler": {"name": cfg.reward_sampler}, "tracker": cfg.tracker, "held_out": cfg.held_out}
-    wanted = config_of(cfg, "train", "reward", **changes)
-    if not (Path(wanted.out) / "result.json").is_file():
-        say(f"{wanted.out}: no reward model there yet, so task=reward comes first")
+    reward_cfg = config_of(cfg, "train", "reward", **changes)
+    if not (Path(reward_cfg.out) / "result.json").is_file():
+        log(f"{reward_cfg.out}: no reward model there yet, so task=reward comes first")
     try:
-        train_reward(wanted)
+        train_reward(reward_cfg)
     except OtherConfigurationError as error:
         raise UserError(
-            f"{error}\nThis is the reward model that the policy would be trained with: train it anew with train.py "
-            "task=reward force=true and the same settings, or name another with reward=FOLDER"
+            f"{error}\nThe policy would be trained with this reward model: train it again by train.py task=reward "
+            "force=true with the same settings, or name another one with reward=FOLDER"
         ) from error
-    return Path(wanted.out) / "model"
+    return Path(reward_cfg.out) / "model"
 
 
 def _model_folder(setting: str, value: Any, remedy: str, out: str) -> Path:
-    given = Path(str(value)).expanduser()
-    folder = given / "model" if (given / "model").is_dir() else given
+    folder = weights_folder(str(value))
     if not (folder / "config.json").is_file():
-        raise UserError(f"{setting}={value}: {'holds no model' if given.is_dir() else 'no such folder'}; {remedy}")
+        problem = "holds no model" if Path(str(value)).expanduser().is_dir() else "no such folder"
+        raise UserError(f"{setting}={value}: {problem}; {remedy}")
     weight_files(folder, f"{setting}={value}")
     if Path(out).expanduser().resolve() in folder.resolve().parents:
         raise UserError(
-            f"{setting}={value}: lies in the folder that this run writes to, out={out}, where it would be moved or "
+            f"{setting}={value}: is inside the folder that this run writes to, out={out}, and would be moved or "
             "overwritten; give another out=FOLDER"
         )
     return folder
 
 
 def content_of(folder: Path) -> dict[str, str]:
-    """Return what a model's folder is: the digests of its weights by file, and one of settings and tokenizer.
+    """Return the digests of a model's weights by file name, and under "settings" one of its settings and tokenizer.
 
     Raises:
-        UserError: It has no weights as safetensors.
+        UserError: The folder has no weights as safetensors.
     """
-    others = sorted((path.name, file_sha256(path)) for pattern in READ_TOO for path in folder.glob(pattern))
     weights = {path.name: file_sha256(path) for path in weight_files(folder, str(folder))}
-    return {**weights, "settings": config_hash([list(pair) for pair in others])}
+    return {**weights, "settings": settings_digest(folder)}
 
 
 def sources_of(names: Sequence[str]) -> dict[str, str]:
-    """Return the digests of the modules that hold the reward functions among the names; helpers beside them count.
+    """Return the digest of each reward function's module, by the function's name; other code in the module counts.
 
     Raises:
-        UserError: What cannot be imported, or a function whose module has no source to tell it by.
+        UserError: A function cannot be imported, or the source of its module cannot be read.
     """
     found = {}
     for name in names:
@@ -105,14 +106,14 @@ def sources_of(names: Sequence[str]) -> dict[str, str]:
             found[name] = config_hash(inspect.getsource(module))
         except (OSError, TypeError) as error:
             raise UserError(
-                f"grpo.reward_funcs: {name}: {module.__name__} has no source that could be read ({error}), so nothing "
-                "would tell when it changes; put the function into a .py file"
+                f"grpo.reward_funcs: {name}: {module.__name__} has no source that can be read ({error}), so changes "
+                "would go unnoticed; put the function into a .py file"
             ) from error
     return found
 
 
 def differing_tokenizers(one: Any, other: Any) -> list[str]:
-    """Return in what two tokenizers differ, in words; empty where ids of one mean the same to the other."""
+    """Return the differences of two tokenizers in words; an empty list if both give ids the same meaning."""
     vocabularies = [tokenizer.get_vocab() for tokenizer in (one, other)]
     found = []
     if vocabularies[0] != vocabularies[1]:
@@ -127,16 +128,21 @@ def differing_tokenizers(one: Any, other: Any) -> list[str]:
 
 
 def load_judge(folder: Path, tokenizer: Any, device: torch.device) -> PreTrainedModel:
-    """Load a reward model for completions of a policy, whose token ids it reads.
+    """Load a reward model that scores the token ids of a policy.
+
+    Args:
+        folder: Folder of the reward model.
+        tokenizer: The policy's tokenizer.
+        device: Device of the model.
 
     Raises:
-        UserError: It does not load, or its tokenizer is not the policy's; says in what they differ.
+        UserError: The model does not load, or the tokenizers differ; the message lists the differences.
     """
     model, own = load_reward_model(folder, device, torch.float32)
     if differing := differing_tokenizers(own, tokenizer):
         raise UserError(
             f"the reward model in {folder} has another tokenizer than the policy, they differ in "
-            f"{', '.join(differing)}: it would read other words than were written; give a reward model of the same "
-            "family"
+            f"{', '.join(differing)}: it would score other words than the policy wrote; give a reward model of "
+            "the same family"
         )
     return model

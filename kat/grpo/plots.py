@@ -1,4 +1,4 @@
-"""Curves of a GRPO run."""
+"""Curves of a GRPO run. Main entry: `plot_training()`."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from latentwire.harness.results import open_atomically, writing
 
 
 def plot_training(
-    steps: Sequence[Mapping[str, Any]], looks: Sequence[Mapping[str, Any]], title: str, path: Path
+    steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], title: str, path: Path
 ) -> None:
-    """Draw reward, KL divergence and entropy over the steps of GRPO, and reward and KL of held-out prompts.
+    """Draw reward, KL divergence and entropy of each step, and reward and KL divergence of the held-out prompts.
 
     Args:
-        steps: Rows of metrics.jsonl: step, reward, entropy and, with a reference, kl.
-        looks: Rows of held_out.jsonl: step, reward, reward_interval and, with a reference, kl; may be empty.
+        steps: Rows of metrics.jsonl: step, reward, entropy and, with a reference policy, kl.
+        evaluations: Rows of held_out.jsonl: step, reward, reward_interval and, with a reference policy, kl; may be
+            empty.
         title: Name of the run.
-        path: PNG file, written whole or not at all.
+        path: PNG file to write.
     """
-    at = [row["step"] for row in steps]
+    x = [row["step"] for row in steps]
     figure = Figure(figsize=(10, 3.2), dpi=120, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    left.plot(at, [row["reward"] for row in steps], color=GREY, linewidth=1, label="training prompts, each step's own")
-    if looks:
-        means = [row["reward"] for row in looks]
+    left.plot(x, [row["reward"] for row in steps], color=GREY, linewidth=1, label="training prompts, each step's own")
+    if evaluations:
+        means = [row["reward"] for row in evaluations]
         ends = [[mean - row["reward_interval"][0], row["reward_interval"][1] - mean]
-                for mean, row in zip(means, looks, strict=True)]  # fmt: skip
-        left.errorbar([row["step"] for row in looks], means, yerr=list(zip(*ends, strict=True)), color=BLUE, marker="o",
-                      capsize=3, label="held-out prompts, 95%")  # fmt: skip
+                for mean, row in zip(means, evaluations, strict=True)]  # fmt: skip
+        left.errorbar([row["step"] for row in evaluations], means, yerr=list(zip(*ends, strict=True)), color=BLUE,
+                      marker="o", capsize=3, label="held-out prompts, 95%")  # fmt: skip
     left.set(title="reward", xlabel="step")
     left.legend(fontsize=7, frameon=False)
-    for axes, name, words in ((middle, "kl", "KL from the start, nats a token"), (right, "entropy", "entropy, nats")):
+    for axes, name, label in ((middle, "kl", "KL from the start, nats a token"), (right, "entropy", "entropy, nats")):
         if name in steps[0]:
-            axes.plot(at, [row[name] for row in steps], color=GREY, linewidth=1)
-        if looks and name in looks[0]:
-            axes.plot([row["step"] for row in looks], [row[name] for row in looks], color=BLUE, marker="o")
-        axes.set(title=words, xlabel="step")
+            axes.plot(x, [row[name] for row in steps], color=GREY, linewidth=1)
+        if evaluations and name in evaluations[0]:
+            axes.plot([row["step"] for row in evaluations], [row[name] for row in evaluations], color=BLUE, marker="o")
+        axes.set(title=label, xlabel="step")
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)

@@ -1,10 +1,11 @@
-"""Log-probabilities of completions under the policy and its frozen reference; frozen blocks are read once, if ever.
+"""Log-probabilities of completions under the policy and the reference policy. Main entry: `Policy`.
 
-A prompt is read once for all its completions: they stand behind it in one line, each sees the prompt and itself, and
-its positions go on from the prompt's end. The numbers are those of the rows one by one, to rounding.
+A prompt is computed once for all its completions. They follow it in one packed sequence; each attends to the prompt and
+itself, and its positions continue the prompt's. The results equal, up to rounding, the results of separate rows.
 
-The reference is the policy with the weights that it began with: copies of the trainable ones, which stand in for
-them (`torch.func.functional_call`). No second model is loaded, whatever is trained.
+The reference policy shares the frozen weights with the policy. It uses copies of the initial trainable weights
+(`torch.func.functional_call`), so no second model is loaded. Frozen blocks at the bottom are computed only while
+sampling.
 """
 
 from __future__ import annotations
@@ -20,81 +21,82 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
-from kat.grpo.objective import token_logps
+from kat.grpo.objective import per_token_logps
 from kat.grpo.rollout import Completion
 from kat.training.tree_mask import tree_mask
-from latentwire.harness.progress import say
+from kat.training.tuning import find_blocks
+from latentwire.harness.progress import log
 
-LINE = 2048  # positions of a line, at most: attention costs the square of it
+MAX_PACKED_TOKENS = 2048  # maximum length of a packed sequence; attention costs its square
 
 
 @dataclass(frozen=True)
-class Row:
-    """A prompt of P tokens with one of its completions."""
+class PolicyRow:
+    """A prompt with one of its completions."""
 
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...]  # P token ids
     completion: Completion
 
     @property
     def size(self) -> int:
-        """Positions that it takes: the last token of the completion is not read."""
+        """Number of positions; the last token of the completion is predicted, but not an input."""
         return len(self.prompt) + len(self.completion.ids) - 1
 
 
 class Policy:
-    """A model in training, with what it was at the start.
+    """A model in training, with its initial weights as the reference policy.
 
     Args:
-        model: A causal LM of transformers, in evaluation mode (dropout would make the ratio noisy). Its trainable
-            parameters are those that require a gradient.
+        model: A causal LM of transformers in evaluation mode, as dropout would make the probability ratio noisy. Its
+            trainable parameters are the ones that require a gradient.
         parameters: The trainable parameters by name.
-        temperature: Of the sampling; divides the logits.
-        reference: Whether the reference is kept.
+        temperature: Sampling temperature, which divides the logits.
+        ref_model: Whether to keep the initial weights for `ref_logps`.
     """
 
-    def __init__(self, model: Any, parameters: dict[str, nn.Parameter], temperature: float, *, reference: bool) -> None:
+    def __init__(self, model: Any, parameters: dict[str, nn.Parameter], temperature: float, *, ref_model: bool) -> None:
         self.model, self.parameters, self.temperature = model, parameters, temperature
-        self.reference = {name: p.detach().clone() for name, p in parameters.items()} if reference else None
+        self.ref_parameters = {name: p.detach().clone() for name, p in parameters.items()} if ref_model else None
         self.frozen = frozen_blocks(model)
 
     @property
-    def tap(self) -> nn.Module | None:
-        """The last frozen block: what it returned while sampling is all that is needed of the frozen part."""
+    def hidden_state_hook(self) -> nn.Module | None:
+        """The last frozen block, whose outputs while sampling replace the frozen part; None without frozen blocks."""
         return self.frozen[-1] if self.frozen else None
 
-    def logps(self, rows: Sequence[Row]) -> Tensor:
-        """Return the log-probability of each token, with gradient, (B, C), padded on the right."""
+    def logps(self, rows: Sequence[PolicyRow]) -> Tensor:
+        """Return the log-probability of each token, (B, C) with gradient, padded on the right, in nats."""
         return self._logps(rows, None)
 
     @torch.no_grad()
-    def reference_logps(self, rows: Sequence[Row]) -> Tensor:
-        """Return the log-probability of each token under the reference, (B, C), padded on the right."""
-        assert self.reference is not None
-        return self._logps(rows, self.reference)
+    def ref_logps(self, rows: Sequence[PolicyRow]) -> Tensor:
+        """Return the log-probability of each token under the reference policy, (B, C), padded on the right, in nats."""
+        assert self.ref_parameters is not None
+        return self._logps(rows, self.ref_parameters)
 
-    def _logps(self, rows: Sequence[Row], weights: dict[str, Tensor] | None) -> Tensor:
+    def _logps(self, rows: Sequence[PolicyRow], parameters: dict[str, Tensor] | None) -> Tensor:
         device = self.model.device
-        line = lay_out(rows)
+        packed = pack_rows(rows)
         inputs = {
-            "input_ids": line.ids[None].to(device),
-            "attention_mask": tree_mask(line.branch, self.model.dtype, line.family)[None, None].to(device),
-            "position_ids": line.positions[None].to(device),
+            "input_ids": packed.ids[None].to(device),
+            "attention_mask": tree_mask(packed.branch, self.model.dtype, packed.prompt_index)[None, None].to(device),
+            "position_ids": packed.positions[None].to(device),
             "use_cache": False,
             # a tensor: a slice would give the output head strided rows, many times slower
-            "logits_to_keep": line.reads.to(device),
+            "logits_to_keep": packed.logit_positions.to(device),
         }
-        with _given(self.frozen, self._states(line, rows)):
-            found = self.model(**inputs) if weights is None else functional_call(self.model, weights, (), inputs)
+        with _skipping(self.frozen, self._states(packed, rows)):
+            output = self.model(**inputs) if parameters is None else functional_call(self.model, parameters, (), inputs)
         tokens = torch.tensor([token for row in rows for token in row.completion.ids], device=device)
-        logps = token_logps(found.logits, tokens[None], self.temperature)[0]  # (S,)
+        logps = per_token_logps(output.logits, tokens[None], self.temperature)[0]  # (S,)
         return pad_sequence(logps.split([len(row.completion.ids) for row in rows]), batch_first=True)
 
-    def _states(self, line: Line, rows: Sequence[Row]) -> Tensor | None:
-        """Lay out the outputs of the last frozen block, as they were while sampling, (1, T, D)."""
+    def _states(self, packed: PackedSequence, rows: Sequence[PolicyRow]) -> Tensor | None:
+        """Return the outputs of the last frozen block for a packed sequence, as recorded while sampling, (1, T, D)."""
         if not self.frozen or any(row.completion.states is None for row in rows):
             return None
         parts: list[Tensor] = []
-        for number, start in line.pieces:
+        for number, start in packed.pieces:
             states = rows[number].completion.states
             assert states is not None
             parts.append(states[: len(rows[number].prompt)] if start == 0 else states[start:])
@@ -102,63 +104,73 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Line:
-    """Rows in one line of T positions: each prompt, once, then what follows it."""
+class PackedSequence:
+    """Rows in one sequence of T positions: each prompt once, followed by its completions."""
 
-    ids: Tensor  # (T,)
-    positions: Tensor  # (T,), of a token in its own row
-    family: Tensor  # (T,), which prompt a token belongs to
-    branch: Tensor  # (T,), 0 for a prompt's token, else which of its completions
-    reads: Tensor  # (S,), for each token of each completion, row by row: where its logits are
-    pieces: list[tuple[int, int]]  # what the line is made of: (row, 0) its prompt, (row, P) what it reads after that
+    ids: Tensor  # (T,), token ids
+    positions: Tensor  # (T,), position of each token in its own row
+    prompt_index: Tensor  # (T,), index of each token's prompt
+    branch: Tensor  # (T,), 0 in a prompt, else the number of the prompt's completion
+    logit_positions: Tensor  # (S,), position of the logits of each completion token, row by row
+    pieces: list[tuple[int, int]]  # parts of the sequence: (row, 0) is a prompt, (row, P) a row's completion
 
 
-def lay_out(rows: Sequence[Row]) -> Line:
-    """Lay rows out in one line, the completions of a prompt behind it."""
-    families: dict[tuple[int, ...], list[int]] = {}
-    for number, row in enumerate(rows):
-        families.setdefault(row.prompt, []).append(number)
+def _rows_by_prompt(rows: Sequence[PolicyRow]) -> dict[tuple[int, ...], list[int]]:
+    """Return the indices of the rows of each prompt."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        found.setdefault(row.prompt, []).append(index)
+    return found
+
+
+def pack_rows(rows: Sequence[PolicyRow]) -> PackedSequence:
+    """Return rows as one sequence, each prompt followed by its completions."""
     ids: list[int] = []
     positions: list[int] = []
-    family: list[int] = []
-    branch: list[int] = []  # 0: the prompt
+    prompt_index: list[int] = []
+    branch: list[int] = []
     pieces: list[tuple[int, int]] = []
-    reads: list[list[int]] = [[] for _ in rows]
-    for which, (prompt, members) in enumerate(families.items()):
-        last = len(ids) + len(prompt) - 1  # gives the first token of each completion
+    logit_positions: list[list[int]] = [[] for _ in rows]
+    for index, (prompt, members) in enumerate(_rows_by_prompt(rows).items()):
+        last = len(ids) + len(prompt) - 1  # has the logits of the first token of each completion
         for number, part in enumerate([None, *members]):
-            read = prompt if part is None else rows[part].completion.ids[:-1]
+            tokens = prompt if part is None else rows[part].completion.ids[:-1]
             start = 0 if part is None else len(prompt)
             pieces.append((members[0] if part is None else part, start))
             if part is not None:
-                reads[part] = [last, *range(len(ids), len(ids) + len(read))]
-            ids += read
-            positions += range(start, start + len(read))
-            family += [which] * len(read)
-            branch += [number] * len(read)
-    wanted = [position for row in reads for position in row]
-    made = {"ids": ids, "positions": positions, "family": family, "branch": branch, "reads": wanted}
-    return Line(**{name: torch.tensor(column) for name, column in made.items()}, pieces=pieces)
+                logit_positions[part] = [last, *range(len(ids), len(ids) + len(tokens))]
+            ids += tokens
+            positions += range(start, start + len(tokens))
+            prompt_index += [index] * len(tokens)
+            branch += [number] * len(tokens)
+    return PackedSequence(
+        ids=torch.tensor(ids),
+        positions=torch.tensor(positions),
+        prompt_index=torch.tensor(prompt_index),
+        branch=torch.tensor(branch),
+        logit_positions=torch.tensor([position for row in logit_positions for position in row]),
+        pieces=pieces,
+    )
 
 
 def frozen_blocks(model: Any) -> list[nn.Module]:
-    """Return the blocks at the bottom of a decoder that no gradient reaches, if what lies above them can do alone.
+    """Return the frozen blocks at the bottom of a decoder, if recorded outputs can replace them.
 
-    Empty where the embeddings or the first block are trained, or where the model is no plain stack of blocks; whether
-    the blocks above, given the states between, return what the whole model returns, is tried out.
+    A trial run checks that the blocks above, given recorded states, return the logits of the whole model.
+
+    Returns:
+        The blocks; an empty list if the embeddings or the first block are trained, or if the check fails.
     """
-    decoder = model.get_decoder()
-    depth = model.config.get_text_config().num_hidden_layers
-    stack = next((m for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
-    if stack is None or any(p.requires_grad for p in model.get_input_embeddings().parameters()):
+    found = find_blocks(model.get_decoder())
+    if found is None or any(p.requires_grad for p in model.get_input_embeddings().parameters()):
         return []
-    frozen = list(itertools.takewhile(lambda block: not any(p.requires_grad for p in block.parameters()), stack))
-    return frozen if frozen and _can_do_alone(model, frozen) else []
+    frozen = list(itertools.takewhile(lambda block: not any(p.requires_grad for p in block.parameters()), found[1]))
+    return frozen if frozen and _can_skip(model, frozen) else []
 
 
 @torch.no_grad()
-def _can_do_alone(model: Any, frozen: list[nn.Module]) -> bool:
-    """Tell whether the model gives the same logits when its frozen blocks are replaced by what they returned."""
+def _can_skip(model: Any, frozen: list[nn.Module]) -> bool:
+    """Return whether the model gives the same logits when recorded outputs replace its frozen blocks."""
     ids = torch.arange(1, 6, device=model.device)[None]
     returned: list[Any] = []
     handle = frozen[-1].register_forward_hook(lambda _, __, output: returned.append(output))
@@ -168,17 +180,17 @@ def _can_do_alone(model: Any, frozen: list[nn.Module]) -> bool:
         handle.remove()
     agrees = False
     if len(returned) == 1 and isinstance(returned[0], Tensor):
-        with _given(frozen, returned[0]):
-            found = model(input_ids=ids, use_cache=False).logits
-        agrees = torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+        with _skipping(frozen, returned[0]):
+            logits = model(input_ids=ids, use_cache=False).logits
+        agrees = torch.allclose(logits, expected, rtol=1e-4, atol=1e-4)
     if not agrees:
-        say(f"note: the frozen blocks of {type(model).__name__} cannot be left out; they are computed every time")
+        log(f"note: the frozen blocks of {type(model).__name__} cannot be skipped, so they are computed every time")
     return agrees
 
 
 @contextmanager
-def _given(frozen: list[nn.Module], states: Tensor | None) -> Iterator[None]:
-    """Let the frozen blocks compute nothing: the last of them returns `states`, the others their input."""
+def _skipping(frozen: list[nn.Module], states: Tensor | None) -> Iterator[None]:
+    """Skip the frozen blocks: the last one returns `states`, the others their input. None skips nothing."""
     if states is None:
         yield
         return
@@ -192,30 +204,27 @@ def _given(frozen: list[nn.Module], states: Tensor | None) -> Iterator[None]:
             del block.forward
 
 
-def micro_batches(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
-    """Group rows so that no line of a micro-batch has more than `batch_tokens` positions, rows of a prompt together.
+def micro_batches(rows: Sequence[PolicyRow], batch_tokens: int) -> list[list[int]]:
+    """Group rows into micro-batches, each packed into one sequence; rows of a prompt stay together if they fit.
 
     Args:
-        rows: In any order.
-        batch_tokens: Positions of a line, at most, and never more than LINE; a row that is longer gets a micro-batch of
-            its own.
+        rows: Rows in any order.
+        batch_tokens: Maximum number of positions of a sequence, capped at MAX_PACKED_TOKENS. A longer row gets a
+            micro-batch of its own.
 
     Returns:
-        Indices into `rows`.
+        Indices into `rows`, one list a micro-batch.
     """
-    families: dict[tuple[int, ...], list[int]] = {}
-    for index, row in enumerate(rows):
-        families.setdefault(row.prompt, []).append(index)
     batches: list[list[int]] = []
-    most = size = min(batch_tokens, LINE)
-    for prompt, members in families.items():
-        starts = True  # the prompt does not stand in the line yet
+    limit = size = min(batch_tokens, MAX_PACKED_TOKENS)
+    for prompt, members in _rows_by_prompt(rows).items():
+        adds_prompt = True  # the prompt is not in the current sequence yet
         for index in members:
             more = len(rows[index].completion.ids) - 1
-            if not batches or size + more + starts * len(prompt) > most:
+            if not batches or size + more + adds_prompt * len(prompt) > limit:
                 batches.append([])
-                size, starts = 0, True
+                size, adds_prompt = 0, True
             batches[-1].append(index)
-            size += more + starts * len(prompt)
-            starts = False
+            size += more + adds_prompt * len(prompt)
+            adds_prompt = False
     return batches

@@ -1,4 +1,4 @@
-"""Rewards of completions: a reward model, Python functions named in the config, or several with weights."""
+"""Rewards of completions: weighted sums of a reward model and of Python functions. Main entry: `Rewards`."""
 
 from __future__ import annotations
 
@@ -13,55 +13,57 @@ from torch import Tensor
 
 from kat.reward.scoring import score
 from latentwire.harness.errors import UserError
-from latentwire.harness.training import require_finite
+from latentwire.harness.training import require_finite_loss
 
-MODEL = "model"  # stands for the reward model among the names of functions
+MODEL = "model"  # name of the reward model in grpo.reward_funcs
 
-Function = Callable[[list[str], list[str]], Sequence[float]]  # prompts and completions, as texts
+Function = Callable[[list[str], list[str]], Sequence[float]]  # texts of prompts and completions -> rewards
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A completion to be rewarded."""
+    """A sampled completion with its prompt."""
 
-    prompt: str  # as text, without a chat template
+    prompt: str  # text without a chat template
     prompt_ids: tuple[int, ...]
-    completion: str  # as text, without special tokens
+    completion: str  # text without special tokens
     completion_ids: tuple[int, ...]
 
 
 class Rewards:
-    """Weighted sum of rewards.
+    """Computes weighted sums of rewards.
 
     Args:
-        names: `model` for the reward model, `module:function` for anything else. Such a function is called with the
-            lists of prompts and completions (texts) and returns as many numbers.
-        weights: One for each name.
-        model: The reward model; needed where it is named.
-        end: The token that every completion of its training ended with. A completion that was cut off is scored with
-            this token added: the model has learnt to judge nowhere else.
-        batch_tokens: Positions that it computes at a time.
+        names: `model` for the reward model, or `module:function`. A function receives the lists of prompts and of
+            completions (texts), and returns a list of numbers of the same length.
+        reward_weights: One weight for each name.
+        model: The reward model; needed if it is named.
+        end: Id of the end token. A truncated completion is scored with this token appended, because every completion
+            in the reward model's training ended with it.
+        batch_tokens: Maximum number of positions that the reward model computes at a time.
 
     Raises:
-        UserError: Names that cannot be imported or are named twice, or another number of weights.
+        UserError: A name cannot be imported or is given twice, or the number of weights is not the number of names.
     """
 
-    def __init__(self, names: Sequence[str], weights: Sequence[float], model: Any, end: int, batch_tokens: int) -> None:
-        check_names(names, weights)
-        self.names, self.weights, self.model, self.end = list(names), list(weights), model, end
+    def __init__(
+        self, names: Sequence[str], reward_weights: Sequence[float], model: Any, end: int, batch_tokens: int
+    ) -> None:
+        check_names(names, reward_weights)
+        self.names, self.reward_weights, self.model, self.end = list(names), list(reward_weights), model, end
         self.batch_tokens = batch_tokens
         self.functions = {name: load_function(name) for name in names if name != MODEL}
 
     def __call__(self, sampled: Sequence[Sampled], doing: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted rewards, and each kind of reward by its name, (B,) float32 all of them.
+        """Return the weighted rewards, and each kind of reward by its name, all (B,) float32 on the CPU.
 
         Args:
-            sampled: The completions.
-            doing: What this is for, for messages: 'step 12'.
+            sampled: B completions.
+            doing: What the run is doing, for messages, such as 'step 12'.
 
         Raises:
-            UserError: A function that returns another number of rewards, or what is no number.
-            NonFiniteError: A reward that is NaN or infinite.
+            UserError: A function does not return one number for each completion.
+            NonFiniteError: A reward is NaN or infinite.
         """
         found: dict[str, Tensor] = {}
         for name in self.names:
@@ -69,10 +71,10 @@ class Rewards:
                 sequences = [(row.prompt_ids, self._ended(row.completion_ids)) for row in sampled]
                 found[name] = score(self.model, sequences, self.batch_tokens).float().cpu()
             else:
-                found[name] = _called(name, self.functions[name], sampled)
-            require_finite(f"the reward {name}", found[name], doing)
+                found[name] = _call(name, self.functions[name], sampled)
+            require_finite_loss(f"the reward {name}", found[name], doing)
         total = torch.zeros(len(sampled))
-        for name, weight in zip(self.names, self.weights, strict=True):
+        for name, weight in zip(self.names, self.reward_weights, strict=True):
             total += weight * found[name]
         return total, found
 
@@ -80,57 +82,59 @@ class Rewards:
         return ids if ids and ids[-1] == self.end else (*ids, self.end)
 
 
-def check_names(names: Sequence[str], weights: Sequence[float]) -> None:
-    """Refuse rewards that are none, named twice, or without a weight each.
+def check_names(names: Sequence[str], reward_weights: Sequence[float]) -> None:
+    """Check that there is at least one reward, that each is named once, and that each has a weight.
 
     Raises:
-        UserError: Says which.
+        UserError: One of these conditions is not met.
     """
     if not names:
-        raise UserError("grpo.reward_funcs=[]: nothing to reward; name model, or module:function")
-    if len(names) != len(weights):
+        raise UserError("grpo.reward_funcs=[]: no reward given; name model, or module:function")
+    if len(names) != len(reward_weights):
         raise UserError(
-            f"grpo.reward_weights={list(weights)}: {len(weights)} weights for {len(names)} rewards "
+            f"grpo.reward_weights={list(reward_weights)}: {len(reward_weights)} weights for {len(names)} rewards "
             f"({', '.join(names)}); give one for each"
         )
-    if twice := next((name for name in names if list(names).count(name) > 1), None):
-        raise UserError(f"grpo.reward_funcs: {twice} is named twice; name it once, with another weight")
+    if repeated := next((name for name in names if list(names).count(name) > 1), None):
+        raise UserError(f"grpo.reward_funcs: {repeated} is named twice; name it once and change its weight")
 
 
 def load_function(name: str) -> Function:
     """Import a reward function by its name, 'module:function'.
 
     Raises:
-        UserError: Another form of name, no such module or function, or something that cannot be called.
+        UserError: The name has another form, the module or function does not exist, or it is not a function.
     """
-    place = f"grpo.reward_funcs: {name}"
+    setting = f"grpo.reward_funcs: {name}"
     module, sign, function = name.partition(":")
     if not (sign and module and function):
-        raise UserError(f"{place} is no name of a reward; write model, or module:function, such as my_rewards:brevity")
+        raise UserError(
+            f"{setting}: not the name of a reward; write model, or module:function, such as my_rewards:brevity"
+        )
     try:
         found = getattr(importlib.import_module(module), function)
     except ImportError as error:
         raise UserError(
-            f"{place}: {module} cannot be imported ({error}); run where Python finds it, or set PYTHONPATH"
+            f"{setting}: {module} cannot be imported ({error}); run in the folder that has it, or set PYTHONPATH"
         ) from error
     except AttributeError as error:
-        raise UserError(f"{place}: {module} has no {function}; check the spelling") from error
+        raise UserError(f"{setting}: {module} has no {function}; check the spelling") from error
     if not callable(found) or inspect.isclass(found):
-        raise UserError(f"{place}: is no function; it is called with prompts and completions")
+        raise UserError(f"{setting}: not a function; name one that takes prompts and completions")
     reward: Function = found
     return reward
 
 
-def _called(name: str, function: Function, sampled: Sequence[Sampled]) -> Tensor:
+def _call(name: str, function: Function, sampled: Sequence[Sampled]) -> Tensor:
     values = function([row.prompt for row in sampled], [row.completion for row in sampled])
     try:
         rewards = torch.tensor([float(value) for value in values])
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"the reward {name} returned what is no list of numbers ({error}); mend the function"
+            f"the reward {name} must return a list of numbers, got an error ({error}); fix the function"
         ) from error
     if len(rewards) != len(sampled):
         raise UserError(
-            f"the reward {name} returned {len(rewards)} numbers for {len(sampled)} completions; mend the function"
+            f"the reward {name} returned {len(rewards)} numbers for {len(sampled)} completions; fix the function"
         )
     return rewards

@@ -1,7 +1,8 @@
-"""Completions of prompts: batched sampling with a cache, each row with random numbers of its own.
+"""Batched sampling of completions with a cache of keys and values. Main entry: `sample()`.
 
-What a row draws depends on the seed and its key alone; what it is batched with changes its logits by rounding. The
-prompt is read once and its keys and values are repeated for its G completions. Rows that have ended leave the batch.
+The random numbers of a completion depend on the seed and its key alone; the batch changes its logits only by rounding.
+A prompt is computed once, and its keys and values are repeated for its G completions. Rows that have ended leave the
+batch.
 """
 
 from __future__ import annotations
@@ -16,28 +17,31 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from kat.grpo.objective import token_entropy, token_logps
+from kat.grpo.objective import per_token_entropy, per_token_logps
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 
-IDLE = 0.125  # share of a batch that may have ended before the others are copied together without it
+IDLE = 0.125  # ended rows are removed from a batch once they make up at least this share of it
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn."""
+    """Settings of the sampling."""
 
-    num_generations: int  # G
+    num_generations: int  # G, completions of a prompt
     max_new_tokens: int
     temperature: float
     top_p: float
-    batch_tokens: int  # rows times positions in one batch; one prompt's completions always stay together
+    batch_tokens: int  # maximum of rows times positions in a batch; completions of a prompt always stay together
 
     def check(self, prefix: str = "grpo.") -> None:
-        """Refuse values that are none.
+        """Validate the settings.
+
+        Args:
+            prefix: Prefix of the settings' names in messages.
 
         Raises:
-            UserError: Says which, and what it may be.
+            UserError: A setting is out of range.
         """
         if self.num_generations < 1:
             raise UserError(f"{prefix}num_generations={self.num_generations}: must be at least 1")
@@ -45,43 +49,52 @@ class Sampling:
             raise UserError(f"{prefix}max_completion_length={self.max_new_tokens}: must be at least 1")
         if not 0 < self.temperature < float("inf"):
             raise UserError(
-                f"{prefix}temperature={self.temperature}: must be above 0; 1 samples from the policy itself"
+                f"{prefix}temperature={self.temperature}: must be above 0; 1 leaves the distribution unchanged"
             )
         if not 0 < self.top_p <= 1:
-            raise UserError(f"{prefix}top_p={self.top_p}: must be above 0 and at most 1; 1 leaves nothing out")
+            raise UserError(f"{prefix}top_p={self.top_p}: must be above 0 and at most 1; 1 keeps all tokens")
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled completion of C tokens, the end token among them if it came."""
+    """One sampled completion of C tokens, including the end token if it was drawn."""
 
     ids: tuple[int, ...]
-    ended: bool  # False: cut off by max_new_tokens
-    logps: Tensor  # (C,) float32, of each token at the temperature, over the whole vocabulary (no top_p)
+    ended: bool  # False if cut off by max_new_tokens
+    logps: Tensor  # (C,) float32, nats, at the temperature, over the whole vocabulary (no top_p)
     entropy: Tensor  # (C,) float32, nats, at the temperature, over the whole vocabulary (no top_p)
-    states: Tensor | None  # (P + C - 1, D): outputs of `tap` for the prompt and all tokens but the last
+    states: Tensor | None  # (P + C - 1, D), outputs of `hidden_state_hook` for all tokens except the last
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the ids that end a completion: the tokenizer's end token and those of the model's generation config."""
+    """Return the ids that end a completion: the tokenizer's end token and the end tokens of the generation config.
+
+    Raises:
+        UserError: Neither of them names an end token.
+    """
     ends = model.generation_config.eos_token_id
     found = {*([ends] if isinstance(ends, int) else ends or []), tokenizer.eos_token_id} - {None}
     if not found:
-        raise UserError("the tokenizer has no end token, so no completion would ever end; set eos_token in its config")
+        raise UserError("the tokenizer has no end token, so completions would never end; set eos_token in its config")
     return frozenset(found)
 
 
 def require_room(length: int, new_tokens: int, context: int) -> None:
-    """Refuse a prompt that leaves no room in the model's context.
+    """Check that a prompt is not empty and fits into the context with its new tokens.
+
+    Args:
+        length: Number of tokens of the prompt.
+        new_tokens: Maximum number of tokens of a completion.
+        context: Context length of the model, in tokens.
 
     Raises:
-        UserError: Says by how much.
+        UserError: The prompt is empty or too long.
     """
     if length == 0:
         raise UserError("a prompt has no tokens; remove it from the prompts file")
     if length + new_tokens > context:
         raise UserError(
-            f"a prompt of {length} tokens and {new_tokens} new ones are more than the model's context of {context}; "
+            f"a prompt of {length} tokens and {new_tokens} new ones exceed the model's context of {context}; "
             "shorten grpo.max_completion_length or remove the prompt"
         )
 
@@ -95,39 +108,41 @@ def sample(
     *,
     seed: int,
     ends: frozenset[int],
-    tap: nn.Module | None = None,
+    hidden_state_hook: nn.Module | None = None,
 ) -> list[list[Completion]]:
-    """Sample G completions of each prompt.
+    """Return G sampled completions of each prompt.
 
     Args:
         model: A causal LM of transformers, in evaluation mode.
         prompts: Token ids of the N prompts.
-        keys: What names the random numbers of each prompt; completion g of a prompt with key k draws from
-            generator_for(seed, *k, g), whatever stands beside it in the batch.
-        sampling: How.
-        seed: Of all draws.
+        keys: Key of each prompt's random numbers: completion g of a prompt with key k draws from
+            generator_for(seed, *k, g), independent of the batch.
+        sampling: Settings of the sampling.
+        seed: Seed of all draws.
         ends: Ids that end a completion; see `end_tokens`.
-        tap: A module within the model, a block for instance, whose outputs are kept with the completions.
+        hidden_state_hook: A module of the model, such as a block, whose outputs are stored with the completions.
 
     Returns:
-        For each prompt its G completions, in order.
+        The G completions of each prompt, in order.
 
     Raises:
-        UserError: A prompt of no tokens, or one that leaves no room in the context for max_new_tokens.
+        UserError: A prompt is empty, or leaves no room in the context for max_new_tokens.
     """
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
     for prompt in prompts:
         require_room(len(prompt), sampling.max_new_tokens, context)
     found: list[list[Completion]] = [[] for _ in prompts]
     for batch in batches_of_prompts([len(prompt) for prompt in prompts], sampling):
-        rows = _sample_batch(model, [prompts[i] for i in batch], [keys[i] for i in batch], sampling, seed, ends, tap)
-        for i, completions in zip(batch, rows, strict=True):
+        groups = _sample_batch(
+            model, [prompts[i] for i in batch], [keys[i] for i in batch], sampling, seed, ends, hidden_state_hook
+        )
+        for i, completions in zip(batch, groups, strict=True):
             found[i] = completions
     return found
 
 
 def batches_of_prompts(lengths: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
-    """Yield prompts of similar length, longest first, with no more than batch_tokens positions in their rows."""
+    """Yield batches of prompts of similar length, longest first, of at most batch_tokens positions in all rows."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         width = lengths[batch[0] if batch else i] + sampling.max_new_tokens
@@ -146,7 +161,7 @@ def _sample_batch(
     sampling: Sampling,
     seed: int,
     ends: frozenset[int],
-    tap: nn.Module | None,
+    hidden_state_hook: nn.Module | None,
 ) -> list[list[Completion]]:
     g, room = sampling.num_generations, sampling.max_new_tokens
     uniform = torch.stack(
@@ -163,7 +178,7 @@ def _sample_batch(
     last = columns[-1:]  # a tensor: a slice would give the output head strided rows, many times slower
     mask = (columns >= padding[:, None]).long()  # (N, P)
     cache = DynamicCache()
-    with _tapped(tap) as tapped:
+    with _recorded_outputs(hidden_state_hook) as outputs:
         logits = model(
             input_ids=ids,
             attention_mask=mask,
@@ -172,25 +187,25 @@ def _sample_batch(
             use_cache=True,
             logits_to_keep=last,
         ).logits[:, -1]  # (N, V)
-        prompt_states = [] if tap is None else list(tapped.pop())  # (P, D) each
+        prompt_states = [] if hidden_state_hook is None else list(outputs.pop())  # (P, D) each
         cache.batch_repeat_interleave(g)
         logits, mask, padding = (x.repeat_interleave(g, dim=0) for x in (logits, mask, padding))
         rows = [_Row() for _ in range(len(prompts) * g)]
-        running = list(range(len(rows)))  # the row of each line of the batch
+        running = list(range(len(rows)))  # row number of each line of the batch
         for step in range(room):
             lines = torch.tensor(running, device=model.device)
             tokens = choose(logits, sampling.temperature, sampling.top_p, uniform[lines, step])
-            logps = token_logps(logits[:, None], tokens[:, None], sampling.temperature)[:, 0]
-            entropy = token_entropy(logits, sampling.temperature)
+            logps = per_token_logps(logits[:, None], tokens[:, None], sampling.temperature)[:, 0]
+            entropy = per_token_entropy(logits, sampling.temperature)
             for line, values in enumerate(zip(tokens.tolist(), logps, entropy, strict=True)):
                 rows[running[line]].add(*values, ends)
             active = [line for line, row in enumerate(running) if not rows[row].ended]
             if not active or step == room - 1:
                 break
             if len(active) <= (1 - IDLE) * len(running):
-                kept = torch.tensor(active, device=model.device)
-                cache.batch_select_indices(kept)
-                tokens, mask, padding = tokens[kept], mask[kept], padding[kept]
+                selected = torch.tensor(active, device=model.device)
+                cache.batch_select_indices(selected)
+                tokens, mask, padding = tokens[selected], mask[selected], padding[selected]
                 running = [running[line] for line in active]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             logits = model(
@@ -201,19 +216,19 @@ def _sample_batch(
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-            if tap is not None:
-                for row, state in zip(running, tapped.pop(), strict=True):
-                    rows[row].note(state)
+            if hidden_state_hook is not None:
+                for row, state in zip(running, outputs.pop(), strict=True):
+                    rows[row].add_state(state)
     completions = []
-    for number, made in enumerate(rows):
+    for number, row_so_far in enumerate(rows):
         prompt = number // g
-        before = None if tap is None else prompt_states[prompt][width - len(prompts[prompt]) :]
-        completions.append(made.completion(before))
+        states = None if hidden_state_hook is None else prompt_states[prompt][width - len(prompts[prompt]) :]
+        completions.append(row_so_far.completion(states))
     return [completions[i * g : (i + 1) * g] for i in range(len(prompts))]
 
 
 class _Row:
-    """A completion in the making; tokens that come after its end are those of a line not yet taken out, and ignored."""
+    """An unfinished completion. Tokens after its end are ignored; they come from rows still in the batch."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -223,6 +238,7 @@ class _Row:
         self.ended = False
 
     def add(self, token: int, logp: Tensor, entropy: Tensor, ends: frozenset[int]) -> None:
+        """Append a token with its log-probability and entropy."""
         if self.ended:
             return
         self.ids.append(token)
@@ -230,27 +246,28 @@ class _Row:
         self.entropy.append(entropy)
         self.ended = token in ends
 
-    def note(self, state: Tensor) -> None:
-        """Take the state of the last token, (1, D), which was read to find the next."""
+    def add_state(self, state: Tensor) -> None:
+        """Append the state of the last token, (1, D)."""
         if not self.ended:
             self.states.append(state)
 
-    def completion(self, before: Tensor | None) -> Completion:
-        states = None if before is None else torch.cat([before, *self.states])
+    def completion(self, prompt_states: Tensor | None) -> Completion:
+        """Return the completion; its states follow the prompt's states, (P, D)."""
+        states = None if prompt_states is None else torch.cat([prompt_states, *self.states])
         return Completion(tuple(self.ids), self.ended, torch.stack(self.logps), torch.stack(self.entropy), states)
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> Tensor:
-    """Draw a token for each row by inverting its cumulative distribution, (B,).
+    """Return a token for each row, drawn by inverting the cumulative distribution, (B,).
 
-    With top_p below 1 the draw is among the most likely tokens that together have at least top_p (Holtzman et al.
-    2020), the most likely one always being among them.
+    With top_p below 1 the draw is from the most likely tokens that together have at least probability top_p (Holtzman
+    et al. 2020). The most likely token is always among them.
 
     Args:
-        logits: (B, V).
-        temperature: Divides them.
-        top_p: In (0, 1].
-        uniform: One number in [0, 1) for each row, (B,) float64.
+        logits: Logits of each row, (B, V).
+        temperature: Sampling temperature, which divides the logits.
+        top_p: Probability to keep, above 0 and at most 1.
+        uniform: A random number in [0, 1) for each row, (B,) float64.
     """
     probabilities = (logits.float() / temperature).softmax(dim=-1)  # (B, V)
     order = None
@@ -266,8 +283,8 @@ def choose(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) ->
 
 
 @contextmanager
-def _tapped(module: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Collect what a module returns, in a list that its reader empties."""
+def _recorded_outputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Record the outputs of a module in a list, which the caller empties."""
     outputs: list[Tensor] = []
     if module is None:
         yield outputs

@@ -1,4 +1,4 @@
-"""One step of GRPO: completions of the drawn prompts, their rewards, and the inner epochs on them."""
+"""One step of GRPO: sample completions, reward them, and do the inner epochs. Main entry: `GRPOStep.step()`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from kat.grpo.data import TokenPrompt
-from kat.grpo.objective import Objective, advantages, degenerate_groups, grpo_loss, loss_weights
-from kat.grpo.policy import Policy, Row, micro_batches
+from kat.grpo.objective import GRPOObjective, advantages, degenerate_groups, grpo_loss, loss_weights
+from kat.grpo.policy import Policy, PolicyRow, micro_batches
 from kat.grpo.rewards import Rewards, check_names
 from kat.grpo.rollout import Sampling, sample
-from kat.grpo.validation import described
+from kat.grpo.validation import as_sampled
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all
-from latentwire.harness.progress import say
-from latentwire.harness.training import add_up_gradients, clip_gradients, require_finite
+from latentwire.harness.progress import log
+from latentwire.harness.training import add_up_gradients, clip_gradients, require_finite_loss
 
-SUMMED = ("loss", "kl", "entropy", "clipped", "sampling_gap")  # over the tokens that count
+SUMMED = ("loss", "kl", "entropy", "clipped", "sampling_gap")  # metrics summed over the tokens that count
 COUNTED = ("completions", "truncated", "empty", "groups", "degenerate_groups", "steps_without_update")
 
 
 @dataclass
-class GrpoSpec(Objective):
-    """The settings under `grpo`, those of the objective among them; conf/task/grpo.yaml says what they mean."""
+class GrpoSpec(GRPOObjective):
+    """The settings under `grpo`, including the objective's; conf/task/grpo.yaml explains them."""
 
     prompts_per_step: int
     num_generations: int
@@ -39,7 +39,7 @@ class GrpoSpec(Objective):
     temperature: float
     top_p: float
     num_iterations: int
-    mask_truncated: bool
+    mask_truncated_completions: bool
     reward_funcs: list[str]
     reward_weights: list[float]
     eval_every: int
@@ -62,34 +62,39 @@ class GrpoSpec(Objective):
         self.sampling(self.num_generations, batch_tokens=1).check()
 
     def sampling(self, num_generations: int, batch_tokens: int) -> Sampling:
-        """Return the part that is the sampling."""
+        """Return the settings of the sampling.
+
+        Args:
+            num_generations: Number of completions of a prompt.
+            batch_tokens: Maximum number of positions in a batch.
+        """
         return Sampling(num_generations, self.max_completion_length, self.temperature, self.top_p, batch_tokens)
 
 
 @dataclass
 class _Rollout:
-    """What this process sampled in a step: its share of the prompts, G completions of each."""
+    """Completions that this process sampled in a step, G for each of its prompts."""
 
-    rows: list[Row]  # prompt by prompt
+    rows: list[PolicyRow]  # prompt by prompt
     rewards: Tensor  # (P, G)
     by_name: dict[str, Tensor]  # each kind of reward, (P * G,)
-    counted: list[int]  # rows that take part in the loss
-    empty: int  # completions without text
+    counted: list[int]  # indices of the rows in the loss
+    empty: int  # number of completions without text
 
 
 @dataclass
-class Step:
-    """What a step came to, over all processes."""
+class StepOutcome:
+    """Results of a step over all processes."""
 
-    metrics: dict[str, float]  # the same in every run of a config
-    timings: dict[str, float]
+    metrics: dict[str, float]  # reproducible
+    timings: dict[str, float]  # seconds and tokens per second
     counts: dict[str, int]
-    rewards: list[float]  # of every completion
+    rewards: list[float]  # reward of each completion
 
 
 @dataclass(frozen=True)
-class Stepper:
-    """What a step needs, and how it is done."""
+class GRPOStep:
+    """Does the steps of GRPO on a policy."""
 
     policy: Policy
     tokenizer: Any
@@ -104,75 +109,76 @@ class Stepper:
     batch_tokens: int
     seed: int
 
-    def step(self, number: int, drawn: Sequence[TokenPrompt], doing: str) -> Step:
+    def step(self, number: int, drawn: Sequence[TokenPrompt], doing: str) -> StepOutcome:
         """Sample, reward, and do one optimizer step in each inner epoch.
 
         Args:
-            number: Of the step; names its random numbers.
+            number: Number of the step, which is part of the key of its random numbers.
             drawn: The prompts of all processes, in the order in which they were drawn.
-            doing: The step in words, for messages.
+            doing: What the run is doing, for messages, such as 'step 12'.
 
         Raises:
-            UserError: Rewards that are none.
+            UserError: A reward function does not return one number for each completion.
             NonFiniteError: A reward, the loss or the gradient is NaN or infinite.
         """
         started = time.perf_counter()
         rollout = self._roll_out(number, drawn, doing)
         sampled = time.perf_counter()
         rows = [rollout.rows[i] for i in rollout.counted]
-        a = advantages(rollout.rewards, self.spec.scale).flatten()[rollout.counted].to(self.state.device)
+        a = advantages(rollout.rewards, self.spec.scale_rewards).flatten()[rollout.counted].to(self.state.device)
         lengths = [len(row.completion.ids) for row in rows]
-        tokens, sequences, pulling = map(int, self._add_up([sum(lengths), len(rows), int(a.any())]))
-        if not pulling:  # weight decay and AdamW's momentum would move the weights all the same
-            why = "all rewards of a group are equal" if sequences else "every completion was cut off and left out"
-            say(f"warning: {doing}: {why}, so there is nothing to learn from and no optimizer step")
-        update = self._update(rows, a, tokens, sequences, doing, learns=pulling > 0)
+        tokens, sequences, with_advantage = map(int, self._add_up([sum(lengths), len(rows), int(a.any())]))
+        if not with_advantage:  # weight decay and AdamW's momentum would still change the weights
+            reason = "all rewards of a group are equal" if sequences else "every completion was cut off and left out"
+            log(f"warning: {doing}: {reason}, so there is nothing to learn from and no optimizer step")
+        update = self._update(rows, a, tokens, sequences, doing, has_signal=with_advantage > 0)
         metrics, counts = self._summary(rollout, update, tokens)
         seconds = time.perf_counter() - started
         timings = {
             "seconds": seconds,
-            "seconds_sampling": sampled - started,  # rewards included
+            "seconds_sampling": sampled - started,  # including rewards
             "tokens_per_second": metrics["length"] * counts["completions"] / seconds,
         }
         rewards = gather_from_all(self.state, rollout.rewards.flatten().tolist())
-        return Step(metrics, timings, counts, rewards)
+        return StepOutcome(metrics, timings, counts, rewards)
 
     def _roll_out(self, number: int, drawn: Sequence[TokenPrompt], doing: str) -> _Rollout:
-        places = range(len(drawn))[self.state.process_index :: self.state.num_processes]
-        prompts = [drawn[place] for place in places]
+        """Sample and reward completions of this process's share of the prompts."""
+        indices = range(len(drawn))[self.state.process_index :: self.state.num_processes]
+        prompts = [drawn[index] for index in indices]
         with self.accelerator.autocast():
             groups = sample(
                 self.policy.model,
                 [prompt.ids for prompt in prompts],
-                [("rollout", number, place) for place in places],
+                [("rollout", number, index) for index in indices],
                 self.spec.sampling(self.spec.num_generations, self.batch_tokens),
                 seed=self.seed,
                 ends=self.ends,
-                tap=self.policy.tap,
+                hidden_state_hook=self.policy.hidden_state_hook,
             )
             flat = [(prompt, c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
-            sampled = [described(self.tokenizer, prompt, completion) for prompt, completion in flat]
+            sampled = [as_sampled(self.tokenizer, prompt, completion) for prompt, completion in flat]
             total, by_name = self.rewards(sampled, doing)
-        counted = [i for i, (_, c) in enumerate(flat) if c.ended or not self.spec.mask_truncated]
-        rows = [Row(prompt.ids, completion) for prompt, completion in flat]
+        counted = [i for i, (_, c) in enumerate(flat) if c.ended or not self.spec.mask_truncated_completions]
+        rows = [PolicyRow(prompt.ids, completion) for prompt, completion in flat]
         empty = sum(not row.completion.strip() for row in sampled)
         return _Rollout(rows, total.view(len(prompts), -1), by_name, counted, empty)
 
     def _update(
-        self, rows: list[Row], a: Tensor, tokens: int, sequences: int, doing: str, *, learns: bool
+        self, rows: list[PolicyRow], a: Tensor, tokens: int, sequences: int, doing: str, *, has_signal: bool
     ) -> dict[str, float]:
-        """Do one optimizer step for each inner epoch, gradients added up over micro-batches and processes.
+        """Do one optimizer step for each inner epoch, with gradients summed over micro-batches and processes.
 
-        Where no process `learns` anything the weights stay, and only the numbers are taken.
+        Without `has_signal`, all advantages are 0: the metrics are computed, but the weights do not change.
 
         Returns:
-            Sums over this process's tokens, and what all processes share: grad_norm, learning_rate.
+            Sums over this process's tokens, and grad_norm and learning_rate, which all processes share.
         """
         device = self.state.device
         sums = dict.fromkeys(SUMMED, 0.0)
         batches = micro_batches(rows, self.batch_tokens)
-        old: dict[int, Tensor] = {}  # of the policy that sampled, by micro-batch
-        ref: dict[int, Tensor] = {}
+        old_logps: dict[int, Tensor] = {}  # under the policy that sampled, by micro-batch
+        ref_logps: dict[int, Tensor] = {}  # under the reference policy, by micro-batch
         norms = 0.0
         for epoch in range(1, self.spec.num_iterations + 1):
             self.optimizer.zero_grad(set_to_none=True)
@@ -182,17 +188,17 @@ class Stepper:
                 mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]  # (B, C)
                 with self.accelerator.autocast():
                     logps = self.policy.logps(part)
-                    if epoch == 1 and self.policy.reference is not None:
-                        ref[number] = self.policy.reference_logps(part)
+                    if epoch == 1 and self.policy.ref_parameters is not None:
+                        ref_logps[number] = self.policy.ref_logps(part)
                 if epoch == 1:
-                    old[number] = logps.detach()
+                    old_logps[number] = logps.detach()
                     sampled = pad_sequence([row.completion.logps for row in part], batch_first=True)
-                    sums["sampling_gap"] += float((sampled - old[number])[mask].abs().sum())
+                    sums["sampling_gap"] += float((sampled - old_logps[number])[mask].abs().sum())
                     sums["entropy"] += sum(float(row.completion.entropy.sum()) for row in part)
-                weights = loss_weights(mask, self.spec.normalisation, tokens, sequences)
-                terms = grpo_loss(logps, old[number], ref.get(number), a[batch], weights, self.spec)
+                token_weights = loss_weights(mask, self.spec.loss_type, tokens, sequences)
+                terms = grpo_loss(logps, old_logps[number], ref_logps.get(number), a[batch], token_weights, self.spec)
                 where = f"{doing}, inner epoch {epoch}, micro-batch {number + 1} of {len(batches)}"
-                require_finite("the loss", terms.loss, where)
+                require_finite_loss("the loss", terms.loss, where)
                 terms.loss.backward()
                 sums["loss"] += float(terms.loss.detach()) / self.spec.num_iterations
                 sums["clipped"] += float(terms.clipped.sum()) / self.spec.num_iterations
@@ -201,12 +207,12 @@ class Stepper:
             add_up_gradients(self.accelerator, self.policy.parameters.values())
             where = f"{doing}, inner epoch {epoch}"
             rate = float(self.scheduler.get_last_lr()[0])
-            if learns:
+            if has_signal:
                 norms += clip_gradients(self.policy.parameters.values(), self.max_norm, where)
                 self.optimizer.step()
                 self.scheduler.step()
-        idle = float(self.state.is_main_process and not learns)
-        return {**sums, "steps_without_update": idle, "grad_norm": norms / self.spec.num_iterations,
+        skipped = float(self.state.is_main_process and not has_signal)
+        return {**sums, "steps_without_update": skipped, "grad_norm": norms / self.spec.num_iterations,
                 "learning_rate": rate}  # fmt: skip
 
     def _summary(
@@ -214,7 +220,7 @@ class Stepper:
     ) -> tuple[dict[str, float], dict[str, int]]:
         """Return metrics and counts of the step over all processes."""
         rewards, completions = rollout.rewards, [row.completion for row in rollout.rows]
-        mine = {
+        own = {
             "reward": float(rewards.sum()),
             **{f"rewards/{name}": float(values.sum()) for name, values in rollout.by_name.items()},
             "length": sum(len(c.ids) for c in completions),
@@ -227,7 +233,7 @@ class Stepper:
             "steps_without_update": update["steps_without_update"],
             **{name: update[name] for name in SUMMED},
         }
-        sums = dict(zip(mine, self._add_up(list(mine.values())), strict=True))
+        sums = dict(zip(own, self._add_up(list(own.values())), strict=True))
         counts = {name: int(sums[name]) for name in COUNTED}
         del sums["groups"], sums["completions"], sums["steps_without_update"]
         divisors = {
@@ -236,7 +242,7 @@ class Stepper:
             **dict.fromkeys(("reward_std", "degenerate_groups"), counts["groups"]),
         }
         metrics = {name: total / divisors.get(name, counts["completions"]) for name, total in sums.items()}
-        if self.policy.reference is None:
+        if self.policy.ref_parameters is None:
             del metrics["kl"]
         return {**metrics, **{name: update[name] for name in ("grad_norm", "learning_rate")}}, counts
 

@@ -1,4 +1,4 @@
-"""The task grpo: prompts drawn by a sampler, G completions of each, rewards, and steps on the clipped objective."""
+"""The task grpo: train a policy by GRPO on prompts drawn by a sampler. Main entry: `grpo()`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from kat.grpo.plots import plot_training
 from kat.grpo.policy import Policy
 from kat.grpo.rewards import MODEL, Rewards
 from kat.grpo.rollout import end_tokens
-from kat.grpo.step import COUNTED, GrpoSpec, Stepper
-from kat.grpo.validation import Answered, answer, judge, mean_rewards
+from kat.grpo.step import COUNTED, GrpoSpec, GRPOStep
+from kat.grpo.validation import Answered, answer, evaluate_policy, mean_rewards
 from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import ensure
-from kat.reward.scoring import reads_at_most
+from kat.reward.scoring import max_sequence_length
 from kat.sampling.sampler import DensityAwareSampler
 from kat.training.lineage import require_unseen, require_unseen_start
-from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger
+from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger, warn_never_drawn
 from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens, within_memory
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import read_jsonl, write_json
 from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, make_accelerator, make_optimizer, make_scheduler
@@ -41,25 +41,25 @@ from latentwire.lm.model_folder import save_model
 from latentwire.lm.models import load_model
 from latentwire.lm.spec import ModelSpec
 
-SHOWN = 16  # held-out prompts whose completions are shown in the tracker's table
+SHOWN = 16  # number of held-out prompts in the tracker's table of completions
 
 
 def grpo(cfg: DictConfig) -> dict[str, Any]:
-    """Train a policy by GRPO, or go on where a killed run stopped; builds first what is missing.
+    """Train a policy by GRPO, or continue a run that was interrupted; missing inputs are made first.
 
     Returns:
-        What result.json holds.
+        The content of result.json.
 
     Raises:
-        UserError: Settings out of their range, data or models that cannot be had or do not fit each other, a run of
-            another configuration in the folder, a number that is not finite, a full disk.
+        UserError: A setting is out of range, or data and models cannot be loaded or do not fit each other. The folder
+            holds a run of another configuration, a number is not finite, or the disk is full.
     """
     loop = LoopSpec.of(cfg)
     spec = typed(GrpoSpec, cfg.grpo, "grpo.")
     tuning = typed(TuningSpec, cfg.tuning, "tuning.")
     optimizer = typed(OptimizerSpec, cfg.optimizer, "optimizer.")
     accelerator = make_accelerator(cfg.device, cfg.dtype)
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     batch_tokens = choose_batch_tokens(cfg.batch_tokens, state.device)
     if spec.prompts_per_step % state.num_processes:
         raise UserError(
@@ -88,14 +88,14 @@ def grpo(cfg: DictConfig) -> dict[str, Any]:
     }
     run = Run(cfg, loop, identity, state)
     if (finished := run.finished()) is not None:
-        say(f"policy: {run.folder / 'model'}  (finished before; force=true trains it anew)")
+        log(f"policy: {run.folder / 'model'}  (finished before; force=true trains it anew)")
         return finished
     with within_memory(state.device, {"batch_tokens": batch_tokens, "grpo.prompts_per_step": spec.prompts_per_step}):
         return _Training(run, loop, spec, tuning, optimizer, accelerator, batch_tokens, policy, judge_folder).train()
 
 
 class _Training:
-    """One run of task=grpo: what it has loaded, and its steps."""
+    """One run of task=grpo: its data and models, and its steps."""
 
     def __init__(
         self,
@@ -117,21 +117,21 @@ class _Training:
         self.rewards = self._rewards(judge_folder)
         self.data = self._data(lm.context_length)
         self.held_out = evaluation_prompts(self.data, spec.eval_prompts)
-        kept = {prompt.id for prompt in self.data.held_out}
+        held_out_ids = {prompt.id for prompt in self.data.held_out}
         for setting, folder in (("policy", policy.path), ("reward", judge_folder)):
             if folder and self.cfg[setting] is not None:
-                require_unseen(f"{setting}={self.cfg[setting]}", Path(folder), kept)
+                require_unseen(f"{setting}={self.cfg[setting]}", Path(folder), held_out_ids)
         if self.cfg.policy is None:
-            require_unseen_start(policy, kept)
-        self.weights, self.never_drawn = self._weights()
-        self.sampler = DensityAwareSampler(self.weights, seed=self.loop.seed)
+            require_unseen_start(policy, held_out_ids)
+        self.sampling_weights, self.never_drawn = self._sampling_weights()
+        self.sampler = DensityAwareSampler(self.sampling_weights, seed=self.loop.seed)
         self.draws = self._draws()
         model, parameters = make_trainable(lm.model, tuning, self.loop.seed)
-        self.policy = Policy(model.eval(), parameters, spec.temperature, reference=spec.beta > 0)
+        self.policy = Policy(model.eval(), parameters, spec.temperature, ref_model=spec.beta > 0)
         adamw = make_optimizer(parameters, optimizer)
         scheduler = make_scheduler(adamw, optimizer, self.loop.steps * spec.num_iterations)
         self.learner = learner_of(parameters, adamw, scheduler, self.sampler)
-        self.stepper = Stepper(
+        self.grpo_step = GRPOStep(
             policy=self.policy,
             tokenizer=self.tokenizer,
             ends=self.ends,
@@ -148,30 +148,29 @@ class _Training:
         self.before: list[float] = []  # mean reward of each held-out prompt before training
         self.totals = dict.fromkeys(COUNTED, 0)
         self.last: dict[str, Any] = {}  # metrics of the last step
-        self.looks: list[dict[str, Any]] = []  # at the held-out prompts
+        self.evaluations: list[dict[str, Any]] = []  # results on the held-out prompts
 
     def _data(self, context: int) -> GrpoData:
         source, new_tokens = locate(self.cfg, "prompts_file"), self.spec.max_completion_length
-        read = reads_at_most(self.rewards.model) if self.rewards.model is not None else None
-        context, whose = min((context, "policy"), (read or context, "reward model"))
+        judged = max_sequence_length(self.rewards.model) if self.rewards.model is not None else None
+        context, whose = min((context, "policy"), (judged or context, "reward model"))
         data = encode_prompts(
             read_prompts(source), self.tokenizer, context, new_tokens, self.loop.held_out, whose=whose
         )
-        say(f"{source}: {len(data.train)} prompts to train on, {len(data.held_out)} held out")
+        log(f"{source}: {len(data.train)} prompts to train on, {len(data.held_out)} held out")
         if data.too_long:
-            say(
+            log(
                 f"warning: {len(data.too_long)} prompts leave no room for {new_tokens} new tokens in the {whose}'s "
-                f"context of {context}; they are left out, not cut, and listed as too_long in result.json"
+                f"context of {context}; they are skipped, not truncated, and listed as too_long in result.json"
             )
         return data
 
-    def _weights(self) -> tuple[Tensor, int]:
-        weights, without = draw_weights(
+    def _sampling_weights(self) -> tuple[Tensor, int]:
+        sampling_weights, never_drawn = draw_weights(
             self.data, self.cfg.sampler.name, *measured_weights(self.cfg), self.spec.prompts_per_step, self.loop.seed
         )
-        if without:
-            say(f"warning: {without} training prompts were too long for the embedder; they are never drawn")
-        return weights, without
+        warn_never_drawn(never_drawn)
+        return sampling_weights, never_drawn
 
     def _rewards(self, folder: Path | None) -> Rewards:
         model = None if folder is None else load_judge(folder, self.tokenizer, self.state.device)
@@ -183,46 +182,46 @@ class _Training:
             yield from self.sampler
 
     def train(self) -> dict[str, Any]:
-        """Do the steps that are left, evaluate, save the policy."""
+        """Do the remaining steps with evaluations in between, and save the policy."""
         started = time.perf_counter()
         done, saved = self.run.begin(self.learner, self.loop.steps, "held_out.jsonl", "completions.jsonl")
         if saved:
             self.before, self.totals = saved["before"], saved["totals"]
-            self.last, self.looks = saved["last"], saved["looks"]
+            self.last, self.evaluations = saved["last"], saved["looks"]
         tracker, last = self.run.tracker, self.loop.steps
-        tracker.histogram(0, "sampling_weights", (self.weights * len(self.weights)).tolist())
+        tracker.histogram(0, "sampling_weights", (self.sampling_weights * len(self.sampling_weights)).tolist())
         if done == 0:
-            self._look(0)
+            self._evaluate(0)
         with Progress(f"grpo {self.cfg.name}", last - done) as progress:
             for step in range(done + 1, last + 1):
                 drawn = [self.data.train[next(self.draws)] for _ in range(self.spec.prompts_per_step)]
-                found = self.stepper.step(step, drawn, f"step {step} of {self.cfg.name}")
-                self.last = found.metrics
+                outcome = self.grpo_step.step(step, drawn, f"step {step} of {self.cfg.name}")
+                self.last = outcome.metrics
                 for name in COUNTED:
-                    self.totals[name] += found.counts[name]
-                self.run.log(step, found.metrics, found.timings)
-                tracker.histogram(step, "rewards", found.rewards)
+                    self.totals[name] += outcome.counts[name]
+                self.run.log(step, outcome.metrics, outcome.timings)
+                tracker.histogram(step, "rewards", outcome.rewards)
                 if step % self.spec.eval_every == 0 or step == last:
-                    self._look(step)
+                    self._evaluate(step)
                 if self.state.is_main_process and self.run.is_due(step):
                     save_ledger(self.run.folder, self.sampler, [prompt.id for prompt in self.data.train])
                 self.run.save(
-                    step, self.learner, before=self.before, totals=self.totals, last=self.last, looks=self.looks
+                    step, self.learner, before=self.before, totals=self.totals, last=self.last, looks=self.evaluations
                 )
-                progress.advance(1, _line(found.metrics, found.timings))
+                progress.advance(1, _progress_text(outcome.metrics, outcome.timings))
         result = self._result(time.perf_counter() - started)
         if self.state.is_main_process:
             folder = self.run.folder
             save_model(whole_model(self.policy.model), self.tokenizer, folder / "model")
             steps = read_jsonl(folder / "metrics.jsonl")
-            plot_training(steps, self.looks, f"GRPO, {self.cfg.name}", folder / "curves.png")
+            plot_training(steps, self.evaluations, f"GRPO, {self.cfg.name}", folder / "curves.png")
             write_json(folder / "result.json", result)
-            _tell(result)
-            say(f"policy: {folder / 'model'}; {folder / 'result.json'}")
+            _print_summary(result)
+            log(f"policy: {folder / 'model'}; {folder / 'result.json'}")
         return self.run.end(result, {f"held_out/{key}": value for key, value in (result["held_out"] or {}).items()})
 
-    def _look(self, step: int) -> None:
-        """Evaluate the policy on the held-out prompts and write down what it answered."""
+    def _evaluate(self, step: int) -> None:
+        """Evaluate the policy on the held-out prompts; log the scores and write the completions."""
         if not self.held_out:
             return
         with self.accelerator.autocast():
@@ -240,23 +239,23 @@ class _Training:
             )
         if step == 0:
             self.before = mean_rewards(answered)
-        found = judge(answered, self.before, self.loop.seed)
-        self.looks.append({"step": step, **found})
+        found = evaluate_policy(answered, self.before, self.loop.seed)
+        self.evaluations.append({"step": step, **found})
         self.run.append("held_out.jsonl", [{"step": step, **found}])
         self.run.append("completions.jsonl", [{"step": step, **row} for row in answered])
         tracker = self.run.tracker
         tracker.log(step, {f"held_out/{k}": v for k, v in found.items() if isinstance(v, float)})
-        tracker.table(step, "completions", ["step", "prompt", "completion", "reward"], _shown(step, answered))
+        tracker.table(step, "completions", ["step", "prompt", "completion", "reward"], _table_rows(step, answered))
         low, high = found["reward_interval"]
-        say(f"held-out prompts after step {step}: reward {found['reward']:.3f} [{low:.3f}, {high:.3f}]{_kl(found)}, "
+        log(f"held-out prompts after step {step}: reward {found['reward']:.3f} [{low:.3f}, {high:.3f}]{_kl(found)}, "
             f"length {found['length']:.1f} ({found['prompts']} prompts)")  # fmt: skip
 
     def _result(self, seconds: float) -> dict[str, Any]:
         return {
             "steps": self.loop.steps,
-            "held_out": self.looks[-1] if self.looks else None,
-            "held_out_before": self.looks[0] if self.looks else None,
-            "held_out_curve": self.looks,
+            "held_out": self.evaluations[-1] if self.evaluations else None,
+            "held_out_before": self.evaluations[0] if self.evaluations else None,
+            "held_out_curve": self.evaluations,
             "last_step": self.last,
             "counts": {
                 **self.totals,
@@ -277,19 +276,19 @@ def _kl(numbers: dict[str, Any]) -> str:
     return f"  KL {numbers['kl']:.4f}" if "kl" in numbers else ""
 
 
-def _line(metrics: dict[str, Any], timings: dict[str, float]) -> str:
+def _progress_text(metrics: dict[str, Any], timings: dict[str, float]) -> str:
     return (
         f"reward {metrics['reward']:.3f}{_kl(metrics)}  length {metrics['length']:.1f}  "
         f"entropy {metrics['entropy']:.2f}  {timings['tokens_per_second']:.0f} tokens/s"
     )
 
 
-def _shown(step: int, answered: Answered) -> list[list[Any]]:
-    first = [(row["prompt"], row["completions"][0]) for row in answered[:SHOWN]]
-    return [[step, prompt, completion["text"], completion["reward"]] for prompt, completion in first]
+def _table_rows(step: int, answered: Answered) -> list[list[Any]]:
+    pairs = [(row["prompt"], row["completions"][0]) for row in answered[:SHOWN]]
+    return [[step, prompt, completion["text"], completion["reward"]] for prompt, completion in pairs]
 
 
-def _tell(result: dict[str, Any]) -> None:
+def _print_summary(result: dict[str, Any]) -> None:
     counts, now, before = result["counts"], result["held_out"], result["held_out_before"]
     if now is not None:
         low, high = now["gain_interval"]
@@ -297,5 +296,5 @@ def _tell(result: dict[str, Any]) -> None:
               f"[{low:.3f}, {high:.3f}]{_kl(now)}  ({now['prompts']} prompts, 95% interval)")  # fmt: skip
     print(f"{counts['degenerate_groups']} of {counts['groups']} groups had equal rewards; {counts['truncated']} of "
           f"{counts['completions']} completions were cut off, {counts['empty']} empty")  # fmt: skip
-    if idle := counts["steps_without_update"]:
-        print(f"{idle} of {result['steps']} steps had nothing to learn from and left the policy as it was")
+    if skipped := counts["steps_without_update"]:
+        print(f"{skipped} of {result['steps']} steps had nothing to learn from and did not change the policy")

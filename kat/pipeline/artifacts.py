@@ -1,4 +1,4 @@
-"""Where the files lie that the tasks of kat hand on to one another, and what all these tasks refuse."""
+"""Paths of the files that the kat tasks exchange, and checks against overwriting them. Main entry: `destination()`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from latentwire.harness.results import ResultWriteError, read_json
 
 T = TypeVar("T")
 
-# What lies beside a file of the usual name; beside one of another name it has that name in front.
-BESIDE = {
+# Each sidecar file, and the default name of the result that it accompanies.
+SIDECARS = {
     "pairs_dropped.jsonl": "pairs_all.jsonl",
     "pairs.json": "pairs_all.jsonl",
     "pair_to_prompt.jsonl": "prompts_all.jsonl",
@@ -27,14 +27,14 @@ WRITTEN_BY = {"pairs_file": "pairs", "prompts_file": "prompts", "embeddings_file
 
 
 def task(job: Callable[[DictConfig], T]) -> Callable[[DictConfig], T]:
-    """Make a function a task of kat: a tracker is refused, and a file that cannot be written gets a fitting remedy."""
+    """Return a function as a task of kat, which rejects trackers and explains files that cannot be written."""
 
     @functools.wraps(job)
     def run(cfg: DictConfig) -> T:
         if cfg.tracker.name != "none":
             raise UserError(
-                f"tracker={cfg.tracker.name}: task={cfg.task} reports to no tracker, its numbers are in the files it "
-                "writes; leave tracker out"
+                f"tracker={cfg.tracker.name}: task={cfg.task} does not use a tracker, and its files contain all "
+                "numbers; leave tracker out"
             )
         try:
             return job(cfg)
@@ -45,10 +45,14 @@ def task(job: Callable[[DictConfig], T]) -> Callable[[DictConfig], T]:
 
 
 def locate(cfg: DictConfig, name: str) -> Path:
-    """Return the path of a file of kat: a name without a folder lies in cfg.folder, anything else where it says.
+    """Return the path of a file of kat. A name without a folder is placed in cfg.folder.
+
+    Args:
+        cfg: The config.
+        name: The setting with the path, such as pairs_file.
 
     Raises:
-        UserError: No name given, or a folder where a file is wanted.
+        UserError: The setting is empty, or its path is a folder.
     """
     value = str(cfg[name] or "")
     if not value:
@@ -61,27 +65,35 @@ def locate(cfg: DictConfig, name: str) -> Path:
     return path
 
 
-def beside(path: Path, name: str) -> Path:
-    """Return where the file of `BESIDE` lies that belongs to `path`: two results in a folder share none."""
-    return path.with_name(name if path.name == BESIDE[name] else f"{path.stem}_{name}")
+def sidecar_path(path: Path, name: str) -> Path:
+    """Return the path of a result's sidecar file. Each result in a folder has its own.
+
+    Args:
+        path: The result.
+        name: The kind of sidecar, a key of `SIDECARS`. A result with another than the default name adds it in front.
+    """
+    return path.with_name(name if path.name == SIDECARS[name] else f"{path.stem}_{name}")
 
 
 def destination(cfg: DictConfig, *sides: str, reads: Iterable[Path] = ()) -> Path:
-    """Return the path of cfg.out, after a look at what writing it and what lies beside it would destroy.
+    """Return the path of cfg.out, after a check that the task will not overwrite other files.
 
     Args:
         cfg: The config.
-        sides: Endings (.json) of files that are written beside it under its own stem.
-        reads: Files that the task reads, besides those that the config names as *_file.
+        sides: The endings of further files that the task writes with the same stem, such as .json.
+        reads: Input files in addition to the *_file settings of the config.
 
     Raises:
-        UserError: It is an input, is called like what lies beside another file, or is its own side file.
+        UserError: The path is an input, has the name of a sidecar file, or has one of the endings in `sides`.
     """
     out = locate(cfg, "out")
-    if any(out.name == name or out.name.endswith(f"_{name}") for name in (*BESIDE, "embeddings.json")):
-        raise UserError(f"out={cfg.out}: files of this name lie beside other results of kat; choose another name")
+    if any(out.name == name or out.name.endswith(f"_{name}") for name in (*SIDECARS, "embeddings.json")):
+        raise UserError(
+            f"out={cfg.out}: this name is reserved for files that kat tasks write next to their results; choose "
+            "another name"
+        )
     if own := next((ending for ending in sides if out.with_suffix(ending) == out), None):
-        raise UserError(f"out={cfg.out}: what lies beside it is called {out.stem}{own}; use another ending")
+        raise UserError(f"out={cfg.out}: the task also writes a file {out.stem}{own}; use another ending")
     inputs = {
         name: locate(cfg, name)
         for name in map(str, cfg)
@@ -90,12 +102,24 @@ def destination(cfg: DictConfig, *sides: str, reads: Iterable[Path] = ()) -> Pat
     inputs |= {f"path={path}": path for path in reads}
     written = {path.resolve() for path in (out, *map(out.with_suffix, sides))}
     if same := next((name for name, path in inputs.items() if path.resolve() in written), None):
-        raise UserError(f"out={cfg.out}: would overwrite {same}, which other work stands on; choose another name")
+        raise UserError(f"out={cfg.out}: would overwrite {same}, which other tasks need; choose another name")
+    return out
+
+
+def output_folder(cfg: DictConfig, default: Path) -> Path:
+    """Return the folder cfg.out, or the default if out is not set.
+
+    Raises:
+        UserError: The path is a file.
+    """
+    out = Path(str(cfg.out)).expanduser() if cfg.out else default
+    if out.is_file():
+        raise UserError(f"out={cfg.out or out}: is a file; write out=FOLDER")
     return out
 
 
 def record_of(embeddings: Path) -> dict[str, Any]:
-    """Return what task=embed wrote down about its embeddings; nothing where it did not make them."""
+    """Return the record that task=embed wrote for its embeddings; empty for embeddings without a record."""
     path = embeddings.with_suffix(".json")
     found = read_json(path) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""The task cluster: k-means of the prompts."""
+"""The task cluster: k-means of the prompts. Main entry: `clusters()`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from kat.density.clusters import closest_to_centroid, cluster
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import destination, locate, task
 from kat.pipeline.origin import density_of, prompts_of
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import write_json
 
-SHOWN = 5  # prompts nearest to a centroid
+SHOWN = 5  # prompts nearest to each centroid in clusters.json
 
 
 @task
 def clusters(cfg: DictConfig) -> dict[str, Any]:
-    """Group the prompts by k-means and write clusters.json; return what it holds.
+    """Group the prompts by k-means, and write clusters.json.
+
+    Returns:
+        The content of clusters.json.
 
     Raises:
-        UserError: Files that are missing, damaged or do not fit each other, or more clusters than prompts.
+        UserError: A file is missing, damaged or does not match the others, or there are more clusters than prompts.
     """
-    measured, out, source = locate(cfg, "weights_file"), destination(cfg), locate(cfg, "embeddings_file")
+    weights_file, out, source = locate(cfg, "weights_file"), destination(cfg), locate(cfg, "embeddings_file")
     ids, emb = load_embeddings(source)
     prompts = prompts_of(ids, locate(cfg, "prompts_file"), source)
-    known = density_of(ids, measured, source) if measured.is_file() else None
+    known = density_of(ids, weights_file, source) if weights_file.is_file() else None
     found = cluster(emb, cfg.clusters, cfg.seed)
     described: list[dict[str, Any]] = []
     for number, rows in enumerate(closest_to_centroid(emb, found, SHOWN)):
@@ -43,17 +46,18 @@ def clusters(cfg: DictConfig) -> dict[str, Any]:
             }
         )
     result = {"clusters": described, "labels": dict(zip(ids, found.labels.tolist(), strict=True)), "seed": cfg.seed}
-    if speaks():
+    if is_main_process():
         write_json(out, result)
         for entry in described:
-            crowd = "" if known is None else f"  density {entry['mean_density']:.3g}  mass {entry['mass']:.3f}"
-            print(f"{entry['cluster']:>4}  {entry['size']:>6} prompts{crowd}  {short(entry['nearest'][0]['text'])}")
+            numbers = "" if known is None else f"  density {entry['mean_density']:.3g}  mass {entry['mass']:.3f}"
+            example = _shortened(entry["nearest"][0]["text"])
+            print(f"{entry['cluster']:>4}  {entry['size']:>6} prompts{numbers}  {example}")
         if known is None:
-            say(f"note: {measured} is not there, so the clusters have no mean density; task=density makes it")
-        say(f"{len(described)} clusters: {out}")
+            log(f"note: {weights_file} does not exist, so the clusters have no mean density; task=density makes it")
+        log(f"{len(described)} clusters: {out}")
     return result
 
 
-def short(text: str, width: int = 60) -> str:
+def _shortened(text: str, width: int = 60) -> str:
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"

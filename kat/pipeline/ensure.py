@@ -1,4 +1,4 @@
-"""What a training run stands on: the files of the earlier tasks, made first where they are missing."""
+"""The files that a training run needs: missing files are made, existing files are checked. Main entry: `ensure()`."""
 
 from __future__ import annotations
 
@@ -13,67 +13,66 @@ from kat.pipeline.artifacts import locate
 from kat.pipeline.density import density
 from kat.pipeline.embed import embed
 from kat.pipeline.prepare import pairs, prompts
-from kat.pipeline.provenance import require_asked
-from latentwire.harness.device import place
-from latentwire.harness.gather import from_first
+from kat.pipeline.provenance import require_same_origin
+from latentwire.harness.device import accelerator_state
+from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.paths import CONF
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 
-JOBS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {  # a task, and the setting that names its file
+JOBS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {  # each task, and the setting with its file
     "pairs": (pairs, "pairs_file"),
     "prompts": (prompts, "prompts_file"),
     "embed": (embed, "embeddings_file"),
     "density": (density, "weights_file"),
 }
-OF_A_RUN = ("model", "pairs", "path", "embedder", "split", "seed", "dtype", "device", "folder")
-HANDED_ON = (*OF_A_RUN, *(setting for _, setting in JOBS.values()))
+RUN_SETTINGS = ("model", "pairs", "path", "embedder", "split", "seed", "dtype", "device", "folder")
+SHARED_SETTINGS = (*RUN_SETTINGS, *(setting for _, setting in JOBS.values()))
 
 
 def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
-    """Run the tasks among `names` whose files are not there, in the order given, and say so; in every process.
+    """Run the tasks whose files are missing, and check the files that exist. Call this in every process.
 
     Args:
-        cfg: A config with the settings of conf/kat/files.yaml. Of the others in `HANDED_ON` those that it has are
-            handed on; the rest of a task's settings is as its YAML says.
-        names: Keys of `JOBS`: pairs, prompts, embed, density.
+        cfg: A config with the settings of conf/kat/files.yaml. Its `SHARED_SETTINGS` are used for the tasks; all other
+            settings of a task come from its YAML.
+        names: The tasks in order, keys of `JOBS`: pairs, prompts, embed, density.
 
     Raises:
-        UserError: What the tasks raise; or a file that is there is of other data, another embedder or other files than
-            this run asks for (`kat.pipeline.provenance`).
+        UserError: A task fails, or an existing file has another origin (see `kat.pipeline.provenance`).
     """
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     for name in names:
         job, setting = JOBS[name]
-        path, made = locate(cfg, setting), config_of(cfg, "run", name)
-        if from_first(state, path.is_file()):
-            require_asked(name, path, made, cfg)
+        path, task_cfg = locate(cfg, setting), config_of(cfg, "run", name)
+        if broadcast_from_main(state, path.is_file()):
+            require_same_origin(name, path, task_cfg, cfg)
             continue
-        say(f"{path}: not there yet, so task={name} comes first")
-        job(made)
+        log(f"{path}: not there yet, so task={name} comes first")
+        job(task_cfg)
         state.wait_for_everyone()
 
 
 def config_of(cfg: DictConfig, entry: str, task: str, **changes: Any) -> DictConfig:
-    """Return the config of another task as its YAML has it, with what `cfg` says about the same things.
+    """Return the config of another task, with the shared settings of this run.
 
     Args:
-        cfg: The config at hand; the settings of `HANDED_ON` that it has are handed on.
-        entry: Root of the config tree, `run` or `train`.
-        task: Of that entry.
-        **changes: Root settings or groups with values of their own, which must exist in that config.
+        cfg: The config of this run. Its values of `SHARED_SETTINGS` are used in the other config.
+        entry: The root of the config tree, `run` or `train`.
+        task: The other task, of that entry.
+        **changes: Further root settings or groups to replace. They must exist in the other config.
     """
     if GlobalHydra.instance().is_initialized():
-        made = compose(entry, overrides=[f"task={task}"])
+        task_cfg = compose(entry, overrides=[f"task={task}"])
     else:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            made = compose(entry, overrides=[f"task={task}"])
-    with open_dict(made):  # the nodes of other data sets or embedders have other keys
-        for name in HANDED_ON:
-            if name in cfg and (name in made or name == "path"):
-                made[name] = _plain(cfg[name])
+            task_cfg = compose(entry, overrides=[f"task={task}"])
+    with open_dict(task_cfg):  # nodes of other data sets or embedders have other keys
+        for name in SHARED_SETTINGS:
+            if name in cfg and (name in task_cfg or name == "path"):
+                task_cfg[name] = _plain(cfg[name])
     for name, value in changes.items():
-        made[name] = _plain(value)
-    return made
+        task_cfg[name] = _plain(value)
+    return task_cfg
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Checks that weights, embeddings and prompts belong together."""
+"""Checks that weights, embeddings and prompts belong together. Main entries: `prompts_of()` and `density_of()`."""
 
 from __future__ import annotations
 
@@ -10,50 +10,73 @@ from torch import Tensor
 
 from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import read_weights, same_ids
-from kat.pipeline.artifacts import beside, record_of
+from kat.pipeline.artifacts import record_of, sidecar_path
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import read_json
 
 
 def check_origin(weights: Path, embeddings: Path | None = None) -> None:
-    """Refuse weights that are not those of their density.json, or were made from other embeddings than these.
+    """Check the hashes of weights, and of their embeddings if given, against the density.json of the weights.
+
+    Args:
+        weights: The file of the weights.
+        embeddings: The file of the embeddings.
 
     Raises:
-        UserError: Says which file is not the one that the weights' record speaks of.
+        UserError: A file is not the one that density.json describes.
     """
-    record = beside(weights, "density.json")
+    record = sidecar_path(weights, "density.json")
     if not record.is_file():
-        say(f"note: {record} is not there, so it cannot be told what {weights} was made from")
+        log(f"note: {record} does not exist, so the origin of {weights} is unknown")
         return
     found = read_json(record)
     for name, path in {"weights_sha256": weights, "embeddings_sha256": embeddings}.items():
         if path is not None and (not isinstance(found, dict) or found.get(name) != file_sha256(path)):
-            raise UserError(f"{path}: is not the file that {record} speaks of; run task=density again")
+            raise UserError(f"{path}: is not the file that {record} describes; run task=density again")
 
 
 def prompts_of(ids: list[str], path: Path, embeddings: Path) -> list[Prompt]:
-    """Return the prompts in the order of the ids; those too long to have an embedding are counted, and left out."""
+    """Return the prompts of embeddings, in the order of the ids, without prompts that were too long to embed.
+
+    Args:
+        ids: The ids of the embeddings.
+        path: The file of the prompts.
+        embeddings: The file of the embeddings.
+
+    Raises:
+        UserError: An id has no prompt, or a prompt has no embedding and was not too long.
+    """
     prompts = {prompt.id: prompt for prompt in read_prompts(path)}
     found = [prompts[name] for name in same_ids(ids, prompts, "the embeddings", str(path))]
     without = prompts.keys() - set(ids)
     too_long = without & set(record_of(embeddings).get("too_long") or ())
-    same_ids(
-        sorted(without), too_long, f"{path} (prompts without an embedding)", str(embeddings), "run task=embed again"
-    )
+    here = f"{path} (prompts without an embedding)"
+    same_ids(sorted(without), too_long, here, str(embeddings), "run task=embed again")
     if too_long:
-        say(f"note: {len(too_long)} of {len(prompts)} prompts are too long for the embedder: no embedding, no weight")
+        log(f"note: {len(too_long)} of {len(prompts)} prompts are too long for the embedder: no embedding, no weight")
     return found
 
 
 def density_of(ids: Sequence[str], path: Path, embeddings: Path) -> tuple[Tensor, Tensor]:
-    """Return densities and weights of these embeddings, in the order of their ids."""
-    names, crowding, weights = read_weights(path)
+    """Return the densities and weights of embeddings, in the order of the ids.
+
+    Args:
+        ids: The N ids of the embeddings.
+        path: The file of the weights.
+        embeddings: The file of the embeddings.
+
+    Returns:
+        The densities (N,) float64 and the sampling weights (N,) float64.
+
+    Raises:
+        UserError: The weights were made from other embeddings, or their ids differ.
+    """
+    names, density, weights = read_weights(path)
     check_origin(path, embeddings)
     row = {name: i for i, name in enumerate(names)}
-    order = torch.tensor(
-        [row[name] for name in same_ids(ids, row, str(embeddings), str(path), "run task=density again")]
-    )
-    same_ids(names, set(ids), str(path), str(embeddings), "run task=density again")
-    return crowding[order], weights[order]
+    remedy = "run task=density again"
+    order = torch.tensor([row[name] for name in same_ids(ids, row, str(embeddings), str(path), remedy)])
+    same_ids(names, set(ids), str(path), str(embeddings), remedy)
+    return density[order], weights[order]

@@ -1,101 +1,108 @@
-"""Whether the files that lie there are those that a run asks for: what was written beside them says what made them."""
+"""Checks of the recorded origin of existing files against a run's settings. Main entry: `require_same_origin()`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from kat.pipeline.artifacts import beside, locate
+from kat.pipeline.artifacts import locate, sidecar_path
 from kat.pipeline.density import density_spec
 from kat.pipeline.embed import plan
 from kat.pipeline.origin import check_origin
-from kat.pipeline.prepare import asked_sets
+from kat.pipeline.prepare import requested_sets
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import config_hash, read_json
 
 
-def require_asked(task: str, path: Path, made: DictConfig, cfg: DictConfig) -> None:
-    """Refuse a file that is not what a task would make for a run; a file of the user's, with nothing beside it, serves.
+def require_same_origin(task: str, path: Path, task_cfg: DictConfig, cfg: DictConfig) -> None:
+    """Check that a file is the one that a task would make for a run. A file without a record is used unchecked.
 
-    Nothing is made anew in its place: it may have taken hours, and another run may stand on it.
+    The file is never replaced here: it may have taken hours, and other runs may need it.
 
     Args:
-        task: That makes such files: pairs, prompts, embed or density.
+        task: The task that makes such files: pairs, prompts, embed or density.
         path: The file.
-        made: The config that this task would run with.
-        cfg: The run's config.
+        task_cfg: The config with which the task would run.
+        cfg: The config of the run.
 
     Raises:
-        UserError: It is of other data, another embedder or other files; says which, and what to do.
+        UserError: The file was made from other data, another embedder or other files.
     """
     records = {"pairs": "pairs.json", "prompts": "prompts.json", "density": "density.json"}
-    record = path.with_suffix(".json") if task == "embed" else beside(path, records[task])
-    found = read_json(record) if record.is_file() else None
-    if not isinstance(found, dict):
-        say(f"note: {record} is not there, so it cannot be told what {path} was made from; it is used as it is")
+    record_path = path.with_suffix(".json") if task == "embed" else sidecar_path(path, records[task])
+    record = read_json(record_path) if record_path.is_file() else None
+    if not isinstance(record, dict):
+        log(f"note: {record_path} does not exist, so the origin of {path} is unknown; it is used unchecked")
         return
-    {"pairs": _pairs, "prompts": _prompts, "embed": _embeddings, "density": _weights}[task](path, found, made, cfg)
+    check = {"pairs": _check_pairs, "prompts": _check_prompts, "embed": _check_embeddings, "density": _check_weights}
+    check[task](path, record, task_cfg, cfg)
 
 
-def _refuse(path: Path, task: str, theirs: str, ours: str, remedy: str = "") -> None:
+def _reject(path: Path, task: str, recorded: str, needed: str, remedy: str = "") -> None:
     raise UserError(
-        f"{path}: was made from {theirs}, and this run asks for {ours}; {remedy}make it anew with run.py task={task}, "
-        "or keep other files with folder=FOLDER"
+        f"{path}: was made from {recorded}, but this run needs {needed}; {remedy}make it again with run.py "
+        f"task={task}, or use other files with folder=FOLDER"
     )
 
 
-def _pairs(path: Path, found: dict[str, Any], made: DictConfig, _: DictConfig) -> None:
-    theirs = {name: entry.get("origin") or {} for name, entry in (found.get("sets") or {}).items()}
-    ours = asked_sets(made)
-    same = "give the same pairs=NAME (and path=FILE) here, "
-    if theirs.keys() != ours.keys():
-        _refuse(path, "pairs", _and(theirs), _and(ours), same)
-    for name, origin in ours.items():
-        a_file = "path" in origin and "sha256" in origin and "sha256" in theirs[name]  # wherever it lies
-        shared = ["sha256"] if a_file else sorted(origin)
-        if differing := [key for key in shared if theirs[name].get(key) != origin.get(key)]:
+def _check_pairs(path: Path, record: dict[str, Any], task_cfg: DictConfig, _: DictConfig) -> None:
+    recorded = {name: entry.get("origin") or {} for name, entry in (record.get("sets") or {}).items()}
+    needed = requested_sets(task_cfg)
+    remedy = "give the same pairs=NAME (and path=FILE) here, "
+    if recorded.keys() != needed.keys():
+        _reject(path, "pairs", _joined(recorded), _joined(needed), remedy)
+    for name, origin in needed.items():
+        # The content of a file decides, not its path.
+        is_file = "path" in origin and "sha256" in origin and "sha256" in recorded[name]
+        keys = ["sha256"] if is_file else sorted(origin)
+        if differing := [key for key in keys if recorded[name].get(key) != origin.get(key)]:
             key = differing[0]
-            _refuse(path, "pairs", f"{name} with {key} {theirs[name].get(key)}", f"{key} {origin.get(key)}", same)
+            _reject(path, "pairs", f"{name} with {key} {recorded[name].get(key)}", f"{key} {origin.get(key)}", remedy)
 
 
-def _prompts(path: Path, found: dict[str, Any], made: DictConfig, cfg: DictConfig) -> None:
-    pairs = locate(made, "pairs_file")
-    if found.get("prompts_sha256") != file_sha256(path):
-        raise UserError(f"{path}: is not the file that {beside(path, 'prompts.json')} speaks of; make it anew with "
-                        "run.py task=prompts")  # fmt: skip
-    if pairs.is_file() and found.get("pairs_sha256") != file_sha256(pairs):
-        _refuse(path, "prompts", "other pairs", f"those of {pairs}")
-    if "split" in cfg and found.get("split") != cfg.split:
-        theirs, ours = (split or "null" for split in (found.get("split"), cfg.split))
-        _refuse(path, "prompts", f"split={theirs}", f"split={ours}", f"add split={theirs}, ")
+def _check_prompts(path: Path, record: dict[str, Any], task_cfg: DictConfig, cfg: DictConfig) -> None:
+    pairs = locate(task_cfg, "pairs_file")
+    if record.get("prompts_sha256") != file_sha256(path):
+        raise UserError(
+            f"{path}: is not the file that {sidecar_path(path, 'prompts.json')} describes; make it again with run.py "
+            "task=prompts"
+        )
+    if pairs.is_file() and record.get("pairs_sha256") != file_sha256(pairs):
+        _reject(path, "prompts", "other pairs", f"the pairs in {pairs}")
+    if "split" in cfg and record.get("split") != cfg.split:
+        recorded, needed = (split or "null" for split in (record.get("split"), cfg.split))
+        _reject(path, "prompts", f"split={recorded}", f"split={needed}", f"add split={recorded}, ")
 
 
-def _embeddings(path: Path, found: dict[str, Any], made: DictConfig, _: DictConfig) -> None:
-    wanted = plan(made, place(made.device))
-    theirs, ours = found.get("embedder") or {}, dict(wanted.about)
-    differing = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+def _check_embeddings(path: Path, record: dict[str, Any], task_cfg: DictConfig, _: DictConfig) -> None:
+    work = plan(task_cfg, accelerator_state(task_cfg.device))
+    recorded, needed = record.get("embedder") or {}, dict(work.about)
+    differing = [key for key in sorted({*recorded, *needed}) if recorded.get(key) != needed.get(key)]
     if differing == ["dtype"]:
-        say(f"note: {path} was computed in {theirs.get('dtype')}, and this run would compute it in {ours['dtype']}")
+        log(f"note: {path} was computed in {recorded.get('dtype')}, and this run would compute it in {needed['dtype']}")
     elif differing:
         key = differing[0]
-        _refuse(path, "embed", f"{key} {theirs.get(key)}", f"{key} {ours.get(key)}",
-                "give the same embedder=NAME and model=NAME here, ")  # fmt: skip
-    if found.get("key") != config_hash([theirs, [[prompt.id, prompt.text] for prompt in wanted.prompts]]):
-        _refuse(path, "embed", "other prompts", f"those of {locate(made, 'prompts_file')}")
+        remedy = "give the same embedder=NAME and model=NAME here, "
+        _reject(path, "embed", f"{key} {recorded.get(key)}", f"{key} {needed.get(key)}", remedy)
+    if record.get("key") != config_hash([recorded, [[prompt.id, prompt.text] for prompt in work.prompts]]):
+        _reject(path, "embed", "other prompts", f"the prompts in {locate(task_cfg, 'prompts_file')}")
 
 
-def _weights(path: Path, found: dict[str, Any], made: DictConfig, _: DictConfig) -> None:
-    check_origin(path, locate(made, "embeddings_file"))
-    usual = vars(density_spec(made))
-    theirs = found.get("settings") or {}
-    if told := [f"sampler.{name}={theirs[name]}" for name in usual if name in theirs and theirs[name] != usual[name]]:
-        say(f"note: {path} was made with {', '.join(told)}, which is not the default of task=density")
+def _check_weights(path: Path, record: dict[str, Any], task_cfg: DictConfig, _: DictConfig) -> None:
+    check_origin(path, locate(task_cfg, "embeddings_file"))
+    defaults = vars(density_spec(task_cfg))
+    recorded = record.get("settings") or {}
+    differing = [name for name in defaults if name in recorded and recorded[name] != defaults[name]]
+    if differing:
+        settings = ", ".join(f"sampler.{name}={recorded[name]}" for name in differing)
+        log(f"note: {path} was made with {settings}, which is not the default of task=density")
 
 
-def _and(names: Any) -> str:
+def _joined(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"

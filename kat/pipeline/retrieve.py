@@ -1,4 +1,4 @@
-"""The task retrieve: the prompts nearest to a query."""
+"""The task retrieve: the prompts nearest to a query. Main entry: `retrieve()`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from kat.data.prompts import normalise, read_prompts, render
+from kat.data.prompts import normalise, read_prompts, render_conversation
 from kat.data.tables import same_ids
 from kat.embedding.pooling import embed_texts
 from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import locate, record_of, task
-from latentwire.harness.device import choose_dtype, place
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import speaks
+from latentwire.harness.progress import is_main_process
 from latentwire.harness.typed_config import typed
 from latentwire.lm.spec import ModelSpec
 
@@ -27,15 +27,15 @@ def retrieve(cfg: DictConfig) -> list[dict[str, Any]] | None:
     """Print the prompts nearest to a query, by cosine.
 
     Returns:
-        id, score and text of each, nearest first; None in processes other than the first.
+        The id, score, text and source of each prompt, nearest first; None in all processes but the main one.
 
     Raises:
-        UserError: No query, files that do not belong together, or embeddings that another embedder made.
+        UserError: The query is empty, the files do not belong together, or another embedder made the embeddings.
     """
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     if not state.is_main_process:
         return None
-    query = render(normalise([{"role": "user", "content": str(cfg.query)}]))
+    query = render_conversation(normalise([{"role": "user", "content": str(cfg.query)}]))
     if not query:
         raise UserError("query: is empty; write query='What is NLP?'")
     path = locate(cfg, "embeddings_file")
@@ -49,17 +49,17 @@ def retrieve(cfg: DictConfig) -> list[dict[str, Any]] | None:
     spec = typed(EmbedderSpec, cfg.embedder, "embedder.")
     spec.check()
     if spec.name == "file":
-        raise UserError("embedder=file: a file embeds no query; name what made it, such as embedder=hidden")
+        raise UserError("embedder=file: a file cannot embed a query; give the file's embedder, such as embedder=hidden")
     model = typed(ModelSpec, cfg.model, "model.")
     dtype = choose_dtype(cfg.dtype, state.device)
-    _check_same(path, spec.identity(model, dtype))
+    _check_embedder(path, spec.identity(model, dtype))
     vector = embed_texts(load_embedder(spec, model, state.device, dtype), [query])[0]
     best = torch.topk(emb @ vector, top_k)
     found = [
         {"id": ids[row], "score": score, "text": texts[ids[row]].text, "source": texts[ids[row]].source}
         for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
-    if speaks():
+    if is_main_process():
         for line in _listed(found):
             print(line)
     return found
@@ -71,24 +71,24 @@ def _listed(found: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{rank:>3}  {row['score']:.4f}  {row['id']}  {text if len(text) <= 160 else text[:157] + '...'}"
 
 
-def _check_same(path: Path, about: dict[str, Any]) -> None:
-    """Refuse to compare a query with rows of another embedder."""
-    found = record_of(path)
-    made_by = found.get("embedder")
-    if not isinstance(made_by, dict):
+def _check_embedder(path: Path, identity: dict[str, Any]) -> None:
+    """Raise UserError if another embedder made the embeddings."""
+    record = record_of(path)
+    recorded = record.get("embedder")
+    if not isinstance(recorded, dict):
         raise UserError(
-            f"{path}: {path.stem}.json beside it does not say what made it, so a query cannot be embedded alike; "
+            f"{path}: {path.stem}.json does not name the embedder, so the query cannot be embedded in the same way; "
             "make the embeddings again with task=embed"
         )
-    other = [name for name in {**made_by, **about} if made_by.get(name) != about.get(name)]
-    if other:
+    differing = [name for name in {**recorded, **identity} if recorded.get(name) != identity.get(name)]
+    if differing:
         listed = ", ".join(
-            f"another {name}" if isinstance(made_by.get(name), dict) else f"{name}={made_by.get(name)}"
-            for name in other
+            f"another {name}" if isinstance(recorded.get(name), dict) else f"{name}={recorded.get(name)}"
+            for name in differing
         )
-        settings = {**made_by, "model": found.get("model")}
+        settings = {**recorded, "model": record.get("model")}
         given = [f"{name}={settings[name]}" for name in ("embedder", "model", "dtype") if settings.get(name)]
         raise UserError(
-            f"{path} was made with {listed}, so the query would not be embedded alike; give task=retrieve the settings "
-            f"of task=embed ({', '.join(given)}, path or full if they were set), or run task=embed again"
+            f"{path} was made with {listed}, so the query would be embedded differently; give task=retrieve the "
+            f"settings of task=embed ({', '.join(given)}, path or full if they were set), or run task=embed again"
         )

@@ -1,4 +1,4 @@
-"""The task subsample: prompts drawn by weight, without replacement."""
+"""The task subsample: prompts drawn by weight without replacement. Main entry: `subsample()`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from kat.pipeline.artifacts import destination, locate, task
 from kat.pipeline.origin import check_origin
 from kat.sampling.arms import arm_weights, draw
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_text_atomically
 
 
 @task
 def subsample(cfg: DictConfig) -> list[str]:
-    """Draw `budget` prompts without replacement by the sampler's weights; write their ids, a line each, as drawn.
+    """Draw `budget` prompts by weight without replacement, and write one id a line in the order of the draws.
+
+    Returns:
+        The ids of the drawn prompts.
 
     Raises:
-        UserError: A budget above the number of prompts that can be drawn, no usable weights, or those of other prompts.
+        UserError: The budget exceeds the prompts that can be drawn, or the weights are invalid or of other prompts.
     """
     source, out, prompts = locate(cfg, "weights_file"), destination(cfg), locate(cfg, "prompts_file")
-    ids, _, weights = read_weights(source)
+    ids, _, measured = read_weights(source)
     check_origin(source)
     same_ids(ids, {prompt.id for prompt in read_prompts(prompts)}, str(source), str(prompts), "run task=density again")
-    weights = arm_weights(cfg.sampler.name, weights, cfg.seed)
+    weights = arm_weights(cfg.sampler.name, measured, cfg.seed)
     budget, drawable = cfg.budget, int((weights > 0).sum())
     if not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget <= drawable:
         raise UserError(
@@ -37,9 +40,9 @@ def subsample(cfg: DictConfig) -> list[str]:
         raise UserError(f"id {broken!r}: has a line break, so a list of ids cannot hold it; rename it")
     rows = draw(weights, budget, replacement=False, generator=generator_for(cfg.seed, "subsample", cfg.sampler.name))
     chosen = [ids[row] for row in rows.tolist()]
-    if speaks():
+    if is_main_process():
         write_text_atomically(out, "".join(f"{name}\n" for name in chosen))
-        say(f"{budget} of {len(ids)} prompts by sampler={cfg.sampler.name}: {out}")
+        log(f"{budget} of {len(ids)} prompts by sampler={cfg.sampler.name}: {out}")
         if budget > drawable / 2:
-            say(f"note: {budget / drawable:.0%} of all prompts are taken, so weights can change little")
+            log(f"note: {budget / drawable:.0%} of all prompts are drawn, so weights have little effect")
     return chosen

@@ -1,4 +1,7 @@
-"""Pairs for the reward model: as tokens, split by prompt, with the weights by which prompts are drawn."""
+"""Preference pairs as tokens, split by prompt into training and held-out pairs.
+
+Main entries: `encode_all()` and `split_pairs()`.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,19 @@ from latentwire.harness.errors import UserError
 
 @dataclass(frozen=True)
 class RewardPair:
-    """A pair as tokens; the chosen completion is the tree's first."""
+    """A preference pair as tokens; the first completion of the tree is the chosen one."""
 
     prompt_id: str
     source: str
     tree: Tree
-    lengths: tuple[int, int]  # characters of chosen and rejected
+    lengths: tuple[int, int]  # characters of the chosen and of the rejected completion
 
 
 @dataclass
 class RewardData:
-    """What is trained on and what is held out; no prompt is in both."""
+    """The training pairs and the held-out pairs; no prompt is in both."""
 
-    train: dict[str, list[RewardPair]] = field(default_factory=dict)  # by prompt id, in order of the file
+    train: dict[str, list[RewardPair]] = field(default_factory=dict)  # by prompt id, in the order of the file
     held_out: list[RewardPair] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -42,10 +45,18 @@ class RewardData:
 def encode_all(
     tokenizer: Any, pairs: Iterable[PreferencePair], max_length: int
 ) -> tuple[list[RewardPair], Counter[str]]:
-    """Return pairs as tokens, and counts: pairs, too_long (dropped), trimmed, tokens_trimmed.
+    """Return pairs as tokens, and counts of pairs.
 
-    A pair is dropped where an answer alone has `max_length` tokens or more; a prompt that is too long loses tokens
-    from the left.
+    A pair is dropped if an answer alone has `max_length` tokens or more. A prompt that is too long loses tokens from
+    the left.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        pairs: Pairs of messages.
+        max_length: Maximum number of tokens of a prompt with its longer answer.
+
+    Returns:
+        The pairs that fit, and the counts pairs, too_long (dropped), trimmed (prompts) and tokens_trimmed.
     """
     found: list[RewardPair] = []
     counts = Counter({"pairs": 0, "too_long": 0, "trimmed": 0, "tokens_trimmed": 0})
@@ -64,21 +75,25 @@ def encode_all(
 
 
 def describe_counts(counts: Mapping[str, int], max_length: int) -> str:
-    """Say how many pairs there are, and what was dropped or cut."""
-    said = f"{counts['pairs']} pairs"
+    """Return the counts of `encode_all` as text: pairs, dropped pairs and trimmed prompts."""
+    text = f"{counts['pairs']} pairs"
     if counts["too_long"]:
-        said += f"; {counts['too_long']} dropped: an answer of {max_length} tokens or more"
+        text += f"; {counts['too_long']} dropped: an answer of {max_length} tokens or more"
     if counts["trimmed"]:
-        said += f"; {counts['trimmed']} prompts cut from the left to fit max_length={max_length}"
-        said += f" ({counts['tokens_trimmed']} tokens)"
-    return said
+        text += f"; {counts['trimmed']} prompts cut from the left to fit max_length={max_length}"
+        text += f" ({counts['tokens_trimmed']} tokens)"
+    return text
 
 
 def split_pairs(pairs: Iterable[RewardPair], share: float) -> RewardData:
-    """Hold out all pairs of about `share` of the prompts, the same ones for every arm and seed.
+    """Split pairs by prompt. A hash decides which prompts are held out, so they are the same for every arm and seed.
+
+    Args:
+        pairs: All pairs.
+        share: Share of the prompts to hold out.
 
     Raises:
-        UserError: Nothing is left to train on, or nothing is held out.
+        UserError: The training part or the held-out part is empty.
     """
     data = RewardData()
     for pair in pairs:
@@ -87,9 +102,9 @@ def split_pairs(pairs: Iterable[RewardPair], share: float) -> RewardData:
         else:
             data.train.setdefault(pair.prompt_id, []).append(pair)
     if not data.train or not data.held_out:
-        which = "to train on" if not data.train else "held out"
+        part = "to train on" if not data.train else "held out"
         raise UserError(
             f"held_out={share}: of {len(data.train) + len({p.prompt_id for p in data.held_out})} prompts none is "
-            f"{which}; choose another share, or read more pairs"
+            f"{part}; choose another share, or read more pairs"
         )
     return data

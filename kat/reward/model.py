@@ -1,8 +1,6 @@
-"""The reward model: a backbone with a scalar head, read at the last token of a completion; Bradley-Terry loss.
+"""The reward model: a backbone with a scalar head on the last token of a completion, and the Bradley-Terry loss.
 
-A prompt is read once for all completions that follow it: they stand behind it in one row, each sees the prompt and
-itself, and its positions go on from the prompt's end. The scores are those of the rows one by one, to rounding, and
-those that AutoModelForSequenceClassification gives for right-padded rows.
+Main entries: `reward_model_of()` makes a new model, `load_reward_model()` loads a trained one.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from kat.training.model_folder import weights_folder
 from latentwire.harness.errors import UserError
 from latentwire.lm.model_folder import bars_on_terminals_only, weight_files
 from latentwire.lm.models import LanguageModel
@@ -29,17 +28,20 @@ from latentwire.lm.models import LanguageModel
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Return -log sigmoid(chosen - rejected), pair by pair: (B,), (B,) -> (B,), in nats.
 
-    The likelihood of the preference under Bradley and Terry (1952), as in Ouyang et al. (2022, arXiv 2203.02155).
+    The negative log-likelihood of the preference (Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155).
     """
     return -functional.logsigmoid(chosen - rejected)
 
 
 def choose_pad(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:
-    """Return a token id to pad with that no completion ends with.
+    """Return an id for padding that differs from the end token, a special token if possible.
 
-    transformers reads the score at the last token that is not the pad token, so a pad token that is also the end token
-    would move it one to the left. Every completion ends with the end token; any other token will do, a special one for
-    preference. Where it stands in the middle of a text it does not matter.
+    transformers takes the score at the last token that is not the pad token. Every completion ends with the end token,
+    so padding with it would move the score one token to the left. The pad token may occur inside a text.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        vocabulary: Number of tokens in the vocabulary.
     """
     end = tokenizer.eos_token_id
     candidates = [tokenizer.pad_token_id, *reversed(tokenizer.all_special_ids), *range(vocabulary)]
@@ -47,10 +49,14 @@ def choose_pad(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:
 
 
 def reward_model_of(lm: LanguageModel, generator: torch.Generator) -> PreTrainedModel:
-    """Return a reward model on the backbone of a causal language model, which it takes over.
+    """Return a reward model with the backbone of a causal language model, sharing its weights.
 
-    The head is drawn from N(0, 1 / (D + 1)), as in Stiennon et al. (2020, arXiv 2009.01325), and has no bias: a
-    comparison cannot tell one.
+    The head is drawn from N(0, 1 / (D + 1)), as in Stiennon et al. (2020, arXiv 2009.01325). It has no bias, because a
+    bias cancels in every comparison.
+
+    Args:
+        lm: The language model.
+        generator: Random numbers of the head.
 
     Raises:
         UserError: transformers has no sequence classification for this architecture.
@@ -82,19 +88,20 @@ def load_reward_model(
     """Load a trained reward model and its tokenizer, frozen.
 
     Args:
-        path: The folder of a run of task=reward, or any folder of save_pretrained of a sequence classification with
-            one label.
-        device: Where to.
-        dtype: Of the weights.
+        path: Folder of a run of task=reward, or of save_pretrained for a sequence classification with one label.
+        device: Device of the model.
+        dtype: Data type of the weights.
+
+    Returns:
+        The model in evaluation mode and its tokenizer.
 
     Raises:
-        UserError: No such folder, one of something else, or an incomplete one.
+        UserError: The folder does not exist, is incomplete, or holds another kind of model.
     """
-    given = Path(path).expanduser()
-    folder = given / "model" if (given / "model").is_dir() else given
+    folder = weights_folder(path)
     remedy = "give the folder of a finished run of train.py task=reward"
     if not (folder / "config.json").is_file():
-        state = "holds no model" if given.is_dir() else "no such folder"
+        state = "holds no model" if Path(path).expanduser().is_dir() else "no such folder"
         raise UserError(f"reward={path}: {state}; {remedy}")
     weight_files(folder, f"reward={path}")
     try:
@@ -104,16 +111,16 @@ def load_reward_model(
                 folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"reward={path}: does not load as a reward model ({first}); {remedy}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"reward={path}: does not load as a reward model ({reason}); {remedy}") from error
     model, info = loaded
     if info["missing_keys"]:
         raise UserError(
-            f"reward={path}: is no reward model, {sorted(info['missing_keys'])[0]} and "
+            f"reward={path}: not a reward model, {sorted(info['missing_keys'])[0]} and "
             f"{len(info['missing_keys']) - 1} other weights are missing; {remedy}"
         )
     if model.config.num_labels != 1:
-        raise UserError(f"reward={path}: a classifier of {model.config.num_labels} labels, and a reward model has one; "
+        raise UserError(f"reward={path}: a classifier with {model.config.num_labels} labels, a reward model has one; "
                         f"{remedy}")  # fmt: skip
     model.requires_grad_(False).eval().to(device)
     return model, tokenizer

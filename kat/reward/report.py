@@ -1,7 +1,8 @@
-"""How well a reward model orders pairs: accuracy beside a length-only baseline, log-loss, calibration; pure functions.
+"""Report on a reward model: accuracy with a length-only baseline, log-loss and calibration, as pure functions.
 
-Pairs of one prompt are not independent, so every interval is a bootstrap over prompts: the ratio of the sum over the
-resampled prompts to the number of their pairs. A tie counts half and is counted apart.
+Main entry: `evaluate_by_part()`. Pairs of one prompt are not independent, so every interval is a bootstrap over
+prompts: the sum over the resampled prompts, divided by the number of their pairs. A tie counts half, and the number of
+ties is reported.
 """
 
 from __future__ import annotations
@@ -15,28 +16,28 @@ from numpy.typing import NDArray
 
 from latentwire.stats.intervals import Interval, Scores, resampled_means, wilson_interval
 
-BINS = 10  # of the confidence, from .5 to 1
+BINS = 10  # bins of the confidence, from .5 to 1
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A pair and what the reward model says about it."""
+class ScoredPair:
+    """A pair with its reward margin."""
 
     prompt_id: str
     source: str
-    margin: float  # reward of the chosen completion less that of the rejected one
+    margin: float  # reward of the chosen completion minus the reward of the rejected one
     chosen_length: int  # characters
     rejected_length: int
-    decile: int | None = None  # of the prompt's density, 1 (rarest) to 10; None where it is not known
+    decile: int | None = None  # decile of the prompt's density, 1 (rarest) to 10; None if unknown
 
 
 def longer_wins(lengths: Sequence[tuple[int, int]]) -> bool:
-    """Tell from the (chosen, rejected) lengths of training pairs whether the longer answer is chosen more often."""
+    """Return whether the longer answer is chosen at least as often as the shorter, from (chosen, rejected) lengths."""
     return sum(chosen > rejected for chosen, rejected in lengths) >= sum(c < r for c, r in lengths)
 
 
 def deciles(density: Sequence[float]) -> list[int]:
-    """Return the tenth of the prompts that each is in, 1 for the lowest densities (the rarest), 10 for the highest."""
+    """Return the decile of each density, from 1 (lowest, rarest) to 10 (highest)."""
     order = np.argsort(np.asarray(density), kind="stable")
     found = np.empty(len(order), dtype=np.int64)
     found[order] = np.arange(len(order)) * 10 // len(order) + 1
@@ -51,17 +52,20 @@ def points(values: Sequence[float] | Scores) -> Scores:
 def intervals_over_prompts(values: Scores, prompts: Sequence[str], seed: int) -> list[Interval]:
     """Return 95% intervals of the means of several quantities over pairs, by a percentile bootstrap over prompts.
 
-    Where every prompt has the same mean, resampling knows no spread; for a quantity between 0 and 1 Wilson's interval
-    of as many trials as there are prompts stands in.
+    If all prompts have the same mean, the bootstrap interval has no width. A quantity between 0 and 1 then gets
+    Wilson's interval with one trial a prompt.
 
     Args:
-        values: One row for each quantity, (S, N); all rows see the same resamples.
+        values: One row for each quantity, (S, N); all rows use the same resamples.
         prompts: Prompt of each pair, (N,).
-        seed: Of the resampling.
+        seed: Seed of the resampling.
+
+    Returns:
+        The interval of each quantity, S of them.
     """
-    _, number = np.unique(np.asarray(prompts), return_inverse=True)
-    counts = np.bincount(number).astype(np.float64)  # (M,)
-    sums = np.stack([np.bincount(number, weights=row) for row in values])  # (S, M)
+    _, prompt_index = np.unique(np.asarray(prompts), return_inverse=True)
+    counts = np.bincount(prompt_index).astype(np.float64)  # (M,)
+    sums = np.stack([np.bincount(prompt_index, weights=row) for row in values])  # (S, M)
     means = resampled_means(np.vstack([sums, counts]), seed)
     lows, highs = np.quantile(means[:-1] / means[-1], [0.025, 0.975], axis=1)
     found = [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
@@ -72,15 +76,18 @@ def intervals_over_prompts(values: Scores, prompts: Sequence[str], seed: int) ->
 
 
 def log_loss(margins: Scores) -> Scores:
-    """Return -log sigmoid(margin) in nats, (N,) -> (N,); a model that knows nothing has log 2."""
+    """Return -log sigmoid(margin) in nats, (N,) -> (N,); a constant reward gives log 2."""
     return np.logaddexp(0.0, -margins)
 
 
 def calibration(margins: Scores) -> dict[str, Any]:
     """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599) with its bins.
 
-    The confidence of a pair is sigmoid(|margin|), from .5 to 1, in `BINS` bins of equal width; the error is the mean of
-    |accuracy - confidence| over the bins, weighted by their pairs.
+    The confidence of a pair is sigmoid(|margin|), from .5 to 1, in BINS bins of equal width. The error is the mean of
+    |accuracy - confidence| over the bins, weighted by their numbers of pairs.
+
+    Args:
+        margins: Reward margins, (N,).
     """
     confidence: NDArray[np.float64] = 1 / (1 + np.exp(-np.abs(margins)))
     right = points(margins)
@@ -97,13 +104,13 @@ def calibration(margins: Scores) -> dict[str, Any]:
     return {"error": float(error), "bins": bins}
 
 
-def judge(pairs: Sequence[Judged], longer: bool | None, seed: int) -> dict[str, Any]:
+def evaluate_pairs(pairs: Sequence[ScoredPair], longer: bool | None, seed: int) -> dict[str, Any]:
     """Return accuracy, log-loss and calibration of pairs, and the accuracy of a length-only rule on the same pairs.
 
     Args:
-        pairs: At least one.
-        longer: Whether that rule prefers the longer answer, as `longer_wins` found it on other pairs; None: no rule.
-        seed: Of the resampling.
+        pairs: At least one pair.
+        longer: Whether the rule prefers the longer answer, by `longer_wins` on the training pairs; None for no rule.
+        seed: Seed of the resampling.
     """
     margins = np.array([pair.margin for pair in pairs])
     right = points(margins)
@@ -129,35 +136,37 @@ def judge(pairs: Sequence[Judged], longer: bool | None, seed: int) -> dict[str, 
             "ties": int((lengths == 0).sum()),
             "accuracy": float(rows[2].mean()),
             "accuracy_interval": list(found[2]),
-            "difference": float(rows[3].mean()),  # of the model over the rule, paired
+            "difference": float(rows[3].mean()),  # accuracy of the model minus the rule's, paired
             "difference_interval": list(found[3]),
         }
     return report
 
 
-def judge_by(pairs: Sequence[Judged], longer: bool | None, seed: int) -> dict[str, Any]:
-    """Return `judge` of all pairs, and of those of each source and each decile of density."""
+def evaluate_by_part(pairs: Sequence[ScoredPair], longer: bool | None, seed: int) -> dict[str, Any]:
+    """Return `evaluate_pairs` for all pairs, and in by_source and by_density_decile for each part of them."""
     sources = sorted({pair.source for pair in pairs})
-    tenths = sorted({pair.decile for pair in pairs if pair.decile is not None})
+    known_deciles = sorted({pair.decile for pair in pairs if pair.decile is not None})
     return {
-        **judge(pairs, longer, seed),
-        "by_source": {name: judge([p for p in pairs if p.source == name], longer, seed) for name in sources},
-        "by_density_decile": {str(n): judge([p for p in pairs if p.decile == n], longer, seed) for n in tenths},
+        **evaluate_pairs(pairs, longer, seed),
+        "by_source": {name: evaluate_pairs([p for p in pairs if p.source == name], longer, seed) for name in sources},
+        "by_density_decile": {
+            str(n): evaluate_pairs([p for p in pairs if p.decile == n], longer, seed) for n in known_deciles
+        },
     }
 
 
-def render(report: dict[str, Any], title: str) -> str:
-    """Return a report of `judge_by` as a table, 100 columns wide; deciles are those of the density."""
+def render_report(report: dict[str, Any], title: str) -> str:
+    """Return a report of `evaluate_by_part` as a table with at most 100 columns; deciles are deciles of density."""
     rule = report.get("length_only")
-    wide = max(18, *(len(name) + 2 for name in report["by_source"]))
-    head = f"{title[:wide]:<{wide}} {'pairs':>6} {'prompts':>7} {'ties':>5} {'accuracy':<17}"
+    width = max(18, *(len(name) + 2 for name in report["by_source"]))
+    head = f"{title[:width]:<{width}} {'pairs':>6} {'prompts':>7} {'ties':>5} {'accuracy':<17}"
     lines = [head + (f" {rule['rule'] + ' one':<17} difference" if rule else "")]
-    lines.append(_line("all", report, wide))
-    lines += [_line(f"  {name}", part, wide) for name, part in report["by_source"].items()]
+    lines.append(_line("all", report, width))
+    lines += [_line(f"  {name}", part, width) for name, part in report["by_source"].items()]
     ends = {"1": "1 (rarest)"}
-    lines += [_line(f"  decile {ends.get(n, n)}", part, wide) for n, part in report["by_density_decile"].items()]
+    lines += [_line(f"  decile {ends.get(n, n)}", part, width) for n, part in report["by_density_decile"].items()]
     low, high = report["log_loss_interval"]
-    lines.append(f"log-loss {report['log_loss']:.3f} [{low:.3f}, {high:.3f}] (log 2 = 0.693: knows nothing)")
+    lines.append(f"log-loss {report['log_loss']:.3f} [{low:.3f}, {high:.3f}] (log 2 = 0.693: constant reward)")
     lines.append(f"expected calibration error {report['calibration']['error']:.3f}; confidence -> accuracy (pairs):")
     filled = [b for b in report["calibration"]["bins"] if b["pairs"]]
     cells = [f"{b['confidence']:.2f} -> {b['accuracy']:.2f} ({b['pairs']})" for b in filled]
@@ -165,8 +174,8 @@ def render(report: dict[str, Any], title: str) -> str:
     return "\n".join(lines)
 
 
-def _line(name: str, part: dict[str, Any], wide: int) -> str:
-    cells = f"{name:<{wide}} {part['pairs']:>6} {part['prompts']:>7} {part['ties']:>5} "
+def _line(name: str, part: dict[str, Any], width: int) -> str:
+    cells = f"{name:<{width}} {part['pairs']:>6} {part['prompts']:>7} {part['ties']:>5} "
     cells += _with_interval(part["accuracy"], part["accuracy_interval"])
     if rule := part.get("length_only"):
         cells += " " + _with_interval(rule["accuracy"], rule["accuracy_interval"])

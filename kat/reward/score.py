@@ -1,4 +1,4 @@
-"""The task score: a trained reward model judges the pairs of a file, by subset; RewardBench's files too."""
+"""The task score: evaluate a reward model on a file of pairs, such as RewardBench. Main entry: `score_file()`."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from kat.data.pairs import PairsSpec, PreferencePair, file_rows, read_pairs, rea
 from kat.pipeline.artifacts import task
 from kat.reward.data import describe_counts, encode_all
 from kat.reward.model import load_reward_model
-from kat.reward.report import Judged, judge_by, render
-from kat.reward.scoring import reads_at_most, score
+from kat.reward.report import ScoredPair, evaluate_by_part, render_report
+from kat.reward.scoring import max_sequence_length, score
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import choose_dtype, place
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import read_json, write_json, write_jsonl
 from latentwire.harness.typed_config import typed
 
-AT_A_TIME = 64  # pairs between two looks at the clock
+AT_A_TIME = 64  # pairs between two updates of the progress bar
 
 
 @task
 def score_file(cfg: DictConfig) -> dict[str, Any] | None:
-    """Score every pair of cfg.path; write the accuracy by subset, and each pair's rewards beside it.
+    """Score every pair of cfg.path; write the accuracy by subset and, in a second file, the rewards of each pair.
 
     Returns:
-        The report; None in processes other than the first.
+        The report; None in all processes except the main one.
 
     Raises:
-        UserError: No reward model, no file, no pair in it.
+        UserError: The reward model or the file is missing, or the file has no pair.
     """
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     if not state.is_main_process:
         return None
     if not cfg.reward:
         raise UserError("reward: no reward model given; write reward=FOLDER, the folder of a run of task=reward")
     if not cfg.path:
-        raise UserError("path: no file given; write path=FILE (prompt, chosen, rejected and, if you like, subset)")
+        raise UserError("path: no file given; write path=FILE (prompt, chosen, rejected and, optionally, subset)")
     batch_tokens = choose_batch_tokens(cfg.batch_tokens, state.device)
     model, tokenizer = load_reward_model(cfg.reward, state.device, choose_dtype(cfg.dtype, state.device))
-    trained = _trained(Path(cfg.reward).expanduser())
+    settings = _training_settings(Path(cfg.reward).expanduser())
     path = Path(cfg.path).expanduser()
     read, dropped = _read(typed(PairsSpec, cfg.pairs.file, "pairs.file."), path)
     for reason, number in dropped.most_common():
-        say(f"  dropped {number}: {reason}")
-    max_length = min(filter(None, (trained.get("max_length"), reads_at_most(model))), default=sys.maxsize)
+        log(f"  dropped {number}: {reason}")
+    max_length = min(filter(None, (settings.get("max_length"), max_sequence_length(model))), default=sys.maxsize)
     pairs, counts = encode_all(tokenizer, read, max_length)
-    say(f"{path}: {describe_counts(counts, max_length)}")
+    log(f"{path}: {describe_counts(counts, max_length)}")
     if not pairs:
-        raise UserError(f"path={path}: gives no pair that can be scored; check the file, or name its format with "
+        raise UserError(f"path={path}: has no pair that can be scored; check the file, or name its format with "
                         "pairs.file.format=NAME")  # fmt: skip
     rewards: list[list[float]] = []
     with Progress("score", len(pairs)) as progress:
@@ -63,8 +63,8 @@ def score_file(cfg: DictConfig) -> dict[str, Any] | None:
             values = score(model, [(t.prompt, c) for t in trees for c in t.completions], batch_tokens)
             rewards += values.view(-1, 2).tolist()
             progress.advance(len(trees), "")
-    judged = [
-        Judged(pair.prompt_id, pair.source, chosen - rejected, *pair.lengths)
+    scored_pairs = [
+        ScoredPair(pair.prompt_id, pair.source, chosen - rejected, *pair.lengths)
         for pair, (chosen, rejected) in zip(pairs, rewards, strict=True)
     ]
     report = {
@@ -72,7 +72,7 @@ def score_file(cfg: DictConfig) -> dict[str, Any] | None:
         "path": str(path),
         "sha256": file_sha256(path),
         "counts": {**counts, "dropped": dict(dropped)},
-        **judge_by(judged, trained.get("longer"), cfg.seed),
+        **evaluate_by_part(scored_pairs, settings.get("longer"), cfg.seed),
     }
     out = Path(cfg.out or Path(cfg.reward) / "scores" / f"{path.name.split('.')[0]}.json").expanduser()
     rows = zip(pairs, rewards, strict=True)
@@ -81,16 +81,16 @@ def score_file(cfg: DictConfig) -> dict[str, Any] | None:
         for pair, (chosen, rejected) in rows
     ))  # fmt: skip
     write_json(out, report)
-    print(render(report, path.name))
-    say(f"scores: {out}; {out.with_suffix('.pairs.jsonl')}")
+    print(render_report(report, path.name))
+    log(f"scores: {out}; {out.with_suffix('.pairs.jsonl')}")
     return report
 
 
-def _trained(folder: Path) -> dict[str, Any]:
-    """Return what a run of task=reward learned about lengths; nothing for a model from elsewhere."""
+def _training_settings(folder: Path) -> dict[str, Any]:
+    """Return max_length and the length rule of a run of task=reward; an empty dict for any other folder."""
     path = folder / "result.json"
     if not path.is_file():
-        say(f"note: {folder} is no run of task=reward, so there is no rule of length to compare with")
+        log(f"note: {folder} has no result of task=reward, so the report has no length-only baseline")
         return {}
     result = read_json(path)
     rule = result["held_out"]["length_only"]["rule"]
@@ -98,10 +98,10 @@ def _trained(folder: Path) -> dict[str, Any]:
 
 
 def _read(spec: PairsSpec, path: Path) -> tuple[list[PreferencePair], Counter[str]]:
-    """Return the pairs of a file in any format of task=pairs, and how many rows were dropped for which reason."""
+    """Return the pairs of a file in any format of task=pairs, and the number of dropped rows by reason."""
     row = next(iter(file_rows(path)))[1]
     if isinstance(row, dict) and {"id", "source", "split", "prompt", "chosen", "rejected"} <= row.keys():
-        return list(read_pairs(path)), Counter()  # the pairs_all.jsonl of task=pairs: each pair names its source
+        return list(read_pairs(path)), Counter()  # pairs_all.jsonl of task=pairs, whose pairs name their source
     spec.name = path.name.split(".")[0]
     pairs: list[PreferencePair] = []
     dropped: Counter[str] = Counter()

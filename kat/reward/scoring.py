@@ -1,4 +1,8 @@
-"""Scores of completions under a reward model; completions of one prompt share its computation."""
+"""Rewards of completions; completions of the same prompt share the computation of the prompt. Main entry: `score()`.
+
+A prompt is computed once for all its completions. They follow it in one row; each attends to the prompt and itself, and
+its positions continue the prompt's. The scores equal, up to rounding, the scores of separate rows.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from kat.reward.trees import Packed, Tree, batches_of, pack, shared_start, trees_of
 from latentwire.harness.errors import UserError
@@ -18,35 +20,35 @@ from latentwire.harness.errors import UserError
 BATCH_TOKENS = 4096
 
 
-def reads_at_most(model: Any) -> int | None:
-    """Return how many tokens a sequence may have, or None; a sliding window is a limit, as the masks here know none."""
+def max_sequence_length(model: Any) -> int | None:
+    """Return the maximum number of tokens of a sequence, or None; the masks here do not support sliding windows."""
     text = model.config.get_text_config()
     limits = [getattr(text, name, None) for name in ("max_position_embeddings", "sliding_window")]
     return min((int(limit) for limit in limits if limit), default=None)
 
 
 class SharedStart:
-    """A decoder that has read what all prompts begin with, such as the first lines of a chat template, once.
+    """A decoder with a cache of the tokens that all prompts start with, such as the first lines of a chat template.
 
     Args:
-        backbone: Takes input ids, gives states.
-        prompts: Those that may follow; others are read whole.
+        backbone: Decoder that maps input ids to states.
+        prompts: Prompts that share the start. A batch with another start is computed without the cache.
     """
 
     @torch.no_grad()
     def __init__(self, backbone: Any, prompts: Sequence[tuple[int, ...]]) -> None:
         self.backbone = backbone
-        windowed = getattr(backbone.config.get_text_config(), "sliding_window", None)  # its cache would forget
-        self.tokens = () if windowed else shared_start(prompts)
+        windowed = getattr(backbone.config.get_text_config(), "sliding_window", None)
+        self.tokens = () if windowed else shared_start(prompts)  # a cache with a window would drop the start
         if self.tokens:
             output = backbone(input_ids=torch.tensor([self.tokens], device=backbone.device), use_cache=True)
-            self.cache, self.first = output.past_key_values, output.last_hidden_state  # (1, S, D)
+            self.cache, self.start_states = output.past_key_values, output.last_hidden_state  # (1, S, D)
 
     def states(self, packed: Packed) -> Tensor:
-        """Return the states of a batch, (B, T, D)."""
+        """Return the final states of a batch, (B, T, D)."""
         start, rows = len(self.tokens), len(packed.input_ids)
-        begins = torch.tensor(self.tokens, dtype=torch.long, device=packed.input_ids.device)
-        if start == 0 or not bool((packed.input_ids[:, :start] == begins).all()):
+        expected = torch.tensor(self.tokens, dtype=torch.long, device=packed.input_ids.device)
+        if start == 0 or not bool((packed.input_ids[:, :start] == expected).all()):
             start = 0
         cache = copy.deepcopy(self.cache) if start else None
         if cache is not None:
@@ -58,16 +60,16 @@ class SharedStart:
             past_key_values=cache,
             use_cache=start > 0,
         ).last_hidden_state
-        return torch.cat([self.first.expand(rows, -1, -1), states], dim=1) if start else states
+        return torch.cat([self.start_states.expand(rows, -1, -1), states], dim=1) if start else states
 
 
 def tree_scores(model: Any, trees: Sequence[Tree], start: SharedStart | None = None) -> Tensor:
-    """Return the score of every completion of one batch, tree by tree, (S,) float32, with its gradient.
+    """Return the scores of all completions of one batch, tree by tree, (S,) float32 with gradient.
 
     Args:
         model: A reward model.
-        trees: At least one.
-        start: What the prompts begin with, read before; its part of the computation has no gradient.
+        trees: At least one tree.
+        start: Cache of the prompts' common start; no gradient flows through it.
     """
     packed = pack(trees, model.config.get_text_config().pad_token_id, model.device, model.dtype)
     hidden = (start or SharedStart(getattr(model, model.base_model_prefix), ())).states(packed)
@@ -83,25 +85,23 @@ def score(
 ) -> Tensor:
     """Return the reward of each (prompt ids, completion ids), (N,) float32 on the CPU.
 
-    Completions of one prompt share its computation, wherever in `sequences` they stand.
-
     Args:
-        model: As `load_reward_model` returns it.
-        sequences: Token ids of the reward model's own tokenizer.
-        batch_tokens: Positions computed at a time; the completions of a prompt are split up to fit.
+        model: Reward model from `load_reward_model`.
+        sequences: Token ids of the reward model's own tokenizer, in any order.
+        batch_tokens: Maximum number of positions computed at a time; many completions of a prompt are split to fit.
 
     Raises:
-        UserError: A completion without tokens, or a sequence that is longer than the model's context.
+        UserError: A completion is empty, or a sequence is longer than the model's context.
     """
-    limit = reads_at_most(model)
-    where: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}  # prompt -> completion -> in `sequences`
+    limit = max_sequence_length(model)
+    where: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}  # prompt -> completion -> indices
     for index, (prompt, completion) in enumerate(sequences):
         if len(completion) == 0:
-            raise UserError(f"completion {index} is empty: it has no last token to read a score at; leave it out")
+            raise UserError(f"completion {index} is empty, so it has no last token to score; remove it")
         if limit is not None and len(prompt) + len(completion) > limit:
             raise UserError(
-                f"completion {index} ends at token {len(prompt) + len(completion)}, and the reward model reads {limit} "
-                "at most; shorten it, or use a model with a longer context"
+                f"completion {index} ends at token {len(prompt) + len(completion)}, but the reward model's context has "
+                f"{limit} tokens; shorten it, or use a model with a longer context"
             )
         where.setdefault(tuple(prompt), {}).setdefault(tuple(completion), []).append(index)
     trees = [tree for prompt, completions in where.items() for tree in trees_of(prompt, completions, batch_tokens)]

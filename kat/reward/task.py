@@ -1,4 +1,4 @@
-"""The task reward: pairs -> a reward model, by Bradley-Terry; the sampler decides whose pairs come next."""
+"""The task reward: train a reward model on preference pairs; a sampler draws the prompts. Main entry: `reward()`."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from kat.pipeline.ensure import ensure
 from kat.reward.data import RewardData, RewardPair, describe_counts, encode_all, split_pairs
 from kat.reward.frozen import SplitScorer
 from kat.reward.model import bradley_terry_loss, reward_model_of
-from kat.reward.report import Judged, deciles, judge_by, longer_wins, render
-from kat.reward.scoring import reads_at_most, score, tree_scores
+from kat.reward.report import ScoredPair, deciles, evaluate_by_part, longer_wins, render_report
+from kat.reward.scoring import max_sequence_length, score, tree_scores
 from kat.reward.trees import Tree, batches_of, merged
 from kat.sampling.arms import prompt_weights
 from kat.sampling.sampler import DensityAwareSampler
 from kat.training.lineage import require_unseen_start
-from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger
+from kat.training.state import LoopSpec, learner_of, measured_weights, save_ledger, warn_never_drawn
 from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all
 from latentwire.harness.memory import within_memory
-from latentwire.harness.progress import Progress, say
+from latentwire.harness.progress import Progress, log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json
 from latentwire.harness.run import Run
@@ -45,21 +45,21 @@ from latentwire.harness.training import (
     make_accelerator,
     make_optimizer,
     make_scheduler,
-    require_finite,
+    require_finite_loss,
 )
 from latentwire.harness.typed_config import typed
 from latentwire.lm.model_folder import save_model
 from latentwire.lm.models import load_model
 from latentwire.lm.spec import ModelSpec
 
-AT_A_TIME = 32  # held-out prompts between two looks at the clock
+AT_A_TIME = 32  # held-out prompts between two updates of the progress bar
 
-Scorer = Callable[[Sequence[Tree]], Tensor]
+Scorer = Callable[[Sequence[Tree]], Tensor]  # trees -> scores of their completions, (S,)
 
 
 @dataclass
 class MemorySpec:
-    """What may be kept; decides nothing that is learnt."""
+    """Memory for cached states; does not affect what is learnt."""
 
     states_gib: float
 
@@ -70,9 +70,9 @@ class MemorySpec:
 
 @dataclass
 class RewardSpec:
-    """What decides a reward model besides the model, the data, the optimizer and what is trained."""
+    """Settings of task=reward that decide the result, besides model, sampler, tuning and optimizer."""
 
-    split: str | None
+    split: str | None  # split of the pairs; None for all
     max_length: int
     prompts_per_step: int
     pairs_per_prompt: int
@@ -87,14 +87,14 @@ class RewardSpec:
 
 
 def reward(cfg: DictConfig) -> dict[str, Any]:
-    """Train a reward model, or go on where a killed run stopped; judge it on the held-out pairs.
+    """Train a reward model, or continue a run that was interrupted; evaluate it on the held-out pairs.
 
     Returns:
-        What result.json holds.
+        The content of result.json.
 
     Raises:
-        UserError: Data or a model that cannot be had, settings out of their range, a run of another configuration in
-            the folder, a loss or gradient that is not finite, a full disk.
+        UserError: The data or the model cannot be loaded, or a setting is out of range. The folder holds a run of
+            another configuration, a loss or gradient is not finite, or the disk is full.
     """
     loop = LoopSpec.of(cfg)
     spec = typed(RewardSpec, {field.name: cfg[field.name] for field in fields(RewardSpec)})
@@ -103,11 +103,11 @@ def reward(cfg: DictConfig) -> dict[str, Any]:
     optimizer = typed(OptimizerSpec, cfg.optimizer, "optimizer.")
     model = typed(ModelSpec, cfg.model, "model.")
     accelerator = make_accelerator(cfg.device, cfg.dtype)
-    state = place(cfg.device)
+    state = accelerator_state(cfg.device)
     if spec.prompts_per_step < state.num_processes:
-        raise UserError(f"prompts_per_step={spec.prompts_per_step}: {state.num_processes} processes share them, and "
-                        "some would have none; use fewer processes or more prompts")  # fmt: skip
-    ensure(cfg, ["pairs", "prompts", "embed", "density"])  # whatever the arm: the result is told by density too
+        raise UserError(f"prompts_per_step={spec.prompts_per_step}: must be at least {state.num_processes}, the "
+                        "number of processes; use fewer processes or more prompts")  # fmt: skip
+    ensure(cfg, ["pairs", "prompts", "embed", "density"])  # also for sampler=uniform: the report needs densities
     uniform = cfg.sampler.name == "uniform"
     identity = {
         "task": "reward",
@@ -123,14 +123,14 @@ def reward(cfg: DictConfig) -> dict[str, Any]:
     }
     run = Run(cfg, loop, identity, state)
     if (finished := run.finished()) is not None:
-        say(f"reward model: {run.folder / 'model'}  (finished before; force=true trains it anew)")
+        log(f"reward model: {run.folder / 'model'}  (finished before; force=true trains it anew)")
         return finished
     with within_memory(state.device, {"batch_tokens": spec.batch_tokens, "states_gib": memory.states_gib}):
         return _Training(run, loop, spec, memory, model, tuning, optimizer, accelerator).train()
 
 
 class _Training:
-    """One run of task=reward: what it has loaded, and its steps."""
+    """One run of task=reward: its data and models, and its steps."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class _Training:
         with self.state.local_main_process_first():
             lm = load_model(model, self.state.device, torch.float32)
         self.tokenizer = lm.tokenizer
-        self.data = self._data(min(spec.max_length, reads_at_most(lm.model) or spec.max_length))
+        self.data = self._data(min(spec.max_length, max_sequence_length(lm.model) or spec.max_length))
         require_unseen_start(model, {pair.prompt_id for pair in self.data.held_out})
         self.sampler = self._sampler()
         self.model: Any = reward_model_of(lm, generator_for(self.loop.seed, "reward head"))
@@ -161,12 +161,12 @@ class _Training:
 
     def _data(self, max_length: int) -> RewardData:
         source = locate(self.cfg, "pairs_file")
-        wanted = (pair for pair in read_pairs(source) if self.spec.split in (None, pair.split))
-        pairs, counts = encode_all(self.tokenizer, wanted, max_length)
-        say(f"{source}: {describe_counts(counts, max_length)}")
+        selected = (pair for pair in read_pairs(source) if self.spec.split in (None, pair.split))
+        pairs, counts = encode_all(self.tokenizer, selected, max_length)
+        log(f"{source}: {describe_counts(counts, max_length)}")
         if not pairs:
             raise UserError(
-                f"split={self.spec.split}: no pair of {source} is of this split and fits into max_length={max_length} "
+                f"split={self.spec.split}: no pair of {source} is in this split and fits into max_length={max_length} "
                 "tokens; choose another split, split=null, or a larger max_length"
             )
         data = split_pairs(pairs, self.loop.held_out)
@@ -177,30 +177,29 @@ class _Training:
         return data
 
     def _sampler(self) -> DensityAwareSampler:
-        weights, without = prompt_weights(
+        sampling_weights, never_drawn = prompt_weights(
             list(self.data.train), self.cfg.sampler.name, *measured_weights(self.cfg), self.loop.seed
         )
-        if without:
-            say(f"warning: {without} training prompts were too long for the embedder; they are never drawn")
-        return DensityAwareSampler(weights, seed=self.loop.seed)
+        warn_never_drawn(never_drawn)
+        return DensityAwareSampler(sampling_weights, seed=self.loop.seed)
 
     def _scorer(self, tuning: TuningSpec, memory: MemorySpec) -> Scorer:
         if tuning.method != "last_blocks":
             return lambda trees: tree_scores(self.model, trees)
-        most = int(memory.states_gib * 2**30)
+        max_bytes = int(memory.states_gib * 2**30)
         trees = (pair.tree for pair in self.data.train_pairs)
         with self.accelerator.autocast():
-            return SplitScorer(self.model, tuning.blocks, trees, most, self.spec.batch_tokens).scores
+            return SplitScorer(self.model, tuning.blocks, trees, max_bytes, self.spec.batch_tokens).scores
 
     def train(self) -> dict[str, Any]:
-        """Do the steps that are left, save the model, judge it."""
+        """Do the remaining steps, save the model and evaluate it."""
         done, _ = self.run.begin(self.learner, self.loop.steps)
         self._steps(done)
-        result = self._judged()
+        result = self._finish()
         if self.state.is_main_process:
             write_json(self.run.folder / "result.json", result)
-            print(render(result["held_out"], "held-out pairs"))
-            say(f"reward model: {self.run.folder / 'model'}; {self.run.folder / 'result.json'}")
+            print(render_report(result["held_out"], "held-out pairs"))
+            log(f"reward model: {self.run.folder / 'model'}; {self.run.folder / 'result.json'}")
         return self.run.end(result, {"held_out_accuracy": result["held_out"]["accuracy"]})
 
     def _steps(self, done: int) -> None:
@@ -220,10 +219,9 @@ class _Training:
                     f"{timings['tokens_per_second']:.0f} tokens/s",
                 )
 
-    def _draws(self, first: int) -> Iterator[list[RewardPair]]:
-        """Yield each draw from the `first` on: the sampler draws a prompt, a generator some of its pairs."""
+    def _draws(self, number: int) -> Iterator[list[RewardPair]]:
+        """Yield the pairs of each draw from `number` on: the sampler draws a prompt, a generator some of its pairs."""
         prompts = list(self.data.train.values())
-        number = first
         while True:
             for row in self.sampler:
                 pairs = prompts[row]
@@ -232,24 +230,27 @@ class _Training:
                 yield [pairs[i] for i in order[: self.spec.pairs_per_prompt].tolist()]
 
     def _step(self, step: int, drawn: list[list[RewardPair]]) -> tuple[dict[str, float], dict[str, float]]:
-        """Do one optimizer step: the mean over the prompts, of all processes, of the mean loss of a prompt's pairs."""
+        """Do one optimizer step; return metrics and timings.
+
+        The loss is the mean over the prompts of all processes of the mean loss of a prompt's pairs.
+        """
         started, doing = time.perf_counter(), f"step {step} of {self.cfg.name}"
         own = drawn[self.state.process_index :: self.state.num_processes]
         weighted = [(pair.tree, 1 / (len(pairs) * len(drawn))) for pairs in own for pair in pairs]
         trees = merged([tree for tree, _ in weighted])
-        sums = torch.zeros(4, dtype=torch.float64)  # of loss, right order, margin; tokens
+        sums = torch.zeros(4, dtype=torch.float64)  # loss, correct order, margin, tokens
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches_of(trees, self.spec.batch_tokens):
             part = [trees[i] for i in batch]
-            place_of = {ends: place for place, ends in enumerate((t.prompt, c) for t in part for c in t.completions)}
-            here = [(t, weight) for t, weight in weighted if (t.prompt, t.completions[0]) in place_of]
-            rows = [[place_of[t.prompt, c] for c in t.completions] for t, _ in here]  # (P, 2)
+            score_index = {key: index for index, key in enumerate((t.prompt, c) for t in part for c in t.completions)}
+            batch_pairs = [(t, weight) for t, weight in weighted if (t.prompt, t.completions[0]) in score_index]
+            columns = [[score_index[t.prompt, c] for c in t.completions] for t, _ in batch_pairs]  # (P, 2)
             with self.accelerator.autocast():
                 scores = self.scorer(part)  # (S,)
-            chosen, rejected = scores[torch.tensor(rows, device=scores.device)].unbind(1)  # (P,), (P,)
-            share = torch.tensor([weight for _, weight in here], device=scores.device)
+            chosen, rejected = scores[torch.tensor(columns, device=scores.device)].unbind(1)  # (P,), (P,)
+            share = torch.tensor([weight for _, weight in batch_pairs], device=scores.device)
             losses = bradley_terry_loss(chosen, rejected) * share
-            require_finite("the loss", losses, doing)
+            require_finite_loss("the loss", losses, doing)
             losses.sum().backward()
             margins = (chosen - rejected).detach()
             each = torch.stack([losses.detach(), (margins.sign() + 1) / 2 * share, margins * share]).double().sum(dim=1)
@@ -266,21 +267,21 @@ class _Training:
         metrics = {"loss": loss, "accuracy": accuracy, "margin": margin, "grad_norm": norm, "learning_rate": rate}
         return metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds}
 
-    def _judged(self) -> dict[str, Any]:
-        """Save the model, score the held-out pairs, and return the result."""
-        del self.scorer  # with the states that it keeps
+    def _finish(self) -> dict[str, Any]:
+        """Save the model, score the held-out pairs, and return the content of result.json."""
+        del self.scorer  # frees the cached states
         model = whole_model(self.trained).eval()
         if self.state.is_main_process:
             save_model(model, self.tokenizer, self.run.folder / "model")
         margins, rewards = self._score_held_out(model)
         known = self._deciles()
-        judged = [
-            Judged(pair.prompt_id, pair.source, margin, *pair.lengths, known.get(pair.prompt_id))
+        scored_pairs = [
+            ScoredPair(pair.prompt_id, pair.source, margin, *pair.lengths, known.get(pair.prompt_id))
             for pair, margin in zip(self.data.held_out, margins, strict=True)
         ]
         longer = longer_wins([pair.lengths for pair in self.data.train_pairs])
         return {
-            "held_out": judge_by(judged, longer, self.loop.seed),
+            "held_out": evaluate_by_part(scored_pairs, longer, self.loop.seed),
             "rewards": {"mean": float(rewards.mean()), "std": float(rewards.std(correction=0))},
             "counts": {
                 **self.data.counts,
@@ -311,10 +312,10 @@ class _Training:
                 progress.advance(len(part), "")
         scores = dict(gather_from_all(self.state, found))
         rewards = torch.tensor([scores[index] for index in range(len(pairs))], dtype=torch.float64)  # (pairs, 2)
-        require_finite("a reward", rewards, "the held-out pairs")
+        require_finite_loss("a reward", rewards, "the held-out pairs")
         return (rewards[:, 0] - rewards[:, 1]).tolist(), rewards.flatten()
 
     def _deciles(self) -> dict[str, int]:
-        """Return the tenth of the densities that each prompt is in; none for what the embedder could not read."""
+        """Return the decile of density by prompt id; prompts that are too long for the embedder have none."""
         ids, density, _ = read_weights(locate(self.cfg, "weights_file"))
         return dict(zip(ids, deciles(density.tolist()), strict=True))

@@ -1,4 +1,4 @@
-"""A prompt with the completions that follow it, as one row: tokens, packing, batches."""
+"""Trees: a prompt with its completions as one row of tokens. Main entries: `encode_pair()` and `pack()`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from kat.data.chat import encode_completion, encode_prompt
 from kat.data.formats import Message
@@ -18,37 +16,32 @@ from kat.training.tree_mask import tree_mask
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt and the completions that follow it, as token ids; a completion has at least one."""
+    """Token ids of a prompt and of its completions, each of at least one token."""
 
     prompt: tuple[int, ...]
     completions: tuple[tuple[int, ...], ...]
 
     @property
     def size(self) -> int:
-        """Positions that it takes."""
+        """Number of positions in a row."""
         return len(self.prompt) + sum(map(len, self.completions))
-
-    @property
-    def depth(self) -> int:
-        """Positions that its longest path takes, which the model's context must hold."""
-        return len(self.prompt) + max(map(len, self.completions))
 
 
 def encode_pair(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], chosen: str, rejected: str, max_length: int
 ) -> tuple[Tree, int] | None:
-    """Return a pair as tokens, the chosen completion first, and how many tokens its prompt lost.
-
-    Both completions follow the same prompt tokens, so that the prompt cannot tell them apart.
+    """Return a pair as tokens. A long prompt loses tokens from the left, the same for both completions.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: The model's tokenizer.
         prompt: Messages with role and content.
-        chosen, rejected: Texts.
-        max_length: Tokens of the prompt and the longer completion together; a longer prompt loses tokens from the left.
+        chosen: Text of the chosen completion.
+        rejected: Text of the rejected completion.
+        max_length: Maximum number of tokens of the prompt with the longer completion.
 
     Returns:
-        None if a completion leaves no room for any token of the prompt.
+        The tree, with the chosen completion first, and the number of tokens that the prompt lost. None if a completion
+        leaves no room for any token of the prompt.
     """
     before = encode_prompt(tokenizer, prompt)
     answers = tuple(encode_completion(tokenizer, chosen)), tuple(encode_completion(tokenizer, rejected))
@@ -62,13 +55,20 @@ class Packed:
 
     input_ids: Tensor  # (B, T)
     position_ids: Tensor  # (B, T)
-    attention_mask: Tensor  # (B, 1, T, T), added to the attention's scores
-    rows: Tensor  # (S,), of each completion, tree by tree
-    ends: Tensor  # (S,), column of its last token
+    attention_mask: Tensor  # (B, 1, T, T), added to the attention scores
+    rows: Tensor  # (S,), row of each completion, tree by tree
+    ends: Tensor  # (S,), column of the last token of each completion
 
 
 def pack(trees: Sequence[Tree], pad: int, device: torch.device, dtype: torch.dtype) -> Packed:
-    """Lay trees out as rows: the prompt, then its completions one after the other."""
+    """Return trees as the rows of a batch: the prompt, then its completions one after the other.
+
+    Args:
+        trees: At least one tree.
+        pad: Token id for padding.
+        device: Device of the tensors.
+        dtype: Data type of the attention mask.
+    """
     width = max(tree.size for tree in trees)
     ids = torch.full((len(trees), width), pad, dtype=torch.long)
     positions = torch.zeros(len(trees), width, dtype=torch.long)
@@ -93,7 +93,7 @@ def pack(trees: Sequence[Tree], pad: int, device: torch.device, dtype: torch.dty
 
 
 def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the tokens that several prompts begin with, less than the whole of the shortest."""
+    """Return the tokens that all prompts start with, shorter than every prompt; empty for fewer than two prompts."""
     if len(prompts) < 2:
         return ()
     first, last = min(prompts), max(prompts)
@@ -103,10 +103,10 @@ def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def batches_of(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
-    """Group trees of similar size, largest first; no batch has more than `batch_tokens` positions, padding too.
+    """Group trees of similar size, largest first, into batches of at most `batch_tokens` positions with padding.
 
     Returns:
-        Indices into `trees`, batch by batch. A tree too large for the budget gets a batch of its own.
+        Indices into `trees`, batch by batch. A tree that is larger than that gets a batch of its own.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(trees)), key=lambda i: (-trees[i].size, i)):
@@ -118,7 +118,7 @@ def batches_of(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
 
 
 def merged(trees: Iterable[Tree]) -> list[Tree]:
-    """Return one tree for each prompt, with every completion that follows it in any of the trees, once."""
+    """Return one tree for each prompt, with all its different completions in the given trees."""
     found: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
     for tree in trees:
         found.setdefault(tree.prompt, {}).update(dict.fromkeys(tree.completions))
@@ -126,7 +126,7 @@ def merged(trees: Iterable[Tree]) -> list[Tree]:
 
 
 def trees_of(prompt: tuple[int, ...], completions: Iterable[tuple[int, ...]], batch_tokens: int) -> list[Tree]:
-    """Return the completions of a prompt as trees of at most `batch_tokens` positions, or of one completion."""
+    """Return a prompt's completions as trees of at most `batch_tokens` positions, or of one completion each."""
     groups: list[list[tuple[int, ...]]] = []
     size = batch_tokens
     for completion in completions:

@@ -1,1 +1,4 @@
-"""sampling."""
+"""Draws of prompts by weight: the arms of the experiment, a torch sampler, and its use in TRL's trainers.
+
+Begin with `sampler.py` (`DensityAwareSampler`), then `arms.py` (weights of the arms) and `trl.py` (`attach()`).
+"""

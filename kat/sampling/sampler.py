@@ -1,4 +1,4 @@
-"""Which prompt comes next: weighted, seeded, in groups, over ranks, and resumed at the very next draw."""
+"""A torch sampler that draws prompts by weight and resumes at the next draw. Main entry: `DensityAwareSampler`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from kat.data.prompts import normalise, render
-from kat.density.diagnostics import diagnose
+from kat.data.prompts import normalise, render_conversation
+from kat.density.diagnostics import diagnose_weights
 from kat.density.estimate import Density, DensitySpec, estimate
 from kat.sampling.arms import checked_weights, draw, expected_draws
 from latentwire.harness.errors import UserError
@@ -21,38 +21,37 @@ STATE_VERSION = 1
 
 
 class DensityAwareSampler(Sampler[int]):
-    """Draws row numbers by weight; works in any DataLoader.
+    """A sampler for any DataLoader that draws row numbers by weight.
 
-    Order: an epoch is one list of draws, the same on every rank, fixed by the seed and the epoch alone.
+    Order: an epoch is one list of draws. It depends only on the seed and the epoch, and is the same on every rank.
 
-    Ranks: rank r of R takes every R-th draw, from the r-th on. No draw is taken twice, and all ranks take equally
-    many: draws at the end that do not fill a batch on every rank are left out.
+    Ranks: rank r of R takes every R-th draw, beginning with draw r. No draw is taken twice, and all ranks take the
+    same number. Draws at the end that do not fill a batch on every rank are left out.
 
-    Groups: each draw is handed out `num_generations` times in a row. Each block of `prompts_per_batch` draws is handed
-    out `batch_repeats` times before the next, as TRL's RepeatSampler does to reuse completions.
+    Groups: each draw is yielded `num_generations` times in a row. Each block of `prompts_per_batch` draws is yielded
+    `batch_repeats` times before the next block, as in TRL's RepeatSampler, which reuses completions.
 
-    Epochs: iterating again after a finished epoch gives the next one; an epoch given up half-way is started again;
-    `set_epoch` chooses one.
+    Epochs: iteration after a finished epoch gives the next epoch. An epoch that was stopped half-way begins again.
+    `set_epoch` selects an epoch.
 
-    `ledger` tells how often each prompt was meant to be drawn and was. `density` is what `from_model` measured, else
-    None.
+    `ledger` returns the intended and the real draws of each prompt. `density` is the `Density` that `from_model`
+    computed, else None.
 
     Args:
-        weights: One per row, at least 0, (N,); need not sum to 1.
-        num_samples: Prompts drawn in an epoch over all ranks; N by default.
-        replacement: Whether a prompt may come twice in an epoch. Without, draws follow Efraimidis and Spirakis
-            (2006): the num_samples smallest of E_i / w_i with E_i exponential, in that order.
-        seed: Of every draw.
-        num_generations: G, indices handed out in a row for each draw.
-        prompts_per_batch: Draws in a block that is repeated as a whole.
-        batch_repeats: How often such a block is handed out.
-        rank: Of this process.
-        num_replicas: Processes that share the draws. Leave both alone under Accelerate or TRL: they shard what they
-            are given, and every process then needs the whole order.
+        weights: The weights of the rows, (N,), at least 0. They need not sum to 1.
+        num_samples: The number of draws in an epoch over all ranks; N by default.
+        replacement: Whether a prompt may be drawn twice in an epoch, see `kat.sampling.arms.draw`.
+        seed: The seed of the draws.
+        num_generations: G, the number of times that each draw is yielded in a row.
+        prompts_per_batch: The number of draws in a block.
+        batch_repeats: The number of times that each block is yielded.
+        rank: The rank of this process.
+        num_replicas: The number of processes that share the draws. With Accelerate or TRL keep the defaults of both:
+            these libraries divide the whole order among the processes themselves.
 
     Raises:
-        UserError: Weights that are negative, not finite or all zero, more draws than there are prompts, or draws
-            without replacement that take everything, so that weights could not matter.
+        UserError: A weight is negative or not finite, all weights are 0, or there are too few draws for the ranks. Or
+            the draws without replacement exceed the prompts, or take all of them so that weights have no effect.
     """
 
     def __init__(
@@ -78,12 +77,12 @@ class DensityAwareSampler(Sampler[int]):
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         if not 0 <= rank < num_replicas:
             raise UserError(f"rank={rank}: must be from 0 to num_replicas - 1 = {num_replicas - 1}")
-        unit = prompts_per_batch * num_replicas
-        self.draws = self.num_samples // unit * unit  # of an epoch, over all ranks
+        draws_per_batch = prompts_per_batch * num_replicas
+        self.draws = self.num_samples // draws_per_batch * draws_per_batch  # in an epoch, over all ranks
         if self.draws == 0:
             raise UserError(
                 f"num_samples={self.num_samples}: {num_replicas} ranks with {prompts_per_batch} prompts a batch need "
-                f"at least {unit}; draw more or use fewer ranks"
+                f"at least {draws_per_batch}; draw more or use fewer ranks"
             )
         if not replacement:
             self._check_without_replacement()
@@ -91,7 +90,7 @@ class DensityAwareSampler(Sampler[int]):
         self.epoch = self.position = 0
         self._resume_at = 0
         self._order: tuple[int, Tensor] | None = None
-        self._meant_by_epoch: Tensor | None = None  # the same for each
+        self._meant_by_epoch: Tensor | None = None  # the same for every epoch
         self._meant = torch.zeros(len(self.weights), dtype=torch.float64)
         self._drawn = torch.zeros(len(self.weights), dtype=torch.int64)
 
@@ -113,24 +112,24 @@ class DensityAwareSampler(Sampler[int]):
         seed: int = 0,
         **draws: Any,
     ) -> DensityAwareSampler:
-        """Embed the prompts with a model, estimate their density, and sample the rare ones more often.
+        """Return a sampler that draws rare prompts more often, with densities from embeddings of a model.
 
         Args:
-            prompts: Texts, or lists of messages with a `content`; row i of the data set is prompts[i].
-            model: A causal LM of transformers; used as it is, in evaluation mode, and left as it was.
+            prompts: Texts or lists of messages; row i of the data set is prompts[i].
+            model: A causal LM of transformers. It runs in evaluation mode and then returns to its former mode.
             tokenizer: Its tokenizer.
-            k: Neighbours that set the scale of the density.
-            estimator, gamma, target_ess, cap, index, min_recall: As in `kat.density.estimate.DensitySpec`; with a gamma of your
-                own, target_ess=None.
-            batch_tokens: Positions in one forward pass.
-            seed: Of the draws, and of an approximate search.
-            **draws: Whatever else the sampler itself takes.
+            k: The number of neighbours that sets the scale of the density.
+            estimator, gamma, target_ess, cap, index, min_recall: See `kat.density.estimate.DensitySpec`. To set gamma,
+                also set target_ess=None.
+            batch_tokens: The largest number of positions in one forward pass.
+            seed: The seed of the draws and of the approximate search.
+            **draws: Further arguments of `DensityAwareSampler`.
 
         Raises:
-            UserError: A prompt without text, too few prompts, a setting out of its range.
+            UserError: A prompt has no text, there are too few prompts, or a setting is out of range.
 
         Warns:
-            UserWarning: The weights do nothing, or explode, as `kat.density.diagnostics.diagnose` says.
+            UserWarning: The weights do nothing or explode, see `kat.density.diagnostics.diagnose_weights`.
         """
         from kat.embedding.pooling import embed_hidden
 
@@ -141,23 +140,28 @@ class DensityAwareSampler(Sampler[int]):
             emb = embed_hidden(model, tokenizer, [_text(i, prompt) for i, prompt in enumerate(prompts)], batch_tokens)
         finally:
             model.train(training)
-        found = estimate(emb, spec, seed)
-        for words in diagnose(found.density, found.weights, found.gamma, [""] * len(emb))["warnings"]:
-            warnings.warn(words, stacklevel=2)
-        sampler = cls(found.weights, seed=seed, **draws)
-        sampler.density = found
+        result = estimate(emb, spec, seed)
+        for message in diagnose_weights(result.density, result.weights, result.gamma, [""] * len(emb))["warnings"]:
+            warnings.warn(message, stacklevel=2)
+        sampler = cls(result.weights, seed=seed, **draws)
+        sampler.density = result
         return sampler
 
     def regrouped(self, num_generations: int, prompts_per_batch: int, batch_repeats: int) -> DensityAwareSampler:
-        """Return a new sampler with the same weights and seed that hands its draws out in other groups.
+        """Return a new sampler with the same weights and seed and with other groups.
+
+        Args:
+            num_generations: The number of times that each draw is yielded in a row.
+            prompts_per_batch: The number of draws in a block.
+            batch_repeats: The number of times that each block is yielded.
 
         Raises:
-            UserError: This one has drawn already, or a state was loaded into it: other groups cannot go on there.
+            UserError: This sampler has drawn already, or a state was loaded into it. Its position would be lost.
         """
         if self.epoch or self.position or self._resume_at or bool(self._drawn.any()):
             raise UserError(
-                f"the sampler is at index {self.position or self._resume_at} of epoch {self.epoch}, which other groups "
-                "would lose; give a new sampler, and load a state into the regrouped one"
+                f"the sampler is at index {self.position or self._resume_at} of epoch {self.epoch}, which new groups "
+                "would lose; give a new sampler, and load a state into the regrouped sampler"
             )
         regrouped = DensityAwareSampler(
             self.weights,
@@ -174,33 +178,33 @@ class DensityAwareSampler(Sampler[int]):
         return regrouped
 
     def __len__(self) -> int:
-        """Return the number of indices that this rank is handed in a whole epoch."""
+        """Return the number of indices that this rank gets in an epoch."""
         return self.draws // self.num_replicas * self.num_generations * self.batch_repeats
 
     def __iter__(self) -> Iterator[int]:
-        """Hand out the epoch's indices, from where load_state_dict left off or from the first."""
-        if self.position:  # finished, or given up half-way
+        """Yield the indices of the epoch, from the loaded state or from the first index."""
+        if self.position:  # the epoch is finished, or was stopped half-way
             self._enter(self.epoch + (self.position == len(self)))
         self.position, self._resume_at = self._resume_at, 0
         own = self._global_order()[self.rank :: self.num_replicas].tolist()
         while self.position < len(self):
             index = own[self._draw_at(self.position)]
             self.position += 1
-            yield index  # the epoch stays until the next begins: a loader asks ahead of what is used
+            yield index  # the epoch number changes when the next one begins, because a loader fetches ahead
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration draws; one that was resumed half-way still goes on from there."""
+        """Select the epoch of the next iteration. A resumed epoch keeps its position."""
         if epoch != self.epoch or self.position == len(self):
             self._enter(epoch)
             self._resume_at = 0
 
     def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
-        """Return all that is needed to go on at the very next draw, as plain values and tensors.
+        """Return the state from which a sampler resumes at the next draw, as plain values and tensors.
 
         Args:
-            consumed: Indices of this epoch that were really used on this rank. By default those handed out, which is
-                right for a plain loop; a DataLoader with workers, or one wrapped by Accelerate, asks for indices
-                ahead of their use, and only the training loop knows how many it has used.
+            consumed: The number of indices of this epoch that this rank has used. The default is the number yielded,
+                which is right for a plain loop. A DataLoader with workers, or from Accelerate, fetches ahead, so the
+                training loop must give the number.
         """
         return {
             "version": STATE_VERSION,
@@ -212,19 +216,21 @@ class DensityAwareSampler(Sampler[int]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Resume from a state of `state_dict`.
 
         Raises:
-            UserError: The state is of a sampler with other weights, settings or ranks.
+            UserError: The state comes from a sampler with other weights, settings or ranks.
         """
         if not isinstance(state, dict) or state.get("version") != STATE_VERSION or "identity" not in state:
-            raise UserError("this is no sampler state of this version; start again, or use the version that wrote it")
-        mine = self._identity()
-        if differing := [key for key in mine if state["identity"].get(key) != mine[key]]:
+            raise UserError(
+                f"not a sampler state of version {STATE_VERSION}; start again, or use the version that wrote it"
+            )
+        own = self._identity()
+        if differing := [key for key in own if state["identity"].get(key) != own[key]]:
             key = differing[0]
             raise UserError(
-                f"the saved sampler had {key}={state['identity'].get(key)} and this one has {key}={mine[key]}: its "
-                "draws would not continue; resume with the settings it was saved with"
+                f"the saved sampler had {key}={state['identity'].get(key)} and this one has {key}={own[key]}, so the "
+                "draws would not continue; resume with the saved settings"
             )
         self.epoch, self.position = int(state["epoch"]), 0
         self._meant, self._drawn = state["meant"].clone(), state["drawn"].clone()
@@ -234,38 +240,37 @@ class DensityAwareSampler(Sampler[int]):
             self._enter(self.epoch + 1)
 
     def ledger(self, consumed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return how often each prompt was meant to be drawn (N,) float64, and was (N,) int64, over all ranks.
+        """Return the intended draws (N,) float64 and the real draws (N,) int64 of each prompt over all ranks.
 
-        Counts draws, not their repetitions, up to the step that this rank has reached; all ranks are in step. Without
-        replacement the expectation is that of the sampling scheme in the limit of many prompts: 1 - exp(-w_i t).
+        Repetitions of a draw count once. Draws count up to the step of this rank; all ranks are at the same step. For
+        the intended draws without replacement see `kat.sampling.arms.expected_draws`.
 
         Args:
-            consumed: As in `state_dict`: without it, what a loader has asked for ahead of its use counts too.
+            consumed: The number of indices used, see `state_dict`. By default fetched indices count, used or not.
         """
         meant, drawn = self._so_far(self._used(consumed))
         return self._meant + meant, self._drawn + drawn
 
     def _used(self, consumed: int | None) -> int:
-        """Return how many indices of this epoch were used: those handed out, unless the loop knows better."""
+        """Return the number of used indices of this epoch: `consumed` if given, else the number yielded."""
         if consumed is not None and not 0 <= consumed <= len(self):
-            raise UserError(f"consumed={consumed}: an epoch has {len(self)} indices on this rank")
+            raise UserError(f"consumed={consumed}: must be from 0 to {len(self)}, the indices of this rank in an epoch")
         return (self.position or self._resume_at) if consumed is None else consumed
 
     def _enter(self, epoch: int) -> None:
-        """Write what was drawn of this epoch into the ledger, and turn to another, or to this one again."""
+        """Add the draws of this epoch to the ledger, and begin the given epoch."""
         meant, drawn = self._so_far(self.position)
         self._meant += meant
         self._drawn += drawn
         self.epoch, self.position = epoch, 0
 
     def _so_far(self, position: int) -> tuple[Tensor, Tensor]:
-        """Return expected and real draws of the first `position` indices of this epoch, over all ranks."""
+        """Return the expected and real draws behind the first `position` indices of this epoch, over all ranks."""
         if position == 0:
             return torch.zeros_like(self._meant), torch.zeros_like(self._drawn)
         block, within = divmod(position - 1, self._block() * self.batch_repeats)
-        started = min(
-            within // self.num_generations + 1, self.prompts_per_batch
-        )  # of the block; all in its repetitions
+        # Repetitions of a block come after all of its draws, hence the minimum.
+        started = min(within // self.num_generations + 1, self.prompts_per_batch)
         count = (block * self.prompts_per_batch + started) * self.num_replicas
         drawn = torch.bincount(self._global_order()[:count], minlength=len(self.weights))
         if count < self.draws:
@@ -278,12 +283,12 @@ class DensityAwareSampler(Sampler[int]):
         return self.prompts_per_batch * self.num_generations
 
     def _draw_at(self, position: int) -> int:
-        """Return which of this rank's draws the index at `position` of the epoch is."""
+        """Return the number of this rank's draw that is yielded at `position` of the epoch."""
         block, within = divmod(position, self._block() * self.batch_repeats)
         return block * self.prompts_per_batch + within % self._block() // self.num_generations
 
     def _global_order(self) -> Tensor:
-        """Return the epoch's draws over all ranks, (draws,) int64."""
+        """Return the draws of the epoch over all ranks, (draws,) int64."""
         if self._order is None or self._order[0] != self.epoch:
             digest = hashlib.blake2b(f"draws {self.seed} {self.epoch}".encode(), digest_size=8).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") % 2**63)
@@ -292,7 +297,7 @@ class DensityAwareSampler(Sampler[int]):
         return self._order[1]
 
     def _identity(self) -> dict[str, Any]:
-        """Return what decides which index comes when; ranks are in step, so one state serves all of them."""
+        """Return everything that the order of the indices depends on except the rank, so all ranks share a state."""
         names = ("num_samples", "replacement", "seed", "num_generations", "prompts_per_batch", "batch_repeats")
         return {
             "weights": hashlib.sha256(self.weights.numpy().tobytes()).hexdigest()[:16],
@@ -309,20 +314,20 @@ class DensityAwareSampler(Sampler[int]):
         if self.num_samples == drawable and self.weights[self.weights > 0].unique().numel() > 1:
             raise UserError(
                 f"num_samples={self.num_samples} without replacement draws every prompt once, so the weights would "
-                "change nothing but the order; draw fewer, or use replacement=true"
+                "only change the order; draw fewer, or use replacement=true"
             )
 
 
 def _text(row: int, prompt: Any) -> str:
-    """Return a prompt as the text that task=embed embeds too."""
+    """Return a prompt as text, in the same form as task=embed."""
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     try:
         messages = normalise(prompt)
-        text = render(messages)
+        text = render_conversation(messages)
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"prompt {row} is {type(prompt).__name__}: expected a text or a list of messages with role and content; "
+            f"prompt {row} is {type(prompt).__name__}: must be a text or a list of messages with role and content; "
             "give data_set['prompt']"
         ) from error
     if not any(message["content"] for message in messages):

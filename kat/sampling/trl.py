@@ -1,4 +1,4 @@
-"""The sampler inside TRL's trainers."""
+"""The density-aware sampler in trainers of TRL and transformers. Main entry: `attach()`."""
 
 from __future__ import annotations
 
@@ -12,48 +12,56 @@ from latentwire.harness.errors import UserError
 
 
 class _Epochs(TrainerCallback):
-    """Tells the sampler the trainer's epoch.
+    """A callback that sets the sampler's epoch.
 
-    The trainer and Accelerate tell it too, but look for it only one level down: behind the wrappers of a run that was
-    resumed within an epoch on several processes they do not find it.
+    The trainer and Accelerate also set it, but they search only one level of wrappers. They miss the sampler in a run
+    on several processes that was resumed within an epoch.
     """
 
     def __init__(self, sampler: DensityAwareSampler) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Before the epoch's first row is asked for, resumed or not."""
-        self.sampler.set_epoch(int(state.epoch or 0))  # 1.25: a quarter of the second epoch is done
+        """Set the epoch before its first row is drawn."""
+        self.sampler.set_epoch(int(state.epoch or 0))  # 1.25 means that a quarter of the second epoch is done
 
 
 def attach(trainer: Any, sampler: DensityAwareSampler) -> DensityAwareSampler:
-    """Let a trainer of TRL or transformers draw its training rows with this sampler; return what it will use.
+    """Make a trainer of TRL or transformers draw its training rows with this sampler.
 
-    A trainer that compares several completions of a prompt (GRPOTrainer, RLOOTrainer) gets its rows in the groups that
-    its own RepeatSampler would make: each prompt num_generations times in a row, each generation batch again for every
-    step that reuses it. Accelerate shards the rows over processes, so the sampler must not do so itself. Call this
-    before `train()`, in every process; all of them take the weights of rank 0, because embeddings computed apart may
-    differ in their last bits, and ranks with different weights would draw different orders.
+    Call this before `train()`, in every process. A trainer that compares completions of a prompt (GRPOTrainer,
+    RLOOTrainer) gets the same groups as from its own RepeatSampler. Each prompt comes num_generations times in a row,
+    and each generation batch comes again for every step that reuses it.
 
-    The trainer resumes by itself, on one process or several: an epoch's order depends on the seed and the epoch alone,
-    so it enters the epoch that it was in and skips the rows that it has used. Do not load a state of the sampler then.
+    Accelerate divides the rows among the processes, so the sampler must not. All processes use the weights of rank 0:
+    embeddings from different processes may differ in their last bits, and other weights would give another order.
+
+    The trainer resumes without help: the order depends only on the seed and the epoch, so the trainer skips the rows
+    that it has used. Do not load a state of the sampler.
+
+    Args:
+        trainer: A trainer of TRL or transformers.
+        sampler: A sampler that has not drawn yet.
+
+    Returns:
+        The sampler that the trainer uses.
 
     Raises:
-        UserError: A sampler over another number of rows than the trainer's data set, one that shards by itself or has
-            drawn already; a trainer that takes no sampler.
+        UserError: The sampler has another number of rows than the data set, divides the draws among ranks, or has
+            drawn already. Or the trainer has no sampler to replace.
     """
     if not hasattr(trainer, "_get_train_sampler"):
         raise UserError(f"{type(trainer).__name__}: takes no sampler; use a trainer of TRL or transformers")
     if sampler.num_replicas > 1:
         raise UserError(
-            f"num_replicas={sampler.num_replicas}: the trainer shards what it is given over its processes; leave out "
-            "rank and num_replicas"
+            f"num_replicas={sampler.num_replicas}: the trainer divides the rows among its processes; leave out rank "
+            "and num_replicas"
         )
     rows = len(trainer.train_dataset)
     if rows != len(sampler.weights):
         raise UserError(
-            f"the sampler weighs {len(sampler.weights)} rows and the trainer's data set has {rows} (TRL drops rows "
-            "that are too long): compute the weights from trainer.train_dataset"
+            f"the sampler has weights for {len(sampler.weights)} rows and the trainer's data set has {rows} (TRL drops "
+            "rows that are too long); compute the weights from trainer.train_dataset"
         )
     if hasattr(trainer, "num_generations"):
         args = trainer.args

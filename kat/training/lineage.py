@@ -1,4 +1,4 @@
-"""What a model was trained on, through all its ancestors; refuses models that saw held-out prompts."""
+"""Checks that a model and its ancestors were not trained on held-out prompts. Main entry: `require_unseen()`."""
 
 from __future__ import annotations
 
@@ -8,46 +8,47 @@ from typing import Any
 
 from kat.data.heldout import LEDGER
 from kat.data.tables import read_rows
+from kat.training.model_folder import weights_folder
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import read_json
 from latentwire.lm.spec import ModelSpec
 
 
-def require_unseen(setting: str, folder: Path, kept: Collection[str]) -> None:
-    """Refuse a model that was trained on prompts held out here: its rewards or answers there would prove nothing.
+def require_unseen(setting: str, folder: Path, held_out_ids: Collection[str]) -> None:
+    """Check that neither a model nor any of its ancestors was trained on a held-out prompt.
 
-    What a run drew is in its ledger; the model that it began with, as its config.json names it, counts too, and so on
-    back to the first. Prompts are told apart by their ids, which are hashes of their content.
+    The ledger of a run lists the prompts that it drew; its config.json names the model that it started from. A prompt's
+    id is a hash of its content.
 
     Args:
-        setting: That names the model, with its value.
-        folder: Of the model.
-        kept: Ids of the prompts that are held out.
+        setting: Setting that names the model, with its value.
+        folder: Folder of the model.
+        held_out_ids: Ids of the held-out prompts.
 
     Raises:
-        UserError: Says how many of them it has seen, and in which run.
+        UserError: A held-out prompt was trained on; the message gives the number of such prompts and the run.
     """
     for run in _lineage(setting, folder):
         rows = read_rows(run / LEDGER, {"drawn": int}, "grpo (or task=reward) in train.py")
-        if seen := [row["id"] for row in rows if row["drawn"] and row["id"] in kept]:
-            where = "" if run == _run_of(folder) else f" in {run}, from which it went on"
+        if seen := [row["id"] for row in rows if row["drawn"] and row["id"] in held_out_ids]:
+            where = "" if run == _run_of(folder) else f" in {run}, which it started from"
             raise UserError(
-                f"{setting}: was trained on {len(seen)} of the {len(kept)} prompts that are held out here, {seen[0]} "
-                f"for instance{where}, so it would be judged on what it knows; use held_out and data as in that run, "
-                "or train it anew with those of this one"
+                f"{setting}: was trained on {len(seen)} of the {len(held_out_ids)} prompts that are held out here, "
+                f"{seen[0]} for instance{where}, so its scores on them would be too good; use the held_out and data of "
+                "that run, or train the model again with the held_out and data of this run"
             )
 
 
-def require_unseen_start(model: ModelSpec, kept: Collection[str]) -> None:
-    """Refuse model=path with a policy that `require_unseen` refuses; any other model is taken for one from elsewhere.
+def require_unseen_start(model: ModelSpec, held_out_ids: Collection[str]) -> None:
+    """Apply `require_unseen` to the model of a run with model=path; a model without a ledger passes.
 
     Raises:
-        UserError: As `require_unseen` says.
+        UserError: A held-out prompt was trained on.
     """
     folder = Path(model.path).expanduser()
     if model.origin == "path" and model.path and _has_ledger(folder):
-        require_unseen(f"model.path={model.path}", folder, kept)
+        require_unseen(f"model.path={model.path}", folder, held_out_ids)
 
 
 def _has_ledger(folder: Path) -> bool:
@@ -55,20 +56,20 @@ def _has_ledger(folder: Path) -> bool:
 
 
 def _lineage(setting: str, folder: Path) -> Iterator[Path]:
-    """Yield the runs that made a model, the last first, as far as they can be told."""
+    """Yield the folders of the runs that trained a model, the latest first, as far back as they are known."""
     visited: set[Path] = set()
     model: Path | None = folder
     while model is not None and model.resolve() not in visited:
         visited.add(model.resolve())
         if _has_ledger(model):
             yield _run_of(model)
-            model = began_as(model)
+            model = _start_of(model)
             continue
         if model == folder:
-            say(f"note: {setting}: there is no {LEDGER} with it, so nothing tells which prompts it was trained on")
+            log(f"note: {setting}: it has no {LEDGER}, so the prompts that it was trained on are unknown")
         elif not model.exists():
-            say(f"note: {setting}: went on from {model}, which is not there, so nothing tells which prompts that was "
-                "trained on")  # fmt: skip
+            log(f"note: {setting}: started from {model}, which does not exist, so the prompts that it was trained on "
+                "are unknown")  # fmt: skip
         return
 
 
@@ -76,14 +77,11 @@ def _run_of(model: Path) -> Path:
     return model.parent if model.name == "model" else model
 
 
-def began_as(model: Path) -> Path | None:
-    """Return the folder of the model that a run began with; None for one that came from elsewhere."""
+def _start_of(model: Path) -> Path | None:
+    """Return the folder of the model that a run started from; None if it was not a folder."""
     path = _run_of(model) / "config.json"
     found = read_json(path) if model.name == "model" and path.is_file() else {}
     config: dict[str, Any] = found if isinstance(found, dict) else {}
     base = config.get("model") or {}
-    before = config.get("policy") or (base.get("path") if base.get("origin") == "path" else None)
-    if not before:
-        return None
-    folder = Path(str(before)).expanduser()
-    return folder / "model" if (folder / "model").is_dir() else folder
+    start = config.get("policy") or (base.get("path") if base.get("origin") == "path" else None)
+    return weights_folder(str(start)) if start else None

@@ -1,4 +1,4 @@
-"""Trained models to compare: what a folder holds, whether two are the same, and in what their runs differ."""
+"""Folders of trained models: their weights, their digests, and how two runs differ. Main entry: `find_models()`."""
 
 from __future__ import annotations
 
@@ -12,61 +12,89 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.results import config_hash, read_json
 from latentwire.lm.model_folder import weight_files
 
-READ_TOO = ("*.json", "*.jinja", "*.model", "*.txt")  # settings and tokenizer
-# Settings of a run that decide nothing it learns, and the sampler, by which they are meant to differ.
-NOT_COMPARED = ("sampler", "out", "name", "variant", "folder", "force", "only", "tracker", "keep", "checkpoint_every")
+SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")  # files of a model's settings and tokenizer
+# Settings that do not affect training, and the sampler, in which compared runs are meant to differ.
+NOT_COMPARED = (
+    "sampler",
+    "out",
+    "name",
+    "variant",
+    "folder",
+    "force",
+    "only",
+    "tracker",
+    "keep",
+    "keep_checkpoints",
+    "checkpoint_every",
+)
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in a folder, and the settings of the run that made it, where they are known."""
+    """A model in a folder, and the settings of the run that trained it."""
 
     label: str
-    path: Path  # as given
-    folder: Path  # that transformers loads
+    path: Path  # as the user wrote it
+    folder: Path  # the folder that transformers loads
     weights: str  # digest of the weights alone
-    identity: str  # of all that decides what it says
-    config: dict[str, Any] | None
+    identity: str  # digest of weights, settings and tokenizer
+    config: dict[str, Any] | None  # None if unknown
 
     @property
     def held_out(self) -> float | None:
-        """Share of the prompts that its run did not train on; None where nothing says it."""
+        """Share of the prompts that its run did not train on; None if unknown."""
         found = [value for name, value in _flat(self.config or {}) if name.split(".")[-1] == "held_out"]
         return float(found[0]) if found and isinstance(found[0], int | float) else None
 
 
+def weights_folder(path: Path | str) -> Path:
+    """Return `path`/model, where a run keeps its weights, if it exists; else `path` itself."""
+    folder = Path(path).expanduser()
+    return folder / "model" if (folder / "model").is_dir() else folder
+
+
+def settings_digest(folder: Path) -> str:
+    """Return the digest of a model's settings and tokenizer files."""
+    return config_hash(_settings_files(folder))
+
+
+def _settings_files(folder: Path) -> list[list[str]]:
+    found = sorted((path.name, file_sha256(path)) for pattern in SETTINGS for path in folder.glob(pattern))
+    return [list(pair) for pair in found]
+
+
 def find_models(paths: Mapping[str, str]) -> list[TrainedModel]:
-    """Return the models in some folders: a run's, with its weights in model/, or one of save_pretrained.
+    """Return the models in several folders, each the folder of a run or of save_pretrained.
 
     Args:
-        paths: By the setting that names them.
+        paths: Setting that names the folder -> path of the folder.
 
     Raises:
-        UserError: Not there, or no model; says which setting.
+        UserError: A folder does not exist or has no model; the message names the setting.
     """
-    folders = {setting: _model_folder(setting, path) for setting, path in paths.items()}
+    folders = {setting: _require_model(setting, path) for setting, path in paths.items()}
     names = {setting: (folder.parent if folder.name == "model" else folder).name for setting, folder in folders.items()}
     found = []
     for letter, (setting, folder) in zip("abcdefghijklmnopqrstuvwxyz", folders.items(), strict=False):
-        twice = sum(name == names[setting] for name in names.values()) > 1
+        is_ambiguous = sum(name == names[setting] for name in names.values()) > 1
         weights = sorted(map(file_sha256, weight_files(folder, f"{setting}={paths[setting]}")))
-        others = sorted((path.name, file_sha256(path)) for pattern in READ_TOO for path in folder.glob(pattern))
         run = folder.parent / "config.json"
         config = read_json(run) if folder.name == "model" and run.is_file() else None
         found.append(
             TrainedModel(
-                label=f"{names[setting]}_{letter}" if twice else names[setting],
+                label=f"{names[setting]}_{letter}" if is_ambiguous else names[setting],
                 path=Path(paths[setting]),
                 folder=folder,
                 weights=config_hash(weights),
-                identity=config_hash([weights, [list(pair) for pair in others]]),
+                identity=config_hash([weights, _settings_files(folder)]),
                 config=config if isinstance(config, dict) else None,
             )
         )
     return found
 
 
-def _model_folder(setting: str, given: str) -> Path:
+def _require_model(setting: str, given: str) -> Path:
+    """Return the folder that transformers loads for a setting; refuse a folder without a model."""
     if not given:
         raise UserError(f"{setting}: no checkpoint given; write {setting}=FOLDER, the folder of a run or of a model")
     path = Path(given).expanduser()
@@ -76,14 +104,14 @@ def _model_folder(setting: str, given: str) -> Path:
     if not (folder / "config.json").is_file():
         unfinished = (path / "checkpoints").is_dir()
         raise UserError(
-            f"{setting}={given}: is no checkpoint, it has no config.json and no model/config.json; "
+            f"{setting}={given}: not a checkpoint, it has no config.json and no model/config.json; "
             + ("this run is not finished: run its command again" if unfinished else "give a folder that has one")
         )
     return folder
 
 
-def doubts(models: Sequence[TrainedModel]) -> list[str]:
-    """Return what makes it doubtful that a comparison with the first is one of samplers, a sentence each."""
+def comparison_warnings(models: Sequence[TrainedModel]) -> list[str]:
+    """Return reasons why a comparison with the first model is not one of samplers alone, a sentence each."""
     first, found = models[0], []
     for model in models[1:]:
         if model.weights == first.weights:
@@ -91,7 +119,7 @@ def doubts(models: Sequence[TrainedModel]) -> list[str]:
             continue
         if first.config is None or model.config is None:
             unknown = " and ".join(each.label for each in (first, model) if each.config is None)
-            found.append(f"no run's config.json with {unknown}: nothing tells in what the training differed")
+            found.append(f"no run's config.json with {unknown}: differences in training are unknown")
         elif different := differing_settings(first.config, model.config):
             found.append(
                 f"{first.label} and {model.label} differ in more than the sampler: {', '.join(different[:8])}"
@@ -101,21 +129,20 @@ def doubts(models: Sequence[TrainedModel]) -> list[str]:
 
 
 def beyond_training(models: Sequence[TrainedModel], tokens: int) -> list[str]:
-    """Return a sentence for each model of GRPO whose completions were shorter in training than the `tokens` asked."""
+    """Return a sentence for each GRPO model whose training completions were shorter than `tokens`."""
     found = []
     for model in models:
         limit = dict(_flat(model.config or {})).get("grpo.max_completion_length")
         if isinstance(limit, int) and limit < tokens:
             found.append(
-                f"{model.label} was trained on completions of at most {limit} tokens and is asked for {tokens}: no "
-                "reward ever reached what comes later; max_completion_length="
-                f"{limit} samples what was trained"
+                f"{model.label} was trained on completions of at most {limit} tokens and generates up to {tokens}: "
+                f"no reward covered the later tokens; max_completion_length={limit} samples the trained lengths"
             )
     return found
 
 
 def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return the settings in which two runs differ, but for the sampler and where they lie, as 'name (x, y)'."""
+    """Return the settings in which two runs differ as 'name (x, y)', without those in NOT_COMPARED."""
     a, b = dict(_flat(one)), dict(_flat(other))
     names = sorted({*a, *b} - {name for name in (*a, *b) if name.split(".")[0] in NOT_COMPARED})
     missing = object()
@@ -127,7 +154,7 @@ def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a config with their full names."""
+    """Yield the settings of a config with their dotted names."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""What the loops of task=grpo and task=reward share besides a run's folder: settings, trained weights, sampler."""
+"""Settings and state that the loops of task=grpo and task=reward share. Main entries: `LoopSpec`, `learner_of()`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from kat.pipeline.artifacts import locate, record_of
 from kat.sampling.arms import ARMS
 from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.errors import UserError
+from latentwire.harness.progress import log
 from latentwire.harness.results import write_jsonl
 from latentwire.harness.run import RunSpec, Stateful
 
 
 @dataclass
 class LoopSpec(RunSpec):
-    """Those of every run, and what decides how long it learns and from which prompts."""
+    """RunSpec plus training length and held-out share."""
 
     steps: int
     held_out: float
@@ -41,30 +42,30 @@ class LoopSpec(RunSpec):
         """Return the settings of a config.
 
         Raises:
-            UserError: One of the wrong kind or out of its range, or an unknown sampler.
+            UserError: A setting has the wrong type or is out of range, or the sampler is unknown.
         """
         if cfg.sampler.name not in ARMS:
             raise UserError(f"sampler={cfg.sampler.name}: unknown; use one of {', '.join(ARMS)}")
         return super().of(cfg)
 
     def identity(self) -> dict[str, Any]:
-        """Return those that decide what is learnt."""
+        """Return the settings that decide what is learnt."""
         return {"seed": self.seed, "steps": self.steps, "held_out": self.held_out}
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The weights of a model that are trained; the others are as they were loaded."""
+class TrainableParameters:
+    """The trainable weights of a model, saved in a checkpoint without the frozen weights."""
 
-    parameters: dict[str, nn.Parameter]
+    parameters: dict[str, nn.Parameter]  # by name
 
     def state_dict(self) -> dict[str, Any]:
-        """Return them by name."""
+        """Return the weights by name, on the CPU."""
         return {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Become those of a state."""
+        """Copy saved weights into the model."""
         for name, parameter in self.parameters.items():
             parameter.copy_(state_dict[name])
 
@@ -72,31 +73,42 @@ class Trained:
 def learner_of(
     parameters: dict[str, nn.Parameter], optimizer: AdamW, scheduler: LambdaLR, sampler: DensityAwareSampler
 ) -> dict[str, Stateful]:
-    """Return what changes while a loop trains, by its names in a checkpoint."""
-    return {"parameters": Trained(parameters), "optimizer": optimizer, "scheduler": scheduler, "sampler": sampler}
+    """Return the objects that change while a loop trains, by their keys in a checkpoint."""
+    return {
+        "parameters": TrainableParameters(parameters),
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "sampler": sampler,
+    }
 
 
 def measured_weights(cfg: DictConfig) -> tuple[dict[str, float], list[str]]:
-    """Return the weights of task=density by prompt id, and the ids of prompts that the embedder could not read.
+    """Return the sampling weights of task=density by prompt id, and the ids of prompts too long for the embedder.
 
-    Nothing of either for the uniform arm, which looks at no weights.
+    Both are empty for sampler=uniform.
 
     Raises:
-        UserError: Weights that are missing or damaged.
+        UserError: The weights are missing or damaged.
     """
     if cfg.sampler.name == "uniform":
         return {}, []
-    ids, _, weights = read_weights(locate(cfg, "weights_file"))
-    unread = record_of(locate(cfg, "embeddings_file")).get("too_long") or []
-    return dict(zip(ids, weights.tolist(), strict=True)), unread
+    ids, _, sampling_weights = read_weights(locate(cfg, "weights_file"))
+    too_long = record_of(locate(cfg, "embeddings_file")).get("too_long") or []
+    return dict(zip(ids, sampling_weights.tolist(), strict=True)), too_long
+
+
+def warn_never_drawn(count: int) -> None:
+    """Log a warning if some training prompts have no embedding, so that they are never drawn."""
+    if count:
+        log(f"warning: {count} training prompts were too long for the embedder; they are never drawn")
 
 
 def save_ledger(folder: Path, sampler: DensityAwareSampler, ids: Sequence[str]) -> None:
-    """Write how often each training prompt was meant to be drawn, and was, up to now.
+    """Write ledger.jsonl: how often each training prompt was intended to be drawn, and was drawn, up to now.
 
-    To be called before a checkpoint is written: no run with a last checkpoint is then without its ledger, and one that
-    is killed between the two draws the same again and writes it anew.
+    Call it before writing a checkpoint, so that every checkpoint has its ledger. A run killed between the two repeats
+    the same draws and writes the ledger again.
     """
-    meant, drawn = (numbers.tolist() for numbers in sampler.ledger())
-    rows = zip(ids, meant, drawn, strict=True)
-    write_jsonl(folder / "ledger.jsonl", ({"id": n, "intended": m, "drawn": d} for n, m, d in rows))
+    intended, drawn = (numbers.tolist() for numbers in sampler.ledger())
+    rows = zip(ids, intended, drawn, strict=True)
+    write_jsonl(folder / "ledger.jsonl", ({"id": id_, "intended": i, "drawn": d} for id_, i, d in rows))

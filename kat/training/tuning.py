@@ -1,4 +1,4 @@
-"""Which weights of a model are trained: its last blocks, low-rank additions to all, or all of them."""
+"""Choice of the trainable weights: the last blocks, LoRA adapters, or all. Main entry: `make_trainable()`."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 
 METHODS = ("last_blocks", "lora", "all")
+NORMS = ("norm", "ln_f", "final_layer_norm")  # names of the norm after the last block
 
 
 @dataclass
 class TuningSpec:
-    """What is trained."""
+    """Settings of the trainable weights."""
 
     method: str  # last_blocks | lora | all
-    blocks: int  # of last_blocks: how many, the final norm with them
-    rank: int  # of lora
-    alpha: int  # of lora: the additions are scaled by alpha / rank
+    blocks: int  # last_blocks: number of blocks, trained with the final norm
+    rank: int  # lora: rank of the adapters
+    alpha: int  # lora: the adapters are scaled by alpha / rank
 
 
 def make_trainable(
     model: Any, spec: TuningSpec, seed: int, heads: Sequence[str] = ()
 ) -> tuple[Any, dict[str, nn.Parameter]]:
-    """Freeze a model but for what the spec names.
+    """Freeze all weights of a model except those that the spec makes trainable.
 
     Args:
         model: A model of transformers.
-        spec: What is trained.
-        seed: Of the additions' random start.
+        spec: Settings of the trainable weights.
+        seed: Seed of the adapters' initial values.
         heads: Names of modules that are always trained, such as the new head of a reward model.
 
     Returns:
         The model (wrapped by peft for lora; `whole_model` undoes that), and its trainable parameters by name.
 
     Raises:
-        UserError: An unknown method, or more blocks than the model has.
+        UserError: The method is unknown, the model cannot be split into blocks, or a setting is out of range.
     """
     model.requires_grad_(False)
     if spec.method == "all":
@@ -58,23 +59,28 @@ def make_trainable(
 
 
 def whole_model(model: Any) -> Any:
-    """Return the model with low-rank additions merged into its weights, as transformers saves and loads it."""
+    """Return the model with LoRA adapters merged into its weights, so that transformers saves and loads it."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def find_blocks(decoder: Any) -> tuple[str, nn.ModuleList] | None:
+    """Return the list of a decoder's blocks with its attribute name; None if the decoder has no such list."""
+    depth = decoder.config.get_text_config().num_hidden_layers
+    return next(((n, m) for n, m in decoder.named_children() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
 
 
 def _last_blocks(model: Any, count: int) -> list[nn.Module]:
     """Return the last `count` blocks of a decoder and the norm after them."""
-    base = model.base_model
-    depth = model.config.get_text_config().num_hidden_layers
-    stack = next((m for m in base.children() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
-    if stack is None:
+    found = find_blocks(model.base_model)
+    if found is None:
         raise UserError(
             f"tuning.method=last_blocks: {type(model).__name__} has no plain stack of blocks; use lora or all"
         )
+    depth = len(found[1])
     if not 1 <= count <= depth:
         raise UserError(f"tuning.blocks={count}: the model has {depth} blocks; choose from 1 to {depth}")
-    norms = [module for name, module in base.named_children() if name in ("norm", "ln_f", "final_layer_norm")]
-    return [*stack[-count:], *norms]
+    norms = [module for name, module in model.base_model.named_children() if name in NORMS]
+    return [*found[1][-count:], *norms]
 
 
 def _with_lora(model: Any, spec: TuningSpec, seed: int, heads: Sequence[str]) -> Any:

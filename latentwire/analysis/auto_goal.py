@@ -1,4 +1,7 @@
-"""The goal of the automatic repair, judged: what it brings back where a single transform can, and its harm on text."""
+"""Check of the goal of the automatic repair: recovery on distorted sources, harm on clean text.
+
+Main entry: `judge_auto()`.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,41 @@ from latentwire.analysis.controls import RANDOM, SEED, ById, common, scores_on
 from latentwire.stats.comparison import paired_bootstrap
 from latentwire.stats.intervals import FEW, Interval, Scores, resampled_means
 
-SHARE = 0.9  # of the clean F1 that auto is to reach wherever a single transform does
-HARM = 0.01  # F1 that it may cost on clean text
+SHARE = 0.9  # auto should reach this share of the clean F1 on each source where a single transform does
+HARM = 0.01  # F1 that auto may cost on clean text
 DEFINITION = (
-    f"Recovered is a source on which a single transform (no chain, no control; nothing at all counts as one) reaches "
-    f"{SHARE:.0%} of the clean F1 on the same examples; the goal is met there where auto does too. "
-    f"On clean text it may cost {HARM:g} against the baseline."
+    f"A source counts as recovered if a single transform reaches {SHARE:.0%} of the clean F1 on the same examples. "
+    "The baseline counts as a single transform; chains and controls do not. "
+    "The goal is met on a recovered source if auto reaches that share too. "
+    f"On clean text auto may cost {HARM:g} F1 against the baseline."
 )
 BIAS = (
-    "The best of many single transforms is picked on the examples that score it: its F1 is too high on average, and "
+    "The best of many single transforms is chosen on the examples that score it. Its F1 is too high on average, and "
     "some sources count as recovered by luck."
 )
 NOT_SINGLE = ("auto", "chain", RANDOM)
 
 
 def judge_auto(groups: list[dict[str, Any]], scores: dict[str, ById]) -> dict[str, Any] | None:
-    """Judge the automatic repair source by source; None where no source was asked with it.
+    """Check the goal of the automatic repair, source by source.
 
     Args:
-        groups: The analysis of each source.
-        scores: Ids and per-example F1 of each result and control, by its name.
+        groups: Analysis of each source.
+        scores: Example ids and F1 of each result and control, by its name.
 
     Returns:
-        The definition; for each source the best single transform, auto's F1 and its share of the clean F1 with a 95%
-        interval (paired bootstrap over the examples that all of them answered), whether it is recovered and met, or
-        the reason why that cannot be told; the harm on clean text; the counts; and `met`, None where nothing tells.
+        None if no source was evaluated with auto; else a dict with these values among others:
+        sources: For each source the best single transform, auto's F1, and its share of the clean F1. The share has a
+            95% interval, by paired bootstrap over the examples that all three answered.
+            recovered and met are None if the source decides nothing; reason says why.
+        harm: Differences from the baseline on clean text.
+        met: Whether the goal is met; None if no source is recovered or no harm was measured.
     """
-    asked = [(group, row) for group in groups for row in group["ranking"] if row["family"] == "auto"]
-    if not asked:
+    with_auto = [(group, row) for group in groups for row in group["ranking"] if row["family"] == "auto"]
+    if not with_auto:
         return None
-    sources = [_source(group, row["name"], scores) for group, row in asked]
-    on_text = [_harm(group, row["name"], scores) for group, row in asked if group["source"] == "text"]
+    sources = [_source(group, row["name"], scores) for group, row in with_auto]
+    on_text = [_harm(group, row["name"], scores) for group, row in with_auto if group["source"] == "text"]
     harm = [one for one in on_text if one is not None]
     recovered = [source for source in sources if source["recovered"]]
     failed = [source["group"] for source in recovered if not source["met"]]
@@ -61,7 +68,7 @@ def judge_auto(groups: list[dict[str, Any]], scores: dict[str, ById]) -> dict[st
 
 
 def _source(group: dict[str, Any], auto: str, scores: dict[str, ById]) -> dict[str, Any]:
-    """Return what auto brings back on one source beside the best single transform."""
+    """Return how auto and the best single transform do on one source."""
     found: dict[str, Any] = {
         "group": group["group"], "num_samples": None, "clean_f1": None, "best": None, "best_f1": None,
         "best_share": None, "auto": auto, "auto_f1": None, "share": None, "share_interval": None,
@@ -69,8 +76,9 @@ def _source(group: dict[str, Any], auto: str, scores: dict[str, ById]) -> dict[s
     }  # fmt: skip
     single = [row for row in group["ranking"] if row["family"] not in NOT_SINGLE and not row["supervised"]]
     if group["controls"] is None or not single:
-        return found | {"reason": "there is no " + ("clean control" if single else "single transform") + " beside it"}
-    best = single[0]  # of those asked the most examples the one with the highest F1
+        missing = "clean control" if single else "single transform"
+        return found | {"reason": f"the sweep has no {missing} to compare with"}
+    best = single[0]  # the ranking begins with the highest F1 among results of the most examples
     clean = group["controls"]["clean"]["name"]
     ids = common([auto, clean, best["name"]], scores)
     if not ids:
@@ -80,7 +88,7 @@ def _source(group: dict[str, Any], auto: str, scores: dict[str, ById]) -> dict[s
     found |= {"num_samples": len(ids), "clean_f1": clean_f1, "best": best["experiment"], "best_f1": best_f1,
               "auto_f1": auto_f1}  # fmt: skip
     if group["reason"] is not None or clean_f1 == 0:
-        return found | {"reason": group["reason"] or "the clean control scores nothing on these examples"}
+        return found | {"reason": group["reason"] or "the clean control has F1 0 on these examples"}
     share, recovered = auto_f1 / clean_f1, _reaches(best_f1, clean_f1)
     reaches = _reaches(auto_f1, clean_f1)
     met = reaches if recovered else None
@@ -91,7 +99,7 @@ def _source(group: dict[str, Any], auto: str, scores: dict[str, ById]) -> dict[s
         "share_interval": interval,
         "recovered": recovered,
         "met": met,
-        "alone": reaches and not recovered,  # beyond the goal: auto has it where no single transform does
+        "alone": reaches and not recovered,  # beyond the goal: auto reaches the share, no single transform does
         "clear": None if met is None or interval is None else (interval[0] >= SHARE) if met else interval[1] < SHARE,
     }
 
@@ -101,7 +109,7 @@ def _reaches(f1: float, clean_f1: float) -> bool:
 
 
 def _share_interval(table: Scores) -> Interval | None:
-    """Return the 95% interval of the ratio of two means over the same examples, (2, N); None for too few."""
+    """Return the 95% interval of the ratio of two mean scores, (2, N); None for too few examples."""
     if table.shape[1] < FEW:
         return None
     own, clean = resampled_means(table, SEED)  # (R,) each
@@ -110,7 +118,7 @@ def _share_interval(table: Scores) -> Interval | None:
 
 
 def _harm(group: dict[str, Any], auto: str, scores: dict[str, ById]) -> dict[str, Any] | None:
-    """Return the difference of auto from the baseline on clean text, or None where there is no baseline."""
+    """Return the difference of auto from the baseline on clean text, or None without a baseline."""
     baseline = next((row["name"] for row in group["ranking"] if row["verdict"] == "baseline"), None)
     ids = () if baseline is None else common([auto, baseline], scores)
     if baseline is None or not ids:

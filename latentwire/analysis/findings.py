@@ -1,4 +1,4 @@
-"""Findings of a sweep: their shape, and the detector that needs all results (decoding too fast to be true)."""
+"""Findings of a sweep, and the detector that compares all results. Main entries: `too_fast()` and `joined()`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from typing import Any
 Finding = dict[str, str]
 
 
-TOO_FAST = 0.02  # of the time a position needs; machines and loads differ by less than fifty times within a sweep
-
-
-ENOUGH_TO_COMPARE = 4  # configurations that were really decoded
-
-
-ENOUGH_SHOTS = 200  # positions of the shots that tell how long one takes to read
+TOO_FAST = 0.02  # share of the usual time of a position; background load changes it by less than 50 times
+ENOUGH_TO_COMPARE = 4  # decoded configurations that a comparison needs
+ENOUGH_SHOTS = 200  # positions of shots from which their time gives an estimate
 
 
 def finding(kind: str, level: str, message: str) -> Finding:
-    """Return a finding."""
+    """Return a finding as a dict of kind, level ("note" or "warning") and message."""
     return {"kind": kind, "level": level, "message": message}
 
 
 def too_fast(results: Sequence[dict[str, Any]]) -> dict[str, Finding]:
-    """Find results whose decoding took far less time than the model needs: a failure that was swallowed.
+    """Find results whose decoding took far less time than the model needs, which points to a swallowed failure.
 
-    Measured is the time of what was really decoded (identical inputs are decoded once), per position. It is set
-    against two others, so that a fault of most or of all configurations is seen too, and no figure of a machine is
-    needed: the slowest configuration of the sweep on the same model and machine that decoded at least half as much
-    (a short batch takes longer for a position), and the time in which the model read the shots, in one pass.
+    The measure is the time of a decoded position; identical inputs are decoded once. Both times that it is compared
+    with come from the same sweep. So the detector needs no figure of the machine, and also finds a fault of all
+    configurations:
+
+    - The slowest configuration on the same model and machine. It must have decoded at least half as many positions,
+      because a short batch takes longer for each position.
+    - The time in which the model encoded the shots in one pass.
 
     Returns:
-        A finding for each such result, by its name.
+        The findings by name of the result.
     """
     alike: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for result in results:
@@ -48,20 +47,20 @@ def too_fast(results: Sequence[dict[str, Any]]) -> dict[str, Finding]:
                 many = [other for other in timings.values() if 2 * other["positions"] >= timing["positions"]]
                 needed += [other["decode_sec"] / other["positions"] for other in many]
             if rate < TOO_FAST * max(needed):
-                text = f"decoding took {rate * 1e6:.2g} us a position where others or the shots took "
-                text += f"{max(needed) * 1e6:.2g}: the model can hardly have been asked"
-                found[name] = finding("too_fast", "warning", text)
+                message = f"decoding took {rate * 1e6:.2g} us a position, but {max(needed) * 1e6:.2g} us elsewhere: "
+                message += "the model probably did not run"
+                found[name] = finding("too_fast", "warning", message)
     return found
 
 
 def _shots_rate(timing: dict[str, Any]) -> float:
-    """Return the seconds for a position of the shots; 0, which finds nothing, where they are too few to tell."""
+    """Return the seconds for each position of the shots, or 0 if the shots are too short for an estimate."""
     positions = timing.get("shots_positions", 0)
     return float(timing["shots_sec"] / positions) if positions >= ENOUGH_SHOTS else 0.0
 
 
 def joined(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the findings of all results, equal ones as one with the names of the results and their count."""
+    """Return the findings of all results; equal ones become one, with the names and number of its results."""
     names: dict[tuple[str, str, str], list[str]] = {}
     for result in results:
         for one in result.get("warnings", []):

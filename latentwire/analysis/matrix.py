@@ -1,4 +1,4 @@
-"""The atlas: sources x transforms as one matrix. Main entry: `make_atlas()`."""
+"""The atlas: F1 of each transform on each source, as a matrix. Main entry: `make_atlas()`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from typing import Any
 import numpy as np
 
 from latentwire.analysis.controls import ById, is_supervised
-from latentwire.analysis.tolerance import Result, _tolerances
+from latentwire.analysis.tolerance import Result, tolerances
 
 
 def make_atlas(results: list[Result], groups: list[dict[str, Any]], scores: dict[str, ById]) -> dict[str, Any]:
-    """Set the results of several sources side by side.
+    """Return the results of several sources as one matrix.
 
     Args:
         results: Successful results, in the order run.
-        groups: The analysis of each source.
-        scores: Ids and per-example F1 of each result and control, by its name.
+        groups: Analysis of each source.
+        scores: Example ids and F1 of each result and control, by its name.
 
     Returns:
-        A plain structure: sources (rows) and transforms (columns) in the order run, the matrix of F1 with intervals,
-        the share of the clean score recovered and the verdict, one column for each family, and the tolerances.
+        A dict of plain values:
+        sources, transforms: Labels of the rows and columns, in the order run.
+        matrix: A cell for each source and transform with F1, recovered share and verdict, or None.
+        columns: The best configuration of each family.
+        tolerance: Return value of `tolerances`.
     """
     of_group = {result["group"]: result for result in reversed(results)}
     sources = [
@@ -39,7 +42,7 @@ def make_atlas(results: list[Result], groups: list[dict[str, Any]], scores: dict
         "transforms": list(transforms.values()),
         "matrix": matrix,
         "columns": _columns(list(transforms.values()), matrix),
-        "tolerance": _tolerances(results, groups, scores),
+        "tolerance": tolerances(results, groups, scores),
     }
 
 
@@ -51,12 +54,11 @@ def _cell(row: dict[str, Any]) -> dict[str, Any]:
 def _columns(transforms: list[dict[str, Any]], matrix: list[list[Any]]) -> list[str]:
     """Return the configuration of each family with the highest mean F1 over the sources, in the order run.
 
-    A configuration that was not run on some source cannot stand for its family unless all are so, and one that saw the
-    true tokens stands for none that did not.
+    Configurations on more sources come first. Supervised configurations form families of their own.
     """
     best: dict[tuple[str, bool], tuple[tuple[int, float], str]] = {}
-    for place, transform in enumerate(transforms):
-        f1s = [row[place]["f1"] for row in matrix if row[place] is not None]
+    for column, transform in enumerate(transforms):
+        f1s = [row[column]["f1"] for row in matrix if row[column] is not None]
         score = (len(f1s), float(np.mean(f1s)))
         family = transform["family"], transform["supervised"]
         if family not in best or score > best[family][0]:
@@ -65,7 +67,7 @@ def _columns(transforms: list[dict[str, Any]], matrix: list[list[Any]]) -> list[
 
 
 def matrix_table(atlas: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Return the matrix as columns and rows of plain values, one row for each source and transform that was run."""
+    """Return the names of the columns and the rows of a table with one row for each cell of the matrix."""
     columns = ["source", "transform", "family", "supervised", "f1", "f1_low", "f1_high", "num_samples", "recovered",
                "recovered_low", "recovered_high", "verdict"]  # fmt: skip
     rows = [

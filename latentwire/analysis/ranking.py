@@ -1,4 +1,4 @@
-"""Finished results -> ranking, insights, verdicts, recommendation. Reads fields, never file names."""
+"""Ranking, observations and verdict for each source of a sweep. Main entry: `analyze()`."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from latentwire.analysis.auto_goal import judge_auto
 from latentwire.analysis.controls import (
     RANDOM,
     SEED,
+    AnalysisSettings,
     ById,
     Evidence,
-    Judging,
     above_empty,
     answerable,
-    compare,
-    controls_of,
+    compare_with_baseline,
     detectable,
+    difference_stds,
+    group_controls,
     is_supervised,
     power,
     recovered,
-    spreads,
 )
 from latentwire.analysis.findings import joined
 from latentwire.analysis.matrix import make_atlas
 from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap
-from latentwire.stats.formatting import three_digits
+from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import Difference
 from latentwire.stats.power import ALPHA
 
 Result = dict[str, Any]
 
-SIGNIFICANT = ALPHA  # of Holm-corrected p-values
-DEAD = 0.05  # an F1 below this reads nothing
+SIGNIFICANT = ALPHA  # for Holm-corrected p-values
+DEAD = 0.05  # below this F1 the model does not use the passage
 
-# The questions the sweep was made for: what is observed, what it means, what to do.
+# Family -> observation, meaning, action.
 WINNERS = {
     "rms_matching": ("RMS matching wins", "magnitude mismatch", "integrate RMS calibration into the adapter"),
     "anchor_offset": ("Anchor+offset wins", "inputs must stay near tokens", "add manifold regularization"),
@@ -44,19 +44,26 @@ WINNERS = {
 }
 
 
-def analyze(results: list[Result], scores: dict[str, ById], controls: list[Result], judging: Judging) -> dict[str, Any]:
+def analyze(
+    results: list[Result], scores: dict[str, ById], controls: list[Result], settings: AnalysisSettings
+) -> dict[str, Any]:
     """Analyse the successful results of a sweep, source by source.
 
     Args:
-        results: Successful results.
-        scores: Ids and per-example F1 of each result and control, by its name.
-        controls: All that were asked, failed ones too; the baseline on text, where there is one, is the clean control.
-        judging: The floor of the clean control, and the difference wished for.
+        results: Successful results, without controls.
+        scores: Example ids and F1 of each result and control, by its name.
+        controls: Controls of the sweep, including failed ones. A baseline on text among the results is also a clean
+            control.
+        settings: Settings of the analysis.
 
     Returns:
-        A plain structure: for each group (source and whatever else was varied) the controls, the ranking with
-        comparisons, the best of each family, mean F1 by dial, counts, the observations and a verdict; and what the
-        detectors found, and the atlas where there are several sources.
+        A dict of plain values:
+        groups: For each source its controls, ranking with comparisons, means by dial, observations and verdict.
+            Other varied settings, such as the seed, make groups of their own.
+        warnings: Findings of the detectors.
+        coverage: Numbers of examples.
+        atlas: Matrix and tolerances; None for one source.
+        auto: Check of the automatic repair.
     """
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
@@ -72,11 +79,11 @@ def analyze(results: list[Result], scores: dict[str, ById], controls: list[Resul
         clean = clean or next((r for r in of_variant if not r.get("control") and _is_clean(r)), None)
         empty = next((r for r in of_variant if r.get("control") == "empty"), None)
         random = _random_control(of_variant)
-        evidence = Evidence(baseline, clean, empty, random, variant in controlled, scores, judging)
+        evidence = Evidence(baseline, clean, empty, random, variant in controlled, scores, settings)
         analysed.append(_analyze_group(group, members, evidence))
     return {
-        "floor": judging.floor,
-        "wished": judging.wished,
+        "floor": settings.min_clean_f1,
+        "wished": settings.target_difference,
         "warnings": joined([*results, *controls]),
         "groups": analysed,
         "coverage": coverage(analysed),
@@ -86,7 +93,7 @@ def analyze(results: list[Result], scores: dict[str, ById], controls: list[Resul
 
 
 def coverage(groups: list[dict[str, Any]]) -> dict[str, int]:
-    """Return how many examples the configurations were asked: a budget leaves most of them with fewer."""
+    """Return the number of configurations and their numbers of examples, which a budget makes unequal."""
     counts = [row["num_samples"] for group in groups for row in group["ranking"]]
     most = max(counts, default=0)
     return {
@@ -98,33 +105,34 @@ def coverage(groups: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _random_control(results: list[Result]) -> Result | None:
-    """Return the random tokens that were asked most examples, the first of several: the control's, or of any source."""
+    """Return the first result of random tokens with the most examples, or None."""
     random = [result for result in results if result["family"] == RANDOM]
     return max(random, key=lambda result: int(result["num_samples"]), default=None)
 
 
 def _is_clean(result: Result) -> bool:
-    """Tell whether a result is the baseline on text, the upper control."""
+    """Return whether a result is the baseline on text, the upper control."""
     return (result["source"], result["family"]) == ("text", "baseline")
 
 
 def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dict[str, Any]:
-    # Within a budget the weaker ones were asked fewer examples: they rank behind those that were asked more.
+    """Return the analysis of one source."""
+    # A budget gives weaker configurations fewer examples; they rank behind the others.
     ranked = sorted(results, key=lambda result: (-result["num_samples"], -result["f1"], result["name"]))
     baseline, scores = evidence.baseline, evidence.scores
     compared = [r["name"] for r in ranked if r is not baseline and not r["identity"]]
-    comparisons = compare(compared, evidence)
+    comparisons = compare_with_baseline(compared, evidence)
     shares = recovered([result["name"] for result in ranked], evidence)
-    spread_of = spreads(list(comparisons), evidence)
+    sd_of = difference_stds(list(comparisons), evidence)
     rows = [
         _row(result, comparisons.get(result["name"]))
         | shares[result["name"]]
-        | detectable(spread_of.get(result["name"]), len(scores[result["name"]][0]), len(comparisons))
+        | detectable(sd_of.get(result["name"]), len(scores[result["name"]][0]), len(comparisons))
         for result in ranked
     ]
-    controls = controls_of(results, evidence)
-    can_answer, reason = answerable(controls, evidence.judging.floor)
-    needed = {"the clean control": evidence.clean, "the empty context, the lower control,": evidence.empty}
+    controls = group_controls(results, evidence)
+    can_answer, reason = answerable(controls, evidence.settings.min_clean_f1)
+    needed = {"the clean control": evidence.clean, "the empty context (lower control)": evidence.empty}
     missing = [control for control, result in needed.items() if result is None]
     if evidence.controlled and missing:
         can_answer, reason = False, f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing or failed"
@@ -141,7 +149,7 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
         "answerable": can_answer,
         "reason": reason,
         "controls": controls,
-        "power": power(list(spread_of.values()), baseline, evidence.judging.wished),
+        "power": power(list(sd_of.values()), baseline, evidence.settings.target_difference),
         "ranking": rows,
         "best_of_family": list(best.values()),
         "dial_means": _dial_means(results),
@@ -153,7 +161,7 @@ def _analyze_group(group: str, results: list[Result], evidence: Evidence) -> dic
 
 
 def _may_win(row: dict[str, Any], most: int, evidence: Evidence) -> bool:
-    """Tell whether a configuration could be named: better than the baseline, no control, and above an empty context."""
+    """Return whether a configuration can win: better than the baseline and the empty context, and not a control."""
     if row["verdict"] != "better" or row["supervised"] or row["family"] == RANDOM:
         return False
     return row["num_samples"] == most and above_empty(row["name"], evidence)
@@ -196,7 +204,7 @@ def _row(result: Result, comparison: Comparison | None) -> dict[str, Any]:
 
 
 def _level_with(best: str, others: list[str], evidence: Evidence) -> list[str]:
-    """Return those that the data do not tell apart from the best; compared on the examples that both answered."""
+    """Return the configurations within noise of the best one, on the examples that both answered."""
     found: dict[str, Difference] = {}
     for members, _ in evidence.families(others):
         ids = evidence.scores[members[0]][0]
@@ -211,7 +219,7 @@ def _level_with(best: str, others: list[str], evidence: Evidence) -> list[str]:
 
 
 def _dial_means(results: list[Result]) -> list[dict[str, Any]]:
-    """Return mean F1 by the values of each dial, family by family."""
+    """Return the mean F1 at each value of each varied dial, by family."""
     by: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         for dial, value in result["dials"].items():
@@ -237,28 +245,28 @@ def _observations(
     level: list[str],
     reason: str | None,
 ) -> list[dict[str, str]]:
-    """Evaluate the five observations on these results: yes, no, or why it cannot be told."""
+    """Return the five observations, each with "yes", "no", or why the results do not decide it."""
     if baseline is None:
         holds = "unknown: no baseline among the results"
     else:
         low, high = baseline["f1_interval"]
-        interval = f"{three_digits(baseline['f1'])} [{three_digits(low)}, {three_digits(high)}]"
-        holds = "yes" if low > 0.5 else "no" if high < 0.5 else "undecided, the interval holds .5"
+        interval = f"{format_score(baseline['f1'])} [{format_score(low)}, {format_score(high)}]"
+        holds = "yes" if low > 0.5 else "no" if high < 0.5 else "undecided, the interval contains .5"
         holds += f": {interval}"
     table = [("Baseline F1 > 0.5", "the LM can use these embeddings", "look at the encoder's distribution", holds)]
     top = {winners[0]["name"], *level} if winners else set()
     for family, (observation, meaning, action) in WINNERS.items():
         members = [row for row in rows if row["family"] == family]
-        first = [row["experiment"] for row in members if row["name"] in top]
+        winning = [row["experiment"] for row in members if row["name"] in top]
         if not members:
             holds = "unknown: not in this sweep"
         elif baseline is None:
             holds = "unknown: no baseline among the results"
         elif reason is not None:
-            holds = "unknown: the controls say that nothing can be told"
-        elif first:
-            shared = "" if len(top) == len(first) else f", level with {len(top) - len(first)} of other families"
-            holds = f"yes: {first[0]}{shared}"
+            holds = "unknown: the controls show that nothing can be ranked"
+        elif winning:
+            others = len(top) - len(winning)
+            holds = f"yes: {winning[0]}" + (f", level with {others} of other families" if others else "")
         elif any(row["verdict"] == "better" for row in members):
             behind = f"behind {winners[0]['experiment']}" if winners else "not clearly above an empty context"
             holds = f"no: better than the baseline, but {behind}"
@@ -270,10 +278,10 @@ def _observations(
             holds = "undecided: within noise of the baseline"
         table.append((observation, meaning, action, holds))
     highest = max(row["f1_interval"][1] for row in rows)
-    holds = f"yes: no interval reaches above {three_digits(highest)}" if highest < DEAD else "no"
+    holds = f"yes: no interval reaches {format_score(DEAD)}" if highest < DEAD else "no"
     if highest >= DEAD and all(row["f1"] < DEAD for row in rows):
-        holds = f"nearly: no F1 reaches {three_digits(DEAD)}"
-    table.append(("Everything fails", "inputs_embeds broken, or nothing repairs this", "debug the generation set-up",
+        holds = f"nearly: no F1 reaches {format_score(DEAD)}"
+    table.append(("Everything fails", "inputs_embeds broken, or no repair works", "debug the generation set-up",
                   holds))  # fmt: skip
     return [
         {"observation": observation, "meaning": meaning, "action": action, "holds": holds}
@@ -285,47 +293,47 @@ def _no_answer(reason: str) -> dict[str, Any]:
     return {
         "winner": None,
         "verdict": f"This model, prompt and data cannot answer the question: {reason}. No winner is named.",
-        "next": "Ask a model that reads the passages (model=...), with more shots, or other data; or more samples "
-        "where the controls are near each other.",
+        "next": "Choose a model that uses the passages (model=...), more shots, or other data. "
+        "If the controls are close together, raise samples.",
     }
 
 
 def _verdict(
     baseline: Result | None, rows: list[dict[str, Any]], winners: list[dict[str, Any]], level: list[str]
 ) -> dict[str, Any]:
-    """Name a winner only where the data do, and what to do next."""
+    """Return the winner if the comparisons show one, the verdict, and the next step."""
     if baseline is None:
         return {
             "winner": None,
-            "verdict": "No baseline among these results, so nothing can be compared with it.",
+            "verdict": "These results have no baseline to compare with.",
             "next": "Include it: only='baseline|...'.",
         }
     worse = sum(row["verdict"] == "worse" for row in rows)
     compared = sum("p_holm" in row for row in rows)
     if not winners:
-        noise = "Every difference from the baseline is within noise: no winner."
+        verdict = "No winner: every difference from the baseline is within noise."
         if worse:
-            noise = f"No winner: {worse} of {compared} configurations are worse than the baseline, none is better."
+            verdict = f"No winner: {worse} of {compared} configurations are worse than the baseline, none is better."
         if better := [row["experiment"] for row in rows if row["verdict"] == "better"]:
-            noise = (
-                f"No winner: better than the baseline {'is' if len(better) == 1 else 'are'} {', '.join(better[:4])} "
-                "alone: a control, or asked fewer examples, or not clearly above an empty context."
+            verdict = (
+                f"No winner: only {', '.join(better[:4])} {'is' if len(better) == 1 else 'are'} better than the "
+                "baseline, and each is a control, has fewer examples, or is not clearly above an empty context."
             )
         if baseline["source"] == "text":
-            advice = "The LM reads its own tokens as they are. Ask a source that it cannot read, such as "
+            advice = "The LM already reads its own tokens. Choose a source that it cannot read, such as "
             advice += "embed_source=scaled or embed_source=noisy."
         else:
-            advice = "Nothing to integrate on this evidence; more samples could show smaller differences."
-        return {"winner": None, "verdict": noise, "next": advice}
-    first = winners[0]
-    dials = " ".join(f"{dial}={value}" for dial, value in first["dials"].items())
+            advice = "Integrate nothing on this evidence; more samples could show smaller differences."
+        return {"winner": None, "verdict": verdict, "next": advice}
+    best = winners[0]
+    dials = " ".join(f"{dial}={value}" for dial, value in best["dials"].items())
     tied = [row["experiment"] for row in winners if row["name"] in level]
     ties = f", level with {', '.join(tied[:4])}{' and more' if len(tied) > 4 else ''}" if tied else ""
     return {
-        "winner": first["name"],
-        "verdict": f"{first['experiment']} is best: F1 {three_digits(first['f1'])} against "
-        f"{three_digits(baseline['f1'])}{ties}.",
-        "next": f"Integrate embed_transform={first['family']} {dials}".rstrip()
-        + (", or the cheapest of those level with it" if level else "")
+        "winner": best["name"],
+        "verdict": f"{best['experiment']} is best: F1 {format_score(best['f1'])}, baseline "
+        f"{format_score(baseline['f1'])}{ties}.",
+        "next": f"Integrate embed_transform={best['family']} {dials}".rstrip()
+        + (", or the cheapest configuration level with it" if level else "")
         + "; confirm it first on more examples (samples=...).",
     }

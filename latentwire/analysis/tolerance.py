@@ -1,4 +1,4 @@
-"""The atlas: sources x transforms, and how much of each distortion a transform tolerates. Pure analysis."""
+"""How much of each distortion a transform tolerates. Main entry: `tolerances()`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from latentwire.analysis.controls import SEED, ById, common, is_supervised, scores_on
-from latentwire.stats.formatting import three_digits
+from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import FEW, Scores, resampled_means
 
 Result = dict[str, Any]
@@ -18,16 +18,16 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Ladder:
-    """A family of sources with a level, mild to severe.
+    """Levels of one source, from mild to severe.
 
     Args:
         source: Name of the source.
-        dial: Its level.
-        unit: For the reader.
-        axis: "linear" or "log": between two levels F1 is taken to fall linearly on this axis.
-        rising: Whether larger is worse.
-        clean: The level that distorts nothing, itself no rung; None where it lies at infinity.
-        label: Where one source has two ladders.
+        dial: Dial that sets the level.
+        unit: Unit of the level.
+        axis: "linear" or "log"; F1 between two levels is interpolated linearly on this axis.
+        rising: Whether a higher level distorts more.
+        clean: Level that distorts nothing; None if it is infinite. It does not count among the measured levels.
+        label: Name of the ladder if the source has two.
     """
 
     source: str
@@ -40,22 +40,22 @@ class Ladder:
 
     @property
     def name(self) -> str:
-        """What the ladder is called."""
+        """Name of the ladder."""
         return self.label or self.source
 
     def position(self, level: float) -> float:
-        """Return where a level lies on the axis, larger being worse."""
-        place = math.log(level) if self.axis == "log" else level
-        return place if self.rising else -place
+        """Return the position of a level on the axis; a higher position distorts more."""
+        value = math.log(level) if self.axis == "log" else level
+        return value if self.rising else -value
 
     def level(self, position: float) -> float:
-        """Return the level at a position."""
-        place = position if self.rising else -position
-        return math.exp(place) if self.axis == "log" else place
+        """Return the level at a position on the axis."""
+        value = position if self.rising else -position
+        return math.exp(value) if self.axis == "log" else value
 
 
 LADDERS = (
-    Ladder("noisy", "snr_db", "dB", "linear", rising=False, clean=None),  # decibels are logarithms already
+    Ladder("noisy", "snr_db", "dB", "linear", rising=False, clean=None),  # decibels are logarithmic
     Ladder("scaled", "factor", "x", "log", rising=True, clean=1.0, label="scaled up"),
     Ladder("scaled", "factor", "x", "log", rising=False, clean=1.0, label="scaled down"),
     Ladder("shifted", "offset", "norms", "linear", rising=True, clean=0.0),
@@ -66,8 +66,17 @@ LADDERS = (
 )
 
 
-def _tolerances(results: list[Result], groups: list[dict[str, Any]], scores: dict[str, ById]) -> list[dict[str, Any]]:
-    """Return for each ladder and transform the level at which F1 falls to half of the clean control's."""
+def tolerances(results: list[Result], groups: list[dict[str, Any]], scores: dict[str, ById]) -> list[dict[str, Any]]:
+    """Return for each ladder and transform the level at which F1 falls to half of the clean control's F1.
+
+    Args:
+        results: Successful results.
+        groups: Analysis of each source.
+        scores: Example ids and F1 of each result and control, by its name.
+
+    Returns:
+        A dict for each ladder with at least two levels among the results.
+    """
     controls_of = {group["group"]: group["controls"] for group in groups if group["controls"]}
     reason_of = {group["group"]: group["reason"] for group in groups if group["reason"]}
     found = []
@@ -86,7 +95,10 @@ def _tolerances(results: list[Result], groups: list[dict[str, Any]], scores: dic
 
 
 def _half_is_empty(controls: dict[str, Any], scores: dict[str, ById]) -> str | None:
-    """Say why half of the clean score is no threshold: without the passage the model scores about as much."""
+    """Return why half of the clean score is not a usable threshold, or None.
+
+    The reason is that the model scores about as much without the passage.
+    """
     clean = controls["clean"]["name"]
     for lower in controls["lower"]:
         ids = common([clean, lower["name"]], scores)
@@ -97,8 +109,8 @@ def _half_is_empty(controls: dict[str, Any], scores: dict[str, ById]) -> str | N
         high = float(np.quantile(resampled_means(above[None], SEED)[0], 0.975))
         if high >= 0:
             return (
-                f"an empty context scores F1 {three_digits(lower['f1'])}, not clearly below half of the clean "
-                f"score ({three_digits(controls['clean']['f1'] / 2)})"
+                f"an empty context scores F1 {format_score(lower['f1'])}, not clearly below half of the clean "
+                f"score ({format_score(controls['clean']['f1'] / 2)})"
             )
     return None
 
@@ -120,7 +132,7 @@ def _ladder_tolerance(
     scores: dict[str, ById],
     reason: str | None,
 ) -> dict[str, Any]:
-    """Return the tolerances on one ladder; without a level where there is a reason that none can be told."""
+    """Return the tolerances on one ladder; a reason against the threshold leaves the levels out."""
     on_ladder: dict[str, dict[float, Result]] = defaultdict(dict)
     undistorted: dict[str, Result] = {}
     for result in results:
@@ -131,11 +143,11 @@ def _ladder_tolerance(
         elif result["source"] == "text":
             undistorted[result["experiment"]] = result
     start = [] if ladder.clean is None else [ladder.position(ladder.clean)]
-    whole = {name: levels for name, levels in on_ladder.items() if len(levels) == len(rungs)}
+    complete = {name: levels for name, levels in on_ladder.items() if len(levels) == len(rungs)}
 
     # Transforms that answered the same examples are resampled together.
     together: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for experiment, levels in whole.items():
+    for experiment, levels in complete.items():
         names = [levels[rung]["name"] for rung in rungs] + [clean]
         if start and experiment in undistorted:
             names.append(undistorted[experiment]["name"])
@@ -148,27 +160,27 @@ def _ladder_tolerance(
         parts = []
         for experiment in experiments:
             anchored = [undistorted[experiment]] if start and experiment in undistorted else []
-            members = anchored + [whole[experiment][rung] for rung in rungs]
+            members = anchored + [complete[experiment][rung] for rung in rungs]
             positions = np.array(start * len(anchored) + [ladder.position(rung) for rung in rungs])
             parts.append((experiment, positions, slice(len(stack), len(stack) + len(members)), len(anchored)))
             stack += [scores_on(ids, scores[member["name"]]) for member in members]
         table = np.stack(stack)
         means = resampled_means(table, SEED)
         for experiment, positions, part, anchored_count in parts:
-            at = crossing(positions, table[part].mean(axis=1)[:, None], table[:1].mean(axis=1) / 2)[0]
+            crossed = crossing(positions, table[part].mean(axis=1)[:, None], table[:1].mean(axis=1) / 2)[0]
             resampled = crossing(positions, means[part], means[0] / 2)
             ends = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")  # some may be infinite
-            told = {"status": "not told", "level": None} if reason else _end(ladder, float(at))
+            crossed_at = {"status": "unknown", "level": None} if reason else _end(ladder, float(crossed))
             interval = [_end(ladder, float(end)) for end in ends] if reason is None and len(ids) >= FEW else None
-            first = next(iter(whole[experiment].values()))
+            first = next(iter(complete[experiment].values()))
             rows[experiment] = {
                 "experiment": experiment,
                 "family": first["family"],
                 "supervised": is_supervised(first),
                 "num_samples": len(ids),
                 "f1": [float(f1) for f1 in table[part].mean(axis=1)[anchored_count:]],
-                "anchored": bool(anchored_count),  # the ladder begins with its own F1 on text
-                **told,
+                "anchored": bool(anchored_count),  # whether the transform's F1 on text is the first position
+                **crossed_at,
                 "interval": interval,
             }
     return {
@@ -181,21 +193,22 @@ def _ladder_tolerance(
         "levels": rungs,
         "threshold": float(scores[clean][1].mean() / 2),
         "reason": reason,
-        "transforms": [rows[experiment] for experiment in whole if experiment in rows],
-        "left_out": [experiment for experiment in on_ladder if experiment not in rows],  # a level or examples lack
+        "transforms": [rows[experiment] for experiment in complete if experiment in rows],
+        # A level is missing, or no example was answered at every level.
+        "left_out": [experiment for experiment in on_ladder if experiment not in rows],
     }
 
 
 def crossing(positions: Scores, means: Scores, threshold: Scores) -> Scores:
-    """Return where F1 first falls to the threshold, by linear interpolation between two positions.
+    """Return the position where F1 first falls to the threshold, by linear interpolation between two levels.
 
     Args:
-        positions: Levels from mild to severe on their axis, (L,).
-        means: F1 at each, in R resamples, (L, R).
-        threshold: In each resample, (R,).
+        positions: Positions of the L levels on their axis, from mild to severe, (L,).
+        means: Mean F1 at each level in R resamples, (L, R).
+        threshold: Threshold in each resample, (R,).
 
     Returns:
-        Positions, (R,): infinity where F1 stays above, minus infinity where it is at or below from the first on.
+        Positions, (R,): infinity if F1 stays above the threshold, minus infinity if it starts at or below it.
     """
     below = means <= threshold  # (L, R)
     first = below.argmax(axis=0)  # (R,)
@@ -215,7 +228,10 @@ def _end(ladder: Ladder, position: float) -> dict[str, Any]:
 
 
 def tolerance_table(atlas: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Return the tolerances as columns and rows of plain values; an end that is no level is told by its status."""
+    """Return the names of the columns and the rows of a table of tolerances.
+
+    An end of an interval that is beyond the measured levels appears as its status.
+    """
     columns = ["ladder", "variant", "transform", "family", "status", "level", "unit", "from", "to", "num_samples"]
     rows = [
         [ladder["ladder"], ladder["variant"], row["experiment"], row["family"], row["status"], row["level"],

@@ -1,15 +1,15 @@
-"""Which passages contain which: fingerprints of texts, and the search for one text inside another."""
+"""Fingerprints of texts, and the search for passages inside texts. Main entries: `fingerprint()`, `holder()`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
 
-BEGINNING = 8  # words by which a passage is looked for in others
+BEGINNING = 8  # first words of a passage, by which it is indexed
 
 
 def fingerprint(text: str) -> str:
-    """Return what two passages of equal words share, 16 hexadecimal digits: white space and case do not count."""
+    """Return 16 hexadecimal digits of the sha256 of a text's words. White space and case do not matter."""
     return hashlib.sha256(_words(text).encode()).hexdigest()[:16]
 
 
@@ -18,19 +18,22 @@ def _words(text: str) -> str:
 
 
 def holder(texts: Iterable[str]) -> Callable[[str], bool]:
-    """Return what tells whether a text holds one of these, word for word; white space and case do not count."""
+    """Return a function that tells whether a text contains one of these texts, word for word.
+
+    White space and case do not matter.
+    """
     starts: dict[tuple[str, ...], list[list[str]]] = {}
     for words in (_words(text).split(" ") for text in texts):
         starts.setdefault(tuple(words[:BEGINNING]), []).append(words)
     sizes = {len(start) for start in starts}
 
     def holds(text: str) -> bool:
-        said = _words(text).split(" ")
+        words = _words(text).split(" ")
         return any(
-            said[place : place + len(own)] == own
+            words[index : index + len(contained)] == contained
             for size in sizes
-            for place in range(len(said) - size + 1)
-            for own in starts.get(tuple(said[place : place + size]), ())
+            for index in range(len(words) - size + 1)
+            for contained in starts.get(tuple(words[index : index + size]), ())
         )
 
     return holds

@@ -1,4 +1,4 @@
-"""The base of all encoders, the batch of passages that they read, and the adapter behind them."""
+"""The base class of all encoders, their input and the adapter after them. Main entries: `Encoder`, `Passages`."""
 
 from __future__ import annotations
 
@@ -9,85 +9,105 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from latentwire.encoders.grouping import (
-    group_bounds,
-    pooling_matrix,
-)
+from latentwire.encoders.grouping import group_bounds, pooling_matrix
 from latentwire.harness.errors import UserError
 from latentwire.transforms.base import require
 
 
 @dataclass(frozen=True)
 class Passages:
-    """A batch of passages, as the LM's own tokens and as text."""
+    """A batch of passages, as text and as the LM's token embeddings."""
 
     texts: list[str]
-    lengths: list[int]  # tokens of each
+    lengths: list[int]  # number of tokens of each passage
     embeds: Tensor  # (B, T, D) token embeddings, zero beyond the length
-    ids: list[list[int]] | None = None  # the tokens themselves, for an encoder that asks for them
+    ids: list[list[int]] | None = None  # token ids, for encoders with `reads_ids`
 
     @property
     def mask(self) -> Tensor:
-        """True on real tokens, (B, T)."""
+        """Mask of real tokens, (B, T) bool."""
         return torch.arange(self.embeds.shape[1], device=self.embeds.device) < torch.tensor(
             self.lengths, device=self.embeds.device
         ).unsqueeze(-1)
 
 
 def make_passages(texts: list[str], embeds: list[Tensor], ids: list[list[int]] | None = None) -> Passages:
-    """Put passages side by side, padded on the right.
+    """Return a batch of passages, padded on the right.
 
     Args:
         texts: The passages.
-        embeds: Their token embeddings, (T_i, D) each.
-        ids: Their tokens, where the encoder asks for them (`Encoder.reads_ids`).
+        embeds: Token embeddings of each passage, (T_i, D).
+        ids: Token ids of each passage, for encoders with `reads_ids`.
 
     Raises:
-        UserError: A passage without a token.
+        UserError: A passage has no tokens.
     """
     lengths = [len(rows) for rows in embeds]
     if not all(lengths):
-        raise UserError("an empty passage: there is nothing to encode; leave it out, or ask without a passage")
+        raise UserError("an empty passage: there is nothing to encode; leave it out, or use embed_source=empty")
     padded = nn.utils.rnn.pad_sequence([rows.float() for rows in embeds], batch_first=True)
     return Passages(texts, lengths, padded, ids)
 
 
 class Encoder(nn.Module, ABC):
-    """What all encoders share.
+    """The base class: a subclass sets `z_width` and implements `forward`, and `positions` if it compresses.
 
     Args:
-        width: Of the LM's embeddings, D.
-        unit: Mean RMS of the LM's token embeddings; inputs are divided by it, whatever model they are of.
+        width: Width of the LM's embeddings, D.
+        mean_token_rms: Mean RMS of the LM's token embeddings. Encoders divide their inputs by it, so that inputs
+            have a mean RMS near 1 for every model.
     """
 
-    z_width: int
-    reads_ids = False  # whether it asks for the tokens themselves
-    shortest = 1  # tokens that a passage must have
+    z_width: int  # width of a latent, Z
+    reads_ids = False  # whether forward() needs the token ids
+    shortest = 1  # fewest tokens of a passage
 
-    def __init__(self, width: int, unit: float) -> None:
+    def __init__(self, width: int, mean_token_rms: float) -> None:
         super().__init__()
-        self.width, self.unit = width, unit
+        self.width, self.mean_token_rms = width, mean_token_rms
 
     def positions(self, tokens: int) -> int:
-        """Return how many latents a passage of so many tokens becomes."""
+        """Return the number of latents for a passage of `tokens` tokens."""
         return tokens
 
     def stands_for(self, passages: Passages) -> Tensor:
-        """Return what each position stands for, an average of token embeddings: (B, L, D), 0 beyond a passage's own."""
+        """Return the mean token embedding of the group of tokens that each latent represents.
+
+        Args:
+            passages: A batch.
+
+        Returns:
+            (B, L, D), zero beyond a passage's own latents.
+        """
         groups = [group_bounds(tokens, self.positions(tokens)) for tokens in passages.lengths]
         averages: Tensor = pooling_matrix(passages.embeds.shape[1], groups).to(passages.embeds) @ passages.embeds
         return averages
 
     @abstractmethod
     def forward(self, passages: Passages) -> Tensor:
-        """Encode passages: (B, L, Z), L being the positions of the longest; beyond a passage's own, anything."""
+        """Encode passages.
+
+        Args:
+            passages: A batch.
+
+        Returns:
+            (B, L, Z), with L the largest number of latents of a passage; rows beyond a passage's own are arbitrary.
+        """
 
 
 class Adapter(nn.Module):
-    """From z to the LM's width: a straight line and a small MLP, added, then a LayerNorm, as encoders end in one.
+    """Maps z to the LM's width: a linear layer plus a small MLP, then a LayerNorm.
 
-    The LayerNorm gives every position unit RMS; the LM's tokens are far shorter, which is what transforms repair. A z
-    as wide as the LM's embeddings is handed on as it is at the start.
+    The LayerNorm gives every position an RMS of 1. The LM's tokens are shorter; transforms repair the difference. If z
+    is as wide as the LM's embeddings, linear layer and MLP start as the identity.
+
+    Args:
+        z_width: Width of a latent, Z.
+        width: Width of the LM's embeddings, D.
+        hidden: Hidden width of the MLP.
+
+    Raises:
+        UserError: `hidden` is below 1.
     """
 
     def __init__(self, z_width: int, width: int, hidden: int) -> None:
@@ -102,19 +122,23 @@ class Adapter(nn.Module):
             nn.init.eye_(zeros(self.line).weight)
 
     def forward(self, z: Tensor) -> Tensor:
-        """LayerNorm(W z + MLP(z)): (..., Z) -> (..., D)."""
+        """Return LayerNorm(W z + MLP(z)): (..., Z) -> (..., D)."""
         y: Tensor = self.norm(self.line(z) + self.mlp(z))
         return y
 
 
 def zeros(layer: nn.Linear) -> nn.Linear:
+    """Set the weights and biases of a layer to 0, and return the layer."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Return the positions of Vaswani et al. (2017), (length, width): they need no longest text."""
+    """Return sinusoidal position embeddings, (length, width), for texts of any length.
+
+    Source: Vaswani et al. 2017, arXiv 1706.03762, section 3.5, with all sines before all cosines.
+    """
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     angles = torch.arange(length)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,4 +1,4 @@
-"""encoder=bottleneck: each embedding through d_z dimensions."""
+"""The encoder `bottleneck`: each token embedding projected to d_z dimensions. Main entry: `Bottleneck`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from latentwire.transforms.base import require
 
 
 class Bottleneck(Encoder):
-    """Each token embedding through d_z dimensions, position for position."""
+    """Projects each token embedding to d_z dimensions, one latent for each token."""
 
-    def __init__(self, width: int, unit: float, *, d_z: int) -> None:
-        super().__init__(width, unit)
+    def __init__(self, width: int, mean_token_rms: float, *, d_z: int) -> None:
+        super().__init__(width, mean_token_rms)
         require(d_z >= 1, "d_z", d_z, "must be at least 1")
         self.z_width = d_z
         self.down = nn.Linear(width, d_z)
 
     def forward(self, passages: Passages) -> Tensor:
-        """W x + b."""
-        z: Tensor = self.down(passages.embeds / self.unit)  # (B, T, Z)
+        """Return W x + b: (B, T, Z)."""
+        z: Tensor = self.down(passages.embeds / self.mean_token_rms)
         return z

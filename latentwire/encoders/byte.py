@@ -1,4 +1,4 @@
-"""encoder=byte: a small transformer over bytes, read by learned queries."""
+"""The encoder `byte`: a small transformer over the bytes of the text. Main entry: `ByteEncoder`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ BYTES = 256
 
 
 class ByteEncoder(Encoder):
-    """A small transformer over the bytes of the text, asked by `latent_len` learned queries."""
+    """Encodes the bytes of the text with a small transformer; `latent_len` learned queries attend to its output."""
 
-    def __init__(self, width: int, unit: float, *, latent_len: int, byte_width: int, byte_layers: int) -> None:
-        super().__init__(width, unit)
+    def __init__(
+        self, width: int, mean_token_rms: float, *, latent_len: int, byte_width: int, byte_layers: int
+    ) -> None:
+        super().__init__(width, mean_token_rms)
         require(latent_len >= 1, "latent_len", latent_len, "must be at least 1")
         require(byte_layers >= 1, "byte_layers", byte_layers, "must be at least 1")
         require(byte_width >= 8 and byte_width % 8 == 0, "byte_width", byte_width, "must be a multiple of 8")
@@ -34,11 +36,11 @@ class ByteEncoder(Encoder):
         self.head = nn.TransformerDecoder(nn.TransformerDecoderLayer(byte_width, heads, **options), byte_layers)
 
     def positions(self, tokens: int) -> int:
-        """latent_len, whatever the text."""
+        """Return latent_len, for a text of any length."""
         return self.latent_len
 
     def forward(self, passages: Passages) -> Tensor:
-        """Read the bytes, then let the queries ask."""
+        """Encode the bytes, then let the queries attend to them: (B, latent_len, Z)."""
         device = self.queries.device
         raw = [torch.tensor(list(text.encode()), device=device) for text in passages.texts]
         ids = nn.utils.rnn.pad_sequence(raw, batch_first=True)  # (B, N)
@@ -47,4 +49,4 @@ class ByteEncoder(Encoder):
         embeds = self.bytes(ids) + sinusoids(ids.shape[1], self.z_width).to(device)
         memory = self.body(embeds, src_key_padding_mask=padded)
         z: Tensor = self.head(self.queries.expand(len(raw), -1, -1), memory, memory_key_padding_mask=padded)
-        return z  # (B, latent_len, Z)
+        return z

@@ -1,4 +1,4 @@
-"""The whole way from a passage to what the LM reads, encoder, adapter and transform, and its folder on disk."""
+"""Folders of trained encoders. Main entries: `save_latents()`, `load_latents()` and `about_latents()`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FORMAT = 1
 
 
 def save_latents(latents: Latents, folder: Path, about: dict[str, Any]) -> None:
-    """Write config.json and model.safetensors: the weights last, so that a folder that has them is whole.
+    """Write config.json, then model.safetensors, so that a folder with weights is complete.
 
     Args:
-        latents: What to save.
-        folder: Where.
-        about: What else is to be known of it; read back by `about_latents`.
+        latents: The encoder, adapter and transform.
+        folder: Folder to write to.
+        about: Further entries of config.json, which `about_latents` returns.
 
     Raises:
         ResultWriteError: The folder is not writable, or the disk is full.
@@ -41,13 +41,18 @@ def save_latents(latents: Latents, folder: Path, about: dict[str, Any]) -> None:
 
 
 def find_latents(checkpoint: str) -> Path:
-    """Return the folder of a trained encoder: the one given, or `encoder` in it.
+    """Return the folder of a trained encoder: `checkpoint` itself, or the folder `encoder` in it.
+
+    Args:
+        checkpoint: Folder of the encoder, or of the run that trained it.
 
     Raises:
-        UserError: None was given, or there is no trained encoder.
+        UserError: `checkpoint` is empty, or holds no trained encoder.
     """
     if not checkpoint:
-        raise UserError("embed_source=latent: which encoder? Add checkpoint=FOLDER, that of a train.py task=latent")
+        raise UserError(
+            "embed_source=latent: which encoder? Add checkpoint=FOLDER, the folder of a train.py task=latent"
+        )
     folder = Path(str(checkpoint)).expanduser()  # a folder named 12 is a number to YAML
     for candidate in (folder, folder / "encoder"):
         if (candidate / "model.safetensors").is_file() and (candidate / "config.json").is_file():
@@ -61,20 +66,20 @@ def about_latents(checkpoint: str, lm: dict[str, Any] | None = None) -> dict[str
 
     Args:
         checkpoint: Folder of the encoder or of the run that trained it.
-        lm: Identity of the LM that shall read it.
+        lm: Identity of the LM that will get the latents, to check it; None for no check.
 
     Raises:
-        UserError: No encoder there, a damaged one, or one that was trained for another LM.
+        UserError: The encoder does not exist, is damaged, or was trained for another LM.
     """
     folder = find_latents(checkpoint)
     about = read_json(folder / "config.json")
     needed = {"format", "sha256", "trained_on", *LatentSpec.__dataclass_fields__}
     if not isinstance(about, dict) or not needed <= about.keys() or about["format"] != FORMAT:
-        raise UserError(f"{folder / 'config.json'}: describes no encoder of format {FORMAT}; train it again")
-    # As JSON has it: a tuple is a list there.
+        raise UserError(f"{folder / 'config.json'}: does not describe an encoder of format {FORMAT}; train it again")
+    # Through JSON, because the file has lists for tuples.
     if lm is not None and about["lm"] != json.loads(json.dumps(lm)):
         raise UserError(
-            f"checkpoint={checkpoint}: was trained for the model {about['lm_name']}, and another LM is to read it; "
+            f"checkpoint={checkpoint}: was trained for the model {about['lm_name']}, not for this one; "
             "choose that model with model=..., or train an encoder for this one"
         )
     return about
@@ -82,17 +87,22 @@ def about_latents(checkpoint: str, lm: dict[str, Any] | None = None) -> dict[str
 
 @lru_cache(maxsize=2)
 def _content(path: Path, digest: str) -> bytes:
+    """Return the content of a file whose SHA-256 must be `digest`."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
-        raise UserError(f"{path}: is not what its config.json says (another checksum); restore it, or train it again")
+        raise UserError(f"{path}: does not match the checksum in its config.json; restore it, or train it again")
     return content
 
 
 def load_latents(checkpoint: str, vocabulary: Vocabulary) -> Latents:
     """Load a trained encoder, frozen and in evaluation mode, on the vocabulary's device.
 
+    Args:
+        checkpoint: Folder of the encoder, or of the run that trained it.
+        vocabulary: The token embeddings of the LM.
+
     Raises:
-        UserError: No encoder there, a damaged one, or one for an LM of another width.
+        UserError: The encoder does not exist, is damaged, or fits an LM of another width.
     """
     about = about_latents(checkpoint)
     spec = LatentSpec(**{name: about[name] for name in LatentSpec.__dataclass_fields__})
@@ -105,5 +115,7 @@ def load_latents(checkpoint: str, vocabulary: Vocabulary) -> Latents:
         latents.load_state_dict(weights)
     except (SafetensorError, RuntimeError, KeyError, TypeError, UserError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: does not load as the encoder it says it is ({reason}); train it again") from error
+        raise UserError(
+            f"{folder}: does not load as the encoder that its config.json describes ({reason}); train it again"
+        ) from error
     return latents.requires_grad_(False).eval().to(vocabulary.embeddings.device)

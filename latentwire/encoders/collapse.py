@@ -1,4 +1,4 @@
-"""Signs that an encoder gives the same latents for every passage."""
+"""Detection of collapse: equal latents for different passages. Main entry: `mean_pairwise_cosine()`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 
-def likeness(latents: list[Tensor]) -> float:
-    """Return the mean cosine between latents of different passages at the same position: near 1 they have collapsed.
+def mean_pairwise_cosine(latents: list[Tensor]) -> float:
+    """Return the mean cosine between latents of different passages at the same position; near 1 they have collapsed.
 
     Args:
-        latents: (L_i, D) of different passages.
+        latents: Latents of different passages, (L_i, D) each.
 
     Returns:
         The mean over pairs of neighbours in the list; 0 for fewer than two passages.

@@ -1,4 +1,4 @@
-"""What latents cost and whether they say anything: positions and bytes against the text's own, signs of collapse."""
+"""The cost of latents and of their text in positions and bytes, and signs of collapse. Main entry: `account()`."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import Any
 
 from torch import Tensor
 
-from latentwire.encoders.collapse import likeness
+from latentwire.encoders.collapse import mean_pairwise_cosine
 
-BYTES_PER_NUMBER = 2  # float16: what a number of z takes on its way
-COMPARED = 32  # passages whose latents are held side by side
-BEGINNING = 8  # positions of each
-COLLAPSED = 0.9  # mean cosine of latents of different passages, at equal positions
-FEW_ANSWERS = 0.5  # distinct answers, as a share of the distinct references
+BYTES_PER_NUMBER = 2  # z is transmitted in float16
+COMPARED = 32  # number of passages whose latents are compared
+BEGINNING = 8  # number of positions compared of each passage
+COLLAPSED = 0.9  # mean cosine above which latents count as collapsed
+FEW_ANSWERS = 0.5  # share of distinct references below which distinct answers are few
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What stood for the passage of one example."""
+class LatentCost:
+    """The size of one example's passage, as text and as latents."""
 
     text: str  # the passage
-    tokens: int  # of it
-    positions: int  # that the LM read in its place
-    size: int  # bytes on the way: of z
+    tokens: int  # number of its tokens
+    positions: int  # number of positions of its latents
+    size: int  # bytes of z
 
 
 def account(
-    costs: Sequence[Cost], latents: list[Tensor], predictions: Sequence[str], references: Sequence[str]
+    costs: Sequence[LatentCost], latents: list[Tensor], predictions: Sequence[str], references: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the means over examples, and warnings.
+    """Return the mean cost over examples, signs of collapse, and warnings.
 
     Args:
-        costs: Of each example, (N,).
-        latents: Of different passages, (L_i, D) each; their beginnings are compared.
-        predictions: The answers, (N,).
-        references: The first right answer of each.
+        costs: Cost of each example, N.
+        latents: Latents of different passages, (L_i, D) each; only their first positions are compared.
+        predictions: Answer to each example, N.
+        references: First reference answer of each example, N.
 
     Returns:
-        positions, text_positions, bytes, text_bytes, text_zlib_bytes (means over examples), likeness (mean cosine of
-        different passages' latents at equal positions), distinct_answers and distinct_references, warnings.
+        positions, text_positions, bytes, text_bytes and text_zlib_bytes (means over examples); likeness (mean cosine of
+        different passages' latents at equal positions); distinct_answers, distinct_references; and warnings.
     """
     count = len(costs)
     found = {
@@ -50,7 +50,7 @@ def account(
         "bytes": sum(cost.size for cost in costs) / count,
         "text_bytes": sum(len(cost.text.encode()) for cost in costs) / count,
         "text_zlib_bytes": sum(len(zlib.compress(cost.text.encode(), 9)) for cost in costs) / count,
-        "likeness": likeness([rows[:BEGINNING] for rows in latents]),
+        "likeness": mean_pairwise_cosine([rows[:BEGINNING] for rows in latents]),
         "distinct_answers": len(set(predictions)),
         "distinct_references": len(set(references)),
     }
@@ -58,11 +58,11 @@ def account(
     if found["likeness"] > COLLAPSED:
         warnings.append(
             f"latents of different passages have a mean cosine of {found['likeness']:.2f} at equal positions: they "
-            "have collapsed, or nearly"
+            "have collapsed, or nearly so"
         )
     if count > 1 and found["distinct_answers"] < FEW_ANSWERS * found["distinct_references"]:
         warnings.append(
             f"{found['distinct_answers']} distinct answers where there are {found['distinct_references']} distinct "
-            "references: the answers hardly hang on the passage"
+            "references: the answers barely depend on the passage"
         )
     return {**found, "warnings": warnings}

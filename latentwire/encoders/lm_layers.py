@@ -1,4 +1,4 @@
-"""encoder=lm_layers: a trainable copy of the LM's first layers, pooled to fewer positions."""
+"""The encoder `lm_layers`: a trainable copy of the LM's first layers, then pooling. Main entry: `LMLayers`."""
 
 from __future__ import annotations
 
@@ -23,49 +23,69 @@ from latentwire.harness.errors import UserError
 from latentwire.transforms.base import require
 
 GROUPS = ("equal", "words")
-
-
 POOLS = ("mean", "query")
-
-
-ASIDE = 2.0  # how much lower the gates of the lesser words start: 2 sigmoid(-2) = .24 of an embedding
+GATE_OFFSET = 2.0  # subtracted from the gates of tokens that are not heads, which start at 2 sigmoid(-2) = .24
 
 
 class LMLayers(Encoder):
-    """A trainable copy of the LM's first layers, attending in both directions, `ratio` positions pooled to one.
+    """A trainable copy of the LM's first layers with attention in both directions; `ratio` positions become one latent.
 
-    A passage of T tokens becomes ceil(T / ratio) groups of neighbours. `equal`: of nearly equal size; a group starts as
-    the mean of its tokens. `words`: each group has one head, chosen by whole words, those that say most by the
-    frequencies of what it is trained on, and takes along the lesser tokens before it; it starts as its head and a
-    little of these. Either way each token's embedding is gated, and what the layers say is added as the mean over the
-    group: a frozen LM reads tokens well, sums of a few embeddings a little, and what the layers say in their own
-    coordinates not at all.
+    A passage of T tokens becomes ceil(T / ratio) groups of neighbouring tokens:
 
-    `pool=query` lets a group attend once more to the whole passage, as in ARC-Encoder (arXiv 2510.20535); there the
-    last layer's own attention does it, here one of its own, which adds nothing at the start and knows no architecture.
+    - `groups=equal`: groups of nearly equal size. A latent starts as the mean of its group.
+    - `groups=words`: each group has one head and the tokens before it. Heads are whole words with the most information,
+      by their frequency in the training passages. A latent starts as its head plus a small share of the other tokens.
+
+    A latent has two parts: the sum (`words`) or mean (`equal`) of its group's gated token embeddings, and the mean of a
+    linear map of the layers' outputs. The first part matters because a frozen LM processes tokens well, sums of a few
+    tokens somewhat, and the layers' own outputs not at all.
+
+    With `pool=query` each group attends once more to the whole passage, as in ARC-Encoder (arXiv 2510.20535). There the
+    last layer's attention does this. Here a separate attention does, which works for any architecture and adds nothing
+    at the start.
+
+    Args:
+        width: Width of the LM's embeddings, D.
+        mean_token_rms: Mean RMS of the LM's token embeddings.
+        lm_config: The LM's config as plain values.
+        layers: Number of layers to copy.
+        ratio: Number of tokens for each latent.
+        groups: One of GROUPS.
+        pool: One of POOLS.
+
+    Raises:
+        UserError: A dial is out of range.
     """
 
-    information: Tensor  # (V,) of each token, nats; groups=words
-    begins: Tensor  # (V,) whether a word begins with it; groups=words
+    information: Tensor  # (V,) information of each token in nats; only for groups=words
+    begins: Tensor  # (V,) whether each token begins a word; only for groups=words
 
     def __init__(
-        self, width: int, unit: float, lm_config: dict[str, Any], *, layers: int, ratio: int, groups: str, pool: str
+        self,
+        width: int,
+        mean_token_rms: float,
+        lm_config: dict[str, Any],
+        *,
+        layers: int,
+        ratio: int,
+        groups: str,
+        pool: str,
     ) -> None:
-        super().__init__(width, unit)
-        require(ratio >= 1, "ratio", ratio, "how many tokens share a position: must be at least 1")
+        super().__init__(width, mean_token_rms)
+        require(ratio >= 1, "ratio", ratio, "is the number of tokens for each position: must be at least 1")
         for dial, value, known in (("groups", groups, GROUPS), ("pool", pool, POOLS)):
             if value not in known:
                 raise UserError(f"{dial}={value}: unknown; use one of {', '.join(known)}")
-        there = int(lm_config["num_hidden_layers"])
-        require(1 <= layers <= there, "layers", layers, f"must be between 1 and the LM's {there} layers")
+        lm_layers = int(lm_config["num_hidden_layers"])
+        require(1 <= layers <= lm_layers, "layers", layers, f"must be between 1 and the LM's {lm_layers} layers")
         config = copy.deepcopy(lm_config)
         config["num_hidden_layers"] = layers
         if config.get("layer_types"):
             config["layer_types"] = config["layer_types"][:layers]
         self.ratio, self.shortest, self.z_width, self.reads_ids = ratio, ratio, width, groups == "words"
-        loaded = AutoConfig.for_model(**config)
-        self.body: PreTrainedModel = AutoModel.from_config(loaded, dtype=torch.float32)
-        self.body.set_input_embeddings(nn.Identity())  # fed with embeddings; a copy of the table would only lie there
+        body_config = AutoConfig.for_model(**config)
+        self.body: PreTrainedModel = AutoModel.from_config(body_config, dtype=torch.float32)
+        self.body.set_input_embeddings(nn.Identity())  # inputs are embeddings, so the table is not needed
         self.gate, self.addition = zeros(nn.Linear(width, 1)), zeros(nn.Linear(width, width))
         self.pooling = QueryPooling(width) if pool == "query" else None
         if self.reads_ids:
@@ -74,74 +94,83 @@ class LMLayers(Encoder):
             self.register_buffer("begins", torch.ones(size, dtype=torch.bool))
 
     def copy_from(self, lm: PreTrainedModel) -> None:
-        """Start as the LM's own first layers."""
-        own = self.body.state_dict()
-        theirs = lm.base_model.state_dict()
-        self.body.load_state_dict({name: theirs[name].float() for name in own})
+        """Copy the weights of the LM's first layers."""
+        names = self.body.state_dict().keys()
+        lm_weights = lm.base_model.state_dict()
+        self.body.load_state_dict({name: lm_weights[name].float() for name in names})
 
     def learn_words(self, texts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Count how often each word comes in the texts to train on; `groups=words` chooses by it."""
+        """Set the information of each token from word counts, for `groups=words`.
+
+        Args:
+            texts: Token ids of the training passages.
+            tokenizer: The LM's tokenizer.
+        """
         if self.reads_ids:
             self.begins.copy_(word_begins(tokenizer, len(self.begins)))
             self.information.copy_(information(texts, self.begins))
 
     def positions(self, tokens: int) -> int:
-        """ceil(T / ratio).
+        """Return ceil(T / ratio).
 
         Raises:
-            UserError: The passage has fewer tokens than share a position.
+            UserError: The passage has fewer than `ratio` tokens.
         """
         if self.ratio > tokens:
             raise UserError(
-                f"ratio={self.ratio}: leaves nothing of a passage of {tokens} tokens; use an encoder of ratio={tokens} "
+                f"ratio={self.ratio}: more than the {tokens} tokens of a passage; use an encoder with ratio={tokens} "
                 "or less, or leave that passage out"
             )
         return math.ceil(tokens / self.ratio)
 
     def forward(self, passages: Passages) -> Tensor:
-        """Run the layers, then pool."""
+        """Return the pooled outputs of the layers: (B, L, D)."""
         mask = passages.mask  # (B, T)
-        seen = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+        additive_mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
         hidden = self.body(
-            inputs_embeds=passages.embeds, attention_mask=seen[:, None, None].expand(-1, 1, mask.shape[1], -1),
-            use_cache=False,
+            inputs_embeds=passages.embeds, use_cache=False,
+            attention_mask=additive_mask[:, None, None].expand(-1, 1, mask.shape[1], -1),
         ).last_hidden_state  # (B, T, D)  # fmt: skip
-        heads, sums, means = self._pools(passages)  # (B, L, T) each
+        heads, sums, means = self._pooling_matrices(passages)  # (B, L, T) each
         gates = self.gate(hidden)  # (B, T, 1)
         if self.reads_ids:
-            gates = gates - ASIDE * (1 - heads.sum(dim=1).unsqueeze(-1))
-        gated, added = 2 * gates.sigmoid() * passages.embeds / self.unit, self.addition(hidden)  # (B, T, D)
+            gates = gates - GATE_OFFSET * (1 - heads.sum(dim=1).unsqueeze(-1))
+        gated, added = 2 * gates.sigmoid() * passages.embeds / self.mean_token_rms, self.addition(hidden)  # (B, T, D)
         pooled = sums @ gated + means @ added  # (B, L, T) (B, T, D) -> (B, L, D)
         return pooled if self.pooling is None else self.pooling(pooled, gated + added, mask)
 
     def stands_for(self, passages: Passages) -> Tensor:
-        """Return what each position is held against: the mean of its group, or its head."""
-        return self._pools(passages)[0] @ passages.embeds
+        """Return the embedding that each latent represents, the mean of its group or its head: (B, L, D)."""
+        return self._pooling_matrices(passages)[0] @ passages.embeds
 
-    def _pools(self, passages: Passages) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what a position stands for, whose gated embeddings and whose additions it takes: (B, L, T) each."""
+    def _pooling_matrices(self, passages: Passages) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the weights of each token in each latent, (B, L, T) each.
+
+        Returns:
+            The weights in the embedding that the latent represents, of gated embeddings, and of the layers' outputs.
+        """
         longest, device = passages.embeds.shape[1], passages.embeds.device
         counts = [self.positions(tokens) for tokens in passages.lengths]
         if not self.reads_ids:
             groups = [group_bounds(tokens, n) for tokens, n in zip(passages.lengths, counts, strict=True)]
             means = pooling_matrix(longest, groups).to(device)
             return means, means, means
-        assert passages.ids is not None, "groups=words reads the tokens themselves"
-        chosen = [
+        assert passages.ids is not None, "groups=words needs the token ids"
+        chosen_heads = [
             choose_heads(self.information[ids].tolist(), self.begins[ids].tolist(), n)
             for ids, n in zip(passages.ids, counts, strict=True)
         ]
-        heads = pooling_matrix(longest, [[(head, head + 1) for head in own] for own in chosen]).to(device)
-        groups = [bounds_around(own, tokens) for own, tokens in zip(chosen, passages.lengths, strict=True)]
+        heads = pooling_matrix(longest, [[(head, head + 1) for head in own] for own in chosen_heads]).to(device)
+        groups = [bounds_around(own, tokens) for own, tokens in zip(chosen_heads, passages.lengths, strict=True)]
         means = pooling_matrix(longest, groups).to(device)
         return heads, means.sign(), means
 
 
 class QueryPooling(nn.Module):
-    """Means of groups that ask the whole passage once more; at the start what they hear weighs nothing.
+    """Lets latents attend once more to the whole passage; at the start this adds nothing.
 
     Args:
-        width: D.
+        width: Width of the embeddings, D.
     """
 
     def __init__(self, width: int) -> None:
@@ -152,7 +181,16 @@ class QueryPooling(nn.Module):
         zeros(self.attention.out_proj)
 
     def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
-        """q + attention(q, hidden): (B, L, D), (B, T, D), (B, T) -> (B, L, D)."""
+        """Return queries + attention(queries, hidden).
+
+        Args:
+            queries: Pooled groups, (B, L, D).
+            hidden: Outputs to attend to, (B, T, D).
+            mask: True on real tokens, (B, T).
+
+        Returns:
+            (B, L, D).
+        """
         keys = self.norm(hidden)
-        heard, _ = self.attention(self.norm(queries), keys, keys, key_padding_mask=~mask, need_weights=False)
-        return queries + heard
+        attended, _ = self.attention(self.norm(queries), keys, keys, key_padding_mask=~mask, need_weights=False)
+        return queries + attended

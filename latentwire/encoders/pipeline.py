@@ -1,4 +1,4 @@
-"""Encoder, adapter and transform as one module: from a passage to what the LM reads."""
+"""Encoder, adapter and transform as one module, from passages to the LM's inputs. Main entry: `Latents`."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ from latentwire.transforms.tokens import AnchorOffset, RandomInterpolation
 
 @dataclass
 class LatentSpec:
-    """What a latent encoder is: everything that is needed to build it again."""
+    """All settings needed to rebuild a latent encoder."""
 
     encoder: str
     encoder_dials: dict[str, Any]
     adapter_hidden: int
     transform: str
     transform_dials: dict[str, Any]
-    lm: dict[str, Any]  # identity of the LM that it speaks to
+    lm: dict[str, Any]  # identity of the LM that gets the latents
     lm_name: str
-    lm_config: dict[str, Any] = field(default_factory=dict)  # what LMLayers is built after
+    lm_config: dict[str, Any] = field(default_factory=dict)  # config of that LM, for LMLayers
 
 
 class Latents(nn.Module):
-    """Passages -> what the LM reads in their place, (L_i, D) each.
+    """Maps passages to the embeddings that replace them in the LM's input, (L_i, D) each.
 
     Args:
-        spec: What to build.
-        vocabulary: Of the LM.
+        spec: Settings of encoder, adapter and transform.
+        vocabulary: The token embeddings of the LM.
 
     Raises:
-        UserError: A dial out of range, or a transform that nothing can be trained through.
+        UserError: A dial is out of range, or no encoder can be trained through the transform.
     """
 
     def __init__(self, spec: LatentSpec, vocabulary: Vocabulary) -> None:
         super().__init__()
-        unit = float(vocabulary.mean_rms)
-        self.spec, self.unit = spec, unit
-        self.encoder = build_encoder(spec.encoder, spec.encoder_dials, vocabulary.width, unit, spec.lm_config)
+        mean_token_rms = float(vocabulary.mean_rms)
+        self.spec, self.mean_token_rms = spec, mean_token_rms
+        self.encoder = build_encoder(spec.encoder, spec.encoder_dials, vocabulary.width, mean_token_rms, spec.lm_config)
         self.adapter = Adapter(self.encoder.z_width, vocabulary.width, spec.adapter_hidden)
         self.transform = build_transform(spec.transform, spec.transform_dials, vocabulary)
         steps = self.transform.parts if isinstance(self.transform, Chain) else [self.transform]
         if any(isinstance(step, RandomInterpolation) for step in steps):
             raise UserError(
-                f"embed_transform={spec.transform}: its result does not hang on the encoder, so nothing can be trained "
-                "through it; choose another transform"
+                f"embed_transform={spec.transform}: its result does not depend on the encoder, so an encoder cannot be "
+                "trained through it; choose another transform"
             )
         if self.transform.fits:
             raise UserError(
-                f"embed_transform={spec.transform}: is fitted to a finished source, this one is in training; "
+                f"embed_transform={spec.transform}: is fitted to a finished source, but this encoder is in training; "
                 "choose another transform, or fit it to the trained encoder with run.py embed_source=latent"
             )
-        # Its result is chosen, not computed: the mathematical gradient is nearly nothing.
+        # The result is the nearest token and a short residual, so its true gradient is almost zero.
         self.chooses = any(isinstance(step, AnchorOffset) for step in steps)
 
     def forward(self, passages: Passages, generator: torch.Generator | None = None) -> list[Tensor]:
@@ -68,35 +68,40 @@ class Latents(nn.Module):
 
         Args:
             passages: A batch.
-            generator: Of the transform's noise in training; None in evaluation.
+            generator: CPU generator of the transform's noise in training; None in evaluation.
 
         Returns:
-            (L_i, D) each, float32. The transform sees each passage by itself.
+            Embeddings of each passage, (L_i, D) float32. The transform gets each passage separately.
         """
         adapted = self.adapter(self.encoder(passages))  # (B, L, D)
         counts = [self.encoder.positions(tokens) for tokens in passages.lengths]
         return [self.repair(rows[:n], generator) for rows, n in zip(adapted, counts, strict=True)]
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Put one passage through the transform, or through its estimator: (L, D) -> (L, D)."""
+        """Return one passage after the transform, with its own or the straight-through gradient: (L, D) -> (L, D)."""
         if self.chooses:
-            return straight_through(self.transform, x, self.unit, generator)
+            return straight_through(self.transform, x, self.mean_token_rms, generator)
         repaired: Tensor = self.transform(x, generator)
         return repaired
 
 
-def straight_through(transform: Transform, x: Tensor, unit: float, generator: torch.Generator | None) -> Tensor:
-    """Straight-through estimator (Bengio et al. 2013, arXiv 1308.3432): the transform's value, another's gradient.
+def straight_through(
+    transform: Transform, x: Tensor, mean_token_rms: float, generator: torch.Generator | None
+) -> Tensor:
+    """Return the transform's value with the gradient of x scaled to the tokens' mean RMS.
 
-    The gradient is that of x at the tokens' mean RMS. A plain identity would be wrong by the factor between the lengths
-    of what comes in and what goes out, about a hundred after a LayerNorm.
+    This is a straight-through estimator (Bengio et al. 2013, arXiv 1308.3432). The identity's gradient would be wrong
+    by the ratio of the lengths of input and output: 7.5 after a LayerNorm, for SmolLM2.
 
     Args:
-        transform: Whose value.
-        x: (L, D).
-        unit: Mean RMS of the token embeddings.
-        generator: Of the transform's noise.
+        transform: The transform.
+        x: Embeddings, (L, D).
+        mean_token_rms: Mean RMS of the token embeddings.
+        generator: CPU generator of the transform's noise, or None.
+
+    Returns:
+        Embeddings, (L, D).
     """
-    carrier = x * (unit / rms(x))[..., None]
+    carrier = x * (mean_token_rms / rms(x))[..., None]
     repaired = transform(x, generator)
     return repaired.detach() + (carrier - carrier.detach())

@@ -1,8 +1,8 @@
-"""Encoders of a passage: text or its token embeddings -> latents z, and the adapter from z to the LM's width.
+"""The encoders by name. Main entry: `build_encoder()`.
 
     passage (T tokens) -> encoder -> z (L, Z) -> adapter -> (L, D)
 
-z is what would travel; the adapter stands on the LM's side. Each encoder says how many positions L it makes of T.
+A sender would transmit z; the adapter runs on the LM's side. `Encoder.positions` returns L for T tokens.
 """
 
 from __future__ import annotations
@@ -19,22 +19,26 @@ from latentwire.transforms.base import check_dials
 ENCODERS: dict[str, type[Encoder]] = {"bottleneck": Bottleneck, "lm_layers": LMLayers, "byte": ByteEncoder}
 
 
-def build_encoder(name: str, dials: dict[str, Any], width: int, unit: float, lm_config: dict[str, Any]) -> Encoder:
-    """Build an encoder of random weights (torch's global generator); LMLayers then copies the LM's.
+def build_encoder(
+    name: str, dials: dict[str, Any], width: int, mean_token_rms: float, lm_config: dict[str, Any]
+) -> Encoder:
+    """Build an encoder with random weights from torch's global generator.
+
+    The caller copies the LM's weights into an LMLayers with `copy_from`.
 
     Args:
-        name: One of ENCODERS.
-        dials: Of that encoder.
-        width: Of the LM's embeddings.
-        unit: Mean RMS of the LM's token embeddings.
-        lm_config: The LM's config as plain values; LMLayers is built after it.
+        name: Name of the encoder, a key of ENCODERS.
+        dials: Its dials.
+        width: Width of the LM's embeddings, D.
+        mean_token_rms: Mean RMS of the LM's token embeddings.
+        lm_config: The LM's config as plain values, for LMLayers.
 
     Raises:
-        UserError: An unknown encoder, a stray or missing dial, or one out of range.
+        UserError: The encoder is unknown, or a dial is unknown, missing or out of range.
     """
     if name not in ENCODERS:
         raise UserError(f"encoder={name}: unknown; use one of {', '.join(ENCODERS)}")
     check_dials(name, dials, ENCODERS[name])
     if name == "lm_layers":
-        return LMLayers(width, unit, lm_config, **dials)
-    return ENCODERS[name](width, unit, **dials)
+        return LMLayers(width, mean_token_rms, lm_config, **dials)
+    return ENCODERS[name](width, mean_token_rms, **dials)

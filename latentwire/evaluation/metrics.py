@@ -1,4 +1,4 @@
-"""Exact match and F1 as the official SQuAD v1.1 script scores them."""
+"""Exact match and F1 as in the official SQuAD v1.1 script. Main entries: `exact_match()` and `f1_score()`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case, strip ASCII punctuation, drop a/an/the, collapse spaces (the official v1.1 script)."""
+    """Return a text in lower case without ASCII punctuation, a/an/the and extra spaces (official v1.1 script)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, references: Iterable[str]) -> float:
-    """Return 1.0 if the normalized prediction equals one of the normalized references, else 0.0."""
+    """Return 1.0 if the prediction equals a reference after normalization, else 0.0."""
     return float(any(normalize_answer(prediction) == normalize_answer(reference) for reference in references))
 
 
 def f1_score(prediction: str, references: Iterable[str]) -> float:
-    """Return the best F1 of word multisets over the references, in [0, 1].
+    """Return the highest F1 between the word multisets of the prediction and a reference, in [0, 1].
 
-    As in the official script an empty prediction scores 0, also against a reference that normalizes to nothing
-    (torchmetrics gives 1 there).
+    An empty prediction scores 0, as in the official script, even if the reference normalizes to nothing.
+    torchmetrics gives 1 in that case.
     """
     words = Counter(normalize_answer(prediction).split())
     best = 0.0

@@ -1,4 +1,7 @@
-"""What all the configurations of a sweep share: model, data, prompts and shots; and what identifies a result."""
+"""The model, prompts and shots that the configurations of a sweep share. Main entry: `prepare()`.
+
+`identity()` returns everything that decides a result.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,30 @@ from torch import Tensor
 from latentwire.analysis.findings import Finding
 from latentwire.data import prompts as prompt_format
 from latentwire.data.examples import DataSpec, choose_examples, load_data
-from latentwire.data.prompts import Prompt, PromptWriter
+from latentwire.data.prompts import FewShotPrompt, PromptWriter
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation import detectors
 from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
 from latentwire.lm.batching import plan_batches
 from latentwire.lm.decoding import Decoder, encode_prefix
 from latentwire.lm.models import LanguageModel, load_model
 from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
+from latentwire.sources.base import Source
+from latentwire.sources.registry import build_source
 from latentwire.transforms.registry import TRANSFORMS
 
-FITTED_ON = 16384  # embeddings at most that a transform is fitted on; its number goes into the hash
-FITTED = {name for name, kind in TRANSFORMS.items() if kind.fits} | {"chain"}  # a chain's steps may be
-WARM_UP = 8  # tokens of the shots that are read before the time of reading is taken
-FIRST = 4  # examples in the first block of a budgeted result
+FITTED_ON = 16384  # transforms are fitted on at most this many embeddings; part of the hash
+FITTED = {name for name, kind in TRANSFORMS.items() if kind.fits} | {"chain"}  # a chain may have fitted steps
+WARM_UP = 8  # the model encodes this many tokens of the shots before the timing starts
+FIRST_BLOCK = 4  # examples in the first block of a budgeted result
 
 
 @dataclass
 class Settings:
-    """How a configuration is asked; plain settings at the root of the config."""
+    """How a configuration is evaluated: settings at the root of the config."""
 
     samples: int
     seed: int
@@ -45,7 +51,7 @@ class Settings:
     dtype: str
 
     def check(self) -> None:
-        """Raise UserError for a value out of range."""
+        """Raise UserError if a value is out of range."""
         if not 0 <= self.seed < 2**31:
             raise UserError(f"seed={self.seed}: must be between 0 and {2**31 - 1}")
         if self.max_new_tokens < 1:
@@ -53,30 +59,40 @@ class Settings:
 
 
 @dataclass
-class Choice:
-    """A source or a transform by name, with its dials."""
+class Component:
+    """Name and dials of a source or a transform."""
 
     name: str
     dials: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """Name with the dials, for messages."""
+        return f"{self.name} {self.dials or ''}".rstrip()
+
 
 @dataclass
-class Bench:
-    """What all the configurations of a sweep share: built once per process, asked by each."""
+class EvaluationSetup:
+    """Model, prompts and shots that all configurations of a sweep share; each process builds them once."""
 
     lm: LanguageModel
     vocabulary: Vocabulary
-    prompts: list[Prompt]
+    prompts: list[FewShotPrompt]
     batches: list[list[int]]  # indices into prompts
     decoder: Decoder
-    fitting: list[Tensor]  # token ids of passages and questions that are not asked about, each (T,)
-    fitting_passages: list[Tensor]  # those of passages alone
-    left_out: dict[str, int]  # questions of the data that were not asked, by reason
+    fitting: list[Tensor]  # token ids of passages and questions outside the evaluation, each (T,)
+    fitting_passages: list[Tensor]  # token ids of passages alone, outside the evaluation, each (T,)
+    left_out: dict[str, int]  # number of unusable questions of the data, by reason
     too_long: list[str]  # ids of drawn examples that do not fit into the model's context
-    warnings: list[Finding]  # what is odd about the shots and the examples
+    warnings: list[Finding]  # findings about the shots and the examples
     settings: Settings
-    first: int  # 0, or the size of the first block of examples
-    shots_sec: float  # in which the model read the shots
+    block_size: int  # examples in the first block; 0: no blocks
+    shots_sec: float  # seconds in which the model encoded the shots
+
+    def build_source(self, source: Component) -> Source:
+        """Return a source with the random generator that its name and the seed determine."""
+        generator = generator_for(self.settings.seed, source.name)
+        return build_source(source.name, source.dials, self.vocabulary, generator)
 
 
 def identity(
@@ -84,48 +100,51 @@ def identity(
     data: DataSpec,
     settings: Settings,
     dtype: torch.dtype,
-    source: Choice,
-    transform: Choice,
+    source: Component,
+    transform: Component,
     passage: bool,
-    first: int,
+    block_size: int,
 ) -> dict[str, Any]:
-    """Return everything that decides a result, for its hash; of a trained encoder its content, not its folder.
+    """Return everything that decides a result, for its hash.
 
-    A budgeted result, asked in blocks, is the same one however many of its examples are asked yet.
+    A trained encoder is identified by the hash of its weights, not by its folder. The number of examples evaluated so
+    far does not count: extending a budgeted result keeps its hash.
 
     Raises:
-        UserError: A trained encoder that is not there, or not for this model.
+        UserError: A trained encoder is missing, or belongs to another model.
     """
-    stands_for = vars(source)
+    source_values = vars(source)
     if "checkpoint" in source.dials:
         about = about_latents(source.dials["checkpoint"], model.identity())
-        stands_for = {"name": source.name, "dials": {**source.dials, "checkpoint": about["sha256"]}}
+        source_values = {"name": source.name, "dials": {**source.dials, "checkpoint": about["sha256"]}}
     return {
         "model": model.identity(),
         "data": data.identity(),
         "settings": {**vars(settings), "dtype": str(dtype)},
         "prompt_format": prompt_format.FORMAT,
-        "source": stands_for,
+        "source": source_values,
         "transform": vars(transform),
         **({"fitted_on": FITTED_ON} if transform.name in FITTED else {}),
         **({} if passage else {"passage": False}),
-        **({"first": first} if first else {}),
+        **({"first": block_size} if block_size else {}),
     }
 
 
-def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: PartialState, first: int = 0) -> Bench:
-    """Load the data and the model, write the prompts and run the shots through the model once.
+def prepare(
+    model: ModelSpec, data: DataSpec, settings: Settings, state: PartialState, block_size: int = 0
+) -> EvaluationSetup:
+    """Load data and model, write the prompts, and encode the shots once.
 
     Args:
-        model: Whom to ask.
-        data: What.
-        settings: How.
-        state: The device and the processes.
-        first: 0, or the size of the first block of examples: those asked later never share a batch with those asked
-            before, so that a result can be extended and is the same as if it had been asked at once.
+        model: Model that answers.
+        data: Questions with passages.
+        settings: Settings of the evaluation.
+        state: Device and processes.
+        block_size: Examples in the first block; 0: no blocks. Examples of different blocks never share a batch, so
+            extending a result gives the same numbers as evaluating all its examples at once.
 
     Raises:
-        UserError: Whatever is wrong with the model, the data or the settings.
+        UserError: Model, data or settings are invalid.
     """
     settings.check()
     dataset = load_data(data)
@@ -141,17 +160,17 @@ def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: Partial
     fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= room]
     if not fitting:
         raise UserError(
-            f"shots={settings.shots}: with {len(shot_ids)} tokens of shots none of the {len(prompts)} examples fits "
+            f"shots={settings.shots}: after {len(shot_ids)} tokens of shots, none of the {len(prompts)} examples fits "
             f"into the model's {lm.context_length} positions; lower shots, or choose a model with a longer context"
         )
-    asked = {example.context for example in examples}
-    encode_prefix(lm, shot_ids[:WARM_UP])  # what is set up at the first pass is no part of reading
+    evaluated = {example.context for example in examples}
+    encode_prefix(lm, shot_ids[:WARM_UP])  # the first pass includes one-off set-up
     started = time.perf_counter()
     prefix = encode_prefix(lm, shot_ids)
-    shots_sec = time.perf_counter() - started  # on an accelerator that lags behind, less than it takes
+    shots_sec = time.perf_counter() - started  # too low on an accelerator, which works asynchronously
     decoder = Decoder(lm, prefix, settings.max_new_tokens)
-    others = [example for example in dataset.train if example.context not in asked]
-    bench = Bench(
+    others = [example for example in dataset.train if example.context not in evaluated]
+    setup = EvaluationSetup(
         lm=lm,
         vocabulary=Vocabulary(lm.token_embeddings(), seed=settings.seed),
         prompts=fitting,
@@ -163,39 +182,44 @@ def prepare(model: ModelSpec, data: DataSpec, settings: Settings, state: Partial
         too_long=[prompt.example.id for prompt in prompts if len(prompt.token_ids) > room],
         warnings=detectors.shots_leak(shots, examples),
         settings=settings,
-        first=first,
+        block_size=block_size,
         shots_sec=shots_sec,
     )
-    return replace(bench, batches=_plan(bench))
+    return replace(setup, batches=_plan(setup))
 
 
-def without_passages(bench: Bench) -> Bench:
-    """Return the bench with the same questions asked without their passages."""
-    writer = PromptWriter(bench.lm.tokenizer)
-    emptied = replace(bench, prompts=[writer.prompt(prompt.example, passage=False) for prompt in bench.prompts])
+def without_passages(setup: EvaluationSetup) -> EvaluationSetup:
+    """Return the set-up with the same questions but without their passages."""
+    writer = PromptWriter(setup.lm.tokenizer)
+    emptied = replace(setup, prompts=[writer.prompt(prompt.example, passage=False) for prompt in setup.prompts])
     return replace(emptied, batches=_plan(emptied))
 
 
-def _plan(bench: Bench) -> list[list[int]]:
-    """Plan the batches, block by block where there are blocks."""
-    bounds = [0, *block_ends(len(bench.prompts), bench.first)]
+def _plan(setup: EvaluationSetup) -> list[list[int]]:
+    """Return the batches as indices into the prompts; no batch crosses the end of a block."""
+    bounds = [0, *block_ends(len(setup.prompts), setup.block_size)]
     batches = []
     for start, end in itertools.pairwise(bounds):
-        block = bench.prompts[start:end]
+        block = setup.prompts[start:end]
         planned = plan_batches(
             [len(prompt.token_ids) for prompt in block],
             [prompt.example.context for prompt in block],
-            bench.decoder.added,
-            bench.settings.batch_tokens,
+            setup.decoder.added,
+            setup.settings.batch_tokens,
         )
         batches += [[start + index for index in batch] for batch in planned]
     return batches
 
 
-def block_ends(count: int, first: int) -> list[int]:
-    """Return where blocks of examples end: first, twice, four times as many, ..., count; 0 makes one block of all."""
+def block_ends(count: int, block_size: int) -> list[int]:
+    """Return where blocks of examples end: at block_size times 1, 2, 4, ..., and at count.
+
+    Args:
+        count: Number of examples.
+        block_size: Examples in the first block; 0: one block of all examples.
+    """
     ends = []
-    end = first
+    end = block_size
     while 0 < end < count:
         ends.append(end)
         end *= 2

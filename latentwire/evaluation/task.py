@@ -1,4 +1,4 @@
-"""One configuration as a task: its result file, made or found there, and what is said of it."""
+"""The task that evaluates one configuration and stores its result. Main entry: `run()`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from latentwire.analysis.ranking import three_digits
 from latentwire.data.examples import DataSpec
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.request import plain, read
-from latentwire.evaluation.setup import FIRST, Bench, Choice, Settings, prepare, without_passages
+from latentwire.evaluation.setup import FIRST_BLOCK, Component, EvaluationSetup, Settings, prepare, without_passages
 from latentwire.harness import program
-from latentwire.harness.device import describe_machine, place
+from latentwire.harness.device import accelerator_state, describe_machine
 from latentwire.harness.errors import UserError
-from latentwire.harness.gather import from_first
+from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.memory import is_out_of_memory, out_of_memory
 from latentwire.harness.origin import made_on
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import (
     DamagedResultError,
     Result,
@@ -34,23 +33,25 @@ from latentwire.harness.results import (
 )
 from latentwire.harness.tracking import Tracker, make_tracker
 from latentwire.lm.spec import ModelSpec
+from latentwire.stats.formatting import format_score
 
 NEEDED = {"name", "experiment", "family", "dials", "source", "group", "config", "num_samples", "identity",
-          "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # by whatever reads a finished result
+          "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # fields that a finished result must have
 
 
 def run(cfg: DictConfig) -> Result:
-    """Evaluate one configuration, or take its finished result; return the result.
+    """Return the result of one configuration: the finished one, or a new one.
+
+    Within a sweep, a failed configuration is also a result, with its error.
 
     Raises:
-        UserError: Nothing can be evaluated (model, data, settings, output folder), or, outside a sweep, this
-            configuration failed. Within a sweep a failed configuration is a result of its own.
+        UserError: Model, data, settings or output folder are invalid. Outside a sweep also: the configuration failed.
     """
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     if cfg.budget_minutes is not None and not sweeping:
-        raise UserError(f"budget_minutes={cfg.budget_minutes}: belongs to a sweep; add -m, or leave it out")
-    state = place(cfg.device)
-    request = read(cfg, state, FIRST if cfg.asked is not None else 0)
+        raise UserError(f"budget_minutes={cfg.budget_minutes}: limits a sweep; add -m, or leave it out")
+    state = accelerator_state(cfg.device)
+    request = read(cfg, state, FIRST_BLOCK if cfg.num_examples is not None else 0)
     model, data, settings, source, transform = (
         request.model, request.data, request.settings, request.source, request.transform,
     )  # fmt: skip
@@ -71,21 +72,21 @@ def run(cfg: DictConfig) -> Result:
         "data": data.name,
     }
     before = _finished(store, head, bool(cfg.force), state)
-    result = before if before is not None and _is_enough(before, cfg.asked) else None
+    result = before if before is not None and _has_enough_examples(before, cfg.num_examples) else None
     if result is None:
         if state.is_main_process:
             store.require_writable()
-        bench = _bench(_Recipe(model, data, settings, state, request.first))
+        setup = _setup_of(_Recipe(model, data, settings, state, request.block_size))
         if not request.passage:
-            bench = without_passages(bench)
+            setup = without_passages(setup)
         title = _title(cfg.name)
         known = read_jsonl(store.predictions_path(cfg.name)) if before is not None else []
-        body, predictions = _attempt(bench, source, transform, state, title, cfg.asked, known)
-        body = from_first(state, _continued(before, body, program.current.lap(count=True)))
+        body, predictions = _attempt(setup, source, transform, state, title, cfg.num_examples, known)
+        body = broadcast_from_main(state, _add_earlier(before, body, program.current.lap(count=True)))
         result = {
             **head,
             **body,
-            "asked": cfg.asked,
+            "asked": cfg.num_examples,
             "seed": settings.seed,
             "dtype": str(request.dtype).removeprefix("torch."),
             **made_on(state),
@@ -94,29 +95,31 @@ def run(cfg: DictConfig) -> Result:
         if state.is_main_process:
             store.save(cfg.name, result, predictions)
         state.wait_for_everyone()
-        say(_line(title, result))
+        log(_line(title, result))
     else:
-        say(_line(_title(cfg.name), result) + "  (finished before)")
+        log(_line(_title(cfg.name), result) + "  (finished before)")
     tracker_of(cfg).log_result(result)
     if not sweeping:
         if result["status"] != "ok":
             raise UserError(f"{cfg.name}: {result['error']}")
-        say(f"result: {store.path(cfg.name)}")
+        log(f"result: {store.path(cfg.name)}")
     return result
 
 
 def list_one(cfg: DictConfig) -> None:
-    """Print the name of the single configuration (a sweep's are printed by the sweeper)."""
-    if speaks():
+    """Print the name of the single configuration; the sweeper prints the names of a sweep."""
+    if is_main_process():
         print(cfg.name)
 
 
 class _Recipe:
-    """What a bench is made from; equal recipes share one bench."""
+    """Arguments of `prepare`, comparable, so that equal arguments share one set-up."""
 
-    def __init__(self, model: ModelSpec, data: DataSpec, settings: Settings, state: PartialState, first: int) -> None:
-        self.parts = (model, data, settings, state, first)
-        self.key = config_hash([model.identity(), data.identity(), vars(settings), str(state.device), first])
+    def __init__(
+        self, model: ModelSpec, data: DataSpec, settings: Settings, state: PartialState, block_size: int
+    ) -> None:
+        self.parts = (model, data, settings, state, block_size)
+        self.key = config_hash([model.identity(), data.identity(), vars(settings), str(state.device), block_size])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Recipe) and self.key == other.key
@@ -126,18 +129,18 @@ class _Recipe:
 
 
 @lru_cache(maxsize=1)
-def _bench(recipe: _Recipe) -> Bench:
-    model, data, settings, state, first = recipe.parts
-    bench = prepare(model, data, settings, state, first)
-    say(
-        f"{model.name} in {str(bench.lm.dtype).removeprefix('torch.')} on {describe_machine(bench.lm.device)}; "
-        f"{len(bench.prompts)} examples of {data.name}, {settings.shots} shots ({bench.decoder.prefix.length} tokens)"
+def _setup_of(recipe: _Recipe) -> EvaluationSetup:
+    model, data, settings, state, block_size = recipe.parts
+    setup = prepare(model, data, settings, state, block_size)
+    log(
+        f"{model.name} in {str(setup.lm.dtype).removeprefix('torch.')} on {describe_machine(setup.lm.device)}; "
+        f"{len(setup.prompts)} examples of {data.name}, {settings.shots} shots ({setup.decoder.prefix.length} tokens)"
     )
-    if bench.too_long:
-        say(f"warning: {len(bench.too_long)} examples do not fit into the model's context and are left out")
-    for reason, count in bench.left_out.items():
-        say(f"note: {count} questions of the data are left out as {reason}")
-    return bench
+    if setup.too_long:
+        log(f"warning: {len(setup.too_long)} examples do not fit into the model's context and are left out")
+    for reason, count in setup.left_out.items():
+        log(f"note: {count} questions of the data are left out: {reason}")
+    return setup
 
 
 @lru_cache(maxsize=1)
@@ -148,7 +151,7 @@ def _tracker(name: str, folder: str, group: str, project: str, entity: str | Non
 
 
 def tracker_of(cfg: DictConfig) -> Tracker:
-    """Return the tracker that a config asks for, the same one for all of a sweep."""
+    """Return the tracker that a config names; all configurations of a sweep share it."""
     node = cfg.tracker
     return _tracker(
         node.name,
@@ -161,7 +164,7 @@ def tracker_of(cfg: DictConfig) -> Tracker:
 
 
 def _finished(store: ResultStore, head: Result, force: bool, state: PartialState) -> Result | None:
-    """Return the finished result of this configuration; a damaged file is a failed one, and stays as it is."""
+    """Return the finished result of this configuration, or None; a damaged file counts as failed and is kept."""
     result: Result | None = None
     if state.is_main_process and not force:
         store.sweep_up()
@@ -169,23 +172,24 @@ def _finished(store: ResultStore, head: Result, force: bool, state: PartialState
             result = store.finished(head["name"], head["config_hash"])
             if result is not None and (lacking := NEEDED - result.keys()):
                 raise DamagedResultError(
-                    f"{store.path(head['name'])} lacks {', '.join(sorted(lacking))}: restore it, or delete it to run "
-                    "that configuration again"
+                    f"{store.path(head['name'])} lacks {', '.join(sorted(lacking))}: restore the file, or delete it to "
+                    "run the configuration again"
                 )
         except DamagedResultError as error:
             result = {**head, "status": "failed", "error": str(error), "config": {}}
-    return from_first(state, result)
+    return broadcast_from_main(state, result)
 
 
-def _is_enough(result: Result, asked: int | None) -> bool:
-    """Tell whether a result needs no more examples; one that stands for a damaged file is left as it is."""
-    return asked is None or result["status"] != "ok" or int(result["asked"]) >= asked
+def _has_enough_examples(result: Result, num_examples: int | None) -> bool:
+    """Return whether a result has at least num_examples examples; a failed result is never extended."""
+    return num_examples is None or result["status"] != "ok" or int(result["asked"]) >= num_examples
 
 
-def _continued(before: Result | None, body: Result, job_sec: float) -> Result:
-    """Add the time and the findings of a result to those of its extension.
+def _add_earlier(before: Result | None, body: Result, job_sec: float) -> Result:
+    """Return an extended result with the times and findings of the result that it extends.
 
-    A job's seconds are all since the result before it: loading, composing its config, saving and tracking that one.
+    job_sec is all the time since the previous result: loading, composing the config, and saving and tracking that
+    result.
     """
     earlier = before or {"time_sec": 0.0, "job_sec": 0.0, "timing": {}, "warnings": []}
     body = {**body, "job_sec": round(earlier["job_sec"] + job_sec, 3)}
@@ -194,7 +198,7 @@ def _continued(before: Result | None, body: Result, job_sec: float) -> Result:
     seconds = round(earlier["time_sec"] + body["time_sec"], 3)
     added = {key: value for key, value in earlier["timing"].items() if not key.startswith("shots_")}
     timing = {key: value + added.get(key, 0) for key, value in body["timing"].items()}
-    # what is said of all answers is said of those there are now
+    # Findings about all answers come from the extended result alone.
     kept = [one for one in earlier["warnings"] if one["kind"] in ("same_output", "dtype_changed")]
     return {
         **body,
@@ -205,17 +209,17 @@ def _continued(before: Result | None, body: Result, job_sec: float) -> Result:
 
 
 def _attempt(
-    bench: Bench,
-    source: Choice,
-    transform: Choice,
+    setup: EvaluationSetup,
+    source: Component,
+    transform: Component,
     state: PartialState,
     title: str,
-    asked: int | None,
+    num_examples: int | None,
     known: list[dict[str, Any]],
 ) -> tuple[Result, list[dict[str, Any]] | None]:
-    """Evaluate; a failure of this one configuration becomes a result with status, error and remedy."""
+    """Return the evaluation of a configuration; a failure becomes a result with its error and remedy."""
     try:
-        scores, predictions = evaluate(bench, source, transform, state, title, asked, known)
+        scores, predictions = evaluate(setup, source, transform, state, title, num_examples, known)
     except ResultWriteError:
         raise
     except UserError as error:
@@ -233,25 +237,24 @@ def _attempt(
 
 
 def _title(name: str) -> str:
-    return (
-        name
-        if program.current.position is None
-        else f"[{program.current.position[0]}/{program.current.position[1]}] {name}"
-    )
+    """Return a name with its position among the jobs of a sweep."""
+    position = program.current.position
+    return name if position is None else f"[{position[0]}/{position[1]}] {name}"
 
 
 def _line(title: str, result: Result) -> str:
+    """Return the line that is logged for a result."""
     if result["status"] != "ok":
         return f"{title}  FAILED: {result['error']}"
     low, high = result["f1_interval"]
-    scores = f"F1 {three_digits(result['f1'])} [{three_digits(low)}, {three_digits(high)}]"
-    scores += f"  EM {three_digits(result['em'])}  empty {result['empty_rate']:.0%}  n={result['num_samples']}"
+    scores = f"F1 {format_score(result['f1'])} [{format_score(low)}, {format_score(high)}]"
+    scores += f"  EM {format_score(result['em'])}  empty {result['empty_rate']:.0%}  n={result['num_samples']}"
     changed = "  changed nothing" if result["identity"] and result["family"] != "baseline" else ""
     return f"{title}  {scores}{changed}{_diagnosis(result)}"
 
 
 def _diagnosis(result: Result) -> str:
-    """Return what the automatic repair found and did, as a line of its own; nothing for other transforms."""
+    """Return a line with the diagnosis and steps of the automatic repair; "" for other transforms."""
     found = (result.get("fit") or {}).get("diagnosis", {})
     if "chain" not in found:
         return ""

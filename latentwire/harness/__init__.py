@@ -1,3 +1,6 @@
-"""What every job stands on; knows nothing of transforms or density."""
+"""Infrastructure of every task: entries, config, devices, results, checkpoints and tracking.
 
-__version__ = "0.1.0"
+Begin with `app.launch()`, which runs the task that a command line names.
+"""
+
+__version__ = "0.2.0"

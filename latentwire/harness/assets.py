@@ -1,7 +1,7 @@
-"""Models and data out of pinned packages, checked and cached; the one door for everything that is fetched.
+"""Checked cache of models and data from pinned packages. Main entries: `cached()`, `fetch_from_wheel()`.
 
-A cached asset is a folder with a manifest of sizes and sha256 sums, written whole (temporary folder, rename)
-under a lock, and checked every time it is used.
+A cached asset is a folder with a manifest of file sizes and sha256 sums. It is written under a lock to a temporary
+folder, then renamed. The manifest is checked at every use.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.errors import UserError, first_line
+from latentwire.harness.progress import log
 
 MANIFEST = "manifest.json"
 
@@ -37,7 +37,7 @@ def cache_dir() -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file; an unchanged one is read once per process."""
+    """Return the hexadecimal sha256 of a file. An unchanged file is read once per process."""
     status = path.stat()
     return _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
@@ -49,23 +49,23 @@ def _sha256(path: Path, size: int, modified: int, inode: int) -> str:
 
 
 def cached(key: str, build: Callable[[Path], None]) -> Path:
-    """Return the folder `key` of the cache, building it first if it is not there.
+    """Return the folder `key` of the cache; build it first if it is missing.
 
     Args:
-        key: Relative name of the folder; must change whenever its content would.
-        build: Fills the empty folder it is given. Killed half-way, it leaves nothing that looks finished.
+        key: Relative name of the folder. Content that differs needs another key.
+        build: Function that fills an empty folder. A killed build leaves no folder named `key`.
 
     Raises:
-        UserError: The cache cannot be written, or what lies in it is damaged.
+        UserError: The cache cannot be written, or the cached folder is damaged.
     """
     folder = cache_dir() / key
-    if not folder.exists():  # a folder that exists is whole: it got its name last
+    if not folder.exists():  # a folder that exists is complete: renaming is the last step
         try:
             _build_locked(folder, build)
         except OSError as error:
             raise UserError(
                 f"the cache {cache_dir()} cannot be written ({error.strerror or error}): free some space, "
-                "mend its permissions, or point LATENTWIRE_CACHE to another folder"
+                "fix its permissions, or point LATENTWIRE_CACHE to another folder"
             ) from error
     _check_manifest(folder)
     return folder
@@ -93,12 +93,13 @@ def _build(build: Callable[[Path], None], part: Path) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"an asset could not be made ({message}); check where it comes from, then run again") from error
+        raise UserError(
+            f"an asset could not be built ({first_line(error)}); check its source, then run again"
+        ) from error
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the size and the checksum of each file of a folder, so that a reader can check them."""
+    """Write manifest.json into a folder: the size in bytes and the sha256 of each file."""
     files = {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -108,7 +109,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def _check_manifest(folder: Path) -> None:
-    remedy = f"delete the folder {folder} and run again; it is then fetched anew"
+    remedy = f"delete the folder {folder}, then run again to fetch it"
     try:
         listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in listed.items()}
@@ -125,37 +126,37 @@ def _check_manifest(folder: Path) -> None:
 
 
 def fetch_from_wheel(requirement: str, sha256: str, member: str, destination: Path) -> None:
-    """Download a pinned wheel, check its sha256 and unpack one member of it; none of its code is run.
+    """Download a pinned wheel, check its sha256 and unpack one file or folder; no code of the wheel is run.
 
     Args:
-        requirement: `name==version` as the package index knows it.
+        requirement: `name==version` on the package index.
         sha256: Hexadecimal digest of the wheel file.
-        member: Path of the wanted file inside the wheel; of a folder, if it ends with a slash.
-        destination: File to write, or the folder to fill.
+        member: Path of a file inside the wheel, or of a folder if it ends with a slash.
+        destination: File to write, or folder to fill.
 
     Raises:
-        UserError: The index cannot be reached, or what it sent is not the pinned file.
+        UserError: The index cannot be reached, or it sent another file than the pinned one.
     """
     with tempfile.TemporaryDirectory(dir=destination.parent) as temporary:
         wheel = _download(requirement, sha256, temporary)
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if name == member or _is_below(name, member)]
             if not names:
-                raise UserError(f"{wheel.name} has no member {member}; mend the member's name in the config")
+                raise UserError(f"{wheel.name} has no member {member}; fix the member's name in the config")
             for name in names:
                 file = destination / name.removeprefix(member) if member.endswith("/") else destination
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(name) as packed, file.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
-        say(f"fetched {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB), sha256 as pinned")
+        log(f"fetched {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB), sha256 as pinned")
 
 
 @lru_cache(maxsize=64)
 def hub_commit(repo: str, revision: str, kind: str = "model") -> str:
-    """Return the commit that a branch or tag of a hub repository stands at: results are of exact files.
+    """Return the commit of a branch or tag of a hub repository, because results depend on exact files.
 
-    Offline it is what the local cache holds. Where nothing can tell, the revision comes back as it is, and
-    loading it says what is wrong.
+    Offline, the local cache gives the commit. If the commit is unknown, the revision is returned unchanged and
+    loading it later raises the error.
 
     Args:
         repo: `org/name`.
@@ -163,40 +164,40 @@ def hub_commit(repo: str, revision: str, kind: str = "model") -> str:
         kind: `model` or `dataset`.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HTTPError  # of whichever HTTP library the hub's client stands on
+    from huggingface_hub.errors import HTTPError  # base class of the errors of the client's HTTP library
     from huggingface_hub.file_download import repo_folder_name
 
     if re.fullmatch(r"[0-9a-f]{40}", revision) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repo):
         return revision
     try:
         commit = HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=10).sha
-    except (HTTPError, ValueError, OSError):  # unreachable, refused, or no name that the hub allows
-        reference = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind), "refs", revision)
-        commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+    except (HTTPError, ValueError, OSError):  # unreachable, refused, or an invalid repository name
+        ref_file = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind), "refs", revision)
+        commit = ref_file.read_text(encoding="utf-8").strip() if ref_file.is_file() else None
     return commit or revision
 
 
 def _is_below(name: str, folder: str) -> bool:
-    """Tell whether a member of an archive is a file of that folder, and would stay in it when unpacked."""
+    """Return whether a member of an archive is a file below that folder, without `..` in its path."""
     inside = folder.endswith("/") and name.startswith(folder) and not name.endswith("/")
     return inside and ".." not in name.split("/")
 
 
 def _download(requirement: str, sha256: str, folder: str) -> Path:
-    """Return the wheel, fetched into the folder and checked."""
-    say(f"fetching {requirement} (once; kept in {cache_dir()})")
+    """Download a wheel into the folder, check its sha256 and return its path."""
+    log(f"fetching {requirement} (once; kept in {cache_dir()})")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", folder, requirement]
     terminal = sys.stderr.isatty()
-    done = subprocess.run(
+    completed = subprocess.run(
         command if terminal else [*command, "--progress-bar=off"],
         stdout=sys.stderr if terminal else subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
-    if done.returncode != 0:
-        last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if completed.returncode != 0:
+        last_line = (completed.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
             f"{requirement} could not be fetched from the package index ({last_line}): "
             "check the network and pip's configuration, then run again"
@@ -204,7 +205,7 @@ def _download(requirement: str, sha256: str, folder: str) -> Path:
     (wheel,) = Path(folder).glob("*.whl")
     if (found := file_sha256(wheel)) != sha256:
         raise UserError(
-            f"{wheel.name} has sha256 {found}, but {sha256} is pinned: what the package index sent is not "
-            "the file this project was tested with; check pip's index, or mend the pin if you trust it"
+            f"{wheel.name} has sha256 {found}, but {sha256} is pinned: the package index sent another file "
+            "than the pinned one; check pip's index, or change the pinned sha256 if you trust it"
         )
     return wheel

@@ -1,4 +1,4 @@
-"""Save and restore everything a training loop needs to go on exactly, and tell whose run a folder holds."""
+"""Checkpoints from which a training run resumes exactly, and checks of its folder. Main entry: `Checkpoints`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import DamagedResultError, open_atomically, read_json, write_json, writing
 
 State = dict[str, Any]  # nested dicts and lists of tensors and plain values
@@ -19,47 +19,48 @@ CHECKPOINT = re.compile(r"step-(\d{8})\.pt")
 
 
 class OtherConfigurationError(UserError):
-    """What lies in the folder was made by another configuration; the message names what differs."""
+    """The files in a folder belong to another configuration. The message names the settings that differ."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, `step-00000020.pt` and so on, each there whole or not at all.
+    """The checkpoints of one run: `step-00000020.pt` and so on. Each file is written completely or not at all.
 
     Args:
-        folder: Where they lie.
-        identity: What produces them, as plain values: a run goes on only from checkpoints of the same.
-        keep: How many of the newest stay.
+        folder: Folder of the checkpoints.
+        identity: Settings and inputs of the run, as plain values. A run resumes only from checkpoints with the same
+            identity.
+        keep_checkpoints: Number of the newest checkpoints to keep.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], keep: int = 2) -> None:
-        if keep < 1:
-            raise UserError(f"keep={keep}: at least one checkpoint must stay, or a killed run could not go on")
-        self.folder, self.identity, self.keep = folder, identity, keep
+    def __init__(self, folder: Path, identity: dict[str, Any], keep_checkpoints: int = 2) -> None:
+        if keep_checkpoints < 1:
+            raise UserError(f"keep_checkpoints={keep_checkpoints}: a killed run could not resume; use 1 or more")
+        self.folder, self.identity, self.keep_checkpoints = folder, identity, keep_checkpoints
 
     def save(self, step: int, state: State) -> None:
-        """Write the state after `step` steps, then remove the oldest beyond `keep`.
+        """Write the state after `step` steps, then remove all but the newest `keep_checkpoints` files.
 
         Raises:
-            ResultWriteError: The folder is not writable, or the disk is full; the older checkpoints are as they were.
+            ResultWriteError: The folder is not writable, or the disk is full. The older checkpoints are kept.
         """
         path = self.folder / f"step-{step:08d}.pt"
         with open_atomically(path) as file, writing(path):
             try:
                 torch.save({"step": step, "identity": self.identity, "state": state}, file)
-            except RuntimeError as error:  # torch's own file writer hides the cause: a full disk
+            except RuntimeError as error:  # torch's file writer hides the cause, such as a full disk
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from error
                 raise
-        for _, old in self._saved()[: -self.keep]:
+        for _, old in self._saved()[: -self.keep_checkpoints]:
             old.unlink(missing_ok=True)
 
     def latest(self) -> tuple[int, State] | None:
-        """Return the newest step and its state, or None where there is no checkpoint.
+        """Return the step and the state of the newest checkpoint, or None without checkpoints.
 
-        A damaged one is said aloud and left where it is; the one before it serves.
+        A damaged checkpoint is reported and kept; the previous one is loaded in its place.
 
         Raises:
-            UserError: The checkpoint is of another configuration (names what differs), or all are damaged.
+            UserError: The checkpoint belongs to another configuration, or all checkpoints are damaged.
         """
         if self.folder.is_dir():
             for leftover in self.folder.glob(".step-*.tmp"):
@@ -69,8 +70,8 @@ class Checkpoints:
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True)
                 found, state = content["identity"], content["state"]
-            except Exception as error:  # whatever a damaged archive raises
-                say(f"warning: {path} is damaged ({type(error).__name__}); going on from the one before it")
+            except Exception as error:  # a damaged archive raises many kinds of errors
+                log(f"warning: {path} is damaged ({type(error).__name__}); loading the previous one")
                 continue
             require_same(found, self.identity, str(path))
             return step, state
@@ -88,42 +89,44 @@ class Checkpoints:
 
 
 def finished_run(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the result.json of a run that is finished in `folder`, or None.
+    """Return the result.json of a finished run in `folder`, or None.
 
     Raises:
-        UserError: The finished run is of another configuration; names what differs.
+        UserError: The finished run belongs to another configuration. The message names the differences.
     """
     path = folder / "result.json"
     if not path.is_file():
         return None
     result = read_json(path)
     if not isinstance(result, dict) or not isinstance(result.get("identity"), dict):
-        raise DamagedResultError(f"{path} is no result of a training run: move it away, or give another out=FOLDER")
+        raise DamagedResultError(
+            f"{path} is not the result of a training run: move it away, or give another out=FOLDER"
+        )
     require_same(result["identity"], identity, str(path))
     return result
 
 
 def start_anew_once(folder: Path, checkpoints: Checkpoints) -> None:
-    """Do what force=true asks for: start anew, or go on with the run that a killed command of the same began anew.
+    """Start a run anew for force=true, but continue a run that an earlier, killed force=true has begun.
 
-    A marker, `anew.json`, tells such a run from one that was there before. It counts until the run is finished, and
-    only while its checkpoints can be gone on with.
+    The file `anew.json` marks a run that force=true began. The mark is valid until the run is finished, and only if its
+    checkpoints can be loaded.
     """
     marker = folder / "anew.json"
     if marker.is_file() and not (folder / "result.json").is_file():
         try:
             checkpoints.latest()
         except UserError as error:
-            say(f"note: {error}")
+            log(f"note: {error}")
         else:
-            say(f"note: {folder} was begun anew by force=true and is not finished; going on with it")
+            log(f"note: {folder} was begun anew by force=true and is not finished; continuing it")
             return
     start_anew(folder)
     write_json(marker, {"begun": "anew"})
 
 
 def start_anew(folder: Path) -> None:
-    """Move what a run left in `folder` into `folder`/replaced: nothing finished is lost."""
+    """Move all files of `folder` to `folder`/replaced/NUMBER, so that no finished work is lost."""
     present = [path for path in folder.iterdir() if path.name != "replaced"] if folder.is_dir() else []
     if not present:
         return
@@ -133,29 +136,34 @@ def start_anew(folder: Path) -> None:
         target.mkdir(parents=True)
         for path in present:
             shutil.move(path, target / path.name)
-    say(f"note: what was in {folder} is now in {target}")
+    log(f"note: moved the files of {folder} to {target}")
 
 
 def require_same(found: Any, wanted: dict[str, Any], where: str) -> None:
-    """Refuse what was made by another configuration.
+    """Check that files were made with the identity of this run.
+
+    Args:
+        found: Identity stored in the files.
+        wanted: Identity of this run.
+        where: Path of the files, for the message.
 
     Raises:
-        OtherConfigurationError: Names up to three settings that differ, with both values.
+        OtherConfigurationError: The identities differ. The message names up to three settings with both values.
     """
     theirs, ours = dict(_flat(found)), dict(_flat(wanted))
     names = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
     if not names:
         return
-    told = "; ".join(f"{n} was {theirs.get(n, 'not set')} and is {ours.get(n, 'not set')}" for n in names[:3])
+    differences = "; ".join(f"{n} was {theirs.get(n, 'not set')} and is {ours.get(n, 'not set')}" for n in names[:3])
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
     raise OtherConfigurationError(
-        f"{where} is of another configuration ({told}{more}): use the settings it was made with, give another "
-        "out=FOLDER, or start anew with force=true (what is there moves to replaced/)"
+        f"{where} belongs to another configuration ({differences}{more}): use the settings that made it, give another "
+        "out=FOLDER, or start anew with force=true (the old files move to replaced/)"
     )
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the plain values of nested dicts under dotted names."""
+    """Yield the dotted name and the value of each leaf of nested dicts."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))

@@ -1,8 +1,9 @@
-"""Hydra's and OmegaConf's errors in words that help the user. Main entry: `explain()`."""
+"""Turn errors of Hydra and OmegaConf into messages for the user. Main entry: `explain()`."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -12,13 +13,15 @@ from omegaconf.errors import OmegaConfBaseException
 from latentwire.harness.errors import UserError, causes
 from latentwire.harness.paths import CONF
 
+CHOOSERS = ("task", "experiment", "sweep")  # the first of these on the command line chooses the task
+
 
 def explain(error: BaseException, arguments: list[str], entry: str) -> str | None:
-    """Return the message for the user, or None if the program itself is at fault.
+    """Return the message for the user, or None if the error is a bug of the program.
 
     Args:
-        error: What stopped the program.
-        arguments: The command line, without the program's name.
+        error: Exception that stopped the program.
+        arguments: Command line without the program's name.
         entry: Root of the config tree, `run` or `train`.
     """
     chain = list(causes(error))
@@ -35,23 +38,23 @@ def explain(error: BaseException, arguments: list[str], entry: str) -> str | Non
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return "; ".join(lines) or type(error).__name__
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; choose another folder with out=FOLDER, or mend this one"
+        return f"{error.filename}: {error.strerror}; choose another folder with out=FOLDER, or fix this one"
     return None
 
 
 def _unknown_setting(key: str, arguments: list[str], entry: str) -> str:
-    """Say why a setting does not exist; a dial of another transform or source is named as such."""
+    """Return the message for an unknown setting. A dial of another choice, such as a transform, is named as such."""
     given = next((a for a in arguments if a.startswith(f"{key}=")), key)
     default = next((choice for group, choice in _included(CONF / f"{entry}.yaml") if group == "task"), "")
-    task = next((a.split("=", 1)[1] for a in arguments if a.startswith("task=")), default)
+    task = _chosen("task", arguments, default)
     of_task = _settings_with(CONF / "task" / f"{task}.yaml")
     for group, default in sorted(_default_choices(task, entry).items(), key=lambda item: item[0] not in of_task):
         owners = {path.stem: _settings_with(path) for path in sorted((CONF / group).glob("*.yaml"))}
         having = [name for name, settings in owners.items() if key in settings]
-        chosen = next((a.split("=", 1)[1] for a in arguments if a.startswith(f"{group}=")), default)
+        chosen = _chosen(group, arguments, default)
         if not having or chosen in having:
             continue
-        preset = next((a.split("=", 1)[1] for a in arguments if a.startswith("sweep=")), "none")
+        preset = _chosen("sweep", arguments, "none")
         if group == "embed_transform" and preset != "none":
             return (
                 f"{given}: the configurations of sweep={preset} set {key} themselves; leave it out and choose among "
@@ -65,20 +68,33 @@ def _unknown_setting(key: str, arguments: list[str], entry: str) -> str:
     known = ", ".join(
         sorted({*_root_settings(CONF / f"{entry}.yaml"), *_root_settings(CONF / "task" / f"{task}.yaml")})
     )
-    return f"{given}: no such setting; there are {known}, and the groups {', '.join(_groups())}"
+    return f"{given}: no such setting; the settings are {known}, and the groups are {', '.join(_groups())}"
+
+
+def _chosen(group: str, arguments: list[str], default: str) -> str:
+    """Return the choice in a group: of the command line, else of its experiment, else of its preset."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if group in given:
+        return given[group]
+    for chooser in CHOOSERS[1:]:
+        path = CONF / chooser / f"{given.get(chooser, '')}.yaml"
+        for name, choice in _included(path) if path.is_file() else []:
+            if name == group:
+                return choice
+    return default
 
 
 def _default_choices(task: str, entry: str) -> dict[str, str]:
-    """Return the groups that have settings of their own at the root, and what this task chooses of each by default."""
+    """Return the default choice of a task in each group whose files have settings at the root."""
     groups = ("embed_transform", "embed_source", "data", "task", "pairs", "embedder", "encoder", "loss")
     of_tasks = sorted((CONF / "task").glob("*.yaml"), key=lambda path: path.stem != task)
-    files = [*of_tasks[:1], CONF / f"{entry}.yaml", *of_tasks[1:]]  # the first to choose counts: the task's own
+    files = [*of_tasks[:1], CONF / f"{entry}.yaml", *of_tasks[1:]]  # the first file that chooses has precedence
     found = dict(reversed([chosen for path in files for chosen in _included(path)]))
     return {group: found[group] for group in groups if group in found}
 
 
 def _settings_with(path: Path) -> list[str]:
-    """Return the root settings and groups that come with a config file, those of the files that it includes too."""
+    """Return the root settings and groups of a config file and of the files that it includes."""
     if not path.is_file():
         return []
     found = _root_settings(path)
@@ -88,7 +104,7 @@ def _settings_with(path: Path) -> list[str]:
 
 
 def _included(path: Path) -> list[tuple[str, str]]:
-    """Return the groups that a config file includes and what it chooses of them; the first of several."""
+    """Return each group that a config file includes, with its choice; the first of several choices."""
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
     entries = [entry for entry in config.get("defaults", []) if isinstance(entry, DictConfig)]
@@ -97,13 +113,13 @@ def _included(path: Path) -> list[tuple[str, str]]:
 
 
 def _root_settings(path: Path) -> list[str]:
-    """Return the plain settings that a config file puts at the root."""
+    """Return the names of the plain settings that a config file defines at the root."""
     node = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(node, dict)
-    # a file of a group without this header puts nothing at the root
+    # a file of a group without this header defines no settings at the root
     if "@package _global_" not in path.read_text(encoding="utf-8") and path.parent != CONF:
         return []
-    internal = {"defaults", "hydra", "task", "variant", "asked", "name", "group", "experiment"}
+    internal = {"defaults", "hydra", "task", "variant", "num_examples", "name", "group", "experiment"}
     return [str(key) for key, value in node.items() if key not in internal and not isinstance(value, dict)]
 
 
@@ -112,7 +128,50 @@ def _groups() -> list[str]:
 
 
 def refuse_additions(arguments: list[str]) -> None:
-    """A setting that is added or removed is one that nobody reads or somebody misses."""
+    """Check that the command line adds and removes no settings: none would be read, or one would be missing.
+
+    Raises:
+        UserError: An argument begins with + or ~.
+    """
     for argument in arguments:
         if re.match(r"(\+|~)(?!hydra)", argument) and not argument.startswith("++hydra"):
             raise UserError(f"{argument}: settings cannot be added or removed; leave out the {argument[0]}")
+
+
+def refuse_renamed(arguments: list[str]) -> None:
+    """Check that no setting is given by its former name.
+
+    Raises:
+        UserError: A setting was renamed. The message gives the new name.
+    """
+    renamed = OmegaConf.to_container(OmegaConf.load(CONF / "renamed.yaml"))
+    assert isinstance(renamed, dict)
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if key not in renamed or not sign:
+            continue
+        entry = renamed[key]
+        name = entry["name"] if isinstance(entry, dict) else entry
+        values = [entry["values"].get(part, part) for part in value.split(",")] if isinstance(entry, dict) else [value]
+        raise UserError(f"{argument}: this setting has a new name; use {name}={','.join(map(str, values))}")
+
+
+def require_task(arguments: list[str], entry: str, tasks: Iterable[str]) -> None:
+    """Check, before the config is composed, that this entry has the chosen task, experiment or preset.
+
+    Args:
+        arguments: Command line without the program's name.
+        entry: Root of the config tree, `run` or `train`.
+        tasks: Names of the tasks of this entry.
+
+    Raises:
+        UserError: The other entry has the task, or the task is unknown.
+    """
+    task = _chosen("task", arguments, "")
+    if task in tasks or not task.isidentifier():
+        return
+    given = next(a for group in CHOOSERS for a in arguments if a.startswith(f"{group}="))
+    if (CONF / "task" / f"{task}.yaml").is_file():
+        other = "train" if entry == "run" else "run"
+        raise UserError(f"{given}: belongs to {other}.py; use python {other}.py {given}")
+    raise UserError(f"task={task}: not a task of {entry}.py; use one of {', '.join(tasks)}")

@@ -1,4 +1,4 @@
-"""Accelerate: device, dtype, seeding and processes."""
+"""Device, dtype and processes of a run. Main entries: `accelerator_state()`, `choose_dtype()`."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ from latentwire.harness.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def place(device: str = "auto") -> PartialState:
-    """Return Accelerate's state for this process: its device, its rank and how many there are.
+def accelerator_state(device: str = "auto") -> PartialState:
+    """Return Accelerate's state of this process: its device, its rank and the number of processes.
 
     Args:
-        device: `auto` takes what Accelerate finds (CUDA, MPS, CPU, ...); `cpu` keeps to the CPU; the name of
-            another kind demands it.
+        device: `auto` uses the device that Accelerate finds (CUDA, MPS, CPU, ...). `cpu` uses the CPU. The name of
+            another kind requires that kind.
 
     Raises:
-        UserError: The demanded kind of device is not the one found here.
+        UserError: Accelerate found another kind of device.
     """
-    # Accelerate makes several processes on a CPU know of one another only if it is told that it is a CPU.
+    # On a CPU, Accelerate connects several processes only with cpu=True.
     on_cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=True) if on_cpu else PartialState()
     if device not in ("auto", state.device.type):
         raise UserError(
             f"device={device}: not available here, Accelerate found {state.device.type}; use device=auto, "
-            "device=cpu, or start this run on a machine that has one"
+            "device=cpu, or start this run on a machine that has this device"
         )
     return state
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype to compute in; `auto` is bfloat16 where the device is fast at it, else float32.
+    """Return the dtype of the computation. `auto` is bfloat16 on devices with fast bfloat16, otherwise float32.
 
-    A CPU is fast at bfloat16 only with AVX512-BF16 or AMX: emulation was measured 500 times slower.
+    A CPU has fast bfloat16 only with AVX512-BF16 or AMX. Emulation was measured 500 times slower.
+
+    Args:
+        dtype: `auto` or a name in DTYPES.
+        device: Device of the computation.
 
     Raises:
-        UserError: An unknown name.
+        UserError: The name is unknown.
     """
     if dtype in DTYPES:
         return DTYPES[dtype]
@@ -59,7 +63,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def describe_machine(device: torch.device) -> str:
-    """Name the device in words for a result file."""
+    """Return the name of the device for a result file: 'cpu (x86_64, 2 threads)'."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -1,20 +1,25 @@
-"""The one exception that is meant for the user's eyes."""
+"""Errors that are shown to the user. Main entry: `UserError`."""
 
 from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """A mistake or a circumstance the user can mend.
+    """An error that the user can fix.
 
-    The message states the value, the reason and the remedy; the entry points print it without a traceback
-    and exit with a non-zero status.
+    The message gives the value, the reason and the remedy. The entry points print it without a traceback and exit
+    with a non-zero status.
     """
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and those that it was raised from."""
+    """Yield an exception and the exceptions that it was raised from."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or the name of its type if the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Values of all processes: gathered, broadcast, and errors that stop every process."""
+"""Exchange values and errors between processes. Main entries: `gather_from_all()`, `broadcast_from_main()`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 
 def gather_from_all(state: PartialState, items: list[Any]) -> list[Any]:
-    """Return the items of every process, in the order of their ranks, in every process."""
+    """Return, in every process, the items of all processes in the order of their ranks."""
     if state.num_processes == 1:
         return items
     return list(gather_object(items))
 
 
 def in_every_process(state: PartialState, work: Callable[[], None]) -> None:
-    """Do this process's share of the work; where one process fails, all do, and none waits for another for ever."""
+    """Run this process's share of the work. If one process fails, all raise, so none waits forever for another."""
     error = None
     try:
         work()
-    except Exception as caught:  # raised below: here as it was, elsewhere as it came
+    except Exception as caught:  # raised below, in every process
         error = caught
     failures = [failure for failure in gather_from_all(state, [error]) if failure is not None]
     if failures:
         raise error or failures[0]
 
 
-def from_first(state: PartialState, value: Any) -> Any:
-    """Return the first process's value in every process: what depends on files is decided by one."""
+def broadcast_from_main(state: PartialState, value: Any) -> Any:
+    """Return, in every process, the value of the main process. Use it for values that depend on files."""
     if state.num_processes == 1:
         return value
     box = [value]

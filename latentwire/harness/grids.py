@@ -1,4 +1,4 @@
-"""Unions of grids: which jobs a preset and a command line make, under which names."""
+"""Jobs of a sweep from the grids of a preset and a command line. Main entry: `expand()`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 
 
 @dataclass
@@ -25,26 +25,29 @@ class Job:
 
 
 def variants(jobs: list[Job]) -> list[str]:
-    """Return what tells jobs of equal names apart: the settings that vary among them, '@seed1'."""
+    """Return a suffix for each job that distinguishes jobs of equal names: '@seed1', or '' for a unique name.
+
+    The suffix holds the overrides that vary among the jobs with this name.
+    """
     settings = [dict(override.split("=", 1) for override in job.overrides) for job in jobs]
-    namesakes: dict[str, list[dict[str, str]]] = {}
+    same_name: dict[str, list[dict[str, str]]] = {}
     for job, setting in zip(jobs, settings, strict=True):
-        namesakes.setdefault(job.config.name, []).append(setting)
+        same_name.setdefault(job.config.name, []).append(setting)
     return [
         "".join(
             "@" + re.sub(r"[^\w.+-]+", "_", f"{key}{value}")
             for key, value in setting.items()
-            if len({other.get(key) for other in namesakes[job.config.name]}) > 1
+            if len({other.get(key) for other in same_name[job.config.name]}) > 1
         )
         for job, setting in zip(jobs, settings, strict=True)
     ]
 
 
 def factors(sweep: DictConfig) -> list[list[dict[str, Any]]]:
-    """Return the unions of grids of a preset; each of one is combined with each of the other.
+    """Return the two unions of grids of a preset. A sweep runs each combination of their points.
 
-    `sources` (what is asked) comes before `grids` (what it is asked with); `added` stands beside the grids that a
-    preset takes over from another one.
+    The first union is `sources`. The second is `grids`, followed by `added`: grids in addition to the ones that the
+    preset inherits from another preset.
     """
     plain = OmegaConf.to_container(sweep)
     assert isinstance(plain, dict)
@@ -52,26 +55,35 @@ def factors(sweep: DictConfig) -> list[list[dict[str, Any]]]:
 
 
 def expand(preset: list[list[dict[str, Any]]], command_line: list[Override]) -> list[list[str]]:
-    """Return the overrides of each job: the command line's product, and within it that of the preset's unions.
+    """Return the overrides of each job: the product of the command line's values and the preset's unions.
+
+    The values of the command line vary slowest.
+
+    Args:
+        preset: Unions of grids, from `factors()`.
+        command_line: Parsed overrides of the command line.
 
     Raises:
-        UserError: The command line sets what the preset varies.
+        UserError: The command line sets a setting that the preset varies, or sweeps a setting that cannot be swept.
     """
     chosen: dict[str, list[str]] = {}
     for override in command_line:
         key = override.get_key_element()
         if key == "only" and override.is_sweep_override():
             raise UserError(f"{override.input_line}: makes a grid of the patterns; put | between them, only='A|B'")
+        if key in ("experiment", "sweep") and override.is_sweep_override():
+            raise UserError(f"{override.input_line}: each is a sweep of its own; run one after the other")
         if not override.is_sweep_override():
             chosen[key] = [f"{key}={override.get_value_element_as_str()}"]
         elif override.is_discrete_sweep():
             chosen[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
             raise UserError(f"{override.input_line}: only lists, choices and ranges can be swept; write {key}=A,B,C")
-    taken = sorted({key for union in preset for grid in union for key in grid} & chosen.keys())
-    if taken:
+    set_twice = sorted({key for union in preset for grid in union for key in grid} & chosen.keys())
+    if set_twice:
+        key = set_twice[0]
         raise UserError(
-            f"{chosen[taken[0]][0]}: the sweep's own configurations set {taken[0]}; leave it out and choose among "
+            f"{chosen[key][0]}: the sweep's own configurations set {key}; leave it out and choose among "
             "them with only='PATTERN', or leave out sweep=..."
         )
     unions = [[settings for grid in union or [{}] for settings in _product(grid)] for union in preset]
@@ -83,44 +95,48 @@ def expand(preset: list[list[dict[str, Any]]], command_line: list[Override]) -> 
 
 
 def _product(grid: dict[str, Any]) -> list[list[str]]:
-    """Return the overrides of each point of a grid: lists are multiplied out."""
+    """Return the overrides of each point of a grid: the product of its lists of values."""
     values = [value if isinstance(value, list) else [value] for value in grid.values()]
     return [
-        [f"{key}={_written(value)}" for key, value in zip(grid, point, strict=True)]
+        [f"{key}={_override_value(value)}" for key, value in zip(grid, point, strict=True)]
         for point in itertools.product(*values)
     ]
 
 
-def _written(value: Any) -> str:
+def _override_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def keep(jobs: list[Job], only: str | None) -> list[Job]:
-    """Return the jobs whose name, or experiment without its source, matches one of the patterns.
+def select_jobs(jobs: list[Job], only: str | None) -> list[Job]:
+    """Return the jobs with a name, with or without the source, that matches one of the patterns.
+
+    Args:
+        jobs: Jobs to select from.
+        only: Shell patterns with | between them: 'baseline|anchor_*'. None selects all jobs.
 
     Raises:
-        UserError: None does.
+        UserError: No job matches.
     """
     if only is None:
         return jobs
     patterns = [pattern.strip() for pattern in str(only).split("|")]
-    kept = [job for job in jobs if any(fnmatchcase(name, p) for p in patterns for name in names_of(job))]
-    if not kept:
+    selected = [job for job in jobs if any(fnmatchcase(name, p) for p in patterns for name in names_of(job))]
+    if not selected:
         names = ", ".join(dict.fromkeys(names_of(job)[-1] for job in jobs))
         raise UserError(f"only={only!r}: matches none of the configurations; they are: {names}")
-    return kept
+    return selected
 
 
 def names_of(job: Job) -> list[str]:
-    """Return the names by which a job is chosen: its own and, where it has one, that without its source."""
+    """Return the names that select a job: its name and, if it has one, its name without the source."""
     return [str(job.config[key]) for key in ("name", "experiment") if key in job.config]
 
 
 def print_jobs(jobs: list[Job]) -> None:
-    """Print the names of the jobs and the overrides that make them."""
-    if not speaks():
+    """Print the name and the overrides of each job."""
+    if not is_main_process():
         return
-    say(f"{len(jobs)} configurations")
+    log(f"{len(jobs)} configurations")
     width = max(len(job.config.name) for job in jobs)
     for job in jobs:
         overrides = [o for o in job.overrides if not o.startswith(("sweep=", "task=", "only=", "variant="))]

@@ -1,4 +1,4 @@
-"""Where a result comes from: the machine, the libraries and the commit."""
+"""Record which code and machine made a result. Main entries: `made_by()`, `made_on()`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from latentwire.harness.paths import ROOT
 
 
 def made_by() -> dict[str, Any]:
-    """Return what every result says of the code that made it."""
+    """Return the versions of the libraries and the commit of this project, for a result file."""
     versions = {module.__name__: module.__version__ for module in (torch, transformers, accelerate)}
     return {"versions": {"latentwire": __version__, **versions}, "git_commit": git_commit(ROOT)}
 
 
 def made_on(state: PartialState) -> dict[str, Any]:
-    """Return the same, and the machine that a model ran on."""
+    """Return the device and the number of processes, together with `made_by()`."""
     return {"device": describe_machine(state.device), "processes": state.num_processes, **made_by()}
 
 
 def git_commit(folder: Path) -> str | None:
-    """Return the commit checked out in `folder`, with '+' if the tree has changes; None outside a checkout."""
+    """Return the commit checked out in `folder`, with '+' if files differ from it; None outside a checkout."""
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(
+            completed = subprocess.run(
                 ["git", "-C", str(folder), *arguments],  # noqa: S607
                 capture_output=True,
                 text=True,
@@ -41,7 +41,7 @@ def git_commit(folder: Path) -> str | None:
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return completed.stdout.strip() if completed.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
     if commit is None:

@@ -1,4 +1,4 @@
-"""Pages that open from a file: a template with its data, and nothing from elsewhere."""
+"""HTML pages that open from a file and load nothing from elsewhere. Main entry: `fill()`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ HEAD = """<meta charset="utf-8">
 
 
 def fill(template: str, data: Any, **parts: str) -> str:
-    """Return a page: no scripts, fonts or images from elsewhere, and a policy that forbids them.
+    """Fill a template and return the page. Its security policy forbids scripts, fonts and images from elsewhere.
 
     Args:
-        template: An HTML document with {{head}} for that policy, {{script}} for what the scripts of all pages begin
-            with, and {{data}} in a script element of the type application/json, with the id data.
-        data: Plain values. Their texts are data to the page, never markup.
-        parts: What else stands in the template as {{name}}, by name.
+        template: HTML document with the placeholders {{head}} for the policy and {{script}} for page.js. {{data}} is in
+            a script element with the type application/json and the id `data`.
+        data: Plain values, written as JSON. The page shows their texts as text, never as markup.
+        parts: Texts of the other placeholders, by name: `title` replaces {{title}}.
     """
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # Inside a script element only "<" can end it or open a comment.
+    # Only "<" can end a script element or open a comment inside it.
     text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     script = files("latentwire.harness").joinpath("page.js").read_text(encoding="utf-8")
     for name, part in {"head": HEAD, "script": script, **parts}.items():
         template = template.replace(f"{{{{{name}}}}}", part)
-    return template.replace("{{data}}", text)  # the last, so that nothing is looked for in the data
+    return template.replace("{{data}}", text)  # last, so that placeholders inside the data stay

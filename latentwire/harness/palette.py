@@ -1,4 +1,4 @@
-"""Colours of pictures, told apart by colour-blind readers too."""
+"""Colours of figures, distinguishable for colour-blind readers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""accelerate launch --cpu --num_processes N, made to start N processes.
+"""Start all processes of `accelerate launch --cpu --num_processes N`. Main entry: `start_all_processes()`.
 
-Accelerate 1.x starts a single process for it unless MPI is set up. That process finds here what was asked of its
-parent and hands over to torchrun, which starts all N.
+Without MPI, Accelerate 1.x starts only one process for this command. That process reads the number of processes from
+its parent's command line and becomes torchrun, which starts all N.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import psutil
 
 from latentwire.harness.errors import UserError
 
-ADDED_BY_ACCELERATE = ("MASTER_ADDR", "MASTER_PORT")  # of a meeting point that torchrun chooses itself
+ADDED_BY_ACCELERATE = ("MASTER_ADDR", "MASTER_PORT")  # torchrun chooses an address and a port itself
 
 
-def hand_over(arguments: list[str]) -> None:
-    """Become torchrun with as many processes as accelerate launch was asked for; return where nothing is to do.
+def start_all_processes(arguments: list[str]) -> None:
+    """Become torchrun if accelerate launch meant to start several processes on a CPU; otherwise return.
 
     Args:
-        arguments: The command line of this program, without its name.
+        arguments: Command line of this program, without its name.
 
     Raises:
-        UserError: Several were asked for, but how many is not on the parent's command line.
+        UserError: The number of processes is not on the command line of accelerate launch.
     """
-    processes = _asked_for() if _alone_under_accelerate() else 1
+    processes = _requested_processes() if _alone_under_accelerate() else 1
     if processes < 2:
         return
     environment = {key: value for key, value in os.environ.items() if key not in ADDED_BY_ACCELERATE}
@@ -34,7 +34,7 @@ def hand_over(arguments: list[str]) -> None:
 
 
 def _alone_under_accelerate() -> bool:
-    """Tell whether accelerate launch meant several processes, on a CPU, and started this one."""
+    """Return whether accelerate launch meant several processes on a CPU and started only this one."""
     environment = os.environ
     return (
         environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
@@ -43,8 +43,8 @@ def _alone_under_accelerate() -> bool:
     )
 
 
-def _asked_for() -> int:
-    """Return --num_processes of the parent's command line, or 1 if the parent is another program."""
+def _requested_processes() -> int:
+    """Return --num_processes of the parent's command line, or 1 if the parent is not accelerate launch."""
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent else []
     if not any("accelerate" in word for word in words[:4]):
@@ -54,6 +54,6 @@ def _asked_for() -> int:
         if name in ("--num_processes", "--num-processes", "-n") and (inline or value).isdigit():
             return int(inline or value)
     raise UserError(
-        "accelerate launch starts one process on a CPU, and how many were meant is not on its command line: add "
-        "--num_processes N, or use torchrun --nproc_per_node N"
+        "accelerate launch: starts one process on a CPU, and its command line does not give the number of processes; "
+        "add --num_processes N, or use torchrun --nproc_per_node N"
     )

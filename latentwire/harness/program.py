@@ -1,6 +1,6 @@
-"""The program that runs: its tasks, its place in a sweep and its clock.
+"""State of the running command: its tasks, its position in a sweep and its clock. Main entry: `current`.
 
-`launch()` in app.py fills `current`; jobs and the sweeper read it.
+`app.launch()` sets `current`; tasks and the sweeper use it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from omegaconf import DictConfig
 
 @dataclass(frozen=True)
 class Task:
-    """A job by the name of its function, 'module:function', which is imported when the job runs.
+    """The functions of a task as 'module:function'; a module is imported when its function is first called.
 
-    `run(cfg)` does one configuration and returns its result. `finish(cfg, results)` receives all results of a sweep.
-    `direct(cfg, jobs, compose)` decides what a sweep runs: a generator that yields jobs, is sent their results, and
-    returns the results to finish with. Without it all jobs run once.
+    Attributes:
+        run: `run(cfg)` runs one configuration and returns its result.
+        finish: `finish(cfg, results)` receives all results of a sweep.
+        direct: `direct(cfg, jobs, compose)` decides which jobs of a sweep run. It is a generator that yields jobs,
+            receives their results, and returns the final results. Without it, every job runs once.
     """
 
     run: str
@@ -33,34 +35,34 @@ class Task:
 
 @dataclass
 class Program:
-    """One command: its entry, the tasks of that entry, the position in the sweep and the time since the last result.
+    """One command line: its entry, its tasks, its position in a sweep and its clock.
 
     Attributes:
         entry: Root of the config tree, `run` or `train`.
-        tasks: The jobs of this entry by name.
-        position: Number of this job and of all jobs in the sweep, such as (3, 35); None outside a sweep.
-        counted: Time in seconds at which the command began, or at which a result last counted its seconds.
+        tasks: Tasks of this entry, by name.
+        position: Number of this job and number of all jobs of the sweep, such as (3, 35); None outside a sweep.
+        lap_started: Monotonic time in seconds at which the command, or the current lap, began.
     """
 
     entry: str = "run"
     tasks: dict[str, Task] = field(default_factory=dict)
     position: tuple[int, int] | None = None
-    counted: float = field(default_factory=time.monotonic)
+    lap_started: float = field(default_factory=time.monotonic)
 
     def lap(self, *, count: bool) -> float:
-        """Return the seconds since a result last counted them, with all that happened in between.
+        """Return the seconds since the current lap began, including the time between jobs.
 
         Args:
-            count: Whether a result now counts these seconds; the next lap then begins here.
+            count: Whether to begin the next lap now, because a result records these seconds.
         """
         now = time.monotonic()
-        seconds = now - self.counted
+        seconds = now - self.lap_started
         if count:
-            self.counted = now
+            self.lap_started = now
         return seconds
 
     def finish(self, cfg: DictConfig, results: list[Any]) -> None:
-        """Hand the results of all jobs of a sweep to its task."""
+        """Call the task's `finish` with the results of all jobs of a sweep."""
         name = self.tasks[cfg.task].finish
         if name is not None:
             load_function(name)(cfg, results)
@@ -68,27 +70,27 @@ class Program:
     def direct(
         self, cfg: DictConfig, jobs: list[Any], compose: Callable[..., Any]
     ) -> Generator[list[Any], list[Any], list[Any]]:
-        """Run a sweep round by round: yield the jobs of a round, receive their results, return the final results."""
+        """Yield the jobs of each round of a sweep, receive their results, and return the final results."""
         task = self.tasks.get(cfg.task)
         if task is None or task.direct is None:
             return (yield jobs)
         return (yield from load_function(task.direct)(cfg, jobs, compose))
 
     def takes_sweeps(self, task: str) -> bool:
-        """Tell whether a preset multiplies this task; task=analyze reads a sweep once, so it does not."""
-        return task == "list" or (task in self.tasks and self.tasks[task].finish is not None)
+        """Return whether a preset makes several jobs of this task. It does not for task=analyze, which runs once."""
+        return task == "list" or self.entry == "train" or (task in self.tasks and self.tasks[task].finish is not None)
 
 
 current = Program()
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """Import the function that 'module:function' names."""
-    module, function = name.split(":")
-    job: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return job
+    """Import and return the function called 'module:function'."""
+    module, attribute = name.split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return function
 
 
 def command() -> str:
-    """Return the command line of this run, as it could be typed again."""
+    """Return the command line of this run, quoted so that it can be typed again."""
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])

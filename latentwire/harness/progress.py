@@ -1,4 +1,4 @@
-"""What the user sees while it runs: a live bar on a terminal, plain lines elsewhere; one process speaks."""
+"""Messages and progress of a run, from the main process only. Main entries: `log()`, `Progress`."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-PLAIN_INTERVAL = 10.0  # seconds between two plain lines
+PLAIN_INTERVAL = 10.0  # seconds between two lines of progress outside a terminal
 
 
 def rank() -> int:
-    """Return which of the launched processes this is; 0 where there is one."""
+    """Return the rank of this process among the launched processes; 0 if there is only one."""
     return int(os.environ.get("RANK", "0"))
 
 
-def speaks() -> bool:
-    """Tell whether this process is the one that writes to the terminal (the first of those launched)."""
+def is_main_process() -> bool:
+    """Return whether this is the main process (rank 0), which alone writes to the terminal."""
     return rank() == 0
 
 
-def say(message: str) -> None:
-    """Print a line of information to standard error, above any live bar."""
-    if speaks():
+def log(message: str) -> None:
+    """Print a line to standard error, above a live progress bar."""
+    if is_main_process():
         tqdm.write(message, file=sys.stderr)
 
 
 class Progress:
-    """Examples done, time left and a running score of one named piece of work.
+    """Progress of one piece of work: examples done, time left and a running score.
+
+    A terminal shows a live bar. Elsewhere, a line is printed every PLAIN_INTERVAL seconds.
 
     Args:
-        name: What is being worked on, with its place among the others.
+        name: Name of the work, with its position among the others: '[3/35] baseline'.
         total: Number of examples.
     """
 
@@ -46,7 +48,7 @@ class Progress:
             unit="ex",
             file=sys.stderr,
             leave=False,
-            disable=not (self.live and speaks()),
+            disable=not (self.live and is_main_process()),
             bar_format="{desc}  {bar:24} {n_fmt}/{total_fmt}  {remaining} left  {postfix}",
         )
 
@@ -57,7 +59,7 @@ class Progress:
         self.bar.close()
 
     def advance(self, examples: int, score: str) -> None:
-        """Count `examples` more as done and show `score`, for instance 'F1 .512'."""
+        """Add `examples` to the examples done and show `score`, for example 'F1 .512'."""
         self.done += examples
         self.bar.set_postfix_str(score, refresh=False)
         self.bar.update(examples)
@@ -65,4 +67,4 @@ class Progress:
         if not self.live and (now - self.last_line >= PLAIN_INTERVAL or self.done == self.total):
             self.last_line = now
             left = (now - self.started) / self.done * (self.total - self.done)
-            say(f"{self.name}  {self.done}/{self.total}  {left:.0f} s left  {score}")
+            log(f"{self.name}  {self.done}/{self.total}  {left:.0f} s left  {score}")

@@ -1,4 +1,4 @@
-"""Randomness that depends on a seed and on names alone."""
+"""Random generators from a seed and names. Main entry: `generator_for()`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 
 def generator_for(seed: int, *names: object) -> torch.Generator:
-    """Return a CPU generator that depends on the seed and the names alone.
+    """Return a CPU generator that depends only on the seed and the names.
 
-    Naming the purpose and the example makes randomness independent of order, batch and process.
+    If the names are the purpose and the example, random numbers do not depend on order, batch or process.
     """
     text = "\x1f".join(str(part) for part in (seed, *names))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Results as JSON files, keyed by a hash of what produced them; written whole or not at all."""
+"""Results as JSON files, written completely or not at all. Main entries: `ResultStore`, `config_hash()`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = dict[str, Any]
 
 
 class ResultWriteError(UserError):
-    """A file cannot be written; going on would lose what is computed next. `setting` says how to write elsewhere."""
+    """A file cannot be written. `setting` is the setting that chooses another folder."""
 
     def __init__(self, path: Path, reason: str, setting: str = "out=FOLDER") -> None:
         super().__init__(path, reason, setting)
@@ -26,28 +26,28 @@ class ResultWriteError(UserError):
     def __str__(self) -> str:
         return (
             f"{self.path} cannot be written ({self.reason}): free some space or choose another folder with "
-            f"{self.setting}, then run the same command again; what is finished is kept"
+            f"{self.setting}, then run the same command again; finished results are kept"
         )
 
 
 class DamagedResultError(UserError):
-    """A result file that cannot be read; it is left as it is."""
+    """A result file cannot be read. The file is kept unchanged."""
 
 
 def config_hash(identity: Any) -> str:
-    """Return the sha256 of a plain structure (dicts, lists, numbers, strings), 16 hexadecimal digits."""
+    """Return 16 hexadecimal digits of the sha256 of a plain structure: dicts, lists, numbers, strings."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a small file, 16 hexadecimal digits."""
+    """Return 16 hexadecimal digits of the sha256 of a small file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while `path` is written into a message for the user."""
+    """Raise an OSError of the `with` block as a ResultWriteError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -56,7 +56,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that is there whole after the block, or not at all: temporary file beside it, fsync, rename.
+    """Open a file that is complete after the block, or unchanged: temporary file, fsync, rename.
 
     Raises:
         ResultWriteError: The folder is not writable, or the disk is full.
@@ -79,7 +79,7 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
+    """Write a text file completely or not at all.
 
     Raises:
         ResultWriteError: The folder is not writable, or the disk is full.
@@ -88,7 +88,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def write_lines_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Write texts one after the other into a file that is there whole or not at all; ends of lines are theirs.
+    """Write texts one after the other to a file, completely or not at all. The texts include their line ends.
 
     Raises:
         ResultWriteError: The folder is not writable, or the disk is full.
@@ -100,32 +100,36 @@ def write_lines_atomically(path: Path, lines: Iterable[str]) -> None:
 
 
 def _umask() -> int:
-    """Return the umask; it can only be read by setting it."""
+    """Return the umask. Only setting it returns its value, so it is set and restored."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically; NaN and infinity are refused, being no JSON."""
+    """Write JSON completely or not at all.
+
+    Raises:
+        ValueError: A number is NaN or infinite, which JSON does not have.
+    """
     write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
+    """Write one JSON object per line, completely or not at all."""
     write_lines_atomically(path, (json_line(row) for row in rows))
 
 
 def json_line(row: dict[str, Any]) -> str:
-    """Return a row as it stands in a JSONL file, with its end of line."""
+    """Return a row as a line of a JSONL file, with its line end."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of ours.
+    """Return the content of a JSON file of this project.
 
     Raises:
-        DamagedResultError: It is not JSON; says where, and what to do.
+        DamagedResultError: The file is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -136,20 +140,20 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read the predictions of a result: all rows of `numbered_rows`."""
+    """Return all rows of a JSONL file, such as the predictions of a result."""
     remedy = "restore the file, or delete it to run that configuration again"
     return [row for _, row in numbered_rows(path, remedy)]
 
 
 def numbered_rows(path: Path, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a JSONL file with the numbers of their lines, from 1; empty lines are passed over.
+    """Yield the line number, from 1, and the object of each line of a JSONL file. Empty lines are skipped.
 
     Args:
-        path: The file.
-        remedy: What the user is to do about a damaged one.
+        path: JSONL file.
+        remedy: End of the error message: how to repair a damaged file.
 
     Raises:
-        DamagedResultError: A line is no UTF-8 text, no JSON or no object; says which.
+        DamagedResultError: A line is not UTF-8 text, not JSON or not an object. The message gives its number.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -159,59 +163,59 @@ def numbered_rows(path: Path, remedy: str) -> Iterator[tuple[int, dict[str, Any]
                 row = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise DamagedResultError(
-                    f"{path}, line {number}, is no UTF-8 text ({error.reason}): {remedy}"
+                    f"{path}, line {number}, is not UTF-8 text ({error.reason}): {remedy}"
                 ) from error
             except ValueError as error:
                 raise DamagedResultError(
                     f"{path}, line {number}, is not readable as JSON ({error}): {remedy}"
                 ) from error
             if not isinstance(row, dict):
-                raise DamagedResultError(f"{path}, line {number}, is no JSON object: {remedy}")
+                raise DamagedResultError(f"{path}, line {number}, is not a JSON object: {remedy}")
             yield number, row
 
 
 def truncate_jsonl(path: Path, step: int) -> None:
-    """Keep the rows of a JSONL file up to and with `step`; a last line that was being written goes too."""
+    """Remove the rows of a JSONL file after `step`, and a last line that was not completely written."""
     if not path.is_file():
         return
-    whole = path.read_bytes()
-    if whole and not whole.endswith(b"\n"):
-        write_lines_atomically(path, [whole[: whole.rfind(b"\n") + 1].decode("utf-8")])
-    remedy = "delete it; the run writes the rest of it anew"
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        write_lines_atomically(path, [content[: content.rfind(b"\n") + 1].decode("utf-8")])
+    remedy = "delete it; the run then writes only its later rows"
     write_jsonl(path, [row for _, row in numbered_rows(path, remedy) if row["step"] <= step])
 
 
 class ResultStore:
-    """The folder of a sweep: `<name>.json` with its predictions beside it in `<name>.predictions.jsonl`.
+    """The results of a sweep in a folder: `<name>.json` and its predictions, `<name>.predictions.jsonl`.
 
-    A result of another configuration under the same name is moved to `replaced/` before it is overwritten,
-    and taken back from there when its configuration is asked for again: nothing finished is lost.
+    No finished result is lost. An old result of another configuration moves to `replaced/` before a new one takes its
+    name. It moves back when its configuration is run again.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, name: str) -> Path:
-        """Return where the result called `name` lies."""
+        """Return the path of the result called `name`."""
         return self.folder / f"{name}.json"
 
     def predictions_path(self, name: str) -> Path:
-        """Return where the predictions of the result called `name` lie."""
+        """Return the path of the predictions of the result called `name`."""
         return self.folder / f"{name}.predictions.jsonl"
 
     def finished(self, name: str, key: str) -> Result | None:
-        """Return the finished result of this name and hash, or None.
+        """Return the finished result with this name and config hash, or None.
 
         Raises:
-            DamagedResultError: There is a file of that name that cannot be read.
+            DamagedResultError: A file with that name cannot be read, or its predictions are incomplete.
         """
-        for path in (self.path(name), self._replaced(self.path(name), key)):
+        for path in (self.path(name), self._replaced_path(self.path(name), key)):
             if not path.exists():
                 continue
             result = read_json(path)
             if not isinstance(result, dict) or not {"config_hash", "status"} <= result.keys():
                 raise DamagedResultError(
-                    f"{path} is no result of this project (it has no config_hash or status): "
+                    f"{path} is not a result of this project (it has no config_hash or status): "
                     "move it away, or delete it to run that configuration again"
                 )
             predictions = path.with_name(f"{path.stem}.predictions.jsonl")
@@ -220,11 +224,11 @@ class ResultStore:
             rows = len(read_jsonl(predictions))
             if rows != result.get("num_samples", rows):
                 raise DamagedResultError(
-                    f"{predictions} holds {rows} and not the {result['num_samples']} rows of its "
-                    f"result: restore it, or delete {path} to run that configuration again"
+                    f"{predictions} has {rows} rows, but its result has num_samples={result['num_samples']}: "
+                    f"restore it, or delete {path} to run that configuration again"
                 )
             if path != self.path(name):
-                self._set_aside(name)
+                self._move_to_replaced(name)
                 with writing(path):
                     predictions.replace(self.predictions_path(name))
                     path.replace(self.path(name))
@@ -232,19 +236,27 @@ class ResultStore:
         return None
 
     def save(self, name: str, result: Result, predictions: Iterable[dict[str, Any]] | None) -> None:
-        """Write the predictions, then the result: a result that is there is complete.
+        """Write the predictions, then the result, so that an existing result file is complete.
 
-        One that has grown is kept in `replaced/` until the new one is whole.
+        An old result with another number of examples stays in `replaced/` until the new one is written.
+
+        Args:
+            name: Name of the result.
+            result: Result with `config_hash` and `status`.
+            predictions: Rows of the predictions; None writes no predictions.
+
+        Raises:
+            ResultWriteError: The folder is not writable, or the disk is full.
         """
-        if self.path(name).exists() and not self._gives_way(name, result):
-            self._set_aside(name)
+        if self.path(name).exists() and not self._may_overwrite(name, result):
+            self._move_to_replaced(name)
         if predictions is not None:
             write_jsonl(self.predictions_path(name), predictions)
         write_json(self.path(name), result)
-        shorter = self._replaced(self.path(name), str(result["config_hash"]))
-        if result["status"] == "ok" and shorter.exists():
-            shorter.unlink()
-            shorter.with_name(f"{shorter.stem}.predictions.jsonl").unlink(missing_ok=True)
+        old = self._replaced_path(self.path(name), str(result["config_hash"]))
+        if result["status"] == "ok" and old.exists():
+            old.unlink()
+            old.with_name(f"{old.stem}.predictions.jsonl").unlink(missing_ok=True)
 
     def sweep_up(self) -> None:
         """Remove temporary files that a killed run left in the folder."""
@@ -252,17 +264,17 @@ class ResultStore:
             leftover.unlink(missing_ok=True)
 
     def save_summary(self, summary: dict[str, Any]) -> Path | None:
-        """Write summary.json; where it covers less than the one that is there, keep that one too.
+        """Write summary.json. If the old summary covers a result that the new one lacks, move it to `replaced/`.
 
         Returns:
-            Where the other summary was moved, or None.
+            New path of the old summary, or None if it was overwritten or missing.
         """
         path = self.folder / "summary.json"
         moved = None
         if path.exists():
-            covered = _covered(_read_or(path, None))
-            if not covered or covered - _covered(summary):
-                moved = self._replaced(path, file_digest(path))
+            covered = _covered_results(_read_or_default(path, None))
+            if not covered or covered - _covered_results(summary):
+                moved = self._replaced_path(path, file_digest(path))
                 with writing(moved):
                     moved.parent.mkdir(parents=True, exist_ok=True)
                     path.replace(moved)
@@ -270,36 +282,36 @@ class ResultStore:
         return moved
 
     def require_writable(self) -> None:
-        """Fail now if the folder cannot be written, not after the first result was computed.
+        """Check that the folder can be written, before the first result is computed.
 
         Raises:
-            ResultWriteError: It cannot.
+            ResultWriteError: The folder cannot be written.
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
 
-    def _gives_way(self, name: str, new: Result) -> bool:
-        """Tell whether the result called `name` is of the same configuration and no better than the new one."""
-        old = _read_or(self.path(name), {})
+    def _may_overwrite(self, name: str, new: Result) -> bool:
+        """Return whether the old result has the same configuration as the new one and nothing that it lacks."""
+        old = _read_or_default(self.path(name), {})
         same = isinstance(old, dict) and old.get("config_hash") == new["config_hash"]
         grown = same and old.get("num_samples") != new.get("num_samples")
         return same and (old.get("status") != "ok" or (new["status"] == "ok" and not grown))
 
     def _key(self, name: str) -> str:
-        """Return the hash of the result called `name`, whatever state it is in."""
-        result = _read_or(self.path(name), "damaged")
+        """Return the config hash of the result called `name`, or 'damaged' or 'foreign'."""
+        result = _read_or_default(self.path(name), "damaged")
         if isinstance(result, dict):
             return str(result.get("config_hash", "foreign"))
         return "damaged" if result == "damaged" else "foreign"
 
-    def _set_aside(self, name: str) -> None:
-        """Move a finished result of another configuration out of the way."""
+    def _move_to_replaced(self, name: str) -> None:
+        """Move the result called `name` and its predictions to `replaced/`."""
         path = self.path(name)
         if not path.exists():
             return
-        target = self._replaced(path, self._key(name))
+        target = self._replaced_path(path, self._key(name))
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             if self.predictions_path(name).exists():
@@ -307,20 +319,20 @@ class ResultStore:
             path.replace(target)
 
     @staticmethod
-    def _replaced(path: Path, key: str) -> Path:
+    def _replaced_path(path: Path, key: str) -> Path:
         return path.parent / "replaced" / f"{path.stem}.{key}.json"
 
 
-def _read_or(path: Path, otherwise: Any) -> Any:
-    """Read a JSON file that is about to be replaced; a damaged one gives `otherwise`."""
+def _read_or_default(path: Path, default: Any) -> Any:
+    """Return the content of a JSON file, or `default` if the file is damaged."""
     try:
         return read_json(path)
     except DamagedResultError:
-        return otherwise
+        return default
 
 
-def _covered(summary: Any) -> set[tuple[str, str]]:
-    """Return names and hashes of the results in a summary; nothing for what is no summary."""
+def _covered_results(summary: Any) -> set[tuple[str, str]]:
+    """Return the name and the config hash of each result in a summary; an empty set for other content."""
     results = summary.get("results") if isinstance(summary, dict) else None
     if not isinstance(results, list):
         return set()

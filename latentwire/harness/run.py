@@ -1,4 +1,4 @@
-"""The folder of a training run: how a run begins, goes on where it was killed, and is saved."""
+"""The folder of a training run: begin, resume, log and save. Main entry: `Run`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew_once
 from latentwire.harness.errors import UserError
-from latentwire.harness.gather import from_first
+from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.origin import made_on
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import json_line, truncate_jsonl, write_json, writing
 from latentwire.harness.tracking import TrainingRun, start_run
 from latentwire.harness.typed_config import typed
 
-JOURNAL = ("metrics.jsonl", "timings.jsonl")  # a row a step: what is the same in every run of a config, and what is not
+JOURNAL = ("metrics.jsonl", "timings.jsonl")  # one row per step: reproducible numbers, and times
 
 
 @dataclass
@@ -28,11 +28,11 @@ class RunSpec:
 
     seed: int
     checkpoint_every: int
-    keep: int
+    keep_checkpoints: int
     force: bool
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep"):
+        for name in ("checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
 
@@ -41,29 +41,34 @@ class RunSpec:
         """Return the settings of a config.
 
         Raises:
-            UserError: One of the wrong kind or out of its range.
+            UserError: A setting has the wrong type or is out of range.
         """
         return typed(cls, {field.name: cfg[field.name] for field in fields(cls)})
 
 
 class Stateful(Protocol):
-    """What changes while a run trains: a module, an optimizer, a scheduler, a sampler."""
+    """A part of a run that changes during training: a module, an optimizer, a scheduler or a sampler."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return its state as tensors and plain values."""
+        """Return the state as tensors and plain values."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
-        """Become what a state says."""
+        """Restore a state."""
 
 
 class Run:
     """The folder of a run: its checkpoints, its journal (metrics.jsonl, timings.jsonl) and its tracker.
 
+    Attributes:
+        steps: Number of optimizer steps of the whole run.
+        tracker: Tracker of the run.
+
     Args:
-        cfg: The run's config.
-        spec: Its settings.
-        identity: What decides its result, as plain values; nothing of another identity is gone on with.
-        state: Of the processes; the first writes.
+        cfg: Config of the run.
+        spec: Settings of the run.
+        identity: Settings and inputs that determine the result, as plain values. A run resumes only with the same
+            identity.
+        state: State of the processes. Only the main process writes.
     """
 
     steps: int
@@ -73,34 +78,36 @@ class Run:
         self.cfg, self.spec, self.identity, self.state = cfg, spec, identity, state
         self.config: dict[str, Any] = dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
         self.folder = Path(cfg.out).expanduser()
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", identity, spec.keep)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", identity, spec.keep_checkpoints)
 
     def finished(self) -> dict[str, Any] | None:
-        """Return the result where the same run is finished, after what force=true asks for.
+        """Return the result if this run is finished, else None. With force=true, start anew first.
 
         Raises:
-            UserError: A finished run of another configuration is in the folder.
+            UserError: The folder has a finished run of another configuration.
         """
         if self.spec.force and self.state.is_main_process:
             start_anew_once(self.folder, self.checkpoints)
         self.state.wait_for_everyone()
-        found = from_first(self.state, finished_run(self.folder, self.identity) if self.state.is_main_process else None)
+        found = broadcast_from_main(
+            self.state, finished_run(self.folder, self.identity) if self.state.is_main_process else None
+        )
         return None if found is None else dict(found)
 
     def begin(self, learner: Mapping[str, Stateful], steps: int, *files: str) -> tuple[int, dict[str, Any]]:
-        """Open journal and tracker, and go on from the newest checkpoint, if there is one.
+        """Open the journal and the tracker, and resume from the newest checkpoint if there is one.
 
         Args:
-            learner: Its parts become what they were then.
-            steps: Of the whole run.
-            *files: JSONL files of the folder, that lose the rows of later steps, as the journal does.
+            learner: Parts whose states are restored, by name.
+            steps: Number of steps of the whole run.
+            *files: More JSONL files of the folder. They lose the rows of later steps, as the journal does.
 
         Returns:
-            How many steps are done, and what was saved after them; 0 and nothing for a new run.
+            Number of finished steps and the content of the checkpoint; 0 and {} for a new run.
 
         Raises:
-            UserError: The checkpoints are of another configuration or another version of the program; nothing has been
-                written by then.
+            UserError: The checkpoints belong to another configuration or another version of the program. No file has
+                been changed.
         """
         self.steps = steps
         found = self.checkpoints.latest()
@@ -113,10 +120,10 @@ class Run:
                 except (KeyError, RuntimeError, ValueError) as error:
                     reason = " ".join(str(error).split())
                     raise UserError(
-                        f"{self.checkpoints.folder}: the {name} in it are of another version of the program "
-                        f"({reason}); force=true trains anew, another out= leaves them"
+                        f"{self.checkpoints.folder}: the state of {name} is from another version of the program "
+                        f"({reason}); train anew with force=true, or give another out=FOLDER"
                     ) from error
-            say(f"going on after step {step} of {steps}")
+            log(f"going on after step {step} of {steps}")
         if self.state.is_main_process:
             write_json(self.folder / "config.json", self.config)
         task = str(self.cfg.task)
@@ -127,25 +134,32 @@ class Run:
         return step, saved
 
     def log(self, step: int, metrics: dict[str, Any], timings: dict[str, float]) -> None:
-        """Write down the numbers of a step, in the first process; the tracker gets both."""
+        """Write the metrics and timings of a step to the journal and the tracker, in the main process."""
         if self.state.is_main_process:
             for name, numbers in zip(JOURNAL, (metrics, timings), strict=True):
                 self.append(name, [{"step": step, **numbers}])
             self.tracker.log(step, {**metrics, **timings})
 
     def append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows to a JSONL file of the folder, in the first process."""
+        """Append rows to a JSONL file of the folder, in the main process."""
         path = self.folder / name
         if self.state.is_main_process:
             with writing(path), path.open("a", encoding="utf-8") as file:
                 file.writelines(json_line(row) for row in rows)
 
     def is_due(self, step: int) -> bool:
-        """Tell whether a checkpoint is due after a step: every so many, and after the last."""
+        """Return whether a checkpoint is due: every `checkpoint_every` steps and after the last step."""
         return step % self.spec.checkpoint_every == 0 or step == self.steps
 
     def save(self, step: int, learner: Mapping[str, Stateful], *, due: bool = False, **more: Any) -> None:
-        """Write a checkpoint where one is due: every so many steps, after the last, and where `due` says so."""
+        """Write a checkpoint if `is_due(step)` or `due`.
+
+        Args:
+            step: Number of finished steps.
+            learner: Parts whose states are saved, by name.
+            due: Whether to write a checkpoint at any step.
+            **more: Further plain values to save.
+        """
         if not (due or self.is_due(step)):
             return
         if self.state.is_main_process:
@@ -153,13 +167,13 @@ class Run:
         self.state.wait_for_everyone()
 
     def end(self, result: dict[str, Any], summary: Mapping[str, float]) -> dict[str, Any]:
-        """Close the tracker with a summary, and return the first process's result in every process."""
+        """Close the tracker with a summary, and return the main process's result in every process."""
         self.tracker.close(summary)
         self.state.wait_for_everyone()
-        return dict(from_first(self.state, result))
+        return dict(broadcast_from_main(self.state, result))
 
     def about(self) -> dict[str, Any]:
-        """Return what every result says of its run."""
+        """Return the fields that every result has: identity, name, origin and config."""
         return {
             "identity": self.identity,
             "name": str(self.cfg.name),

@@ -1,4 +1,7 @@
-"""W&B or nothing: finished results, and the metrics of a training run. A tracker that fails never stops a run."""
+"""Report results and training metrics to W&B, or to no tracker. Main entries: `make_tracker()`, `start_run()`.
+
+A tracker that fails never stops a run.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,30 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 
+TRACKERS = ("none", "wandb")
 Table = tuple[list[str], list[list[Any]]]  # columns and rows of plain values
 
 
 class Tracker(Protocol):
-    """Where finished results are reported to."""
+    """A receiver of finished results."""
 
     def log_result(self, result: dict[str, Any]) -> None:
-        """Report one finished configuration."""
+        """Report the result of one finished configuration."""
 
     def log_summary(self, summary: dict[str, Any], tables: dict[str, Table], figures: Sequence[Path]) -> None:
-        """Report a finished sweep with its tables, by name, and its figures, PNG files."""
+        """Report a finished sweep.
+
+        Args:
+            summary: Counts and other facts of the sweep.
+            tables: Tables of the sweep, by name.
+            figures: Paths of PNG files.
+        """
 
 
 class NoTracker:
-    """Reports to nobody."""
+    """A tracker that reports nothing."""
 
     def log_result(self, result: dict[str, Any]) -> None:
         """Do nothing."""
@@ -34,19 +44,33 @@ class NoTracker:
         """Do nothing."""
 
 
-class WandbTracker:
-    """One W&B run a configuration, grouped by sweep, and one more for the sweep's table.
+class _Wandb:
+    """W&B until it fails: the first failure is a warning, and later reports are dropped."""
 
-    Without a login (no API key in the environment or the netrc file) the runs are written offline below
-    `folder`, from where `wandb sync` sends them. WANDB_MODE is respected.
+    broken = False
+
+    def _try(self, report: Callable[[], Any]) -> None:
+        if self.broken:
+            return
+        try:
+            report()
+        except Exception as error:  # a tracker never stops a run
+            self.broken = True
+            log(f"warning: W&B failed and is off for the rest of this run ({type(error).__name__}: {error})")
+
+
+class WandbTracker(_Wandb):
+    """One W&B run per configuration, grouped by sweep, and one run for the summary of the sweep.
+
+    Without a login (an API key in the environment or the netrc file), the runs are written offline below `folder`.
+    `wandb sync` sends them later. WANDB_MODE is respected.
     """
 
     def __init__(self, folder: Path, group: str, project: str, entity: str | None, tags: list[str]) -> None:
         self.folder, self.group, self.project, self.entity, self.tags = folder, group, project, entity, tags
-        self.broken = False
 
     def log_result(self, result: dict[str, Any]) -> None:
-        """Report one finished configuration: its resolved config, its scores and their intervals."""
+        """Report the resolved config, the scores and their intervals of one finished configuration."""
         scores = {
             key: value for key, value in result.items() if isinstance(value, int | float) or key.endswith("_interval")
         }
@@ -60,9 +84,9 @@ class WandbTracker:
         )
 
     def log_summary(self, summary: dict[str, Any], tables: dict[str, Table], figures: Sequence[Path]) -> None:
-        """Report the sweep's tables, counts and figures, and a bar chart for each group of the ranking.
+        """Report the tables, counts and figures of a sweep, and a bar chart for each group of the ranking.
 
-        W&B's bar chart draws no intervals: they stand in the chart's table and in the figures.
+        W&B's bar chart draws no intervals. The chart's table and the figures have them.
         """
         counts = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         name = f"{self.group} summary"
@@ -80,9 +104,7 @@ class WandbTracker:
         tables: dict[str, Table] | None = None,
         figures: Sequence[Path] = (),
     ) -> None:
-        if self.broken or not speaks():
-            return
-        try:
+        def report() -> None:
             import wandb
 
             with _init(
@@ -103,25 +125,25 @@ class WandbTracker:
                     }
                     logged |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
                     run.log(logged | _bars(*tables["ranking"]))
-        except Exception as error:  # a tracker never stops a run; whatever it raised is shown, once
-            self.broken = True
-            say(f"warning: W&B failed and is off for the rest of this run ({type(error).__name__}: {error})")
+
+        if is_main_process():
+            self._try(report)
 
 
 def _bars(columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
-    """Return a bar chart of F1 for each group of a ranking, over a table that has its intervals too.
+    """Return a bar chart of F1 for each group of a ranking. The chart's table also has the intervals.
 
     Args:
-        columns: Of the ranking; group, name, f1, f1_low and f1_high are among them.
-        rows: Of the ranking.
+        columns: Column names of the ranking, with group, name, f1, f1_low and f1_high among them.
+        rows: Rows of the ranking.
     """
     import wandb
 
     shown = ["name", "f1", "f1_low", "f1_high"]
-    where = [columns.index(column) for column in ("group", *shown)]
+    indices = [columns.index(column) for column in ("group", *shown)]
     bars: dict[str, list[list[Any]]] = {}
     for row in rows:
-        group, *bar = (row[place] for place in where)
+        group, *bar = (row[index] for index in indices)
         bars.setdefault(str(group), []).append(bar)
     charts = {}
     for group, data in bars.items():
@@ -133,18 +155,24 @@ def _bars(columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
 def make_tracker(name: str, **settings: Any) -> Tracker:
     """Return the tracker called `name`.
 
+    Args:
+        name: One of TRACKERS.
+        **settings: Arguments of `WandbTracker`.
+
     Raises:
-        UserError: An unknown name.
+        UserError: The name is unknown.
     """
-    if name == "none":
-        return NoTracker()
-    if name == "wandb":
-        return WandbTracker(**settings)
-    raise UserError(f"tracker={name}: unknown; use none or wandb")
+    _check_name(name)
+    return WandbTracker(**settings) if name == "wandb" else NoTracker()
+
+
+def _check_name(name: str) -> None:
+    if name not in TRACKERS:
+        raise UserError(f"tracker={name}: unknown; use {' or '.join(TRACKERS)}")
 
 
 def _init(folder: Path, key: str, **settings: Any) -> Any:
-    """Open a W&B run below `folder`; the same key in the same folder is the same run. Offline without a login."""
+    """Open a W&B run below `folder`. The same key in the same folder continues the same W&B run."""
     import wandb
 
     mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
@@ -160,35 +188,35 @@ def _init(folder: Path, key: str, **settings: Any) -> Any:
 
 
 class TrainingRun:
-    """Where a training loop reports to while it runs: nobody."""
+    """A receiver of training metrics that reports nothing."""
 
     def log(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Report the numbers of a step."""
+        """Report the metrics of a step."""
 
     def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
-        """Report a distribution."""
+        """Report a distribution of numbers."""
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Report rows of plain values."""
+        """Report a table: column names and rows of plain values."""
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Report what came out, and end."""
+        """Report the summary and close the run."""
 
 
-class WandbTrainingRun(TrainingRun):
-    """One W&B run for one training run, which a resumed run goes on with; offline below `folder` without a login."""
+class WandbTrainingRun(_Wandb, TrainingRun):
+    """One W&B run for one training run. A resumed training run continues it. Offline below `folder` without a login."""
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any], **settings: Any) -> None:
-        self.broken = not speaks()
+        self.broken = not is_main_process()
         self.run: Any = None
         self._try(lambda: self._open(folder, name, config, settings))
 
     def log(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Report the numbers of a step."""
+        """Report the metrics of a step."""
         self._try(lambda: self.run.log({"step": step, **numbers}))
 
     def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
-        """Report a distribution, (N,) numbers."""
+        """Report a distribution of numbers."""
 
         def report() -> None:
             import wandb
@@ -198,7 +226,7 @@ class WandbTrainingRun(TrainingRun):
         self._try(report)
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Report rows of plain values."""
+        """Report a table: column names and rows of plain values."""
 
         def report() -> None:
             import wandb
@@ -208,43 +236,31 @@ class WandbTrainingRun(TrainingRun):
         self._try(report)
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Report what came out, and end."""
+        """Report the summary and close the run."""
         self._try(lambda: self.run.summary.update(dict(summary)))
         self._try(lambda: self.run.finish())
 
     def _open(self, folder: Path, name: str, config: dict[str, Any], settings: dict[str, Any]) -> None:
         self.run = _init(folder, name, name=name, config=config, **settings)
-        # A resumed run repeats the steps after its checkpoint; with an axis of its own they fall on one another.
+        # A resumed run repeats the steps after its checkpoint. With the axis `step` they overlap in the charts.
         self.run.define_metric("*", step_metric="step")
-
-    def _try(self, report: Callable[[], Any]) -> None:
-        if self.broken:
-            return
-        try:
-            report()
-        except Exception as error:  # a tracker never stops a run; whatever it raised is shown, once
-            self.broken = True
-            say(f"warning: W&B failed and is off for the rest of this run ({type(error).__name__}: {error})")
 
 
 def start_run(tracker: Mapping[str, Any], folder: Path, group: str, name: str, config: dict[str, Any]) -> TrainingRun:
-    """Return where a training run reports to.
+    """Return the receiver of the metrics of a training run.
 
     Args:
-        tracker: The config's node `tracker`: name, and for W&B project, entity and tags.
-        folder: Of the run.
-        group: Of runs that belong together, the task.
-        name: Of the run.
-        config: Resolved, as plain values.
+        tracker: Config node `tracker`: name, and for W&B project, entity and tags.
+        folder: Folder of the training run.
+        group: W&B group of related runs: the name of the task.
+        name: Name of the training run.
+        config: Resolved config, as plain values.
 
     Raises:
-        UserError: An unknown tracker.
+        UserError: The tracker is unknown.
     """
+    _check_name(tracker["name"])
     if tracker["name"] == "none":
         return TrainingRun()
-    if tracker["name"] == "wandb":
-        settings = {key: tracker[key] for key in ("project", "entity")}
-        return WandbTrainingRun(
-            folder, name, config, group=group, job_type=group, tags=list(tracker["tags"]), **settings
-        )
-    raise UserError(f"tracker={tracker['name']}: unknown; use none or wandb")
+    settings = {key: tracker[key] for key in ("project", "entity")}
+    return WandbTrainingRun(folder, name, config, group=group, job_type=group, tags=list(tracker["tags"]), **settings)

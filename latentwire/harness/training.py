@@ -1,4 +1,4 @@
-"""What every training loop shares: optimizer, schedule, gradients, checks of finiteness."""
+"""Parts of every training loop: accelerator, optimizer, schedule, gradient clipping and checks of finite values."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from latentwire.harness.device import choose_dtype, place
+from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
 
 SCHEDULES = ("constant", "linear", "cosine")
 
 
 class NonFiniteError(UserError):
-    """A loss or a gradient is NaN or infinite: the run stops, and its last checkpoint is as it was."""
+    """A loss or a gradient is NaN or infinite. The run stops, and its last checkpoint is kept."""
 
 
 @dataclass
 class OptimizerSpec:
-    """AdamW with warm-up and a schedule."""
+    """Settings of AdamW, its warm-up and its schedule."""
 
     learning_rate: float
     warmup_steps: int
-    schedule: str  # after the warm-up: constant, or down to 0 at the last step, linear or cosine
+    schedule: str  # after the warm-up: constant, or a linear or cosine decay to 0 at the last step
     weight_decay: float
-    max_grad_norm: float  # gradients longer than this are shortened to it
+    max_grad_norm: float  # a gradient with a larger norm is scaled to this norm
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -46,27 +46,27 @@ class OptimizerSpec:
 
 
 def make_accelerator(device: str, dtype: str) -> Accelerator:
-    """Return Accelerate's device, processes and precision; weights stay float32, products are computed in `dtype`.
+    """Return Accelerate's device, processes and precision. Weights stay float32; products are computed in `dtype`.
 
     Args:
-        device: As for `harness.device.place`.
-        dtype: auto | float32 | bfloat16. Training in float16 would need loss scaling, for no gain over bfloat16.
+        device: `auto`, `cpu` or another kind, as in `accelerator_state()`.
+        dtype: `auto`, `float32` or `bfloat16`. float16 would need loss scaling and has no advantage over bfloat16.
 
     Raises:
-        UserError: A device that is not there, or a dtype that does not train.
+        UserError: The device is not available, or training does not support the dtype.
     """
-    state = place(device)
+    state = accelerator_state(device)
     chosen = choose_dtype(dtype, state.device)
     if chosen == torch.float16:
         raise UserError("dtype=float16: gradients underflow in it; use dtype=bfloat16 or dtype=float32")
     mixed = "bf16" if chosen == torch.bfloat16 else "no"
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
-        AcceleratorState._reset_state()  # one process, several runs: each has a precision of its own
+        AcceleratorState._reset_state()  # several runs in one process may differ in precision
     return Accelerator(cpu=state.device.type == "cpu", mixed_precision=mixed)
 
 
 def make_optimizer(parameters: dict[str, torch.nn.Parameter], spec: OptimizerSpec) -> AdamW:
-    """Return AdamW over the trainable parameters; what has one dimension (norms, biases) does not decay."""
+    """Return AdamW over the trainable parameters. One-dimensional parameters (norms, biases) have no weight decay."""
     decaying = [p for p in parameters.values() if p.ndim > 1]
     others = [p for p in parameters.values() if p.ndim <= 1]
     groups = [{"params": decaying, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -74,12 +74,12 @@ def make_optimizer(parameters: dict[str, torch.nn.Parameter], spec: OptimizerSpe
 
 
 def make_scheduler(optimizer: AdamW, spec: OptimizerSpec, steps: int) -> LambdaLR:
-    """Return the learning rate's schedule over `steps` optimizer steps."""
+    """Return the schedule of the learning rate over `steps` optimizer steps."""
     return LambdaLR(optimizer, lambda step: learning_rate_share(step, spec, steps))
 
 
 def learning_rate_share(step: int, spec: OptimizerSpec, steps: int) -> float:
-    """Return the share of the full learning rate at a step, counted from 0: up in a line, then as scheduled."""
+    """Return the learning rate at a step, counted from 0, as a share of the full rate: warm-up, then schedule."""
     if step < spec.warmup_steps:
         return (step + 1) / (spec.warmup_steps + 1)
     if spec.schedule == "constant":
@@ -89,9 +89,9 @@ def learning_rate_share(step: int, spec: OptimizerSpec, steps: int) -> float:
 
 
 def add_up_gradients(accelerator: Accelerator, parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its sum over the processes; losses are divided by counts over all of them.
+    """Replace each gradient by its sum over the processes. Losses are already divided by counts over all processes.
 
-    A parameter without a gradient in one process (its share of the batch was empty) counts as zero there.
+    A parameter without a gradient counts as zero: the process had an empty share of the batch.
     """
     if accelerator.num_processes == 1:
         return
@@ -102,32 +102,37 @@ def add_up_gradients(accelerator: Accelerator, parameters: Iterable[torch.nn.Par
         parameter.grad = part.view_as(parameter).clone()
 
 
-def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float, doing: str) -> float:
-    """Shorten the gradient to `max_norm` and return the norm that it had.
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float, where: str) -> float:
+    """Scale the gradient down to `max_norm` and return its original norm.
+
+    Args:
+        parameters: Parameters with gradients.
+        max_norm: Largest L2 norm over all parameters.
+        where: Place for the error message: 'step 12, inner epoch 1'.
 
     Raises:
-        NonFiniteError: It is NaN or infinite.
+        NonFiniteError: The norm is NaN or infinite.
     """
     norm = torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)
-    require_finite("the gradient's norm", norm, doing)
+    require_finite_loss("the gradient's norm", norm, where)
     return float(norm)
 
 
-def require_finite(what: str, value: Tensor, doing: str) -> None:
-    """Stop the run where a number is NaN or infinite.
+def require_finite_loss(name: str, value: Tensor, where: str) -> None:
+    """Check that numbers are finite.
 
     Args:
-        what: Name of the number, 'the loss'.
-        value: The number or numbers, any shape.
-        doing: Where it was met, 'step 12, inner epoch 1'.
+        name: Name of the numbers: 'the loss'.
+        value: Numbers, any shape.
+        where: Place for the error message: 'step 12, inner epoch 1'.
 
     Raises:
-        NonFiniteError: Says which and where.
+        NonFiniteError: A number is NaN or infinite.
     """
     if bool(torch.isfinite(value.detach()).all()):
         return
     bad = value.detach()[~torch.isfinite(value.detach())].flatten()[0]
     raise NonFiniteError(
-        f"{what} is {float(bad)} at {doing}: the run has stopped, its last checkpoint is as it was; lower "
-        "optimizer.learning_rate, or look at the data of this step"
+        f"{name} is {float(bad)} at {where}: the run has stopped and its last checkpoint is kept; lower "
+        "optimizer.learning_rate, or check the data of this step"
     )

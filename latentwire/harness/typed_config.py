@@ -1,4 +1,4 @@
-"""Config values as dataclasses and numbers. Main entry: `typed()`."""
+"""Convert config values to dataclasses and numbers. Main entry: `typed()`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ _KINDS = {
 
 
 def typed(kind: type[T], values: Any, prefix: str = "") -> T:
-    """Make a dataclass out of config values, checking names and types.
+    """Return config values as a dataclass, after checking their names and types.
+
+    Args:
+        kind: Dataclass to build.
+        values: Config node, or dict, with a value for each field.
+        prefix: Text before the setting's name in error messages: 'grpo.'.
 
     Raises:
-        UserError: A value of the wrong type, or a name the dataclass does not have.
+        UserError: A value has the wrong type, or the dataclass has no field of that name.
     """
     plain = OmegaConf.to_container(OmegaConf.create(values) if isinstance(values, dict) else values, resolve=True)
     assert isinstance(plain, dict)
@@ -41,7 +46,7 @@ def typed(kind: type[T], values: Any, prefix: str = "") -> T:
 
 
 def _number(kind: type, words: str) -> Callable[..., Any]:
-    """Return an OmegaConf resolver that turns a dial into a number, so that 1 and 1.0 name one configuration."""
+    """Return an OmegaConf resolver that converts a dial to a number, so that 1 and 1.0 give one configuration."""
 
     def convert(value: Any, *, _node_: Any) -> Any:
         try:

@@ -1,7 +1,9 @@
-"""The objectives of latent training: a batch of passages -> the sum of each loss over them.
+"""Training objective of a latent encoder: the sum of each loss over a batch of passages.
 
-Three kinds of steps: `reconstruction` (the embeddings, and the text by the LM), `continuation` (the second half of a
-text from latents of the first) and `answers` (the answer's first tokens, and the same LM's distribution over the text).
+Main entry: `LatentObjective.losses()`. A step has one of three kinds:
+- `reconstruction`: the token embeddings, and the text as the LM predicts it from the latents;
+- `continuation`: the second half of a text, predicted from latents of the first half;
+- `answers`: the answer's first tokens, and the LM's own predictions with the text in place of the latents.
 """
 
 from __future__ import annotations
@@ -24,60 +26,63 @@ from latentwire.latent_training.passages import Passage
 from latentwire.lm.decoding import encode_prefix
 from latentwire.lm.losses import distillation_loss, token_loss
 from latentwire.lm.models import LanguageModel
-from latentwire.lm.reader import Branch, Reader, Row
+from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow
 from latentwire.lm.vocabulary import Vocabulary
 
-AGAIN = "\nThe same text again:"  # asks for the text that the latents stand for
-VOCABULARY_TOKENS = 512  # drawn at a step for the loss `vocabulary`
-TEACHER_BYTES = 2**30  # of the teacher's states that are kept
+AGAIN = "\nThe same text again:"  # prompt for the text that the latents encode
+VOCABULARY_TOKENS = 512  # random tokens per step for the loss `vocabulary`
+TEACHER_BYTES = 2**30  # upper bound on the memory for cached teacher states
 
 
 @dataclass
-class Weights:
-    """How much each loss counts; 0 leaves it out, and what it would cost."""
+class LossWeights:
+    """Weight of each loss; a loss with weight 0 is not computed."""
 
     embedding: float  # reconstruction of the token embeddings
-    vocabulary: float  # the same of random tokens of the vocabulary; bottleneck only
+    vocabulary: float  # reconstruction of random tokens' embeddings; encoder=bottleneck only
     text: float  # reconstruction of the text by the LM
     continuation: float
     answer: float
     distillation: float
-    rms: float  # distance from the tokens' RMS
+    rms: float  # distance from the mean RMS of the tokens
     manifold: float  # distance from the nearest token
 
     def __post_init__(self) -> None:
         for name, weight in vars(self).items():
             if not 0 <= weight < float("inf"):
                 raise UserError(f"weights.{name}={weight}: must be 0 or more")
-        if not (self.first_kinds() or self.asks()):
+        if not (self.first_phase_kinds() or self.trains_answers()):
             raise UserError("weights: all losses are off; give embedding, text, continuation, answer or distillation "
                             "a weight above 0")  # fmt: skip
 
-    def first_kinds(self) -> list[str]:
-        """Return the kinds of steps of the first phase, in the order they alternate."""
+    def first_phase_kinds(self) -> list[str]:
+        """Return the kinds of steps of the first phase, in the order in which they alternate."""
         kinds = [("reconstruction", self.embedding + self.vocabulary + self.text), ("continuation", self.continuation)]
         return [kind for kind, weight in kinds if weight > 0]
 
-    def asks(self) -> bool:
-        """Tell whether there is a phase of answers."""
+    def trains_answers(self) -> bool:
+        """Return whether the second phase, which trains on answers, has a loss."""
         return self.answer + self.distillation > 0
 
     def needs_lm(self) -> bool:
-        """Tell whether the LM is in the loop."""
+        """Return whether any loss needs a forward pass of the LM."""
         return self.text + self.continuation + self.answer + self.distillation > 0
 
 
-class Objective:
-    """Losses of passages.
+class LatentObjective:
+    """Computes the losses of passages.
 
     Args:
         lm: The frozen LM.
-        vocabulary: Of it.
+        vocabulary: The LM's token embeddings.
         latents: The encoder in training.
-        weights: Which losses are wanted.
-        shots: What is shown before questions.
-        answer_tokens: Of an answer, the first so many are predicted.
-        distance: Of `embedding_loss`.
+        loss_weights: Weight of each loss.
+        shots: Examples shown before questions, grouped by passage.
+        answer_tokens: Number of tokens to predict at the start of an answer.
+        distance: Distance of `embedding_loss`.
+
+    Raises:
+        UserError: `answer_tokens` is below 1, or the loss `vocabulary` is on with an encoder other than Bottleneck.
     """
 
     def __init__(
@@ -85,157 +90,171 @@ class Objective:
         lm: LanguageModel,
         vocabulary: Vocabulary,
         latents: Latents,
-        weights: Weights,
+        loss_weights: LossWeights,
         shots: list[list[Example]],
         answer_tokens: int,
         distance: str,
     ) -> None:
         if answer_tokens < 1:
             raise UserError(f"answer_tokens={answer_tokens}: must be at least 1")
-        if weights.vocabulary and not isinstance(latents.encoder, Bottleneck):
+        if loss_weights.vocabulary and not isinstance(latents.encoder, Bottleneck):
             raise UserError(
-                f"weights.vocabulary={weights.vocabulary}: tokens without an order say nothing to "
-                f"encoder={latents.spec.encoder}; use 0, or encoder=bottleneck"
+                f"weights.vocabulary={loss_weights.vocabulary}: random tokens are not a passage that "
+                f"encoder={latents.spec.encoder} can encode; use 0, or encoder=bottleneck"
             )
-        self.lm, self.vocabulary, self.latents, self.weights = lm, vocabulary, latents, weights
+        self.lm, self.vocabulary, self.latents, self.loss_weights = lm, vocabulary, latents, loss_weights
         self.answer_tokens, self.distance = answer_tokens, distance
         self.writer = PromptWriter(lm.tokenizer)
-        self.lead = lm.embed(torch.tensor(self.writer.ids("Context:")))
+        self.context_embeds = lm.embed(torch.tensor(self.writer.ids("Context:")))
         self.newline = self.writer.ids("\nQuestion:")[0]
-        if weights.needs_lm():
-            self.bare = Reader(lm, encode_prefix(lm, self.writer.shots([])))
-            self.asking = Reader(lm, encode_prefix(lm, self.writer.shots(shots)))
+        if loss_weights.needs_lm():
+            self.text_reader = Reader(lm, encode_prefix(lm, self.writer.shots([])))
+            self.question_reader = Reader(lm, encode_prefix(lm, self.writer.shots(shots)))
         self.teacher_states: dict[str, Tensor] = {}
         self._teacher_bytes = 0
 
-    def read(self, texts: list[str]) -> Passages:
-        """Return passages as they stand in a prompt, with their token embeddings."""
+    def embed_texts(self, texts: list[str]) -> Passages:
+        """Return texts with the token ids and embeddings that they have in a prompt."""
         ids = [self.writer.ids(f" {text}") for text in texts]
         return make_passages(texts, [self.lm.embed(torch.tensor(own, dtype=torch.long)) for own in ids], ids)
 
     def losses(self, kind: str, passages: list[Passage], generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the sum of each loss over the passages, by name."""
+        """Return the sum of each loss over the passages.
+
+        Args:
+            kind: `reconstruction`, `continuation` or `answers`.
+            passages: The batch.
+            generator: Random numbers of the transform's noise.
+
+        Returns:
+            Scalars with gradient, by the name of the loss; only losses of this kind with a weight above 0.
+        """
         texts = [passage.text for passage in passages]
         rests: list[str] = []
         if kind == "continuation":
             split = [halves(text) for text in texts]
-            texts, rests = [first for first, _ in split], [rest for _, rest in split]
-        read = self.read(texts)
-        found: list[Tensor] = self.latents(read, generator)
+            texts, rests = [half for half, _ in split], [rest for _, rest in split]
+        embedded = self.embed_texts(texts)
+        latents: list[Tensor] = self.latents(embedded, generator)
         losses: dict[str, Tensor] = {}
-        weights = self.weights
+        weights = self.loss_weights
         if kind == "reconstruction":
             if weights.embedding:
                 losses["embedding"] = _sum(
-                    embedding_loss(x, meant[: len(x)], self.latents.unit, self.distance)
-                    for x, meant in zip(found, self.latents.encoder.stands_for(read), strict=True)
+                    embedding_loss(x, target[: len(x)], self.latents.mean_token_rms, self.distance)
+                    for x, target in zip(latents, self.latents.encoder.stands_for(embedded), strict=True)
                 )
             if weights.text:
                 branches = [(self._branch(AGAIN, f" {text}"),) for text in texts]
-                losses["text"] = self._token_losses(self.bare, self.packed_rows(found, branches))
+                losses["text"] = self._token_losses(self.text_reader, self.packed_rows(latents, branches))
         elif kind == "continuation":
             branches = [(self._branch("", f" {rest}"),) for rest in rests]
-            losses["continuation"] = self._token_losses(self.bare, self.packed_rows(found, branches))
+            losses["continuation"] = self._token_losses(self.text_reader, self.packed_rows(latents, branches))
         else:
-            losses |= self._answers(passages, found, read)
+            losses |= self._answer_losses(passages, latents, embedded)
         if weights.rms:
-            losses["rms"] = _sum(rms_loss(x, self.latents.unit) for x in found)
+            losses["rms"] = _sum(rms_loss(x, self.latents.mean_token_rms) for x in latents)
         if weights.manifold:
-            losses["manifold"] = _sum(manifold_loss(x, self.vocabulary) for x in found)
+            losses["manifold"] = _sum(manifold_loss(x, self.vocabulary) for x in latents)
         return losses
 
     def vocabulary_loss(self, seed: int, step: int) -> Tensor:
-        """Return the embedding loss of random tokens of the vocabulary."""
+        """Return the embedding loss of VOCABULARY_TOKENS random tokens; seed and step decide which tokens."""
         ids = torch.randint(self.vocabulary.size, (VOCABULARY_TOKENS,), generator=generator_for(seed, "tokens", step))
         embeds = self.vocabulary.embeddings[ids.to(self.vocabulary.embeddings.device)]
-        found: Tensor = self.latents.adapter(self.latents.encoder(make_passages([""], [embeds])))[0]
-        if self.latents.chooses:  # a token by itself is enough for it; what looks at a whole passage has none here
-            found = self.latents.repair(found, generator_for(seed, "tokens", step, "noise"))
-        return embedding_loss(found, embeds, self.latents.unit, self.distance)
+        latents: Tensor = self.latents.adapter(self.latents.encoder(make_passages([""], [embeds])))[0]
+        if self.latents.chooses:  # transforms that need a whole passage are skipped: random tokens do not form one
+            latents = self.latents.repair(latents, generator_for(seed, "tokens", step, "noise"))
+        return embedding_loss(latents, embeds, self.latents.mean_token_rms, self.distance)
 
     def cost(self, kind: str, passage: Passage) -> int:
-        """Return how many positions a passage takes in a step of this kind, about: text, branches and shots."""
+        """Return roughly how many positions a passage takes in a step of this kind: text, branches and shots."""
         words = len(self.writer.ids(f" {passage.text}"))
         widest = max(words, self.latents.encoder.positions(words))
         if kind != "answers":
             return words + widest
-        return self.asking.prefix.length + widest + 24 * len(passage.questions)
+        return self.question_reader.prefix.length + widest + 24 * len(passage.questions)
 
     def require_room(self, passage: Passage) -> None:
-        """Refuse a passage for which, with what is read after it, the LM has no room.
+        """Check that a passage fits into the LM's context together with the tokens that follow it.
 
         Raises:
-            UserError: It has none.
+            UserError: The passage does not fit.
         """
-        weights, words = self.weights, len(self.writer.ids(f" {passage.text}"))
-        latents = len(self.lead) + self.latents.encoder.positions(words)
+        weights, words = self.loss_weights, len(self.writer.ids(f" {passage.text}"))
+        latents = len(self.context_embeds) + self.latents.encoder.positions(words)
         if weights.text + weights.continuation > 0:
-            self.bare.require_room(latents + len(self.writer.ids(AGAIN)) + words)
-        if weights.asks() and passage.questions:
-            read = max(latents, len(self.lead) + words if weights.distillation else 0)
-            asked = max(len(self.question_branch(example).token_ids) for example in passage.questions)
-            self.asking.require_room(read + asked)
+            self.text_reader.require_room(latents + len(self.writer.ids(AGAIN)) + words)
+        if weights.trains_answers() and passage.questions:
+            context = max(latents, len(self.context_embeds) + words if weights.distillation else 0)
+            longest = max(len(self.question_branch(example).token_ids) for example in passage.questions)
+            self.question_reader.require_room(context + longest)
 
-    def _branch(self, asked: str, said: str) -> Branch:
-        answer = self.writer.ids(said)
-        return Branch((*self.writer.ids(asked), *answer), len(answer)) if asked else Branch((*answer,), len(answer))
+    def _branch(self, prompt: str, target: str) -> ReaderBranch:
+        """Return a branch of prompt and target whose target tokens are predicted."""
+        target_ids = self.writer.ids(target)
+        prompt_ids = self.writer.ids(prompt) if prompt else []
+        return ReaderBranch((*prompt_ids, *target_ids), len(target_ids))
 
     def _answer(self, example: Example) -> list[int]:
-        """Return the answer's first tokens, and the newline that ends it where there is room."""
+        """Return the answer's first `answer_tokens` tokens; the newline that ends an answer counts as one."""
         return [*self.writer.ids(f" {example.answers[0]}"), self.newline][: self.answer_tokens]
 
-    def question_branch(self, example: Example) -> Branch:
-        """Return a question with its answer; what is distilled is every token of both, not the answer's alone."""
+    def question_branch(self, example: Example) -> ReaderBranch:
+        """Return a question with its answer; with distillation the question's tokens are predicted too."""
         ids = (*self.writer.asked(example), *self._answer(example))
-        return Branch(ids, len(ids) if self.weights.distillation else len(self._answer(example)))
+        return ReaderBranch(ids, len(ids) if self.loss_weights.distillation else len(self._answer(example)))
 
-    def packed_rows(self, beginnings: list[Tensor], branches: Sequence[tuple[Branch, ...]]) -> list[Row]:
-        """Return a row for each passage: the words before it, its embeddings and its branches."""
-        return [Row(torch.cat([self.lead.to(x), x]), own) for x, own in zip(beginnings, branches, strict=True)]
+    def packed_rows(self, embeds: list[Tensor], branches: Sequence[tuple[ReaderBranch, ...]]) -> list[ReaderRow]:
+        """Return a row for each passage: "Context:", the passage's embeddings (L, D) and its branches."""
+        return [
+            ReaderRow(torch.cat([self.context_embeds.to(x), x]), own) for x, own in zip(embeds, branches, strict=True)
+        ]
 
-    def _token_losses(self, reader: Reader, rows: list[Row]) -> Tensor:
-        """Return the sum over rows of the mean loss of their tokens."""
+    def _token_losses(self, reader: Reader, rows: list[ReaderRow]) -> Tensor:
+        """Return the sum over rows of the mean loss of their predicted tokens."""
         logits, targets = reader.logits(reader.states(rows)), reader.targets(rows)
         sizes = [sum(branch.predicted for branch in row.branches) for row in rows]
         return _sum(token_loss(a, b) for a, b in zip(logits.split(sizes), targets.split(sizes), strict=True))
 
-    def _answers(self, passages: list[Passage], found: list[Tensor], read: Passages) -> dict[str, Tensor]:
+    def _answer_losses(self, passages: list[Passage], latents: list[Tensor], embedded: Passages) -> dict[str, Tensor]:
+        """Return the losses `answer` and `distillation`, each if its weight is above 0."""
         branches = [tuple(self.question_branch(example) for example in passage.questions) for passage in passages]
-        rows = self.packed_rows(found, branches)
+        rows = self.packed_rows(latents, branches)
         sizes = [sum(branch.predicted for branch in own) for own in branches]
-        logits = self.asking.logits(self.asking.states(rows)).split(sizes)
+        logits = self.question_reader.logits(self.question_reader.states(rows)).split(sizes)
         losses: dict[str, Tensor] = {}
-        if self.weights.answer:
-            targets = self.asking.targets(rows).split(sizes)
-            answers = [self.answer_mask(p, own) for p, own in zip(passages, branches, strict=True)]
-            losses["answer"] = _sum(token_loss(a[m], b[m]) for a, b, m in zip(logits, targets, answers, strict=True))
-        if self.weights.distillation:
-            texts = [rows[:n] for rows, n in zip(read.embeds, read.lengths, strict=True)]
-            taught = [self._taught(p, e, own) for p, e, own in zip(passages, texts, branches, strict=True)]
+        if self.loss_weights.answer:
+            targets = self.question_reader.targets(rows).split(sizes)
+            masks = [self.answer_mask(p, own) for p, own in zip(passages, branches, strict=True)]
+            losses["answer"] = _sum(token_loss(a[m], b[m]) for a, b, m in zip(logits, targets, masks, strict=True))
+        if self.loss_weights.distillation:
+            texts = [padded[:n] for padded, n in zip(embedded.embeds, embedded.lengths, strict=True)]
+            teacher = [self._states_over_text(p, e, own) for p, e, own in zip(passages, texts, branches, strict=True)]
             losses["distillation"] = _sum(
-                distillation_loss(a, self.asking.logits(b)) for a, b in zip(logits, taught, strict=True)
+                distillation_loss(a, self.question_reader.logits(b)) for a, b in zip(logits, teacher, strict=True)
             )
         return losses
 
-    def answer_mask(self, passage: Passage, branches: tuple[Branch, ...]) -> Tensor:
-        """Tell which of the tokens to predict are an answer's, (N,)."""
+    def answer_mask(self, passage: Passage, branches: tuple[ReaderBranch, ...]) -> Tensor:
+        """Return which of the N predicted tokens belong to an answer, (N,) bool."""
         pairs = zip(passage.questions, branches, strict=True)
         return torch.cat([torch.arange(b.predicted) >= b.predicted - len(self._answer(e)) for e, b in pairs])
 
     @torch.no_grad()
-    def _taught(self, passage: Passage, embeds: Tensor, branches: tuple[Branch, ...]) -> Tensor:
-        """Return the LM's final states over the text, (N, D), each passage by itself: batches do not matter."""
-        known = self.teacher_states.get(passage.text)
-        if known is None:
-            known = self.asking.states(self.packed_rows([embeds], [branches]))
+    def _states_over_text(self, passage: Passage, embeds: Tensor, branches: tuple[ReaderBranch, ...]) -> Tensor:
+        """Return the LM's final states with the text as context, (N, D), computed passage by passage and cached."""
+        states = self.teacher_states.get(passage.text)
+        if states is None:
+            states = self.question_reader.states(self.packed_rows([embeds], [branches]))
             if self._teacher_bytes < TEACHER_BYTES:
-                self.teacher_states[passage.text] = known
-                self._teacher_bytes += known.nbytes
-        return known
+                self.teacher_states[passage.text] = states
+                self._teacher_bytes += states.nbytes
+        return states
 
 
 def halves(text: str) -> tuple[str, str]:
-    """Split a text at the space in its middle; one of a single word stands on both sides."""
+    """Split a text at its middle space; a text of one word is returned as both halves."""
     words = text.split(" ")
     middle = len(words) // 2
     return (" ".join(words[:middle]), " ".join(words[middle:])) if middle else (text, text)

@@ -1,4 +1,7 @@
-"""Passages with their questions to train a latent encoder on; those of the evaluation are never among them."""
+"""Passages with questions to train a latent encoder on, none of them from the evaluation.
+
+Main entry: `load_latent_data()`; `order_of()` gives their order in an epoch.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,23 @@ from latentwire.data.fingerprints import fingerprint, holder
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 
-FORMAT = 1  # of what is trained on; goes into what a training run is of: raise it whenever other passages are taken
-WINDOW = 8  # steps whose passages are sorted by length before they are shared out
+FORMAT = 1  # version of the passage selection, part of the run hash; bump it when the selection changes
+WINDOW = 8  # number of steps whose passages are sorted by length together
+
+# Text of some reasons in `LatentData.counts`. The reasons themselves are keys of result.json and do not change.
+REASONS = {
+    "passages twice there": "duplicate passages",
+    "passages of the evaluation": "passages that the evaluation uses",
+    "passages that hold one of the evaluation, of the shots or of the held out": (
+        "passages that contain a passage of the evaluation, of the shots or of the held-out set"
+    ),
+    "questions of no one part of a split passage": "questions whose answer is in none or several parts of a passage",
+}
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage and the questions that are asked about it."""
+    """A passage and the questions about it."""
 
     text: str
     questions: tuple[Example, ...]  # empty for text without questions
@@ -29,16 +42,16 @@ class Passage:
 
 @dataclass
 class LatentData:
-    """What there is to train on and to stop by."""
+    """The training passages and the held-out passages of a run."""
 
-    shots: list[list[Example]]  # shown before every question, the same as in an evaluation with this seed
+    shots: list[list[Example]]  # shown before every question; an evaluation with the same seed shows the same
     train: list[Passage]
-    held_out: list[Passage]  # never trained on; the run stops by them
-    counts: Counter[str] = field(default_factory=Counter)  # passages left out, by reason
-    wholes: dict[str, str] = field(default_factory=dict)  # of a part, the passage it is of; both as fingerprints
+    held_out: list[Passage]  # never trained on; their score decides when the run stops
+    counts: Counter[str] = field(default_factory=Counter)  # skipped passages and questions, by reason
+    wholes: dict[str, str] = field(default_factory=dict)  # fingerprint of a part -> fingerprint of its whole passage
 
     def marks(self) -> list[str]:
-        """Return the fingerprints of what is trained on or stopped by; with a part's also that of its passage."""
+        """Return the sorted fingerprints of all passages, and of the whole passages that parts were split from."""
         own = {fingerprint(passage.text) for passage in [*self.train, *self.held_out]}
         return sorted(own | {self.wholes[mark] for mark in own & self.wholes.keys()})
 
@@ -53,40 +66,44 @@ def load_latent_data(
     questions_per_shot: int,
     seed: int,
 ) -> LatentData:
-    """Read, take out what must not be trained on, and split.
+    """Read the data, remove the evaluation's passages, and split the rest into training and held-out passages.
 
-    Where the data have two parts, the second is the evaluation's: none of its passages is trained on, wherever else it
-    turns up, within a longer passage neither. Where they are one file, its held-out passages are the evaluation's.
+    If the data have two parts, the second is the evaluation's. Passages that equal or contain one of its passages are
+    not trained on. If the data are a single file, the held-out passages serve as the evaluation's.
 
     Args:
-        spec: The data; its first part is trained on.
-        extra: A file with more, "" for none: texts (.txt, passages between empty lines), or whatever data=file reads.
-        extra_words: Its passages are split at the ends of sentences into parts of at most so many words; None: whole.
-        samples: Questions to train on, at most, of passages drawn at random; those of the data before the file's.
-        held_out: Share of the data's passages to stop by, chosen by content: the same ones whatever else there is.
-        shots: Passages shown before each question; they are not trained on.
-        questions_per_shot: How many of their questions.
-        seed: Of the shots and of what is drawn.
+        spec: The data; their first part is trained on.
+        extra: Path of a file with more passages, or "": a .txt (passages between empty lines) or a file for data=file.
+        extra_words: Maximum number of words of the parts into which extra passages are split; None keeps them whole.
+        samples: Maximum number of questions to train on. Passages are drawn at random, from `extra` last.
+        held_out: Share of the data's passages to hold out, chosen by a hash of their content.
+        shots: Number of passages shown before each question; they are not trained on.
+        questions_per_shot: Number of questions of each shown passage.
+        seed: Seed for the choice of shots and samples.
+
+    Returns:
+        The passages, the shots and the counts of what was skipped.
 
     Raises:
-        UserError: Data that cannot be read, or nothing left to train on or to stop by.
+        UserError: A setting is out of range, a file cannot be read, or no training or held-out passages are left.
     """
     if not 0 < held_out < 1:
-        raise UserError(f"held_out={held_out}: is a share of the passages, above 0 and below 1")
+        raise UserError(f"held_out={held_out}: must be a share of the passages, above 0 and below 1")
     if samples < 1:
         raise UserError(f"samples={samples}: at least 1 question is needed")
     if extra_words is not None and extra_words < 1:
         raise UserError(f"extra_words={extra_words}: must be at least 1; null leaves the passages whole")
     dataset = load_data(spec)
     shown, _ = choose_examples(dataset, 1, shots, questions_per_shot, seed)
-    known = Counter(dataset.left_out)
-    passages, more = _grouped(dataset.train), _extra_passages(extra) if extra else []
+    passages, extra_passages = _group_by_context(dataset.train), _extra_passages(extra) if extra else []
     known_as = {fingerprint(examples[0].context): "shown as shots" for examples in shown}
-    if not _is_one(dataset):
+    if not _is_one_file(dataset):
         known_as |= {fingerprint(example.context): "of the evaluation" for example in dataset.validation}
-    counts: Counter[str] = Counter({f"questions {reason}": number for reason, number in known.items()})
+    counts: Counter[str] = Counter(
+        {f"questions {reason}": number for reason, number in Counter(dataset.left_out).items()}
+    )
 
-    def new(passage: Passage) -> bool:
+    def is_new(passage: Passage) -> bool:
         mark = fingerprint(passage.text)
         if mark in known_as:
             counts[f"passages {known_as[mark]}"] += 1
@@ -95,47 +112,47 @@ def load_latent_data(
         return True
 
     train: list[Passage] = []
-    stop: list[Passage] = []
-    for passage in filter(new, passages):
-        held = int(fingerprint(passage.text)[:8], 16) / 2**32 < held_out and passage.questions
-        (stop if held else train).append(passage)
+    kept_out: list[Passage] = []
+    for passage in filter(is_new, passages):
+        is_held_out = int(fingerprint(passage.text)[:8], 16) / 2**32 < held_out and passage.questions
+        (kept_out if is_held_out else train).append(passage)
     parts: list[Passage] = []
     wholes: dict[str, str] = {}
-    kept = {examples[0].context for examples in shown}
-    if not _is_one(dataset):
-        kept |= {example.context for example in dataset.validation}
+    reserved = {examples[0].context for examples in shown}
+    if not _is_one_file(dataset):
+        reserved |= {example.context for example in dataset.validation}
 
-    def apart(passage: Passage, holds: Callable[[str], bool]) -> bool:
-        if found := holds(passage.text):
+    def is_free_of(passage: Passage, contains_reserved: Callable[[str], bool]) -> bool:
+        if found := contains_reserved(passage.text):
             counts["passages that hold one of the evaluation, of the shots or of the held out"] += 1
         return not found
 
-    asks = holder(kept)
-    stop = [passage for passage in stop if apart(passage, asks)]
-    holds = holder(kept | {passage.text for passage in stop})
-    train = [passage for passage in train if apart(passage, holds)]
-    for passage in filter(new, more):
-        if not apart(passage, holds):
+    contains_evaluated = holder(reserved)
+    kept_out = [passage for passage in kept_out if is_free_of(passage, contains_evaluated)]
+    contains_reserved = holder(reserved | {passage.text for passage in kept_out})
+    train = [passage for passage in train if is_free_of(passage, contains_reserved)]
+    for passage in filter(is_new, extra_passages):
+        if not is_free_of(passage, contains_reserved):
             continue
         whole = fingerprint(passage.text)
         split = split_passage(passage, extra_words, counts) if extra_words else [passage]
-        own = [part for part in split if fingerprint(part.text) == whole or new(part)]
+        own = [part for part in split if fingerprint(part.text) == whole or is_new(part)]
         wholes |= {fingerprint(part.text): whole for part in own}
         parts += own
-    if (left := len(train) + len(parts)) == 0 or not stop:
+    if (left := len(train) + len(parts)) == 0 or not kept_out:
         raise UserError(
-            f"held_out={held_out}: of {len(passages) + len(more)} passages {left} are left to train on and "
-            f"{len(stop)} to stop by; both are needed: give more data, or another held_out"
+            f"held_out={held_out}: of {len(passages) + len(extra_passages)} passages {left} are left to train on and "
+            f"{len(kept_out)} are held out; both are needed: give more data, or another held_out"
         )
-    return LatentData(shown, _at_most([train, parts], samples, seed, counts), stop, counts, wholes)
+    return LatentData(shown, _draw_samples([train, parts], samples, seed, counts), kept_out, counts, wholes)
 
 
-def _is_one(dataset: Dataset) -> bool:
-    """Tell whether the data are one file, read twice."""
-    return dataset.train == dataset.validation  # by content: rows without ids are numbered, in every file alike
+def _is_one_file(dataset: Dataset) -> bool:
+    """Return whether both parts of the data are the same file."""
+    return dataset.train == dataset.validation  # by content: the ids of rows without ids are the same in every file
 
 
-def _grouped(examples: Iterable[Example]) -> list[Passage]:
+def _group_by_context(examples: Iterable[Example]) -> list[Passage]:
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(example.context, []).append(example)
@@ -145,30 +162,33 @@ def _grouped(examples: Iterable[Example]) -> list[Passage]:
 def _extra_passages(path: str) -> list[Passage]:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"extra={path}: no such file; give a .txt, or a file as data=file reads it")
+        raise UserError(f"extra={path}: no such file; give a .txt, or a file in the format of data=file")
     if path.endswith(".txt"):
         try:
             texts = [" ".join(part.split()) for part in file.read_text(encoding="utf-8").split("\n\n")]
         except UnicodeDecodeError as error:
-            raise UserError(f"extra={path}: no UTF-8 text ({error.reason}); convert it") from error
+            raise UserError(f"extra={path}: not UTF-8 text ({error.reason}); convert it") from error
         passages = [Passage(text, ()) for text in texts if text]
         if not passages:
             raise UserError(f"extra={path}: the file holds no text; give one with passages between empty lines")
         return passages
-    return _grouped(load_data(DataSpec("extra", "file", path=path)).train)
+    return _group_by_context(load_data(DataSpec("extra", "file", path=path)).train)
 
 
 def split_passage(passage: Passage, words: int, counts: Counter[str]) -> list[Passage]:
-    """Split a passage at the ends of sentences; each question goes with the one part that holds its first answer.
+    """Split a passage at the ends of sentences; each question goes to the one part that contains its first answer.
 
     Args:
-        passage: To split; one without questions stays without, any other loses the parts that nobody asks about.
-        words: Of a part, at most; a longer sentence is a part by itself.
-        counts: Counts the questions whose answer stands in no part or in several.
+        passage: The passage. If it has questions, only parts with questions are returned.
+        words: Maximum number of words of a part; a longer sentence is a part of its own.
+        counts: Number of skipped questions by reason; grows by questions whose answer is in none or several parts.
+
+    Returns:
+        The parts, in the order of the text.
     """
     parts: list[list[str]] = []
     for sentence in re.split(r"(?<=[.!?])\s+", passage.text):
-        fits = parts and sum(len(said.split()) for said in [*parts[-1], sentence]) <= words
+        fits = parts and sum(len(each.split()) for each in [*parts[-1], sentence]) <= words
         if fits:
             parts[-1].append(sentence)
         else:
@@ -176,21 +196,20 @@ def split_passage(passage: Passage, words: int, counts: Counter[str]) -> list[Pa
     texts = [" ".join(part) for part in parts]
     if not passage.questions:
         return [Passage(text, ()) for text in texts]
-    asked: dict[str, list[Example]] = {text: [] for text in texts}
+    by_part: dict[str, list[Example]] = {text: [] for text in texts}
     for example in passage.questions:
         holding = [text for text in texts if example.answers[0] in text]
         if len(holding) == 1:
-            asked[holding[0]].append(replace(example, context=holding[0]))
+            by_part[holding[0]].append(replace(example, context=holding[0]))
         else:
             counts["questions of no one part of a split passage"] += 1
-    return [Passage(text, tuple(examples)) for text, examples in asked.items() if examples]
+    return [Passage(text, tuple(examples)) for text, examples in by_part.items() if examples]
 
 
-def _at_most(groups: list[list[Passage]], samples: int, seed: int, counts: Counter[str]) -> list[Passage]:
-    """Draw passages until their questions are `samples`, a group before the next; text without questions stays.
+def _draw_samples(groups: list[list[Passage]], samples: int, seed: int, counts: Counter[str]) -> list[Passage]:
+    """Draw passages at random, group by group, until they have `samples` questions; passages without any stay.
 
-    Drawn, not the first ones: a file is in the order of its topics. What is drawn stays in that order, and a smaller
-    `samples` draws some of what a larger one does.
+    The result keeps the order of the file. A smaller `samples` draws a subset of the passages of a larger one.
     """
     left, kept = samples, []
     for number, passages in enumerate(groups):
@@ -206,17 +225,26 @@ def _at_most(groups: list[list[Passage]], samples: int, seed: int, counts: Count
     return kept
 
 
-def order_of(lengths: list[int], passages_per_step: int, seed: int, epoch: int) -> Iterator[list[int]]:
-    """Yield the passages of each step of an epoch, all of them once, those of like length together.
+def skipped_lines(counts: Counter[str]) -> Iterator[str]:
+    """Yield a line for each reason in `LatentData.counts`, such as 'skipped 3 duplicate passages'."""
+    for reason, count in counts.items():
+        yield f"skipped {count} {REASONS.get(reason, reason)}"
 
-    The order hangs on the seed and the epoch alone; within a window of 8 steps passages are sorted by length, and the
-    steps of the window drawn in random order, so that no length comes first.
+
+def order_of(lengths: list[int], passages_per_step: int, seed: int, epoch: int) -> Iterator[list[int]]:
+    """Yield the passages of each step of an epoch: each passage once, similar lengths together.
+
+    Seed and epoch alone decide the order. Within a window of 8 steps passages are sorted by length. The steps of a
+    window come in random order, so no length comes first.
 
     Args:
-        lengths: Of each passage, any unit.
-        passages_per_step: In a step; the last may have fewer.
-        seed: Of the run.
-        epoch: From 0.
+        lengths: Length of each passage, in any unit.
+        passages_per_step: Number of passages in a step; the last step may have fewer.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+
+    Yields:
+        Indices into `lengths`, one list a step.
     """
     generator = generator_for(seed, "order", epoch)
     drawn = torch.randperm(len(lengths), generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""Which prompts are decoded together: batches by length, and what prompts begin with alike."""
+"""Batches of prompts of similar length, and beginnings that prompts share. Main entry: `plan_batches()`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import itertools
 
 from torch import Tensor
 
+WORTH_SHARING = 8  # fewest common positions for which two prompts share a beginning
+WORTH_SAVING = 0.1  # least share of a batch's positions that sharing must save
+
 
 def plan_batches(lengths: list[int], passages: list[str], added: int, batch_tokens: int) -> list[list[int]]:
     """Group prompts of similar length, longest first, so that no batch holds more than `batch_tokens` positions.
 
-    Questions about one passage stay side by side, so that the passage can be read once. The plan depends on lengths
-    and passages alone: the same examples are decoded in the same batches by every configuration and whatever the
-    number of processes. A prompt too long for the budget gets a batch of its own.
+    Questions about one passage stay next to each other, so that the model reads the passage once. The plan depends only
+    on lengths and passages: configurations and numbers of processes do not change it. A prompt longer than the budget
+    gets its own batch.
 
     Args:
-        lengths: Positions of each prompt.
-        passages: What each prompt begins with.
-        added: Positions that every row holds besides (Decoder.added).
-        batch_tokens: Rows times positions of the longest, at most.
+        lengths: Number of positions of each prompt.
+        passages: Beginning of each prompt, as text.
+        added: Further positions of every row (`Decoder.added`).
+        batch_tokens: Largest number of rows times positions of the longest row.
 
     Returns:
         Indices into `lengths`, batch by batch.
@@ -27,7 +30,7 @@ def plan_batches(lengths: list[int], passages: list[str], added: int, batch_toke
     for length, passage in zip(lengths, passages, strict=True):
         longest[passage] = max(length, longest.get(passage, 0))
     batches: list[list[int]] = []
-    widest = 0  # of the last batch
+    widest = 0  # positions of the last batch's longest row
     for index in sorted(range(len(lengths)), key=lambda i: (-longest[passages[i]], passages[i], -lengths[i], i)):
         width = max(widest, lengths[index] + added)
         if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
@@ -40,20 +43,20 @@ def plan_batches(lengths: list[int], passages: list[str], added: int, batch_toke
 
 
 def split_beginnings(prompts: list[Tensor]) -> tuple[list[int], list[int]]:
-    """Find neighbouring prompts that begin alike, bit for bit, and say where to cut all of them.
+    """Find neighbouring prompts with bit-identical beginnings, and the position at which to cut each prompt.
 
     Args:
-        prompts: (T_i, D) each.
+        prompts: Embeddings of the prompts, (T_i, D) each.
 
     Returns:
-        The group of each prompt, and how many positions of it are its beginning: what the whole group shares, and for
-        a prompt that shares nothing so much that what remains is as long as the others' remains. All zero where no
-        positions worth a second pass are saved.
+        The group number of each prompt, and the length of its beginning in positions. A group's beginning is what all
+        its prompts share. A prompt alone in its group is cut so that its rest is as long as the longest other rest. All
+        lengths are 0 if sharing would save less than WORTH_SAVING of the positions.
     """
     groups, shared = [0], [len(prompts[0]) - 1]
-    for before, prompt in itertools.pairwise(prompts):
-        limit = min(len(before), len(prompt)) - 1
-        same = (before[:limit] == prompt[:limit]).all(dim=-1)
+    for previous, prompt in itertools.pairwise(prompts):
+        limit = min(len(previous), len(prompt)) - 1
+        same = (previous[:limit] == prompt[:limit]).all(dim=-1)
         common = limit if bool(same.all()) else int(same.int().argmin())
         if common >= WORTH_SHARING:
             groups.append(groups[-1])
@@ -65,17 +68,11 @@ def split_beginnings(prompts: list[Tensor]) -> tuple[list[int], list[int]]:
     saved = sum((size - 1) * length for size, length in zip(sizes, shared, strict=True) if size > 1)
     if saved < WORTH_SAVING * sum(len(prompt) for prompt in prompts):
         return groups, [0] * len(prompts)
-    remains = max(
+    longest_rest = max(
         len(prompt) - shared[group] for prompt, group in zip(prompts, groups, strict=True) if sizes[group] > 1
     )
     cuts = [
-        shared[group] if sizes[group] > 1 else max(0, len(prompt) - remains)
+        shared[group] if sizes[group] > 1 else max(0, len(prompt) - longest_rest)
         for prompt, group in zip(prompts, groups, strict=True)
     ]
     return groups, cuts
-
-
-WORTH_SHARING = 8  # positions that two prompts must begin alike with, to be read together
-
-
-WORTH_SAVING = 0.1  # of all positions of a batch: less is not worth reading it in two parts

@@ -1,15 +1,14 @@
-"""Batched greedy decoding from embeddings over a shared prefix.
+"""Batched greedy decoding from embeddings after a shared prefix. Main entry: `Decoder.decode()`.
 
-The prefix's keys and values are computed once. Where the model's attention allows it, all rows look at that one
-copy (see attention.py). Otherwise, as with sliding windows, row i of a batch is laid out as [padding][prefix]
-[its own prompt][what it generates], the prefix copied to where each row needs it and the padding at the far left
-as in transformers' own generate, so that positions have no gaps.
+The prefix's keys and values are computed once. If the model's attention allows it, all rows of a batch attend to that
+one copy (see attention.py). Otherwise, for example with sliding windows, each row gets its own copy of the prefix. Its
+columns are then [padding][prefix][prompt][generated tokens]. Padding on the far left leaves positions without gaps, as
+in transformers' own generate.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,15 +20,16 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.lm import attention
 from latentwire.lm.batching import split_beginnings
+from latentwire.lm.digest import digest
 from latentwire.lm.models import LanguageModel
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """A shared beginning of all prompts: its length and its keys and values, (1, H, P, d) for each layer."""
+    """The beginning that all prompts share: its length P, and its keys and values, (1, H, P, d) for each layer."""
 
     length: int
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -37,16 +37,16 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Generated:
-    """What the LM answered to one prompt."""
+    """The LM's answer to one prompt."""
 
-    token_ids: tuple[int, ...]  # without the end token; a token that brings the newline is still there
+    token_ids: tuple[int, ...]  # without the end token, but with the token that contains the newline
     text: str  # up to the first newline, stripped
-    cut_off: bool  # max_new_tokens came before a newline or an end token
+    cut_off: bool  # whether max_new_tokens ended the answer, not a newline or an end token
 
 
 @torch.no_grad()
 def encode_prefix(lm: LanguageModel, token_ids: Tensor) -> Prefix:
-    """Run the shared prefix through the model once: (P,) token ids -> keys and values."""
+    """Compute the keys and values of the shared prefix from its token ids, (P,)."""
     if len(token_ids) == 0:
         return Prefix(0, ())
     cache = DynamicCache()
@@ -58,13 +58,13 @@ def encode_prefix(lm: LanguageModel, token_ids: Tensor) -> Prefix:
 class Decoder:
     """Decodes greedily until a newline, an end token or max_new_tokens.
 
-    Batches of bit-identical embeddings are decoded once and remembered: on real text every anchor_offset is
-    the baseline.
+    The decoder caches its answers by the embeddings, bit for bit. For example, anchor_offset leaves real text
+    unchanged, so its answers are the cached ones of the baseline.
 
     Args:
         lm: The frozen model.
-        prefix: What every prompt begins with.
-        max_new_tokens: At most this many tokens are generated.
+        prefix: Keys and values of the beginning of every prompt.
+        max_new_tokens: Largest number of generated tokens.
     """
 
     def __init__(self, lm: LanguageModel, prefix: Prefix, max_new_tokens: int) -> None:
@@ -72,20 +72,23 @@ class Decoder:
         ends = lm.model.generation_config.eos_token_id
         self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
         self.shares = bool(prefix.layers) and _can_share(lm, prefix)
-        self.added = max_new_tokens + (0 if self.shares else prefix.length)  # positions a row holds besides its prompt
+        self.added = max_new_tokens + (0 if self.shares else prefix.length)  # positions of a row without its prompt
         self._known: dict[bytes, list[Generated]] = {}
-        self.seconds, self.positions = 0.0, 0  # spent on what was really decoded, and how much that was
+        self.seconds, self.positions = 0.0, 0  # time and positions of the batches that the cache did not answer
 
     def decode(self, prompts: list[Tensor]) -> tuple[list[Generated], bool]:
-        """Decode one batch of prompts, each (T_i, D) in the model's dtype.
+        """Decode one batch of prompts.
+
+        Args:
+            prompts: Embeddings of the prompts, (T_i, D) each, in the model's dtype.
 
         Returns:
-            What each prompt generated, and whether it had been decoded before.
+            The answer to each prompt, and whether the answers came from the cache.
 
         Raises:
             UserError: The model's logits are not finite.
         """
-        key = _digest(prompts)
+        key = digest(prompts)
         if key in self._known:
             return self._known[key], True
         started = time.perf_counter()
@@ -96,8 +99,8 @@ class Decoder:
 
     @torch.no_grad()
     def generate(self, prompts: list[Tensor]) -> list[Generated]:
-        """Decode one batch of prompts, whether or not it was decoded before."""
-        with _attention(self.lm, attention.NAME if self.shares else None):
+        """Decode one batch of prompts without the cache; arguments as in `decode`."""
+        with _attention(self.lm, attention.SHARED_PREFIX if self.shares else None):
             return self._generate_rows(DecodingRows(self.lm, self.prefix, prompts, self.max_new_tokens, self.shares))
 
     def _generate_rows(self, rows: DecodingRows) -> list[Generated]:
@@ -108,23 +111,21 @@ class Decoder:
         logits = rows.prefill()  # (B, V)
         for step in range(self.max_new_tokens):
             best, chosen = logits.max(dim=-1)  # (rows still running,)
-            if not bool(torch.isfinite(best).all()):  # NaN is the largest of all
-                raise UserError(
-                    "the model's logits are NaN or infinite: nothing can be read from them; use dtype=float32"
-                )
-            going_on = []
+            if not bool(torch.isfinite(best).all()):  # max() returns NaN if there is one
+                raise UserError("the model's logits are NaN or infinite, so no token can be chosen; use dtype=float32")
+            unfinished = []
             for place, (row, token) in enumerate(zip(running, chosen.tolist(), strict=True)):
                 if token not in self.end_ids:
                     token_ids[row].append(token)
                 ended[row] = token in self.end_ids or "\n" in self._text(token_ids[row])
                 if not ended[row]:
-                    going_on.append(place)
-            if not going_on or step == self.max_new_tokens - 1:
+                    unfinished.append(place)
+            if not unfinished or step == self.max_new_tokens - 1:
                 break
-            if len(going_on) < len(running):
-                rows.keep(going_on)
-                running = [running[place] for place in going_on]
-                chosen = chosen[going_on]
+            if len(unfinished) < len(running):
+                rows.keep(unfinished)
+                running = [running[place] for place in unfinished]
+                chosen = chosen[unfinished]
             logits = rows.step(chosen)
         return [
             Generated(tuple(ids), self._text(ids).split("\n")[0].strip(), cut_off=not done)
@@ -136,9 +137,17 @@ class Decoder:
 
 
 class DecodingRows:
-    """The running rows of a batch: their cache, mask and positions.
+    """The unfinished rows of a batch: their cache, mask and positions.
 
-    With the prefix shared, the cache holds the rows' own columns alone; without, a copy of the prefix for each.
+    If the rows share the prefix, the cache holds only their own columns; otherwise it also holds a copy of the prefix
+    for each row.
+
+    Args:
+        lm: The frozen model.
+        prefix: Keys and values of the shared prefix.
+        prompts: Embeddings of the prompts, (T_i, D) each.
+        room: Number of columns to reserve for generated tokens.
+        share: Whether the rows share the prefix.
     """
 
     def __init__(self, lm: LanguageModel, prefix: Prefix, prompts: list[Tensor], room: int, share: bool) -> None:
@@ -150,25 +159,25 @@ class DecodingRows:
         self.options: dict[str, Any] = {"shared_prefix": prefix.layers} if share and prefix.layers else {}
 
     def prefill(self) -> Tensor:
-        """Read the prompts; return the logits of the last position of each, (B, V).
+        """Run the model over the prompts, and return the logits after the last position of each, (B, V).
 
-        With a shared prefix, what neighbouring prompts begin with is read once for all of them too. (Not elsewhere: a
-        sliding window counts columns, and there must be none between a beginning and what follows.)
+        If the rows share the prefix, neighbouring prompts also share their common beginning, which is encoded once.
+        Copied prefixes rule this out: a sliding window counts columns, so padding must not follow a beginning.
         """
         if self.copies:
-            return self._read_after_copies()
+            return self._prefill_after_copies()
         groups, cuts = split_beginnings(self.prompts) if self.options else ([], [0] * len(self.prompts))
         if any(cuts):
             firsts = [groups.index(group) for group in range(groups[-1] + 1)]
             once = DecodingRows(self.lm, self.prefix, [self.prompts[i][: cuts[i]] for i in firsts], 0, share=True)
-            once._read(once.prompts)
+            once._append(once.prompts)
             index = torch.tensor(groups, device=self.lm.device)
             once.cache.batch_select_indices(index)
             self.cache, self.mask, self.total = once.cache, once.mask[index], once.total[index]
-        return self._read([prompt[cut:] for prompt, cut in zip(self.prompts, cuts, strict=True)])
+        return self._append([prompt[cut:] for prompt, cut in zip(self.prompts, cuts, strict=True)])
 
-    def _read(self, parts: list[Tensor]) -> Tensor:
-        """Append a part to each row, right-aligned in new columns; return the last logits, (B, V)."""
+    def _append(self, parts: list[Tensor]) -> Tensor:
+        """Append a part to each row, right-aligned in new columns, and return the last logits, (B, V)."""
         embeds, lengths, padding = self._aligned(parts)
         columns = torch.arange(embeds.shape[1], device=self.lm.device)
         positions = (self.total[:, None] + columns - padding[:, None]).clamp_min(0)  # (B, S)
@@ -176,8 +185,8 @@ class DecodingRows:
         self.total = self.total + lengths
         return self._forward(positions, inputs_embeds=embeds)
 
-    def _read_after_copies(self) -> Tensor:
-        """Read the prompts, each row after a copy of the prefix that ends where its prompt begins."""
+    def _prefill_after_copies(self) -> Tensor:
+        """Run the model over the prompts, each after its own copy of the prefix, and return the last logits, (B, V)."""
         embeds, lengths, padding = self._aligned(self.prompts)
         own = embeds.shape[1]
         columns = torch.arange(own, device=self.lm.device)
@@ -190,7 +199,7 @@ class DecodingRows:
         return self._forward(positions, inputs_embeds=embeds)
 
     def _aligned(self, parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return embeddings padded on the left, (B, S, D), with lengths and paddings, both (B,)."""
+        """Return embeddings padded on the left, (B, S, D), and the lengths of parts and paddings, both (B,)."""
         lengths = torch.tensor([len(part) for part in parts], device=self.lm.device)
         width = int(lengths.max())
         embeds = torch.zeros(len(parts), width, parts[0].shape[-1], dtype=self.lm.dtype, device=self.lm.device)
@@ -199,14 +208,14 @@ class DecodingRows:
         return embeds, lengths, width - lengths
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append one token to each row, (B,) ids; return the next logits, (B, V)."""
+        """Append one token id to each row, (B,), and return the next logits, (B, V)."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         positions = self.total[:, None]
         self.total = self.total + 1
         return self._forward(positions, input_ids=tokens[:, None])
 
     def keep(self, rows: list[int]) -> None:
-        """Let the other rows go."""
+        """Drop all rows but these."""
         index = torch.tensor(rows, device=self.lm.device)
         self.mask, self.total = self.mask[index], self.total[index]
         self.cache.batch_select_indices(index)
@@ -218,17 +227,17 @@ class DecodingRows:
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=last,  # a tensor: a slice would give the output head strided rows, many times slower
+            logits_to_keep=last,  # a tensor, as an integer would give the output head strided rows, which are slow
             **self.options,
             **inputs,
         ).logits[:, -1]
 
 
 class _RowLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer as long as the rows can become; nothing is copied to grow.
+    """Keys and values of one layer, in a buffer of the rows' final length, so that growing copies nothing.
 
-    The first update brings the prompts' own columns. In rows shorter than the longest, these begin with
-    padding, and the prefix ends where it begins: there the prefix's values stay.
+    The first update writes the prompts' columns. In a row shorter than the longest, these columns begin with padding.
+    The row's prefix extends into that padding, so the first update leaves those columns unchanged.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, padding: list[int], own: int, room: int) -> None:
@@ -253,7 +262,7 @@ class _RowLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write new columns in place and return all columns used so far."""
+        """Write new columns in place, and return all columns used so far."""
         end = self.used + key_states.shape[-2]
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             place = buffer[:, :, self.used : end]
@@ -266,30 +275,30 @@ class _RowLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows."""
+        """Keep only the rows with these indices, (rows,)."""
         self._buffers = [buffer[indices] for buffer in self._buffers]
         self._show()
 
 
 @contextlib.contextmanager
 def _attention(lm: LanguageModel, name: str | None) -> Iterator[None]:
-    """Let the model use another attention implementation for a while; None leaves it its own."""
-    before = lm.model.config._attn_implementation
+    """Switch the model to another attention implementation while the context lasts; None changes nothing."""
+    previous = lm.model.config._attn_implementation
     if name is not None:
         lm.model.set_attn_implementation(name)
     try:
         yield
     finally:
         if name is not None:
-            lm.model.set_attn_implementation(before)
+            lm.model.set_attn_implementation(previous)
 
 
 @torch.no_grad()
 def _can_share(lm: LanguageModel, prefix: Prefix) -> bool:
-    """Tell whether the model's logits over the shared prefix are those over a copied one.
+    """Return whether the model computes the same logits with a shared prefix as with a copied one.
 
-    Sliding windows are transformers' to know; for anything else (capped scores, attention of a model's own kind)
-    asking the model itself needs no list of architectures.
+    transformers reports sliding windows. A trial run detects every other obstacle, such as capped scores or a custom
+    attention, without a list of architectures.
     """
     if any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=lm.model.config).layers):
         return False
@@ -297,21 +306,13 @@ def _can_share(lm: LanguageModel, prefix: Prefix) -> bool:
     prompts = [probe, probe[:2]]
     expected = DecodingRows(lm, prefix, prompts, 1, share=False).prefill().float()
     try:
-        with _attention(lm, attention.NAME):
+        with _attention(lm, attention.SHARED_PREFIX):
             got = DecodingRows(lm, prefix, prompts, 1, share=True).prefill().float()
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        say(f"note: {type(lm.model).__name__} cannot share the shots' cache ({type(error).__name__}); it is copied")
+        log(f"note: {type(lm.model).__name__} cannot share the shots' cache ({type(error).__name__}); copying it")
         return False
     tolerance = 1e-3 if lm.dtype == torch.float32 else 0.1
     agrees = bool((got - expected).abs().max() <= tolerance * expected.abs().max())
     if not agrees:
-        say(f"note: {type(lm.model).__name__} attends in a way that cannot share the shots' cache; it is copied")
+        log(f"note: the attention of {type(lm.model).__name__} cannot share the shots' cache; copying it")
     return agrees
-
-
-def _digest(prompts: list[Tensor]) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for prompt in prompts:
-        digest.update(str(tuple(prompt.shape)).encode())
-        digest.update(prompt.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.digest()

@@ -1,4 +1,4 @@
-"""A model's folder: its weight files, loaded whole, saved."""
+"""Folders of model weights: `weight_files()` lists, `load_whole()` loads and `save_model()` writes them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from latentwire.harness.errors import UserError
@@ -22,30 +19,37 @@ from latentwire.harness.results import writing
 
 
 def weight_files(folder: Path, setting: str) -> list[Path]:
-    """Return the files of a folder's weights, which must be safetensors: a pickle could run whatever it likes.
+    """Return a folder's weight files, which must be safetensors: loading a pickle can run arbitrary code.
 
     Args:
-        folder: Of a model.
-        setting: That names it, with its value, for the message.
+        folder: Folder of a model.
+        setting: Setting that names the folder, with its value, for the error message.
 
     Raises:
-        UserError: There are none; says so where there are pickles instead.
+        UserError: The folder has no safetensors; the message names a pickle if there is one.
     """
     if found := sorted(folder.glob("*.safetensors")):
         return found
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    held = f"has its weights as {pickles[0]}, a pickle, which is not loaded" if pickles else "has no weights"
+    reason = f"has its weights in {pickles[0]}, a pickle, which is not loaded" if pickles else "has no weights"
     raise UserError(
-        f"{setting}: {folder} {held}; give a folder with model.safetensors or its shards"
-        + (" (convert it to safetensors: load it where you trust it, save_pretrained writes them)" if pickles else "")
+        f"{setting}: {folder} {reason}; give a folder with model.safetensors or its shards"
+        + (" (or convert it to safetensors: load a pickle you trust, then call save_pretrained)" if pickles else "")
     )
 
 
 def load_whole(where: str, **options: Any) -> PreTrainedModel:
-    """Load a model, refusing one whose weights are not all there, or are a reward model's.
+    """Load a causal language model, but only if the folder holds all of its weights.
 
-    transformers would make up the missing ones, and drop the head of a reward model: with tied embeddings what is left
-    loads as a language model, and is none.
+    transformers itself would fill in missing weights at random. It would also drop the head of a reward model, and with
+    tied embeddings the rest would pass for a language model.
+
+    Args:
+        where: Folder, or name of a hub repository.
+        options: Further arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: Weights are missing, have another shape, or belong to a reward model.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options)
     model, info = loaded
@@ -53,18 +57,14 @@ def load_whole(where: str, **options: Any) -> PreTrainedModel:
     if missing:
         raise ValueError(f"{len(missing)} weights are missing or of another shape, among them {missing[0]}")
     if head := next((key for key in sorted(map(str, info["unexpected_keys"])) if key.startswith("score.")), None):
-        raise ValueError(f"it is a reward model, its {head} gives scores and no words")
+        raise ValueError(f"it is a reward model: its {head} returns scores instead of tokens")
     assert isinstance(model, PreTrainedModel)
     return model
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 @contextlib.contextmanager
 def bars_on_terminals_only() -> Iterator[None]:
-    """Keep transformers' advice off the screen, and its bars out of logs."""
+    """Silence transformers' warnings, and show its progress bars only on a terminal."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     if sys.stderr.isatty():
@@ -75,7 +75,7 @@ def bars_on_terminals_only() -> Iterator[None]:
         return
     transformers_logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar knows no switch
+        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar cannot be switched off
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -83,7 +83,12 @@ def bars_on_terminals_only() -> Iterator[None]:
 
 
 def save_model(model: Any, tokenizer: Any, target: Path) -> None:
-    """Write a model and its tokenizer as transformers loads them: whole, or not at all.
+    """Write a model and its tokenizer in the format of transformers, completely or not at all.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        target: Folder to write, which is replaced.
 
     Raises:
         ResultWriteError: The folder is not writable, or the disk is full.
@@ -94,7 +99,7 @@ def save_model(model: Any, tokenizer: Any, target: Path) -> None:
         try:
             with bars_on_terminals_only():
                 model.save_pretrained(temporary)
-        except SafetensorError as error:  # its own writer's, for a full disk too
+        except SafetensorError as error:  # safetensors raises this for a full disk too
             raise OSError(str(error)) from error
         tokenizer.save_pretrained(temporary)
         shutil.rmtree(target, ignore_errors=True)

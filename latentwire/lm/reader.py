@@ -1,8 +1,8 @@
-"""A frozen LM that reads latents, with gradients through it: logits of what shall follow them.
+"""Forward passes of a frozen LM over latents, with gradients to its inputs. Main entry: `Reader`.
 
-A row is one passage: what stands for it, and then branches, each a question with its answer. The branches do not see
-one another, so the passage is read once for all its questions. The shots' keys and values are computed once, without
-gradients. Nothing of the LM is trained; gradients pass through it to its inputs alone.
+A row holds the embeddings of one passage, followed by branches. A branch is a question with its answer. Branches do not
+attend to one another, so the LM encodes the passage once for all its questions. The keys and values of the shots are
+computed once, without gradients. The LM's own weights are never trained.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from latentwire.lm.attention import additive
 from latentwire.lm.decoding import Prefix
 from latentwire.lm.models import LanguageModel
 
-FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, in the library's words
+FULL, SLIDING = "full_attention", "sliding_attention"  # names of layer types in transformers
 
 
 @dataclass(frozen=True)
-class Branch:
-    """What follows a passage: tokens, the last of which are to be predicted."""
+class ReaderBranch:
+    """Tokens that follow a passage; the LM is to predict the last ones."""
 
     token_ids: tuple[int, ...]
-    predicted: int  # how many at the end
+    predicted: int  # number of tokens to predict, at the end of `token_ids`
 
     @property
     def targets(self) -> tuple[int, ...]:
@@ -36,24 +36,27 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A passage as the LM reads it, and its branches."""
+class ReaderRow:
+    """The embeddings of a passage, and its branches."""
 
-    beginning: Tensor  # (C, D): 'Context:' and what stands for the passage
-    branches: tuple[Branch, ...]
+    beginning: Tensor  # (C, D): 'Context:' and the passage's tokens or latents
+    branches: tuple[ReaderBranch, ...]
 
     @property
     def width(self) -> int:
-        """Positions; the last token of a branch is only predicted."""
+        """Number of positions; the last token of a branch needs none, since it is only predicted."""
         return len(self.beginning) + sum(len(branch.token_ids) - 1 for branch in self.branches)
 
 
 class Reader:
-    """Reads rows after a prefix.
+    """Runs the LM over rows that follow a prefix.
 
     Args:
         lm: The frozen LM.
-        prefix: The shots.
+        prefix: Keys and values of the shots.
+
+    Raises:
+        UserError: The LM has layers with other attention than full or sliding.
     """
 
     def __init__(self, lm: LanguageModel, prefix: Prefix) -> None:
@@ -62,46 +65,55 @@ class Reader:
         config = lm.model.config.get_text_config()
         self.cap: float | None = getattr(config, "final_logit_softcapping", None)
         self.kinds = set(getattr(config, "layer_types", None) or ())
-        if strange := sorted(self.kinds - {FULL, SLIDING}):
+        if unsupported := sorted(self.kinds - {FULL, SLIDING}):
             raise UserError(
-                f"{type(lm.model).__name__}: has layers of {', '.join(strange)}, over which branches cannot be kept "
-                f"apart; choose another model=..., with layers of {FULL} or {SLIDING} only"
+                f"{type(lm.model).__name__}: has layers of {', '.join(unsupported)}, which cannot separate branches; "
+                f"choose another model=..., with layers of {FULL} or {SLIDING} only"
             )
         self.window: int | None = getattr(config, "sliding_window", None) if slides_window(config) else None
 
-    def targets(self, rows: list[Row]) -> Tensor:
-        """Return the tokens to predict, row by row, branch by branch: (N,)."""
+    def targets(self, rows: list[ReaderRow]) -> Tensor:
+        """Return the ids of the tokens to predict, row by row and branch by branch: (N,)."""
         ids = [token for row in rows for branch in row.branches for token in branch.targets]
         return torch.tensor(ids, device=self.lm.device)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Return the logits of final states: (N, D) -> (N, V)."""
+        """Return the logits for final hidden states: (N, D) -> (N, V)."""
         logits: Tensor = self.head(states)
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
-    def states(self, rows: list[Row]) -> Tensor:
-        """Return the final states from which the tokens to predict follow, in the order of `targets`: (N, D).
+    def states(self, rows: list[ReaderRow]) -> Tensor:
+        """Return the final hidden states that predict the `targets`, in the same order.
+
+        Args:
+            rows: Rows of one batch.
+
+        Returns:
+            The hidden states, (N, D), with gradients to the rows' `beginning`.
 
         Raises:
             UserError: The rows are longer than the LM's context.
         """
         self.require_room(max(len(r.beginning) + max(len(b.token_ids) for b in r.branches) for r in rows))
-        embeds, positions, seen, predicted = self._lay_out(rows)
+        embeds, positions, visible, predicted = self._lay_out(rows)
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self.prefix.layers):
             cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), layer)
         hidden = self.body(
-            inputs_embeds=embeds, attention_mask=self._masks(seen, positions), position_ids=positions,
+            inputs_embeds=embeds, attention_mask=self._masks(visible, positions), position_ids=positions,
             past_key_values=cache, use_cache=True,
         ).last_hidden_state  # (B, S, D)  # fmt: skip
         states: Tensor = hidden[predicted[0], predicted[1]]
         return states
 
     def require_room(self, positions: int) -> None:
-        """Refuse so many positions after the prefix where the LM has no room for them.
+        """Check that the LM's context has room for the prefix and further positions.
+
+        Args:
+            positions: Number of positions after the prefix.
 
         Raises:
-            UserError: It has none.
+            UserError: The context is too short.
         """
         longest = self.prefix.length + positions
         if longest > self.lm.context_length:
@@ -110,58 +122,64 @@ class Reader:
                 f"positions, more than the model's {self.lm.context_length}; lower shots, or leave out long passages"
             )
 
-    def _masks(self, seen: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
-        """Return what is added to the scores, (B, 1, S, P + S), by kind of layer where some see but a window.
+    def _masks(self, visible: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the mask to add to the scores, (B, 1, S, P + S), one for each layer type if some layers slide.
 
-        In four dimensions: the library makes no mask of its own from it.
+        transformers uses a mask of four dimensions unchanged.
 
         Args:
-            seen: Who sees whom, (B, S, P + S).
-            positions: (B, S).
+            visible: Whether each position (row) attends to each column, (B, S, P + S).
+            positions: Position ids, (B, S).
         """
-        whole = additive(seen, self.lm.dtype)[:, None]
+        full = additive(visible, self.lm.dtype)[:, None]
         if self.window is None:
-            return whole
+            return full
         shots = torch.arange(self.prefix.length, device=positions.device).expand(len(positions), -1)
-        near = positions[:, :, None] - torch.cat([shots, positions], dim=1)[:, None] < self.window
-        close = additive(seen & near, self.lm.dtype)[:, None]
-        return {FULL: whole, SLIDING: close} if self.kinds else close
+        in_window = positions[:, :, None] - torch.cat([shots, positions], dim=1)[:, None] < self.window
+        sliding = additive(visible & in_window, self.lm.dtype)[:, None]
+        return {FULL: full, SLIDING: sliding} if self.kinds else sliding
 
-    def _lay_out(self, rows: list[Row]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Return embeddings (B, S, D), positions (B, S), who sees whom (B, S, P + S), where to predict, two (N,)."""
-        device, before = self.lm.device, self.prefix.length
+    def _lay_out(self, rows: list[ReaderRow]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Return the tensors of a batch of rows.
+
+        Returns:
+            Embeddings, (B, S, D). Position ids, (B, S). Whether each position attends to each column, (B, S, P + S).
+            The row and the position of each prediction, both (N,).
+        """
+        device, prefix_length = self.lm.device, self.prefix.length
         longest = max(row.width for row in rows)
         positions = torch.zeros(len(rows), longest, dtype=torch.long)
         owner = torch.full((len(rows), longest), -1)  # 0: the beginning, n: the n-th branch, -1: padding
-        wanted: tuple[list[int], list[int]] = ([], [])
+        predicted: tuple[list[int], list[int]] = ([], [])
         embeds = []
         for place, row in enumerate(rows):
             start = len(row.beginning)
-            positions[place, :start] = torch.arange(before, before + start)
+            positions[place, :start] = torch.arange(prefix_length, prefix_length + start)
             owner[place, :start] = 0
             ids: list[int] = []
             for number, branch in enumerate(row.branches, 1):
                 here, count = start + len(ids), len(branch.token_ids) - 1
-                positions[place, here : here + count] = torch.arange(before + start, before + start + count)
+                first = prefix_length + start
+                positions[place, here : here + count] = torch.arange(first, first + count)
                 owner[place, here : here + count] = number
-                # The first token of a branch that is all to be predicted follows from the last of the beginning.
+                # If a whole branch is to be predicted, the last position of the beginning predicts its first token.
                 ends = range(here + count - branch.predicted, here + count)
-                wanted[0].extend([place] * branch.predicted)
-                wanted[1].extend(start - 1 if end < here else end for end in ends)
+                predicted[0].extend([place] * branch.predicted)
+                predicted[1].extend(start - 1 if end < here else end for end in ends)
                 ids += branch.token_ids[:-1]
             own = torch.cat([row.beginning.to(self.lm.dtype), self.lm.embed(torch.tensor(ids, dtype=torch.long))])
             embeds.append(torch.nn.functional.pad(own, (0, 0, 0, longest - len(own))))
         same = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0)
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-        seen = same & causal  # (B, S, S); padding sees padding: a row of the softmax without any would be NaN
-        seen = torch.cat([torch.ones(len(rows), longest, before, dtype=torch.bool), seen], dim=-1)
-        return torch.stack(embeds), positions.to(device), seen.to(device), (
-            torch.tensor(wanted[0], device=device), torch.tensor(wanted[1], device=device)
+        visible = same & causal  # (B, S, S); padding attends to padding, as a softmax over no column would be NaN
+        visible = torch.cat([torch.ones(len(rows), longest, prefix_length, dtype=torch.bool), visible], dim=-1)
+        return torch.stack(embeds), positions.to(device), visible.to(device), (
+            torch.tensor(predicted[0], device=device), torch.tensor(predicted[1], device=device)
         )  # fmt: skip
 
 
 def slides_window(config: Any) -> bool:
-    """Tell whether any layer of a model sees only a sliding window."""
+    """Return whether any layer of a model attends only to a sliding window."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return SLIDING in kinds

@@ -1,4 +1,4 @@
-"""What names a model: where it comes from and how it is loaded."""
+"""Settings that select a model, and the identity of its weights. Main entry: `ModelSpec`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ORIGINS = ("wheel", "hub", "path", "tiny_random")
 class ModelSpec:
     """Which model to load; the `model` node of the config.
 
-    `origin` decides which of the other fields are read: wheel (package, sha256, member), hub (repo, revision),
-    path (a local folder, a GGUF file, or else the name of a hub repository) or tiny_random (nothing).
+    `origin` decides which other fields are used: wheel (package, sha256, member), hub (repo, revision), path (path:
+    a local folder, a GGUF file or the name of a hub repository) or tiny_random (none).
     """
 
     name: str
@@ -30,7 +30,7 @@ class ModelSpec:
     path: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """Return what distinguishes this model's weights, without loading them."""
+        """Return plain values that identify the model's weights, without loading them."""
         if self.origin == "wheel":
             return {"package": self.package, "sha256": self.sha256, "member": self.member}
         if self.origin == "tiny_random":

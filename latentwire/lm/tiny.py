@@ -1,4 +1,4 @@
-"""A Llama of two layers with random weights, built on the spot for tests and trials."""
+"""A two-layer Llama with random weights, for tests and trials. Main entry: `build_tiny()`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from latentwire.lm.model_folder import bars_on_terminals_only
 
@@ -32,7 +28,7 @@ TINY: dict[str, Any] = {
 
 
 def build_tiny(folder: Path) -> None:
-    """Write a Llama of random weights and a small byte-level BPE tokenizer, the same on every machine."""
+    """Write a Llama with random weights and a small byte-level BPE tokenizer, identical on every machine."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from latentwire.data.examples import shipped_split_path

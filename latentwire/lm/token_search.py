@@ -1,23 +1,24 @@
-"""The nearest tokens of an embedding, searched once and shared by every transform that asks."""
+"""Exact search for the tokens nearest to embeddings, with a cache. Main entry: `TokenSearch.nearest()`."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 
 import torch
 from torch import Tensor
 
-SEARCH_BLOCK = 64 * 2**20  # similarities held at a time (256 MiB in float32)
-REMEMBERED_SEARCHES = 4096  # one per example and source; each holds T x 10 neighbours
-FIRST_K = 10  # searched at once, so that smaller k are answered from the same search
+from latentwire.lm.digest import digest
+
+SEARCH_BLOCK = 64 * 2**20  # cosines in memory at a time (256 MiB in float32)
+REMEMBERED_SEARCHES = 4096  # one per example and source, each with T x 10 neighbours
+FIRST_K = 10  # neighbours of every search, so that the cache also answers smaller k
 
 
 class TokenSearch:
-    """Exact search by cosine: what an encoder gets wrong first is the length of its vectors.
+    """Exact search by cosine, because an encoder's vectors often have the wrong length.
 
-    Equal queries are searched once: the sweep's seventeen configurations that need neighbours of the same
-    source share one search.
+    Equal queries are searched once. The 17 configurations of sweep=embed35 that need neighbours share one search for
+    each source and example.
 
     Args:
         embeddings: Token embeddings, (V, D) float32.
@@ -27,13 +28,13 @@ class TokenSearch:
         self.embeddings = embeddings
         norms = embeddings.norm(dim=-1)
         self.inverse_norms = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-        self.searches = 0  # how often the vocabulary was really searched
+        self.searches = 0  # number of searches that the cache did not answer
         self._known: OrderedDict[bytes, Tensor] = OrderedDict()
 
     @torch.no_grad()
     def nearest(self, x: Tensor, k: int) -> Tensor:
-        """Return the ids of the k tokens of largest cosine, best first: (N, D) -> (N, k) int64."""
-        key = _digest(x)
+        """Return the ids of the k tokens with the largest cosine, best first: (N, D) -> (N, k) int64."""
+        key = digest([x])
         found = self._known.get(key)
         if found is None or found.shape[-1] < k:
             found = self._search(x, min(max(k, FIRST_K), len(self.embeddings)))
@@ -50,8 +51,3 @@ class TokenSearch:
             ((rows.float() @ self.embeddings.T) * self.inverse_norms).topk(k, dim=-1).indices for rows in x.split(block)
         ]
         return torch.cat(ids)
-
-
-def _digest(x: Tensor) -> bytes:
-    content = x.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return hashlib.blake2b(content.tobytes(), digest_size=16).digest() + str((x.shape, x.dtype)).encode()

@@ -1,4 +1,4 @@
-"""What a model's own token embeddings look like: computed once per model, asked by sources and transforms."""
+"""Statistics, neighbours and k-means codes of a model's token embeddings. Main entry: `Vocabulary`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from latentwire.lm.token_search import TokenSearch
 
 
 class Vocabulary:
-    """The token embeddings of a model, their statistics, their neighbours and their k-means codes.
+    """The token embeddings of a model, with their statistics, neighbours and k-means codes.
 
     Args:
-        embeddings: Output of the model's embedding module for every token, (V, D), any float dtype. (Not its
-            weight: some models scale inside the module.)
-        seed: Of the k-means initialisation.
+        embeddings: Output of the model's embedding module for every token, (V, D), any float dtype. The module's weight
+            is not enough: some models scale inside the module.
+        seed: Seed of the k-means initialisation.
     """
 
     def __init__(self, embeddings: Tensor, seed: int = 0) -> None:
         self.embeddings = embeddings.detach().float()  # (V, D)
         self.seed = seed
-        self.mean_rms = rms(self.embeddings).mean()  # (), mean over tokens of the root mean square
-        self.mean_norm = self.embeddings.norm(dim=-1).mean()  # ()
+        self.mean_rms = rms(self.embeddings).mean()  # (), mean RMS (root mean square) of a token
+        self.mean_norm = self.embeddings.norm(dim=-1).mean()  # (), mean Euclidean length of a token
         self.mean = self.embeddings.mean(dim=0)  # (D,)
         self.std = self.embeddings.std(dim=0, correction=0)  # (D,)
         self.search = TokenSearch(self.embeddings)
@@ -51,20 +51,23 @@ class Vocabulary:
 
     @cached_property
     def principal_axes(self) -> Tensor:
-        """Eigenvectors of the covariance, one a column, largest variance first: (D, D) float32."""
+        """Eigenvectors of the covariance as columns, largest variance first: (D, D) float32."""
         return torch.linalg.eigh(self.covariance).eigenvectors.flip(-1).float()
 
     def nearest(self, x: Tensor, k: int) -> Tensor:
-        """Return the ids of the k nearest tokens by cosine, best first: (..., D) -> (..., k)."""
+        """Return the ids of the k nearest tokens by cosine, best first: (..., D) -> (..., k) int64."""
         return self.search.nearest(x.reshape(-1, self.width), k).reshape(*x.shape[:-1], k)
 
     def codes(self, size: int) -> tuple[Tensor, float]:
-        """Return k-means centroids of the token embeddings and how concentrated the tokens lie around them.
+        """Return k-means centroids of the token embeddings, and the concentration of the tokens around them.
+
+        Args:
+            size: Number of codes.
 
         Returns:
-            Codes (size, D) float32, and kappa of the von Mises-Fisher distribution fitted to the tokens'
-            directions around their nearest code: r (D - r^2) / (1 - r^2) with r the mean cosine (Banerjee et
-            al. 2005, section 4.4, with one kappa for all codes).
+            The codes, (size, D) float32, and kappa. Kappa is the concentration of a von Mises-Fisher distribution of
+            the tokens' directions around their nearest codes: r (D - r^2) / (1 - r^2), with r the mean cosine. Source:
+            Banerjee et al. 2005, section 4.4, here with one kappa for all codes.
         """
         codes, kappa = self._codes(size)
         return codes.clone(), kappa
@@ -85,5 +88,5 @@ class Vocabulary:
 
 
 def rms(x: Tensor) -> Tensor:
-    """Return the root mean square over the last dimension, above zero: (..., D) -> (...)."""
+    """Return the root mean square over the last dimension, always above zero: (..., D) -> (...)."""
     return x.square().mean(dim=-1).clamp_min(torch.finfo(x.dtype).tiny).sqrt()

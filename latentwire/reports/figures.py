@@ -1,4 +1,4 @@
-"""The report's figures as PNG: the ranking and the dials of each source, and the matrix of all."""
+"""Figures of the report as PNG: ranking and dials of each source, and the matrix. Main entry: `draw_all()`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from latentwire.analysis.controls import label
-from latentwire.analysis.ranking import three_digits
 from latentwire.harness.results import open_atomically, writing
 from latentwire.reports.panels import (
     COLOUR_OF,
@@ -25,19 +24,23 @@ from latentwire.reports.panels import (
     reference_lines,
 )
 from latentwire.reports.panels import LIGHT as COLOURS
+from latentwire.stats.formatting import format_score
 
 HEAT = LinearSegmentedColormap.from_list("heat", [COLOURS["low"], COLOURS["high"]])
 STYLES = {"baseline": "-", "clean": "--", "empty": ":"}
 
 
 def draw_all(groups: list[Group], order: list[str], top: float, folder: Path) -> list[Path]:
-    """Write ranking_<source>.png and dials_<source>.png for each group, and matrix.png where there are several.
+    """Write ranking_<source>.png and dials_<source>.png for each source, and matrix.png for several sources.
 
     Args:
-        groups: Of the analysis.
+        groups: Analysis of each source.
         order: Experiments in the order of the sweep.
-        top: Where the F1 axes and the colour scale end.
-        folder: Of the figures; those of an earlier report that this one does not have are removed.
+        top: F1 at which axes and colour scale end.
+        folder: Folder of the figures; figures of an earlier report that have no successor are removed.
+
+    Returns:
+        Paths of the written figures.
     """
     written = []
     for group in groups:
@@ -55,7 +58,7 @@ def draw_all(groups: list[Group], order: list[str], top: float, folder: Path) ->
 
 
 def ranking(group: Group, top: float) -> Figure:
-    """Draw the ranked bars of a source with their 95% intervals, coloured by verdict."""
+    """Return the ranking of a source as bars with 95% intervals, coloured by verdict."""
     rows = group["ranking"]
     figure = Figure(figsize=(8, 1.1 + 0.21 * len(rows)), dpi=110, layout="constrained")
     axes = figure.subplots()
@@ -63,11 +66,11 @@ def ranking(group: Group, top: float) -> Figure:
     f1 = [row["f1"] for row in rows]
     colours = [COLOURS[COLOUR_OF.get(row["verdict"], "noise")] for row in rows]
     axes.barh(places, f1, color=colours, height=0.72)
-    for name, width in (("ground", 3.2), ("ink", 1.2)):  # a light edge keeps the interval apart from its bar
+    for name, width in (("ground", 3.2), ("ink", 1.2)):  # a light edge separates the interval from its bar
         axes.errorbar(f1, places, xerr=_whiskers(rows), fmt="none", ecolor=COLOURS[name], elinewidth=width)
     for line in reference_lines(group):
         axes.axvline(line["f1"], color=COLOURS[line["kind"]], linestyle=STYLES[line["kind"]], linewidth=1,
-                     label=f"{line['label']} {three_digits(line['f1'])}")  # fmt: skip
+                     label=f"{line['label']} {format_score(line['f1'])}")  # fmt: skip
     axes.set_yticks(places, [label(row) + _few(row, group["num_samples"]) for row in rows], fontsize=8)
     axes.set(xlim=(0, top), ylim=(len(rows) - 0.4, -0.6), xlabel="F1, 95% interval")
     axes.set_title(f"{group['group']}, {group['num_samples']} examples", loc="left", fontsize=10)
@@ -78,7 +81,7 @@ def ranking(group: Group, top: float) -> Figure:
 
 
 def dials(group: Group, order: list[str], top: float) -> Figure | None:
-    """Draw a panel for each family whose dials were varied, or return None where none was."""
+    """Return a figure with a panel for each family whose dials vary, or None if no dial varies."""
     panels = dial_panels(group["ranking"], order)
     if not panels:
         return None
@@ -111,8 +114,8 @@ def _draw_lines(
     for reference in references:
         axes.axhline(reference["f1"], color=COLOURS[reference["kind"]], linestyle=STYLES[reference["kind"]],
                      linewidth=0.9)  # fmt: skip
-    words = ["\n" * tick["lower"] + str(tick["value"]) for tick in panel["ticks"]]
-    axes.set_xticks([tick["at"] for tick in panel["ticks"]], words, fontsize=8)
+    labels = ["\n" * tick["lower"] + str(tick["value"]) for tick in panel["ticks"]]
+    axes.set_xticks([tick["at"] for tick in panel["ticks"]], labels, fontsize=8)
     axes.set(xlim=(0, 1), ylim=(0, top), xlabel=panel["dial"], ylabel="F1")
     if any(line["label"] for line in panel["lines"]):
         axes.legend(fontsize=8, frameon=False)
@@ -120,7 +123,7 @@ def _draw_lines(
 
 
 def matrix_figure(groups: list[Group], order: list[str], top: float) -> Figure | None:
-    """Draw F1 of every transform on every source, or return None where there is one source."""
+    """Return a heat map with the F1 of each transform on each source, or None for one source."""
     found = matrix(groups, order)
     if found is None:
         return None
@@ -131,14 +134,14 @@ def matrix_figure(groups: list[Group], order: list[str], top: float) -> Figure |
     axes = figure.subplots()
     _heat(axes, _cells(found["cells"], row_of), found["sources"], transforms, top)
     axes.tick_params(axis="x", rotation=60, top=True, bottom=False, labeltop=True, labelbottom=False)
-    for words in axes.get_xticklabels():
-        words.set(ha="left", rotation_mode="anchor")
+    for text in axes.get_xticklabels():
+        text.set(ha="left", rotation_mode="anchor")
     axes.set_title("F1", loc="left", fontsize=9)
     return figure
 
 
 def _few(row: Row, most: int) -> str:
-    """Return the number of examples of a row where others have more."""
+    """Return the number of examples of a row as text if other rows have more, else an empty text."""
     return f" n={row['num_samples']}" if row["num_samples"] < most else ""
 
 
@@ -147,12 +150,12 @@ def _cells(names: list[list[str | None]], row_of: dict[str, Row]) -> list[list[R
 
 
 def _label_of(names: list[str | None], row_of: dict[str, Row]) -> str:
-    """Return what a line of the matrix is called; one of its cells at least was run."""
+    """Return the label of a line of the matrix, from any of its cells that were run."""
     return next(label(row_of[name]) for name in names if name is not None)
 
 
 def _heat(axes: Axes, cells: list[list[Row | None]], columns: list[Any], rows: list[Any], top: float) -> None:
-    """Draw a heat map with the number in each cell, and its n where others have more; what was not run stays blank."""
+    """Draw a heat map with F1 in each cell, and n if other cells have more examples; missing cells are blank."""
     axes.imshow([[float("nan") if cell is None else cell["f1"] for cell in line] for line in cells], cmap=HEAT,
                 vmin=0, vmax=top, aspect="auto")  # fmt: skip
     most = max(cell["num_samples"] for line in cells for cell in line if cell is not None)
@@ -161,7 +164,7 @@ def _heat(axes: Axes, cells: list[list[Row | None]], columns: list[Any], rows: l
             if cell is not None:
                 ink = COLOURS["on-high" if cell["f1"] / top > HEAT_TEXT_TURNS else "on-low"]
                 few = _few(cell, most)
-                axes.text(x, y, three_digits(cell["f1"]) + few, ha="center", va="center", fontsize=5 if few else 7,
+                axes.text(x, y, format_score(cell["f1"]) + few, ha="center", va="center", fontsize=5 if few else 7,
                           color=ink)  # fmt: skip
     axes.set_xticks(range(len(columns)), [str(column) for column in columns], fontsize=8)
     axes.set_yticks(range(len(rows)), [str(row) for row in rows], fontsize=8)
@@ -171,7 +174,7 @@ def _heat(axes: Axes, cells: list[list[Row | None]], columns: list[Any], rows: l
 
 
 def _whiskers(rows: list[Row]) -> list[list[float]]:
-    """Return how far the intervals reach below and above, (2, rows)."""
+    """Return the distances from F1 to the lower and upper ends of the intervals, (2, rows)."""
     below = [max(0.0, row["f1"] - row["f1_interval"][0]) for row in rows]
     return [below, [max(0.0, row["f1_interval"][1] - row["f1"]) for row in rows]]
 

@@ -1,4 +1,4 @@
-"""The report of a finished sweep: one page that opens without any network, and its figures as PNG beside it."""
+"""The report of a finished sweep: one HTML page that needs no network, and figures. Main entry: `write_report()`."""
 
 from __future__ import annotations
 
@@ -30,17 +30,20 @@ from latentwire.stats.intervals import FEW
 Summary = dict[str, Any]
 Answers = dict[str, list[dict[str, Any]]]  # name of a result -> its rows: id, question, references, prediction, f1, em
 
-ANSWERS = 20_000  # the page carries at most so many answers
-LONGEST = 300  # characters of a question, reference or answer; what is longer is cut, with a mark
-OF_RESULT = ("cut_off", "relative_change", "time_sec")  # shown with a row of the ranking
+ANSWERS = 20_000  # answers that the page contains at most
+LONGEST = 300  # characters of a question, reference or answer; longer texts are cut and marked
+OF_RESULT = ("cut_off", "relative_change", "time_sec")  # fields of a result that its row of the ranking shows
 
 
 def write_report(folder: Path, summary: Summary) -> Path:
-    """Write report.html and figures/*.png into the folder of a sweep; return the page's path.
+    """Write report.html and figures/*.png into the folder of a sweep.
 
     Args:
-        folder: Holds the results and predictions that the summary was made from.
-        summary: With its analysis.
+        folder: Folder with the results and predictions of the summary.
+        summary: Summary of the sweep, with its analysis.
+
+    Returns:
+        Path of report.html.
 
     Raises:
         ResultWriteError: The folder cannot be written.
@@ -70,12 +73,12 @@ def _order(summary: Summary) -> list[str]:
 
 
 def collect(summary: Summary, answers: Answers, full: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return all that the page shows, as plain values.
+    """Return the contents of the page as plain values.
 
     Args:
-        summary: With its analysis.
-        answers: Of the successful results and controls.
-        full: Their result files, for what a summary leaves out (config, versions); may be fewer, or none.
+        summary: Summary of the sweep, with its analysis.
+        answers: Rows of the successful results and controls, by name.
+        full: Contents of their result files, for the config and versions; files may be missing.
     """
     analysis = summary["analysis"]
     result_of = {result["name"]: result for result in summary["results"]}
@@ -90,7 +93,7 @@ def collect(summary: Summary, answers: Answers, full: list[dict[str, Any]]) -> d
         groups.append({**group, "ranking": rows, "panels": panels, "lines": reference_lines(group)})
     return {
         "sweep": summary["sweep"],
-        "asked": _asked(summary),
+        "asked": _question(summary),
         "counts": {key: summary[key] for key in ("total_experiments", "successful", "failed")},
         "failures": [
             {"name": result["name"], "error": result.get("error", "")}
@@ -110,15 +113,15 @@ def collect(summary: Summary, answers: Answers, full: list[dict[str, Any]]) -> d
         "few_examples": FEW,
         "incomplete": incomplete(summary),
         "auto": _auto(analysis),
-        "examples": choose_examples(answers, ANSWERS),
-        "run": _how(summary, full),
+        "examples": choose_shown_examples(answers, ANSWERS),
+        "run": _run_facts(summary, full),
         "config": json.dumps(shared([result["config"] for result in full if "config" in result]), indent=1,
                              ensure_ascii=False),
     }  # fmt: skip
 
 
 def _tolerance(analysis: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the tolerances with what is to be read of each."""
+    """Return the tolerances, each with its text for the reader."""
     ladders = (analysis.get("atlas") or {}).get("tolerance", [])
     return [
         {**ladder, "transforms": [{**row, "told": tolerated(row)} for row in ladder["transforms"]],
@@ -128,13 +131,13 @@ def _tolerance(analysis: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _auto(analysis: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the goal of the automatic repair with its verdict in sentences."""
+    """Return the check of the automatic repair with its verdict in sentences."""
     auto = analysis.get("auto")
     return None if auto is None else {**auto, "told": goal_lines(auto)}
 
 
-def _asked(summary: Summary) -> str:
-    """Return the question of the sweep in a sentence."""
+def _question(summary: Summary) -> str:
+    """Return the question that the sweep answers."""
     results = summary["results"]
     repairs = len({result["experiment"] for result in results if result["family"] != "baseline"})
     sources = _different(result["group"] for result in results)
@@ -145,12 +148,12 @@ def _asked(summary: Summary) -> str:
 
 
 def _different(values: Iterable[Any]) -> str:
-    """Return the different values as a text, in the order they came; "not recorded" where there is none."""
+    """Return the distinct values as text in their first order, or "not recorded" without values."""
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None)) or "not recorded"
 
 
-def _how(summary: Summary, full: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return how the sweep was run, as pairs of words and values."""
+def _run_facts(summary: Summary, full: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return names and values of the facts about the run."""
     results = _all_results(summary)
     ok = [result for result in results if result["status"] == "ok"]
     seconds = sum(result.get("time_sec", 0.0) for result in ok)
@@ -161,21 +164,21 @@ def _how(summary: Summary, full: list[dict[str, Any]]) -> list[tuple[str, str]]:
         ("command", summary.get("command") or "not recorded"),
         ("model", _different(result.get("model_id") or result.get("model") for result in results)),
         ("data", _different(result.get("data") for result in results)),
-        ("examples of a configuration", _different(result["num_samples"] for result in ok)),
+        ("examples per configuration", _different(result["num_samples"] for result in ok)),
         ("questions of the data left out", "; ".join(sorted(left_out)) or "none"),
         ("too long for the model's context", str(too_long)),
         ("seed", _different(result.get("seed") for result in ok)),
         ("device", _different(result.get("device") for result in ok)),
         ("dtype", _different(result.get("dtype") for result in ok)),
         ("processes", _different(result.get("processes") for result in ok)),
-        ("time", f"{seconds / 60:.1f} minutes for {len(ok)} results, loading not counted"),
+        ("time", f"{seconds / 60:.1f} minutes for {len(ok)} results, without loading"),
         ("versions", _different(versions)),
         ("git commit", _different(result.get("git_commit") for result in ok)),
     ]
 
 
 def shared(configs: list[Any]) -> Any:
-    """Return what nested configs have in common: the keys whose values are equal in all of them."""
+    """Return the part of nested configs that is equal in all of them."""
     if not configs:
         return {}
     common = {}
@@ -190,33 +193,32 @@ def shared(configs: list[Any]) -> Any:
     return common
 
 
-def choose_examples(answers: Answers, most: int) -> dict[str, Any]:
-    """Choose the examples that the page carries: those on which the configurations differ most, for its size.
+def choose_shown_examples(answers: Answers, most: int) -> dict[str, Any]:
+    """Choose the examples that the page contains: examples on which the configurations differ most.
 
-    Results that were asked the same examples take turns, so that none is left without. At least one example is
-    carried, however many configurations answered it.
+    Groups of results with the same examples take turns, so that each group has some. At least one example is chosen.
 
     Args:
-        answers: By name of the result.
-        most: Answers carried at most, over all configurations.
+        answers: Rows of each result, by its name.
+        most: Largest number of answers, over all configurations.
 
     Returns:
-        {total, cut: how many texts were cut, items: [{id, question, references}], answers: {name: [[text, f1] or
-        None where it was not asked, one for each item]}}.
+        {total: number of examples, cut: number of cut texts, items: [{id, question, references}],
+        answers: {name: [[text, f1] or None for each item]}}. None means that the result lacks the example.
     """
     by_example: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}  # (id, question) -> name -> row
-    asked_together: dict[tuple[tuple[str, str], ...], None] = {}
+    example_sets: dict[tuple[tuple[str, str], ...], None] = {}
     for name, rows in answers.items():
         keys = [(str(row["id"]), row["question"]) for row in rows]
-        asked_together[tuple(keys)] = None
+        example_sets[tuple(keys)] = None
         for key, row in zip(keys, rows, strict=True):
             by_example.setdefault(key, {})[name] = row
-    queues = [sorted(keys, key=lambda key: -_spread(by_example[key])) for keys in asked_together]
+    queues = [sorted(keys, key=lambda key: -_variance(by_example[key])) for keys in example_sets]
     chosen: list[tuple[str, str]] = []
-    carried = 0
+    count = 0
     for key in dict.fromkeys(key for turn in zip_longest(*queues) for key in turn if key is not None):
-        carried += len(by_example[key])
-        if chosen and carried > most:
+        count += len(by_example[key])
+        if chosen and count > most:
             break
         chosen.append(key)
     cut = 0
@@ -243,7 +245,7 @@ def choose_examples(answers: Answers, most: int) -> dict[str, Any]:
     return {"total": len(by_example), "cut": cut, "items": items, "answers": texts}
 
 
-def _spread(rows: dict[str, dict[str, Any]]) -> float:
+def _variance(rows: dict[str, dict[str, Any]]) -> float:
     """Return the variance of F1 over the configurations that answered an example."""
     scores = [row["f1"] for row in rows.values()]
     mean = sum(scores) / len(scores)
@@ -251,10 +253,10 @@ def _spread(rows: dict[str, dict[str, Any]]) -> float:
 
 
 def page(content: dict[str, Any]) -> str:
-    """Return the report as one HTML page: no scripts, fonts or images from elsewhere, and a policy that forbids them.
+    """Return the report as one HTML page, whose content policy forbids scripts, fonts and images from elsewhere.
 
     Args:
-        content: Of `collect`. Its texts are data to the page, never markup.
+        content: Return value of `collect`. The page treats its texts as data, never as markup.
     """
     colours = {
         scheme: " ".join(f"--{name}: {colour};" for name, colour in of.items())

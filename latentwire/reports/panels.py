@@ -1,4 +1,7 @@
-"""What the report draws, as plain values that the page and the PNGs share: panels of dials, the matrix, colours."""
+"""Panels of dials, the matrix and colours as plain values, shared by the page and the figures.
+
+Main entries: `dial_panels()` and `matrix()`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from typing import Any
 Row = dict[str, Any]  # a row of a group's ranking
 Group = dict[str, Any]
 
-LOG_FROM = 5  # values of a dial that span more than this factor stand on a logarithmic axis
-EDGE = 0.06  # of an axis stays free at both ends
-NEAR = 0.11  # of an axis: a value so near to the one before is written a line lower
-HEAT_TEXT_TURNS = 0.67  # share of the scale from which a cell's number is written in the other ink
+LOG_FROM = 5  # the axis is logarithmic if the values of a dial span more than this factor
+EDGE = 0.06  # share of the axis that is free at each end
+NEAR = 0.11  # share of the axis: a label closer to the previous one is written a line lower
+HEAT_TEXT_TURNS = 0.67  # share of the scale above which a cell's number has the other text colour
 
-# Colours that stay apart for the colour-blind (after Okabe and Ito); numbers and words say the same everywhere.
+# Colour-blind readers can distinguish these colours (after Okabe and Ito). No figure relies on colour alone.
 LIGHT = {
     "ground": "#ffffff", "ink": "#1d2126", "soft": "#5b6570", "line": "#d9dce0", "panel": "#f6f7f8",
     "better": "#0072b2", "worse": "#c65600", "noise": "#87919c", "identity": "#b9c1c9", "baseline": "#1d2126",
@@ -29,19 +32,19 @@ DARK = {
     "low": "#1b242d", "high": "#5fa3dc", "on-low": "#ffffff", "on-high": "#000000",
     "line-0": "#56b4e9", "line-1": "#f08a3c", "line-2": "#3fcf9f", "line-3": "#dd8fc5", "line-4": "#dfc04a",
 }  # fmt: skip
-LINES = 5  # colours for lines of one panel
-COLOUR_OF = {"better": "better", "worse": "worse", "identity": "identity", "baseline": "baseline"}  # else noise
+LINES = 5  # number of colours for the lines of a panel
+COLOUR_OF = {"better": "better", "worse": "worse", "identity": "identity", "baseline": "baseline"}  # others: noise
 
 
 def scale_top(groups: list[Group]) -> float:
-    """Return where all F1 axes and colour scales end: the highest interval or control, up to the next tenth."""
+    """Return the F1 at which axes and colour scales end: the highest interval or control, rounded up to a tenth."""
     highs = [row["f1_interval"][1] for group in groups for row in group["ranking"]]
     highs += [line["f1"] for group in groups for line in reference_lines(group)]
     return min(1.0, max(0.1, math.ceil(max(highs, default=0.0) * 10 - 1e-9) / 10))
 
 
 def reference_lines(group: Group) -> list[dict[str, Any]]:
-    """Return what every bar is to be seen against: the baseline, the clean control, the lower controls."""
+    """Return the lines that bars are compared with: the baseline, the clean control and the empty context."""
     baseline = next((row for row in group["ranking"] if row["verdict"] == "baseline"), None)
     controls = group.get("controls")
     lines = []
@@ -61,23 +64,23 @@ def reference_lines(group: Group) -> list[dict[str, Any]]:
 
 
 def dial_panels(rows: list[Row], order: list[str]) -> list[dict[str, Any]]:
-    """Return a panel for each family of which a dial was varied, in the order of the sweep.
+    """Return a panel for each family with a varied dial, in the order of the sweep.
 
-    The dial with most values is the axis. One other dial with more than two values makes a grid (k by alpha);
-    otherwise each combination of the others is a line.
+    The dial with the most values is the axis. A second dial with more than two values makes a grid, such as k by
+    alpha. Otherwise each combination of the other dials is a line.
 
     Args:
-        rows: A ranking.
+        rows: Rows of a ranking.
         order: Experiments in the order of the sweep.
 
     Returns:
         {family, kind: "lines", dial, axis, ticks: [{at, value, lower}], lines: [{label, points: [{at, name}]}]} or
-        {family, kind: "grid", dial, values, row_dial, row_values, cells: names or None, rows x columns}.
-        `at` is the place on the axis, in [0, 1].
+        {family, kind: "grid", dial, values, row_dial, row_values, cells: rows x columns of names or None}.
+        `at` is the position on the axis, in [0, 1].
     """
     families: dict[str, list[Row]] = defaultdict(list)
-    place = {experiment: number for number, experiment in reversed(list(enumerate(order)))}
-    for row in sorted(rows, key=lambda row: place.get(row["experiment"], len(order))):
+    rank = {experiment: number for number, experiment in reversed(list(enumerate(order)))}
+    for row in sorted(rows, key=lambda row: rank.get(row["experiment"], len(order))):
         families[row["family"]].append(row)
     panels = []
     for family, members in families.items():
@@ -95,7 +98,7 @@ def dial_panels(rows: list[Row], order: list[str]) -> list[dict[str, Any]]:
 
 
 def _values(rows: list[Row], dial: str) -> list[Any]:
-    """Return the different values of a dial: numbers in order, anything else as it came."""
+    """Return the distinct values of a dial: numbers in ascending order, other values in their first order."""
     found: list[Any] = []
     for row in rows:
         value = row["dials"].get(dial)
@@ -143,7 +146,7 @@ def _ticks(places: list[float], values: list[Any]) -> list[dict[str, Any]]:
 
 
 def _places(values: list[Any]) -> tuple[str, list[float]]:
-    """Return the kind of axis ("linear", "log" or "names") and the place of each value on it."""
+    """Return the kind of axis ("linear", "log" or "names") and the position of each value on it, in [0, 1]."""
     if not all(_is_number(value) for value in values):
         return "names", [EDGE + (1 - 2 * EDGE) * i / (len(values) - 1) for i in range(len(values))]
     log = values[0] > 0 and values[-1] / values[0] > LOG_FROM
@@ -152,10 +155,14 @@ def _places(values: list[Any]) -> tuple[str, list[float]]:
 
 
 def matrix(groups: list[Group], order: list[str]) -> dict[str, Any] | None:
-    """Return the matrix of transforms (in the order given) by sources, or None where there is one source.
+    """Return the matrix of transforms by sources, or None for one source.
+
+    Args:
+        groups: Analysis of each source.
+        order: Experiments in the order of the sweep.
 
     Returns:
-        {sources: [group], transforms: [experiment], cells: names of results or None, transforms x sources}.
+        {sources: [group], transforms: [experiment], cells: transforms x sources of names or None}.
     """
     if len(groups) < 2:
         return None

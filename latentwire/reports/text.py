@@ -1,4 +1,4 @@
-"""The analysis of a sweep as text for a terminal and as tables of plain values."""
+"""The analysis of a sweep as terminal text and as tables. Main entries: `render()` and `tables()`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any
 
 from latentwire.analysis.controls import label
 from latentwire.analysis.matrix import matrix_table
-from latentwire.analysis.ranking import DEAD, coverage, three_digits
+from latentwire.analysis.ranking import DEAD, coverage
 from latentwire.analysis.tolerance import tolerance_table
+from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import FEW as FEW_EXAMPLES
 
 Result = dict[str, Any]
 Table = tuple[list[str], list[list[Any]]]
 
-TOP = 5
-FEW = 6  # sources whose rankings are shown whole
+TOP = 5  # rows of a ranking above the line, or in its short form
+FEW = 6  # up to this number of sources, rankings are printed whole
 
 
 def ranking_table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Return the ranking of all groups as columns and rows of plain values."""
+    """Return the names of the columns and the rows of a table with the rankings of all sources."""
     columns = ["group", "rank", "name", "family", "f1", "f1_low", "f1_high", "num_samples", "em", "empty_rate",
                "recovered", "difference", "p_holm", "verdict", "supervised"]  # fmt: skip
     rows = [
@@ -33,11 +34,11 @@ def ranking_table(summary: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 
 def tables(summary: dict[str, Any], examples: list[tuple[Result, list[dict[str, Any]]]]) -> dict[str, Table]:
-    """Return everything worth a table of its own, by name: ranking, controls, matrix, tolerance, auto, examples.
+    """Return the tables of a sweep by name: ranking, controls, warnings, matrix, tolerance, auto, examples.
 
     Args:
-        summary: Of the sweep.
-        examples: Results with their predictions, to be read side by side.
+        summary: Summary of the sweep, with its analysis.
+        examples: Results with their predictions, for the table of examples.
     """
     analysis = summary["analysis"]
     found = {"ranking": ranking_table(summary)}
@@ -68,7 +69,7 @@ def tables(summary: dict[str, Any], examples: list[tuple[Result, list[dict[str, 
 
 
 def auto_table(auto: dict[str, Any]) -> Table:
-    """Return what the automatic repair brings back, a row for each source."""
+    """Return the names of the columns and the rows of a table with the automatic repair on each source."""
     columns = ["group", "num_samples", "clean_f1", "best", "best_f1", "auto_f1", "share", "share_low", "share_high",
                "recovered", "met", "reason"]  # fmt: skip
     rows = [
@@ -80,22 +81,26 @@ def auto_table(auto: dict[str, Any]) -> Table:
 
 
 def incomplete(summary: dict[str, Any]) -> str | None:
-    """Say that results are not the full matrix: that a budget left configurations with fewer examples."""
+    """Return a sentence that reports missing examples, which a budget can cause, or None."""
     found, budget = coverage(summary["analysis"]["groups"]), summary["budget"]
     wanted = (budget or {}).get("wanted") or found["most"]
     if not found["fewer"] and found["most"] >= wanted:
         return None
-    text = f"Not the full matrix: at most {found['most']} of {wanted} examples were asked"
+    text = f"Incomplete matrix: at most {found['most']} of {wanted} examples were evaluated"
     if found["fewer"]:
         text += (
-            f", and {found['fewer']} of {found['configurations']} configurations were asked fewer of them "
-            f"({found['fewest']} or more); each shows its n"
+            f", and {found['fewer']} of {found['configurations']} configurations have fewer ({found['fewest']} or "
+            "more); each shows its n"
         )
     return text + "."
 
 
 def render(summary: dict[str, Any]) -> str:
-    """Return the analysis as text."""
+    """Return the analysis of a sweep as text.
+
+    Args:
+        summary: Summary of the sweep, with its analysis.
+    """
     analysis = summary["analysis"]
     lines = [
         "",
@@ -121,26 +126,26 @@ def _names(warning: dict[str, Any]) -> str:
 
 
 def _render_budget(budget: dict[str, Any]) -> list[str]:
-    """Say what the budget chose and what it left out."""
+    """Return lines about the budget: its rounds, what each left out, and how it ended."""
     lines = [
         "",
         f"Budget: {budget['seconds_spent'] / 60:.1f} of {budget['minutes']:g} minutes; all {budget['configurations']} "
-        f"configurations on {budget['first']} examples, the last round on {budget['samples']}",
+        f"configurations on {budget['first']} examples, in the last round {budget['samples']}",
     ]
     if estimate := budget.get("estimate"):
         lines.append(
-            f"  begun by an estimate, {estimate['seconds_per_example']:.3f} s an example on {estimate['samples']} of "
+            f"  first estimate: {estimate['seconds_per_example']:.3f} s an example, from {estimate['samples']} of "
             f"{', '.join(estimate['names'])}; measured in the last round: {budget['seconds_per_example']:.3f} s"
         )
     for halving in budget["halvings"]:
-        left = sum(len(group["left_out"]) for group in halving["groups"])
-        lines.append(f"  {halving['why']}; {left} left out")
-    ended = budget["stopped"] or "every configuration that was asked most failed"
+        count = sum(len(group["left_out"]) for group in halving["groups"])
+        lines.append(f"  {halving['why']}; {count} left out")
+    ended = budget["stopped"] or "every configuration of the last round failed"
     return [*lines, f"  ended: {ended}", f"  {budget['note']}", f"  Times: {budget['time_model']}."]
 
 
 def _render_briefly(group: dict[str, Any]) -> list[str]:
-    """Show the best of one source among many, and what to make of it."""
+    """Return lines with the best configurations and the verdict of one source."""
     rows = _render_ranking({**group, "ranking": group["ranking"][:TOP]})
     return [
         "",
@@ -157,17 +162,17 @@ def _render_group(group: dict[str, Any]) -> list[str]:
     lines += ["", "Best of each family"]
     for row in group["best_of_family"]:
         few = f"  n={row['num_samples']}" if row["num_samples"] < group["num_samples"] else ""
-        lines.append(f"  {row['family']:20} {three_digits(row['f1'])}  {label(row)}{few}")
+        lines.append(f"  {row['family']:20} {format_score(row['f1'])}  {label(row)}{few}")
     if group["dial_means"]:
         lines += ["", "Mean F1 by dial"]
         for entry in group["dial_means"]:
-            means = "  ".join(f"{mean['value']}: {three_digits(mean['f1'])}" for mean in entry["means"])
+            means = "  ".join(f"{mean['value']}: {format_score(mean['f1'])}" for mean in entry["means"])
             lines.append(f"  {entry['family'] + ' ' + entry['dial']:28} {means}")
     lines.append("")
     if group["reached_80_percent"] is not None:
-        level = f"80% of the baseline's F1 ({three_digits(0.8 * group['baseline_f1'])})"
+        level = f"80% of the baseline's F1 ({format_score(0.8 * group['baseline_f1'])})"
         if group["baseline_f1"] < DEAD:
-            level += ", which says little where the baseline reads nothing"
+            level += ", which means little because the baseline scores close to 0"
         lines.append(f"{group['reached_80_percent']} of {len(rows)} reached {level}")
     lines.append(f"{group['more_than_half_empty']} of {len(rows)} gave more than 50% empty answers")
     lines += _render_power(group["power"])
@@ -182,13 +187,13 @@ def _render_ranking(group: dict[str, Any]) -> list[str]:
     rows = group["ranking"]
     width = max(len(label(row)) for row in rows)
     counts = {row["num_samples"] for row in rows}
-    lines = [f"    {'':{width}}  F1    95% interval  EM    empty  back   against the baseline"]
+    lines = [f"    {'':{width}}  F1    95% interval  EM    empty  recovered   against the baseline"]
     for rank, row in enumerate(rows, 1):
         if rank == TOP + 1:
-            lines.append("    " + "-" * (width + 60))
+            lines.append("    " + "-" * (width + 65))
         low, high = row["f1_interval"]
-        scores = f"{three_digits(row['f1']):5} [{three_digits(low):5} {three_digits(high):5}]"
-        scores += f"  {three_digits(row['em']):5} {row['empty_rate']:4.0%}  {_percent(row['recovered']):>5}"
+        scores = f"{format_score(row['f1']):5} [{format_score(low):5} {format_score(high):5}]"
+        scores += f"  {format_score(row['em']):5} {row['empty_rate']:4.0%}  {_percent(row['recovered']):>10}"
         few = f"n={row['num_samples']} " if len(counts) > 1 else ""
         lines.append(f"{rank:3} {label(row):{width}}  {scores}   {few}{_against(row)}")
     return lines
@@ -199,40 +204,41 @@ def _percent(share: float | None) -> str:
 
 
 def _render_controls(group: dict[str, Any]) -> list[str]:
-    """Show the controls; a source that cannot answer says so before anything else."""
+    """Return lines with the controls, and with the reason if the source cannot rank repairs."""
     controls = group["controls"]
     if controls is None:
         return []
     clean = controls["clean"]
     low, high = clean["f1_interval"]
     lines = [
-        f"Upper control  {clean['name']} F1 {three_digits(clean['f1'])} [{three_digits(low)}, {three_digits(high)}]"
+        f"Upper control  {clean['name']} F1 {format_score(clean['f1'])} [{format_score(low)}, {format_score(high)}]"
     ]
     for lower in controls["lower"]:
         low, high = lower["f1_interval"]
         text = (
-            f"Lower control  {lower['name']} F1 {three_digits(lower['f1'])} [{three_digits(low)}, {three_digits(high)}]"
+            f"Lower control  {lower['name']} F1 {format_score(lower['f1'])} [{format_score(low)}, {format_score(high)}]"
         )
-        lines.append(text + ("" if lower["clearly_below"] else "  NOT clearly below the upper one"))
+        lines.append(text + ("" if lower["clearly_below"] else "  NOT clearly below the upper control"))
     if group["reason"] is not None:
         lines.append(f"Cannot be answered: {group['reason']}")
-    return [*lines, "back: the share of the way from the empty context to the upper control", ""]
+    return [*lines, "recovered: share of the clean score, (F1 - empty) / (clean - empty)", ""]
 
 
 def _render_power(power: dict[str, Any] | None) -> list[str]:
+    """Return lines with the detectable difference and the needed number of examples."""
     if power is None:
         return []
     return [
-        f"{power['num_samples']} examples show a difference of {three_digits(power['detectable'])} with a chance of "
-        f"{power['power']:.0%} (one comparison), {three_digits(power['detectable_corrected'])} corrected for "
-        f"{power['comparisons']}",
-        f"a difference of {three_digits(power['wished'])} needs samples={power['samples_needed']}, corrected "
+        f"{power['num_samples']} examples detect a difference of {format_score(power['detectable'])} with power "
+        f"{power['power']:.0%} in one comparison, {format_score(power['detectable_corrected'])} corrected for "
+        f"{power['comparisons']} comparisons",
+        f"a difference of {format_score(power['wished'])} needs samples={power['samples_needed']}, corrected "
         f"samples={power['samples_needed_corrected']}",
     ]
 
 
 def _render_matrix(analysis: dict[str, Any]) -> list[str]:
-    """Show one column for each family: the configuration that did best over all sources."""
+    """Return lines with one column for each family: its configuration with the highest mean F1."""
     atlas = analysis["atlas"]
     places = [
         place for place, transform in enumerate(atlas["transforms"]) if transform["experiment"] in atlas["columns"]
@@ -240,15 +246,15 @@ def _render_matrix(analysis: dict[str, Any]) -> list[str]:
     letters = [chr(ord("a") + number) if number < 26 else f"a{number - 26}" for number in range(len(places))]
     width = max(len(source["group"]) for source in atlas["sources"])
     lines = ["", "=== the matrix: F1 by source and transform ===", ""]
-    lines += ["one configuration of each family, the best over all sources on these examples; all in matrix.csv", ""]
+    lines += ["the configuration of each family with the highest mean F1; matrix.csv has all configurations", ""]
     lines += [f"  {letter}  {label(atlas['transforms'][place])}" for letter, place in zip(letters, places, strict=True)]
     most = max(cell["num_samples"] for cells in atlas["matrix"] for cell in cells if cell is not None)
     table = [[_cell(cells[place], most) for place in places] for cells in atlas["matrix"]]
     wide = max(5, *(len(cell) for cells in table for cell in cells)) + 1
-    told = "   * better than the baseline"
+    legend = "   * better than the baseline"
     if any("/" in cell for cells in table for cell in cells):
-        told += f"; /n: on n examples, not {most}"
-    lines += ["", f"{'':{width}}" + "".join(f"{letter:>{wide}}" for letter in letters) + told]
+        legend += f"; /n: on n examples instead of {most}"
+    lines += ["", f"{'':{width}}" + "".join(f"{letter:>{wide}}" for letter in letters) + legend]
     for source, shown in zip(atlas["sources"], table, strict=True):
         lines.append(f"{source['group']:{width}}" + "".join(f"{cell:>{wide}}" for cell in shown).rstrip())
     return lines
@@ -258,11 +264,11 @@ def _cell(cell: dict[str, Any] | None, most: int) -> str:
     if cell is None:
         return "-"
     few = f"/{cell['num_samples']}" if cell["num_samples"] < most else ""
-    return three_digits(cell["f1"]) + ("*" if cell["verdict"] == "better" else "" if few else " ") + few
+    return format_score(cell["f1"]) + ("*" if cell["verdict"] == "better" else "" if few else " ") + few
 
 
 def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
-    """Show for each ladder the level at which a transform falls to half of the clean score."""
+    """Return lines with the level at which each transform falls to half of the clean score."""
     lines: list[str] = []
     for ladder in atlas["tolerance"]:
         levels = " ".join(f"{level:g}" for level in ladder["levels"])
@@ -271,13 +277,13 @@ def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
         lines += [
             "",
             f"=== tolerance: {ladder['ladder']}{ladder['variant']}, {ladder['dial']} where F1 falls to half of the "
-            f"clean score ({three_digits(ladder['threshold'])}) ===",
-            f"levels {levels} ({ladder['unit']}); 95% interval; half of the clean score on the n examples of a row",
+            f"clean score ({format_score(ladder['threshold'])}) ===",
+            f"levels {levels} ({ladder['unit']}); 95% interval; the clean score is from the n examples of each row",
         ]
         if ladder["left_out"]:
             lines += textwrap.wrap(left_out(ladder), 100, subsequent_indent="  ")
         if ladder["reason"] is not None:
-            text = f"no tolerance can be told: {ladder['reason']}"
+            text = f"no tolerance: {ladder['reason']}"
             lines += textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ")
             continue
         for row in ladder["transforms"]:
@@ -287,49 +293,49 @@ def _render_tolerance(atlas: dict[str, Any]) -> list[str]:
 
 
 def left_out(ladder: dict[str, Any]) -> str:
-    """Say which transforms a ladder leaves out, or nothing where it leaves out none."""
+    """Return a sentence with the transforms that a ladder leaves out, or an empty text."""
     names = ladder["left_out"]
-    return f"left out, without results of the same examples at every level: {', '.join(names)}" if names else ""
+    return f"left out, because a level or common examples are missing: {', '.join(names)}" if names else ""
 
 
 def tolerated(row: dict[str, Any]) -> str:
-    """Write the level to which a transform falls to half of the clean score, or why there is none."""
+    """Return the level at which a transform falls to half of the clean score, or why it has no level."""
     if row["level"] is not None:
         return f"{row['level']:.3g}"
     if row["status"] == "beyond":
-        return "above half at every level measured"
-    return "below half on clean text" if row["anchored"] else "below the first level measured"
+        return "above half at every level"
+    return "below half on clean text" if row["anchored"] else "below half at the first measured level"
 
 
 def _ends(row: dict[str, Any]) -> str:
     if row["interval"] is None:
         return f"no interval below {FEW_EXAMPLES} examples"
-    words = {"beyond": "past the last", "before": "before the first"}
+    words = {"beyond": "after the last", "before": "before the first"}
     ends = [words.get(end["status"], "") or f"{end['level']:.3g}" for end in row["interval"]]
     return f"[{', '.join(ends)}]"
 
 
 def _render_auto(auto: dict[str, Any]) -> list[str]:
-    """Show the goal of the automatic repair: source by source, where it fails, and what it costs on clean text."""
+    """Return lines with the goal of the automatic repair: each source, failures, and harm on clean text."""
     lines = [
         "",
-        f"=== the goal of auto: {auto['share_wanted']:.0%} of the clean F1 wherever one transform has it ===",
+        f"=== the goal of auto: {auto['share_wanted']:.0%} of the clean F1 if one transform reaches it ===",
         "",
     ]
     width = max(6, *(len(one["group"]) for one in auto["sources"]))
     lines.append(f"{'source':{width}}    n  clean  best single              F1    auto  share of clean")
     for one in auto["sources"]:
         if one["share"] is None:
-            text = f"{one['group']:{width}}  cannot be told: {one['reason']}"
+            text = f"{one['group']:{width}}  undecided: {one['reason']}"
             lines += textwrap.wrap(text, 100, subsequent_indent=" " * (width + 2))
             continue
         met = "met" if one["met"] else "NOT met"
         if not one["recovered"]:
-            met = "by auto alone" if one["alone"] else "not recovered by any"
+            met = "by auto alone" if one["alone"] else "not recovered"
         met += "" if one["clear"] in (True, None) else ", not clearly"
         lines.append(
-            f"{one['group']:{width}} {one['num_samples']:4}  {three_digits(one['clean_f1']):5}  {one['best']:22} "
-            f"{three_digits(one['best_f1']):5}  {three_digits(one['auto_f1']):5}  {_share(one)}  {met}"
+            f"{one['group']:{width}} {one['num_samples']:4}  {format_score(one['clean_f1']):5}  {one['best']:22} "
+            f"{format_score(one['best_f1']):5}  {format_score(one['auto_f1']):5}  {_share(one)}  {met}"
         )
     return [*lines, "", *(part for line in goal_lines(auto) for part in textwrap.wrap(line, 100))]
 
@@ -342,20 +348,24 @@ def _share(one: dict[str, Any]) -> str:
 
 
 def goal_lines(auto: dict[str, Any]) -> list[str]:
-    """Return the verdict on the automatic repair in sentences: met or not, where it fails, the harm, the caveat."""
-    told = {True: "The goal is met", False: "The goal is NOT met", None: "Whether the goal is met cannot be told"}
-    lines = [f"{told[auto['met']]}: auto has {auto['share_wanted']:.0%} of the clean F1 on {auto['reached']} of the "
+    """Return the verdict on the automatic repair in sentences: met or not, failures, harm, definition, bias.
+
+    Args:
+        auto: Return value of `judge_auto`.
+    """
+    verdict = {True: "The goal is met", False: "The goal is NOT met", None: "The goal is undecided"}[auto["met"]]
+    lines = [f"{verdict}: auto reaches {auto['share_wanted']:.0%} of the clean F1 on {auto['reached']} of the "
              f"{auto['recovered']} sources that a single transform recovers."]  # fmt: skip
     if auto["failed"]:
         lines.append(f"It fails on: {', '.join(auto['failed'])}.")
     if auto["alone"]:
-        lines.append(f"Beyond the goal auto alone, no single transform, has as much on: {', '.join(auto['alone'])}.")
+        lines.append(f"Beyond the goal, auto alone reaches that share on: {', '.join(auto['alone'])}.")
     for one in auto["harm"]:
         interval = one["difference_interval"]
-        ends = "no interval" if interval is None else f"[{three_digits(interval[0])}, {three_digits(interval[1])}]"
+        ends = "no interval" if interval is None else f"[{format_score(interval[0])}, {format_score(interval[1])}]"
         sure = "" if one["clear"] in (True, None) else ", not clearly"
         lines.append(
-            f"Harm on clean text ({one['group']}, n={one['num_samples']}): F1 {three_digits(one['difference'])} {ends} "
+            f"Harm on clean text ({one['group']}, n={one['num_samples']}): F1 {format_score(one['difference'])} {ends} "
             f"against the baseline, {'within' if one['met'] else 'NOT within'} the {auto['harm_allowed']:g} allowed"
             f"{sure}."
         )
@@ -372,6 +382,6 @@ def _against(row: dict[str, Any]) -> str:
     low, high = row["difference_interval"]
     sign = "+" if row["difference"] >= 0 else ""
     return (
-        f"{sign}{three_digits(row['difference'])} [{three_digits(low)}, {three_digits(high)}] "
+        f"{sign}{format_score(row['difference'])} [{format_score(low)}, {format_score(high)}] "
         f"p={row['p_holm']:.3f} {row['verdict']}{' (saw the true tokens: a control)' if row['supervised'] else ''}"
     )

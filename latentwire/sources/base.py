@@ -1,4 +1,4 @@
-"""The base of all sources, and the source text: real token embeddings as they are."""
+"""The base class of all sources, which is also the source `text`. Main entry: `Source`."""
 
 from __future__ import annotations
 
@@ -9,40 +9,45 @@ from latentwire.encoders.cost import BYTES_PER_NUMBER
 from latentwire.lm.vocabulary import Vocabulary
 
 
-class Text:
-    """Real token embeddings as they are."""
+class Source:
+    """Leaves real token embeddings unchanged; subclasses distort or replace them.
 
-    passage_only = False  # True: stands for the passage alone, in as many positions as it likes
+    Args:
+        vocabulary: The token embeddings of the LM.
+        generator: CPU generator of the draws that all examples share.
+    """
+
+    passage_only = False  # True: replaces only the passage, with any number of positions
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator) -> None:
         self.vocabulary = vocabulary
 
     def __call__(self, x: Tensor, generator: torch.Generator, passage: str = "") -> Tensor:
-        """Distort the embeddings of one example, keeping dtype and device.
+        """Distort or replace the embeddings of one example.
 
         Args:
-            x: The source span's embeddings, (T, D); with `passage_only` the passage's.
-            generator: Of what differs between examples.
+            x: Embeddings of passage and question, or of the passage if `passage_only`, (T, D).
+            generator: CPU generator of this example's draws.
             passage: The passage as text.
 
         Returns:
-            (T, D), or with `passage_only` (L, D), L from 0 on.
+            Embeddings (T, D), or (L, D) with L >= 0 if `passage_only`, in the dtype and on the device of x.
         """
         x32 = x.to(torch.promote_types(x.dtype, torch.float32))
         return self.replace(x32, generator, passage).to(x.dtype)
 
     def replace(self, x: Tensor, generator: torch.Generator, passage: str) -> Tensor:
-        """Distort x, which is float32 or float64; a source that reads the text itself does so here."""
+        """Distort or replace x, float32 or float64; a source that needs the passage as text overrides this method."""
         return self.distort(x, generator)
 
     def positions(self, tokens: int) -> int:
-        """Return in how many positions so many tokens result."""
+        """Return the number of positions for a span of `tokens` tokens."""
         return tokens
 
     def size(self, tokens: int) -> int:
-        """Return how many bytes stand for so many tokens on the way: embeddings in float16."""
+        """Return the number of bytes to transmit for a span of `tokens` tokens, in float16."""
         return BYTES_PER_NUMBER * self.positions(tokens) * self.vocabulary.width
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """x, in float32 or float64."""
+        """Return x distorted; x is float32 or float64, (T, D)."""
         return x

@@ -1,4 +1,4 @@
-"""Controls of a trained encoder at equal positions: cut, averaged, empty."""
+"""Controls for a trained encoder: `Cut` and `Averaged` with the same number of positions, and `Empty`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from latentwire.encoders.grouping import group_means
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources.base import Text
+from latentwire.sources.base import Source
 from latentwire.transforms.base import require
 
 
-class Cut(Text):
-    """Control: the passage's first tokens, ceil(T / ratio) of them, or `positions` where that is given."""
+class Cut(Source):
+    """Control: the first tokens of the passage, ceil(T / ratio) of them, or `positions` if that is given."""
 
     passage_only = True
 
@@ -24,34 +24,34 @@ class Cut(Text):
         super().__init__(vocabulary, generator)
         require(ratio >= 1 and math.isfinite(ratio), "ratio", ratio, "tokens for each position: must be 1 or more")
         require(positions is None or positions >= 1, "positions", positions or 0, "must be at least 1")
-        self.ratio, self.at_most = ratio, positions
+        self.ratio, self.max_positions = ratio, positions
 
     def positions(self, tokens: int) -> int:
-        """How many are left of so many."""
-        return math.ceil(tokens / self.ratio) if self.at_most is None else min(tokens, self.at_most)
+        """Return the number of tokens kept out of `tokens`."""
+        return math.ceil(tokens / self.ratio) if self.max_positions is None else min(tokens, self.max_positions)
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The beginning of x."""
+        """Return the first positions of x: (T, D) -> (L, D)."""
         return x[: self.positions(len(x))]
 
 
 class Averaged(Cut):
-    """Control: the means of groups of neighbouring tokens of nearly equal size, not trained; as many as Cut keeps."""
+    """Control: untrained means of groups of neighbouring tokens of nearly equal size, as many as Cut keeps tokens."""
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """(T, D) -> (L, D)."""
+        """Return the means of the groups: (T, D) -> (L, D)."""
         return group_means(x, self.positions(len(x)))
 
 
-class Empty(Text):
+class Empty(Source):
     """Control: no passage."""
 
     passage_only = True
 
     def positions(self, tokens: int) -> int:
-        """None."""
+        """Return 0."""
         return 0
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """(T, D) -> (0, D)."""
+        """Return no positions: (T, D) -> (0, D)."""
         return x[:0]

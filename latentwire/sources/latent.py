@@ -1,4 +1,4 @@
-"""The source latent: a trained encoder stands in for the passage."""
+"""The source `latent`: the output of a trained encoder in place of the passage. Main entry: `Latent`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from latentwire.encoders.base import make_passages
 from latentwire.encoders.checkpoint import load_latents
 from latentwire.encoders.cost import BYTES_PER_NUMBER
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources.base import Text
+from latentwire.sources.base import Source
 
 
-class Latent(Text):
-    """What a trained encoder makes of the passage, after the transform it was trained with.
+class Latent(Source):
+    """Replaces the passage by a trained encoder's output, after the transform that the encoder was trained with.
 
     Args:
-        checkpoint: Folder of the encoder, or of the run that trained it. For which LM it was trained is checked by who
-            knows that LM (`latents.about_latents`).
+        vocabulary: The token embeddings of the LM.
+        generator: Unused.
+        checkpoint: Folder of the encoder, or of the run that trained it. The caller checks that the encoder was trained
+            for this LM (`encoders.checkpoint.about_latents`).
+
+    Raises:
+        UserError: The checkpoint does not exist, is damaged, or fits an LM of another width.
     """
 
     passage_only = True
@@ -27,17 +32,17 @@ class Latent(Text):
         self.latents = load_latents(checkpoint, vocabulary)
 
     def replace(self, x: Tensor, generator: torch.Generator, passage: str) -> Tensor:
-        """Encode the passage: from its tokens or its text, as the encoder wants."""
+        """Return the latents of the passage, (L, D); the encoder uses its embeddings, token ids or text."""
         ids = None
-        if self.latents.encoder.reads_ids:  # x are real tokens, each the nearest to itself but for twins
+        if self.latents.encoder.reads_ids:  # x holds real tokens, so the nearest token is the token itself
             ids = [self.vocabulary.nearest(x, 1).flatten().tolist()]
         latents: Tensor = self.latents(make_passages([passage], [x], ids))[0]
         return latents
 
     def positions(self, tokens: int) -> int:
-        """As many as the encoder makes."""
+        """Return the number of latents that the encoder makes of `tokens` tokens."""
         return self.latents.encoder.positions(tokens)
 
     def size(self, tokens: int) -> int:
-        """Of z in float16: the adapter stands on the LM's side."""
+        """Return the number of bytes of z in float16; the adapter runs on the LM's side."""
         return BYTES_PER_NUMBER * self.positions(tokens) * self.latents.encoder.z_width

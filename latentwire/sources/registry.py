@@ -1,9 +1,9 @@
-"""What stands in for an encoder: real token embeddings, a known distortion of them, or a trained encoder's latents.
+"""The sources by name: real token embeddings, known distortions, latents and controls. Main entry: `build_source()`.
 
-A source distorts the source span alone, passage and question, (T, D) -> (T, D). What all examples share (a rotation, an
-offset) is drawn when the source is built; what differs between them is drawn from the generator passed with each
-example. A source with `passage_only` puts as many positions as it likes in the place of the passage, (T, D) -> (L, D);
-there the question stays real tokens.
+A source distorts the span of passage and question, (T, D) -> (T, D). Draws that all examples share, such as a rotation,
+happen when the source is built. Draws of one example come from the generator passed with it. A source with
+`passage_only` replaces only the passage, by any number of positions, (T, D) -> (L, D). The question then stays real
+tokens.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources.base import Text
+from latentwire.sources.base import Source
 from latentwire.sources.controls import Averaged, Cut, Empty
 from latentwire.sources.distortions import Anisotropic, LowRank, Mixed, Noisy, Rotated, Scaled, Shifted, TokenScale
 from latentwire.sources.latent import Latent
 from latentwire.transforms.base import check_dials
 
-SOURCES: dict[str, type[Text]] = {
-    "text": Text,
+SOURCES: dict[str, type[Source]] = {
+    "text": Source,
     "scaled": Scaled,
     "noisy": Noisy,
     "shifted": Shifted,
@@ -37,11 +37,17 @@ SOURCES: dict[str, type[Text]] = {
 }
 
 
-def build_source(name: str, dials: dict[str, Any], vocabulary: Vocabulary, generator: torch.Generator) -> Text:
+def build_source(name: str, dials: dict[str, Any], vocabulary: Vocabulary, generator: torch.Generator) -> Source:
     """Build a source.
 
+    Args:
+        name: Name of the source, a key of SOURCES.
+        dials: Its dials.
+        vocabulary: The token embeddings of the LM.
+        generator: CPU generator of the draws that all examples share.
+
     Raises:
-        UserError: An unknown name, a dial it does not have or lacks, or a dial out of range.
+        UserError: The name is unknown, or a dial is unknown, missing or out of range.
     """
     if name not in SOURCES:
         raise UserError(f"embed_source={name}: unknown; use one of {', '.join(SOURCES)}")

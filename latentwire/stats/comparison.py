@@ -1,4 +1,4 @@
-"""Exact match and F1 as SQuAD v1.1 scores them, intervals of means, paired comparisons and their power."""
+"""Paired comparisons of systems with a baseline on the same examples. Main entry: `compare_paired()`."""
 
 from __future__ import annotations
 
@@ -12,36 +12,45 @@ from latentwire.stats.intervals import RESAMPLES, Difference, Interval, Scores, 
 
 @dataclass(frozen=True)
 class Comparison(Difference):
-    """The same among others."""
+    """A paired difference in a family of comparisons."""
 
-    p_holm: float  # the p-value, corrected for the whole family of comparisons
+    p_holm: float  # p-value after Holm's correction over the family
 
 
 def compare_paired(systems: Scores, baseline: Scores, seed: int) -> list[Comparison]:
     """Compare each system with the baseline, example by example, by a paired bootstrap.
 
-    The p-value is the share of resampled, centred mean differences at least as large as the one observed,
-    counting the observed one too, so that it is never below 1 / (RESAMPLES + 1). Nor is it below 2^(1 - m) with m the
-    examples on which the two differ, the least that flipping signs can give: a few equal differences have no spread
-    to resample. Holm's step-down correction runs over all the systems.
+    The p-value is the share of resampled, centred mean differences that are at least as large as the observed one.
+    The observed difference counts as a resample, so p is at least 1 / (RESAMPLES + 1).
+
+    If two systems differ on m examples, p is also at least 2^(1 - m), the smallest p-value of a sign-flip test. A few
+    equal differences have no variance to resample. Holm's step-down correction covers all systems.
 
     Args:
-        systems: Scores, (S, N).
+        systems: Scores of S systems on N examples, (S, N).
         baseline: Scores of the baseline on the same examples, (N,).
-        seed: Of the resampling.
+        seed: Seed of the resampling.
+
+    Returns:
+        Comparison of each system with the baseline, in the order of `systems`.
     """
-    bootstrapped = paired_bootstrap(systems, baseline, seed)
-    return corrected(bootstrapped)
+    return corrected(paired_bootstrap(systems, baseline, seed))
 
 
-def corrected(bootstrapped: Sequence[Difference]) -> list[Comparison]:
-    """Return differences as one family of comparisons, with Holm's correction over all of them."""
-    p_holm = holm(np.array([one.p_value for one in bootstrapped]))
-    return [Comparison(**vars(one), p_holm=float(p)) for one, p in zip(bootstrapped, p_holm, strict=True)]
+def corrected(differences: Sequence[Difference]) -> list[Comparison]:
+    """Return differences as one family of comparisons, with Holm's correction over the family."""
+    p_holm = holm(np.array([difference.p_value for difference in differences]))
+    return [Comparison(**vars(difference), p_holm=float(p)) for difference, p in zip(differences, p_holm, strict=True)]
 
 
 def paired_bootstrap(systems: Scores, baseline: Scores, seed: int) -> list[Difference]:
-    """Return the difference of each system from the baseline, as `compare_paired` has it, without the correction."""
+    """Return the differences of `compare_paired()` before Holm's correction.
+
+    Args:
+        systems: Scores of S systems on N examples, (S, N).
+        baseline: Scores of the baseline on the same examples, (N,).
+        seed: Seed of the resampling.
+    """
     if len(systems) == 0:
         return []
     differences = systems - baseline
@@ -58,12 +67,12 @@ def paired_bootstrap(systems: Scores, baseline: Scores, seed: int) -> list[Diffe
 
 
 def holm(p_values: Scores) -> Scores:
-    """Return Holm's step-down corrected p-values of a family, in the order given."""
+    """Return the p-values of a family after Holm's step-down correction, (S,), in the same order."""
     order = np.argsort(p_values, kind="stable")
     count = len(p_values)
-    corrected = np.maximum.accumulate(p_values[order] * (count - np.arange(count)))
+    ascending = np.maximum.accumulate(p_values[order] * (count - np.arange(count)))
     result = np.empty(count)
-    result[order] = np.minimum(corrected, 1.0)
+    result[order] = np.minimum(ascending, 1.0)
     return result
 
 
@@ -72,23 +81,23 @@ def recovered_shares(
 ) -> list[tuple[float | None, Interval | None]]:
     """Return (F1 - empty) / (clean - empty) of each system with its 95% bootstrap interval over examples.
 
-    None where it means nothing: where clean is not clearly above empty, that is in 97.5% of the resamples.
+    Both are None unless the mean of clean is above the mean of empty in at least 97.5% of the resamples.
 
     Args:
-        systems: Scores, (S, N).
+        systems: Scores of S systems on N examples, (S, N).
         clean: Scores of the clean control on the same examples, (N,).
         empty: Scores of the empty context on the same examples, (N,).
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
-    room = float(clean.mean() - empty.mean())
+    headroom = float(clean.mean() - empty.mean())
     means = resampled_means(np.vstack([systems, clean, empty]), seed)
-    rooms = means[-2] - means[-1]  # (R,)
-    if room <= 0 or np.quantile(rooms, 0.025) <= 0:
+    headrooms = means[-2] - means[-1]  # (R,)
+    if headroom <= 0 or np.quantile(headrooms, 0.025) <= 0:
         return [(None, None)] * len(systems)
-    usable = rooms > 0
+    usable = headrooms > 0
     found: list[tuple[float | None, Interval | None]] = []
     for system, resampled in zip(systems, means, strict=False):
-        share = float(system.mean() - empty.mean()) / room
-        low, high = np.quantile((resampled - means[-1])[usable] / rooms[usable], [0.025, 0.975])
+        share = float(system.mean() - empty.mean()) / headroom
+        low, high = np.quantile((resampled - means[-1])[usable] / headrooms[usable], [0.025, 0.975])
         found.append((share, (float(low), float(high))))
     return found

@@ -1,9 +1,9 @@
-"""Scores as people read them."""
+"""Scores as text. Main entry: `format_score()`."""
 
 from __future__ import annotations
 
 
-def three_digits(value: float) -> str:
-    """Write a score as .512, a negative one as -.040, one as 1.000."""
+def format_score(value: float) -> str:
+    """Return a score with three digits: .512, -.040 or 1.000."""
     text = f"{value:.3f}"
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text

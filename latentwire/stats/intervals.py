@@ -1,4 +1,4 @@
-"""95% intervals of means: bootstrap, Wilson, and Student's t over runs."""
+"""95% intervals of means: bootstrap, Wilson and Student's t. Main entry: `bootstrap_interval()`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+FEW = 16  # fewer examples are too few to resample a ratio, or a level between two others
 
-
-FEW = 16  # examples; resampling fewer says too little of a ratio, or of a level between two others
-
-
-Interval = tuple[float, float]
-
-
+Interval = tuple[float, float]  # lower and upper end
 Scores = NDArray[np.float64]
 
 
 def bootstrap_interval(scores: Sequence[float], seed: int) -> Interval:
     """Return the 95% percentile bootstrap interval of a mean over examples.
 
-    Where all scores are equal, resampling knows no spread; then Wilson's interval of a proportion stands in. It
-    is conservative: a score in [0, 1] varies at most as much as a coin of the same mean.
+    If all scores are equal, resampling shows no variance and Wilson's interval of a proportion is returned. It is
+    conservative: a score in [0, 1] has at most the variance of a binary score with the same mean.
 
     Args:
-        scores: One score in [0, 1] an example, (N,).
-        seed: Of the resampling.
+        scores: One score in [0, 1] per example, (N,).
+        seed: Seed of the resampling.
     """
     values = np.asarray(scores, dtype=np.float64)
     if np.ptp(values) == 0:
@@ -39,16 +34,29 @@ def bootstrap_interval(scores: Sequence[float], seed: int) -> Interval:
 
 
 def percentile_interval(values: Scores, seed: int) -> Interval:
-    """Return the 95% percentile bootstrap interval of a mean of any numbers, (N,); none wide where all are equal."""
+    """Return the 95% percentile bootstrap interval of a mean. Equal values give an interval of width 0.
+
+    Args:
+        values: Numbers, (N,).
+        seed: Seed of the resampling.
+    """
     low, high = np.quantile(resampled_means(values[None], seed)[0], [0.025, 0.975])
     return float(low), float(high)
 
 
 def resampled_means(scores: Scores, seed: int) -> Scores:
-    """Return bootstrap means of several systems over the same resamples of examples: (S, N) -> (S, R)."""
+    """Return bootstrap means of several systems over the same resamples of the examples.
+
+    Args:
+        scores: Scores of S systems on N examples, (S, N).
+        seed: Seed of the resampling.
+
+    Returns:
+        Means of each system over R = RESAMPLES resamples, (S, R).
+    """
     count = scores.shape[1]
     means = np.empty((scores.shape[0], RESAMPLES))
-    block = max(1, 2_000_000 // count)  # bounds the memory, whatever N is
+    block = max(1, 2_000_000 // count)  # bounds the memory for any N
     if block >= RESAMPLES:
         return np.asarray(scores @ _draws(count, RESAMPLES, seed).T / count)
     generator = np.random.default_rng(seed)
@@ -59,44 +67,56 @@ def resampled_means(scores: Scores, seed: int) -> Scores:
 
 
 def _multinomial(generator: np.random.Generator, count: int, size: int) -> Scores:
-    """Return how often each example is drawn, (size, N): counts turn resampled means into one matrix product."""
+    """Return the count of each of N examples in each resample, (size, N)."""
     return generator.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
 
 
 @lru_cache(maxsize=2)
 def _draws(count: int, resamples: int, seed: int) -> Scores:
-    """Return the draws of all resamples; an analysis asks for the same ones many times."""
+    """Return the counts of all resamples, (R, N). They are cached because an analysis uses them many times."""
     return _multinomial(np.random.default_rng(seed), count, resamples)
 
 
 def wilson_interval(successes: float, count: int, z: float = 1.959963984540054) -> Interval:
-    """Return Wilson's score interval of a proportion; unlike the bootstrap's it is honest at 0 and 1."""
+    """Return Wilson's score interval of a proportion. Unlike the bootstrap interval, it has a width at 0 and 1.
+
+    Args:
+        successes: Number of successes, or sum of scores in [0, 1].
+        count: Number of examples.
+        z: Quantile of the standard normal distribution; the default gives 95%.
+    """
     rate = successes / count
     centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * (rate * (1 - rate) / count + z * z / (4 * count * count)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    half_width = z / (1 + z * z / count) * (rate * (1 - rate) / count + z * z / (4 * count * count)) ** 0.5
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
 def mean_over_runs(values: Scores) -> list[Difference]:
-    """Return the mean of each row of differences with its 95% interval over runs, (S, n) -> S of them.
+    """Return the mean difference of each row with its 95% interval and p-value over runs.
 
-    Student's t with n - 1 degrees of freedom: it takes the runs as independent and their differences as normal, which a
-    handful cannot show. A row without any spread says nothing of it: its interval is its mean and its p-value 1.
+    Both use Student's t with n - 1 degrees of freedom. It assumes independent runs and normal differences, which a few
+    runs cannot confirm. If all values of a row are equal, the interval collapses to the mean and p = 1.
 
     Args:
-        values: One difference for each of n runs, n at least 2.
+        values: One difference for each of n >= 2 runs, (S, n).
+
+    Returns:
+        One Difference for each of S rows.
     """
     n = values.shape[1]
     means, errors = values.mean(axis=1), values.std(axis=1, ddof=1) / math.sqrt(n)
-    half = errors * t_quantile(0.95, n - 1)
+    half_widths = errors * t_quantile(0.95, n - 1)
     return [
         Difference(float(m), (float(m - h), float(m + h)), 1 - t_within(abs(float(m / e)), n - 1) if e else 1.0)
-        for m, h, e in zip(means, half, np.where(np.ptp(values, axis=1) > 0, errors, 0.0), strict=True)
+        for m, h, e in zip(means, half_widths, np.where(np.ptp(values, axis=1) > 0, errors, 0.0), strict=True)
     ]
 
 
 def t_within(t: float, degrees: int) -> float:
-    """Return the chance that Student's t lies between -t and t (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
+    """Return the probability that Student's t is between -t and t.
+
+    Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
+    """
     angle = math.atan(t / math.sqrt(degrees))
     square, odd = math.cos(angle) ** 2, degrees % 2
     term = math.cos(angle) if odd else 1.0
@@ -108,7 +128,7 @@ def t_within(t: float, degrees: int) -> float:
 
 
 def t_quantile(within: float, degrees: int) -> float:
-    """Return the t between which and its negative Student's t lies with a chance of `within`, by bisection."""
+    """Return the t for which `t_within(t, degrees)` is `within`, by bisection."""
     low, high = 0.0, 1.0
     while t_within(high, degrees) < within:
         low, high = high, 2 * high
@@ -120,8 +140,8 @@ def t_quantile(within: float, degrees: int) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of one system from another over the same examples."""
+    """A paired difference between two systems, over the same examples or runs."""
 
-    difference: float  # mean of the per-example differences
-    interval: Interval  # 95%, bootstrap over examples
-    p_value: float  # two-sided, of no difference
+    difference: float  # mean difference
+    interval: Interval  # 95%
+    p_value: float  # two-sided; null hypothesis: no difference

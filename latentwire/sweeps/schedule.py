@@ -1,4 +1,4 @@
-"""What a sweep runs: its controls beside its configurations, all at once or, within a budget, round by round."""
+"""Order of a sweep: controls and configurations, all at once or in rounds within a budget. Main entry: `direct()`."""
 
 from __future__ import annotations
 
@@ -13,40 +13,48 @@ from omegaconf import DictConfig
 from latentwire.analysis.controls import RANDOM
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation.request import read
-from latentwire.evaluation.setup import FIRST
+from latentwire.evaluation.setup import FIRST_BLOCK
 from latentwire.harness import program
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
-from latentwire.harness.gather import from_first
+from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.grids import Job
-from latentwire.harness.progress import say
+from latentwire.harness.progress import log
 from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
 from latentwire.harness.typed_config import typed
 from latentwire.lm.spec import ModelSpec
-from latentwire.sweeps.successive_halving import Cost, Round, first_round, next_round
+from latentwire.sweeps.successive_halving import JobCost, Round, first_round, next_round
 
 Result = dict[str, Any]
 Rounds = Generator[list[Job], list[Result], list[Result]]
 
-PROBE = 16  # examples of the clean control that tell what an example costs
+PROBE = 16  # examples of the clean control that measure the cost of an example
 ALWAYS = ("baseline", "auto")  # families that are never left out
 TIME_MODEL = (
-    "seconds for each job and for each example of it, as measured in this sweep: at first estimated on the clean "
-    "control, then on all of the last round; identical inputs are decoded once and count with the little that they "
-    "cost. All seconds up to the last round count, loading, saving and tracking too; the analysis at the end does not"
+    "seconds for each job and each of its examples, measured in this sweep: first on the clean control, then on the "
+    "whole last round. Identical inputs are decoded once and cost little. The budget includes loading, saving and "
+    "tracking, but not the analysis at the end"
 )
 BIAS = (
-    "Which transforms went on was decided on examples that their scores are made of: the F1 of the best of a source "
-    "is somewhat too high. Those left out have fewer examples and wider intervals."
+    "The scores are from the same examples that decided which transforms continue. So the best F1 of a source is "
+    "somewhat too high. Transforms that were left out have fewer examples and wider intervals."
 )
 
 
 def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], Job]) -> Rounds:
-    """Run the controls and the configurations of a sweep; return the results of both.
+    """Run the controls and configurations of a sweep, as a generator of the jobs to run next.
+
+    Args:
+        cfg: Config of the sweep.
+        jobs: Configurations of the sweep.
+        compose: Returns a job from command-line overrides.
+
+    Returns:
+        Results of the configurations, then of the controls.
 
     Raises:
-        UserError: The budget is no positive number, too small, or has no baseline to be measured on. An encoder cannot
-            be asked, which is said before any control is.
+        UserError: The budget is not positive, is too small, or has no baseline for its measurement. Also, before any
+            control runs: a trained encoder is missing or belongs to another model.
     """
     for job in jobs:
         dials = job.config.embed_source.dials
@@ -55,64 +63,85 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
     began = time.monotonic()
     controls = control_jobs(jobs, compose)
     if cfg.budget_minutes is not None:
-        launching = (time.monotonic() - began) / max(1, len(controls))  # composing a config is most of it
+        launching = (time.monotonic() - began) / max(1, len(controls))  # mostly the time to compose a config
         return (yield from within_budget(cfg, controls, jobs, launching))
     of_controls = (yield controls) if controls else []
     return [*(yield jobs), *of_controls]
 
 
 def control_jobs(jobs: list[Job], compose: Callable[[Sequence[str]], Job]) -> list[Job]:
-    """Return the controls of a sweep that has a baseline, once for each model, data and settings among its jobs.
+    """Return the missing controls of a sweep with a baseline, for each combination of model, data and settings.
 
-    Clean is the baseline on text, random are random tokens; where the sweep has these they are its own controls.
+    The controls are clean (the baseline on text), empty (no passages) and random (random tokens). Configurations of
+    the sweep that are clean or random serve as these controls.
+
+    Args:
+        jobs: Configurations of the sweep.
+        compose: Returns a job from command-line overrides.
     """
     nodes = [node for job in jobs for node in (job.config.embed_source, job.config.embed_transform)]
     dials = {str(dial) for node in nodes for dial in node.dials}
-    there: dict[tuple[str, ...], set[str]] = {}  # by all settings but the source and the transform: what there is
+    present: dict[tuple[str, ...], set[str]] = {}  # other overrides than source, transform and dials -> own controls
     for job in jobs:
         keys = {override: override.split("=", 1)[0] for override in job.overrides}
         rest = tuple(o for o, key in keys.items() if key not in {"embed_source", "embed_transform", *dials})
         family = job.config.embed_transform.name
         own = {"baseline": family == "baseline", "clean": _is_clean(job), "random": family == RANDOM}
-        there.setdefault(rest, set()).update(name for name, is_one in own.items() if is_one)
+        present.setdefault(rest, set()).update(name for name, is_one in own.items() if is_one)
     return [
         compose([*rest, f"control={name}"])
-        for rest, own in there.items()
+        for rest, own in present.items()
         for name in ("clean", "empty", "random")
         if "baseline" in own and name not in own
     ]
 
 
 def plan_path(folder: Path) -> Path:
-    """Return where the decisions of a budgeted sweep are kept."""
+    """Return the path of the file with the decisions of a budgeted sweep."""
     return folder / "plan.json"
 
 
 def _is_clean(job: Job) -> bool:
-    """Tell whether a job is the upper control: the baseline on text, with its passages."""
+    """Return whether a job is the upper control: the baseline on text, with its passages."""
     about = (job.config.embed_source.name, job.config.embed_transform.name)
     return about == ("text", "baseline") and job.config.control != "empty"
 
 
-def measured_cost(results: Sequence[Result], launches: int) -> Cost:
-    """Return what a job and an example of these results cost; each was launched so many times."""
+def measured_cost(results: Sequence[Result], launches: int) -> JobCost:
+    """Return the mean cost of a job and of an example.
+
+    Args:
+        results: Results with their times.
+        launches: Number of times that each job was launched.
+    """
     count = sum(result["num_samples"] for result in results)
-    beside = sum(result["job_sec"] - result["time_sec"] for result in results)
-    return Cost(beside / (launches * len(results)), sum(result["time_sec"] for result in results) / count)
+    overhead = sum(result["job_sec"] - result["time_sec"] for result in results)
+    return JobCost(overhead / (launches * len(results)), sum(result["time_sec"] for result in results) / count)
 
 
 def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launching: float) -> Rounds:
-    """Run rounds until the budget or the examples are used up.
+    """Run rounds until the budget or the examples are used up, as a generator of the jobs to run next.
 
-    Every decision is written down when it is made: a killed sweep goes on with the decisions there are, and with the
-    scores and times of the results there are.
+    Each decision is saved at once. A killed sweep continues from its saved decisions and results.
+
+    Args:
+        cfg: Config of the sweep.
+        controls: Controls to run.
+        jobs: Configurations of the sweep.
+        launching: Seconds to launch a job, before it is measured.
+
+    Returns:
+        Results of the configurations, then of the controls.
+
+    Raises:
+        UserError: The budget is not positive or too small, or the sweep has no baseline or uses force.
     """
     seconds = _seconds(cfg.budget_minutes)
     if cfg.force:
-        raise UserError("force=true: a budgeted sweep extends its own results; start afresh with another out=FOLDER")
+        raise UserError("force=true: a budgeted sweep extends its own results; choose another out=FOLDER instead")
     if not controls:
-        raise UserError("budget_minutes: the sweep has no baseline to be measured on; include it: only='baseline|...'")
-    state, store = place(cfg.device), ResultStore(Path(cfg.out))
+        raise UserError("budget_minutes: the sweep has no baseline to measure; include it: only='baseline|...'")
+    state, store = accelerator_state(cfg.device), ResultStore(Path(cfg.out))
     if not all(isinstance(job.config.samples, int) for job in jobs):
         raise UserError(f"samples={jobs[0].config.samples}: expected a whole number")
     most = min(job.config.samples for job in jobs)
@@ -121,38 +150,41 @@ def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launchi
 
     if plan["first"] is None:
         probes = [job for job in every.values() if _is_clean(job)]
-        probed = yield [_asking(job, min(PROBE, most)) for job in probes]
+        probed = yield [_with_examples(job, min(PROBE, most)) for job in probes]
         if any(result["status"] != "ok" for result in probed):
             broken = next(result for result in probed if result["status"] != "ok")
-            raise UserError(f"budget_minutes: {broken['name']} failed ({broken.get('error')}); mend that first")
-        # the probe's own seconds beside its examples are loading the model, which no other job does
-        cost = from_first(state, Cost(launching, measured_cost(probed, 1).per_example))
+            raise UserError(f"budget_minutes: {broken['name']} failed ({broken.get('error')}); fix that first")
+        # The probe's overhead is mostly loading the model, which happens once, so `launching` replaces it.
+        cost = broadcast_from_main(state, JobCost(launching, measured_cost(probed, 1).per_example))
         plan["estimate"] = {
             "names": [result["name"] for result in probed],
             "samples": min(result["num_samples"] for result in probed),
             "seconds_per_example": cost.per_example,
         }
-        plan["first"] = first_round(len(every), cost, seconds, FIRST, most)
+        plan["first"] = first_round(len(every), cost, seconds, FIRST_BLOCK, most)
         _save(cfg, state, plan)
 
     groups: dict[str, list[str]] = {job.config.group: [] for job in jobs}
-    random: dict[str, str] = {}  # the first of each variant is a control: the same tokens whatever the source
+    random: dict[str, str] = {}  # the first of each variant is a control; its tokens are the same on each source
     for job in jobs:
         if job.config.embed_transform.name == RANDOM:
             random.setdefault(job.config.variant, job.config.name)
         if job.config.embed_transform.name not in ALWAYS and job.config.name not in random.values():
             groups[job.config.group].append(job.config.name)
     contenders = {name for members in groups.values() for name in members}
-    asked = dict.fromkeys(every, plan["first"])
+    num_examples = dict.fromkeys(every, plan["first"])
     for halving in plan["halvings"]:
-        _advance(asked, contenders, halving)
+        _advance(num_examples, contenders, halving)
 
     results: dict[str, Result] = {}
     todo = list(every)
     while True:
-        results |= zip(todo, (yield [_asking(every[name], asked[name]) for name in todo]), strict=True)
-        now = max(asked.values())
-        running = {name: results[name] for name in every if asked[name] == now and results[name]["status"] == "ok"}
+        round_jobs = [_with_examples(every[name], num_examples[name]) for name in todo]
+        results |= zip(todo, (yield round_jobs), strict=True)
+        now = max(num_examples.values())
+        running = {
+            name: results[name] for name in every if num_examples[name] == now and results[name]["status"] == "ok"
+        }
         if plan["stopped"] or not running:
             break
         standings = {
@@ -161,22 +193,22 @@ def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launchi
         }
         spent = sum(result.get("job_sec", 0.0) for result in results.values())
         cost = measured_cost(list(running.values()), 1 + len(plan["halvings"]))
-        cost, spent = from_first(state, (cost, spent + program.current.lap(count=False)))
+        cost, spent = broadcast_from_main(state, (cost, spent + program.current.lap(count=False)))
         plan["seconds_spent"] = round(spent, 3)
         plan["seconds_per_example"] = cost.per_example
         decided = next_round(standings, len(every) - len(contenders), now, most, cost, seconds - plan["seconds_spent"])
         if decided.kept:
             plan["halvings"].append(_halving(plan, decided, standings, every))
-            _advance(asked, contenders, plan["halvings"][-1])
-            say(f"round {len(plan['halvings']) + 1}: {decided.why}")
+            _advance(num_examples, contenders, plan["halvings"][-1])
+            log(f"round {len(plan['halvings']) + 1}: {decided.why}")
         else:
             plan["stopped"] = decided.why
-            say(f"the sweep ends: {decided.why}")
-        plan["samples"] = max(asked.values())
+            log(f"the sweep ends: {decided.why}")
+        plan["samples"] = max(num_examples.values())
         _save(cfg, state, plan)
         if plan["stopped"]:
             break
-        todo = [name for name in every if asked[name] == decided.samples]
+        todo = [name for name in every if num_examples[name] == decided.samples]
     return [results[job.config.name] for job in [*jobs, *controls]]
 
 
@@ -186,14 +218,19 @@ def _seconds(minutes: Any) -> float:
     except (TypeError, ValueError) as error:
         raise UserError(f"budget_minutes={minutes}: expected a number of minutes, or null") from error
     if not 0 < seconds < float("inf"):
-        raise UserError(f"budget_minutes={minutes}: must be above 0; null runs all of it")
+        raise UserError(f"budget_minutes={minutes}: must be above 0; null sets no limit")
     return seconds
 
 
 def score_of_first(store: ResultStore, result: Result, count: int) -> float:
-    """Return the mean F1 of the first examples; a larger budget spent here before may have left more.
+    """Return the mean F1 of a result's first examples; an earlier, larger budget may have added more.
 
-    Rounded, so that means of the same scores in another order are equal, and the order of the sweep decides.
+    Rounding makes means of the same scores in another order equal, so that the order of the sweep decides ties.
+
+    Args:
+        store: Results of the sweep.
+        result: Result with at least `count` examples.
+        count: Number of examples.
     """
     if result["num_samples"] <= count:
         return round(float(result["f1"]), 9)
@@ -201,16 +238,17 @@ def score_of_first(store: ResultStore, result: Result, count: int) -> float:
     return round(sum(row["f1"] for row in rows) / count, 9)
 
 
-def _asking(job: Job, count: int) -> Job:
-    return Job([*job.overrides, f"asked={count}"], job.config)
+def _with_examples(job: Job, count: int) -> Job:
+    """Return a job that evaluates `count` examples."""
+    return Job([*job.overrides, f"num_examples={count}"], job.config)
 
 
-def _advance(asked: dict[str, int], contenders: set[str], halving: dict[str, Any]) -> None:
-    """Give those that go on their new number of examples."""
+def _advance(num_examples: dict[str, int], contenders: set[str], halving: dict[str, Any]) -> None:
+    """Set the number of examples of each configuration that a halving keeps."""
     kept = {name for group in halving["groups"] for name in group["names"]}
-    for name in asked:
+    for name in num_examples:
         if name in kept or name not in contenders:
-            asked[name] = halving["samples"]
+            num_examples[name] = halving["samples"]
 
 
 def _halving(
@@ -219,7 +257,7 @@ def _halving(
     standings: dict[str, list[tuple[str, float]]],
     every: dict[str, Job],
 ) -> dict[str, Any]:
-    """Write down a decision for the plan and the summary."""
+    """Return a decision as plain values, for the plan and the summary."""
 
     def experiments(names: list[str]) -> list[str]:
         return [every[name].config.experiment for name in names]
@@ -241,11 +279,18 @@ def _halving(
 
 
 def open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) -> dict[str, Any]:
-    """Return the plan of this very sweep, begun before or new; another one is moved to replaced/.
+    """Return the plan of this sweep, from its file or new; the plan of another sweep moves to replaced/.
 
-    A plan decides on results: its key is made of theirs, which hold model, data, settings, device and version.
+    The key of a plan is a hash of the budget and the keys of all results, which cover everything that decides them.
+
+    Args:
+        cfg: Config of the sweep.
+        state: Device and processes.
+        jobs: Controls and configurations.
+        most: Largest number of examples.
     """
-    key = config_hash([cfg.budget_minutes, [[job.config.name, read(job.config, state, FIRST).key] for job in jobs]])
+    result_keys = [[job.config.name, read(job.config, state, FIRST_BLOCK).key] for job in jobs]
+    key = config_hash([cfg.budget_minutes, result_keys])
     path = plan_path(Path(cfg.out))
     plan = None
     if state.is_main_process and path.exists():
@@ -271,7 +316,7 @@ def open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) 
         "stopped": None,
         "note": BIAS,
     }
-    return dict(from_first(state, plan or new))
+    return dict(broadcast_from_main(state, plan or new))
 
 
 def _save(cfg: DictConfig, state: PartialState, plan: dict[str, Any]) -> None:

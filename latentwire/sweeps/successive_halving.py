@@ -1,8 +1,8 @@
-"""A sweep within a time limit: how many examples to begin with, and who goes on to twice as many.
+"""Successive halving of a sweep within a time limit. Main entries: `first_round()` and `next_round()`.
 
-Successive halving (Jamieson and Talwalkar 2016), source by source: all transforms answer the first examples, the
-better half of each source twice as many, and so on until the time or the examples are used up. We halve by what is
-asked next rather than to a fixed total, because the cost of an example is known only after it has been paid.
+The method is from Jamieson and Talwalkar (2016) and runs for each source. All transforms answer the first examples,
+then the better half answers twice as many. This repeats until the time or the examples are used up. Each round is
+planned from measured costs, because the cost of an example is unknown before.
 """
 
 from __future__ import annotations
@@ -12,55 +12,55 @@ from dataclasses import dataclass
 
 from latentwire.harness.errors import UserError
 
-MARGIN = 0.8  # of the budget is planned for at the start: searches and codebooks are not yet measured then
-HALVINGS = 2.0  # the first round is to leave time for as much again: two halvings
+MARGIN = 0.8  # share of the budget planned at the start, when searches and codebooks are not yet measured
+HALVINGS = 2.0  # the first round may use 1 / HALVINGS of it, which leaves time for two halvings
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Seconds, as measured in this sweep: of each job whatever it asks, and of each example."""
+class JobCost:
+    """Costs measured in this sweep, in seconds."""
 
-    per_job: float
+    per_job: float  # fixed cost of a job, without its examples
     per_example: float
 
     def of(self, jobs: int, examples: int) -> float:
-        """Return what it costs to ask each of so many jobs so many examples."""
+        """Return the seconds to evaluate `examples` examples in each of `jobs` jobs."""
         return jobs * (self.per_job + examples * self.per_example)
 
 
 @dataclass(frozen=True)
 class Round:
-    """What is asked next, or why nothing is."""
+    """Decision about the next round."""
 
-    samples: int
-    kept: dict[str, list[str]]  # contenders by source, best first; empty where the sweep ends
+    samples: int  # examples of each configuration
+    kept: dict[str, list[str]]  # contenders by source, best first; empty if the sweep ends
     why: str
 
 
-def first_round(configurations: int, cost: Cost, seconds: float, first: int, most: int) -> int:
-    """Return how many examples all configurations are asked at first: `first` times 1, 2, 4, ..., or `most`.
+def first_round(configurations: int, cost: JobCost, seconds: float, block_size: int, most: int) -> int:
+    """Return the number of examples of the first round: `block_size` times 1, 2, 4, ..., or `most`.
 
     Args:
-        configurations: How many there are, controls included.
-        cost: As measured.
-        seconds: The whole budget.
-        first: The fewest.
-        most: As many as there are.
+        configurations: Number of configurations, including controls.
+        cost: Measured costs.
+        seconds: Whole budget in seconds.
+        block_size: Smallest number of examples.
+        most: Largest number of examples.
 
     Raises:
-        UserError: The budget is too small even for the fewest.
+        UserError: The budget is too small for the smallest number of examples.
     """
     planned = MARGIN * seconds
-    first = min(first, most)
-    if cost.of(configurations, first) > planned:
+    block_size = min(block_size, most)
+    if cost.of(configurations, block_size) > planned:
         raise UserError(
-            f"budget_minutes={seconds / 60:g}: {configurations} configurations on {first} examples each need about "
-            f"{cost.of(configurations, first) / MARGIN / 60:.1f} minutes here; raise it, or choose fewer of them with "
-            "only='PATTERN'"
+            f"budget_minutes={seconds / 60:g}: {configurations} configurations on {block_size} examples each need "
+            f"about {cost.of(configurations, block_size) / MARGIN / 60:.1f} minutes here; raise the budget, or choose "
+            "fewer configurations with only='PATTERN'"
         )
     if cost.of(configurations, most) <= planned:
         return most
-    count = first
+    count = block_size
     while 2 * count < most and HALVINGS * cost.of(configurations, 2 * count) <= planned:
         count *= 2
     return count
@@ -69,26 +69,25 @@ def first_round(configurations: int, cost: Cost, seconds: float, first: int, mos
 def next_round(
     standings: Mapping[str, Sequence[tuple[str, float]]],
     always: int,
-    asked: int,
+    num_examples: int,
     most: int,
-    cost: Cost,
+    cost: JobCost,
     seconds_left: float,
 ) -> Round:
-    """Decide who is asked twice as many examples.
+    """Decide which configurations continue with twice as many examples.
 
     Args:
-        standings: The contenders of each source with their mean F1 on the examples asked so far, in the order of
-            the sweep; of equals the earlier one goes on.
-        always: Configurations that go on whatever they score: baselines, automatic repairs, controls.
-        asked: Examples asked so far.
-        most: As many as there are.
-        cost: As measured in the last round.
-        seconds_left: Of the budget.
+        standings: Contenders of each source with their mean F1, in the order of the sweep, which decides ties.
+        always: Number of configurations that always continue: baselines, automatic repairs and controls.
+        num_examples: Examples evaluated so far.
+        most: Largest number of examples.
+        cost: Costs measured in the last round.
+        seconds_left: Seconds left of the budget.
     """
-    if asked >= most:
-        return Round(asked, {}, f"all {most} examples are asked")
-    samples = min(2 * asked, most)
-    each_costs = max(cost.of(1, samples - asked), 1e-9)
+    if num_examples >= most:
+        return Round(num_examples, {}, f"all {most} examples are evaluated")
+    samples = min(2 * num_examples, most)
+    each_costs = max(cost.of(1, samples - num_examples), 1e-9)
     affordable = int(seconds_left / each_costs) - always
     sizes = {group: (len(members) + 1) // 2 for group, members in standings.items()}
     wanted = sum(sizes.values())
@@ -97,7 +96,7 @@ def next_round(
         each = affordable // max(1, len(standings))
         if each < 1:
             return Round(
-                asked, {},
+                num_examples, {},
                 f"the budget is used up: {samples} examples of one transform for each source need about "
                 f"{(always + len(standings)) * each_costs:.0f} s more, {max(0.0, seconds_left):.0f} s are left",
             )  # fmt: skip
@@ -107,5 +106,5 @@ def next_round(
         group: [name for name, _ in sorted(members, key=lambda member: -member[1])[: sizes[group]]]
         for group, members in standings.items()
     }
-    why = f"{what} of the transforms of each source by F1 on {asked} examples go on to {samples}"
+    why = f"{what} of the transforms of each source by F1 on {num_examples} examples continue to {samples}"
     return Round(samples, kept, f"{why} ({seconds_left:.0f} s left, {cost.per_example:.3f} s an example)")

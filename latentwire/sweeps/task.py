@@ -1,4 +1,4 @@
-"""The end of a sweep: its summary with the analysis, its matrix, page and tables; and the analysis again."""
+"""End of a sweep: summary, analysis and report. Main entries: `finish()` and `analyze_again()`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from latentwire.analysis.controls import AnalysisSettings, ById
 from latentwire.analysis.findings import Finding, too_fast
 from latentwire.analysis.matrix import matrix_table
-from latentwire.analysis.ranking import ById, Judging, analyze
+from latentwire.analysis.ranking import analyze
 from latentwire.evaluation.task import tracker_of
 from latentwire.harness import program
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import say, speaks
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import (
     DamagedResultError,
     Result,
@@ -31,33 +32,32 @@ from latentwire.reports.html import write_report
 from latentwire.reports.text import render, tables
 from latentwire.sweeps import schedule
 
-IN_SUMMARY_TOO_LONG = (
-    "config",
-    "versions",
-    "traceback",
-    "too_long_ids",
-)  # these stay in the result's own file
+NOT_IN_SUMMARY = ("config", "versions", "traceback", "too_long_ids")  # long fields, only in the result's own file
 
 
 def finish(cfg: DictConfig, results: list[Result]) -> None:
-    """Write the summary of a sweep and its report, print its analysis and hand it to the tracker.
+    """Write the summary and report of a sweep, print its analysis, and log it to the tracker.
+
+    Args:
+        cfg: Config of the sweep.
+        results: Results of its configurations and controls.
 
     Raises:
-        UserError: Some configurations failed; names them.
+        UserError: Configurations failed; the message names them.
     """
     folder = Path(cfg.out)
     failed = [result for result in results if result["status"] != "ok"]
-    if speaks():
+    if is_main_process():
         budget = read_json(schedule.plan_path(folder)) if cfg.budget_minutes is not None else None
-        summary = summarize(cfg.sweep.name, results, folder, _judging(cfg), budget)
+        summary = summarize(cfg.sweep.name, results, folder, _analysis_settings(cfg), budget)
         summary["command"] = program.command()
         other = ResultStore(folder).save_summary(summary)
         _write_matrix(summary, folder)
         print(render(summary))
-        say(f"summary: {folder / 'summary.json'}")
-        say(f"report: {write_report(folder, summary)}")
+        log(f"summary: {folder / 'summary.json'}")
+        log(f"report: {write_report(folder, summary)}")
         if other is not None:
-            say(f"note: the summary that was there has other configurations as well; it is kept as {other}")
+            log(f"note: the previous summary also had other configurations; it is kept as {other}")
         figures = sorted((folder / "figures").glob("*.png"))
         tracker_of(cfg).log_summary(summary, tables(summary, _examples(summary, folder)), figures)
     if failed:
@@ -65,19 +65,30 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
         controls = sum(result.get("control") is not None for result in failed)
         total = sum(result.get("control") is None for result in results)
         what = f"{len(failed) - controls} of {total} configurations" + (f" and {controls} controls" if controls else "")
-        raise UserError(f"{what} failed; the others are finished and kept:\n{listed}")
+        raise UserError(f"{what} failed; the other results are kept:\n{listed}")
 
 
-def _judging(cfg: DictConfig) -> Judging:
-    judging = typed(Judging, {"floor": cfg.floor, "wished": cfg.wished})
-    judging.check()
-    return judging
+def _analysis_settings(cfg: DictConfig) -> AnalysisSettings:
+    settings = typed(AnalysisSettings, {"min_clean_f1": cfg.min_clean_f1, "target_difference": cfg.target_difference})
+    settings.check()
+    return settings
 
 
 def summarize(
-    sweep: str, results: list[Result], folder: Path, judging: Judging, budget: dict[str, Any] | None = None
+    sweep: str, results: list[Result], folder: Path, settings: AnalysisSettings, budget: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the summary of a sweep with its analysis, from results and the predictions in `folder`."""
+    """Return the summary of a sweep with its analysis.
+
+    Args:
+        sweep: Name of the sweep.
+        results: Results of its configurations and controls.
+        folder: Folder with their predictions.
+        settings: Settings of the analysis.
+        budget: Plan of a budgeted sweep.
+
+    Raises:
+        DamagedResultError: Predictions do not match their result.
+    """
     found = too_fast([result for result in results if result["status"] == "ok"])
     results = [
         {**result, "warnings": _with(result.get("warnings", []), found.get(result["name"]))} for result in results
@@ -98,7 +109,7 @@ def summarize(
         "controls": [_short(result) for result in controls],
         "sorted_by_f1": [{key: result[key] for key in shown} for result in ranked],
         "budget": budget,
-        "analysis": analyze(successful, scores, controls, judging),
+        "analysis": analyze(successful, scores, controls, settings),
     }
 
 
@@ -107,24 +118,24 @@ def _with(findings: list[Finding], more: Finding | None) -> list[Finding]:
 
 
 def _short(result: Result) -> Result:
-    return {key: value for key, value in result.items() if key not in IN_SUMMARY_TOO_LONG}
+    return {key: value for key, value in result.items() if key not in NOT_IN_SUMMARY}
 
 
 def _scores(result: Result, folder: Path) -> ById:
-    """Return the ids of a result's examples and their F1, as its predictions have them."""
+    """Return the ids and F1 of a result's examples from its predictions, (N,) each."""
     path = ResultStore(folder).predictions_path(result["name"])
     rows = read_jsonl(path)
     f1 = np.array([row["f1"] for row in rows])
     if len(rows) != result["num_samples"] or abs(f1.mean() - result["f1"]) > 1e-9:
         raise DamagedResultError(
-            f"{path} is not what the summary was made from (n = {len(rows)}, not {result['num_samples']}, or "
-            f"another mean F1 than {result['f1']:.3f}): run the sweep again; what is finished is not run twice"
+            f"{path} does not match the summary (n = {len(rows)}, expected {result['num_samples']}; mean F1 "
+            f"{f1.mean():.3f}, expected {result['f1']:.3f}): run the sweep again; finished results are not run twice"
         )
     return [row["id"] for row in rows], f1
 
 
 def _write_matrix(summary: dict[str, Any], folder: Path) -> None:
-    """Write matrix.csv, one row for each source and transform, where there are several sources."""
+    """Write matrix.csv with a row for each source and transform, if the sweep has several sources."""
     if summary["analysis"]["atlas"] is not None:
         columns, rows = matrix_table(summary["analysis"]["atlas"])
         text = io.StringIO()
@@ -133,7 +144,7 @@ def _write_matrix(summary: dict[str, Any], folder: Path) -> None:
 
 
 def _examples(summary: dict[str, Any], folder: Path) -> list[tuple[Result, list[dict[str, Any]]]]:
-    """Return the results worth reading side by side with their predictions: controls, baselines, the best."""
+    """Return the controls, the baselines and the best result of each source, with their predictions."""
     shown = {row["name"] for group in summary["analysis"]["groups"] for row in group["ranking"][:1]}
     every = [result for result in [*summary["controls"], *summary["results"]] if result["status"] == "ok"]
     chosen = [r for r in every if r.get("control") or r["family"] == "baseline" or r["name"] in shown]
@@ -141,36 +152,39 @@ def _examples(summary: dict[str, Any], folder: Path) -> list[tuple[Result, list[
 
 
 def analyze_again(cfg: DictConfig) -> dict[str, Any]:
-    """Print the analysis of a finished sweep from its summary and the predictions beside it; write its report again.
+    """Print the analysis of a finished sweep and write its report, from its summary and predictions.
+
+    Returns:
+        The new summary.
 
     Raises:
-        UserError: There is no such summary, or it is damaged, or the predictions are not beside it, or the report
-            cannot be written there.
+        UserError: The summary is missing or damaged, or its folder lacks the predictions.
+        ResultWriteError: The report cannot be written.
     """
     path = Path(cfg.summary)
     if not path.is_file():
         raise UserError(f"summary={path}: no such file; run the sweep first, or give summary=FOLDER/summary.json")
     summary = read_json(path)
     if not isinstance(summary, dict) or not isinstance(summary.get("results"), list):
-        raise UserError(f"summary={path}: is no summary of a sweep; give the summary.json of an output folder")
-    judging = _judging(cfg)
+        raise UserError(f"summary={path}: not a summary of a sweep; give the summary.json of an output folder")
+    settings = _analysis_settings(cfg)
     try:
         results = [*summary["results"], *summary.get("controls", [])]
-        again = summarize(summary["sweep"], results, path.parent, judging, summary.get("budget"))
+        again = summarize(summary["sweep"], results, path.parent, settings, summary.get("budget"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename}: missing, but comparisons are made example by example; keep the predictions beside "
+            f"{error.filename}: missing, but the analysis compares examples; keep the predictions in the folder of "
             "their summary, or run the sweep again"
         ) from error
     except (KeyError, TypeError) as error:
         raise UserError(f"summary={path}: a result lacks {error}; restore the file, or run the sweep again") from error
     again["command"] = summary.get("command")
-    if speaks():
+    if is_main_process():
         print(render(again))
         try:
-            say(f"report: {write_report(path.parent, again)}")
+            log(f"report: {write_report(path.parent, again)}")
         except ResultWriteError as error:
             raise ResultWriteError(
-                error.path, error.reason, "summary=FOLDER/summary.json (a copy, with the results beside it)"
+                error.path, error.reason, "summary=FOLDER/summary.json (a copy, with the results in the same folder)"
             ) from error
     return again

@@ -1,8 +1,9 @@
-"""What every transform keeps: shapes, dtypes, dials, and the way those are fitted that learn from a source."""
+"""The base class of all transforms, and checks of their dials. Main entry: `Transform`."""
 
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -12,33 +13,37 @@ from torch import Tensor, nn
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
 
+# What fit() needs of the source:
 EMBEDDINGS, PAIRS = "unlabelled embeddings", "pairs of embedding and true token"
 
 
 class Transform(nn.Module, ABC):
-    """Checks shapes, computes in at least float32, returns the dtype it was given.
+    """Checks shapes, computes in at least float32, and returns the dtype of its input.
+
+    A subclass implements `repair`, and `fit` if it learns from a source.
 
     Args:
         vocabulary: The token embeddings to repair towards.
     """
 
-    fits: str = ""  # what fit() wants to see before: nothing, EMBEDDINGS, or PAIRS
+    fits: str = ""  # what fit() needs: "" (never fitted), EMBEDDINGS or PAIRS
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.vocabulary = vocabulary
-        self.diagnosis: dict[str, Any] = {}  # what fit() found, plain values
+        self.diagnosis: dict[str, Any] = {}  # findings of fit(), as plain values
 
     def fit(self, x: Tensor, truth: Tensor | None, generator: torch.Generator) -> None:
-        """Learn from the embeddings of a source; only of those transforms whose `fits` says so.
+        """Learn from the embeddings of a source, for transforms with `fits`.
 
         Args:
-            x: Embeddings as the source gives them, unlabelled, (N, D) float32 or float64.
-            truth: The embeddings of the tokens that they stand for, (N, D), where `fits` is PAIRS; else None.
-            generator: CPU generator of whatever is drawn.
+            x: Embeddings from the source, (N, D) float32 or float64.
+            truth: Embeddings of the true tokens, (N, D), if `fits` is PAIRS; otherwise None.
+            generator: CPU generator of all random draws.
 
         Raises:
-            UserError: Nothing can be learnt from them.
+            UserError: The embeddings do not suffice for a fit.
+            NotImplementedError: The transform has no `fits`.
         """
         raise NotImplementedError(f"{type(self).__name__} is not fitted")
 
@@ -46,11 +51,14 @@ class Transform(nn.Module, ABC):
         """Repair embeddings.
 
         Args:
-            x: Embeddings, (T, D) or (B, T, D).
-            generator: CPU generator of whatever the transform draws at random.
+            x: Embeddings, (T, D) or (B, T, D), any float dtype.
+            generator: CPU generator of the transform's random draws.
 
         Returns:
             Embeddings of the same shape, dtype and device.
+
+        Raises:
+            ValueError: x has another shape, or is not of a float dtype.
         """
         if x.ndim not in (2, 3) or x.shape[-1] != self.vocabulary.width or not x.is_floating_point():
             raise ValueError(
@@ -69,17 +77,22 @@ class Transform(nn.Module, ABC):
 
 
 def check_dials(name: str, dials: dict[str, Any], owner: type) -> None:
-    """Compare dials with the keyword-only arguments of the class that takes them.
+    """Check that dials match the keyword-only arguments of a class.
+
+    Args:
+        name: Name of the transform, source or encoder, for the error message.
+        dials: Dials and their values.
+        owner: The class.
 
     Raises:
-        UserError: Naming the stray or missing dial and those that exist.
+        UserError: A dial is unknown or missing.
     """
     parameters = inspect.signature(owner).parameters.values()
-    wanted = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    known = ", ".join(sorted(wanted)) or "none"
-    for dial in sorted(dials.keys() - wanted):
+    required = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    known = ", ".join(sorted(required)) or "none"
+    for dial in sorted(dials.keys() - required):
         raise UserError(f"{dial}={dials[dial]}: {name} has no such dial (its dials: {known}); leave it out")
-    for dial in sorted(wanted - dials.keys()):
+    for dial in sorted(required - dials.keys()):
         raise UserError(f"{name} needs {dial} (its dials: {known}); give it a value")
 
 
@@ -87,3 +100,14 @@ def require(condition: bool, dial: str, value: float, reason: str) -> None:
     """Raise UserError with the dial, its value and the reason unless the condition holds."""
     if not condition:
         raise UserError(f"{dial}={value}: {reason}")
+
+
+def require_within_vocabulary(dial: str, value: int, vocabulary: Vocabulary) -> None:
+    """Raise UserError unless the value is between 1 and the number of tokens."""
+    reason = f"must be between 1 and the vocabulary's {vocabulary.size} tokens"
+    require(1 <= value <= vocabulary.size, dial, value, reason)
+
+
+def require_temperature(value: float) -> None:
+    """Raise UserError unless the value of the dial `tau` is finite and above 0."""
+    require(value > 0 and math.isfinite(value), "tau", value, "is a temperature, above 0")

@@ -1,7 +1,7 @@
-"""Repairs that are fitted once, over all embeddings of a source: moments, whitening, orthogonal alignment.
+"""Transforms fitted once to a source: `MomentMatching`, `Whitening`, `Procrustes` and `ProcrustesSupervised`.
 
-Where they aim at the vocabulary's mean and covariance they inherit a bias: these run over all tokens alike, while a
-text uses a few of them most of the time. Matching moments therefore moves even clean text.
+MomentMatching and Whitening have a bias. The vocabulary's mean and covariance weigh all tokens equally, while a text
+mostly uses a few tokens. So these transforms move even clean text.
 """
 
 from __future__ import annotations
@@ -11,65 +11,78 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from latentwire.harness.errors import UserError
+from latentwire.lm.token_search import TokenSearch
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.transforms.base import EMBEDDINGS, PAIRS, Transform
 
-ROUNDS = 10  # of matching and turning, at most
-MATCHED = 2048  # embeddings that are matched with the vocabulary in each round
+MAX_ROUNDS = 10  # rounds of matching tokens and refitting the rotation
+MAX_MATCHED = 2048  # embeddings that a rotation is fitted to
 
 
 class MomentMatching(Transform):
-    """Per dimension, mean and standard deviation of the source, over all its embeddings, become the vocabulary's."""
+    """Sets the source's mean and standard deviation of each dimension, over all its embeddings, to the vocabulary's."""
 
     fits = EMBEDDINGS
 
     def fit(self, x: Tensor, truth: Tensor | None, generator: torch.Generator) -> None:
-        """Take the source's mean and spread; a dimension without spread gets the vocabulary's mean."""
+        """Compute the source's mean and standard deviation; a constant dimension gets the vocabulary's mean."""
         require_several(x, "moment_matching")
-        self.mean, spread = x.mean(dim=0), x.std(dim=0, correction=0)  # (D,)
-        floor = 8 * torch.finfo(x.dtype).eps * x.abs().amax(dim=0)
-        flat = spread <= floor
-        self.gain = torch.where(flat, 0.0, self.vocabulary.std.to(x) / spread.where(~flat, torch.ones_like(spread)))
-        self.diagnosis = {"dimensions_without_spread": int(flat.sum())}
+        self.mean, std = x.mean(dim=0), x.std(dim=0, correction=0)  # (D,)
+        rounding_error = 8 * torch.finfo(x.dtype).eps * x.abs().amax(dim=0)
+        constant = std <= rounding_error
+        self.gain = torch.where(constant, 0.0, self.vocabulary.std.to(x) / std.where(~constant, torch.ones_like(std)))
+        self.diagnosis = {"dimensions_without_spread": int(constant.sum())}
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """(x - source mean) / source std * vocabulary std + vocabulary mean."""
+        """Return (x - source mean) / source std * vocabulary std + vocabulary mean."""
         return (x - self.mean.to(x)) * self.gain.to(x) + self.vocabulary.mean.to(x)
 
 
 class Whitening(Transform):
-    """The source's whole covariance becomes the vocabulary's: whitened symmetrically (ZCA), then coloured.
+    """Sets the source's covariance to the vocabulary's: symmetric (ZCA) whitening, then colouring.
 
-    The source's covariance is shrunk towards a sphere as its number of embeddings demands (oracle approximating
-    shrinkage, Chen et al. 2010, equation 23).
+    The fewer embeddings the source has, the more its covariance is shrunk towards a multiple of the identity. Source:
+    oracle approximating shrinkage, Chen et al. 2010, equation 23.
     """
 
     fits = EMBEDDINGS
 
     def fit(self, x: Tensor, truth: Tensor | None, generator: torch.Generator) -> None:
-        """Take the source's mean and covariance."""
+        """Compute the source's mean and covariance."""
         require_several(x, "whitening")
         rows = x.cpu().double()
         self.mean = rows.mean(dim=0)  # (D,)
         covariance, shrinkage = shrunk_covariance(rows - self.mean)
         if float(covariance.trace()) <= 0:
-            raise UserError("whitening: all embeddings of the source are the same, so they have no covariance to undo")
+            raise UserError("whitening: all embeddings of the source are the same; choose a source with a covariance")
         self.map = _power(covariance, -0.5) @ _power(self.vocabulary.covariance, 0.5)  # (D, D)
         self.diagnosis = {"shrinkage": round(shrinkage, 4)}
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """(x - source mean) source covariance^-1/2 vocabulary covariance^1/2 + vocabulary mean."""
+        """Return (x - source mean) source covariance^-1/2 vocabulary covariance^1/2 + vocabulary mean."""
         return (x - self.mean.to(x)) @ self.map.to(x) + self.vocabulary.mean.to(x)
 
 
-class Procrustes(Transform):
-    """The orthogonal matrix that turns the source onto the vocabulary, fitted without labels.
+class Rotation(Transform):
+    """The base class of transforms that multiply by an orthogonal matrix, which fit() finds."""
 
-    It starts from no rotation at all, and from pairs of nearest length (a rotation keeps lengths), and goes on from
-    the better of the two by turns: mutual nearest neighbours by direction, then the best matrix for these pairs.
-    Limits: it finds rotations that leave most tokens nearest to themselves, whatever the noise, and any rotation that
-    leaves lengths exact to about six digits. A large rotation with noise or another scale it does not find; the
-    diagnosis' margin is then that of chance.
+    rotation: Tensor  # (D, D)
+
+    def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return x R, row by row; lengths stay."""
+        return x @ self.rotation.to(x)
+
+
+class Procrustes(Rotation):
+    """Multiplies by the orthogonal matrix that maps the source onto the vocabulary, fitted without labels.
+
+    There are two candidates to start from: no rotation, and the rotation of pairs of nearest length (rotations keep
+    lengths). From the better one, two steps alternate: find mutual nearest neighbours by direction, then fit the best
+    matrix to these pairs.
+
+    Limits: the fit finds rotations that leave most tokens nearest to themselves, even under noise. It also finds any
+    rotation that keeps lengths to about six digits. It does not find a large rotation with noise or another scale; the
+    margin in the diagnosis is then at chance level.
     """
 
     fits = EMBEDDINGS
@@ -77,29 +90,22 @@ class Procrustes(Transform):
     def fit(self, x: Tensor, truth: Tensor | None, generator: torch.Generator) -> None:
         """Find the rotation."""
         require_several(x, "procrustes")
-        self.rotation, margin = find_rotation(self.vocabulary, sample(x, MATCHED, generator))
-        # Relative to a random rotation: 0 is none.
-        off = (self.rotation - torch.eye(len(self.rotation))).norm() / (2 * len(self.rotation)) ** 0.5
-        self.diagnosis = {
-            "margin": round(margin, 4),
-            "turned": round(float(off), 4),
-        }  # turned: 0 not at all, 1 at random
-
-    def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """R x, row by row; lengths stay."""
-        return x @ self.rotation.to(x)
+        self.rotation, margin = find_rotation(self.vocabulary, sample(x, MAX_MATCHED, generator))
+        # 0 for the identity, 1 for the expected distance of a random rotation from the identity.
+        turned = (self.rotation - torch.eye(len(self.rotation))).norm() / (2 * len(self.rotation)) ** 0.5
+        self.diagnosis = {"margin": round(margin, 4), "turned": round(float(turned), 4)}
 
 
-class ProcrustesSupervised(Transform):
-    """A positive control: the orthogonal matrix fitted to pairs of source embedding and true token.
+class ProcrustesSupervised(Rotation):
+    """Positive control: the orthogonal matrix fitted to pairs of source embedding and true token.
 
-    Schoenemann 1966, on directions, so that long embeddings do not weigh more.
+    The fit uses directions, so that long embeddings do not weigh more. Source: Schoenemann 1966.
     """
 
     fits = PAIRS
 
     def fit(self, x: Tensor, truth: Tensor | None, generator: torch.Generator) -> None:
-        """Fit the rotation to directions."""
+        """Fit the rotation to the directions of the pairs."""
         assert truth is not None
         require_several(x, "procrustes_supervised")
         self.rotation = best_rotation(x, truth)
@@ -108,16 +114,16 @@ class ProcrustesSupervised(Transform):
         )
         self.diagnosis = {"cosine_before": round(before, 4), "cosine_after": round(after, 4)}
 
-    def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """R x, row by row; lengths stay."""
-        return x @ self.rotation.to(x)
-
 
 def require_several(x: Tensor, name: str) -> None:
-    """Refuse to fit on fewer than two embeddings, or on ones that are not finite.
+    """Check that there are at least two embeddings, and that they are finite.
+
+    Args:
+        x: Embeddings of the source, (N, D).
+        name: Name of the transform, for the error message.
 
     Raises:
-        UserError: They are.
+        UserError: There are fewer than two embeddings, or some are not finite.
     """
     if len(x) < 2:
         raise UserError(f"{name}: is fitted on embeddings of the source, and there are {len(x)}; at least 2 are needed")
@@ -126,69 +132,103 @@ def require_several(x: Tensor, name: str) -> None:
 
 
 def sample(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return up to `count` rows, drawn without replacement: (N, D) -> (n, D)."""
+    """Return at most `count` rows, drawn without replacement: (N, D) -> (n, D)."""
     return x[torch.randperm(len(x), generator=generator)[:count].to(x.device)]
 
 
 def shrunk_covariance(centred: Tensor) -> tuple[Tensor, float]:
-    """Return the covariance of centred rows (N, D), shrunk towards a sphere, (D, D), and the share of the sphere."""
+    """Return the covariance of centred rows, shrunk towards a multiple of the identity.
+
+    Args:
+        centred: Rows with mean 0, (N, D).
+
+    Returns:
+        The covariance, (D, D), and the weight of the identity in it, 0 to 1. Source: Chen et al. 2010, equation 23.
+    """
     n, d = centred.shape
     covariance = centred.T @ centred / n
     squares, mean_square = float(covariance.square().mean()), float(covariance.trace() / d) ** 2
-    below = (n + 1) * (squares - mean_square / d)
-    share = 1.0 if below <= 0 else min(1.0, (squares + mean_square) / below)
+    denominator = (n + 1) * (squares - mean_square / d)
+    share = 1.0 if denominator <= 0 else min(1.0, (squares + mean_square) / denominator)
     sphere = torch.eye(d, dtype=centred.dtype) * covariance.trace() / d
     return (1 - share) * covariance + share * sphere, share
 
 
 def _power(symmetric: Tensor, exponent: float) -> Tensor:
-    """Return a power of a positive semi-definite matrix; directions without variance stay without."""
+    """Return a power of a positive semi-definite matrix; directions without variance keep none."""
     values, vectors = torch.linalg.eigh(symmetric)
-    real = values > 1e-12 * values[-1]
-    powered = torch.where(real, values.clamp_min(1e-300) ** exponent, torch.zeros_like(values))
+    nonzero = values > 1e-12 * values[-1]
+    powered = torch.where(nonzero, values.clamp_min(1e-300) ** exponent, torch.zeros_like(values))
     return (vectors * powered) @ vectors.T
 
 
 def best_rotation(x: Tensor, tokens: Tensor) -> Tensor:
-    """Return the orthogonal R, (D, D), for which the directions of x R come nearest to those of tokens; both (N, D)."""
+    """Return the orthogonal matrix R that best maps the directions of embeddings to the directions of tokens.
+
+    Args:
+        x: Embeddings, (N, D).
+        tokens: Embeddings of their tokens, (N, D).
+
+    Returns:
+        R, (D, D) float32: it minimises the squared distance between the directions of x R and of the tokens.
+    """
     u, _, v = torch.linalg.svd((normalize(x, dim=-1).T @ normalize(tokens, dim=-1)).cpu().double())
     return (u @ v).float()
 
 
-def margins(vocabulary: Vocabulary, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the nearest token of each embedding and by how much its cosine beats the next: (N, D) -> (N,), (N,)."""
-    ids = vocabulary.nearest(x, 2)
-    cosines = torch.cosine_similarity(vocabulary.embeddings[ids].to(x), x[:, None], dim=-1)
-    return ids[:, 0], cosines[:, 0] - cosines[:, 1]
+def nearest_with_margin(search: TokenSearch, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nearest token of each embedding, and the margin of its cosine over the second nearest token's.
+
+    Args:
+        search: The tokens to search.
+        x: Embeddings, (N, D).
+
+    Returns:
+        Token ids (N,) and margins (N,).
+    """
+    ids = search.nearest(x, min(2, len(search.embeddings)))
+    cosines = torch.cosine_similarity(search.embeddings[ids].to(x), x[:, None], dim=-1)
+    return ids[:, 0], cosines[:, 0] - cosines[:, -1]
 
 
 def find_rotation(vocabulary: Vocabulary, x: Tensor) -> tuple[Tensor, float]:
-    """Return the rotation (D, D) that `Procrustes` describes and the mean margin of x (N, D) turned by it."""
-    starts = [torch.eye(vocabulary.width), best_rotation(x, vocabulary.embeddings[_same_length(vocabulary, x)].to(x))]
-    tried = [(float(margins(vocabulary, x @ start.to(x))[1].mean()), start) for start in starts]
-    best, rotation = max(tried, key=lambda entry: entry[0])
-    for _ in range(ROUNDS):
-        turned = x @ rotation.to(x)
-        ids, rows = _mutual(vocabulary, turned)
+    """Find the rotation that `Procrustes` describes.
+
+    Args:
+        vocabulary: The tokens to rotate onto.
+        x: Embeddings of the source, (N, D).
+
+    Returns:
+        The rotation, (D, D), and the mean margin of the rotated embeddings.
+    """
+
+    def mean_margin(rotation: Tensor) -> float:
+        return float(nearest_with_margin(vocabulary.search, x @ rotation.to(x))[1].mean())
+
+    same_length = vocabulary.embeddings[_nearest_by_length(vocabulary, x)].to(x)
+    candidates = [(mean_margin(start), start) for start in (torch.eye(vocabulary.width), best_rotation(x, same_length))]
+    best, rotation = max(candidates, key=lambda candidate: candidate[0])
+    for _ in range(MAX_ROUNDS):
+        ids, rows = _mutual_nearest(vocabulary, x @ rotation.to(x))
         refined = best_rotation(x[rows], vocabulary.embeddings[ids].to(x))
-        margin = float(margins(vocabulary, x @ refined.to(x))[1].mean())
+        margin = mean_margin(refined)
         if margin <= best * 1.001:
             break
         best, rotation = margin, refined
     return rotation, best
 
 
-def _same_length(vocabulary: Vocabulary, x: Tensor) -> Tensor:
-    """Return the tokens whose lengths come nearest to those of x: (N, D) -> (N,)."""
-    lengths, order = vocabulary.embeddings.norm(dim=-1).to(x).sort()
-    own = x.norm(dim=-1)
-    right = torch.searchsorted(lengths, own).clamp(1, len(lengths) - 1)
-    nearer_left = own - lengths[right - 1] < lengths[right] - own
+def _nearest_by_length(vocabulary: Vocabulary, x: Tensor) -> Tensor:
+    """Return the token whose length is nearest to each embedding's: (N, D) -> (N,)."""
+    token_lengths, order = vocabulary.embeddings.norm(dim=-1).to(x).sort()
+    lengths = x.norm(dim=-1)
+    right = torch.searchsorted(token_lengths, lengths).clamp(1, len(token_lengths) - 1)
+    nearer_left = lengths - token_lengths[right - 1] < token_lengths[right] - lengths
     return order[torch.where(nearer_left, right - 1, right)]
 
 
-def _mutual(vocabulary: Vocabulary, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return tokens and rows of x (N, D) that are each other's nearest by direction, two vectors of one length."""
+def _mutual_nearest(vocabulary: Vocabulary, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return token ids and rows of x (N, D) that are each other's nearest by direction, both (pairs,)."""
     tokens, place = vocabulary.nearest(x, 1).squeeze(-1).unique(return_inverse=True)
     cosines = normalize(x, dim=-1) @ normalize(vocabulary.embeddings[tokens].to(x), dim=-1).T  # (N, tokens)
     rows = cosines.argmax(dim=0)

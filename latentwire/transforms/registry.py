@@ -1,8 +1,8 @@
-"""The repairs by name: embeddings that a frozen LM cannot read -> embeddings that it can.
+"""The transforms by name. Main entry: `build_transform()`.
 
-Each is an nn.Module with (T, D) -> (T, D) or (B, T, D) -> (B, T, D), any float dtype in and the same out, and
-gradients wherever the mathematics has any. Rows of a batch never influence one another (random draws differ from
-row to row). "Nearest" is by cosine.
+Each transform is an nn.Module: (T, D) -> (T, D) or (B, T, D) -> (B, T, D), in any float dtype, which it keeps.
+Gradients flow through every differentiable operation. Rows of a batch do not influence one another; random draws differ
+from row to row. "Nearest" always means the largest cosine.
 """
 
 from __future__ import annotations
@@ -24,21 +24,25 @@ from latentwire.transforms.tokens import AnchorOffset, NearestK, RandomInterpola
 
 
 class Chain(Transform):
-    """Other transforms one after the other, each fitted, if at all, on what those before it make of the source.
+    """Applies other transforms one after the other.
 
-    `steps` are the names of configurations, joined by +: rms_scale1.0+anchor_eps0.05.
+    A step that needs a fit is fitted on the output of the steps before it.
+
+    Args:
+        vocabulary: The token embeddings to repair towards.
+        steps: Names of configurations, joined by +, for example rms_scale1.0+anchor_eps0.05.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, steps: str) -> None:
         super().__init__(vocabulary)
         self.names = steps.split("+")
         self.parts = [build_transform(*read_label(name), vocabulary) for name in self.names]
-        self.modules_of_parts = nn.ModuleList(self.parts)  # so that .to() reaches them
-        wanted = {step.fits for step in self.parts}
-        self.fits = PAIRS if PAIRS in wanted else EMBEDDINGS if EMBEDDINGS in wanted else ""
+        self.modules_of_parts = nn.ModuleList(self.parts)  # registers the steps, for .to() and state_dict()
+        needed = {step.fits for step in self.parts}
+        self.fits = PAIRS if PAIRS in needed else EMBEDDINGS if EMBEDDINGS in needed else ""
 
     def fit(self, x: Tensor, truth: Tensor | None, generator: torch.Generator) -> None:
-        """Fit the steps in their order."""
+        """Fit the steps in order; arguments as in `Transform.fit`."""
         for name, step in zip(self.names, self.parts, strict=True):
             if step.fits:
                 step.fit(x, truth if step.fits == PAIRS else None, generator)
@@ -46,13 +50,13 @@ class Chain(Transform):
             x = step(x, generator)
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """last(... second(first(x)))."""
+        """Return last(... second(first(x)))."""
         for step in self.parts:
             x = step(x, generator)
         return x
 
 
-LABELS = {  # how a configuration is called, as conf/embed_transform has it
+LABELS = {  # names of configurations, as in conf/embed_transform
     "baseline": "baseline",
     "rms_matching": "rms_scale{target_scale}",
     "batch_distribution": "batch_distribution",
@@ -67,30 +71,31 @@ LABELS = {  # how a configuration is called, as conf/embed_transform has it
     "procrustes_supervised": "procrustes_supervised",
     "auto": "auto",
 }
-WHOLE = {"k", "codebook_size"}  # dials that are whole numbers
+INTEGER_DIALS = {"k", "codebook_size"}
 
 
 def read_label(label: str) -> tuple[str, dict[str, Any]]:
-    """Return the family and the dials of a configuration's name: anchor_eps0.05 -> anchor_offset, eps 0.05.
+    """Return the family and the dials of a configuration, such as anchor_offset and {"eps": 0.05} for anchor_eps0.05.
 
     Raises:
-        UserError: No configuration is called so.
+        UserError: No configuration has this name.
     """
     for family, pattern in LABELS.items():
         found = re.fullmatch(re.sub(r"{(\w+)}", r"(?P<\1>[-+.\\de]+)", pattern), label)
         if found is None:
             continue
         try:
-            dials = {dial: (int if dial in WHOLE else float)(value) for dial, value in found.groupdict().items()}
+            dials = {
+                dial: (int if dial in INTEGER_DIALS else float)(value) for dial, value in found.groupdict().items()
+            }
         except ValueError:
             continue
         if (written := pattern.format(**dials)) != label:
-            raise UserError(f"steps=...{label}...: write it as it is called, {written}")
+            raise UserError(f"steps=...{label}...: not the name of a configuration; write {written}")
         return family, dials
-    examples = "rms_scale1.0+anchor_eps0.05"
     raise UserError(
-        f"steps=...{label}...: no configuration is called so; join names as task=list sweep=embed_plus prints them, "
-        f"such as {examples}"
+        f"steps=...{label}...: no configuration has this name; join names that task=list sweep=embed_plus prints, "
+        "such as rms_scale1.0+anchor_eps0.05"
     )
 
 
@@ -115,8 +120,13 @@ TRANSFORMS: dict[str, type[Transform]] = {
 def build_transform(family: str, dials: dict[str, Any], vocabulary: Vocabulary) -> Transform:
     """Build a transform in evaluation mode, on the vocabulary's device.
 
+    Args:
+        family: Name of the transform, a key of TRANSFORMS.
+        dials: Its dials.
+        vocabulary: The token embeddings to repair towards.
+
     Raises:
-        UserError: An unknown family, a dial it does not have or lacks, or a dial out of range.
+        UserError: The family is unknown, or a dial is unknown, missing or out of range.
     """
     if family not in TRANSFORMS:
         raise UserError(f"embed_transform={family}: unknown; use one of {', '.join(TRANSFORMS)}")

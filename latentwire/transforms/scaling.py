@@ -1,4 +1,4 @@
-"""Transforms that change lengths and moments only: baseline, rms_matching, batch_distribution."""
+"""Transforms of lengths and moments: `Baseline`, `RMSMatching` and `BatchDistribution`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from latentwire.transforms.base import Transform, require
 
 
 class Baseline(Transform):
-    """No repair: the source as it is."""
+    """Leaves the embeddings unchanged."""
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """x."""
+        """Return x."""
         return x
 
 
 class RMSMatching(Transform):
-    """Each token scaled to target_scale times the vocabulary's mean RMS; its direction stays."""
+    """Scales each token to target_scale times the vocabulary's mean RMS, and keeps its direction."""
 
     def __init__(self, vocabulary: Vocabulary, *, target_scale: float) -> None:
         super().__init__(vocabulary)
@@ -28,22 +28,22 @@ class RMSMatching(Transform):
         self.target_rms = target_scale * float(vocabulary.mean_rms)
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """x * target / rms(x), a zero vector staying zero."""
+        """Return x * target / rms(x); a zero vector stays zero."""
         return x * (self.target_rms / rms(x))[..., None]
 
 
 class BatchDistribution(Transform):
-    """Per dimension, mean and standard deviation matched to the vocabulary's.
+    """Sets mean and standard deviation of each dimension to the vocabulary's.
 
-    The statistics run over the T tokens of one example, never over the batch, so that neither batch size nor
-    padding plays a part. A dimension without spread (T = 1 among them) gets the vocabulary's mean.
+    The statistics are over the T tokens of one example, never over the batch, so they do not depend on batch size or
+    padding. A constant dimension gets the vocabulary's mean; with T = 1 every dimension is constant.
     """
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """(x - mean_T(x)) / std_T(x) * vocabulary std + vocabulary mean."""
+        """Return (x - mean_T(x)) / std_T(x) * vocabulary std + vocabulary mean."""
         centred = x - x.mean(dim=-2, keepdim=True)
         variance = centred.square().mean(dim=-2, keepdim=True)
-        # Relative to the values themselves: rounding noise in a constant dimension is no spread.
+        # Variance up to the rounding error of the values counts as 0.
         floor = (8 * torch.finfo(x.dtype).eps * x.detach().abs().amax(dim=-2, keepdim=True)).square()
         tiny = torch.finfo(x.dtype).tiny
         gain = torch.where(variance > floor, variance.clamp_min(tiny).rsqrt(), torch.zeros_like(variance))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from kat.grpo.objective import Objective
+from kat.grpo.objective import GRPOObjective
 
-USUAL = {"epsilon": 0.2, "beta": 0.0, "kl": "k3", "kl_correction": False, "normalisation": "token", "scale": "group"}
+USUAL = {
+    "epsilon": 0.2,
+    "beta": 0.0,
+    "kl": "k3",
+    "use_bias_correction_kl": False,
+    "loss_type": "dapo",
+    "scale_rewards": "group",
+}
 
 
-def objective(**settings: object) -> Objective:
+def objective(**settings: object) -> GRPOObjective:
     """Return an objective with the usual settings, some of them changed."""
-    return Objective(**{**USUAL, **settings})
+    return GRPOObjective(**{**USUAL, **settings})

@@ -19,10 +19,10 @@ from kat.embedding.registry import EmbedderSpec
 from latentwire.data.examples import DataSpec
 from latentwire.encoders.registry import ENCODERS, build_encoder
 from latentwire.harness.errors import UserError
-from latentwire.harness.grids import Job, expand, factors, keep, variants
+from latentwire.harness.grids import Job, expand, factors, select_jobs, variants
 from latentwire.harness.paths import CONF
 from latentwire.harness.typed_config import typed
-from latentwire.latent_training.objective import Weights
+from latentwire.latent_training.objective import LossWeights
 from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import SOURCES, build_source
@@ -156,18 +156,18 @@ def test_unions_are_combined_with_the_command_line_outermost():
     ],
 )
 def test_only_chooses_by_shell_pattern(only, expected):
-    assert len(keep(jobs_of("sweep=embed35"), only)) == expected
+    assert len(select_jobs(jobs_of("sweep=embed35"), only)) == expected
 
 
 def test_only_that_matches_nothing_names_what_there_is():
     with pytest.raises(UserError, match=r"only='nearest'.*nearest_k3_a0\.2"):
-        keep(jobs_of("sweep=embed35"), "nearest")
+        select_jobs(jobs_of("sweep=embed35"), "nearest")
 
 
 def test_only_reads_the_name_with_or_without_its_source():
     jobs = jobs_of("sweep=embed35", "embed_source=text,noisy")
-    assert len(keep(jobs, "baseline")) == 2
-    assert [job.config.name for job in keep(jobs, "baseline@noisy*")] == ["baseline@noisy0.0dB"]
+    assert len(select_jobs(jobs, "baseline")) == 2
+    assert [job.config.name for job in select_jobs(jobs, "baseline@noisy*")] == ["baseline@noisy0.0dB"]
 
 
 def test_a_dial_set_by_the_sweep_cannot_be_set_beside_it():
@@ -321,14 +321,14 @@ def test_every_encoder_file_builds_its_encoder(name, tiny):
 @pytest.mark.parametrize("name", options("loss"))
 def test_every_loss_file_is_a_set_of_weights(name):
     cfg = compose("train", overrides=["task=latent", f"loss={name}"])
-    weights = typed(Weights, cfg.weights)
+    weights = typed(LossWeights, cfg.weights)
     assert cfg.loss.name == name
     assert weights.needs_lm() == (name != "reconstruction")
 
 
 def test_a_screening_varies_the_transform_and_the_seed_alone():
     cfg = compose("train", overrides=["sweep=latent_screen"], return_hydra_config=True)
-    assert (cfg.task, cfg.until, cfg.epochs) == ("latent", cfg.sweep.rounds[0], cfg.sweep.rounds[-1])
+    assert (cfg.task, cfg.stop_epoch, cfg.epochs) == ("latent", cfg.sweep.rounds[0], cfg.sweep.rounds[-1])
     assert cfg.hydra.mode.name == "MULTIRUN"
     for grid in cfg.sweep.grids:
         assert "embed_transform" in grid and list(grid.seed) == [0, 1, 2]

@@ -70,7 +70,7 @@ def test_a_collapsed_model_is_found_out_and_a_killed_run_goes_on(work, cli, monk
     assert status == 0, said
     found = report()
     assert found["warnings"] == [] and found["prompts"]["sampled"] == 20
-    assert said.count("nothing tells which prompts it was trained on") == 2  # these runs have no ledger
+    assert said.count("the prompts that it was trained on are unknown") == 2  # these runs have no ledger
     comparisons = {(each["group"], each["form"]): each for each in found["comparisons"]}
     assert {group for group, _ in comparisons} <= {"all", "rare", "common"}
     rows = {(row["level"], row["metric"]): row for row in comparisons["all", "matched"]["rows"]}
@@ -89,8 +89,8 @@ def test_a_collapsed_model_is_found_out_and_a_killed_run_goes_on(work, cli, monk
     assert all(held_out(row["prompt_id"], 0.5) for row in sampled)
     ended = {name: sum(row["ended"] for row in sampled if row["checkpoint"] == name) for name in ("one", "two")}
     assert max(ended.values()) < 30  # of 60
-    assert (f"({ended['one'] / 60:.0%} of one did and {ended['two'] / 60:.0%} of two did), so what is compared are "
-            "beginnings of answers") in found["reading"][0]  # fmt: skip
+    assert (f"({ended['one'] / 60:.0%} of one did and {ended['two'] / 60:.0%} of two did), so the comparison covers "
+            "only the beginnings of answers") in found["reading"][0]  # fmt: skip
     tokens = {each["label"]: each["tokens"] for each in found["checkpoints"]}
     assert tokens["one"] == sum(len(row["ids"]) for row in sampled if row["checkpoint"] == "one")
     assert all(len(row["entropy"]) == len(row["ids"]) + row["ended"] for row in sampled)
@@ -153,7 +153,7 @@ def test_asking_for_more_than_was_trained_is_said(work):
     path.write_text(json.dumps({"grpo": {"max_completion_length": 6}}))
     models = find_models({"a": "runs/one", "b": "runs/two"})
     (said,) = beyond_training(models, 7)
-    assert said.startswith("two was trained on completions of at most 6 tokens and is asked for 7")
+    assert said.startswith("two was trained on completions of at most 6 tokens and generates up to 7")
     assert beyond_training(models, 6) == []
 
 
@@ -162,7 +162,7 @@ def test_asking_for_more_than_was_trained_is_said(work):
     [
         (["b="], "b: no checkpoint given; write b=FOLDER"),
         (["b=runs/three"], "b=runs/three: no such folder"),
-        (["a=outputs/kat"], "a=outputs/kat: is no checkpoint"),
+        (["a=outputs/kat"], "a=outputs/kat: not a checkpoint"),
         (["a=unfinished"], "this run is not finished"),
         (["a=empty"], "has no weights"),
         (["num_generations=1"], "num_generations=1: the diversity of a prompt's completions needs at least 2"),
@@ -174,7 +174,7 @@ def test_asking_for_more_than_was_trained_is_said(work):
         (["rare_share=0.8"], "rare_share=0.8"),
         (["temperature=0"], "temperature=0"),
         (["max_completion_length=5000"], "more than the context"),
-        (["embedder=file", "path=x.pt"], "embedder=file: a file embeds no completion"),
+        (["embedder=file", "path=x.pt"], "embedder=file: a file cannot embed completions"),
         (["out=runs/one/config.json"], "is a file; write out=FOLDER"),
         (["b=other"], "have different tokenizers"),
         (["b=seen"], "b=seen: was trained on 20 of the 20 prompts that are held out here"),
@@ -207,7 +207,7 @@ def test_without_a_share_of_a_run_one_must_be_given(work, cli):
     assert [model.label for model in alone] == ["plain_a", "plain_b"]
     assert alone[0].held_out is None and alone[0].config is None
     status, _, said = cli("task=diversity", "a=plain", "b=plain", *SMALL, "held_out=null")
-    assert status == 1 and "none of the checkpoints says which prompts its training held out" in said
+    assert status == 1 and "none of the checkpoints records which prompts its training held out" in said
 
 
 def test_a_damaged_row_of_the_samples_is_an_error(tmp_path):

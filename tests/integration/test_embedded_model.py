@@ -14,8 +14,8 @@ from latentwire.data.prompts import PromptWriter
 from latentwire.evaluation import setup as benches
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.metrics import f1_score
-from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
-from latentwire.harness.device import place
+from latentwire.evaluation.setup import Component, EvaluationSetup, Settings, prepare
+from latentwire.harness.device import accelerator_state
 from latentwire.lm.batching import plan_batches
 from latentwire.lm.decoding import Decoder, encode_prefix
 from latentwire.lm.models import LanguageModel
@@ -83,7 +83,7 @@ def test_short_qa_is_answered_by_reading_and_only_by_reading(smollm2, drawn):
 
 
 @pytest.fixture(scope="module")
-def bench(smollm2) -> Bench:
+def bench(smollm2) -> EvaluationSetup:
     """Eight questions of the train split, with the other passages of it to fit on."""
     spec = DataSpec("short_qa", "short_qa")
     train = load_data(spec).train
@@ -92,12 +92,12 @@ def bench(smollm2) -> Bench:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benches, "load_data", lambda spec: Dataset(train, train))
         patch.setattr(benches, "load_model", lambda *arguments: smollm2)
-        return prepare(model_spec("smollm2"), spec, asked, place("cpu"))
+        return prepare(model_spec("smollm2"), spec, asked, accelerator_state("cpu"))
 
 
 def test_the_automatic_repair_gives_back_what_the_model_reads(bench):
     def scores(source: str, transform: str, **dials: float) -> dict[str, Any]:
-        return evaluate(bench, Choice(source, dials), Choice(transform), place("cpu"), transform)[0]
+        return evaluate(bench, Component(source, dials), Component(transform), accelerator_state("cpu"), transform)[0]
 
     clean = scores("text", "baseline")
     assert clean["f1"] >= 0.4

@@ -121,7 +121,7 @@ def test_a_run_learns_writes_what_it_did_and_is_not_done_twice(program):
     assert json.loads(Path("all.json").read_text())["pairs"] == len(pairs)
     model_alone = f"{first}/model"
     status, printed, said = program("task=score", model_alone, "path=others.jsonl", "out=x.json", of="run")
-    assert status == 0 and "no rule of length" in said and "shorter" not in printed
+    assert status == 0 and "no length-only baseline" in said and "shorter" not in printed
     assert json.loads(Path("x.json").read_text())["accuracy"] == 1.0
 
 
@@ -234,10 +234,10 @@ def test_density_makes_what_it_lacks_and_draws_rare_prompts_more_often(program):
     rows = read_jsonl(Path("outputs/kat/weights.jsonl"))
     Path("outputs/kat/weights.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:20]))
     status, _, said = program(*SMALL, "sampler=reversed", "steps=1")
-    assert status == 1 and "weights.jsonl: is not the file that outputs/kat/density.json speaks of" in said
+    assert status == 1 and "weights.jsonl: is not the file that outputs/kat/density.json describes" in said
     Path("outputs/kat/density.json").unlink()
     status, _, said = program(*SMALL, "sampler=reversed", "steps=1")
-    assert status == 1 and "prompts have pairs but no weight" in said and "cannot be told" in said
+    assert status == 1 and "prompts have pairs but no weight" in said and "so the origin of" in said
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(program, monkeypatch):
@@ -270,7 +270,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(program, monkeypatch):
     ("arguments", "reason"),
     [
         (["prompts_per_step=99"], "prompts_per_step=99: there are"),
-        (["max_length=2"], "no pair of outputs/kat/pairs_all.jsonl is of this split and fits into max_length=2"),
+        (["max_length=2"], "no pair of outputs/kat/pairs_all.jsonl is in this split and fits into max_length=2"),
         (["split=test"], "split=test: no pair"),
         (["held_out=0"], "held_out=0.0: of 40 prompts none is held out"),
         (["sampler=other"], "sampler=other: unknown"),
@@ -278,7 +278,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(program, monkeypatch):
         (["steps=many"], "steps=many: expected a whole number"),
         (["steps=0"], "steps=0: must be at least 1"),
         (["checkpoint_every=1.5"], "checkpoint_every=1.5: expected a whole number"),
-        (["keep=0"], "keep=0: must be at least 1"),
+        (["keep_checkpoints=0"], "keep_checkpoints=0: must be at least 1"),
         (["held_out=null"], "held_out=None: expected a number"),
         (["held_out=1"], "held_out=1.0: must be a share"),
         (["states_gib=much"], "states_gib=much: expected a number"),
@@ -335,9 +335,9 @@ def test_numbers_out_of_their_range_are_named(name):
         RewardSpec(**{**good, name: good[name] - 1})
 
 
-@pytest.mark.parametrize("name", ["steps", "checkpoint_every", "keep"])
+@pytest.mark.parametrize("name", ["steps", "checkpoint_every", "keep_checkpoints"])
 def test_numbers_of_the_loop_out_of_their_range_are_named(name):
-    good = {"seed": 0, "steps": 1, "held_out": 0.0, "checkpoint_every": 1, "keep": 1, "force": False}
+    good = {"seed": 0, "steps": 1, "held_out": 0.0, "checkpoint_every": 1, "keep_checkpoints": 1, "force": False}
     assert LoopSpec(**good).identity() == {"seed": 0, "steps": 1, "held_out": 0.0}
     with pytest.raises(UserError, match=rf"{name}=0: must be at least 1"):
         LoopSpec(**{**good, name: 0})

@@ -66,7 +66,7 @@ def test_a_sweep_ends_with_its_summary_and_analysis(cli):
     assert anchor["identity"]
     assert "identity: changed nothing on this source" in out
     assert "Verdict:" in out
-    # The analysis again, without running anything, says the same.
+    # task=analyze runs nothing and prints the same.
     status, again, _ = cli("task=analyze", "summary=outputs/smoke/summary.json")
     assert status == 0
     assert again == out
@@ -108,7 +108,7 @@ def test_without_other_passages_there_is_nothing_to_fit_on(cli):
     assert cli(*tiny)[0] == 0
     status, _, err = cli(*tiny, "embed_transform=auto")
     assert status == 1
-    assert "embed_transform=auto: is fitted on passages that are not asked about, and the data have none" in err
+    assert "embed_transform=auto: is fitted on passages outside the evaluation, and the data have none" in err
 
 
 def test_the_35_are_listed_by_name(cli):
@@ -126,7 +126,7 @@ def test_finished_configurations_are_not_run_again_unless_forced(cli):
     before = read_json("outputs/smoke/summary.json")
     written = Path("outputs/smoke/baseline.json").stat().st_mtime_ns
     _, _, err = cli(*command)
-    assert err.count("(finished before)") == 4  # the empty context and the random tokens too
+    assert err.count("(finished before)") == 4  # with the empty context and the random tokens
     assert Path("outputs/smoke/baseline.json").stat().st_mtime_ns == written
     assert read_json("outputs/smoke/summary.json") == before
     _, _, err = cli(*command, "force=true")
@@ -153,7 +153,7 @@ def test_the_analysis_refuses_predictions_of_another_run(cli):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, out, err = cli("task=analyze", "summary=outputs/smoke/summary.json")
     assert status == 1
-    assert "baseline.predictions.jsonl is not what the summary was made from" in err
+    assert "baseline.predictions.jsonl does not match the summary" in err
     assert out == ""
 
 
@@ -183,7 +183,7 @@ def test_what_decides_a_result_is_in_its_hash(cli, change):
     _, _, err = cli(*SMALL, change)
     assert "finished before" not in err
     assert read_json("outputs/single/baseline.json")["config_hash"] != first["config_hash"]
-    # The first one was kept, and is taken back when it is asked for again.
+    # The first result was kept, and is used again for its settings.
     _, _, err = cli(*SMALL)
     assert "finished before" in err
     assert read_json("outputs/single/baseline.json") == first
@@ -247,7 +247,7 @@ def test_the_baseline_on_text_is_its_own_clean_control(cli):
 
 
 def test_random_tokens_stand_beside_a_sweep_that_has_none_and_are_not_run_twice(cli):
-    arguments = [*SMALL, "embed_source=text,scaled", "floor=0"]
+    arguments = [*SMALL, "embed_source=text,scaled", "min_clean_f1=0"]
     assert cli("-m", *arguments, "embed_transform=baseline,rms_matching")[0] == 0
     summary = read_json("outputs/single/summary.json")
     assert [(c["name"], c["control"], c["source"]) for c in summary["controls"]] == [
@@ -256,7 +256,7 @@ def test_random_tokens_stand_beside_a_sweep_that_has_none_and_are_not_run_twice(
     for group in summary["analysis"]["groups"]:
         lower = [(row["name"], row["control"]) for row in group["controls"]["lower"]]
         assert lower == [("control_empty", "empty"), ("control_random", "random_interpolation")]
-    # They are what the sweep's own would be, on any source.
+    # They equal the sweep's own random tokens, on each source.
     assert cli("-m", *arguments, "embed_transform=baseline,random_interpolation", "out=own")[0] == 0
     own = read_json("own/summary.json")
     assert [control["name"] for control in own["controls"]] == ["control_empty"]
@@ -279,17 +279,17 @@ def test_the_seconds_of_a_job_hold_what_came_before_it(cli, monkeypatch):
     assert cli("-m", *SMALL, "embed_transform=baseline,rms_matching")[0] == 0
     summary = read_json("outputs/single/summary.json")
     results = {result["name"]: result for result in [*summary["results"], *summary["controls"]]}
-    assert results["control_random"]["job_sec"] >= 0.3  # it was saved while this one's time ran
+    assert results["control_random"]["job_sec"] >= 0.3  # this job's time includes saving the previous result
     assert all(result["job_sec"] > result["time_sec"] for result in results.values())
 
 
 def test_the_wish_and_the_floor_are_read_again_by_the_analysis(cli):
     cli(*PAIR, *SMALL)
     _, out, _ = cli("task=analyze", "sweep=smoke")
-    assert "Cannot be answered: the clean baseline reads too little: F1 .000, the floor is .100" in out
-    assert "the floor is" not in cli("task=analyze", "sweep=smoke", "floor=0")[1]
-    assert "floor=1.5: is an F1" in cli("task=analyze", "sweep=smoke", "floor=1.5")[2]
-    assert "wished=0.0: is a difference" in cli("task=analyze", "sweep=smoke", "wished=0")[2]
+    assert "Cannot be answered: the clean baseline scores too low: F1 .000, below min_clean_f1=.100" in out
+    assert "scores too low" not in cli("task=analyze", "sweep=smoke", "min_clean_f1=0")[1]
+    assert "min_clean_f1=1.5: must be an F1" in cli("task=analyze", "sweep=smoke", "min_clean_f1=1.5")[2]
+    assert "target_difference=0.0: must be" in cli("task=analyze", "sweep=smoke", "target_difference=0")[2]
 
 
 def test_seeds_are_told_apart_in_names_and_groups(cli):
@@ -358,7 +358,7 @@ BAD = {
     "a nested unknown setting": (["model.weights=x"], "model.weights=x: no such setting"),
     "samples of the wrong type": (["samples=many"], "samples=many: expected a whole number"),
     "a negative seed": (["seed=-1"], "seed=-1"),
-    "a dial beside a preset": (["sweep=embed35", "tau=3"], "tau"),
+    "a dial next to a preset": (["sweep=embed35", "tau=3"], "tau"),
     "an infinite k": (["embed_transform=nearest_k", "k=inf"], "k=inf: expected a whole number"),
     "no samples": (["samples=0"], "samples=0"),
     "more samples than data": (["samples=99999"], "samples=99999: the data have only"),
@@ -374,7 +374,7 @@ BAD = {
     "a stray dial of a chain": (["embed_transform=chain", "eps=0.1"], "embed_transform=chain has no such dial"),
     "a step that does not exist": (
         ["embed_transform=chain", "steps=rms_scale1.0+anchor"],
-        "no configuration is called",
+        "no configuration has this name",
     ),
     "a missing data file": (["data=file", "path=nowhere.json"], "nowhere.json: no such file"),
     "a data file not named": (["data=file"], "no path given"),
@@ -422,7 +422,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(cli, monkeypatch
     status, _, err = cli("-m", "sweep=smoke", *SMALL)
     assert status == 1
     assert "No space left on device" in err
-    assert "what is finished is kept" in err
+    assert "finished results are kept" in err
     assert sorted(path.name for path in Path("outputs/smoke").iterdir()) == [
         "baseline.json",
         "baseline.predictions.jsonl",
@@ -451,7 +451,7 @@ def test_predictions_cut_short_are_no_finished_result(cli):
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
     status, _, err = cli(*SMALL)
     assert status == 1
-    assert "holds 5 and not the 6 rows" in err
+    assert "has 5 rows, but its result has num_samples=6" in err
     assert cli(*SMALL, "force=true")[0] == 0
 
 
@@ -464,7 +464,7 @@ def test_model_id_and_samples_come_from_the_environment(cli, monkeypatch, tiny):
     result = read_json("outputs/single/baseline.json")
     assert (result["model"], result["num_samples"]) == ("path", 3)
     assert result["config"]["model"]["path"] == "my-model"
-    # The command line has the last word.
+    # The command line overrides the environment.
     assert cli("shots=1", "max_new_tokens=2", "model=tiny_random", "samples=2")[0] == 0
     result = read_json("outputs/single/baseline.json")
     assert (result["model"], result["num_samples"]) == ("tiny_random", 2)

@@ -135,10 +135,10 @@ def test_one_command_does_it_all(training, here):
     status, _, err = training("grpo.beta=0.1", "seed=0")
     assert status == 1 and "grpo.beta was 0.04 and is 0.1" in err and "force=true" in err
     status, _, err = training(f"policy={RUN}", "force=true")
-    assert status == 1 and f"policy={RUN}: lies in the folder that this run writes to" in err
+    assert status == 1 and f"policy={RUN}: is inside the folder that this run writes to" in err
     assert (RUN / "model" / "config.json").is_file() and not (RUN / "replaced").exists()
     status, _, err = training("model=path", f"model.path={RUN}", "out=again")
-    assert status == 1 and f"model.path={RUN}: is the folder of a run; write model.path={RUN}/model" in err
+    assert status == 1 and f"model.path={RUN}: is the folder of a run; use model.path={RUN}/model" in err
     for given in (f"policy={RUN}", f"model.path={RUN}/model"):
         status, _, err = training("model=path", given, "held_out=0.6", "out=again", "steps=1")
         assert status == 1 and f"{given}: was trained on " in err and "prompts that are held out here" in err
@@ -182,7 +182,10 @@ def trained_and_given(tiny) -> list[tuple[torch.Tensor, torch.Tensor]]:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        (["grpo.mask_truncated=true", "grpo.max_completion_length=1"], "every completion was cut off and left out"),
+        (
+            ["grpo.mask_truncated_completions=true", "grpo.max_completion_length=1"],
+            "every completion was cut off and left out",
+        ),
         (["grpo.reward_funcs=[tests.helpers.rewards:constant]"], "all rewards of a group are equal"),
     ],
 )
@@ -196,7 +199,7 @@ def test_a_step_that_teaches_nothing_leaves_the_policy_as_it_was(training, tiny,
     else:
         assert [row["degenerate_groups"] for row in metrics] == [1, 1]
     assert f"step 1 of uniform_seed0: {why}, so there is nothing to learn from and no optimizer step" in err
-    assert "2 of 2 steps had nothing to learn from and left the policy as it was" in out
+    assert "2 of 2 steps had nothing to learn from and did not change the policy" in out
     assert json.loads((RUN / "result.json").read_text())["counts"]["steps_without_update"] == 2
     assert all(torch.equal(mine, given) for mine, given in trained_and_given(tiny))
 
@@ -400,7 +403,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(training, monkeypatch):
         (["steps=0"], "steps=0: must be at least 1"),
         (["steps=half"], "steps=half: expected a whole number"),
         (["checkpoint_every=0"], "checkpoint_every=0: must be at least 1"),
-        (["keep=few"], "keep=few: expected a whole number"),
+        (["keep_checkpoints=few"], "keep_checkpoints=few: expected a whole number"),
         (["seed=null"], "seed=None: expected a whole number"),
         (["held_out=0"], "holds out none"),
         (["held_out=null"], "held_out=None: expected a number"),
@@ -436,7 +439,7 @@ def test_a_batch_that_does_not_divide_is_refused(training, monkeypatch):
         num_processes = 2
         device = torch.device("cpu")
 
-    monkeypatch.setattr(kat.grpo.task, "place", lambda _: Two())
+    monkeypatch.setattr(kat.grpo.task, "accelerator_state", lambda _: Two())
     status, _, err = training("grpo.prompts_per_step=3")
     assert status == 1 and "2 processes cannot share them evenly; use a multiple of 2" in err
 
@@ -446,7 +449,7 @@ def test_a_policy_is_no_reward_model_and_another_tokenizer_no_fit(training, here
     tiny.model.save_pretrained(folder)
     tiny.tokenizer.save_pretrained(folder)
     status, _, err = training("grpo.reward_funcs=[model]", "reward=lm")
-    assert status == 1 and "reward=" in err and "is no reward model" in err
+    assert status == 1 and "reward=" in err and "not a reward model" in err
 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -460,7 +463,7 @@ def test_a_policy_is_no_reward_model_and_another_tokenizer_no_fit(training, here
     assert status == 1 and "has another tokenizer than the policy, they differ in vocabulary (" in err
     tiny.tokenizer.save_pretrained(here / "judge")
     status, _, err = training("policy=judge", "steps=1")
-    assert status == 1 and "policy=judge: " in err and "it is a reward model, its score.weight gives" in err
+    assert status == 1 and "policy=judge: " in err and "it is a reward model: its score.weight returns" in err
     status, _, err = training("grpo.reward_funcs=[model]", "reward=judge", "policy=lm", "steps=1")
     assert status == 0, err
     assert read_rows(RUN / "metrics.jsonl")[0].keys() >= {"rewards/model"}
@@ -555,7 +558,7 @@ def test_micro_batches_change_nothing(training, monkeypatch):
         assert whole["entropy"] <= math.log(2048)  # a token's, not a completion's
 
 
-@pytest.mark.parametrize("how", ["token", "sequence"])
+@pytest.mark.parametrize("how", ["dapo", "grpo"])
 def test_the_weights_of_a_step_sum_to_one(training, monkeypatch, how):
     real, sums = grpo_step.loss_weights, []
 
@@ -565,7 +568,7 @@ def test_the_weights_of_a_step_sum_to_one(training, monkeypatch, how):
 
     monkeypatch.setattr(grpo_step, "loss_weights", noted)
     one_by_one = ["steps=1", "grpo.num_iterations=1", "batch_tokens=1", "grpo.eval_prompts=0"]
-    assert training(f"grpo.normalisation={how}", *one_by_one)[0] == 0
+    assert training(f"grpo.loss_type={how}", *one_by_one)[0] == 0
     assert len(sums) == 6
     assert sum(sums) == pytest.approx(1)
 

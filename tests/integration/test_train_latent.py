@@ -15,8 +15,8 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, learning_rate_share
-from latentwire.latent_training.objective import Objective, Weights
-from latentwire.latent_training.screening import interval, promoted, rank, render, rounds_of
+from latentwire.latent_training.objective import LatentObjective, LossWeights
+from latentwire.latent_training.screening import interval, promoted, rank, render_ranking, rounds_of
 from latentwire.latent_training.task import accumulate_gradients
 from latentwire.latent_training.validation import HeldOut
 from latentwire.transforms.codebook import SoftCodebook
@@ -28,6 +28,8 @@ BASE = ["task=latent", "model=tiny_random", "device=cpu", "dtype=float32", "adap
 QUICK = [*BASE, "encoder=bottleneck", "d_z=8", "loss=reconstruction", "epochs=3"]
 WHOLE = [*BASE, "encoder=lm_layers", "layers=1", "ratio=2", "epochs=2", "first_phase=0.5", "held_out=0.05",
          "passages_per_step=3", "max_new_tokens=2", "checkpoint_every=2"]  # fmt: skip
+
+OFF = dict.fromkeys(("embedding", "vocabulary", "text", "continuation", "answer", "distillation", "rms", "manifold"), 0)
 
 
 def full(*_: object) -> None:
@@ -77,12 +79,12 @@ def test_a_checkpoint_of_another_lm_is_refused_before_any_work(trains, cli, tmp_
     (tmp_path / "run/encoder/config.json").write_text(json.dumps(config))
     status, _, err = cli("model=tiny_random", "embed_source=latent", "checkpoint=run", "samples=2")
     assert status == 1
-    assert "another LM is to read it" in err
+    assert "not for this one; choose that model" in err
     status, _, err = cli(
         "-m", "sweep=embed35", "model=tiny_random", "embed_source=latent", "checkpoint=run", "samples=2"
     )
     assert status == 1
-    assert "another LM is to read it" in err
+    assert "not for this one; choose that model" in err
     assert not list((tmp_path / "outputs").rglob("control_*"))  # nor are the controls asked first
     status, _, err = cli("model=tiny_random", "embed_source=latent", "samples=2")
     assert status == 1
@@ -136,7 +138,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
         low, high = rows["cut"][f"{measure}_interval"]
         assert low < rows["cut"][measure] < high
     assert rows["text"]["kl"] == 0 < rows["empty"]["kl"]
-    assert ": positions are saved, not bytes" in out
+    assert ": the latents save positions, not bytes" in out
     assert "-0.000" not in out  # nothing has no sign
     with monkeypatch.context() as patch:
         patch.setattr("latentwire.evaluation.latent_report.evaluate", full)
@@ -146,7 +148,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     for stray in ("embed_source=text", "embed_transform=rms_matching", "control=random"):
         status, _, err = cli("task=latent_report", "model=tiny_random", stray)
         assert status == 1
-        assert f"{stray}: task=latent_report asks an encoder as it was trained" in err
+        assert f"{stray}: task=latent_report evaluates the encoder without changes" in err
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "report").glob("*.json")}
     (tmp_path / "report/cut_likelihood.json").unlink()
     assert cli(*asking)[0] == 0
@@ -210,7 +212,7 @@ def test_a_run_that_stops_early_keeps_its_best(trains, tmp_path):
         *QUICK, "out=run", "epochs=9", "patience=2", "evaluate_every=1", "optimizer.learning_rate=1e-30"
     )
     assert status == 0, err
-    assert "stopped: no better than epoch 1 for 2 judgements" in err
+    assert "stopped: no better than epoch 1 for 2 evaluations" in err
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["stopped"]
     assert result["held_out"]["epoch"] == 1
@@ -231,7 +233,7 @@ def test_no_run_stops_before_the_first_answers(trains, tmp_path):
 
 
 def test_a_device_without_memory_is_told_with_what_to_lower(trains, monkeypatch):
-    monkeypatch.setattr("latentwire.latent_training.task.Objective.losses", full)
+    monkeypatch.setattr("latentwire.latent_training.task.LatentObjective.losses", full)
     status, _, err = trains(*QUICK, "out=run", "batch_tokens=300")
     assert status == 1
     assert "error: batch_tokens=300, passages_per_step=8: cpu (" in err
@@ -280,7 +282,7 @@ def test_a_screening_promotes_by_thirds_and_goes_on_where_a_run_stopped(trains, 
     further.write_text(json.dumps(told))
     status, _, err = trains(*given, "sweep.rounds=[2,3]")
     assert status == 1
-    assert "was trained further and not judged at that epoch" in err
+    assert "was trained further and not evaluated at that epoch" in err
     assert "Traceback" not in err
     # Begun anew, a promoted run goes on with what the first round began.
     assert trains(*given, "force=true")[0] == 0
@@ -348,54 +350,56 @@ def test_a_candidate_whose_numbers_explode_does_not_stop_the_others(trains, tmp_
 def test_parts_that_splitting_made_too_short_are_left_out_and_counted(trains, tmp_path):
     whole = "The ferry left the long pier at noon with forty sacks of flour, and nobody on the quay waved. No."
     (tmp_path / "more.txt").write_text(whole)
-    arguments = [*WHOLE, "out=run", "weights.continuation=0", "until=1", "ratio=4", "extra=more.txt"]
+    arguments = [*WHOLE, "out=run", "weights.continuation=0", "stop_epoch=1", "ratio=4", "extra=more.txt"]
     status, _, err = trains(*arguments, "extra_words=18")
     assert status == 0, err
     counts = json.loads((tmp_path / "run/result.json").read_text())["counts"]
     assert counts["parts of split passages, too short for ratio=4"] == 1
-    assert "note: 1 parts of split passages, too short for ratio=4 left out" in err
+    assert "note: skipped 1 parts of split passages, too short for ratio=4" in err
     weights = load_file(tmp_path / "run/encoder/model.safetensors")
     assert len(set(weights["encoder.information"].tolist())) > 2  # words are those of the texts
     assert not weights["encoder.begins"].all()
     (tmp_path / "more.txt").write_text("No.")  # a passage that somebody wrote so is refused
     status, _, err = trains(*arguments, "force=true", "extra_words=18")
     assert status == 1
-    assert "ratio=4: leaves nothing of a passage of" in err
+    assert "ratio=4: more than the" in err
 
 
 def test_rounds_rise():
     assert rounds_of(OmegaConf.create({"sweep": {"rounds": [1, 3]}})) == [1, 3]
     assert rounds_of(OmegaConf.create({"sweep": {}})) == []
     for rounds in ([3, 2], [2, 2]):
-        with pytest.raises(UserError, match=rf"sweep.rounds=\[{rounds[0]}, 2\]: are epochs, each later"):
+        with pytest.raises(UserError, match=rf"sweep.rounds=\[{rounds[0]}, 2\]: must be epochs, each later"):
             rounds_of(OmegaConf.create({"sweep": {"rounds": rounds}}))
 
 
 def test_a_screening_is_told_with_what_it_does_not_tell_apart():
     ranking = rank(runs(a=[0.5, 0.5], b=[0.49, 0.51], c=[0.1, 0.1]))
-    text = render({"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]})
-    assert "Best: a; not told apart from it: b\n" in text
+    text = render_ranking(
+        {"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]}
+    )
+    assert "Best: a; not distinguishable from it: b\n" in text
     wide = [{"until": None, "ranking": rank(runs(a=[0.4, 0.6], b=[0.45, 0.45])), "kept": ["a"]}]
-    assert "Best: a; not told apart from it: b\n" in render({"sweep": "s", "runs": [], "rounds": wide})
+    assert "Best: a; not distinguishable from it: b\n" in render_ranking({"sweep": "s", "runs": [], "rounds": wide})
     alone = [{"until": None, "ranking": rank(runs(a=[0.5])), "kept": ["a"]}]
-    assert "one seed: no interval" in render({"sweep": "s", "runs": [], "rounds": alone})
+    assert "one seed: no interval" in render_ranking({"sweep": "s", "runs": [], "rounds": alone})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["weights.answer=-1"], "weights.answer=-1.0: must be 0 or more"),
-        (["layers=1", "ratio=500"], "ratio=500: leaves nothing of a passage"),
+        (["layers=1", "ratio=500"], "ratio=500: more than the"),
         (["layers=9"], "layers=9: must be between 1 and the LM's 2 layers"),
-        (["layers=1", "ratio=36"], "ratio=36: leaves nothing of a passage"),  # of its first half, that is
-        (["encoder=byte", "weights.vocabulary=1"], "tokens without an order say nothing to encoder=byte"),
-        (["embed_transform=random_interpolation"], "does not hang on the encoder"),
+        (["layers=1", "ratio=36"], "ratio=36: more than the"),  # of its first half, that is
+        (["encoder=byte", "weights.vocabulary=1"], "random tokens are not a passage that encoder=byte can encode"),
+        (["embed_transform=random_interpolation"], "does not depend on the encoder"),
         (["encoder=byte", "latent_len=4096"], "positions, more than the model's 4096"),
-        (["until=11"], "until=11: is an epoch of the run, between 1 and epochs=10"),
-        (["until=0"], "until=0: is an epoch of the run, between 1 and epochs=10"),
-        (["until=1.5"], "until=1.5: expected a whole number or null"),
+        (["stop_epoch=11"], "stop_epoch=11: must be an epoch of the run, from 1 to epochs=10"),
+        (["stop_epoch=0"], "stop_epoch=0: must be an epoch of the run, from 1 to epochs=10"),
+        (["stop_epoch=1.5"], "stop_epoch=1.5: expected a whole number or null"),
         (["checkpoint_every=0"], "checkpoint_every=0: must be at least 1"),
-        (["keep=0"], "keep=0: must be at least 1"),
+        (["keep_checkpoints=0"], "keep_checkpoints=0: must be at least 1"),
         (["adapter_hidden=x"], "adapter_hidden=x: expected a whole number"),
         (["extra=5"], "extra=5: no such file"),
         (["judge_by=em"], "judge_by=em: unknown"),
@@ -414,10 +418,10 @@ def test_what_is_wrong_is_said_before_any_work(trains, tmp_path, arguments, mess
 
 def test_losses_that_are_all_off_are_refused():
     with pytest.raises(UserError, match="all losses are off"):
-        Weights(embedding=0, vocabulary=0, text=0, continuation=0, answer=0, distillation=0, rms=1, manifold=1)
-    weights = Weights(embedding=1, vocabulary=0, text=0, continuation=0, answer=0, distillation=0, rms=1, manifold=1)
-    assert weights.first_kinds() == ["reconstruction"]
-    assert not weights.asks() and not weights.needs_lm()
+        LossWeights(**{**OFF, "rms": 1, "manifold": 1})
+    weights = LossWeights(**{**OFF, "embedding": 1, "rms": 1, "manifold": 1})
+    assert weights.first_phase_kinds() == ["reconstruction"]
+    assert not weights.trains_answers() and not weights.needs_lm()
 
 
 NOWHERE = "optimizer.learning_rate=1e-30"  # steps that lead nowhere
@@ -429,7 +433,7 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_gradients_are_weighed_and_shared_over_the_step():
     x, sums = torch.ones(2, requires_grad=True), {}
-    weights = Weights(embedding=1, vocabulary=0, text=0, continuation=0, answer=0, distillation=0, rms=0.5, manifold=0)
+    weights = LossWeights(**{**OFF, "embedding": 1, "rms": 0.5})
     for _ in range(2):  # two batches of one step
         accumulate_gradients({"rms": x.sum()}, weights, 4, sums, "")
     assert x.grad is not None and x.grad.tolist() == [0.25, 0.25]
@@ -438,14 +442,14 @@ def test_gradients_are_weighed_and_shared_over_the_step():
 
 @pytest.mark.float_path
 def test_a_step_in_parts_is_the_step(trains, tmp_path, monkeypatch):
-    real, asked = Objective.losses, {1: [], 4096: []}
+    real, asked = LatentObjective.losses, {1: [], 4096: []}
     for batch_tokens, sizes in asked.items():
 
         def noted(self, kind, passages, generator, sizes=sizes):
             sizes.append(len(passages))
             return real(self, kind, passages, generator)
 
-        monkeypatch.setattr(Objective, "losses", noted)
+        monkeypatch.setattr(LatentObjective, "losses", noted)
         assert trains(*WHOLE, f"batch_tokens={batch_tokens}", NOWHERE, f"out=r{batch_tokens}")[0] == 0
     assert set(asked[1]) == {1} and max(asked[4096]) == 3
     parts, whole = read_rows(tmp_path / "r1" / "metrics.jsonl"), read_rows(tmp_path / "r4096" / "metrics.jsonl")
@@ -457,13 +461,13 @@ def test_the_weights_of_the_best_epoch_are_saved(trains, tmp_path, monkeypatch):
     told = iter([0.9, 0.2, 0.1, 0.9])
     monkeypatch.setattr(HeldOut, "scores", lambda *_: {"cosine": next(told), "likeness": 0.0})
     assert trains(*QUICK, "evaluate_every=1", "out=all")[0] == 0
-    assert trains(*QUICK, "evaluate_every=1", "until=1", "out=one")[0] == 0
+    assert trains(*QUICK, "evaluate_every=1", "stop_epoch=1", "out=one")[0] == 0
     ours, theirs = weights_in(tmp_path / "all"), weights_in(tmp_path / "one")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_training_starts_from_the_lms_layers(trains, tiny, tmp_path):
-    assert trains(*WHOLE, "until=1", NOWHERE, "out=run")[0] == 0
+    assert trains(*WHOLE, "stop_epoch=1", NOWHERE, "out=run")[0] == 0
     name = "layers.0.self_attn.q_proj.weight"
     saved = weights_in(tmp_path / "run")["encoder.body." + name]
     assert torch.equal(saved, tiny.model.base_model.get_parameter(name))
@@ -509,7 +513,7 @@ def test_whatever_decides_a_run_is_its_identity(trains, tmp_path):
                    "extra=more.txt", "adapter_hidden=17", "held_out=0.2"):  # fmt: skip
         status, _, err = trains(*QUICK, "epochs=1", "out=run", change)
         assert status == 1, change
-        assert "is of another configuration" in err, change
+        assert "belongs to another configuration" in err, change
 
 
 def test_a_held_out_passage_that_the_ratio_leaves_nothing_of_is_refused(trains, tmp_path):
@@ -524,18 +528,20 @@ def test_a_held_out_passage_that_the_ratio_leaves_nothing_of_is_refused(trains, 
         *WHOLE, "data=file", "path=a.jsonl", "held_out=0.3", "weights.continuation=0", "ratio=12", "out=run"
     )
     assert status == 1
-    assert "ratio=12: leaves nothing of a passage" in err
+    assert "ratio=12: more than the" in err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_another_version_is_told(trains, monkeypatch):
-    assert trains(*QUICK, "until=1", "out=run")[0] == 0
+    assert trains(*QUICK, "stop_epoch=1", "out=run")[0] == 0
 
     def missing(*_: object) -> None:
         raise RuntimeError("Error(s) in loading\n\tMissing key(s): kappa")
 
     monkeypatch.setattr("latentwire.latent_training.task.Latents.load_state_dict", missing)
-    status, _, err = trains(*QUICK, "until=2", "out=run")
+    status, _, err = trains(*QUICK, "stop_epoch=2", "out=run")
     assert status == 1
-    assert "the latents in it are of another version of the program (Error(s) in loading Missing key(s): kappa)" in err
-    assert "force=true trains anew" in err and "Traceback" not in err
+    assert (
+        "the state of latents is from another version of the program (Error(s) in loading Missing key(s): kappa)" in err
+    )
+    assert "train anew with force=true" in err and "Traceback" not in err

@@ -59,7 +59,7 @@ def test_a_model_that_has_seen_what_is_held_out_is_refused(tmp_path, capfd):
     folder = tmp_path / "model"
     folder.mkdir()
     require_unseen("reward=x", folder, {"a", "b"})
-    assert "nothing tells which prompts it was trained on" in capfd.readouterr().err
+    assert "the prompts that it was trained on are unknown" in capfd.readouterr().err
     folder = run_folder(tmp_path / "run", {"a": 0, "b": 0, "c": 4})
     require_unseen("reward=x", folder, {"a", "b"})  # never drawn, so never seen
     assert capfd.readouterr().err == ""
@@ -67,7 +67,7 @@ def test_a_model_that_has_seen_what_is_held_out_is_refused(tmp_path, capfd):
         UserError, match="reward=x: was trained on 1 of the 2 prompts that are held out here, c"
     ) as error:
         require_unseen("reward=x", folder, {"a", "c"})
-    assert "went on" not in str(error.value)
+    assert "started from" not in str(error.value)
     shutil.copy(tmp_path / "run" / "ledger.jsonl", tmp_path / "model")
     with pytest.raises(UserError, match="was trained on 1 of"):
         require_unseen("reward=x", tmp_path / "model" / ".." / "run", {"c"})
@@ -80,13 +80,13 @@ def test_what_a_run_went_on_from_counts_too(tmp_path, capfd):
     require_unseen("policy=x", third, {"d"})
     assert capfd.readouterr().err == ""
     for kept, run in (("a", "first"), ("b", "second")):
-        with pytest.raises(UserError, match=f"{kept} for instance in .*{run}, from which it went on"):
+        with pytest.raises(UserError, match=f"{kept} for instance in .*{run}, which it started from"):
             require_unseen("policy=x", third, {kept, "d"})
     elsewhere = run_folder(tmp_path / "fourth", {"c": 1}, model={"origin": "wheel", "path": str(first)})
     require_unseen("policy=x", elsewhere, {"a"})  # the path of a model of another origin is not read
     shutil.rmtree(tmp_path / "first")
     require_unseen("policy=x", third, {"d"})
-    assert f"went on from {first}, which is not there" in capfd.readouterr().err
+    assert f"started from {first}, which does not exist" in capfd.readouterr().err
     run_folder(tmp_path / "first", {"a": 2}, policy=str(tmp_path / "third"))
     require_unseen("policy=x", third, {"d"})  # in a circle, as copied folders may be
 

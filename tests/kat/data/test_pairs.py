@@ -137,7 +137,7 @@ REFUSED = {
     "the same answers": ("trl_standard", {"rejected": " blue."}, "chosen and rejected are the same"),
     "an empty prompt": ("trl_standard", {"prompt": " \n"}, "prompt is empty"),
     "a number": ("trl_standard", {"rejected": 3}, "neither a text nor a list"),
-    "half a surrogate": ("trl_standard", {"rejected": "\ud83d"}, "no Unicode"),
+    "half a surrogate": ("trl_standard", {"rejected": "\ud83d"}, "not valid Unicode"),
     "an image": ("trl_conversational", {"chosen": [{"role": "user", "content": [{"type": "image"}]}]}, "no text"),
     "no prompt in common": ("trl_standard_implicit", {"rejected": "Green."}, "prompt is empty"),
     "a dialogue as plain text": (
@@ -214,11 +214,11 @@ def test_what_is_dropped_has_its_place_and_reason_and_the_rest_is_kept(tmp_path)
     items = of_file(path)
     dropped = [(item.place, item.reason) for item in items if isinstance(item, Dropped)]
     assert dropped == [
-        ("line 3", "no JSON"),
-        ("line 4", "is no JSON object"),
+        ("line 3", "is not valid JSON"),
+        ("line 4", "is not a JSON object"),
         ("line 5", "the same pair occurs before"),
         ("line 6", "chosen is empty"),
-        ("line 7", "no UTF-8 text"),
+        ("line 7", "is not UTF-8 text"),
     ]
     assert next(item.row for item in items if isinstance(item, Dropped)) == '{"prompt": '
     assert len([item for item in items if isinstance(item, PreferencePair)]) == 2
@@ -316,7 +316,7 @@ def test_the_task_writes_pairs_and_drops_and_says_what_it_did(cli):
     status, _, err = cli("task=pairs", "pairs=file", "path=my.set.jsonl")
     assert status == 0
     assert "2 pairs out of 3 rows, read as trl_standard" in err
-    assert "dropped 1: chosen holds characters" in err
+    assert "dropped 1: chosen contains characters" in err
     rows = read_rows("outputs/kat/pairs_all.jsonl")
     assert [row["source"] for row in rows] == ["my", "my"]
     assert [pair.row() for pair in read_pairs(Path("outputs/kat/pairs_all.jsonl"))] == rows
@@ -327,8 +327,8 @@ def test_the_task_writes_pairs_and_drops_and_says_what_it_did(cli):
     assert Path("mine.jsonl").read_bytes() == Path("outputs/kat/pairs_all.jsonl").read_bytes()
     assert Path("mine_pairs_dropped.jsonl").is_file()
     record = json.loads(Path("outputs/kat/pairs.json").read_text())["sets"]["my/train"]
-    assert (record["rows"], record["pairs"], record["dropped"]) == (3, 2, {"chosen holds characters that are no "
-                                                                          "Unicode text": 1})  # fmt: skip
+    reasons = {"chosen contains characters that are not valid Unicode": 1}
+    assert (record["rows"], record["pairs"], record["dropped"]) == (3, 2, reasons)
     assert record["origin"]["sha256"] == hashlib.sha256(Path("my.set.jsonl").read_bytes()).hexdigest()
     assert json.loads(Path("mine_pairs.json").read_text())["sets"] == {"my/train": record}
     # What was written is itself a file that can be read.
@@ -340,14 +340,14 @@ def test_nothing_is_written_where_nothing_is_usable(cli):
     write_lines(Path("bad.jsonl"), [{**GOOD, "chosen": ""}, 3])
     status, _, err = cli("task=pairs", "pairs=file", "path=bad.jsonl")
     assert status == 1
-    assert "none of its 2 rows gives a pair (1 chosen is empty, 1 is no JSON object)" in err
+    assert "none of its 2 rows gives a pair (1 chosen is empty, 1 is not a JSON object)" in err
     assert not list(Path("outputs/kat").iterdir())
     for arguments, expected in (
         (["pairs=file"], "no path given"),
         (["pairs=file", "path=bad.jsonl", "out=."], "is a folder"),
         (["pairs=file", "path=bad.jsonl", "out="], "no file given"),
         (["pairs=file", "path=bad.jsonl", "out=./bad.jsonl"], "would overwrite path=bad.jsonl"),
-        (["pairs=file", "path=bad.jsonl", "tracker=wandb"], "tracker=wandb: task=pairs reports to no tracker"),
+        (["pairs=file", "path=bad.jsonl", "tracker=wandb"], "tracker=wandb: task=pairs does not use a tracker"),
         (["path=bad.jsonl"], "path belongs to pairs=file"),
         (["top_k=3"], "top_k belongs to task=retrieve"),
     ):

@@ -14,9 +14,8 @@ from omegaconf import OmegaConf
 from sklearn.neighbors import KernelDensity, NearestNeighbors
 from torch.nn.functional import normalize
 
-from kat.density import estimate as density
-from kat.density.diagnostics import diagnose, mass_by_decile, on_clusters
-from kat.density.estimate import DensitySpec, effective_sample_size, estimate, kernel_sums, weigh
+from kat.density.diagnostics import diagnose_weights, mass_by_decile, on_clusters
+from kat.density.estimate import DensitySpec, effective_sample_size, estimate, gaussian_kernel, kernel_sums, weigh
 from kat.density.nearest import nearest
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
@@ -258,7 +257,7 @@ def test_planted_clusters_get_nearly_even_shares_and_noise_little(name):
 def test_cosine_to_all_others_would_do_nothing_here():
     x, labels = planted(0)
     weights = 1 / (1e-3 + x @ x.mean(0)).double()
-    found = diagnose(1 / weights, weights / weights.sum(), 1.0, ["toy"] * len(x), labels)
+    found = diagnose_weights(1 / weights, weights / weights.sum(), 1.0, ["toy"] * len(x), labels)
     assert found["warnings"][0].startswith("the weights do nothing")
     assert found["clusters"]["total_variation"] > 0.4
 
@@ -313,7 +312,7 @@ def test_kernel_sums_in_lists_are_nearly_right_say_how_nearly_and_compute_fewer_
     assert exact.error == 0 and estimate(x[:100], spec(estimator="knn")).error is None
     computed = []
 
-    def counted(a, b, bandwidth, kernel=density.gaussian_kernel):
+    def counted(a, b, bandwidth, kernel=gaussian_kernel):
         computed.append(len(a) * len(b))
         return kernel(a, b, bandwidth)
 
@@ -328,7 +327,7 @@ def test_kernel_sums_in_lists_are_nearly_right_say_how_nearly_and_compute_fewer_
     assert float((found.weights - exact.weights).abs().sum() / 2) < 0.02
     assert torch.equal(found.density, estimate(x, spec(index="ivf")).density)
     monkeypatch.setattr("kat.density.estimate.FAR", 0)
-    with pytest.raises(UserError, match=r"densities are off by .*more than 5%; use sampler\.index=exact"):
+    with pytest.raises(UserError, match=r"densities have a mean error of .*more than 5%; use sampler\.index=exact"):
         estimate(x, spec(index="ivf"))
 
 
@@ -351,7 +350,7 @@ def test_deciles_hold_a_tenth_of_the_prompts_each_crowded_first():
 
 def test_diagnosis_by_hand():
     weights = torch.tensor([0.1, 0.1, 0.3, 0.5], dtype=torch.float64)
-    found = diagnose(1 / weights, weights, 1.0, ["b", "a", "a", "b"], torch.tensor([4, 4, 7, -1]))
+    found = diagnose_weights(1 / weights, weights, 1.0, ["b", "a", "a", "b"], torch.tensor([4, 4, 7, -1]))
     assert found["ess"] == pytest.approx(1 / 0.36)
     assert found["largest_times_uniform"] == pytest.approx(2)
     assert found["mass_by_source"]["a"] == pytest.approx({"prompts": 2, "share": 0.5, "mass": 0.4})
@@ -372,7 +371,7 @@ def test_diagnosis_by_hand():
 
 def test_weights_that_explode_are_called_so():
     weights = torch.cat([torch.tensor([1.0]), torch.full((99,), 1e-6)]).double()
-    found = diagnose(1 / weights, weights / weights.sum(), 30.0, ["a"] * 100)
+    found = diagnose_weights(1 / weights, weights / weights.sum(), 30.0, ["a"] * 100)
     assert [word.split()[2] for word in found["warnings"]] == ["explode:", "30:"]
 
 

@@ -11,7 +11,7 @@ from kat.diversity.comparison import (
     Samples,
     across,
     common_lengths,
-    compare,
+    compare_arms,
     cut,
     each,
     groups_by_density,
@@ -150,7 +150,7 @@ def test_the_bootstrap_is_paired_and_says_second_minus_first():
     draws = numbers(0)
     base = draws.normal(0, 5, 40)
     key, other = ("within", "vendi"), ("within", "ead")
-    row, none = compare({key: base, other: base}, {key: base + 1 + draws.normal(0, 0.1, 40), other: base}, seed=0)
+    row, none = compare_arms({key: base, other: base}, {key: base + 1 + draws.normal(0, 0.1, 40), other: base}, seed=0)
     assert (row["level"], row["metric"]) == key
     assert row["difference"] == pytest.approx(1, abs=0.1)
     assert row["interval"][1] - row["interval"][0] < 0.1 < row["first"]["interval"][1] - row["first"]["interval"][0]
@@ -162,7 +162,7 @@ def test_the_bootstrap_is_paired_and_says_second_minus_first():
 @pytest.mark.statistical
 def test_an_interval_is_as_wide_as_the_spread_of_n_minus_1():
     values = numbers(0).normal(size=20)
-    (row,) = compare({("each", "ended"): np.zeros(20)}, {("each", "ended"): values}, seed=0)
+    (row,) = compare_arms({("each", "ended"): np.zeros(20)}, {("each", "ended"): values}, seed=0)
     width = row["interval"][1] - row["interval"][0]
     assert width == pytest.approx(2 * 1.96 * values.std(ddof=1) / 20**0.5, rel=0.04)
 
@@ -172,7 +172,7 @@ def test_equal_arms_are_rarely_called_different():
     draws = numbers(0)
     keys = [("within", str(number)) for number in range(300)]
     first, second = ({key: draws.exponential(size=40) for key in keys} for _ in range(2))
-    rows = compare(first, second, seed=1)
+    rows = compare_arms(first, second, seed=1)
     assert 0.01 < np.mean([row["p_value"] < 0.05 for row in rows]) < 0.12  # 300 comparisons: .05 or a little more
     assert sum(row["p_holm"] < 0.05 for row in rows) <= 1
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kat.diversity.comparison import compare
-from kat.diversity.verdict import arms_of, markdown, pool, reading, require_alike
+from kat.diversity.comparison import compare_arms
+from kat.diversity.verdict import arms_of, pool, require_alike, verdict_markdown, verdict_summary
 from latentwire.harness.errors import UserError
 from latentwire.stats.intervals import mean_over_runs, t_quantile, t_within
 from tests.helpers.random import numbers
@@ -30,7 +30,7 @@ def report(seed: int, *others: str) -> dict:
             second = {key: values + n * UNLIKE_0.get(key, 0) + generator.normal(0, 0.01, 12) * (key != KEYS[-1])
                       for key, values in base.items()}  # fmt: skip
             about = {"first": labels[0], "second": label, "group": group, "form": form, "prompts": 12}
-            comparisons.append({**about, "rows": compare(base, second, 0)})
+            comparisons.append({**about, "rows": compare_arms(base, second, 0)})
     return {
         "checkpoints": [{"label": label, "weights": f"{label} weights"} for label in labels],
         "settings": {"prompts": 12, "temperature": 1.0},
@@ -86,12 +86,13 @@ def test_the_differences_of_the_runs_are_pooled_metric_by_metric():
 
 
 def test_what_is_shown_is_said_and_that_the_runs_are_few():
-    (said,) = reading(pool([report(seed) for seed in range(3)]), 3)
+    (said,) = verdict_summary(pool([report(seed) for seed in range(3)]), 3)
     assert said.startswith("3 pairs of runs, density against uniform, lengths matched. Over all 12 prompts a")
     assert "the 12 rare prompts a difference is shown in expectation-adjusted distinct-n within prompts (+0." in said
-    assert "more diverse and policy entropy (-0." in said and "less diverse (Holm's correction over 4 metrics)" in said
-    assert "3 runs of a kind are few: the interval is 4.3 standard errors wide" in said
-    (many,) = reading(pool([report(seed) for seed in range(10)]), 10)
+    assert "more diverse) and policy entropy (-0." in said
+    assert "less diverse) (Holm's correction over 4 metrics)" in said
+    assert "3 runs of each arm are few: the interval extends 4.3 standard errors" in said
+    (many,) = verdict_summary(pool([report(seed) for seed in range(10)]), 10)
     assert "few" not in many and "the same prompts" in many
 
 
@@ -100,11 +101,11 @@ def test_an_interval_without_0_that_the_correction_takes_back_is_told_apart():
            "runs": [0.1, 0.2, 0.3]}  # fmt: skip
     other = {**row, "metric": "ead", "interval": [-0.1, 0.5], "p_holm": 1.0, "runs": [-0.1, 0.2, 0.5]}
     one = {"first": "u", "second": "d", "group": "all", "form": "matched", "prompts": 64, "rows": [row, other]}
-    (said,) = reading([one, {**one, "form": "raw"}], 3)
+    (said,) = verdict_summary([one, {**one, "form": "raw"}], 3)
     expected = (
-        "Over all 64 prompts no difference is shown (Holm's correction over 2 metrics); uncorrected, the intervals of "
-        "1 leave out 0, where about 0.1 would by chance: Vendi score within prompts (+0.200 [+0.100, +0.300]), more "
-        "diverse. In 1 of the metrics all 3 differences have the same sign."
+        "Over all 64 prompts no difference is shown (Holm's correction over 2 metrics). Without the correction, 1 of "
+        "the intervals excludes 0, about 0.1 expected by chance: Vendi score within prompts (+0.200 [+0.100, +0.300], "
+        "more diverse). In 1 of the metrics all 3 differences have the same sign."
     )
     assert expected in said
     assert said.count("Over all 64") == 1
@@ -123,7 +124,7 @@ def changed(name: str, value) -> dict:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (changed("settings.temperature", 0.7), "asked the same: settings.temperature is 1.0 and 0.7; run task=div"),
+        (changed("settings.temperature", 0.7), "different settings: settings.temperature is 1.0 and 0.7; run task=div"),
         (changed("prompts.rare_at_most", 0.4), "prompts.rare_at_most is 0.5 and 0.4"),
         (changed("seed", 3), "seed is 0 and 3"),
         (changed("embedder", "sentence"), "embedder is hidden of tiny_random and sentence"),
@@ -138,7 +139,7 @@ def test_reports_that_do_not_fit_are_refused(other, message):
 
 
 def test_one_report_is_no_sample_of_runs():
-    with pytest.raises(UserError, match="1 given; an interval over runs needs those of at least 2 pairs"):
+    with pytest.raises(UserError, match="1 given; an interval over runs needs the reports of at least 2 pairs"):
         require_alike({"one": report(0)})
     same = report(0)
     same["checkpoints"][1]["weights"] = same["checkpoints"][0]["weights"]
@@ -166,7 +167,8 @@ def test_the_task_reads_folders_by_pattern_and_writes_what_it_found(cli):
     assert found["warnings"] == ["outputs/diversity/u_seed2_vs_d: they differ in more"]
     assert len(found["reading"]) == 2 and printed.strip() == "\n".join(found["reading"])
     text = (out / "verdict.md").read_text()
-    assert text.startswith("# density and shuffled against uniform, over 3 pairs of runs") and markdown(found) == text
+    assert text.startswith("# density and shuffled against uniform, over 3 pairs of runs")
+    assert verdict_markdown(found) == text
     assert "**Warning:** outputs/diversity/u_seed2_vs_d: they differ in more." in text
     row = found["comparisons"][0]["rows"][0]
     assert f"| {row['first']:.3f} | {row['second']:.3f} | {row['difference']:+.3f} [" in text
@@ -182,8 +184,8 @@ def test_the_task_reads_folders_by_pattern_and_writes_what_it_found(cli):
     [
         ([], "reports: 0 given"),
         (["reports=here"], "reports=here: expected a list"),
-        (["reports=[nowhere*]"], "reports: nowhere*: no folder there has a diversity.json"),
-        (["reports=[bad,bad]"], "bad/diversity.json: is no report of task=diversity"),
+        (["reports=[nowhere*]"], "reports: nowhere*: no such folder with a diversity.json"),
+        (["reports=[bad,bad]"], "bad/diversity.json: is not a report of task=diversity"),
         (["reports=[one,two]", "out=bad/diversity.json"], "is a file; write out=FOLDER"),
     ],
 )

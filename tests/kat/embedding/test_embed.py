@@ -15,7 +15,7 @@ from kat.embedding.pooling import (
     LogitsEmbedder,
     embed_hidden,
     embed_texts,
-    plan,
+    plan_batches,
     square_root,
     unit_rows,
 )
@@ -82,7 +82,7 @@ def test_what_stands_at_padding_has_no_say(tiny, hidden, monkeypatch):
 def test_batches_hold_each_text_once_and_keep_to_the_budget(batch_tokens):
     generator = draws(0)
     lengths = (torch.randn(3000, generator=generator) * 1.2 + 3).exp().ceil().int().tolist()  # a few are very long
-    batches = plan(lengths, batch_tokens)
+    batches = plan_batches(lengths, batch_tokens)
     assert sorted(index for batch in batches for index in batch) == list(range(3000))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= batch_tokens
@@ -94,15 +94,15 @@ def test_batches_hold_each_text_once_and_keep_to_the_budget(batch_tokens):
 
 
 def test_equal_lengths_fill_the_budget():
-    assert [len(batch) for batch in plan([10] * 2500, 8192)] == [819, 819, 819, 43]
-    assert plan([3, 9, 5], 18) == [[1, 2], [0]]
+    assert [len(batch) for batch in plan_batches([10] * 2500, 8192)] == [819, 819, 819, 43]
+    assert plan_batches([3, 9, 5], 18) == [[1, 2], [0]]
 
 
 def test_texts_that_cannot_be_embedded_are_refused(tiny, hidden):
     long = "word " * 5000
     length = hidden.lengths([long])[0]
     assert length > hidden.max_tokens == 4096
-    with pytest.raises(UserError, match=rf"text 1 has {length} tokens, but the model reads 4096 at most"):
+    with pytest.raises(UserError, match=rf"text 1 has {length} tokens, but the model reads at most 4096"):
         embed_texts(hidden, ["a", long])
     with pytest.raises(UserError, match="text 1 has no tokens"):
         embed_texts(hidden, ["a", ""])
@@ -198,15 +198,15 @@ class Payload:
     [
         ({"ids": ["a", "b"], "emb": unit(3)}, "2 ids for 3 rows"),
         ({"ids": ["a", "b", "a"], "emb": unit(3)}, "the id a occurs twice"),
-        ({"ids": ["a", 2, "c"], "emb": unit(3)}, "ids is no list of texts"),
-        ({"ids": ["a"], "emb": [[1.0]]}, "emb is no"),
-        ({"ids": ["a"], "emb": torch.ones(1, 1, dtype=torch.int64)}, "emb is no"),
-        ({"ids": [], "emb": torch.ones(0, 3)}, "holds no embeddings"),
+        ({"ids": ["a", 2, "c"], "emb": unit(3)}, "ids is not a list of texts"),
+        ({"ids": ["a"], "emb": [[1.0]]}, "emb is not"),
+        ({"ids": ["a"], "emb": torch.ones(1, 1, dtype=torch.int64)}, "emb is not"),
+        ({"ids": [], "emb": torch.ones(0, 3)}, "contains no embeddings"),
         ({"ids": ["a", "b"], "emb": torch.tensor([[1.0, 0], [0, 0]])}, "id b has length 0, not 1"),
         ({"ids": ["a", "b"], "emb": torch.tensor([[1.0, 0], [float("nan"), 0]])}, "id b holds NaN"),
         ({"ids": ["a"], "emb": torch.tensor([[3.0, 4.0]])}, "id a has length 5, not 1"),
-        ({"ids": ["a"]}, 'holds no {"ids", "emb"}'),
-        (torch.ones(3), 'holds no {"ids", "emb"}'),
+        ({"ids": ["a"]}, 'does not contain {"ids", "emb"}'),
+        (torch.ones(3), 'does not contain {"ids", "emb"}'),
     ],
 )
 def test_a_file_whose_ids_and_rows_do_not_fit_is_refused(tmp_path, content, reason):
@@ -220,7 +220,7 @@ def test_a_file_of_something_else_is_refused_and_none_of_its_code_is_run(tmp_pat
     with pytest.raises(UserError, match="no such file; make it with task=embed"):
         load_embeddings(tmp_path / "e.pt")
     (tmp_path / "text.pt").write_text("id,x\n")
-    with pytest.raises(UserError, match=r"no file of torch\.save"):
+    with pytest.raises(UserError, match=r"not a file of torch\.save"):
         load_embeddings(tmp_path / "text.pt")
     torch.save({"ids": Payload(tmp_path / "mark"), "emb": unit(1)}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match="a damaged file"):
@@ -290,7 +290,7 @@ def test_a_killed_run_goes_on_with_what_is_missing_and_ends_with_the_same_rows(c
 
     monkeypatch.setattr(HiddenEmbedder, "embed", until_killed)
     status, _, err = cli(*SMALL)
-    assert (status, "the same command goes on" in err) == (130, True)
+    assert (status, "run the same command again" in err) == (130, True)
     assert not OUT.exists()
     parts = sorted(OUT.parent.glob(".embeddings.pt.parts/*/*"))
     assert len(parts) == 5
@@ -332,14 +332,15 @@ def test_a_file_gives_its_rows_by_id(cli):
     write_jsonl(Path("outputs/kat/prompts_all.jsonl"), [prompts[i].row() for i in (4, 1)])
     command = ["task=embed", "embedder=file", "path=earlier.pt"]
     status, _, err = cli(*command)
-    assert (status, "4 rows of earlier.pt belong to no prompt" in err) == (0, True)
+    assert (status, "4 rows of earlier.pt have no prompt" in err) == (0, True)
     ids, emb = load_embeddings(OUT)
     assert ids == ["id004", "id001"]
     assert torch.equal(emb, earlier[1][[4, 1]])
     assert record()["embedder"]["embedder"] == "hidden"  # as recorded beside the earlier file
     write_prompts(9)
     status, _, err = cli(*command)
-    assert (status, "the prompts and path=earlier.pt do not fit: 3 of 9 ids" in err, "id006" in err) == (1, True, True)
+    message = "the prompts and path=earlier.pt do not match: 3 of 9 ids"
+    assert (status, message in err, "id006" in err) == (1, True, True)
     assert "no path given" in cli("task=embed", "embedder=file")[2]
 
 
@@ -361,7 +362,7 @@ def test_what_an_earlier_file_says_of_its_model_and_of_long_prompts_goes_on(cli)
     Path("earlier.json").unlink()
     write_prompts(2)
     status, _, err = cli(*command)
-    assert (status, "nothing beside earlier.pt tells" in err, record()["model"]) == (0, True, None)
+    assert (status, "earlier.pt has no record of its texts" in err, record()["model"]) == (0, True, None)
 
 
 def test_the_budget_is_chosen_or_refused(cli, monkeypatch):
@@ -424,7 +425,7 @@ def test_what_does_not_belong_together_is_refused(cli):
         (["query=x", "top_k=6"], "top_k=6: must be a whole number between 1 and the 5"),
         (["query=x", "top_k=0"], "top_k=0"),
         (["query=x", "top_k=many"], "top_k=many"),
-        (["query=x", "embedder=file"], "a file embeds no query"),
+        (["query=x", "embedder=file"], "a file cannot embed a query"),
         (["query="], "query: is empty"),
         ([], "query: is empty"),
     ):
@@ -433,10 +434,10 @@ def test_what_does_not_belong_together_is_refused(cli):
         assert (status, err.count("error:"), "Traceback" in err) == (1, 1, False)
         assert expected in err
     write_prompts(4)
-    assert "do not fit: 1 of 5 ids" in cli(*QUERY, "query=x")[2]
+    assert "do not match: 1 of 5 ids" in cli(*QUERY, "query=x")[2]
     write_prompts(5)
     OUT.with_suffix(".json").unlink()
-    assert "does not say what made it" in cli(*QUERY, "query=x")[2]
+    assert "does not name the embedder" in cli(*QUERY, "query=x")[2]
 
 
 # Several processes, and the real sentence embedder

@@ -13,8 +13,8 @@ from kat.grpo.objective import (
     grpo_loss,
     kl_divergence,
     loss_weights,
-    token_entropy,
-    token_logps,
+    per_token_entropy,
+    per_token_logps,
 )
 from latentwire.harness.errors import UserError
 from tests.helpers.grpo import objective
@@ -55,16 +55,16 @@ def test_degenerate_groups_are_those_of_equal_rewards():
 
 def test_statistics_of_tokens_by_hand():
     logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25]]]))
-    assert token_logps(logits, torch.tensor([[1]]), 1.0).item() == pytest.approx(math.log(0.25))
-    assert token_entropy(logits, 1.0).item() == pytest.approx(1.5 * math.log(2))
+    assert per_token_logps(logits, torch.tensor([[1]]), 1.0).item() == pytest.approx(math.log(0.25))
+    assert per_token_entropy(logits, 1.0).item() == pytest.approx(1.5 * math.log(2))
     # half the temperature squares the odds: 4 : 1 : 1
-    assert token_logps(logits, torch.tensor([[0]]), 0.5).item() == pytest.approx(math.log(4 / 6))
-    assert token_entropy(logits, 0.5).item() == pytest.approx(-(4 / 6) * math.log(4 / 6) - 2 / 6 * math.log(1 / 6))
+    assert per_token_logps(logits, torch.tensor([[0]]), 0.5).item() == pytest.approx(math.log(4 / 6))
+    assert per_token_entropy(logits, 0.5).item() == pytest.approx(-(4 / 6) * math.log(4 / 6) - 2 / 6 * math.log(1 / 6))
 
 
 def test_statistics_have_the_gradient_of_a_softmax():
     logits = torch.zeros(1, 1, 3, requires_grad=True)
-    token_logps(logits, torch.tensor([[2]]), 0.5).sum().backward()
+    per_token_logps(logits, torch.tensor([[2]]), 0.5).sum().backward()
     assert torch.allclose(logits.grad[0, 0], torch.tensor([-2 / 3, -2 / 3, 4 / 3]))
 
 
@@ -100,16 +100,16 @@ MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]])
 
 
 def test_weights_of_tokens_by_hand():
-    assert torch.allclose(loss_weights(MASK, "token", 4, 2), MASK / 4)
+    assert torch.allclose(loss_weights(MASK, "dapo", 4, 2), MASK / 4)
     expected = torch.tensor([[1 / 6, 1 / 6, 1 / 6], [1 / 2, 0, 0], [0, 0, 0]])
-    assert torch.allclose(loss_weights(MASK, "sequence", 4, 2), expected)
+    assert torch.allclose(loss_weights(MASK, "grpo", 4, 2), expected)
 
 
-@pytest.mark.parametrize("normalisation", ["token", "sequence"])
-def test_weights_sum_to_one_over_the_micro_batches(normalisation):
-    parts = [loss_weights(MASK[row : row + 1], normalisation, 4, 2) for row in range(3)]
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+def test_weights_sum_to_one_over_the_micro_batches(loss_type):
+    parts = [loss_weights(MASK[row : row + 1], loss_type, 4, 2) for row in range(3)]
     assert torch.cat(parts).sum().item() == pytest.approx(1)
-    assert loss_weights(MASK[2:], normalisation, 0, 0).sum() == 0  # a batch of which nothing counts
+    assert loss_weights(MASK[2:], loss_type, 0, 0).sum() == 0  # a batch of which nothing counts
 
 
 def one_token(ratio: float, advantage: float, **settings) -> tuple[float, float, bool]:
@@ -168,8 +168,8 @@ def test_what_has_no_weight_has_no_part_whatever_it_is():
         ({"epsilon": 1.0}, r"grpo\.epsilon=1\.0"),
         ({"beta": -0.1}, r"grpo\.beta=-0\.1.*negative"),
         ({"kl": "k4"}, r"grpo\.kl=k4.*k1, k2, k3"),
-        ({"normalisation": "mean"}, r"grpo\.normalisation=mean.*token, sequence"),
-        ({"scale": "batch"}, r"grpo\.scale=batch.*group, none"),
+        ({"loss_type": "mean"}, r"grpo\.loss_type=mean.*dapo, grpo"),
+        ({"scale_rewards": "batch"}, r"grpo\.scale_rewards=batch.*group, none"),
     ],
 )
 def test_settings_that_are_none_are_named(settings, message):

@@ -12,9 +12,9 @@ from kat.grpo.data import GrpoData, TokenPrompt, draw_weights, encode_prompts, e
 from kat.grpo.policy import Policy
 from kat.grpo.rewards import Rewards
 from kat.grpo.rollout import Completion, Sampling, sample
-from kat.grpo.validation import answer, described, judge, mean_rewards
+from kat.grpo.validation import answer, as_sampled, evaluate_policy, mean_rewards
 from kat.training.tuning import TuningSpec, make_trainable
-from latentwire.harness.device import place
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import load_model
 from tests.helpers.models import model_spec
@@ -70,7 +70,7 @@ def test_fewer_prompts_than_a_batch_are_refused():
 def test_the_prompts_that_are_looked_at_are_the_first_by_id():
     assert [p.id for p in evaluation_prompts(some(3, held=5), 2)] == ["a", "b"]
     assert evaluation_prompts(some(3, held=0), 0) == []
-    with pytest.raises(UserError, match="holds out none of these prompts"):
+    with pytest.raises(UserError, match="holds out none of the prompts"):
         evaluation_prompts(some(3, held=0), 1)
 
 
@@ -81,7 +81,7 @@ def row(*rewards: float, ended: bool = True) -> dict:
 def test_gains_are_paired_by_prompt():
     answered = [row(1.0, 2.0), row(3.0, 3.0, ended=False)]
     assert mean_rewards(answered) == [1.5, 3.0]
-    found = judge(answered, [1.0, 2.5], seed=0)
+    found = evaluate_policy(answered, [1.0, 2.5], seed=0)
     assert found["reward"] == 2.25 and found["gain"] == 0.5
     assert found["gain_interval"] == [0.5, 0.5]  # both prompts gain the same
     assert found["reward_interval"] == [1.5, 3.0]
@@ -92,7 +92,7 @@ def test_gains_are_paired_by_prompt():
 @pytest.mark.statistical
 def test_the_interval_is_that_of_a_mean_over_prompts():
     rewards = numbers(0).normal(size=400)
-    low, high = judge([row(r) for r in rewards], [0.0] * 400, seed=0)["reward_interval"]
+    low, high = evaluate_policy([row(r) for r in rewards], [0.0] * 400, seed=0)["reward_interval"]
     assert high - low == pytest.approx(2 * 1.96 * rewards.std() / 20, rel=0.05)
     assert low < rewards.mean() < high
 
@@ -104,14 +104,14 @@ def letters(prompts, completions):
 def test_looks_at_held_out_prompts_are_repeatable_and_do_not_depend_on_the_others(tiny):
     prompts = encode_prompts(PROMPTS[:6], tiny.tokenizer, 4096, 5, 0.0).train
     rewards = Rewards([f"{__name__}:letters"], [1.0], None, 0, 100)
-    look = {"seed": 0, "ends": frozenset({0}), "state": place("cpu"), "doing": "a test"}
+    look = {"seed": 0, "ends": frozenset({0}), "state": accelerator_state("cpu"), "doing": "a test"}
     sampling = Sampling(2, 5, 1.0, 1.0, 4096)
-    policy = Policy(tiny.model, {}, 1.0, reference=False)
+    policy = Policy(tiny.model, {}, 1.0, ref_model=False)
     rows = answer(policy, tiny.tokenizer, prompts, rewards, sampling, "k3", **look)
     assert [r["id"] for r in rows] == [p.id for p in prompts]
     assert rows == answer(policy, tiny.tokenizer, prompts, rewards, sampling, "k3", **look)
     assert rows[3:4] == answer(policy, tiny.tokenizer, prompts[3:4], rewards, sampling, "k3", **look)
-    assert "kl" not in judge(rows, mean_rewards(rows), seed=0)
+    assert "kl" not in evaluate_policy(rows, mean_rewards(rows), seed=0)
     for r in rows:
         assert "kl" not in r["completions"][0]
         assert [c["reward"] for c in r["completions"]] == letters([], [c["text"] for c in r["completions"]])
@@ -128,15 +128,15 @@ def test_the_divergence_at_a_look_is_that_of_the_weights_then_and_now():
     lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
     prompts = encode_prompts(PROMPTS[:3], lm.tokenizer, 4096, 5, 0.0).train
     model, parameters = make_trainable(lm.model, TuningSpec("last_blocks", 1, 1, 1), seed=0)
-    policy = Policy(model, parameters, 1.0, reference=True)
+    policy = Policy(model, parameters, 1.0, ref_model=True)
     start = {name: p.detach().clone() for name, p in parameters.items()}
     rewards = Rewards([f"{__name__}:letters"], [1.0], None, 0, 100)
-    look = {"seed": 0, "ends": frozenset({0}), "state": place("cpu"), "doing": "a test"}
+    look = {"seed": 0, "ends": frozenset({0}), "state": accelerator_state("cpu"), "doing": "a test"}
 
     def looked(estimator):
         return answer(policy, lm.tokenizer, prompts, rewards, Sampling(2, 5, 1.0, 1.0, 40), estimator, **look)
 
-    at_start = judge(looked("k3"), [0.0] * 3, seed=0)
+    at_start = evaluate_policy(looked("k3"), [0.0] * 3, seed=0)
     assert at_start["kl"] == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for p in parameters.values():
@@ -155,7 +155,7 @@ def test_the_divergence_at_a_look_is_that_of_the_weights_then_and_now():
     shown = [c["kl"] for row in rows for c in row["completions"]]
     assert shown == pytest.approx([float((r.exp() - r - 1).sum()) for r in gaps], rel=1e-3)
     tokens = sum(len(ids) for _, ids in completions)
-    assert judge(rows, [0.0] * 3, seed=0)["kl"] == pytest.approx(sum(shown) / tokens) and sum(shown) > 0.1
+    assert evaluate_policy(rows, [0.0] * 3, seed=0)["kl"] == pytest.approx(sum(shown) / tokens) and sum(shown) > 0.1
     squared = [c["kl"] for row in looked("k2") for c in row["completions"]]
     assert squared == pytest.approx([float((r * r / 2).sum()) for r in gaps], rel=1e-3)
 
@@ -167,6 +167,6 @@ def test_the_context_is_named_by_whose_it_is(tiny):
 
 def test_the_end_token_is_no_text(tiny):
     completion = Completion((50, 60, 0), True, torch.zeros(3), torch.zeros(3), None)
-    found = described(tiny.tokenizer, TokenPrompt("a", "text", (1,)), completion)
+    found = as_sampled(tiny.tokenizer, TokenPrompt("a", "text", (1,)), completion)
     assert found.completion == tiny.tokenizer.decode([50, 60]) and found.completion_ids == (50, 60, 0)
     assert (found.prompt, found.prompt_ids) == ("text", (1,))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kat.grpo.objective import advantages, degenerate_groups, grpo_loss, loss_weights, token_entropy, token_logps
+from kat.grpo.objective import (
+    advantages,
+    degenerate_groups,
+    grpo_loss,
+    loss_weights,
+    per_token_entropy,
+    per_token_logps,
+)
 from latentwire.lm.models import load_model
 from tests.helpers.grpo import objective
 from tests.helpers.models import model_spec
@@ -52,22 +59,20 @@ def made_up_batch(seed: int = 0):
 
 
 @pytest.mark.parametrize(
-    ("loss_type", "normalisation", "beta", "correction", "old_differs", "temperature"),
+    ("theirs", "loss_type", "beta", "correction", "old_differs", "temperature"),
     [
-        ("dapo", "token", 0.0, True, False, 1.0),
-        ("dapo", "token", 0.04, True, True, 1.0),
-        ("dapo", "token", 0.04, False, True, 1.0),
-        ("bnpo", "token", 0.04, False, True, 0.7),
-        ("grpo", "sequence", 0.0, True, True, 1.0),
-        ("grpo", "sequence", 0.04, True, True, 1.3),
-        ("grpo", "sequence", 0.04, True, False, 1.0),
-        ("grpo", "sequence", 0.04, False, False, 1.0),
+        ("dapo", "dapo", 0.0, True, False, 1.0),
+        ("dapo", "dapo", 0.04, True, True, 1.0),
+        ("dapo", "dapo", 0.04, False, True, 1.0),
+        ("bnpo", "dapo", 0.04, False, True, 0.7),
+        ("grpo", "grpo", 0.0, True, True, 1.0),
+        ("grpo", "grpo", 0.04, True, True, 1.3),
+        ("grpo", "grpo", 0.04, True, False, 1.0),
+        ("grpo", "grpo", 0.04, False, False, 1.0),
     ],
 )
-def test_loss_and_gradient_are_those_of_trl(
-    tmp_path, loss_type, normalisation, beta, correction, old_differs, temperature
-):
-    trainer = trainer_of(tmp_path, lambda completions, **_: [0.0] * len(completions), loss_type=loss_type, beta=beta,
+def test_loss_and_gradient_are_those_of_trl(tmp_path, theirs, loss_type, beta, correction, old_differs, temperature):
+    trainer = trainer_of(tmp_path, lambda completions, **_: [0.0] * len(completions), loss_type=theirs, beta=beta,
                          use_bias_correction_kl=correction, epsilon=0.2, temperature=temperature)  # fmt: skip
     model = trainer.model
     inputs, g = made_up_batch()
@@ -76,8 +81,8 @@ def test_loss_and_gradient_are_those_of_trl(
 
     def own_logps():
         logits = model(ids, attention_mask=attention).logits[:, 4:-1]
-        logps = token_logps(logits, inputs["completion_ids"], temperature)
-        return logps, token_entropy(logits, temperature)
+        logps = per_token_logps(logits, inputs["completion_ids"], temperature)
+        return logps, per_token_entropy(logits, temperature)
 
     logps = own_logps()[0].detach()
     old = logps + old_differs * 0.5 * torch.randn(logps.shape, generator=g)
@@ -87,20 +92,20 @@ def test_loss_and_gradient_are_those_of_trl(
     if beta:
         inputs["ref_per_token_logps"] = ref
 
-    theirs = trainer.compute_loss(model, inputs)
-    theirs.backward()
+    expected = trainer.compute_loss(model, inputs)
+    expected.backward()
     gradient = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
 
     mask = inputs["completion_mask"]
-    weights = loss_weights(mask, normalisation, int(mask.sum()), len(mask))
+    weights = loss_weights(mask, loss_type, int(mask.sum()), len(mask))
     logps, entropy = own_logps()
     terms = grpo_loss(logps, old if old_differs else logps.detach(), ref if beta else None, inputs["advantages"],
-                      weights, objective(beta=beta, kl_correction=correction))  # fmt: skip
+                      weights, objective(beta=beta, use_bias_correction_kl=correction))  # fmt: skip
     terms.loss.backward()
 
     assert bool(terms.clipped.any()) == old_differs
-    assert terms.loss.item() == pytest.approx(theirs.item(), abs=1e-5)
+    assert terms.loss.item() == pytest.approx(expected.item(), abs=1e-5)
     for name, p in model.named_parameters():
         assert torch.allclose(p.grad, gradient[name], atol=1e-5, rtol=1e-4), name
     shown = trainer._metrics["train"]

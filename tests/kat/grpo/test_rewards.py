@@ -70,15 +70,15 @@ def test_the_reward_model_is_given_tokens(monkeypatch):
 @pytest.mark.parametrize(
     ("names", "weights", "message"),
     [
-        ([], [], "nothing to reward"),
+        ([], [], "no reward given"),
         (["model"], [1.0, 2.0], r"reward_weights=\[1\.0, 2\.0\]: 2 weights for 1 rewards"),
         (["model", "model"], [1.0, 1.0], "model is named twice"),
-        (["brevity"], [1.0], "brevity is no name of a reward"),
-        ([":f"], [1.0], "is no name of a reward"),
+        (["brevity"], [1.0], "brevity: not the name of a reward"),
+        ([":f"], [1.0], "not the name of a reward"),
         (["nowhere.at_all:f"], [1.0], "nowhere.at_all cannot be imported"),
         ([f"{HERE}:absent"], [1.0], "has no absent"),
-        ([f"{HERE}:NOT_CALLABLE"], [1.0], "is no function"),
-        ([f"{HERE}:Judge"], [1.0], "is no function"),
+        ([f"{HERE}:NOT_CALLABLE"], [1.0], "not a function"),
+        ([f"{HERE}:Judge"], [1.0], "not a function"),
     ],
 )
 def test_names_that_are_none_are_refused(names, weights, message):
@@ -94,7 +94,7 @@ def test_a_function_is_found_by_its_name():
     ("name", "error", "message"),
     [
         ("nothing", UserError, "returned 0 numbers for 2 completions"),
-        ("words", UserError, "returned what is no list of numbers"),
+        ("words", UserError, "must return a list of numbers, got an error"),
         ("nan", NonFiniteError, "the reward .*nan is nan at a test"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kat.grpo.policy import Policy, Row, frozen_blocks, lay_out, micro_batches
+from kat.grpo.policy import Policy, PolicyRow, frozen_blocks, micro_batches, pack_rows
 from kat.grpo.rollout import Completion, Sampling, batches_of_prompts, choose, end_tokens, sample
 from kat.training.tree_mask import tree_mask
 from kat.training.tuning import TuningSpec, make_trainable
@@ -149,7 +149,7 @@ def test_a_tokenizer_without_an_end_is_refused(tiny, monkeypatch):
 def test_a_prompt_that_leaves_no_room_is_refused(tiny):
     room = 4096 - 9
     assert sample(tiny.model, [[5] * room], [("a",)], sampling(num_generations=1), seed=0, ends=frozenset(range(2048)))
-    with pytest.raises(UserError, match=r"4088 tokens and 9 new ones are more than the model's context of 4096"):
+    with pytest.raises(UserError, match=r"4088 tokens and 9 new ones exceed the model's context of 4096"):
         sample(tiny.model, [[5] * (room + 1)], [("a",)], sampling(), seed=0, ends=COMMON)
     with pytest.raises(UserError, match="a prompt has no tokens"):
         sample(tiny.model, [[]], [("a",)], sampling(), seed=0, ends=COMMON)
@@ -175,21 +175,21 @@ def test_settings_that_are_none_are_named(settings, message):
 # The policy: the same numbers from a plain forward pass, with the frozen blocks left out or not
 
 
-def rows_of(groups, prompts=PROMPTS) -> list[Row]:
-    return [Row(tuple(prompt), c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
+def rows_of(groups, prompts=PROMPTS) -> list[PolicyRow]:
+    return [PolicyRow(tuple(prompt), c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
 
 
 @pytest.mark.parametrize("tapped", [True, False])
 def test_the_policy_gives_a_token_what_sampling_gave_it(policy_model, tapped):
     model, parameters = policy_model
-    policy = Policy(model, parameters, 0.8, reference=True)
+    policy = Policy(model, parameters, 0.8, ref_model=True)
     assert len(policy.frozen) == 1
     groups = sample(model, PROMPTS, KEYS, sampling(temperature=0.8), seed=3, ends=COMMON,
-                    tap=policy.tap if tapped else None)  # fmt: skip
+                    hidden_state_hook=policy.hidden_state_hook if tapped else None)  # fmt: skip
     rows = rows_of(groups)
     assert all((row.completion.states is not None) == tapped for row in rows)
     logps = policy.logps(rows)
-    reference = policy.reference_logps(rows)
+    reference = policy.ref_logps(rows)
     for i, row in enumerate(rows):
         c = row.completion
         if tapped:
@@ -201,8 +201,10 @@ def test_the_policy_gives_a_token_what_sampling_gave_it(policy_model, tapped):
 def test_leaving_out_the_frozen_blocks_changes_neither_numbers_nor_gradients(policy_model):
     model, parameters = policy_model
     before = [(set(vars(block)), set(block._forward_hooks)) for block in model.model.layers]
-    policy = Policy(model, parameters, 1.0, reference=False)
-    rows = rows_of(sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, tap=policy.tap))
+    policy = Policy(model, parameters, 1.0, ref_model=False)
+    rows = rows_of(
+        sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, hidden_state_hook=policy.hidden_state_hook)
+    )
     found = []
     for frozen in (policy.frozen, []):
         policy.frozen = frozen
@@ -219,8 +221,10 @@ def test_leaving_out_the_frozen_blocks_changes_neither_numbers_nor_gradients(pol
 
 def test_frozen_blocks_are_not_computed(policy_model):
     model, parameters = policy_model
-    policy = Policy(model, parameters, 1.0, reference=False)
-    rows = rows_of(sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, tap=policy.tap))
+    policy = Policy(model, parameters, 1.0, ref_model=False)
+    rows = rows_of(
+        sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, hidden_state_hook=policy.hidden_state_hook)
+    )
     computed = []
     handle = model.model.layers[0].mlp.register_forward_hook(lambda *_: computed.append(1))
     policy.logps(rows)
@@ -230,13 +234,15 @@ def test_frozen_blocks_are_not_computed(policy_model):
 
 def test_the_reference_stays_what_the_policy_was(policy_model):
     model, parameters = policy_model
-    policy = Policy(model, parameters, 1.0, reference=True)
-    rows = rows_of(sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, tap=policy.tap))
-    before, start = policy.reference_logps(rows), {name: p.detach().clone() for name, p in parameters.items()}
+    policy = Policy(model, parameters, 1.0, ref_model=True)
+    rows = rows_of(
+        sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, hidden_state_hook=policy.hidden_state_hook)
+    )
+    before, start = policy.ref_logps(rows), {name: p.detach().clone() for name, p in parameters.items()}
     with torch.no_grad():
         for p in parameters.values():
             p.mul_(1.1)
-    assert torch.equal(policy.reference_logps(rows), before)
+    assert torch.equal(policy.ref_logps(rows), before)
     assert not torch.allclose(policy.logps(rows), before, atol=1e-2)
     with torch.no_grad():
         for name, p in parameters.items():
@@ -270,16 +276,16 @@ def test_blocks_that_cannot_be_left_out_are_computed(tiny, monkeypatch, capsys):
     try:
         second.requires_grad_(True)
         assert frozen_blocks(tiny.model) == []
-        assert "cannot be left out" in capsys.readouterr().err
+        assert "cannot be skipped" in capsys.readouterr().err
     finally:
         second.requires_grad_(False)
         for handle in handles:
             handle.remove()
 
 
-def made(prompt: tuple[int, ...], tokens: int) -> Row:
+def made(prompt: tuple[int, ...], tokens: int) -> PolicyRow:
     ids = tuple(range(20, 20 + tokens))
-    return Row(prompt, Completion(ids, True, torch.zeros(tokens), torch.zeros(tokens), None))
+    return PolicyRow(prompt, Completion(ids, True, torch.zeros(tokens), torch.zeros(tokens), None))
 
 
 def test_micro_batches_hold_what_they_may():
@@ -297,25 +303,25 @@ def test_micro_batches_hold_what_they_may():
         batches = micro_batches(rows, limit)
         assert sorted(i for batch in batches for i in batch) == list(range(5))
         for batch in batches:
-            assert len(lay_out([rows[i] for i in batch]).ids) <= limit or len(batch) == 1
+            assert len(pack_rows([rows[i] for i in batch]).ids) <= limit or len(batch) == 1
 
 
 def test_a_line_holds_each_prompt_once_and_its_tokens_see_their_own_row():
     rows = [made((1, 2, 3), 3), made((4, 5), 1), made((1, 2, 3), 2)]
-    line = lay_out(rows)
+    line = pack_rows(rows)
     assert line.ids.tolist() == [1, 2, 3, 20, 21, 20, 4, 5]
     assert line.positions.tolist() == [0, 1, 2, 3, 4, 3, 0, 1]
-    assert line.reads.tolist() == [2, 3, 4, 7, 2, 5]  # row by row: what gives each token
+    assert line.logit_positions.tolist() == [2, 3, 4, 7, 2, 5]  # row by row: what gives each token
     assert line.pieces == [(0, 0), (0, 3), (2, 3), (1, 0), (1, 2)]
-    sees = tree_mask(line.branch, torch.float32, line.family) == 0
+    sees = tree_mask(line.branch, torch.float32, line.prompt_index) == 0
     expected = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 5], [6], [6, 7]]
     assert [row.nonzero()[:, 0].tolist() for row in sees] == expected
 
 
 def test_rows_in_one_line_have_the_numbers_they_have_alone(policy_model):
     model, parameters = policy_model
-    policy = Policy(model, parameters, 1.0, reference=False)
-    groups = sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, tap=policy.tap)
+    policy = Policy(model, parameters, 1.0, ref_model=False)
+    groups = sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, hidden_state_hook=policy.hidden_state_hook)
     rows = rows_of(groups)
     rows = rows[1::2] + rows[::2]  # completions of a prompt not side by side
     together = policy.logps(rows)
@@ -329,4 +335,4 @@ def test_rows_in_one_line_have_the_numbers_they_have_alone(policy_model):
 
 def test_a_row_reads_all_but_the_last_token():
     c = Completion((4, 5, 6), True, torch.zeros(3), torch.zeros(3), None)
-    assert Row((1, 2), c).size == 4
+    assert PolicyRow((1, 2), c).size == 4

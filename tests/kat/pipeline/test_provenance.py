@@ -72,16 +72,16 @@ def test_what_fits_is_used_as_it_is(here, capfd):
     ("change", "overrides", "message"),
     [
         (lambda: write_pairs(Path("other.jsonl"), 9), ["path=other.jsonl"],
-         "pairs_all.jsonl: was made from mine/train, and this run asks for other/train; give the same pairs=NAME"),
+         "pairs_all.jsonl: was made from mine/train, but this run needs other/train; give the same pairs=NAME"),
         (lambda: write_pairs(Path("mine.jsonl"), 9), [], "pairs_all.jsonl: was made from mine/train with sha256"),
-        (lambda: None, ["pairs=nq_open"], "asks for nq_open/train"),
-        (lambda: drop_a_line("pairs_all.jsonl"), [], "prompts_all.jsonl: was made from other pairs, and this run asks"),
+        (lambda: None, ["pairs=nq_open"], "needs nq_open/train"),
+        (lambda: drop_a_line("pairs_all.jsonl"), [], "prompts_all.jsonl: was made from other pairs, but this run"),
         (lambda: drop_a_line("prompts_all.jsonl"), [], "prompts_all.jsonl: is not the file that outputs/kat/prompts"),
-        (lambda: None, ["split=null"], "was made from split=train, and this run asks for split=null; add split=train"),
-        (lambda: None, ["embedder=logits"], "embeddings.pt: was made from embedder hidden, and this run asks for "
-         "embedder logits; give the same embedder=NAME and model=NAME here, make it anew with run.py task=embed"),
+        (lambda: None, ["split=null"], "was made from split=train, but this run needs split=null; add split=train"),
+        (lambda: None, ["embedder=logits"], "embeddings.pt: was made from embedder hidden, but this run needs "
+         "embedder logits; give the same embedder=NAME and model=NAME here, make it again with run.py task=embed"),
         (lambda: None, ["model=smollm2"], "embeddings.pt: was made from model {'tiny_random'"),
-        (lambda: rewrite("embeddings.json", key="0"), [], "embeddings.pt: was made from other prompts, and this run"),
+        (lambda: rewrite("embeddings.json", key="0"), [], "embeddings.pt: was made from other prompts, but this run"),
         (lambda: drop_a_line("weights.jsonl"), [], "weights.jsonl: is not the file that outputs/kat/density.json"),
         (lambda: rewrite("density.json", embeddings_sha256="0"), [], "embeddings.pt: is not the file that"),
     ],
@@ -107,4 +107,4 @@ def test_a_file_of_the_users_own_serves(here, capfd):
     for name in ("pairs.json", "prompts.json", "embeddings.json", "density.json"):
         (FILES / name).unlink()
     ensure(config("path=elsewhere.jsonl", "embedder=logits"), ALL)
-    assert capfd.readouterr().err.count("cannot be told what") == 4
+    assert capfd.readouterr().err.count("so the origin of") == 4

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from kat.data.chat import encode_completion, encode_prompt
 from kat.reward.frozen import SplitScorer
 from kat.reward.model import bradley_terry_loss, choose_pad, load_reward_model, reward_model_of
-from kat.reward.scoring import reads_at_most, score, tree_scores
+from kat.reward.scoring import max_sequence_length, score, tree_scores
 from kat.reward.trees import Tree, batches_of, encode_pair, merged, pack, shared_start, trees_of
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import LanguageModel
@@ -138,9 +138,9 @@ def test_what_prompts_begin_with_is_read_once(made, monkeypatch):
     made.config.sliding_window = 9  # its cache would forget; nothing is shared then
     assert score(made, sequences, 4096).tolist() == pytest.approx(expected, abs=1e-5)
     assert sizes == [(3, 7)]
-    assert reads_at_most(made) == 9
+    assert max_sequence_length(made) == 9
     text = SimpleNamespace(max_position_embeddings=None, sliding_window=None)
-    assert reads_at_most(SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))) is None
+    assert max_sequence_length(SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))) is None
 
 
 def test_completions_of_a_prompt_are_split_to_fit():
@@ -165,7 +165,9 @@ def test_bad_sequences_are_named(made):
     with pytest.raises(UserError, match=r"completion 1 is empty"):
         score(made, [((1,), (2,)), ((1,), ())])
     limit = made.config.max_position_embeddings
-    with pytest.raises(UserError, match=rf"completion 0 ends at token {limit + 1}, and the reward model reads {limit}"):
+    with pytest.raises(
+        UserError, match=rf"completion 0 ends at token {limit + 1}, but the reward model.s context has {limit}"
+    ):
         score(made, [((1,) * limit, (2,))])
     assert score(made, [((1,) * (limit - 1), (2,))]).isfinite().all()
 
@@ -206,7 +208,7 @@ def test_what_is_no_reward_model_is_refused(made, tiny, tmp_path):
         load("empty")
     tiny.model.save_pretrained(tmp_path / "policy")
     tiny.tokenizer.save_pretrained(tmp_path / "policy")
-    with pytest.raises(UserError, match=r"is no reward model, score\.weight and 0 other weights are missing"):
+    with pytest.raises(UserError, match=r"not a reward model, score\.weight and 0 other weights are missing"):
         load("policy")
     made.save_pretrained(tmp_path / "cut")
     tiny.tokenizer.save_pretrained(tmp_path / "cut")
@@ -218,7 +220,7 @@ def test_what_is_no_reward_model_is_refused(made, tiny, tmp_path):
     config.num_labels = 3
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "three")
     tiny.tokenizer.save_pretrained(tmp_path / "three")
-    with pytest.raises(UserError, match="a classifier of 3 labels"):
+    with pytest.raises(UserError, match="a classifier with 3 labels"):
         load("three")
 
 
@@ -252,7 +254,7 @@ def test_the_two_parts_give_scores_and_gradients_of_the_whole(made, blocks, memo
         parts.square().sum().backward()
         for parameter, gradient in zip(trained, expected, strict=True):
             assert torch.allclose(parameter.grad, gradient, atol=1e-4)
-    assert len(scorer.kept) == (3 if memory else 0)
+    assert len(scorer.cache) == (3 if memory else 0)
 
 
 def test_kept_states_are_those_computed_anew_to_the_bit(made):
@@ -268,9 +270,9 @@ def test_the_memory_is_a_bound_and_large_prompts_stand_alone(made):
     scorer = SplitScorer(made, 1, TREES, size, 4096)
     with torch.no_grad():
         scorer.scores(TREES)
-    assert list(scorer.kept) == [TREES[0]] and scorer.memory == 0
+    assert list(scorer.cache) == [TREES[0]] and scorer.memory == 0
     apart = SplitScorer(made, 1, TREES, 10**6, TREES[0].size - 1)
-    assert set(apart.families) == {TREES[1].prompt, TREES[2].prompt}
+    assert set(apart.merged_trees) == {TREES[1].prompt, TREES[2].prompt}
     two = Tree(TREES[0].prompt, TREES[0].completions[1:])
     with torch.no_grad():
         assert apart.scores([two]).tolist() == pytest.approx(plain_scores(made, [two]), abs=1e-5)
@@ -289,5 +291,5 @@ def test_what_prompts_begin_with_leaves_each_of_them_a_token(made):
 
 def test_a_model_whose_parts_differ_from_the_whole_is_refused(made, monkeypatch):
     monkeypatch.setattr("kat.reward.frozen.split_backbone", lambda backbone, blocks: (backbone, backbone))
-    with pytest.raises(UserError, match="do not give the same when they are run in two parts"):
+    with pytest.raises(UserError, match="give other scores when they run in two parts"):
         SplitScorer(made, 1, TREES, 0, 4096)

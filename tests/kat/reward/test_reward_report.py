@@ -8,25 +8,25 @@ import numpy as np
 import pytest
 
 from kat.reward.report import (
-    Judged,
+    ScoredPair,
     calibration,
     deciles,
+    evaluate_by_part,
+    evaluate_pairs,
     intervals_over_prompts,
-    judge,
-    judge_by,
     log_loss,
     longer_wins,
     points,
-    render,
+    render_report,
 )
 from latentwire.stats.intervals import bootstrap_interval, wilson_interval
 from tests.helpers.random import numbers
 
 PAIRS = [
-    Judged("p", "a", 2.0, 5, 3, 1),
-    Judged("p", "a", -1.0, 2, 3, 1),
-    Judged("q", "b", 0.0, 4, 4, 10),
-    Judged("r", "b", 0.5, 1, 9, 10),
+    ScoredPair("p", "a", 2.0, 5, 3, 1),
+    ScoredPair("p", "a", -1.0, 2, 3, 1),
+    ScoredPair("q", "b", 0.0, 4, 4, 10),
+    ScoredPair("r", "b", 0.5, 1, 9, 10),
 ]
 
 
@@ -47,7 +47,7 @@ def test_points_count_a_tie_half():
 
 
 def test_judge_counts_by_hand():
-    found = judge(PAIRS, True, 0)
+    found = evaluate_pairs(PAIRS, True, 0)
     assert (found["pairs"], found["prompts"], found["ties"]) == (4, 3, 1)
     assert found["accuracy"] == (1 + 0 + 0.5 + 1) / 4
     losses = [math.log(1 + math.exp(-m)) for m in (2, -1, 0, 0.5)]
@@ -55,14 +55,14 @@ def test_judge_counts_by_hand():
     rule = found["length_only"]
     assert (rule["rule"], rule["ties"], rule["accuracy"]) == ("longer", 1, (1 + 0 + 0.5 + 0) / 4)
     assert rule["difference"] == found["accuracy"] - rule["accuracy"] == 0.25
-    shorter = judge(PAIRS, False, 0)["length_only"]
+    shorter = evaluate_pairs(PAIRS, False, 0)["length_only"]
     assert (shorter["rule"], shorter["accuracy"]) == ("shorter", (0 + 1 + 0.5 + 1) / 4)
-    assert "length_only" not in judge(PAIRS, None, 0)
+    assert "length_only" not in evaluate_pairs(PAIRS, None, 0)
 
 
 def test_the_intervals_are_those_of_their_own_quantities():
     values = np.array([[1.0, 0, 0.5, 1], [0.1, 1.3, 0.7, 0.5], [1, 0, 0.5, 0], [0, 0, 0, 1]])
-    found = judge(PAIRS, True, 7)
+    found = evaluate_pairs(PAIRS, True, 7)
     margins = np.array([2, -1, 0, 0.5])
     values[1] = np.log1p(np.exp(-margins))
     expected = intervals_over_prompts(values, ["p", "p", "q", "r"], 7)
@@ -129,16 +129,16 @@ def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large()
 
 
 def test_parts_are_judged_apart_and_shown():
-    found = judge_by(PAIRS, True, 0)
+    found = evaluate_by_part(PAIRS, True, 0)
     assert {name: part["pairs"] for name, part in found["by_source"].items()} == {"a": 2, "b": 2}
-    assert found["by_source"]["a"] == judge(PAIRS[:2], True, 0)
+    assert found["by_source"]["a"] == evaluate_pairs(PAIRS[:2], True, 0)
     assert list(found["by_density_decile"]) == ["1", "10"]
-    assert found["by_density_decile"]["10"] == judge(PAIRS[2:], True, 0)
-    text = render(found, "held-out")
+    assert found["by_density_decile"]["10"] == evaluate_pairs(PAIRS[2:], True, 0)
+    text = render_report(found, "held-out")
     assert max(map(len, text.splitlines())) <= 100
     assert "longer one" in text and "decile 1 (rarest) " in text and "  a " in text
     low, high = found["accuracy_interval"]
     assert f"0.625 [{low:.2f}, {high:.2f}]" in text
     assert "+0.250" in text and f"error {found['calibration']['error']:.3f}" in text
-    bare = render(judge_by([Judged("p", "a", 1.0, 2, 1)], None, 0), "x")
+    bare = render_report(evaluate_by_part([ScoredPair("p", "a", 1.0, 2, 1)], None, 0), "x")
     assert "longer" not in bare and "decile" not in bare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from tests.helpers.models import model_spec
 from tests.helpers.paths import EXAMPLES, ROOT
 
 trl = pytest.importorskip("trl", reason="trl is not installed")
-sys.path.insert(0, str(EXAMPLES))
-import trl_density  # noqa: E402
+spec = importlib.util.spec_from_file_location("trl_sampler", EXAMPLES / "04_trl_sampler.py")
+assert spec is not None and spec.loader is not None
+trl_sampler = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(trl_sampler)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,14 +44,14 @@ def record(monkeypatch) -> list[str]:
         seen.extend(prompts)
         return [float(len(completion)) for completion in completions]
 
-    monkeypatch.setattr(trl_density, "brevity", reward)
+    monkeypatch.setattr(trl_sampler, "brevity", reward)
     return seen
 
 
 def test_grpo_is_given_the_draws_in_its_groups(policy, monkeypatch, tmp_path):
     seen = record(monkeypatch)
-    prompts = trl_density.PROMPTS
-    trainer = trl_density.train(*policy, prompts, str(tmp_path), max_steps=3, gradient_accumulation_steps=2,
+    prompts = trl_sampler.PROMPTS
+    trainer = trl_sampler.train(*policy, prompts, str(tmp_path), max_steps=3, gradient_accumulation_steps=2,
                                 save_strategy="no")  # fmt: skip
     assert trainer.state.global_step == 3
     sampler = trainer._get_train_sampler()
@@ -61,13 +64,13 @@ def test_grpo_is_given_the_draws_in_its_groups(policy, monkeypatch, tmp_path):
 def test_a_trainer_that_is_resumed_goes_on_with_the_next_draw(policy, monkeypatch, tmp_path):
     model, tokenizer = policy
     seen = record(monkeypatch)
-    prompts = trl_density.PROMPTS[-8:] + trl_density.PROMPTS[:6]
+    prompts = trl_sampler.PROMPTS[-8:] + trl_sampler.PROMPTS[:6]
     settings = {"save_steps": 8, "max_steps": 10}  # 7 steps an epoch: saved and resumed within the second
-    trainer = trl_density.train(model, tokenizer, prompts, str(tmp_path), **settings)
+    trainer = trl_sampler.train(model, tokenizer, prompts, str(tmp_path), **settings)
     whole = list(seen)
     seen.clear()
     used = trainer._get_train_sampler()
-    with pytest.raises(UserError, match="which other groups would lose"):
+    with pytest.raises(UserError, match="which new groups would lose"):
         attach(trainer, used)
     attach(trainer, DensityAwareSampler(used.weights, seed=used.seed))
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
@@ -116,8 +119,8 @@ RANK = """
 import sys
 from types import SimpleNamespace
 import torch
-from kat.sampler import DensityAwareSampler
-from kat.trl import attach
+from kat.sampling.sampler import DensityAwareSampler
+from kat.sampling.trl import attach
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 trainer = SimpleNamespace(_get_train_sampler=None, train_dataset=range(6), add_callback=id, remove_callback=id,
@@ -178,7 +181,7 @@ def test_the_reward_trainer_draws_pairs_by_weight(policy, tmp_path):
     assert trainer.state.global_step == 2
     drawn = sampler.ledger()[1]
     assert int(drawn[:4].sum() + drawn[8:].sum()) == 0 < int(drawn.sum())
-    with pytest.raises(UserError, match=r"weighs 5 rows and the trainer's data set has 12"):
+    with pytest.raises(UserError, match=r"weights for 5 rows and the trainer's data set has 12"):
         attach(trainer, DensityAwareSampler([1.0] * 5))
     with pytest.raises(UserError, match="num_replicas=2"):
         attach(trainer, DensityAwareSampler([1.0] * 12, num_replicas=2))

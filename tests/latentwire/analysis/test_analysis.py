@@ -1,4 +1,4 @@
-"""Verdicts on hand-made results: a winner only where the data name one."""
+"""Verdicts on made-up results: a winner only if the data show one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from latentwire.analysis.controls import Judging
+from latentwire.analysis.controls import AnalysisSettings
 from latentwire.analysis.ranking import analyze
 from latentwire.reports.text import ranking_table, render
 from latentwire.stats.comparison import compare_paired, recovered_shares
-from latentwire.stats.formatting import three_digits
-from latentwire.stats.power import detectable_difference, samples_needed, spread
+from latentwire.stats.formatting import format_score
+from latentwire.stats.power import detectable_difference, samples_needed, std
 from tests.helpers.random import numbers
 from tests.helpers.results import result_of
 
@@ -24,21 +24,21 @@ def scores_of(right: int) -> np.ndarray:
     return np.array([1.0] * right + [0.0] * (COUNT - right))
 
 
-JUDGING = Judging(floor=0.1, wished=0.05)
+JUDGING = AnalysisSettings(min_clean_f1=0.1, target_difference=0.05)
 
 
 def analysis_of(
     group: str, right: dict[tuple[str, str], int], controls: dict[str, int] | None = None, **flags: bool
 ) -> dict:
-    """Analyse made-up configurations: (family, name) -> how many of the examples are answered right."""
-    results, scores, beside = [], {}, []
+    """Analyse made-up configurations: (family, name) -> number of right answers."""
+    results, scores, control_results = [], {}, []
     for (family, name), count in right.items():
         scores[name] = (IDS, scores_of(count))
         results.append(result_of(family, name, scores_of(count), group, identity=flags.get(name, False)))
     for control, count in (controls or {}).items():
         scores[f"control_{control}"] = (IDS, scores_of(count))
-        beside.append(result_of("baseline", f"control_{control}", scores_of(count), "text", control=control))
-    return analyze(results, scores, beside, JUDGING)["groups"][0]
+        control_results.append(result_of("baseline", f"control_{control}", scores_of(count), "text", control=control))
+    return analyze(results, scores, control_results, JUDGING)["groups"][0]
 
 
 def test_a_winner_is_named_with_those_level_with_it():
@@ -60,7 +60,7 @@ def test_a_winner_is_named_with_those_level_with_it():
 def test_within_noise_nobody_wins():
     group = analysis_of("text", {("baseline", "b"): 30, ("rms_matching", "r"): 32, ("anchor_offset", "a"): 30}, a=True)
     assert group["winner"] is None
-    assert "within noise: no winner" in group["verdict"]
+    assert "No winner: every difference from the baseline is within noise." in group["verdict"]
     assert [row["verdict"] for row in group["ranking"]] == ["within noise", "identity", "baseline"]
     holds = {row["observation"]: row["holds"] for row in group["observations"]}
     assert holds["RMS matching wins"].startswith("undecided")
@@ -94,13 +94,13 @@ def test_the_table_and_the_text_show_the_ranking():
     columns, rows = ranking_table(summary)
     assert [dict(zip(columns, row, strict=True))["name"] for row in rows] == ["r", "b"]
     text = render(summary)
-    assert "  1 r  .667  [.567  .767 ]  .667    0%          +.667 [" in text
-    assert "Verdict: r is best: F1 .667 against .000" in text
+    assert "  1 r  .667  [.567  .767 ]  .667    0%               +.667 [" in text
+    assert "Verdict: r is best: F1 .667, baseline .000" in text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.5, ".500"), (-0.04, "-.040"), (1.0, "1.000"), (0.0, ".000")])
 def test_scores_are_written_with_three_digits(value, text):
-    assert three_digits(value) == text
+    assert format_score(value) == text
 
 
 # --- controls -------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_controls_that_are_far_apart_let_a_winner_be_named():
 @pytest.mark.parametrize(
     ("controls", "random", "reason"),
     [
-        ({"clean": 5, "empty": 0}, 0, r"the clean baseline reads too little: F1 \.083, the floor is \.100"),
+        ({"clean": 5, "empty": 0}, 0, r"the clean baseline scores too low: F1 \.083, below min_clean_f1=\.100"),
         ({"clean": 45, "empty": 45}, 0, r"an empty context scores F1 \.750, not clearly below the clean baseline's"),
         ({"clean": 45, "empty": 44}, 0, r"difference \.017 \[\.000, "),
         ({"clean": 45, "empty": 55}, 0, r"an empty context scores F1 \.917"),
@@ -150,7 +150,7 @@ def test_controls_that_fail_name_no_winner(controls, random, reason):
     assert group["verdict"].startswith("This model, prompt and data cannot answer the question: ")
     assert group["ranking"][0]["verdict"] == "better"  # the comparison itself stays
     assert {row["holds"] for row in group["observations"] if "wins" in row["observation"]} == {
-        "unknown: the controls say that nothing can be told", "unknown: not in this sweep",
+        "unknown: the controls show that nothing can be ranked", "unknown: not in this sweep",
     }  # fmt: skip
     assert f"Cannot be answered: {group['reason']}" in render_of(group)
 
@@ -162,7 +162,7 @@ def test_the_floor_itself_is_enough():
     alone = analysis_of("scaled", right, {"clean": 45})
     assert alone["answerable"] is False
     assert alone["winner"] is None
-    assert "empty context, the lower control, is missing" in alone["verdict"]
+    assert "empty context (lower control) is missing" in alone["verdict"]
     assert "clean control is missing" in analysis_of("scaled", right, {"empty": 0})["verdict"]
 
 
@@ -182,8 +182,12 @@ def test_a_control_that_failed_names_no_winner_whatever_else_there_is():
     right = {"b@n": ("baseline", "odd", 0), "r@n": ("rms_matching", "odd", 40)}
     text = {"b": ("baseline", "text", 45)}
     for asked, failed, reason in (
-        (text | right, [empty], "the empty context, the lower control, is missing or failed"),  # clean is its own
-        (right, [clean], "the clean control and the empty context, the lower control, are missing or failed"),
+        (
+            text | right,
+            [empty],
+            "the empty context (lower control) is missing or failed",
+        ),
+        (right, [clean], "the clean control and the empty context (lower control) are missing or failed"),
         (right, [], None),
     ):
         results = [result_of(family, name, scores_of(n), group) for name, (family, group, n) in asked.items()]
@@ -220,7 +224,7 @@ def test_scores_are_paired_by_id_whatever_their_order():
 
 
 def test_counts_and_means_by_dial():
-    """Exactly 80% of the baseline counts, an empty rate of exactly a half does not."""
+    """Exactly 80% of the baseline counts; an empty rate of exactly one half does not."""
     right, results = {"b": 50, "r": 40, "n": 39}, []
     for (name, count), empty in zip(right.items(), (0.0, 0.5, 0.6), strict=True):
         family, dials = ("baseline", {}) if name == "b" else ("nearest_k", {"k": 3, "alpha": 0.1 * count})
@@ -248,7 +252,7 @@ def test_the_analysis_says_what_its_examples_can_show():
     results = [result_of("baseline", "b", base, "x")]
     results += [result_of("rms_matching", name, values, "x") for name, values in systems.items()]
     (group,) = analyze(results, scores, [], JUDGING)["groups"]
-    sds = {name: spread(values - base) for name, values in systems.items()}
+    sds = {name: std(values - base) for name, values in systems.items()}
     rows = {row["name"]: row for row in group["ranking"]}
     for name in ("r", "s"):
         assert rows[name]["detectable"] == pytest.approx(detectable_difference(sds[name], COUNT, 0.05))
@@ -265,7 +269,7 @@ def test_the_analysis_says_what_its_examples_can_show():
 
 
 def test_results_of_fewer_examples_are_compared_on_these():
-    """As a budget leaves them: one family of comparisons, each on the examples that were asked."""
+    """A budget gives results fewer examples: one family of comparisons, each on its own examples."""
     generator = numbers(0)
     base, long, short = (generator.random(n).round(1) for n in (COUNT, COUNT, 16))
     results = [result_of("baseline", "b", base, "x"), result_of("rms_matching", "long", long, "x"),
@@ -309,7 +313,7 @@ def test_no_control_and_nothing_below_an_empty_context_is_a_winner():
     group = analysis_of("scaled", {("baseline", "b"): 0, ("random_interpolation", "z"): 20}, {"clean": 45, "empty": 0})
     assert group["ranking"][0]["verdict"] == "better"
     assert group["winner"] is None
-    assert "better than the baseline is z alone" in group["verdict"]
+    assert "only z is better than the baseline, and each" in group["verdict"]
     group = analysis_of("scaled", {("baseline", "b"): 0, ("rms_matching", "r"): 15}, {"clean": 45, "empty": 15})
     assert group["ranking"][0]["verdict"] == "better"
     assert group["winner"] is None

@@ -1,4 +1,4 @@
-"""The atlas on made-up results whose matrix and tolerances are known."""
+"""The atlas on made-up results with known matrix and tolerances."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from latentwire.analysis.controls import Judging
+from latentwire.analysis.controls import AnalysisSettings
 from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import analyze
 from latentwire.analysis.tolerance import LADDERS, crossing, tolerance_table
@@ -34,7 +34,7 @@ def analysis_of(
             )
     control = result_of("baseline", "control_empty", right(empty), "text", control="empty", variant="")
     scores["control_empty"] = (IDS, right(empty))
-    return analyze(results, scores, [control], Judging(0.1, 0.05))
+    return analyze(results, scores, [control], AnalysisSettings(0.1, 0.05))
 
 
 def tolerance_of(analysis: dict, ladder: str, transform: str) -> dict:
@@ -43,7 +43,7 @@ def tolerance_of(analysis: dict, ladder: str, transform: str) -> dict:
 
 
 def said(analysis: dict) -> str:
-    """Return what the terminal shows of an analysis, in one line."""
+    """Return the printed analysis in one line."""
     count = sum(len(group["ranking"]) for group in analysis["groups"])
     summary = {"sweep": "atlas", "total_experiments": count, "successful": count, "failed": 0, "budget": None,
                "controls": [], "analysis": analysis}  # fmt: skip
@@ -87,27 +87,27 @@ def test_the_tolerance_is_where_half_of_the_clean_score_is_left():
     assert (before["status"], before["level"]) == ("before", None)
     assert before["interval"] == [{"status": "before", "level": None}] * 2
     assert ladder["reason"] is None
-    assert tolerated(before) == "below the first level measured"
-    assert tolerated(tolerance_of(analysis, "noisy", "anchor_offset")) == "above half at every level measured"
+    assert tolerated(before) == "below half at the first measured level"
+    assert tolerated(tolerance_of(analysis, "noisy", "anchor_offset")) == "above half at every level"
     assert tolerated(before | {"anchored": True}) == "below half on clean text"
 
 
 def test_no_tolerance_where_half_of_the_clean_score_is_what_an_empty_context_has():
-    for empty, told in ((0.3, True), (0.36, False), (0.4, False), (0.5, False)):
+    for empty, usable in ((0.3, True), (0.36, False), (0.4, False), (0.5, False)):
         analysis = analysis_of(NOISY, empty=empty)
         (ladder,) = analysis["atlas"]["tolerance"]
-        assert (ladder["reason"] is None) == told, empty
+        assert (ladder["reason"] is None) == usable, empty
         row = tolerance_of(analysis, "noisy", "baseline")
-        assert (row["level"] is not None) == (row["interval"] is not None) == told
+        assert (row["level"] is not None) == (row["interval"] is not None) == usable
     assert ladder["reason"] == "an empty context scores F1 .500, not clearly below half of the clean score (.400)"
-    assert (row["status"], row["f1"][0]) == ("not told", pytest.approx(0.6))
-    assert f"no tolerance can be told: {ladder['reason']}" in said(analysis)
+    assert (row["status"], row["f1"][0]) == ("unknown", pytest.approx(0.6))
+    assert f"no tolerance: {ladder['reason']}" in said(analysis)
 
 
 def test_no_tolerance_where_the_source_cannot_answer():
     analysis = analysis_of({key: {name: f1 / 10 for name, f1 in row.items()} for key, row in NOISY.items()}, empty=0.0)
     (ladder,) = analysis["atlas"]["tolerance"]
-    assert ladder["reason"].startswith("the clean baseline reads too little: F1 .080")
+    assert ladder["reason"].startswith("the clean baseline scores too low: F1 .080")
     assert tolerance_of(analysis, "noisy", "baseline")["level"] is None
 
 
@@ -132,7 +132,7 @@ def test_a_chain_that_saw_the_true_tokens_stands_for_no_family():
         for family, experiment, f1 in (("baseline", "b", 0.2), ("chain", "seen", 0.9), ("chain", "blind", 0.5))
     ]  # fmt: skip
     scores = {result["name"]: (IDS, right(result["f1"])) for result in results}
-    atlas = analyze(results, scores, [], Judging(0.1, 0.05))["atlas"]
+    atlas = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["atlas"]
     assert atlas["columns"] == ["b", "seen", "blind"]
     assert [transform["supervised"] for transform in atlas["transforms"]] == [False, True, False]
     columns, rows = matrix_table(atlas)
@@ -141,7 +141,7 @@ def test_a_chain_that_saw_the_true_tokens_stands_for_no_family():
 
 @pytest.mark.statistical
 def test_the_interval_holds_the_level_as_often_as_it_says():
-    """Drawn anew 60 times, 95% intervals of the true level; fewer than 52 would happen once in ten thousand."""
+    """Of 60 draws, fewer than 52 intervals contain the true level with a probability of one in ten thousand."""
     generator = numbers(0)
     held = 0
     for _ in range(60):
@@ -153,7 +153,7 @@ def test_the_interval_holds_the_level_as_often_as_it_says():
             results.append(result_of("baseline", name, scores[name][1], f"n{level}", source="noisy", source_dials=dials,
                                      experiment="baseline"))  # fmt: skip
         results[0]["experiment"] = "baseline"
-        analysis = analyze(results, scores, [], Judging(0.1, 0.05))
+        analysis = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))
         mild, severe = tolerance_of(analysis, "noisy", "baseline")["interval"]
         levels = [{"before": math.inf, "beyond": -math.inf}.get(end["status"], end["level"]) for end in (mild, severe)]
         held += levels[0] >= 3 >= levels[1]
@@ -201,10 +201,10 @@ def test_one_level_is_no_ladder_and_missing_levels_leave_a_transform_out():
     (ladder,) = analysis["atlas"]["tolerance"]
     assert [row["experiment"] for row in ladder["transforms"]] == ["baseline"]
     assert analysis["atlas"]["matrix"][2][1] is None
-    assert ladder["left_out"] == ["nearest_k"]  # and says so
+    assert ladder["left_out"] == ["nearest_k"]
     text = said(analysis)
-    assert "levels text 1 2 (norms); 95% interval; half of the clean score on the n examples of a row" in text
-    assert "left out, without results of the same examples at every level: nearest_k" in text
+    assert "levels text 1 2 (norms); 95% interval; the clean score is from the n examples of each row" in text
+    assert "left out, because a level or common examples are missing: nearest_k" in text
 
 
 def test_a_ladder_that_leaves_nothing_out_says_nothing_of_it():
@@ -212,7 +212,7 @@ def test_a_ladder_that_leaves_nothing_out_says_nothing_of_it():
     assert analysis["atlas"]["tolerance"][0]["left_out"] == []
     text = said(analysis)
     assert "left out" not in text
-    assert "levels 6 0 -6 (dB); 95% interval" in text  # no level of noise is none: text is no rung of it
+    assert "levels 6 0 -6 (dB); 95% interval" in text  # noise has no finite clean level, so text is not a level
 
 
 def test_levels_asked_on_fewer_examples_are_compared_on_those_in_common():
@@ -255,7 +255,7 @@ def test_one_configuration_stands_for_each_family_and_only_one_that_ran_everywhe
         for family in [{"b": "baseline"}.get(experiment, "nearest_k")]
     ]
     scores = {result["name"]: (IDS, right(result["f1"])) for result in results}
-    assert analyze(results, scores, [], Judging(0.1, 0.05))["atlas"]["columns"] == ["b", "k2"]
+    assert analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["atlas"]["columns"] == ["b", "k2"]
 
 
 def test_one_source_makes_no_atlas():
@@ -275,9 +275,9 @@ def test_the_text_is_readable_on_a_hundred_columns():
     assert "noisy-10.0 .500  .500" in matrix
     assert "  a  baseline" in matrix
     assert "=== tolerance: noisy, snr_db where F1 falls to half of the clean score (.400) ===" in matrix
-    assert "above half at every level measured  [past the last, past the last]  n=200" in matrix
+    assert "above half at every level  [after the last, after the last]  n=200" in matrix
     assert text.count("Verdict:") == 8
-    assert "Best of each family" not in text  # many sources are shown briefly
+    assert "Best of each family" not in text  # many sources are printed in short form
 
 
 def test_the_ladders_of_two_seeds_are_kept_apart():
@@ -288,5 +288,5 @@ def test_the_ladders_of_two_seeds_are_kept_apart():
             scores[name] = (IDS, values)
             about = {"source": "text"} if level is None else {"source": "noisy", "source_dials": {"snr_db": level}}
             results.append(result_of("baseline", name, values, name, experiment="baseline", variant=variant) | about)
-    found = analyze(results, scores, [], Judging(0.1, 0.05))["atlas"]["tolerance"]
+    found = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["atlas"]["tolerance"]
     assert [one["transforms"][0]["level"] for one in found] == pytest.approx([3.0, 4.5])

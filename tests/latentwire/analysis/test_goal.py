@@ -1,11 +1,11 @@
-"""The goal of the automatic repair on made-up results whose verdict is known."""
+"""The goal of the automatic repair on made-up results with known verdicts."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from latentwire.analysis.controls import Judging
+from latentwire.analysis.controls import AnalysisSettings
 from latentwire.analysis.ranking import analyze
 from latentwire.reports.text import auto_table, goal_lines, incomplete, render
 from tests.helpers.random import numbers
@@ -15,7 +15,7 @@ TEXT = {"baseline": 0.8, "nearest_k": 0.8, "auto": 0.8}
 
 
 def summary_of(f1s: dict[str, dict[str, float]], counts: dict[str, int] | None = None, empty: float = 0.1) -> dict:
-    """Analyse source -> transform -> F1; results of `counts` are asked only so many examples."""
+    """Analyse source -> transform -> F1; `counts` limits the examples of results."""
     results, scores = [], {"control_empty": (IDS, right(empty))}
     for source, row in f1s.items():
         for experiment, f1 in row.items():
@@ -25,7 +25,7 @@ def summary_of(f1s: dict[str, dict[str, float]], counts: dict[str, int] | None =
             fit = {"supervised": True} if "supervised" in experiment else None
             results.append(result_of(experiment, name, values, source, experiment=experiment, variant="", fit=fit))
     control = result_of("baseline", "control_empty", right(empty), "text", control="empty", variant="")
-    analysis = analyze(results, scores, [control], Judging(0.1, 0.05))
+    analysis = analyze(results, scores, [control], AnalysisSettings(0.1, 0.05))
     return {"sweep": "s", "total_experiments": len(results), "successful": len(results), "failed": 0, "budget": None,
             "controls": [], "analysis": analysis}  # fmt: skip
 
@@ -55,9 +55,9 @@ def test_auto_is_judged_where_a_single_transform_recovers():
     assert (a["recovered"], a["met"], a["clear"]) == (True, True, low >= 0.9)
     b = sources["b"]
     assert (b["recovered"], b["met"], b["clear"]) == (True, False, True)
-    c = sources["c"]  # .75 of the clean score: nobody has 90% of it, and auto is not blamed
+    c = sources["c"]  # no single transform reaches 90% of the clean score, so auto need not
     assert (c["recovered"], c["met"], c["clear"], c["share"]) == (False, None, None, pytest.approx(0.8125))
-    d = sources["d"]  # exactly 90%, by doing nothing
+    d = sources["d"]  # exactly 90%, without a transform
     assert (d["best"], d["recovered"], d["met"]) == ("baseline", True, True)
     assert (auto["recovered"], auto["reached"], auto["failed"], auto["met"]) == (4, 3, ["b"], False)
     assert auto["harm"][0]["difference"] == 0 and auto["harm"][0]["met"]
@@ -71,7 +71,7 @@ def test_controls_chains_and_auto_itself_are_no_single_transform():
     assert (a["best"], a["recovered"], a["met"]) == ("nearest_k", False, None)
     group = summary["analysis"]["groups"][1]
     assert [row["name"] for row in group["ranking"]][:3] == ["procrustes_supervised@a", "auto@a", "chain@a"]
-    assert group["winner"] == "auto@a"  # the supervised control has more and does not win
+    assert group["winner"] == "auto@a"  # the supervised control has a higher F1 but cannot win
     assert "procrustes_supervised (control)" in render(summary)
 
 
@@ -92,7 +92,7 @@ def test_harm_on_clean_text_is_allowed_up_to_a_point():
     assert low < -0.015 < high
     assert harm_of(0.5)["clear"] and not harm_of(0.785)["clear"]
     worse = auto_of({"text": {**TEXT, "auto": 0.75}, "a": {"baseline": 0.1, "nearest_k": 0.8, "auto": 0.8}})
-    assert worse["failed"] == [] and worse["met"] is False  # every source is reached, and still
+    assert worse["failed"] == [] and worse["met"] is False  # every source is reached, but the harm is too large
 
 
 def test_the_best_is_among_those_asked_most_and_compared_on_what_all_answered():
@@ -121,10 +121,9 @@ def test_sources_that_cannot_answer_are_not_judged():
     assert [one["met"] for one in auto["sources"]] == [None, None]
     assert "an empty context scores F1 .800" in auto["sources"][1]["reason"]
     assert (auto["recovered"], auto["met"]) == (0, None)
-    assert "cannot be told: an empty context scores" in " ".join(render(summary).split())
-    assert (
-        auto_of({"a": {"baseline": 0.5, "auto": 0.5}})["sources"][0]["reason"] == "there is no clean control beside it"
-    )
+    assert "undecided: an empty context scores" in " ".join(render(summary).split())
+    alone = auto_of({"a": {"baseline": 0.5, "auto": 0.5}})["sources"][0]
+    assert alone["reason"] == "the sweep has no clean control to compare with"
     assert auto_of({"text": {"baseline": 0.8}}) is None
 
 
@@ -132,7 +131,7 @@ def test_the_verdict_is_said_with_where_it_fails_and_the_caveat():
     f1s = {"text": TEXT, "a": {"baseline": 0.1, "nearest_k": 0.75, "auto": 0.5}}
     summary = summary_of(f1s)
     text, auto = " ".join(render(summary).split()), summary["analysis"]["auto"]
-    assert "The goal is NOT met: auto has 90% of the clean F1 on 1 of the 2 sources" in text
+    assert "The goal is NOT met: auto reaches 90% of the clean F1 on 1 of the 2 sources" in text
     assert "It fails on: a." in text
     assert "Harm on clean text (text, n=200): F1 .000 [.000, .000] against the baseline, within the 0.01" in text
     assert auto["bias"] in text and auto["definition"] in text
@@ -159,10 +158,10 @@ def test_what_auto_alone_brings_back_is_said_and_is_no_part_of_the_goal():
     assert (auto["alone"], auto["recovered"], auto["reached"]) == (["alone"], 3, 2)
     text = render(summary)
     table = text[text.index("=== the goal of auto") :].splitlines()
-    told = {line.split()[0]: line.rsplit("  ", 1)[-1] for line in table if "%]  " in line}
-    assert (told["alone"], told["nobody"]) == ("by auto alone", "not recovered by any")
-    assert told["both"].startswith("met") and told["single"].startswith("NOT met")
-    assert "Beyond the goal auto alone, no single transform, has as much on: alone." in goal_lines(auto)
+    goals = {line.split()[0]: line.rsplit("  ", 1)[-1] for line in table if "%]  " in line}
+    assert (goals["alone"], goals["nobody"]) == ("by auto alone", "not recovered")
+    assert goals["both"].startswith("met") and goals["single"].startswith("NOT met")
+    assert "Beyond the goal, auto alone reaches that share on: alone." in goal_lines(auto)
     assert not any("Beyond" in line for line in goal_lines(auto_of({"text": TEXT})))
 
 
@@ -170,26 +169,26 @@ def test_results_of_a_budget_are_never_the_full_matrix_by_silence():
     f1s = {"text": TEXT, "a": {"baseline": 0.1, "nearest_k": 0.8, "auto": 0.8}}
     assert incomplete(summary_of(f1s)) is None
     summary = summary_of(f1s, {"nearest_k@a": 20})
-    said = "Not the full matrix: at most 200 of 200 examples were asked, and 1 of 6 configurations were asked fewer"
-    assert incomplete(summary).startswith(said)
+    sentence = "Incomplete matrix: at most 200 of 200 examples were evaluated, and 1 of 6 configurations have fewer"
+    assert incomplete(summary).startswith(sentence)
     text = render(summary)
-    assert said in text and "n=20 " in text
-    assert ".800*/20" in text and "/n: on n examples, not 200" in text
+    assert sentence in text and "n=20 " in text
+    assert ".800*/20" in text and "/n: on n examples instead of 200" in text
     equal = summary_of(f1s) | {"budget": {"wanted": 400}}
-    assert incomplete(equal) == "Not the full matrix: at most 200 of 400 examples were asked."
+    assert incomplete(equal) == "Incomplete matrix: at most 200 of 400 examples were evaluated."
     assert incomplete(summary_of(f1s) | {"budget": {"wanted": 200}}) is None
 
 
 @pytest.mark.statistical
 def test_a_share_is_resampled_with_its_clean_score():
-    """Where auto answers exactly what the clean text does the share is 1 whatever is drawn."""
+    """If auto equals the clean control on each example, each resampled share is 1."""
     (text,) = auto_of({"text": TEXT})["sources"]
     assert (text["share"], text["share_interval"]) == (1.0, (1.0, 1.0))
     generator = numbers(0)
     drawn = generator.random((2, COUNT)) < 0.8
     scores = {"b": (IDS, drawn[0] * 1.0), "auto": (IDS, drawn[1] * 1.0), "n": (IDS, drawn[0] * 1.0)}
     results = [result_of(f, n, scores[n][1], "text") for f, n in (("baseline", "b"), ("auto", "auto"), ("k", "n"))]
-    (one,) = analyze(results, scores, [], Judging(0.1, 0.05))["auto"]["sources"]
+    (one,) = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["auto"]["sources"]
     means = drawn[:, generator.integers(COUNT, size=(4000, COUNT))].mean(axis=2)
     expected = np.quantile(means[1] / means[0], [0.025, 0.975])
     assert one["share_interval"] == pytest.approx(expected, abs=0.01)

@@ -243,38 +243,38 @@ BAD_FILES = {
     "gzip cut short": ("a.gz", zipped("{}" * 9)[:-6], ["a.gz", "damaged gzip file", "fetch or write it again"]),
     "gzip of noise": ("a.gz", b"\x1f\x8bnonsense----", ["a.gz", "damaged gzip file", "fetch or write it again"]),
     "gzip bent": ("a.gz", zipped("{}" * 9)[:10] + b"\xff" * 20, ["a.gz", "damaged gzip file", "again"]),
-    "no UTF-8": ("a.jsonl", b'{"context": "na\xefve"}', ["a.jsonl", "no UTF-8 text", "give SQuAD JSON"]),
-    "broken JSON": ("a.json", '{"data": [', ["a.json", "not JSON", "mend it"]),
+    "no UTF-8": ("a.jsonl", b'{"context": "na\xefve"}', ["a.jsonl", "not UTF-8 text", "give SQuAD JSON"]),
+    "broken JSON": ("a.json", '{"data": [', ["a.json", "not JSON", "fix it"]),
     "JSONL named .json": ("a.json", lines(ROW, ROW), ["a.json", "not JSON", "name it .jsonl"]),
     "JSONL named .json.gz": ("a.json.gz", zipped(lines(ROW, ROW)), ["a.json.gz", "name it .jsonl"]),
-    "broken line": ("a.jsonl", lines(ROW) + "\n\n{oops\n", ["a.jsonl, line 3", "not JSON", "mend or remove that line"]),
-    "a list of rows": ("a.json", [ROW], ["a.json", "not of SQuAD's shape", "convert it"]),
-    "JSON of another shape": ("a.json", {"rows": []}, ["a.json", "not of SQuAD's shape", "convert it"]),
-    "data no list": ("a.json", {"data": 5}, ["a.json", "not of SQuAD's shape", "expected data[].paragraphs[]"]),
-    "articles no objects": ("a.json", {"data": ["x"]}, ["a.json", "not of SQuAD's shape", "expected data[]"]),
+    "broken line": ("a.jsonl", lines(ROW) + "\n\n{oops\n", ["a.jsonl, line 3", "not JSON", "fix or remove that line"]),
+    "a list of rows": ("a.json", [ROW], ["a.json", "neither SQuAD's format", "convert it"]),
+    "JSON of another shape": ("a.json", {"rows": []}, ["a.json", "neither SQuAD's format", "convert it"]),
+    "data no list": ("a.json", {"data": 5}, ["a.json", "not in SQuAD's format", "expected data[].paragraphs[]"]),
+    "articles no objects": ("a.json", {"data": ["x"]}, ["a.json", "not in SQuAD's format", "expected data[]"]),
     "no paragraphs": ("a.json", {"data": [{"title": "x"}]}, ["a.json", "'paragraphs'", "expected data[].paragraphs[]"]),
     "no qas": ("a.json", {"data": [{"paragraphs": [{"context": "x"}]}]}, ["a.json", "'qas'", "expected data[]"]),
     "no context": ("a.json", {"data": [{"paragraphs": [{"qas": [QA]}]}]}, ["a.json", "'context'", "expected data[]"]),
-    "question no object": ("a.json", squad("why?"), ["a.json", "not of SQuAD's shape", "expected data[].paragraphs[]"]),
-    "no questions": ("a.json", {"data": []}, ["a.json", "holds no question with an answer", "give a file"]),
+    "question no object": ("a.json", squad("why?"), ["a.json", "not in SQuAD's format", "expected data[].par"]),
+    "no questions": ("a.json", {"data": []}, ["a.json", "has no question with an answer", "give a file"]),
     "only unanswerable": (
         "a.json",
         squad({**QA, "answers": []}, {**QA, "id": "q2", "is_impossible": True}),
-        ["a.json", "holds no question with an answer (2 unanswerable)", "give a file that has some"],
+        ["a.json", "has no question with an answer (2 unanswerable)", "give a file with answers"],
     ),
-    "row no object": ("a.jsonl", lines(ROW, 5), ["a.jsonl, line 2", "int where an object", "mend that row"]),
-    "row without context": ("a.jsonl", lines(ROW, {"question": "?"}), ["line 2", "context is missing", "mend"]),
-    "blank question": ("a.jsonl", lines(ROW, {**ROW, "question": " "}), ["line 2", "question is missing", "mend"]),
-    "question no text": ("a.jsonl", lines(ROW, {**ROW, "question": 3}), ["line 2", "question", "no text", "mend"]),
-    "null context": ("a.json", squad(QA, context=None), ["paragraph 0 question 0", "context", "mend"]),
+    "row no object": ("a.jsonl", lines(ROW, 5), ["a.jsonl, line 2", "got int", "fix that row"]),
+    "row without context": ("a.jsonl", lines(ROW, {"question": "?"}), ["line 2", "context is missing", "fix"]),
+    "blank question": ("a.jsonl", lines(ROW, {**ROW, "question": " "}), ["line 2", "question is missing", "fix"]),
+    "question no text": ("a.jsonl", lines(ROW, {**ROW, "question": 3}), ["line 2", "question", "not a text", "fix"]),
+    "null context": ("a.json", squad(QA, context=None), ["paragraph 0 question 0", "context", "fix"]),
     "no answers": ("a.jsonl", lines(ROW, {**ROW, "answers": None}), ["line 2", "answers are missing", "expected"]),
-    "answers a number": ("a.jsonl", lines(ROW, {**ROW, "answers": 4}), ["line 2", "no list", "expected texts"]),
-    "answer blank": ("a.jsonl", lines(ROW, {**ROW, "answers": ["fox", " "]}), ["line 2", "answer is empty", "mend"]),
-    "answer no text": ("a.jsonl", lines(ROW, {**ROW, "answers": [4]}), ["line 2", "or no text", "mend or remove"]),
+    "answers a number": ("a.jsonl", lines(ROW, {**ROW, "answers": 4}), ["line 2", "not a list", "expected texts"]),
+    "answer blank": ("a.jsonl", lines(ROW, {**ROW, "answers": ["fox", " "]}), ["line 2", "answer is empty", "fix"]),
+    "answer no text": ("a.jsonl", lines(ROW, {**ROW, "answers": [4]}), ["line 2", "or not a text", "fix or remove"]),
     "answer not in context": (
         "a.json",
         squad(QA, NEXT_TO),
-        ["a.json, article 0 paragraph 0 question 1 (id q2)", "'Red fox' is not in its context", "mend the answer"],
+        ["a.json, article 0 paragraph 0 question 1 (id q2)", "'Red fox' is not in its context", "fix the answer"],
     ),
     "one of two answers not in context": (
         "a.jsonl",
@@ -320,7 +320,7 @@ def test_a_bad_spec_is_named_with_reason_and_remedy(tmp_path, fields, said):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A folder of parquet files as the hub would have them; nothing is asked of the network."""
+    """A folder of parquet files as the hub would have them; the network is not used."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -105,7 +105,7 @@ def test_a_span_has_the_same_tokens_whatever_surrounds_it(tokenizer):
 
 
 class OneTokenAPiece:
-    """Stands in for a tokenizer: each text it is given becomes one token, so that the pieces can be told apart."""
+    """Stands in for a tokenizer: each text it is given becomes one token, so that the pieces can be distinguished."""
 
     bos_token_id = None
 
@@ -132,7 +132,7 @@ def test_the_pieces_are_tokenized_apart_in_shots_as_in_prompts():
 
 
 def test_the_own_tokens_of_a_shot_are_those_of_its_prompt(tokenizer):
-    """An example is written the same way whether it is shown or asked."""
+    """An example is written the same way as a shot and in a prompt."""
     writer = PromptWriter(tokenizer)
     asked = writer.prompt(WHO).token_ids
     assert torch.equal(writer.shots([[WHO]])[: len(asked)], asked)

@@ -1,4 +1,4 @@
-"""The encoders: how many positions, what hangs on what, where they start."""
+"""The encoders: numbers of latents, dependence of each latent on its tokens, and initial values."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_lm_layers_pool_means_of_groups(tiny, passages):
 
 
 def test_over_one_token_the_layers_say_what_the_lm_says(tiny):
-    """There both directions are one."""
+    """With one token, attention in both directions equals causal attention."""
     encoder = lm_layers(tiny, ratio=1, layers=2).eval()
     nn.init.constant_(encoder.gate.bias, -50.0)
     nn.init.eye_(encoder.addition.weight)
@@ -129,7 +129,7 @@ def test_the_first_layers_of_a_model_with_two_kinds_of_them():
 
 
 def words(tiny, said: dict[int, float], begin: set[int], ratio: int = 2) -> LMLayers:
-    """An encoder for which the tokens at these places of the first text say so much, and begin words."""
+    """Return an encoder with this information for tokens of the first text, and with these beginnings of words."""
     encoder = lm_layers(tiny, ratio=ratio, groups="words").eval()
     ids = tiny.tokenizer(TEXTS[0])["input_ids"]
     assert len(set(ids)) == len(ids)
@@ -235,7 +235,7 @@ def test_a_query_hears_its_own_passage_alone(tiny, passages):
 def test_a_ratio_that_leaves_nothing_is_refused(tiny):
     encoder = lm_layers(tiny, ratio=8)
     assert encoder.positions(8) == 1
-    said = "ratio=8: leaves nothing of a passage of 7 tokens; use an encoder of ratio=7 or less"
+    said = "ratio=8: more than the 7 tokens of a passage; use an encoder with ratio=7 or less"
     with pytest.raises(UserError, match=said):
         encoder.positions(7)
 

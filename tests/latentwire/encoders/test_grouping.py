@@ -1,4 +1,4 @@
-"""Which tokens share a position, by hand."""
+"""Groups of tokens that share a latent, checked by hand."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_numbers_say_most_though_their_digits_are_frequent():
 
 def test_a_word_begins_after_a_space_and_with_what_is_no_letter():
     class Pieces:
-        """Byte-level pieces: the spellings of a space, a dash and a part of a letter."""
+        """Byte-level pieces, such as the spellings of a space, a dash and a part of a letter."""
 
         known: ClassVar = {"Ġthe": " the", "fish": "fish", "42": "42", ",": ",", "âĢĶ": "\N{EM DASH}", "Ã": "\ufffd",
                            "Ċ": "\n", "▁a": "a"}  # fmt: skip

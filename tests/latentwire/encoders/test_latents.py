@@ -1,4 +1,4 @@
-"""The way from passage to LM as one module, and its folder on disk."""
+"""Encoder, adapter and transform as one module, and their folder on disk."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_codes_of_a_codebook_are_learned_and_saved(tiny, vocabulary, passages, t
 
 
 def test_nothing_is_trained_through_what_does_not_hear(vocabulary):
-    with pytest.raises(UserError, match="random_interpolation: its result does not hang on the encoder"):
+    with pytest.raises(UserError, match="random_interpolation: its result does not depend on the encoder"):
         Latents(replace(SPEC, transform="random_interpolation", transform_dials={"k": 3}), vocabulary)
 
 
@@ -90,7 +90,7 @@ def test_a_chain_is_looked_at_step_by_step(vocabulary, passages):
     )
     sum(x.square().sum() for x in chained(passages)).backward()
     assert all(float(p.grad.norm()) > 0 for p in chained.encoder.parameters())
-    with pytest.raises(UserError, match="does not hang on the encoder"):
+    with pytest.raises(UserError, match="does not depend on the encoder"):
         Latents(replace(SPEC, transform="chain", transform_dials={"steps": "rms_scale1.0+random_k3"}), vocabulary)
 
 
@@ -131,7 +131,7 @@ def test_an_encoder_without_one_of_its_dials_is_to_be_trained_again(vocabulary, 
 def test_another_lms_checkpoint_is_refused(vocabulary, tmp_path):
     save_latents(Latents(SPEC, vocabulary), tmp_path, {"trained_on": []})
     assert about_latents(str(tmp_path), SPEC.lm)["encoder"] == "bottleneck"
-    with pytest.raises(UserError, match="was trained for the model tiny_random, and another LM"):
+    with pytest.raises(UserError, match="was trained for the model tiny_random, not for this one"):
         about_latents(str(tmp_path), {"tiny_random": {"version": 2}})
 
 
@@ -150,17 +150,17 @@ def test_a_damaged_checkpoint_is_refused(vocabulary, tmp_path):
     save_latents(Latents(SPEC, vocabulary), tmp_path, {"trained_on": []})
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_dials": {"d_z": 5}}))
-    with pytest.raises(UserError, match="does not load as the encoder it says it is"):
+    with pytest.raises(UserError, match="does not load as the encoder that its config"):
         load_latents(str(tmp_path), vocabulary)
     (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_dials": {"d_z": "x"}}))
-    with pytest.raises(UserError, match="does not load as the encoder it says it is"):
+    with pytest.raises(UserError, match="does not load as the encoder that its config"):
         load_latents(str(tmp_path), vocabulary)
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "adapter_hidden"}))
-    with pytest.raises(UserError, match="describes no encoder of format 1"):
+    with pytest.raises(UserError, match="does not describe an encoder of format 1"):
         load_latents(str(tmp_path), vocabulary)
     (tmp_path / "config.json").write_text(json.dumps({**config, "format": 99}))
-    with pytest.raises(UserError, match="describes no encoder of format 1"):
+    with pytest.raises(UserError, match="does not describe an encoder of format 1"):
         load_latents(str(tmp_path), vocabulary)
     (tmp_path / "config.json").write_text(json.dumps({**config, "sha256": "0" * 64}))
-    with pytest.raises(UserError, match="another checksum"):
+    with pytest.raises(UserError, match="does not match the checksum"):
         load_latents(str(tmp_path), vocabulary)

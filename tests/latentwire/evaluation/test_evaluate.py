@@ -1,4 +1,4 @@
-"""What a configuration is computed in: the source and its repair in float32, the LM in its own dtype."""
+"""Dtypes of an evaluation: source and transform compute in float32, the LM in its own dtype."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from accelerate import PartialState
 
 from latentwire.data.examples import DataSpec
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
+from latentwire.evaluation.setup import Component, EvaluationSetup, Settings, prepare
 from latentwire.lm.decoding import Decoder
-from latentwire.sources.base import Text
+from latentwire.sources.base import Source
 from tests.helpers.models import model_spec
 
 STATE = PartialState(cpu=True)
@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
 
 @pytest.fixture(scope="module")
-def rounded() -> Bench:
-    """An LM in bfloat16."""
+def rounded() -> EvaluationSetup:
+    """Return a set-up whose LM computes in bfloat16."""
     settings = Settings(
         samples=2, seed=0, shots=1, questions_per_shot=1, max_new_tokens=2, batch_tokens=2000, dtype="bfloat16"
     )
@@ -29,9 +29,9 @@ def rounded() -> Bench:
 
 @pytest.fixture
 def dtypes(monkeypatch) -> dict[str, set[torch.dtype]]:
-    """What the sources and the LM are given."""
+    """Dtypes of the inputs of the sources and of the LM."""
     given: dict[str, set[torch.dtype]] = {"source": set(), "lm": set()}
-    distort, decode = Text.__call__, Decoder.decode
+    distort, decode = Source.__call__, Decoder.decode
 
     def spied(self, x, generator, passage=""):
         given["source"].add(x.dtype)
@@ -41,23 +41,23 @@ def dtypes(monkeypatch) -> dict[str, set[torch.dtype]]:
         given["lm"] |= {prompt.dtype for prompt in prompts}
         return decode(self, prompts)
 
-    monkeypatch.setattr(Text, "__call__", spied)
+    monkeypatch.setattr(Source, "__call__", spied)
     monkeypatch.setattr(Decoder, "decode", decoded)
     return given
 
 
 @pytest.mark.parametrize(
-    "source", [Choice("noisy", {"snr_db": 6.0}), Choice("averaged", {"ratio": 2.0, "positions": None})]
+    "source", [Component("noisy", {"snr_db": 6.0}), Component("averaged", {"ratio": 2.0, "positions": None})]
 )
 @pytest.mark.parametrize("transform", ["baseline", "moment_matching"])
 def test_sources_are_given_float32_and_the_lm_its_own_dtype(rounded, dtypes, source, transform):
-    scores, _ = evaluate(rounded, source, Choice(transform), STATE, "")
+    scores, _ = evaluate(rounded, source, Component(transform), STATE, "")
     assert dtypes == {"source": {torch.float32}, "lm": {torch.bfloat16}}
     assert not [one for one in scores["warnings"] if one["kind"] == "dtype_changed"]
 
 
 def test_a_rotation_is_found_and_undone_for_an_lm_in_bfloat16(rounded):
-    scores, rows = evaluate(rounded, Choice("rotated"), Choice("auto"), STATE, "")
+    scores, rows = evaluate(rounded, Component("rotated"), Component("auto"), STATE, "")
     assert scores["fit"]["diagnosis"]["chain"] == ["rotation", "nearest_token"]
-    _, clean = evaluate(rounded, Choice("text"), Choice("baseline"), STATE, "")
+    _, clean = evaluate(rounded, Component("text"), Component("baseline"), STATE, "")
     assert [row["prediction"] for row in rows] == [row["prediction"] for row in clean]

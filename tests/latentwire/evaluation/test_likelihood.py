@@ -1,4 +1,4 @@
-"""The likelihood of right answers over a source, against the model asked by hand."""
+"""The likelihood of right answers given a source, compared with logits computed by hand."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from latentwire.data.examples import DataSpec, choose_examples, load_data
 from latentwire.data.prompts import PromptWriter
-from latentwire.evaluation.latent_report import controls_of, judge, render
+from latentwire.evaluation.latent_report import compare_with_controls, control_configs, render_report
 from latentwire.evaluation.likelihood import Likelihoods
-from latentwire.evaluation.setup import Bench, Choice, Settings, prepare
+from latentwire.evaluation.setup import Component, EvaluationSetup, Settings, prepare
 from latentwire.harness.errors import UserError
-from latentwire.sources.base import Text
+from latentwire.sources.base import Source
 from latentwire.sources.registry import SOURCES
 from latentwire.stats.intervals import percentile_interval
 from tests.helpers.models import model_spec
 from tests.helpers.random import numbers
 
 STATE = PartialState(cpu=True)
-TEXT = Choice("text")
+TEXT = Component("text")
 HALF = {"ratio": 2.0, "positions": None}
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
-    """Questions in an order in which those about one passage do not stand together."""
+def bench() -> EvaluationSetup:
+    """Questions in an order that separates two questions about the same passage."""
     settings = Settings(
         samples=30, seed=0, shots=1, questions_per_shot=2, max_new_tokens=3, batch_tokens=2000, dtype="float32"
     )
@@ -45,8 +45,8 @@ def bench() -> Bench:
     return replace(bench, prompts=[first, between, second, by_context[twice - 2]])
 
 
-def logits_by_hand(bench: Bench, index: int, kept: slice, answer: list[int]) -> torch.Tensor:
-    """The model asked over shots, part of the passage, question and answer, without a cache: (N, V)."""
+def logits_by_hand(bench: EvaluationSetup, index: int, kept: slice, answer: list[int]) -> torch.Tensor:
+    """Return logits over the answer, without a cache, after shots, part of the passage and the question: (N, V)."""
     prompt, lm = bench.prompts[index], bench.lm
     passage = prompt.token_ids[prompt.passage_mask][kept]
     start = int(prompt.passage_mask.nonzero()[0])
@@ -56,7 +56,7 @@ def logits_by_hand(bench: Bench, index: int, kept: slice, answer: list[int]) -> 
     return lm.model(input_ids=ids[None]).logits[0, -len(answer) - 1 : -1].float()
 
 
-def shots_of(bench: Bench) -> torch.Tensor:
+def shots_of(bench: EvaluationSetup) -> torch.Tensor:
     s = bench.settings
     shots, _ = choose_examples(
         load_data(DataSpec("short_qa", "short_qa")), s.samples, s.shots, s.questions_per_shot, s.seed
@@ -67,7 +67,7 @@ def shots_of(bench: Bench) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["text", "cut", "empty"])
 def test_it_is_the_models_own(bench, name):
-    found = Likelihoods(bench, STATE).over(Choice(name, HALF if name == "cut" else {}), "")
+    found = Likelihoods(bench, STATE).over(Component(name, HALF if name == "cut" else {}), "")
     assert len(found) == len(bench.prompts)
     writer = PromptWriter(bench.lm.tokenizer)
     for index, own in enumerate(found):
@@ -83,33 +83,33 @@ def test_it_is_the_models_own(bench, name):
 
 
 def test_sources_do_not_know_of_one_another(bench):
-    """Resumed half-way, the text's states are read when they are needed."""
+    """After resuming, the states of the text are computed when a source needs them."""
     together = Likelihoods(bench, STATE)
     assert max(own.kl for own in together.over(TEXT, "")) == 0
-    averaged = Choice("averaged", HALF)
+    averaged = Component("averaged", HALF)
     assert together.over(averaged, "") == Likelihoods(bench, STATE).over(averaged, "")
 
 
 def test_two_processes_share_the_passages(bench, monkeypatch):
-    alone = Likelihoods(bench, STATE).over(Choice("cut", HALF), "")
+    alone = Likelihoods(bench, STATE).over(Component("cut", HALF), "")
     ranks = [
         Likelihoods(bench, SimpleNamespace(process_index=rank, num_processes=2))  # type: ignore[arg-type]
         for rank in range(2)
     ]
     assert [rank.groups for rank in ranks] == [[[0, 2], [3]], [[1]]]  # a passage's questions stay together
     found: list[Any] = []
-    ranks[1].over_share(Choice("cut", HALF), "", found)
+    ranks[1].over_share(Component("cut", HALF), "", found)
 
     def joined(state: object, items: list[Any]) -> list[Any]:
         return [*found, *items] if isinstance(items[0], tuple) else items
 
     monkeypatch.setattr("latentwire.evaluation.likelihood.gather_from_all", joined)
     monkeypatch.setattr("latentwire.harness.gather.gather_from_all", joined)
-    assert ranks[0].over(Choice("cut", HALF), "") == alone
+    assert ranks[0].over(Component("cut", HALF), "") == alone
     failed = UserError("the other one failed")
     monkeypatch.setattr("latentwire.harness.gather.gather_from_all", lambda state, items: [*items, failed])
     with pytest.raises(UserError, match="the other one failed"):
-        ranks[0].over(Choice("cut", HALF), "")
+        ranks[0].over(Component("cut", HALF), "")
 
 
 def test_batch_tokens_bounds_what_is_read_at_a_time(bench):
@@ -125,14 +125,14 @@ def test_batch_tokens_bounds_what_is_read_at_a_time(bench):
     assert groups(passage + asked + other - 1) == [[0], [1], [2], [3]]
     assert groups(1) == [[0], [1], [2], [3]]
     apart = replace(bench, settings=replace(bench.settings, batch_tokens=1))
-    cut = Choice("cut", HALF)
+    cut = Component("cut", HALF)
     one_by_one, together = (Likelihoods(each, STATE).over(cut, "") for each in (apart, bench))
     for own, other in zip(one_by_one, together, strict=True):
         assert (own.nll, own.kl) == pytest.approx((other.nll, other.kl), abs=1e-4)
 
 
-class Told(Text):
-    """A source that is told which passage it stands for."""
+class Told(Source):
+    """A source that records the passage it receives."""
 
     passage_only = True
     told: ClassVar[list[tuple[str, torch.dtype]]] = []
@@ -146,7 +146,7 @@ def test_a_source_is_told_the_passage_in_float32_whatever_the_lm_computes_in(ben
     monkeypatch.setitem(SOURCES, "told", Told)
     settings = replace(bench.settings, dtype="bfloat16")
     rounded = prepare(model_spec("tiny_random"), DataSpec("short_qa", "short_qa"), settings, STATE)
-    found = Likelihoods(replace(rounded, prompts=bench.prompts), STATE).over(Choice("told"), "")
+    found = Likelihoods(replace(rounded, prompts=bench.prompts), STATE).over(Component("told"), "")
     contexts = [bench.prompts[i].example.context for i in (0, 1, 3)]
     assert Told.told == [(context, torch.float32) for context in contexts]
     assert max(own.kl for own in found) < 1e-6
@@ -155,7 +155,7 @@ def test_a_source_is_told_the_passage_in_float32_whatever_the_lm_computes_in(ben
 def test_what_is_not_finite_is_named(bench, monkeypatch):
     monkeypatch.setattr("latentwire.sources.controls.Cut.distort", lambda self, x, generator: x[:4] * float("nan"))
     with pytest.raises(UserError, match=r"the source cut .* gave NaN or infinite values for example"):
-        Likelihoods(bench, STATE).over(Choice("cut", HALF), "")
+        Likelihoods(bench, STATE).over(Component("cut", HALF), "")
 
 
 @pytest.mark.statistical
@@ -186,8 +186,8 @@ def test_the_report_says_over_which_controls_the_answer_is_likelier():
         for name, own in nll.items()
     }  # fmt: skip
     rows = {name: [{"f1": 0.5, "nll": value} for value in own] for name, own in nll.items()}
-    judged = judge({"name": "some", "encoder_dials": {}}, results, rows, 0)
-    assert judged["likelier_than"] == ["empty"]  # not the cut, within noise, nor averages, where they are less likely
+    judged = compare_with_controls({"name": "some", "encoder_dials": {}}, results, rows, 0)
+    assert judged["likelier_than"] == ["empty"]  # the cut is within noise; under the averages answers are likelier
     assert judged["beats"] == []
     against = {row["source"]: row.get("nll_against") for row in judged["rows"]}
     assert against["latent"] is None
@@ -195,13 +195,13 @@ def test_the_report_says_over_which_controls_the_answer_is_likelier():
     assert against["empty"]["latents_minus_this"] == pytest.approx(difference)
     low, high = against["empty"]["interval"]
     assert low < difference < high < 0
-    text = render(judged)
+    text = render_report(judged)
     lines = {line[:34].strip(): line for line in text.split("nats a token")[1].splitlines()}
     assert lines["latents"].endswith(f"0.25 [0.20, 0.30]   {nll['latent'].mean():.2f} [1.25, 1.75]")
     assert lines["whole text"].startswith(f"{'whole text':34}{'0':>20}")
     assert f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] p=0.000" in lines["no passage"]
-    assert "Right answers likelier, p < .05: no passage" in text
-    assert "F1 above, intervals apart: none of the controls" in text
+    assert "Right answers are likelier, p < .05, than with: no passage" in text
+    assert "F1 is higher, without overlap of the intervals, than with: none of the controls" in text
 
 
 def test_the_report_compares_f1():
@@ -212,17 +212,23 @@ def test_the_report_compares_f1():
                "nll_interval": (1.0, 1.0), "kl": 0.0, "kl_interval": (0.0, 0.0)}
         for name, (mean, low, high) in f1.items()
     }  # fmt: skip
-    judged = judge({"name": "s"}, results, {name: [{"f1": own[0], "nll": 1.0}] * 8 for name, own in f1.items()}, 0)
-    assert judged["beats"] == ["averaged"]  # an interval that ends where the latents' begins is not apart
+    judged = compare_with_controls(
+        {"name": "s"}, results, {name: [{"f1": own[0], "nll": 1.0}] * 8 for name, own in f1.items()}, 0
+    )
+    assert judged["beats"] == ["averaged"]
     assert not judged["beats_all"]
     assert judged["share_of_text"] == pytest.approx(0.5)
     assert judged["rows"][2]["latents_minus_this"] == pytest.approx(0.05)
 
 
 def test_controls_have_the_latents_positions():
-    assert [choice.name for choice in controls_of({"encoder_dials": {"d_z": 8}}, "x")] == ["text", "latent", "empty"]
-    same = controls_of({"encoder_dials": {"layers": 1, "ratio": 1}}, "x")
+    assert [choice.name for choice in control_configs({"encoder_dials": {"d_z": 8}}, "x")] == [
+        "text",
+        "latent",
+        "empty",
+    ]
+    same = control_configs({"encoder_dials": {"layers": 1, "ratio": 1}}, "x")
     assert [choice.name for choice in same] == ["text", "latent", "empty"]
-    byte = controls_of({"encoder_dials": {"latent_len": 3, "byte_width": 8, "byte_layers": 1}}, "x")
+    byte = control_configs({"encoder_dials": {"latent_len": 3, "byte_width": 8, "byte_layers": 1}}, "x")
     assert [choice.name for choice in byte] == ["text", "latent", "cut", "averaged", "empty"]
     assert [choice.dials for choice in byte[2:4]] == [{"ratio": 1.0, "positions": 3}] * 2

@@ -45,7 +45,7 @@ def never(folder: Path) -> None:
 
 
 def beside(folder: Path) -> list[str]:
-    """What lies beside a cached folder, its lock apart."""
+    """Return the names next to a cached folder, without its lock."""
     return sorted(path.name for path in folder.parent.iterdir() if path.suffix != ".lock")
 
 
@@ -316,7 +316,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub cache of one model whose branch main is at COMMIT; the hub itself answers as told."""
+    """A hub cache of one model whose branch main is at COMMIT; tests set the hub's answer."""
     from huggingface_hub import HfApi, constants
 
     assets.hub_commit.cache_clear()

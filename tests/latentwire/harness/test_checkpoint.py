@@ -43,7 +43,7 @@ def test_the_last_ones_stay_by_step_not_by_name(tmp_path, keep):
 
 
 def test_none_kept_is_refused(tmp_path):
-    with pytest.raises(UserError, match="keep=0"):
+    with pytest.raises(UserError, match="keep_checkpoints=0"):
         Checkpoints(tmp_path, IDENTITY, 0)
 
 
@@ -128,7 +128,7 @@ def test_a_finished_run_is_found_by_its_configuration(tmp_path):
     with pytest.raises(UserError, match="seed was 0 and is 1"):
         finished_run(tmp_path, {**IDENTITY, "seed": 1})
     write_json(tmp_path / "result.json", [1])
-    with pytest.raises(DamagedResultError, match="no result of a training run"):
+    with pytest.raises(DamagedResultError, match="not the result of a training run"):
         finished_run(tmp_path, IDENTITY)
 
 
@@ -149,7 +149,7 @@ def test_force_counts_once_until_its_run_is_finished(tmp_path, capsys):
     assert (tmp_path / "replaced" / "1" / "result.json").is_file() and not (tmp_path / "result.json").exists()
     saved.save(3, state(3))
     start_anew_once(tmp_path, saved)  # the same command after a kill
-    assert saved.latest()[0] == 3 and "going on with it" in capsys.readouterr().err
+    assert saved.latest()[0] == 3 and "continuing it" in capsys.readouterr().err
     write_json(tmp_path / "result.json", {"identity": IDENTITY})
     start_anew_once(tmp_path, saved)  # finished: force means anew again
     assert saved.latest() is None and (tmp_path / "replaced" / "2" / "result.json").is_file()

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latentwire.harness.device import choose_dtype, describe_machine, place
+from latentwire.harness.device import accelerator_state, choose_dtype, describe_machine
 from latentwire.harness.errors import UserError
-from latentwire.harness.gather import from_first, gather_from_all, in_every_process
+from latentwire.harness.gather import broadcast_from_main, gather_from_all, in_every_process
 from latentwire.harness.memory import is_out_of_memory, within_memory
 from latentwire.harness.random import generator_for
 from tests.helpers.random import shifted
@@ -103,20 +103,20 @@ def test_auto_on_any_other_device_is_float32():
 
 
 def test_the_cpu_can_always_be_asked_for():
-    state = place("cpu")
+    state = accelerator_state("cpu")
     assert (state.device, state.process_index, state.num_processes) == (CPU, 0, 1)
 
 
 def test_a_device_that_is_not_here_is_refused():
     with pytest.raises(UserError, match=r"^device=abacus: not available here, Accelerate found \w+; use device=auto"):
-        place("abacus")
+        accelerator_state("abacus")
 
 
 def test_one_process_gathers_and_takes_its_own():
     state = SimpleNamespace(num_processes=1)
     assert gather_from_all(state, [1, "two"]) == [1, "two"]
-    assert from_first(state, {"status": "ok"}) == {"status": "ok"}
-    assert from_first(state, None) is None
+    assert broadcast_from_main(state, {"status": "ok"}) == {"status": "ok"}
+    assert broadcast_from_main(state, None) is None
 
 
 def test_where_one_process_fails_all_do(monkeypatch):
@@ -170,7 +170,7 @@ def test_memory_that_runs_out_is_told_with_the_settings_that_take_it(error):
     said = str(raised.value)
     first = re.split(" Process| Including| Of the", " ".join(str(error).split()))[0] or "MemoryError"
     assert said.startswith(f"batch_tokens=9, steps=2: {describe_machine(CPU)} has no memory left for it ({first}); ")
-    assert "lower batch_tokens or steps, or free the device" in said
+    assert "lower batch_tokens or steps, or close other programs" in said
     assert raised.value.__cause__ is error
 
 

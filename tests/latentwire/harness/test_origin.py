@@ -1,4 +1,4 @@
-"""What a result says of where it comes from."""
+"""Results record the code and the machine that made them."""
 
 from __future__ import annotations
 

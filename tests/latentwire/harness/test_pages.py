@@ -1,4 +1,4 @@
-"""Pages: data come through as data, whatever is written in them; every page carries the policy and the script."""
+"""Pages keep any data as data, and every page has the policy and the script."""
 
 from __future__ import annotations
 

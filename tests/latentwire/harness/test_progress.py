@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from latentwire.harness import progress
-from latentwire.harness.progress import Progress, say, speaks
+from latentwire.harness.progress import Progress, is_main_process, log
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ class Terminal:
         os.close(self.reader)
 
     def shown(self) -> str:
-        """What was written since it was last asked."""
+        """Return what was written since the last call."""
         self.file.flush()
         shown = b""
         while select.select([self.reader], [], [], 0.05)[0]:
@@ -57,14 +57,14 @@ class Terminal:
 
 
 def test_the_first_process_speaks(monkeypatch, capsys):
-    assert speaks()
-    say("alone")
+    assert is_main_process()
+    log("alone")
     monkeypatch.setenv("RANK", "0")
-    assert speaks()
-    say("first")
+    assert is_main_process()
+    log("first")
     monkeypatch.setenv("RANK", "1")
-    assert not speaks()
-    say("second")
+    assert not is_main_process()
+    log("second")
     assert capsys.readouterr() == ("", "alone\nfirst\n")
 
 
@@ -107,7 +107,7 @@ def test_on_a_terminal_a_live_bar_shows_name_count_and_score():
         assert " left " in shown
         assert "F1 0.250" in shown
         bar.advance(1, "F1 0.500")
-        assert "\n" not in terminal.shown()  # no plain lines beside it
+        assert "\n" not in terminal.shown()  # no plain lines with it
         bar.__exit__(None, None, None)
         assert terminal.shown().strip() == ""  # wiped out: the result's line takes its place
 
@@ -115,7 +115,7 @@ def test_on_a_terminal_a_live_bar_shows_name_count_and_score():
 def test_a_message_stands_above_the_live_bar():
     with Terminal() as terminal, Progress("baseline", 4):
         terminal.shown()
-        say("warning: mind the step")
+        log("warning: mind the step")
         wiped, message, bar = terminal.shown().replace("\r\n", "\n").partition("warning: mind the step\n")
     assert message
     assert wiped.strip() == ""
@@ -128,5 +128,5 @@ def test_other_processes_draw_no_bar(monkeypatch):
         with Progress("baseline", 2) as bar:
             bar.bar.mininterval = 0
             bar.advance(2, "F1 0.500")
-            say("second")
+            log("second")
         assert terminal.shown() == ""

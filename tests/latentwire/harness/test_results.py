@@ -192,7 +192,9 @@ def test_a_damaged_line_is_counted_from_one(tmp_path):
         read_jsonl(tmp_path / "a.jsonl")
 
 
-@pytest.mark.parametrize(("line", "reason"), [(b'{"id": "\xff"}', "is no UTF-8 text"), (b"[1]", "is no JSON object")])
+@pytest.mark.parametrize(
+    ("line", "reason"), [(b'{"id": "\xff"}', "is not UTF-8 text"), (b"[1]", "is not a JSON object")]
+)
 def test_no_line_is_read_as_something_else(tmp_path, line, reason):
     (tmp_path / "a.jsonl").write_bytes(b'{"id": "1"}\n \n' + line)
     with pytest.raises(DamagedResultError, match=f"line 3, {reason}.*: ask again"):

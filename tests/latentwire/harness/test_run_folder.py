@@ -21,12 +21,12 @@ from tests.helpers.files import read_rows
 
 
 def run_in(folder: Path, identity: str = "a", **changes) -> Run:
-    settings = {"seed": 0, "checkpoint_every": 4, "keep": 9, "force": False, **changes}
+    settings = {"seed": 0, "checkpoint_every": 4, "keep_checkpoints": 9, "force": False, **changes}
     cfg = OmegaConf.create({"task": "latent", "name": "r", "out": str(folder), "tracker": {"name": "none"}, **settings})
     return Run(cfg, RunSpec.of(cfg), {"id": identity}, PartialState(cpu=True))
 
 
-@pytest.mark.parametrize("name", ["checkpoint_every", "keep"])
+@pytest.mark.parametrize("name", ["checkpoint_every", "keep_checkpoints"])
 def test_settings_out_of_their_range_are_named(tmp_path, name):
     assert run_in(tmp_path, **{name: 1}).spec == RunSpec(0, *((1, 9) if name == "checkpoint_every" else (4, 1)), False)
     with pytest.raises(UserError, match=rf"{name}=0: must be at least 1"):

@@ -21,7 +21,7 @@ from latentwire.harness.training import (
     make_accelerator,
     make_optimizer,
     make_scheduler,
-    require_finite,
+    require_finite_loss,
 )
 
 SPEC = {"learning_rate": 0.1, "warmup_steps": 2, "schedule": "cosine", "weight_decay": 0.5, "max_grad_norm": 1.0}
@@ -104,12 +104,12 @@ def test_gradients_are_shortened_and_their_length_told():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stops_the_run_with_its_place(bad):
     with pytest.raises(NonFiniteError, match=rf"the loss is {bad} at step 12.*learning_rate"):
-        require_finite("the loss", torch.tensor([1.0, bad]), "step 12")
+        require_finite_loss("the loss", torch.tensor([1.0, bad]), "step 12")
     weight = nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([1.0, bad])
     with pytest.raises(NonFiniteError, match=r"the gradient's norm is .* at step 3"):
         clip_gradients([weight], 1.0, "step 3")
-    require_finite("the loss", torch.tensor([1.0]), "step 12")
+    require_finite_loss("the loss", torch.tensor([1.0]), "step 12")
 
 
 def test_prompt_ids_without_a_template(tiny):

@@ -215,7 +215,7 @@ def test_samples_are_drawn_from_the_whole_file_and_stay_in_its_order(tmp_path):
         ({"held_out": 1.0}, "held_out=1.0"),
         ({"samples": 0}, "samples=0"),
         ({"extra_words": 0}, "extra_words=0: must be at least 1"),
-        ({"held_out": 1e-9}, r"115 are left to train on and 0 to stop by"),
+        ({"held_out": 1e-9}, r"115 are left to train on and 0 are held out"),
         ({"extra": "nowhere.txt"}, "extra=nowhere.txt: no such file"),
     ],
 )
@@ -230,7 +230,7 @@ def test_a_text_file_without_text_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no text"):
         load(extra=str(path))
     path.write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(UserError, match="no UTF-8 text"):
+    with pytest.raises(UserError, match="not UTF-8 text"):
         load(extra=str(path))
 
 

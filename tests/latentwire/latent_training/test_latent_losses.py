@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from latentwire.encoders.collapse import likeness
+from latentwire.encoders.collapse import mean_pairwise_cosine
 from latentwire.harness.errors import UserError
 from latentwire.latent_training.losses import embedding_loss, manifold_loss, rms_loss
 from latentwire.lm.losses import distillation_loss, token_loss
@@ -56,6 +56,6 @@ def test_token_loss_and_distillation():
 
 def test_likeness_is_of_equal_positions_of_different_passages():
     a, b = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
-    assert likeness([a, b]) == pytest.approx(0.5)
-    assert likeness([a, a, b]) == pytest.approx(0.75)
-    assert likeness([a]) == likeness([]) == likeness([a, a[:0]]) == 0
+    assert mean_pairwise_cosine([a, b]) == pytest.approx(0.5)
+    assert mean_pairwise_cosine([a, a, b]) == pytest.approx(0.75)
+    assert mean_pairwise_cosine([a]) == mean_pairwise_cosine([]) == mean_pairwise_cosine([a, a[:0]]) == 0

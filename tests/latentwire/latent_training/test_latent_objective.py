@@ -16,7 +16,7 @@ from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 from latentwire.harness.training import NonFiniteError
-from latentwire.latent_training.objective import AGAIN, VOCABULARY_TOKENS, Objective, Weights, halves
+from latentwire.latent_training.objective import AGAIN, VOCABULARY_TOKENS, LatentObjective, LossWeights, halves
 from latentwire.latent_training.passages import Passage
 from latentwire.latent_training.step_plan import TrainingSpec, epochs_before_answers, plan_steps
 from latentwire.latent_training.validation import HeldOut
@@ -46,19 +46,19 @@ ALL = {
 
 def objective_of(
     tiny, answer_tokens: int = 8, transform: str = "baseline", distance: str = "cosine", **weights: float
-) -> Objective:
+) -> LatentObjective:
     vocabulary = Vocabulary(tiny.token_embeddings())
     dials = {"eps": 0.0} if transform == "anchor_offset" else {}
     torch.manual_seed(shifted(0))
     spec = LatentSpec("bottleneck", {"d_z": 4}, 8, transform, dials, {}, "tiny_random")
-    chosen = Weights(**{name: weights.get(name, 0.0) for name in ALL})
-    return Objective(tiny, vocabulary, Latents(spec, vocabulary), chosen, SHOWN, answer_tokens, distance)
+    chosen = LossWeights(**{name: weights.get(name, 0.0) for name in ALL})
+    return LatentObjective(tiny, vocabulary, Latents(spec, vocabulary), chosen, SHOWN, answer_tokens, distance)
 
 
 class Oracle(nn.Module):
     """Gives the text itself: nothing is lost."""
 
-    unit = 1.0
+    mean_token_rms = 1.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_over_the_text_itself_all_losses_are_the_models_own(tiny):
 
 def test_a_loss_of_no_weight_is_not_computed(tiny):
     objective = objective_of(tiny, embedding=1.0)
-    assert not hasattr(objective, "asking")
+    assert not hasattr(objective, "question_reader")
     assert set(objective.losses("reconstruction", [PASSAGE], torch.Generator())) == {"embedding"}
     assert set(objective_of(tiny, answer=1.0).losses("answers", [PASSAGE], torch.Generator())) == {"answer"}
 
@@ -136,10 +136,12 @@ def test_the_teachers_states_are_bounded(tiny, monkeypatch):
 
 def test_distillation_is_from_the_text_to_the_latents(tiny):
     objective = objective_of(tiny, distillation=1.0)
-    read = objective.read([TEXT])
+    read = objective.embed_texts([TEXT])
     branches = [tuple(objective.question_branch(example) for example in PASSAGE.questions)]
     ours, theirs = (
-        objective.asking.logits(objective.asking.states(objective.packed_rows(x, branches))).log_softmax(-1)
+        objective.question_reader.logits(
+            objective.question_reader.states(objective.packed_rows(x, branches))
+        ).log_softmax(-1)
         for x in (objective.latents(read), [read.embeds[0]])
     )
     expected = (theirs.exp() * (theirs - ours)).sum(-1).mean()
@@ -149,7 +151,7 @@ def test_distillation_is_from_the_text_to_the_latents(tiny):
 
 def test_lengths_are_in_units_of_the_tokens_rms(tiny):
     objective = objective_of(tiny, embedding=1.0, rms=1.0, distance="mse")
-    unit, read = float(objective.vocabulary.mean_rms), objective.read([TEXT])
+    unit, read = float(objective.vocabulary.mean_rms), objective.embed_texts([TEXT])
     x, found = objective.latents(read)[0], objective.losses("reconstruction", [PASSAGE], torch.Generator())
     squared = ((x - read.embeds[0]) / unit).square().mean()
     assert float(found["embedding"].detach()) == pytest.approx(float(squared.detach()), rel=1e-4)
@@ -226,7 +228,9 @@ def test_random_tokens_go_through_a_transform_that_chooses_tokens(tiny):
     loss = objective.vocabulary_loss(0, 1)
     ids = torch.randint(objective.vocabulary.size, (VOCABULARY_TOKENS,), generator=generator_for(0, "tokens", 1))
     tokens = objective.vocabulary.embeddings[ids]
-    adapted = objective.latents.adapter(objective.latents.encoder.down(tokens / objective.latents.unit)).detach()
+    adapted = objective.latents.adapter(
+        objective.latents.encoder.down(tokens / objective.latents.mean_token_rms)
+    ).detach()
     directions = torch.nn.functional.normalize(objective.vocabulary.embeddings, dim=-1)
     chosen = (torch.nn.functional.normalize(adapted, dim=-1) @ directions.T).argmax(dim=-1)  # with eps=0 the token
     by_hand = 1 - (directions[chosen] * directions[ids]).sum(dim=-1).mean()
@@ -271,9 +275,9 @@ def test_a_passage_without_room_is_refused_whatever_is_read_after_it(tiny, monke
                 objective.require_room(PASSAGE)
 
     whole = objective_of(tiny, distillation=1.0, text=1.0)
-    lead, words = len(whole.lead), len(whole.writer.ids(f" {TEXT}"))
+    lead, words = len(whole.context_embeds), len(whole.writer.ids(f" {TEXT}"))
     longest = max(len(whole.question_branch(example).token_ids) for example in PASSAGE.questions)
-    bare, asking = whole.bare.prefix.length + lead, whole.asking.prefix.length + lead
+    bare, asking = whole.text_reader.prefix.length + lead, whole.question_reader.prefix.length + lead
     refused(bare + 2 + len(whole.writer.ids(AGAIN)) + words, text=1.0)
     refused(bare + 2 + len(whole.writer.ids(AGAIN)) + words, continuation=1.0)
     refused(asking + 2 + longest, answer=1.0)
@@ -294,13 +298,13 @@ def spec_of(**changes: object) -> TrainingSpec:
     return TrainingSpec(**{**usual, **changes})
 
 
-def weights_of(*names: str) -> Weights:
-    return Weights(**{name: float(name in names) for name in ALL})
+def weights_of(*names: str) -> LossWeights:
+    return LossWeights(**{name: float(name in names) for name in ALL})
 
 
 def test_the_plan_takes_turns_then_asks():
     passages = [PASSAGE, Passage("Text alone.", ()), OTHER]
-    plan = plan_steps(passages, [9, 3, 5], spec_of(), Weights(**ALL), 0)
+    plan = plan_steps(passages, [9, 3, 5], spec_of(), LossWeights(**ALL), 0)
     assert [step.kind for step in plan] == ["reconstruction", "continuation"] * 2 + ["answers"] * 3
     assert [step.epoch for step in plan] == [1, 1, 2, 2, 3, 4, 5]
     assert [step.last_of_epoch for step in plan] == [False, True, False, True, True, True, True]
@@ -385,4 +389,4 @@ def test_a_setting_out_of_its_range_is_named(name, value):
 @pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
 def test_a_weight_is_a_number_from_0_on(name, value):
     with pytest.raises(UserError, match=rf"weights\.{name}="):
-        Weights(**{**ALL, name: value})
+        LossWeights(**{**ALL, name: value})

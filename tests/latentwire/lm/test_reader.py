@@ -1,4 +1,4 @@
-"""The frozen LM that reads latents: its logits are the model's own, its weights stay, gradients go through."""
+"""The reader's logits equal the model's own; gradients reach the latents and leave the weights unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, 
 from latentwire.harness.errors import UserError
 from latentwire.lm.decoding import encode_prefix
 from latentwire.lm.models import LanguageModel, load_model
-from latentwire.lm.reader import Branch, Reader, Row, slides_window
+from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow, slides_window
 from tests.helpers.models import model_spec
 from tests.helpers.random import draws, shifted
 
@@ -38,10 +38,10 @@ def test_logits_are_those_of_the_model_over_each_branch_alone(tiny, shots):
     reader = Reader(tiny, encode_prefix(tiny, prefix))
     passages = [ids_of(11, 12, 13), ids_of(21, 22, 23, 24, 25)]
     branches = [
-        (Branch((31, 32, 33), 2), Branch((34, 35), 2), Branch((36, 37, 38, 39), 1)),
-        (Branch((41, 42), 1),),
+        (ReaderBranch((31, 32, 33), 2), ReaderBranch((34, 35), 2), ReaderBranch((36, 37, 38, 39), 1)),
+        (ReaderBranch((41, 42), 1),),
     ]
-    rows = [Row(tiny.embed(ids), own) for ids, own in zip(passages, branches, strict=True)]
+    rows = [ReaderRow(tiny.embed(ids), own) for ids, own in zip(passages, branches, strict=True)]
     expected, targets = [], []
     for ids, own in zip(passages, branches, strict=True):
         for branch in own:
@@ -61,7 +61,7 @@ def test_the_lm_is_not_changed_and_gradients_reach_the_latents(tiny, reader):
     before = digest()
     latents = tiny.embed(ids_of(11, 12, 13)).clone().requires_grad_()
     optimizer = torch.optim.SGD([latents], lr=0.1)
-    row = Row(latents, (Branch((31, 32, 33), 1), Branch((34, 35), 1)))
+    row = ReaderRow(latents, (ReaderBranch((31, 32, 33), 1), ReaderBranch((34, 35), 1)))
     losses = []
     for _ in range(5):
         optimizer.zero_grad()
@@ -80,7 +80,7 @@ def test_gradients_are_those_of_finite_differences(tiny, reader):
     direction = torch.randn(base.shape, generator=draws(0))
 
     def loss(x: torch.Tensor) -> torch.Tensor:
-        row = Row(x, (Branch((31, 32), 1), Branch((33, 34), 1)))
+        row = ReaderRow(x, (ReaderBranch((31, 32), 1), ReaderBranch((33, 34), 1)))
         return torch.nn.functional.cross_entropy(reader.logits(reader.states([row])), reader.targets([row]))
 
     x = base.clone().requires_grad_()
@@ -92,7 +92,7 @@ def test_gradients_are_those_of_finite_differences(tiny, reader):
 
 def test_a_row_longer_than_the_context_is_refused(tiny, reader):
     with pytest.raises(UserError, match=r"4 tokens of shots .* 4098 positions, more than the model's 4096"):
-        reader.states([Row(torch.zeros(4092, 64), (Branch((1, 2), 1),))])
+        reader.states([ReaderRow(torch.zeros(4092, 64), (ReaderBranch((1, 2), 1),))])
 
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -110,7 +110,7 @@ MIXED = ["sliding_attention", "full_attention"]
     ids=lambda config: config.model_type,
 )
 def test_layers_that_see_but_a_window_see_no_more(config):
-    """Shots and rows are both longer than the window; the model over each branch alone makes its masks itself."""
+    """Shots and rows are longer than the window; the expected logits come from the model's own masks."""
     torch.manual_seed(shifted(0))
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     lm = LanguageModel(model, None)  # type: ignore[arg-type]
@@ -118,15 +118,15 @@ def test_layers_that_see_but_a_window_see_no_more(config):
     reader = Reader(lm, encode_prefix(lm, shots))
     assert reader.window == 5
     passages = [ids_of(11, 12, 13, 14, 15, 16, 17), ids_of(21, 22)]
-    branches = [(Branch((31, 32, 33, 34), 3), Branch((35, 36), 2)), (Branch((41, 42, 43), 1),)]
-    rows = [Row(lm.embed(ids), own) for ids, own in zip(passages, branches, strict=True)]
+    branches = [(ReaderBranch((31, 32, 33, 34), 3), ReaderBranch((35, 36), 2)), (ReaderBranch((41, 42, 43), 1),)]
+    rows = [ReaderRow(lm.embed(ids), own) for ids, own in zip(passages, branches, strict=True)]
     expected = []
     for ids, own in zip(passages, branches, strict=True):
         for branch in own:
             whole = torch.cat([shots, ids, ids_of(*branch.token_ids)])
             expected.append(model(input_ids=whole[None]).logits[0, len(whole) - branch.predicted - 1 : -1])
     assert torch.allclose(reader.logits(reader.states(rows)), torch.cat(expected), atol=1e-4)
-    reader.window = None  # what a mask without a window would give is something else
+    reader.window = None  # a mask without a window gives other logits
     assert not torch.allclose(reader.logits(reader.states(rows)), torch.cat(expected), atol=1e-2)
 
 
@@ -149,12 +149,12 @@ def test_capped_logits_are_capped(tiny, reader):
 
 def test_float32_latents_are_read_in_bfloat16():
     lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.bfloat16)
-    row = Row(torch.zeros(3, 64), (Branch((1, 2), 1),))
+    row = ReaderRow(torch.zeros(3, 64), (ReaderBranch((1, 2), 1),))
     assert Reader(lm, encode_prefix(lm, SHOTS)).states([row]).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("slides", [True, False])
 def test_a_window_counts_where_the_model_uses_it(slides):
-    """Some configs name a window, no kinds of layers, and say apart whether it is used."""
+    """Some configs have a window, no layer types, and a separate switch for the window."""
     config = SimpleNamespace(sliding_window=5, use_sliding_window=slides, layer_types=None)
     assert slides_window(config) is slides

@@ -1,4 +1,4 @@
-"""Vocabulary and neighbours: statistics against numpy, search against brute force, codes against their purpose."""
+"""Vocabulary and neighbours: statistics against numpy, search against brute force, codes against their definition."""
 
 import faiss
 import numpy as np
@@ -203,7 +203,7 @@ def test_the_searches_longest_unasked_are_forgotten_first(monkeypatch):
 
 
 def clusters(count, around=20, spread=0.1, seed=0):
-    """Tokens in tight clusters around unit vectors: the centres (count, D) and the tokens (count * around, D)."""
+    """Return cluster centres on the unit sphere, (count, D), and tokens near them, (count * around, D)."""
     generator = draws(seed)
     centres = normalize(torch.randn(count, WIDTH, generator=generator), dim=-1)
     noise = torch.randn(count, around, WIDTH, generator=generator)

@@ -1,4 +1,4 @@
-"""The report: what is drawn where, examples within bounds, and a page that works in a browser without a network."""
+"""The report: panels and figures, the choice of examples, and the page in a browser without network."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from latentwire.analysis.ranking import three_digits
 from latentwire.harness import program
 from latentwire.harness.tracking import NoTracker
 from latentwire.reports import html as report
 from latentwire.reports.figures import draw_all
-from latentwire.reports.html import choose_examples, collect, page, shared, write_report
+from latentwire.reports.html import choose_shown_examples, collect, page, shared, write_report
 from latentwire.reports.panels import DARK, LIGHT, dial_panels, matrix, reference_lines, scale_top
+from latentwire.stats.formatting import format_score
 from latentwire.sweeps import task
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror='throw 1'>\u2028<!-- & \"q'"
@@ -36,7 +36,7 @@ KINDS = [
 
 
 def made_up_sweep() -> tuple[dict, dict[str, list[dict]]]:
-    """A summary with all that an analysis can hold, and its predictions; every F1 is a count over 16 examples."""
+    """Return a summary with every part of an analysis, and its predictions; each F1 is a count over 16 examples."""
     results, groups, answers = [], [], {}
     for g, source in enumerate(["text", "scaled117.0"]):
         suffix = "" if source == "text" else f"@{source}"
@@ -94,7 +94,7 @@ def made_up_sweep() -> tuple[dict, dict[str, list[dict]]]:
               "alone": False, "reason": None}  # fmt: skip
     sources = [source, {**source, "group": "alone", "recovered": False, "met": None, "alone": True},
                {**source, "group": "nobody", "recovered": False, "met": None},
-               {**source, "group": "asked", "share": None, "reason": "an empty context scores as much"}]  # fmt: skip
+               {**source, "group": "tied", "share": None, "reason": "an empty context scores as much"}]  # fmt: skip
     auto = {"share_wanted": 0.9, "harm_allowed": 0.01, "definition": "As defined.", "bias": "Too high.", "met": True,
             "sources": sources, "recovered": 1, "reached": 1, "failed": [], "alone": ["alone"], "harm": []}  # fmt: skip
     failed = {"name": "broken", "experiment": "broken", "family": "nearest_k", "source": "text", "group": "text",
@@ -223,19 +223,19 @@ def test_the_examples_carried_are_those_that_differ_and_no_more_than_the_bound()
 
     same = [answer(0, 1.0), answer(1, 1.0), answer(2, 0.0), answer(3, 0.5)]
     other = [answer(0, 1.0, "x" * 300), answer(1, 0.0), answer(2, 0.0), answer(3, 1.0, "y" * 301)]
-    found = choose_examples({"a": same, "b": other}, 7)
+    found = choose_shown_examples({"a": same, "b": other}, 7)
     assert [item["id"] for item in found["items"]] == ["q1", "q3", "q0"]  # variances 1/4, 1/16, 0
     assert found["total"] == 4
     assert found["answers"]["b"] == [["t", 0.0], ["y" * 300 + " \u2026", 1.0], ["x" * 300, 1.0]]
     assert found["items"][0]["question"] == "?" * 300 + " \u2026"
     assert found["cut"] == 4  # three questions and an answer
-    assert len(choose_examples({"a": same, "b": other}, 1)["items"]) == 1
-    assert len(choose_examples({"a": same, "b": other}, 8)["items"]) == 4
+    assert len(choose_shown_examples({"a": same, "b": other}, 1)["items"]) == 1
+    assert len(choose_shown_examples({"a": same, "b": other}, 8)["items"]) == 4
     strangers = [answer(7, 0.0), answer(8, 0.0)]
-    found = choose_examples({"a": same, "b": other, "c": strangers}, 5)
-    assert [item["id"] for item in found["items"]] == ["q1", "q7", "q3"]  # those asked other examples take turns
+    found = choose_shown_examples({"a": same, "b": other, "c": strangers}, 5)
+    assert [item["id"] for item in found["items"]] == ["q1", "q7", "q3"]  # results with other examples take turns
     assert found["answers"]["c"] == [None, ["t", 0.0], None]
-    assert choose_examples({}, 5) == {"total": 0, "cut": 0, "items": [], "answers": {}}
+    assert choose_shown_examples({}, 5) == {"total": 0, "cut": 0, "items": [], "answers": {}}
 
 
 def test_settings_that_all_share_are_told_from_those_that_vary():
@@ -247,16 +247,16 @@ def test_settings_that_all_share_are_told_from_those_that_vary():
 
 
 def test_how_it_was_run_is_said():
-    told = content()
-    run = dict(told["run"])
+    shown = content()
+    run = dict(shown["run"])
     assert run["command"] == "python run.py -m sweep=made_up"
-    assert run["time"] == "43.0 minutes for 43 results, loading not counted"  # 2 x 21 and the control, a minute each
+    assert run["time"] == "43.0 minutes for 43 results, without loading"  # 2 x 21 and the control, a minute each
     assert (run["versions"], run["seed"], run["device"]) == ("torch 9", "3", "not recorded")
-    assert json.loads(told["config"]) == {"samples": 16, "embed": {"same": 1}}
-    assert told["asked"] == (
+    assert json.loads(shown["config"]) == {"samples": 16, "embed": {"same": 1}}
+    assert shown["asked"] == (
         "Which of 21 repairs lets tiny answer questions of made_up from embeddings of the source text, scaled117.0?"
     )
-    assert told["failures"] == [{"name": "broken", "error": f"k=0: {HOSTILE}"}]
+    assert shown["failures"] == [{"name": "broken", "error": f"k=0: {HOSTILE}"}]
 
 
 def test_the_command_can_be_typed_again(monkeypatch):
@@ -265,15 +265,15 @@ def test_the_command_can_be_typed_again(monkeypatch):
 
 
 def test_the_page_carries_its_data_and_asks_nobody_for_anything():
-    told = content()
-    html = page(told)
+    shown = content()
+    html = page(shown)
     assert "default-src 'none'" in html
     template = html.split('{"sweep"')[0] + html.split("</script>", 1)[1]
     asked = r"\bsrc\s*=|href=\"[^#]|@import|url\(|https?:(?!//www.w3.org/2000/svg)|fetch\(|XMLHttpRequest|WebSocket"
     assert not re.search(asked, template)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b", template)
     (block,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', html, flags=re.DOTALL)
-    assert json.loads(block) == json.loads(json.dumps(told))
+    assert json.loads(block) == json.loads(json.dumps(shown))
     assert "\u2028" not in block and "<" not in block
     assert html.count("</script>") == 2 and "{{" not in html
     for name, colour in [*LIGHT.items(), *DARK.items()]:
@@ -326,7 +326,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is ins
 
 
 def browse(url: str, folder: Path, *options: str) -> tuple[str, str]:
-    """Open a page in headless Chromium; return its document after drawing, and the browser's log."""
+    """Open a page in headless Chromium; return its document after drawing, and the log of the browser."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
                f"--user-data-dir={folder}", "--virtual-time-budget=4000", "--enable-logging=stderr",
                *options, url]  # fmt: skip
@@ -335,7 +335,7 @@ def browse(url: str, folder: Path, *options: str) -> tuple[str, str]:
 
 
 class Document(HTMLParser):
-    """The elements of a document that carry a number: (section, attributes, text within)."""
+    """The elements of a document that have a data-name: (section, attributes, text)."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -375,7 +375,7 @@ class Document(HTMLParser):
         return [(attributes, " ".join(texts)) for found, attributes, texts in self.found if found == section]
 
 
-# Says at the end how wide the page is, and what it loaded from anywhere.
+# Records the width of the page and the number of loaded resources.
 MEASURE = """<script>
 root.dataset.overflow = String(root.scrollWidth - innerWidth); root.dataset.width = String(innerWidth);
 root.dataset.loaded = String(performance.getEntriesByType("resource").length);
@@ -405,11 +405,11 @@ def test_the_numbers_shown_are_those_of_the_summary(report_file, tmp_path):
     for (attributes, words), row in zip(bars, ranking, strict=True):
         numbers = [float(attributes[f"data-{key}"]) for key in ("f1", "low", "high")]
         assert numbers == [row["f1"], *row["f1_interval"]]
-        low, high = map(three_digits, row["f1_interval"])
-        assert f"{three_digits(row['f1'])}  [{low}, {high}]" in words  # ties too: 1/16 is .062
+        low, high = map(format_score, row["f1_interval"])
+        assert f"{format_score(row['f1'])}  [{low}, {high}]" in words  # ties too: 1/16 is .062
         if "difference" in row:
             sign = "+" if row["difference"] >= 0 else ""
-            assert f"{sign}{three_digits(row['difference'])} p={row['p_holm']:.3f} {row['verdict']}" in words
+            assert f"{sign}{format_score(row['difference'])} p={row['p_holm']:.3f} {row['verdict']}" in words
 
     panels = shown.of("panels")
     varied = [row for row in ranking if row["family"] not in ("baseline", "random_interpolation")]
@@ -421,31 +421,31 @@ def test_the_numbers_shown_are_those_of_the_summary(report_file, tmp_path):
     for attributes, words in [*panels, *cells, *table]:
         f1 = result[attributes["data-name"]]["f1"]
         assert float(attributes["data-f1"]) == f1
-        assert "data-low" in attributes or three_digits(f1) in words.split()
+        assert "data-low" in attributes or format_score(f1) in words.split()
     for attributes, words in table:
         row = next(row for row in ranking if row["name"] == attributes["data-name"])
         assert [float(attributes["data-em"]), float(attributes["data-empty"])] == [row["em"], row["empty_rate"]]
-        assert three_digits(row["em"]) in words.split() and f"{row['empty_rate']:.0%}" in words.split()
+        assert format_score(row["em"]) in words.split() and f"{row['empty_rate']:.0%}" in words.split()
 
-    assert "12.3" in text and "beyond 117" in text and "half of the clean F1 is .344" in text
-    assert "a difference of .123 can be shown" in text and "1,234 examples" in text
-    assert "half of the clean F1 on just those" in text and "the first level lies a row's own F1 on text" in text
-    assert ". Left out, without results of the same examples at every level: random_k3" in text
+    assert "12.3" in text and "after 117" in text and "half of the clean F1 is .344" in text
+    assert "detect a difference of .123 in one" in text and "1,234 examples" in text
+    assert "half of the clean F1 on its examples" in text and "the first level, the row's own F1 on text counts" in text
+    assert ". Left out, because a level or common examples are missing: random_k3" in text
     goal = " ".join(re.sub("<[^>]+>", " ", text[text.index('id="goal"') : text.index('id="table"')]).split())
-    assert "Beyond the goal auto alone, no single transform, has as much on: alone." in goal
+    assert "Beyond the goal, auto alone reaches that share on: alone." in goal
     assert "text 16 .688 rms_scale1.0 .625 .688 100% met alone" in goal
     assert "alone 16 .688 rms_scale1.0 .625 .688 100% by auto alone nobody" in goal
-    assert "100% not recovered by any asked" in goal and "cannot be told: an empty context scores as much" in goal
+    assert "100% not recovered tied" in goal and "undecided: an empty context scores as much" in goal
     alarms = text[text.index('id="alarms"') : text.index('id="verdicts"')]
     shown, folded = alarms.split("2 more warnings")
     assert (shown.count("data-kind"), folded.count("data-kind")) == (6, 2)
     assert "failed: broken" in text and "warning: " in text and "left out x" in text
-    assert text.count("&lt;img src=x onerror='throw 1'&gt;") > 5  # what came as text stays text
+    assert text.count("&lt;img src=x onerror='throw 1'&gt;") > 5  # texts of the data stay text
 
 
-# Acts on the page as a user would and writes what it then shows into the dataset.
+# Uses the page like a reader and records what it shows in the dataset.
 ACTS = """<script>
-const told = root.dataset, drawn = () => [...document.querySelectorAll("#rows tbody tr")];
+const recorded = root.dataset, drawn = () => [...document.querySelectorAll("#rows tbody tr")];
 const numbers = key => drawn().map(row => row.dataset[key]).filter(value => value !== undefined).map(Number);
 const upwards = list => list.every((value, i) => !i || list[i - 1] <= value);
 const change = (id, kind, value) => {
@@ -458,42 +458,42 @@ const sorted = () => [...document.querySelectorAll("#rows th[aria-sort]")]
   .map(th => th.textContent + " " + th.getAttribute("aria-sort")).join();
 const names = () => [...document.querySelectorAll("#pages .qa:first-child tr")].map(row => row.dataset.name).join();
 const ids = () => [...document.querySelectorAll("#pages .qa")].map(one => one.dataset.id).join();
-told.first = upwards(numbers("f1").reverse()); told.sorted1 = sorted();
+recorded.first = upwards(numbers("f1").reverse()); recorded.sorted1 = sorted();
 document.querySelector("[data-sort=em]").focus(); sort("em");
-told.sorted2 = sorted();
-told.down = upwards(numbers("em").reverse());
-told.kept = document.activeElement.dataset.sort;
-sort("em"); told.sorted3 = sorted(); told.up = upwards(numbers("em"));
+recorded.sorted2 = sorted();
+recorded.down = upwards(numbers("em").reverse());
+recorded.kept = document.activeElement.dataset.sort;
+sort("em"); recorded.sorted3 = sorted(); recorded.up = upwards(numbers("em"));
 sort("difference");
-told.last = drawn().slice(-4).every(row => row.dataset.difference === undefined);
-told.nulls = upwards(numbers("difference").reverse());
-sort("experiment"); told.words = sorted(); told.alphabet = drawn()[0].dataset.name;
+recorded.last = drawn().slice(-4).every(row => row.dataset.difference === undefined);
+recorded.nulls = upwards(numbers("difference").reverse());
+sort("experiment"); recorded.words = sorted(); recorded.alphabet = drawn()[0].dataset.name;
 change("find", "input", "NEAREST k5");
-told.found = drawn().map(row => row.dataset.name).sort().join();
-told.said = $("found").textContent;
-change("find", "input", "nothing like it"); told.none = $("found").textContent;
-change("find", "input", ""); change("family", "change", "soft_codebook"); told.family = drawn().length;
+recorded.found = drawn().map(row => row.dataset.name).sort().join();
+recorded.said = $("found").textContent;
+change("find", "input", "nothing like it"); recorded.none = $("found").textContent;
+change("find", "input", ""); change("family", "change", "soft_codebook"); recorded.family = drawn().length;
 change("family", "change", ""); change("verdict", "change", "identity");
-told.identity = drawn().map(row => row.dataset.name).sort().join();
+recorded.identity = drawn().map(row => row.dataset.name).sort().join();
 change("verdict", "change", ""); change("all", "change", true);
-told.all = $("found").textContent;
-told.group = drawn()[0].textContent;
-told.usual = names(); told.differing = ids();
-change("add", "change", "random_k3@scaled117.0"); told.added = names();
-document.querySelector("#chosen button").click(); told.removed = names();
+recorded.all = $("found").textContent;
+recorded.group = drawn()[0].textContent;
+recorded.usual = names(); recorded.differing = ids();
+change("add", "change", "random_k3@scaled117.0"); recorded.added = names();
+document.querySelector("#chosen button").click(); recorded.removed = names();
 $("on").click();
-told.page2 = $("place").textContent;
+recorded.page2 = $("place").textContent;
 $("on").click(); $("on").click();
-told.page4 = $("place").textContent;
-told.end = $("on").disabled;
-$("back").click(); told.back = $("place").textContent;
-state.chosen = ""; change("differ", "change", true); told.differ = $("place").textContent;
+recorded.page4 = $("place").textContent;
+recorded.end = $("on").disabled;
+$("back").click(); recorded.back = $("place").textContent;
+state.chosen = ""; change("differ", "change", true); recorded.differ = $("place").textContent;
 change("cell", "change", "recovered"); change("intervals", "change", true);
-told.cell = document.querySelector("#matrix td[data-name=baseline]").textContent;
+recorded.cell = document.querySelector("#matrix td[data-name=baseline]").textContent;
 change("source", "change", "scaled117.0");
-told.source = $("ranking").firstElementChild.textContent;
-told.control = names();
-told.link = location.hash; told.done = "yes";
+recorded.source = $("ranking").firstElementChild.textContent;
+recorded.control = names();
+recorded.link = location.hash; recorded.done = "yes";
 </script>"""
 
 
@@ -502,29 +502,29 @@ def test_the_page_sorts_filters_and_turns_pages_when_it_is_used(report_file, tmp
     file = tmp_path / "report.html"
     file.write_text(report_file.read_text(encoding="utf-8").replace("</body>", ACTS + "</body>"), encoding="utf-8")
     text, log = browse(file.as_uri(), tmp_path / "one", "--dump-dom")
-    told = {key.removeprefix("data-"): value for key, value in Document(text).root.items()}
-    assert told.get("done") == "yes", log
-    assert told["errors"] == "0" and "CONSOLE" not in log
-    assert (told["first"], told["sorted1"]) == ("true", "F1 descending")
-    assert (told["down"], told["sorted2"], told["kept"]) == ("true", "EM descending", "em")
-    assert (told["up"], told["sorted3"]) == ("true", "EM ascending")
-    assert (told["last"], told["nulls"]) == ("true", "true")  # without a comparison: at the end, either way
-    assert (told["words"], told["alphabet"]) == ("configuration ascending", "anchor_eps0.01")
-    assert told["found"] == "nearest_k5_a0.2,nearest_k5_a0.5,nearest_k5_a0.7"
-    assert (told["said"], told["none"]) == ("3 of 21 configurations", "0 of 21 configurations")
-    assert told["family"] == "4" and told["identity"] == "anchor_eps0.01,anchor_eps0.02,anchor_eps0.3"
-    assert told["all"] == "42 of 42 configurations" and told["group"].startswith("text")
+    shown = {key.removeprefix("data-"): value for key, value in Document(text).root.items()}
+    assert shown.get("done") == "yes", log
+    assert shown["errors"] == "0" and "CONSOLE" not in log
+    assert (shown["first"], shown["sorted1"]) == ("true", "F1 descending")
+    assert (shown["down"], shown["sorted2"], shown["kept"]) == ("true", "EM descending", "em")
+    assert (shown["up"], shown["sorted3"]) == ("true", "EM ascending")
+    assert (shown["last"], shown["nulls"]) == ("true", "true")  # rows without a comparison come last in both orders
+    assert (shown["words"], shown["alphabet"]) == ("configuration ascending", "anchor_eps0.01")
+    assert shown["found"] == "nearest_k5_a0.2,nearest_k5_a0.5,nearest_k5_a0.7"
+    assert (shown["said"], shown["none"]) == ("3 of 21 configurations", "0 of 21 configurations")
+    assert shown["family"] == "4" and shown["identity"] == "anchor_eps0.01,anchor_eps0.02,anchor_eps0.3"
+    assert shown["all"] == "42 of 42 configurations" and shown["group"].startswith("text")
     best = made_up_sweep()[0]["analysis"]["groups"][0]["winner"]
-    assert told["usual"] == f"baseline,{best},control_empty"
-    assert told["added"] == f"baseline,{best},control_empty,random_k3@scaled117.0"
-    assert told["removed"] == f"{best},control_empty,random_k3@scaled117.0"
-    assert (told["page2"], told["page4"], told["end"]) == ("6 to 10 of 16", "16 to 16 of 16", "true")
-    assert told["back"] == "11 to 15 of 16"
-    assert told["cell"] == "1.000[.000, 1.000]"
-    assert told["source"] == "Ranking on scaled117.0" and told["control"].startswith("baseline,baseline@scaled117.0,")
-    assert "source=scaled117.0" in told["link"] and "cell=recovered" in told["link"]
-    text, _ = browse(report_file.as_uri() + told["link"], tmp_path / "two", "--dump-dom")
-    assert "Ranking on scaled117.0" in text and "Share of the clean score recovered" in text
+    assert shown["usual"] == f"baseline,{best},control_empty"
+    assert shown["added"] == f"baseline,{best},control_empty,random_k3@scaled117.0"
+    assert shown["removed"] == f"{best},control_empty,random_k3@scaled117.0"
+    assert (shown["page2"], shown["page4"], shown["end"]) == ("6 to 10 of 16", "16 to 16 of 16", "true")
+    assert shown["back"] == "11 to 15 of 16"
+    assert shown["cell"] == "1.000[.000, 1.000]"
+    assert shown["source"] == "Ranking on scaled117.0" and shown["control"].startswith("baseline,baseline@scaled117.0,")
+    assert "source=scaled117.0" in shown["link"] and "cell=recovered" in shown["link"]
+    text, _ = browse(report_file.as_uri() + shown["link"], tmp_path / "two", "--dump-dom")
+    assert "Ranking on scaled117.0" in text and "Recovered share of the clean score" in text
 
 
 @needs_chromium
@@ -540,10 +540,10 @@ def test_the_page_fits_a_phone_by_day_and_night(report_file, tmp_path, scheme):
     )
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     text, log = browse(frame.as_uri(), tmp_path / "one", "--dump-dom", *dark)
-    told = Document(text).root
+    shown = Document(text).root
     assert "CONSOLE" not in log
-    assert (told["data-width"], told["data-dark"], told["data-errors"]) == ("360", str(bool(dark)).lower(), "0")
-    assert float(told["data-overflow"]) <= 0
+    assert (shown["data-width"], shown["data-dark"], shown["data-errors"]) == ("360", str(bool(dark)).lower(), "0")
+    assert float(shown["data-overflow"]) <= 0
     picture = tmp_path / "phone.png"
     browse(frame.as_uri(), tmp_path / "two", f"--screenshot={picture}", "--window-size=500,800", *dark)
     image = matplotlib.image.imread(picture)
@@ -572,7 +572,7 @@ def test_a_sweep_of_which_nothing_succeeded_has_a_report_too(tmp_path):
 
 
 class Logged(NoTracker):
-    """A tracker that remembers the figures of a sweep."""
+    """A tracker that records the figures of a sweep."""
 
     def log_summary(self, summary, tables, figures):
         self.figures = figures
@@ -591,12 +591,12 @@ def test_every_sweep_ends_with_its_report_and_the_analysis_writes_it_again(cli, 
     assert {path.name for path in (folder / "figures").iterdir()} >= {"ranking_text.png", "matrix.png"}
     written = (folder / "report.html").read_bytes()
     (block,) = re.findall(rb'<script id="data" type="application/json">(.*?)</script>', written, flags=re.DOTALL)
-    told = json.loads(block)
-    assert {row["name"]: row["f1"] for group in told["groups"] for row in group["ranking"]} == {
+    shown = json.loads(block)
+    assert {row["name"]: row["f1"] for group in shown["groups"] for row in group["ranking"]} == {
         result["name"]: result["f1"] for result in summary["results"]
     }
-    assert json.loads(told["config"])["samples"] == 4 and "torch" in dict(told["run"])["versions"]
-    for name, rows in told["examples"]["answers"].items():
+    assert json.loads(shown["config"])["samples"] == 4 and "torch" in dict(shown["run"])["versions"]
+    for name, rows in shown["examples"]["answers"].items():
         if (folder / f"{name}.predictions.jsonl").exists():
             lines = [json.loads(line) for line in (folder / f"{name}.predictions.jsonl").read_text().splitlines()]
             assert sorted(text for text, _ in rows) == sorted(line["prediction"] for line in lines)

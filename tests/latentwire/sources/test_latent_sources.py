@@ -1,4 +1,4 @@
-"""Sources that stand for the passage alone: cut, averaged, empty, latent, and what they cost."""
+"""Sources that replace only the passage (cut, averaged, empty, latent), and the account of their cost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from latentwire.data.examples import DataSpec
 from latentwire.data.fingerprints import fingerprint
 from latentwire.encoders.base import make_passages
 from latentwire.encoders.checkpoint import save_latents
-from latentwire.encoders.cost import Cost, account
+from latentwire.encoders.cost import LatentCost, account
 from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.evaluation.evaluate import evaluate, put_passage
-from latentwire.evaluation.setup import Choice, Settings, identity, prepare
+from latentwire.evaluation.setup import Component, Settings, identity, prepare
 from latentwire.harness.errors import UserError
 from latentwire.latent_training.task import encoder_lm_config
 from latentwire.sources.registry import build_source
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = Settings(
     samples=6, seed=0, shots=1, questions_per_shot=1, max_new_tokens=2, batch_tokens=2000, dtype="float32"
 )
-NONE, STATE = Choice("baseline"), PartialState(cpu=True)
+NONE, STATE = Component("baseline"), PartialState(cpu=True)
 DATA = DataSpec("short_qa", "short_qa")
 
 
@@ -91,7 +91,7 @@ def test_the_passage_alone_is_replaced(bench, monkeypatch):
     asked = []
     monkeypatch.setattr(bench.decoder, "decode", lambda inputs: asked.extend(inputs) or real(inputs))
     real = type(bench.decoder).decode.__get__(bench.decoder)
-    scores, _ = evaluate(bench, Choice("cut", {"ratio": 2.0, "positions": None}), NONE, STATE, "cut")
+    scores, _ = evaluate(bench, Component("cut", {"ratio": 2.0, "positions": None}), NONE, STATE, "cut")
     order = [index for batch in bench.batches for index in batch]
     for index, embeds in zip(order, asked, strict=True):
         prompt = bench.prompts[index]
@@ -106,8 +106,8 @@ def test_the_passage_alone_is_replaced(bench, monkeypatch):
 
 def test_latents_are_asked_accounted_and_recognized(bench, checkpoint):
     state = PartialState(cpu=True)
-    choice = Choice("latent", {"checkpoint": checkpoint})
-    scores, rows = evaluate(bench, choice, Choice("rms_matching", {"target_scale": 1.0}), state, "latent")
+    choice = Component("latent", {"checkpoint": checkpoint})
+    scores, rows = evaluate(bench, choice, Component("rms_matching", {"target_scale": 1.0}), state, "latent")
     assert len(rows) == 6
     assert scores["latents"]["seen_in_training"] == 0
     assert scores["latents"]["bytes"] == pytest.approx(8 * scores["latents"]["positions"])
@@ -133,16 +133,16 @@ def test_a_passage_that_was_trained_on_is_counted(bench, checkpoint, vocabulary,
     spec = LatentSpec("bottleneck", {"d_z": 4}, 8, "baseline", {}, model_spec("tiny_random").identity(), "tiny_random")
     context = bench.prompts[0].example.context
     save_latents(Latents(spec, vocabulary), Path(checkpoint), {"trained_on": [fingerprint(context)]})
-    scores, _ = evaluate(bench, Choice("latent", {"checkpoint": checkpoint}), NONE, STATE, "latent")
+    scores, _ = evaluate(bench, Component("latent", {"checkpoint": checkpoint}), NONE, STATE, "latent")
     seen = sum(prompt.example.context == context for prompt in bench.prompts)
     assert scores["latents"]["seen_in_training"] == seen >= 1
-    assert "their scores are no evidence" in capfd.readouterr().err
+    assert "their scores are not evidence" in capfd.readouterr().err
 
 
 def test_a_result_is_known_by_what_is_in_the_checkpoint_not_by_its_folder(checkpoint, tmp_path, vocabulary):
     def key(folder: str) -> dict:
         return identity(model_spec("tiny_random"), DATA, SETTINGS, torch.float32,
-                        Choice("latent", {"checkpoint": folder}), NONE, True, 0)["source"]  # fmt: skip
+                        Component("latent", {"checkpoint": folder}), NONE, True, 0)["source"]  # fmt: skip
 
     first = key(checkpoint)
     spec = LatentSpec("bottleneck", {"d_z": 5}, 8, "baseline", {}, model_spec("tiny_random").identity(), "tiny_random")
@@ -162,14 +162,14 @@ def test_more_positions_than_there_is_room_for_are_refused(bench, checkpoint, vo
                       model_spec("tiny_random").identity(), "tiny_random")  # fmt: skip
     save_latents(Latents(spec, vocabulary), tmp_path / "byte", {"trained_on": []})
     one = replace(bench, batches=[[0]])
-    with pytest.raises(UserError, match="makes 4090 positions of the passage"):
-        evaluate(one, Choice("latent", {"checkpoint": str(tmp_path / "byte")}), NONE, STATE, "byte")
+    with pytest.raises(UserError, match="makes 4090 positions from the passage"):
+        evaluate(one, Component("latent", {"checkpoint": str(tmp_path / "byte")}), NONE, STATE, "byte")
 
 
 def test_what_latents_cost_by_hand():
     a = torch.tensor([[1.0, 0.0]])
     texts = ["abcd", "abcd", "efghij"]
-    costs = [Cost("abcd", 4, 2, 8), Cost("abcd", 4, 2, 8), Cost("efghij", 6, 3, 900)]
+    costs = [LatentCost("abcd", 4, 2, 8), LatentCost("abcd", 4, 2, 8), LatentCost("efghij", 6, 3, 900)]
     found = account(costs, [a, a], ["x", "x", "x"], ["p", "q", "r"])
     assert found["positions"] == pytest.approx(7 / 3)
     assert found["text_positions"] == pytest.approx(14 / 3)
@@ -181,24 +181,26 @@ def test_what_latents_cost_by_hand():
         "latents of different passages have a mean cosine of 1.00 at equal positions",
         "1 distinct answers where there are 3 distinct references",
     ]
-    fine = account([Cost("ab", 4, 2, 1)] * 2, [a, torch.tensor([[0.0, 1.0]])], ["x", "y"], ["p", "q"])
+    fine = account([LatentCost("ab", 4, 2, 1)] * 2, [a, torch.tensor([[0.0, 1.0]])], ["x", "y"], ["p", "q"])
     assert fine["warnings"] == []
     late = torch.cat([a.repeat(8, 1), torch.tensor([[0.0, 1.0]])])  # the beginnings alone are compared
-    assert account([Cost("ab", 4, 2, 1)], [late, a.repeat(9, 1)], ["x"], ["p"])["likeness"] == pytest.approx(1)
+    assert account([LatentCost("ab", 4, 2, 1)], [late, a.repeat(9, 1)], ["x"], ["p"])["likeness"] == pytest.approx(1)
 
 
 def test_what_is_fitted_to_latents_is_fitted_to_passages(bench, checkpoint):
     state = PartialState(cpu=True)
-    latent = Choice("latent", {"checkpoint": checkpoint})
-    scores, _ = evaluate(bench, latent, Choice("moment_matching"), state, "fitted")
+    latent = Component("latent", {"checkpoint": checkpoint})
+    scores, _ = evaluate(bench, latent, Component("moment_matching"), state, "fitted")
     assert scores["fit"]["embeddings"] == sum(map(len, bench.fitting_passages)) > 100
     assert len(bench.fitting_passages) < len(bench.fitting)
-    halved = Choice("cut", {"ratio": 2.0, "positions": None})
-    with pytest.raises(UserError, match="the source cut has another number of positions than the text has tokens"):
-        evaluate(bench, halved, Choice("procrustes_supervised"), state, "pairs")
-    with pytest.raises(UserError, match="the source empty gives nothing to fit it on"):
-        evaluate(bench, Choice("empty"), Choice("moment_matching"), state, "nothing")
+    halved = Component("cut", {"ratio": 2.0, "positions": None})
+    with pytest.raises(UserError, match=r"the source cut has [0-9]+ positions for [0-9]+ tokens"):
+        evaluate(bench, halved, Component("procrustes_supervised"), state, "pairs")
+    with pytest.raises(UserError, match="the source empty gives no embeddings to fit it on"):
+        evaluate(bench, Component("empty"), Component("moment_matching"), state, "nothing")
 
 
 def test_sources_of_the_whole_span_have_no_account(bench):
-    assert evaluate(bench, Choice("text"), Choice("baseline"), PartialState(cpu=True), "text")[0]["latents"] is None
+    assert (
+        evaluate(bench, Component("text"), Component("baseline"), PartialState(cpu=True), "text")[0]["latents"] is None
+    )

@@ -1,4 +1,4 @@
-"""Sources: each distorts as documented, keeps the dtype, and depends on nothing but its seed and the example."""
+"""Sources: each distorts as documented, keeps the dtype, and depends only on its seed and the example."""
 
 import math
 

@@ -11,9 +11,10 @@ from torchmetrics.functional.text import squad
 
 from latentwire.evaluation.metrics import exact_match, f1_score, normalize_answer
 from latentwire.stats import comparison as metrics
+from latentwire.stats import intervals
 from latentwire.stats.comparison import compare_paired, holm, recovered_shares
 from latentwire.stats.intervals import bootstrap_interval, resampled_means, wilson_interval
-from latentwire.stats.power import detectable_difference, samples_needed, spread
+from latentwire.stats.power import detectable_difference, samples_needed, std
 from tests.helpers.random import numbers
 
 # --- exact match and F1 ---------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def test_wilsons_interval_by_hand_where_nothing_varies():
 @pytest.mark.parametrize(("count", "resamples"), [(300_000, 8), (2_000_001, 2)])
 def test_drawing_in_blocks_changes_nothing(monkeypatch, count, resamples):
     """More draws than one block holds: whole blocks and a rest, and blocks of a single resample."""
-    monkeypatch.setattr(metrics, "RESAMPLES", resamples)
+    monkeypatch.setattr(intervals, "RESAMPLES", resamples)
     assert resamples * count > 2_000_000
     scores = np.stack([scores_between_0_and_1(count), np.full(count, 0.25)])
     draws = np.random.default_rng(7).multinomial(count, np.full(count, 1 / count), size=resamples)
@@ -346,8 +347,8 @@ def test_the_samples_needed_detect_the_difference():
 
 
 def test_spread_is_that_of_a_sample():
-    assert spread(np.array([0.0, 1.0, 1.0, 0.0])) == pytest.approx(math.sqrt(1 / 3))
-    assert spread(np.array([0.3])) == 0.0
+    assert std(np.array([0.0, 1.0, 1.0, 0.0])) == pytest.approx(math.sqrt(1 / 3))
+    assert std(np.array([0.3])) == 0.0
 
 
 @pytest.mark.statistical

@@ -1,4 +1,4 @@
-"""Budgets: how many examples to begin with, who goes on, and sweeps that end in time, killed or not."""
+"""Budgeted sweeps: first round, halvings, end within the time, and resuming."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from omegaconf import OmegaConf
 
 from latentwire.evaluation import request, task
 from latentwire.evaluation.setup import block_ends
-from latentwire.harness import app, program
-from latentwire.harness.device import place
+from latentwire.harness import program
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.paths import CONF
 from latentwire.harness.results import ResultStore, write_jsonl
 from latentwire.reports import html
 from latentwire.sweeps import schedule
-from latentwire.sweeps.successive_halving import Cost, first_round, next_round
+from latentwire.sweeps.successive_halving import JobCost, first_round, next_round
 from tests.helpers.files import read_json
 from tests.helpers.programs import start
 from tests.helpers.results import without_timings
 
-A_SECOND = Cost(0.0, 1.0)
+A_SECOND = JobCost(0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,13 @@ def test_blocks_double(count, first, ends):
 @pytest.mark.parametrize(
     ("seconds", "count"),
     [
-        (1249, None),  # 1,000 s for 4 examples each and a quarter more are just not there
+        (1249, None),  # 4 examples each need 1,000 s plus a quarter, one second more
         (1250, 4),
-        (4999, 4),  # 8 examples would need 2 x 2,000 s and a quarter more
+        (4999, 4),  # 8 examples would need 2 x 2,000 s plus a quarter
         (5000, 8),
         (10_000, 16),
         (24_999, 32),
-        (25_000, 80),  # all of it, without halving
+        (25_000, 80),  # all examples, without halving
     ],
 )
 def test_the_first_round_leaves_time_for_two_halvings(seconds, count):
@@ -56,8 +56,8 @@ def test_the_first_round_leaves_time_for_two_halvings(seconds, count):
 
 
 def test_launching_a_job_costs_too():
-    assert Cost(2.0, 0.5).of(10, 4) == 40
-    assert first_round(250, Cost(8.0, 1.0), 5000, 4, 80) == 4
+    assert JobCost(2.0, 0.5).of(10, 4) == 40
+    assert first_round(250, JobCost(8.0, 1.0), 5000, 4, 80) == 4
 
 
 def test_the_better_half_of_each_source_goes_on():
@@ -67,13 +67,13 @@ def test_the_better_half_of_each_source_goes_on():
     }
     decided = next_round(standings, 3, 4, 100, A_SECOND, 1000)
     assert decided.samples == 8
-    assert decided.kept == {"text": ["b", "c", "d"], "noisy": ["a@n"]}  # of equals the earlier one
-    assert decided.why.startswith("the better half of the transforms of each source by F1 on 4 examples go on to 8")
+    assert decided.kept == {"text": ["b", "c", "d"], "noisy": ["a@n"]}  # the earlier one of equals
+    assert decided.why.startswith("the better half of the transforms of each source by F1 on 4 examples continue to 8")
 
 
 def test_less_time_keeps_fewer_and_none_ends_the_sweep():
     standings = {"text": [(str(i), i / 10) for i in range(8)], "noisy": [(f"n{i}", 0.0) for i in range(8)]}
-    # 4 more examples each: 3 that always go on and 2 + 2 contenders cost 28 s
+    # 4 more examples each cost 28 s for 3 fixed configurations and 2 + 2 contenders.
     decided = next_round(standings, 3, 4, 100, A_SECOND, 28)
     assert decided.kept == {"text": ["7", "6"], "noisy": ["n0", "n1"]}
     assert "the best 2 of the transforms" in decided.why
@@ -87,19 +87,19 @@ def test_less_time_keeps_fewer_and_none_ends_the_sweep():
 
 def test_the_last_examples_end_the_sweep():
     assert next_round({"text": [("a", 1.0)]}, 1, 64, 100, A_SECOND, 1e6).samples == 100
-    assert next_round({"text": [("a", 1.0)]}, 1, 100, 100, A_SECOND, 1e6).why == "all 100 examples are asked"
+    assert next_round({"text": [("a", 1.0)]}, 1, 100, 100, A_SECOND, 1e6).why == "all 100 examples are evaluated"
 
 
 SWEEP = ["-m", "embed_transform=baseline,rms_matching,nearest_k,random_interpolation", "embed_source=text,scaled",
-         "model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "floor=0"]  # fmt: skip
+         "model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "min_clean_f1=0"]  # fmt: skip
 
 
 @pytest.fixture
 def exact_costs(monkeypatch):
-    """Costs that do not depend on the machine: a second for each example, nothing for launching a job."""
+    """Costs that do not depend on the machine: a second for each example, none for a launch."""
 
     monkeypatch.setattr(schedule, "measured_cost", lambda results, launches: A_SECOND)
-    monkeypatch.setattr(app, "lap", lambda *, count: 0.0)
+    monkeypatch.setattr(program.Program, "lap", lambda self, *, count: 0.0)
     real = schedule.within_budget
 
     def at_a_second_each(cfg, controls, jobs, launching):
@@ -117,8 +117,9 @@ def exact_costs(monkeypatch):
 
 @pytest.mark.slow
 def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_costs, monkeypatch):
-    # 9 jobs: 4 examples of all cost 36 s, the clean control has 16 already; then 4 always go on (baselines, random
-    # tokens on text, the empty context), of 2 and 3 contenders 1 and 2 for 24 s, 1 and 1 for 40 s; 8 s are left
+    # 9 jobs: 4 examples each cost 36 s; the clean control has 16 already. Then 4 jobs always continue: both baselines,
+    # random tokens on text, the empty context. Of 2 and 3 contenders, 1 and 2 continue (24 s), then 1 and 1 (40 s).
+    # 8 s are left.
     monkeypatch.setattr(html, "draw_all", lambda *arguments: [])  # no figures
     real, left = task.evaluate, iter(range(11))
 
@@ -130,12 +131,12 @@ def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_co
     monkeypatch.setattr(task, "evaluate", interrupting)  # in the second round
     status, _, err = cli(*SWEEP, "budget_minutes=2")
     assert status == 130
-    assert "[1/1] baseline  F1" in err.splitlines()[2]  # what an example costs is measured on the clean control alone
+    assert "[1/1] baseline  F1" in err.splitlines()[2]  # the clean control alone measures the cost
     assert "round 2: " in err and "round 3: " not in err
     monkeypatch.setattr(task, "evaluate", real)
     status, out, err = cli(*SWEEP, "budget_minutes=2")
     assert status == 0, err
-    assert err.count("(finished before)") == 9 - 4 + 1  # four of the second round were left, of the third the clean one
+    assert err.count("(finished before)") == 9 - 4 + 1  # the second round lacked four, the third has the clean one
     summary = read_json("outputs/single/summary.json")
     budget = summary["budget"]
     assert summary["total_experiments"] == 8
@@ -143,9 +144,9 @@ def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_co
     assert (budget["wanted"], budget["estimate"]) == (
         20, {"names": ["baseline"], "samples": 16, "seconds_per_example": 1.0},
     )  # fmt: skip
-    assert "begun by an estimate, 1.000 s an example on 16 of baseline" in out
+    assert "first estimate: 1.000 s an example, from 16 of baseline" in out
     assert summary["analysis"]["coverage"] == {"configurations": 8, "most": 16, "fewest": 4, "fewer": 3}
-    assert "Not the full matrix: at most 16 of 20 examples were asked, and 3 of 8 configurations" in out
+    assert "Incomplete matrix: at most 16 of 20 examples were evaluated, and 3 of 8 configurations" in out
     samples = {result["name"]: result["num_samples"] for result in summary["results"]}
     assert samples["baseline"] == samples["baseline@scaled117.0"] == 16
     assert samples["random_k3"] == 16
@@ -165,10 +166,10 @@ def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_co
     assert "2 left out" in out
     for group in summary["analysis"]["groups"]:
         lower = [(row["name"], row["num_samples"]) for row in group["controls"]["lower"]]
-        assert lower == [("control_empty", 16), ("random_k3", 16)]  # where its own was left out too
+        assert lower == [("control_empty", 16), ("random_k3", 16)]  # also if its own random tokens were left out
     assert " n=4 " in out
     assert not list(Path("outputs/single/replaced").glob("*"))
-    # The same command again runs nothing and says the same.
+    # The same command again runs nothing and prints the same.
     written = {path: path.stat().st_mtime_ns for path in Path("outputs/single").glob("*.jsonl")}
     _, again, err = cli(*SWEEP, "budget_minutes=2")
     assert again == out
@@ -178,13 +179,13 @@ def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_co
 
 
 def played(cfg, jobs, finished, calls=None):
-    """Play the rounds of a sweep whose results cost a second an example, with the results there are; return the plan.
+    """Play the rounds of a sweep at a second an example, from finished results; return the plan.
 
     Args:
-        cfg: With the budget and the folder of the plan.
-        jobs: Of the sweep, the empty context first.
-        finished: Examples asked by name; grows.
-        calls: Interrupted after so many results that were not there.
+        cfg: Config with the budget and the folder of the plan.
+        jobs: Jobs of the sweep, the empty context first.
+        finished: Evaluated examples by name; grows.
+        calls: Number of new results after which the sweep is interrupted.
     """
     left = iter(range(10**6 if calls is None else calls))
     playing = schedule.within_budget(cfg, jobs[:1], jobs[1:], 0.0)
@@ -196,19 +197,19 @@ def played(cfg, jobs, finished, calls=None):
             return read_json(schedule.plan_path(Path(cfg.out)))
         answers = []
         for job in todo:
-            name, asked = job.config.name, int(job.overrides[-1].removeprefix("asked="))
+            name, asked = job.config.name, int(job.overrides[-1].removeprefix("num_examples="))
             if finished.get(name, 0) < asked:
                 if next(left, None) is None:
                     return None
                 finished[name] = asked
             count = finished[name]
-            f1 = (len(name) * 7 + count) % 10 / 10  # the best of four examples is not that of eight
+            f1 = (len(name) * 7 + count) % 10 / 10  # the best transform differs between 4 and 8 examples
             answers.append({"name": name, "status": "ok", "f1": f1, "num_samples": count, "time_sec": float(count),
                             "job_sec": float(count)})  # fmt: skip
 
 
 def test_wherever_it_is_interrupted_it_decides_the_same_and_another_budget_is_another_plan(tmp_path, monkeypatch):
-    monkeypatch.setattr(app, "lap", lambda *, count: 0.0)
+    monkeypatch.setattr(program.Program, "lap", lambda self, *, count: 0.0)
     transforms = ("baseline", "rms_matching", "nearest_k", "anchor_offset", "random_interpolation")
     asked = [["control=empty"]] + [
         [f"embed_transform={transform}", f"embed_source={source}"]
@@ -226,8 +227,8 @@ def test_wherever_it_is_interrupted_it_decides_the_same_and_another_budget_is_an
     with monkeypatch.context() as patch:
         patch.setattr(schedule, "measured_cost", lambda results, count: launches.append(count) or real(results, count))
         whole = played(of("whole", 2.2), jobs, finished)
-    assert launches == [1, 1, 2, 3]  # the probe, then each round has launched its jobs once more
-    # of 11 jobs 5 always go on; as above, of 3 and 4 contenders 2 and 2, then 1 and 1
+    assert launches == [1, 1, 2, 3]  # the probe, then one more launch in each round
+    # Of 11 jobs 5 always continue; of 3 and 4 contenders 2 and 2 continue, then 1 and 1.
     assert [halving["samples"] for halving in whole["halvings"]] == [8, 16]
     assert sorted(finished.values()) == [4] * 3 + [8] * 2 + [16] * 6
     assert whole["seconds_spent"] == sum(finished.values())
@@ -237,22 +238,22 @@ def test_wherever_it_is_interrupted_it_decides_the_same_and_another_budget_is_an
         assert played(cfg, jobs, again, calls) is None
         assert played(cfg, jobs, again) == whole
         assert again == finished
-    assert played(of("whole", 2.2), jobs, finished, 0) == whole  # once more asks nothing
+    assert played(of("whole", 2.2), jobs, finished, 0) == whole  # a repetition evaluates nothing
     more = played(of("whole", 90), jobs, finished)
-    assert (more["stopped"], more["halvings"]) == ("all 20 examples are asked", [])
+    assert (more["stopped"], more["halvings"]) == ("all 20 examples are evaluated", [])
     assert set(finished.values()) == {20}
     assert read_json(tmp_path / f"whole/replaced/plan.{whole['key']}.json") == whole
 
 
 def test_auto_is_never_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(app, "lap", lambda *, count: 0.0)
+    monkeypatch.setattr(program.Program, "lap", lambda self, *, count: 0.0)
     transforms = ("baseline", "rms_matching", "nearest_k", "anchor_offset", "auto")
     asked = [["control=empty"]] + [[f"embed_transform={transform}"] for transform in transforms]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         jobs = [Job(one, compose("run", overrides=["model=tiny_random", "samples=20", *one])) for one in asked]
     finished: dict[str, int] = {}
     played(OmegaConf.merge(jobs[0].config, {"budget_minutes": 1, "out": str(tmp_path)}), jobs, finished)
-    assert (finished["auto"], finished["anchor_eps0.05"]) == (8, 4)  # with the same F1 of four examples
+    assert (finished["auto"], finished["anchor_eps0.05"]) == (8, 4)  # with the same F1 on four examples
 
 
 def test_the_score_of_a_round_is_that_of_its_first_examples(tmp_path):
@@ -270,7 +271,7 @@ def test_the_estimate_at_the_start_holds_the_launching_of_jobs(cli, exact_costs,
         return real(jobs, compose)
 
     monkeypatch.setattr(schedule, "control_jobs", slow)
-    # 36 s for 4 examples each, a quarter more are 45 s; with half a second for each of 9 jobs 50 s or more
+    # 4 examples each cost 36 s, 45 s with a quarter more, and over 50 s with half a second for each of 9 jobs.
     status, _, err = cli(*SWEEP, "budget_minutes=0.8")
     assert status == 1
     assert "9 configurations on 4 examples each need about" in err
@@ -279,8 +280,8 @@ def test_the_estimate_at_the_start_holds_the_launching_of_jobs(cli, exact_costs,
 def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
     small = ["model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "embed_source=noisy"]
     for asked in (4, 8, 20):
-        assert cli(*small, f"asked={asked}", "out=grown")[0] == 0
-    assert cli(*small, "asked=20", "out=whole")[0] == 0
+        assert cli(*small, f"num_examples={asked}", "out=grown")[0] == 0
+    assert cli(*small, "num_examples=20", "out=whole")[0] == 0
     grown, whole = (read_json(f"{folder}/baseline@noisy0.0dB.json") for folder in ("grown", "whole"))
     for result in (grown, whole):
         assert result["timing"]["decoded"] + result["timing"]["reused"] == 20
@@ -290,9 +291,9 @@ def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
     rows = [Path(f"{folder}/baseline@noisy0.0dB.predictions.jsonl").read_bytes() for folder in ("grown", "whole")]
     assert rows[0] == rows[1]
     assert not list(Path("grown/replaced").glob("*"))
-    _, _, err = cli(*small, "asked=8", "out=grown")
+    _, _, err = cli(*small, "num_examples=8", "out=grown")
     assert "n=20  (finished before)" in err
-    assert "asked=5: must be the end of a block" in cli(*small, "asked=5", "out=new")[2]
+    assert "num_examples=5: must be the end of a block" in cli(*small, "num_examples=5", "out=new")[2]
 
 
 @pytest.mark.parametrize(
@@ -301,9 +302,9 @@ def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
         (["-m", "sweep=smoke", "budget_minutes=0"], "budget_minutes=0: must be above 0"),
         (["-m", "sweep=smoke", "budget_minutes=much"], "budget_minutes=much: expected a number of minutes"),
         (["-m", "sweep=smoke", "budget_minutes=1", "force=true"], "force=true: a budgeted sweep extends its own"),
-        (["-m", "sweep=smoke", "budget_minutes=1", "only=rms*"], "the sweep has no baseline to be measured on"),
-        (["budget_minutes=1"], "belongs to a sweep; add -m"),
-        (["-m", "sweep=smoke", "budget_minutes=0.0001", "samples=4"], "raise it, or choose fewer of them"),
+        (["-m", "sweep=smoke", "budget_minutes=1", "only=rms*"], "the sweep has no baseline to measure"),
+        (["budget_minutes=1"], "limits a sweep; add -m"),
+        (["-m", "sweep=smoke", "budget_minutes=0.0001", "samples=4"], "raise the budget, or choose fewer"),
     ],
 )
 def test_budgets_that_cannot_be(cli, arguments, message):
@@ -317,8 +318,8 @@ def test_budgets_that_cannot_be(cli, arguments, message):
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_budgeted_sweep_goes_on_with_its_plan(cli, tmp_path):
     sweeping = ["-m", "embed_transform=baseline,rms_matching", "embed_source=scaled", "model=tiny_random", "samples=20",
-                "shots=1", "max_new_tokens=2", "floor=0", "budget_minutes=30"]  # fmt: skip
-    # enough for all five jobs: the plan does not depend on times
+                "shots=1", "max_new_tokens=2", "min_clean_f1=0", "budget_minutes=30"]  # fmt: skip
+    # The budget suffices for all five jobs, so the plan does not depend on times.
     out = tmp_path / "killed"
     killed = start("run", *sweeping, "out=killed", folder=tmp_path)
     killed.kill_when(lambda: len(list(out.glob("*.predictions.jsonl"))) >= 3)
@@ -328,11 +329,11 @@ def test_a_killed_budgeted_sweep_goes_on_with_its_plan(cli, tmp_path):
     assert len(kept) >= 2 and not (out / "summary.json").exists()
     status, _, err = cli(*sweeping, "out=killed")
     assert status == 0, err
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing finished is asked again
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # finished results are not run again
     gone_on = read_json(out / "plan.json")
     assert (gone_on["key"], gone_on["first"], gone_on["estimate"]) == (plan["key"], plan["first"], plan["estimate"])
-    assert gone_on["seconds_spent"] >= sum(read_json(path)["job_sec"] for path in kept)  # what it cost is counted
-    assert gone_on["stopped"] == "all 20 examples are asked"
+    assert gone_on["seconds_spent"] >= sum(read_json(path)["job_sec"] for path in kept)  # the plan counts their cost
+    assert gone_on["stopped"] == "all 20 examples are evaluated"
     assert cli(*sweeping, "out=whole")[0] == 0
     summaries = []
     for folder in ("whole", "killed"):
@@ -348,14 +349,14 @@ def test_what_a_job_and_an_example_cost():
         {"num_samples": 8, "time_sec": 4.0, "job_sec": 7.0},
         {"num_samples": 8, "time_sec": 12.0, "job_sec": 13.0},
     ]
-    assert schedule.measured_cost(results, 1) == Cost(2.0, 1.0)
-    assert schedule.measured_cost(results, 2) == Cost(1.0, 1.0)
+    assert schedule.measured_cost(results, 1) == JobCost(2.0, 1.0)
+    assert schedule.measured_cost(results, 2) == JobCost(1.0, 1.0)
 
 
 def test_a_lap_holds_all_seconds_since_they_were_counted(monkeypatch):
     times = iter([10.0, 12.5, 13.0, 14.0])
     monkeypatch.setattr(program.time, "monotonic", lambda: next(times))
-    monkeypatch.setattr(app, "counted", 9.0)
+    monkeypatch.setattr(program.current, "lap_started", 9.0)
     assert [program.current.lap(count=count) for count in (False, True, False, True)] == [1.0, 3.5, 0.5, 1.5]
 
 
@@ -364,7 +365,7 @@ def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
     (tmp_path / "mine.jsonl").write_text(
         '{"id": "q", "context": "Number one lives here.", "question": "Who?", "answers": "Number one"}'
     )
-    state = place("cpu")
+    state = accelerator_state("cpu")
 
     def key(*overrides: str) -> str:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -374,7 +375,7 @@ def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
         return schedule.open_plan(with_budget, state, [job], 20)["key"]
 
     before = key()
-    assert before == key("only=base*", "wished=0.1")  # what decides no result
+    assert before == key("only=base*", "target_difference=0.1")  # settings that decide no result
     if change == "version":
         monkeypatch.setattr(request.latentwire, "__version__", "9")
         assert key() != before

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
 
 def vocabulary():
-    """Tokens around a common mean, of different lengths, with variances that fall off, as those of real models."""
+    """Return tokens around a common mean, with different lengths and falling variances, as in real models."""
     variances = torch.linspace(1.5, 0.5, WIDTH)
     lengths = 0.7 + 0.6 * torch.rand(SIZE, 1, generator=draws(1))
     return Vocabulary(0.1 * (lengths * torch.randn(SIZE, WIDTH, generator=draws(0)) * variances) + 0.03)
@@ -28,7 +28,7 @@ VOCABULARY = vocabulary()
 
 
 def text(count, seed):
-    """Token ids with a few frequent ones, as in a text."""
+    """Return token ids of which a few are frequent, as in a text."""
     shares = 1 / torch.arange(11, SIZE + 11)  # Zipf and Mandelbrot: the most frequent token has 2%
     return torch.randperm(SIZE, generator=draws(2))[torch.multinomial(shares, count, True, generator=draws(seed))]
 
@@ -48,7 +48,7 @@ def fitted(x):
 
 
 def right(y, ids=ASKED):
-    """Share of the embeddings that are their token's, whatever the rounding."""
+    """Return the share of embeddings that equal their token, up to rounding."""
     tokens = VOCABULARY.embeddings[ids]
     return float(((y - tokens).norm(dim=-1) < 1e-4 * tokens.norm(dim=-1)).float().mean())
 

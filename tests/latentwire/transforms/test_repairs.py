@@ -1,4 +1,4 @@
-"""Repairs that are fitted to a source: their moments, their rotations, and what they cannot be fitted on."""
+"""Transforms that are fitted to a source: moments, rotations, and errors for embeddings that do not suffice."""
 
 import math
 
@@ -34,7 +34,7 @@ def fitted(name, x, truth=None, **dials):
 
 
 def rotation(angle=math.pi, seed=4):
-    """A rotation by at most `angle` in every plane."""
+    """Return a rotation by at most `angle` in every plane."""
     skew = torch.randn(WIDTH, WIDTH, generator=draws(seed))
     skew = (skew - skew.T) / torch.linalg.matrix_norm(skew - skew.T, 2)
     return torch.matrix_exp(angle * skew)

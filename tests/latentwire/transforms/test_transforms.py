@@ -1,4 +1,4 @@
-"""Transforms: what all of them keep (shape, dtype, gradients), each one's own values, dials out of range."""
+"""Transforms: shape, dtype and gradients of all, the values of each one, and errors for dials out of range."""
 
 import math
 from itertools import product
@@ -490,14 +490,14 @@ def test_a_name_is_read_as_family_and_dials(label, family, dials):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ("rms_scale1.0+anchor", "steps=...anchor...: no configuration is called so"),
-        ("", "steps=......: no configuration is called so"),
-        ("rms_scale1.0+", "no configuration is called so"),
-        ("rms_scale1.0.0", "steps=...rms_scale1.0.0...: no configuration is called so"),
-        ("nearest_k2.5_a0.5", "no configuration is called so"),
-        ("anchor_eps0.050", "steps=...anchor_eps0.050...: write it as it is called, anchor_eps0.05"),
+        ("rms_scale1.0+anchor", "steps=...anchor...: no configuration has this name"),
+        ("", "steps=......: no configuration has this name"),
+        ("rms_scale1.0+", "no configuration has this name"),
+        ("rms_scale1.0.0", "steps=...rms_scale1.0.0...: no configuration has this name"),
+        ("nearest_k2.5_a0.5", "no configuration has this name"),
+        ("anchor_eps0.050", "steps=...anchor_eps0.050...: not the name of a configuration; write anchor_eps0.05"),
         ("anchor_eps-1.0", "eps=-1.0: must be 0 (the anchor alone) or more"),
-        ("chain", "no configuration is called so"),
+        ("chain", "no configuration has this name"),
     ],
 )
 def test_a_chain_of_what_does_not_exist_is_explained(steps, message):

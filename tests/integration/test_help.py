@@ -1,0 +1,102 @@
+"""--help: what the program does, its tasks and commands; and the errors for a task that the entry does not have."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+import run
+import train
+from latentwire.harness import app
+from latentwire.harness.paths import CONF, ROOT
+
+
+def help_of(entry: str, capfd, *arguments: str) -> str:
+    module = {"run": run, "train": train}[entry]
+    app.launch(entry, module.TASKS, list(arguments), about=module.__doc__)
+    captured = capfd.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+@pytest.mark.parametrize("entry", ["run", "train"])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_has_the_tasks_a_line_each(entry, flag, capfd):
+    text = help_of(entry, capfd, flag, "seed=3")
+    tasks = {"run": run, "train": train}[entry].TASKS
+    section = text.split("Tasks, chosen with task=NAME:\n")[1].split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in section] == list(tasks)
+    assert all(len(line.split()) >= 4 and len(line) <= 120 for line in section)
+    assert f"python {entry}.py --cfg job" in text and "docs/configuration.md" in text
+    assert text.count("\n") < 35
+
+
+@pytest.mark.parametrize("entry", ["run", "train"])
+def test_help_has_five_commands_that_compose(entry, capfd):
+    commands = re.findall(r"^python (\w+)\.py(.*?)(?:\s{2,}|$)", help_of(entry, capfd, "--help"), flags=re.MULTILINE)
+    commands = [(name, rest) for name, rest in commands if not rest.startswith(" --")]
+    assert len(commands) == 5
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for name, rest in commands:
+            assert name == entry
+            compose(entry, overrides=[w.split(",")[0] for w in shlex.split(rest) if w != "-m"])
+
+
+def test_the_entry_prints_its_help_and_runs_nothing(tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "run.py"), "-h"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("Evaluate, measure, analyse.")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hydras_own_help_is_still_there(cli):
+    status, out, _ = cli("--hydra-help")
+    assert status == 0
+    assert "--multirun" in out
+
+
+def test_all_settings_can_be_shown(cli):
+    status, out, _ = cli("--cfg", "job", "experiment=atlas")
+    assert status == 0
+    assert "samples: 200\n" in out
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("task=latent", "task=latent: belongs to train.py; use python train.py task=latent"),
+        ("sweep=latent_screen", "sweep=latent_screen: belongs to train.py; use python train.py sweep=latent_screen"),
+        ("experiment=latent_2x", "experiment=latent_2x: belongs to train.py; use python train.py experiment=latent_2x"),
+        ("task=dance", f"task=dance: not a task of run.py; use one of {', '.join(run.TASKS)}"),
+    ],
+)
+def test_what_belongs_to_the_other_entry_is_refused(cli, argument, message):
+    assert cli(argument) == (1, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("argument", ["model=gpt", "experiment=mars", "sweep=all"])
+def test_a_wrong_choice_names_those_that_there_are(cli, argument):
+    status, _, err = cli(argument)
+    group, choice = argument.split("=")
+    names = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+    assert (status, err) == (1, f"error: {group}={choice}: unknown; use one of {names}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("experiment=auto_unseen", "eps=1"), "eps=1: embed_transform=baseline has no such dial"),
+        (("experiment=latent_bottleneck_repaired", "factor=2"), "factor=2: embed_source=latent has no such dial"),
+        (("experiment=atlas", "eps=1"), "eps=1: the configurations of sweep=atlas set eps themselves"),
+    ],
+)
+def test_a_stray_dial_is_held_against_the_experiments_choice(cli, arguments, message):
+    status, _, err = cli(*arguments)
+    assert status == 1
+    assert err.startswith(f"error: {message}")
