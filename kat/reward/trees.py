@@ -13,6 +13,7 @@ from kat.data.chat import encode_completion, encode_prompt
 from kat.data.formats import Message
 from kat.training.tree_mask import tree_mask
 from latentwire.lm.batching import pack_joined, pack_padded
+from latentwire.lm.prefixes import common_beginning
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,8 @@ def pack(trees: Sequence[Tree], pad: int, device: torch.device, dtype: torch.dty
 
 def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the tokens that all prompts start with, shorter than every prompt; empty for fewer than two prompts."""
-    if len(prompts) < 2:
-        return ()
-    first, last = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
-    return first[: min(same, most)]
+    length = common_beginning(prompts)
+    return prompts[0][:length] if length else ()
 
 
 def batches_of(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:

@@ -96,6 +96,9 @@ def plan_batches(lengths: list[int], passages: list[str], added: int, batch_toke
 def split_beginnings(prompts: list[Tensor]) -> tuple[list[int], list[int]]:
     """Find neighbouring prompts with bit-identical beginnings, and the position at which to cut each prompt.
 
+    Unlike in `latentwire.lm.prefixes.common_beginning`, the elements are embeddings. Neighbours are therefore compared
+    as tensors on their device.
+
     Args:
         prompts: Embeddings of the prompts, (T_i, D) each.
 

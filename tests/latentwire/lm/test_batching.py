@@ -9,7 +9,7 @@ def test_largest_first_keeps_the_order_of_equal_sizes():
 
 
 def test_padding_counts_in_a_padded_batch():
-    """Two rows, one of them of 9 positions, cost 18 positions, three cost 27."""
+    """Two rows, one of them of 9 positions, cost 18 positions; three cost 27."""
     assert pack_padded([3, 9, 5], 27) == [[1, 2, 0]]
     assert pack_padded([3, 9, 5], 26) == [[1, 2], [0]]
     assert pack_padded([3, 9, 5], 18) == [[1, 2], [0]]
