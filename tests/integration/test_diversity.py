@@ -160,7 +160,7 @@ def test_asking_for_more_than_was_trained_is_said(work):
     [
         (["b="], "b: no checkpoint given; write b=FOLDER"),
         (["b=runs/three"], "b=runs/three: no such folder"),
-        (["a=outputs/kat"], "a=outputs/kat: not a checkpoint"),
+        (["a=outputs/kat"], "a=outputs/kat: holds no model"),
         (["a=unfinished"], "this run is not finished"),
         (["a=empty"], "has no weights"),
         (["num_generations=1"], "num_generations=1: the diversity of a prompt's completions needs at least 2"),
