@@ -162,7 +162,7 @@ def test_longer_completions_than_trained_give_a_warning(work):
     [
         (["b="], "b: no checkpoint given; write b=FOLDER"),
         (["b=runs/three"], "b=runs/three: no such folder"),
-        (["a=outputs/kat"], "a=outputs/kat: not a checkpoint"),
+        (["a=outputs/kat"], "a=outputs/kat: holds no model"),
         (["a=unfinished"], "this run is not finished"),
         (["a=empty"], "has no weights"),
         (["num_generations=1"], "num_generations=1: the diversity of a prompt's completions needs at least 2"),
