@@ -1,7 +1,7 @@
 # Everything from nothing but Python 3.11+, pip and make.
 #   make sweep      set up, then the 35-configuration sweep on the embedded model
 #   make test       set up, then the whole test suite, in a random order
-#   make test-fast  the tests without the slow ones: for the loop of a person who edits
+#   make test-fast  the tests without the slow ones, to run while editing
 #   make matrix     the tests of floating-point paths under each set of CPU instructions
 #   make seeds      the statistical tests with ten seeds
 #   make check      lint, formatting and types
@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # What a sweep needs, and on top of it what tests, checks and docs need.
 RUNTIME := .venv/.runtime
 READY := .venv/.ready
-# One worker a core, each computing with one thread: small tensors only wait for a second one.
+# One worker for each core, each with one thread: a second thread slows down small tensors.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 .PHONY: setup sweep test test-fast matrix seeds check docs clean

@@ -1,7 +1,7 @@
 """Sample training prompts by density, so that a language model trains on rare prompts more often.
 
 In a script, begin with `from kat import DensityAwareSampler, attach`. Each name is imported when it is first used.
-The rooms in order: data, embedding, density, sampling, pipeline (their tasks); then reward, grpo, training, diversity.
+The rooms in order: data, embedding, density, sampling, pipeline (their tasks); then training, reward, grpo, diversity.
 """
 
 import importlib
@@ -12,7 +12,7 @@ _PUBLIC = {
     "DensityAwareSampler": "kat.sampling.sampler:DensityAwareSampler",
     "DensitySpec": "kat.density.estimate:DensitySpec",
     "attach": "kat.sampling.trl:attach",
-    "diagnose": "kat.density.diagnostics:diagnose_weights",
+    "diagnose_weights": "kat.density.diagnostics:diagnose_weights",
     "embed_hidden": "kat.embedding.pooling:embed_hidden",
     "estimate": "kat.density.estimate:estimate",
     "load_pairs_by_name": "kat.data.by_name:load_pairs_by_name",

@@ -19,7 +19,7 @@ import torch
 from latentwire.lm.models import LanguageModel, load_model
 from latentwire.lm.vocabulary import Vocabulary
 from tests.helpers.models import model_spec
-from tests.helpers.programs import USERS, launch
+from tests.helpers.programs import THREADS, USERS, launch
 from tests.helpers.random import shifted
 
 CommandLine = Callable[..., tuple[int, str, str]]
@@ -45,9 +45,9 @@ def vocabulary(tiny: LanguageModel) -> Vocabulary:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Use one thread, because a second one only slows down small tensors."""
+    """Use one thread, because a second one only slows down small tensors; TEST_THREADS sets another number."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(threads)
 

@@ -49,7 +49,12 @@ class Run:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the run."""
-        named = {"OMP_NUM_THREADS": self.threads, "PYTHONHASHSEED": self.hashes, "TEST_SEED": self.data}
+        named = {
+            "OMP_NUM_THREADS": self.threads,
+            "TEST_THREADS": self.threads,
+            "PYTHONHASHSEED": self.hashes,
+            "TEST_SEED": self.data,
+        }
         own = {name: str(value) for name, value in named.items()}
         if self.capability:
             own["ATEN_CPU_CAPABILITY"] = self.capability

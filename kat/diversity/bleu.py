@@ -54,7 +54,7 @@ class _Overlap:
                 holders.setdefault(gram, []).append((count, i))
         for texts_with_gram in holders.values():
             texts_with_gram.sort(reverse=True)
-            del texts_with_gram[3:]  # three are enough: the text itself and one more may be left out
+            del texts_with_gram[3:]  # three suffice: the text itself and one more text may be excluded
         self.matches: list[list[int]] = []  # matches of each text by order, with all others as references
         self.lost: list[dict[int, list[int]]] = []  # matches that each text loses if another text is left out
         self.nearest: list[list[tuple[int, int]]] = []  # (length, text) of the two references nearest in length

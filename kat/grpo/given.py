@@ -76,7 +76,7 @@ def _model_folder(setting: str, value: Any, source: str, out: str) -> Path:
 
 
 def content_of(folder: Path) -> dict[str, str]:
-    """Return the digests of a model's weights by file name, and under "settings" one of its settings and tokenizer.
+    """Return digests: of each weight file under its name, and of settings and tokenizer under "settings".
 
     Raises:
         UserError: The folder has no weights as safetensors.
@@ -86,7 +86,9 @@ def content_of(folder: Path) -> dict[str, str]:
 
 
 def sources_of(names: Sequence[str]) -> dict[str, str]:
-    """Return the digest of each reward function's module, by the function's name; other code in the module counts.
+    """Return the digest of each reward function's module, by the function's name.
+
+    Any change of the module changes the digest, also one outside the function.
 
     Raises:
         UserError: A function cannot be imported, or the source of its module cannot be read.

@@ -61,7 +61,7 @@ class Policy:
 
     @property
     def hidden_state_hook(self) -> nn.Module | None:
-        """The last frozen block, whose outputs while sampling replace the frozen part; None without frozen blocks."""
+        """The last frozen block, or None. Its outputs, recorded in sampling, replace the frozen blocks."""
         return self.frozen[-1] if self.frozen else None
 
     def logps(self, rows: Sequence[PolicyRow]) -> Tensor:

@@ -70,7 +70,8 @@ def sidecar_path(path: Path, name: str) -> Path:
 
     Args:
         path: The result.
-        name: The kind of sidecar, a key of `SIDECARS`. A result with another than the default name adds it in front.
+        name: The kind of sidecar, a key of `SIDECARS`. If the result does not have
+            the default name, the sidecar's name begins with the name of the result.
     """
     return path.with_name(name if path.name == SIDECARS[name] else f"{path.stem}_{name}")
 

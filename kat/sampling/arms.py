@@ -82,8 +82,8 @@ def arm_weights(arm: str, weights: Tensor | Sequence[float], seed: int) -> Tenso
     """Return the sampling weights of one arm of the experiment, (N,) float64, sum 1.
 
     uniform: equal weights. density: the given weights. reversed: the given weights in opposite order, so the rarest
-    prompt gets the smallest weight. shuffled: the given weights, assigned at random. The last two are controls: they
-    have the same histogram of weights, and so the same repetition, but not the meaning.
+    prompt gets the smallest weight. shuffled: the given weights, assigned at random. The last two are controls:
+    prompts repeat as often as in density, but their weights do not rise with rarity.
 
     Args:
         arm: The arm, one of `ARMS`.

@@ -16,7 +16,7 @@ from latentwire.harness.results import config_hash, read_json
 from latentwire.lm.model_folder import weight_files
 
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")  # files of a model's settings and tokenizer
-# Settings that do not affect training, and the sampler, in which compared runs are meant to differ.
+# Settings that do not affect training, and the sampler: it is what compared runs should differ in.
 NOT_COMPARED = (
     "sampler",
     "out",

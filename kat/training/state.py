@@ -104,7 +104,7 @@ def warn_never_drawn(count: int) -> None:
 
 
 def save_ledger(folder: Path, sampler: DensityAwareSampler, ids: Sequence[str]) -> None:
-    """Write ledger.jsonl: how often each training prompt was intended to be drawn, and was drawn, up to now.
+    """Write ledger.jsonl: the intended and the real number of draws of each training prompt so far.
 
     Call it before writing a checkpoint, so that every checkpoint has its ledger. A run killed between the two repeats
     the same draws and writes the ledger again.

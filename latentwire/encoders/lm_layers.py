@@ -24,7 +24,7 @@ from latentwire.transforms.base import require
 
 GROUPS = ("equal", "words")
 POOLS = ("mean", "query")
-GATE_OFFSET = 2.0  # subtracted from the gates of tokens that are not heads, which start at 2 sigmoid(-2) = .24
+GATE_OFFSET = 2.0  # subtracted before the sigmoid for tokens that are not heads: their gates start at .24
 
 
 class LMLayers(Encoder):

@@ -88,8 +88,8 @@ def report(cfg: DictConfig) -> dict[str, Any]:
 def control_configs(about: dict[str, Any], checkpoint: str) -> list[Component]:
     """Return the sources to compare: the whole text, the latents, and controls with at most as many positions.
 
-    The controls are the cut text, averages of neighbouring tokens, and no passage. An encoder with one position a token
-    has no passage as its only control, because its cut would be the whole text.
+    The controls are the cut text, averages of neighbouring tokens, and no passage. For an encoder with one
+    position for each token, only the last is used: the cut text would be the whole text.
 
     Args:
         about: The encoder's config.json.

@@ -34,7 +34,7 @@ class Likelihood:
 
 
 class Likelihoods:
-    """Scores sources by the likelihood of the right answers; encodes the text, their reference, once.
+    """Scores sources by the likelihood of the right answers. The text, to which sources are compared, is encoded once.
 
     Args:
         setup: Model, shots and examples.

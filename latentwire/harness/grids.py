@@ -46,8 +46,8 @@ def variants(jobs: list[Job]) -> list[str]:
 def factors(sweep: DictConfig) -> list[list[dict[str, Any]]]:
     """Return the two unions of grids of a preset. A sweep runs each combination of their points.
 
-    The first union is `sources`. The second is `grids`, followed by `added`: grids in addition to the ones that the
-    preset inherits from another preset.
+    The first union is `sources`. The second is `grids`, followed by `added`. A preset that
+    inherits `grids` from another preset puts its own grids into `added`.
     """
     plain = OmegaConf.to_container(sweep)
     assert isinstance(plain, dict)

@@ -44,7 +44,7 @@ class Passage:
 class LatentData:
     """The training passages and the held-out passages of a run."""
 
-    shots: list[list[Example]]  # shown before every question; an evaluation with the same seed shows the same
+    shots: list[list[Example]]  # shown before every question; an evaluation with the same seed shows the same shots
     train: list[Passage]
     held_out: list[Passage]  # never trained on; their score decides when the run stops
     counts: Counter[str] = field(default_factory=Counter)  # skipped passages and questions, by reason

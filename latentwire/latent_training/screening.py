@@ -154,7 +154,7 @@ def promoted(candidates: int) -> int:
 def rank(runs: list[Run]) -> list[dict[str, Any]]:
     """Return a row for each candidate, the best mean score first.
 
-    A candidate that failed with any seed is left out: its mean would cover other seeds than the other means.
+    A candidate that failed with any seed is left out, because its mean would be over fewer seeds than other means.
 
     Args:
         runs: Results of `run`, one for each candidate and seed.

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-WORTH_SHARING = 8  # fewest common positions for which two prompts share a beginning
-WORTH_SAVING = 0.1  # least share of a batch's positions that sharing must save
+WORTH_SHARING = 8  # two prompts share a beginning of at least this number of positions
+WORTH_SAVING = 0.1  # sharing must save at least this share of a batch's positions
 
 
 def largest_first(sizes: Sequence[int]) -> list[int]:

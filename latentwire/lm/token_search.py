@@ -10,7 +10,7 @@ from torch import Tensor
 from latentwire.lm.digest import digest
 
 SEARCH_BLOCK = 64 * 2**20  # cosines in memory at a time (256 MiB in float32)
-REMEMBERED_SEARCHES = 4096  # one per example and source, each with T x 10 neighbours
+REMEMBERED_SEARCHES = 4096  # searches in the cache: one for each example and source, (T, 10) ids each
 FIRST_K = 10  # neighbours of every search, so that the cache also answers smaller k
 
 

@@ -221,7 +221,11 @@ def _render_controls(group: dict[str, Any]) -> list[str]:
         lines.append(text + ("" if lower["clearly_below"] else "  NOT clearly below the upper control"))
     if group["reason"] is not None:
         lines.append(f"Cannot be answered: {group['reason']}")
-    return [*lines, "recovered: share of the clean score, (F1 - empty) / (clean - empty)", ""]
+    return [
+        *lines,
+        "recovered: share of the way from the empty passage to the clean text, (F1 - empty) / (clean - empty)",
+        "",
+    ]
 
 
 def _render_power(power: dict[str, Any] | None) -> list[str]:

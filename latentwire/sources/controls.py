@@ -36,7 +36,10 @@ class Cut(Source):
 
 
 class Averaged(Cut):
-    """Control: untrained means of groups of neighbouring tokens of nearly equal size, as many as Cut keeps tokens."""
+    """Control: means of neighbouring tokens, without training; as many positions as `Cut` keeps tokens.
+
+    The tokens are split into groups of nearly equal size.
+    """
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return the means of the groups: (T, D) -> (L, D)."""

@@ -23,8 +23,10 @@ def compare_paired(systems: Scores, baseline: Scores, seed: int) -> list[Compari
     The p-value is the share of resampled, centred mean differences that are at least as large as the observed one.
     The observed difference counts as a resample, so p is at least 1 / (RESAMPLES + 1).
 
-    If two systems differ on m examples, p is also at least 2^(1 - m), the smallest p-value of a sign-flip test. A few
-    equal differences have no variance to resample. Holm's step-down correction covers all systems.
+    If two systems differ on m examples, p is also at least 2^(1 - m), the smallest p-value of a sign-flip test. This
+    matters for a few equal differences, which have no variance to resample.
+
+    Holm's step-down correction covers all systems.
 
     Args:
         systems: Scores of S systems on N examples, (S, N).

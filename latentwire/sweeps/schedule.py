@@ -165,7 +165,7 @@ def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launchi
         _save(cfg, state, plan)
 
     groups: dict[str, list[str]] = {job.config.group: [] for job in jobs}
-    random: dict[str, str] = {}  # the first of each variant is a control; its tokens are the same on each source
+    random: dict[str, str] = {}  # variant -> its first random tokens, a control of every source
     for job in jobs:
         if job.config.embed_transform.name == RANDOM:
             random.setdefault(job.config.variant, job.config.name)

@@ -21,10 +21,10 @@ from latentwire.transforms.base import EMBEDDINGS, Transform
 from latentwire.transforms.fitted import MAX_MATCHED, find_rotation, nearest_with_margin, require_several, sample
 
 PROBE = 512  # embeddings that each hypothesis is tried on
-MIN_WIDENING = 1.08  # factor by which a step must widen the margin; equalised gains widen clean text's by 3%
+MIN_WIDENING = 1.08  # smallest factor by which a step must widen the margin; on clean text, gains give 1.03
 CLEAN_RESIDUAL = 0.02  # relative residuals below this are the rounding of a half-precision source
 MIN_EIGENVALUE_RATIO = 1e3  # ratio of successive eigenvalues that ends the spectrum of a rank-limited source
-MIN_SHARE_NEAR = 0.1  # least share of embeddings whose margin exceeds the 99th percentile by chance
+MIN_SHARE_NEAR = 0.1  # smallest accepted return value of `_share_near`
 
 
 @dataclass
@@ -186,9 +186,9 @@ def _numbered(x: Tensor) -> Tensor:
 
 
 def _share_near(search: TokenSearch, x: Tensor, undo: Undo, margin: Tensor, generator: torch.Generator) -> float:
-    """Return the share of embeddings whose margin exceeds the 99th percentile of margins by chance.
+    """Return the share of embeddings whose margin is above the 99th percentile of random margins.
 
-    Margins by chance come from the same vectors with their dimensions in random order.
+    Random margins come from the same vectors with their dimensions in random order.
     """
     y = undo(x)
     order = torch.randperm(y.shape[-1], generator=generator).to(y.device)

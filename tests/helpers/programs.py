@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 
 import run
 import train
@@ -26,6 +27,7 @@ from latentwire.harness import app, program
 from tests.helpers.paths import ROOT
 
 TASKS = {"run": run.TASKS, "train": train.TASKS}
+THREADS = int(os.environ.get("TEST_THREADS", "1"))  # of each program, and of tests that use `one_thread`
 USERS = ("MODEL_ID", "SAMPLES", "HYDRA_FULL_ERROR")  # environment variables that change a run
 
 
@@ -57,7 +59,7 @@ def command(entry: str, *arguments: str) -> list[str]:
 def environment() -> dict[str, str]:
     """Return the environment of a child process: this checkout, one thread, none of the user's settings."""
     kept = {name: value for name, value in os.environ.items() if name not in USERS}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS)}
 
 
 @dataclass
@@ -124,7 +126,7 @@ def start(
     """
     (folder / "told.txt").touch()
     port = _free_port() if ranks > 1 else 0
-    own = {"OMP_NUM_THREADS": "1"}
+    own = {"OMP_NUM_THREADS": str(THREADS)}
     started = Started([], folder / "told.txt")
     for rank in range(ranks):
         if ranks > 1:
@@ -174,6 +176,7 @@ def _run(
         os.dup2(file.fileno(), 2)
     os.environ.clear()
     os.environ.update({name: value for name, value in variables.items() if name not in USERS})
+    torch.set_num_threads(THREADS)
     sys.argv = [f"{entry}.py"]
     if before:
         before()

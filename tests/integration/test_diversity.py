@@ -169,7 +169,7 @@ def test_longer_completions_than_trained_give_a_warning(work):
         (["prompts=5"], "prompts=5: must be at least 10"),
         (["prompts=79"], "of the 80 prompts"),
         (["weights_file=none.jsonl"], "make it with: python run.py task=density"),
-        (["held_out=0.6"], "trained with held_out=0.5 and so on some of these prompts"),
+        (["held_out=0.6"], "trained with held_out=0.5, so it saw some of these prompts"),
         (["held_out=half"], "held_out=half: must be a share"),
         (["rare_share=0.8"], "rare_share=0.8"),
         (["temperature=0"], "temperature=0"),

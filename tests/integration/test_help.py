@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 import run
 import train
@@ -100,3 +101,38 @@ def test_a_stray_dial_is_held_against_the_experiments_choice(cli, arguments, mes
     status, _, err = cli(*arguments)
     assert status == 1
     assert err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("argument", "instead"),
+    [
+        ("floor=0.2", "min_clean_f1=0.2"),
+        ("wished=0.02,0.03", "target_difference=0.02,0.03"),
+        ("until=3", "stop_epoch=3"),
+        ("keep=4", "keep_checkpoints=4"),
+        ("asked=8", "num_examples=8"),
+        ("grpo.kl_correction=true", "grpo.use_bias_correction_kl=true"),
+        ("grpo.normalisation=token", "grpo.loss_type=dapo"),
+        ("grpo.normalisation=sequence,token", "grpo.loss_type=grpo,dapo"),
+        ("grpo.scale=none", "grpo.scale_rewards=none"),
+        ("grpo.mask_truncated=true", "grpo.mask_truncated_completions=true"),
+    ],
+)
+def test_an_old_name_of_a_setting_says_the_new_one(cli, argument, instead):
+    expected = f"error: {argument}: this setting has a new name; use {instead}\n"
+    assert cli(argument) == (1, "", expected)
+
+
+def test_every_new_name_of_a_setting_exists():
+    """Each new name in renamed.yaml is a key of some config file, and no old name is."""
+    renamed = OmegaConf.to_container(OmegaConf.load(CONF / "renamed.yaml"))
+    assert isinstance(renamed, dict)
+    configs = [OmegaConf.load(path) for path in CONF.rglob("*.yaml") if path.name != "renamed.yaml"]
+
+    def exists(key: str) -> bool:
+        parts = key.split(".")
+        return any(parts[0] in config and (len(parts) < 2 or parts[1] in config[parts[0]]) for config in configs)
+
+    for old, new in renamed.items():
+        assert exists(new["name"] if isinstance(new, dict) else new)
+        assert not exists(old)

@@ -527,7 +527,7 @@ def test_the_page_sorts_filters_and_turns_pages_when_it_is_used(report_file, tmp
     assert shown["source"] == "Ranking on scaled117.0" and shown["control"].startswith("baseline,baseline@scaled117.0,")
     assert "source=scaled117.0" in shown["link"] and "cell=recovered" in shown["link"]
     text, _ = browse(report_file.as_uri() + shown["link"], tmp_path / "two", "--dump-dom")
-    assert "Ranking on scaled117.0" in text and "Recovered share of the clean score" in text
+    assert "Ranking on scaled117.0" in text and "Recovered: 1 is the clean control" in text
 
 
 @needs_chromium
