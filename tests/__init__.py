@@ -1,1 +1,1 @@
-"""The test suite: one test file for each module, and in `helpers` what several of them use."""
+"""The test suite: one test file for each module, and shared functions in `helpers`."""

@@ -28,25 +28,25 @@ CommandLine = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="session")
 def tiny() -> LanguageModel:
-    """Two layers of random weights."""
+    """Return the tiny model: two layers of random weights."""
     return load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> LanguageModel:
-    """The embedded model; fetched once."""
+    """Return the embedded model, fetched once."""
     return load_model(model_spec("smollm2"), torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="session")
 def vocabulary(tiny: LanguageModel) -> Vocabulary:
-    """The vocabulary of the tiny model."""
+    """Return the vocabulary of the tiny model."""
     return Vocabulary(tiny.token_embeddings())
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """One thread, for tensors so small that a second thread only adds waiting."""
+    """Use one thread, because a second one only slows down small tensors."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -93,7 +93,7 @@ def trains(entry: CommandLine) -> CommandLine:
 
 @pytest.fixture
 def logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """W&B without a login, without settings of the user, and with all its files in the test's folder."""
+    """Run W&B without a login or the user's settings, with all its files in the test's folder."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

@@ -1,4 +1,4 @@
-"""The house rules that can be read off the source: who imports whom, what opens a file, what no line may do."""
+"""The rules of the source: imports between rooms, docstrings of files, and calls that no line may make."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ MODULES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for pa
 
 
 def imports(module: str) -> Iterator[str]:
-    """Yield what a module imports, wherever in it, by full name; and jobs named by a text 'module:function'."""
+    """Yield the full names of a module's imports, also inside functions, and of jobs named 'module:function'."""
     for node in ast.walk(MODULES[module]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -111,7 +111,7 @@ def room_of(name: str) -> str:
 
 
 def reached_from(module: str) -> set[str]:
-    """What a module imports, directly or through other modules of the house."""
+    """Return what a module imports, directly or through other modules of this project."""
     found: set[str] = set()
     todo = [module]
     while todo:
@@ -160,7 +160,8 @@ def test_kat_uses_only_the_open_rooms_of_latentwire():
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) in PURE_ROOMS] + PURE_MODULES)
-def test_pure_modules_reach_neither_hydra_nor_wandb_nor_accelerate(module):
+def test_pure_modules_reach_no_framework(module):
+    """The frameworks are Hydra, OmegaConf, W&B and Accelerate."""
     assert module in MODULES
     found = {name.split(".")[0] for name in reached_from(module)}
     assert found.isdisjoint({"hydra", "omegaconf", "wandb", "accelerate"})
@@ -175,7 +176,7 @@ TESTS_CODE = sorted(TESTS.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", [*CODE, *TESTS_CODE], ids=lambda p: p.stem)
-def test_every_file_opens_with_what_it_is(path):
+def test_every_file_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.relative_to(ROOT)
 
 
@@ -269,7 +270,7 @@ def unsafe(tree: ast.AST) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_that_comes_with_data_is_run(module):
+def test_no_module_runs_code_that_comes_with_data(module):
     assert list(unsafe(MODULES[module])) == []
 
 
@@ -299,7 +300,7 @@ def test_the_search_for_unsafe_lines_finds_no_others(line):
     assert not list(unsafe(ast.parse(line)))
 
 
-def test_the_config_does_not_ask_for_remote_code():
+def test_the_config_allows_no_remote_code():
     files = sorted((ROOT / "conf").rglob("*.yaml"))
     assert files
     assert not [path for path in files if "trust_remote_code" in path.read_text(encoding="utf-8")]
@@ -358,7 +359,7 @@ def test_a_file_tree_is_read_with_its_folders(readme):
     assert tree_paths(readme) == expected
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="there is no README yet")
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="README.md does not exist yet")
 def test_every_path_of_the_readmes_file_tree_exists():
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     paths = [path for path in tree_paths((ROOT / "README.md").read_text(encoding="utf-8")) if path not in ignored]

@@ -90,7 +90,7 @@ LOADED = re.compile(
 
 
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
-    """Sphinx reports no warning (-W -n), and no page or style sheet asks another host for anything."""
+    """Sphinx reports no warning (-W -n), and no page or style sheet requests anything from another host."""
     command = [sys.executable, "-m", "sphinx", "-W", "-n", "--keep-going", "-q", "-d", str(tmp_path / "cache")]
     built = tmp_path / "html"
     done = subprocess.run([*command, "docs", str(built)], cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -125,7 +125,7 @@ hydra: {mode: RUN}
 
 
 def test_settings_of_a_config_file_are_read_with_their_comments(tmp_path):
-    """A mapping with a comment is one setting, without one it holds settings; a # inside quotes is no comment."""
+    """A mapping with a comment is one setting, others hold settings; a # inside quotes does not start a comment."""
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "y.yaml").write_text(CONFIG)
     script = load(ROOT / "docs" / "scripts" / "configuration.py")

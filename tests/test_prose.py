@@ -16,7 +16,7 @@ PROSE = [file for place in PLACES for file in files(ROOT / place)]
 # Real uses of a word that STYLE rules out elsewhere: the file, and the phrase as it stands there.
 ALLOWED: dict[str, set[str]] = {
     "tests/helpers/prose.py": {"mend", "told", "beside", "asked", "whatever", "wherever", "lies", "lie", "lay"},
-    "tests/test_prose.py": {"told", "lies"},
+    "tests/test_prose.py": {"told", "lies", "is no number", "hangs on", "whatever", "asked"},
 }
 LONG_ALLOWED = 0  # sentences of more than 25 words in README and docs
 
@@ -51,7 +51,7 @@ def test_names_of_tests_are_short(path):
         ("f.py", 'key = "asked"\n', []),
     ],
 )
-def test_banned_words_are_found_in_prose_alone(tmp_path: Path, name, text, expected):
+def test_banned_words_are_found_only_in_prose(tmp_path: Path, name, text, expected):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     assert faults(path) == expected

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from latentwire.lm.prefixes import common_beginning
+
 Row = dict[str, Any]
 Message = dict[str, str]  # role, content
 
@@ -56,7 +58,7 @@ def explicit(row: Row) -> Iterator[Draft]:
 def implicit_messages(row: Row) -> Iterator[Draft]:
     """Yield the pair of a TRL row of messages without a prompt column: the common beginning is the prompt."""
     chosen, rejected = assistant(row["chosen"]), assistant(row["rejected"])
-    shared = _common(chosen, rejected)
+    shared = common_beginning((chosen, rejected))
     yield Draft(chosen[:shared], chosen[shared:], rejected[shared:])
 
 
@@ -68,15 +70,9 @@ def implicit_texts(row: Row) -> Iterator[Draft]:
     chosen, rejected = row["chosen"], row["rejected"]
     if MARKERS.search(chosen) or MARKERS.search(rejected):
         raise UnusableRowError("is a dialogue of Human: and Assistant:; read the file with pairs.file.format=hh")
-    shared = _common(chosen, rejected)
+    shared = common_beginning((chosen, rejected))
     shared -= chosen[:shared].endswith(" ")
     yield Draft(user(chosen[:shared]), assistant(chosen[shared:]), assistant(rejected[shared:]))
-
-
-def _common(first: Any, second: Any) -> int:
-    """Return the length of the common beginning of two sequences; each keeps at least one element after it."""
-    longest = max(min(len(first), len(second)) - 1, 0)
-    return next((i for i in range(longest) if first[i] != second[i]), longest)
 
 
 MARKERS = re.compile(r"(?:\A|\n\n)(Human|Assistant):")  # some exports lack the line breaks before the first marker

@@ -10,6 +10,7 @@ from typing import Any
 
 from kat.grpo.rollout import Completion, Sampling, sample
 from latentwire.harness.results import numbered_rows, writing
+from latentwire.lm.batching import largest_first
 
 PIECE = 8  # prompts in a piece; a killed run keeps its finished pieces
 Row = dict[str, Any]
@@ -55,7 +56,7 @@ def pieces(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     Returns:
         Indices into `prompts`, piece by piece.
     """
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    order = largest_first([len(prompt) for prompt in prompts])
     return [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
 
 

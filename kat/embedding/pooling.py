@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.harness.errors import UserError
+from latentwire.lm.batching import largest_first
 
 
 class Embedder(Protocol):
@@ -180,8 +181,9 @@ MOST_PADDING = 1 / 16  # largest share of padding in a batch with enough tokens
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Return batches of texts of similar length, longest first.
 
-    A batch also ends when shorter texts would add too much padding. The batches depend only on the lengths and the
-    budget, not on the number of processes. A text that exceeds the budget gets its own batch.
+    Unlike in `latentwire.lm.batching.pack_padded`, a batch also ends when shorter texts would add too much padding. The
+    batches depend only on the lengths and the budget, not on the number of processes. A text that exceeds the budget
+    gets its own batch.
 
     Args:
         lengths: The number of tokens of each text.
@@ -197,7 +199,7 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
         raise UserError(f"batch_tokens={batch_tokens}: must be at least 1")
     batches: list[list[int]] = []
     tokens = 0  # real tokens in the last batch
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for index in largest_first(lengths):
         if batches:
             positions = (len(batches[-1]) + 1) * lengths[batches[-1][0]]
             padding = positions - tokens - lengths[index]

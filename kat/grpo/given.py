@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from kat.grpo.rewards import MODEL, load_function
 from kat.pipeline.ensure import config_of
-from kat.reward.model import load_reward_model
+from kat.reward.model import TRAINED_BY, load_reward_model
 from kat.reward.task import reward as train_reward
-from kat.training.model_folder import settings_digest, weights_folder
+from kat.training.model_folder import require_model, settings_digest
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import OtherConfigurationError
 from latentwire.harness.errors import UserError
@@ -38,9 +38,7 @@ def policy_spec(cfg: DictConfig) -> ModelSpec:
     """
     if cfg.policy is None:
         return typed(ModelSpec, cfg.model, "model.")
-    folder = _model_folder(
-        "policy", cfg.policy, "give the folder of a finished run, or one of save_pretrained", cfg.out
-    )
+    folder = _model_folder("policy", cfg.policy, "a finished run or of save_pretrained", cfg.out)
     return ModelSpec(name=f"policy={cfg.policy}", origin="path", path=str(folder))
 
 
@@ -51,7 +49,7 @@ def reward_folder(cfg: DictConfig) -> Path:
         UserError: The folder does not exist, has no model, or is inside the folder of this run; or task=reward fails.
     """
     if cfg.reward is not None:
-        return _model_folder("reward", cfg.reward, "give the folder of a finished run of task=reward", cfg.out)
+        return _model_folder("reward", cfg.reward, TRAINED_BY, cfg.out)
     changes = {"sampler": {"name": cfg.reward_sampler}, "tracker": cfg.tracker, "held_out": cfg.held_out}
     reward_cfg = config_of(cfg, "train", "reward", **changes)
     if not (Path(reward_cfg.out) / "result.json").is_file():
@@ -66,12 +64,9 @@ def reward_folder(cfg: DictConfig) -> Path:
     return Path(reward_cfg.out) / "model"
 
 
-def _model_folder(setting: str, value: Any, remedy: str, out: str) -> Path:
-    folder = weights_folder(str(value))
-    if not (folder / "config.json").is_file():
-        problem = "holds no model" if Path(str(value)).expanduser().is_dir() else "no such folder"
-        raise UserError(f"{setting}={value}: {problem}; {remedy}")
-    weight_files(folder, f"{setting}={value}")
+def _model_folder(setting: str, value: Any, source: str, out: str) -> Path:
+    """Return the folder of a model that is outside the folder `out`, which this run writes."""
+    folder = require_model(setting, value, source)
     if Path(out).expanduser().resolve() in folder.resolve().parents:
         raise UserError(
             f"{setting}={value}: is inside the folder that this run writes to, out={out}, and would be moved or "

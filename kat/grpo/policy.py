@@ -207,6 +207,8 @@ def _skipping(frozen: list[nn.Module], states: Tensor | None) -> Iterator[None]:
 def micro_batches(rows: Sequence[PolicyRow], batch_tokens: int) -> list[list[int]]:
     """Group rows into micro-batches, each packed into one sequence; rows of a prompt stay together if they fit.
 
+    Unlike in `latentwire.lm.batching.pack_joined`, a sequence holds several prompts, and each of them counts once.
+
     Args:
         rows: Rows in any order.
         batch_tokens: Maximum number of positions of a sequence, capped at MAX_PACKED_TOKENS. A longer row gets a

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from kat.grpo.objective import per_token_entropy, per_token_logps
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
+from latentwire.lm.batching import pack_padded
 
 IDLE = 0.125  # ended rows are removed from a batch once they make up at least this share of it
 
@@ -141,17 +142,10 @@ def sample(
     return found
 
 
-def batches_of_prompts(lengths: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
-    """Yield batches of prompts of similar length, longest first, of at most batch_tokens positions in all rows."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        width = lengths[batch[0] if batch else i] + sampling.max_new_tokens
-        if batch and (len(batch) + 1) * sampling.num_generations * width > sampling.batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def batches_of_prompts(lengths: Sequence[int], sampling: Sampling) -> list[list[int]]:
+    """Return batches of prompts of similar length, longest first, of at most batch_tokens positions in all rows."""
+    sizes = [sampling.num_generations * (length + sampling.max_new_tokens) for length in lengths]
+    return pack_padded(sizes, sampling.batch_tokens)
 
 
 def _sample_batch(

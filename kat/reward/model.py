@@ -19,10 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from kat.training.model_folder import weights_folder
+from kat.training.model_folder import require_model
 from latentwire.harness.errors import UserError
-from latentwire.lm.model_folder import bars_on_terminals_only, weight_files
+from latentwire.lm.model_folder import bars_on_terminals_only
 from latentwire.lm.models import LanguageModel
+
+TRAINED_BY = "a finished run of train.py task=reward"  # source of reward models, in error messages
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -98,12 +100,8 @@ def load_reward_model(
     Raises:
         UserError: The folder does not exist, is incomplete, or holds another kind of model.
     """
-    folder = weights_folder(path)
-    remedy = "give the folder of a finished run of train.py task=reward"
-    if not (folder / "config.json").is_file():
-        state = "holds no model" if Path(path).expanduser().is_dir() else "no such folder"
-        raise UserError(f"reward={path}: {state}; {remedy}")
-    weight_files(folder, f"reward={path}")
+    folder = require_model("reward", path, TRAINED_BY)
+    remedy = f"give the folder of {TRAINED_BY}"
     try:
         with bars_on_terminals_only():
             tokenizer = AutoTokenizer.from_pretrained(folder)

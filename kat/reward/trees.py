@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from kat.data.chat import encode_completion, encode_prompt
 from kat.data.formats import Message
 from kat.training.tree_mask import tree_mask
+from latentwire.lm.batching import pack_joined, pack_padded
+from latentwire.lm.prefixes import common_beginning
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,8 @@ def pack(trees: Sequence[Tree], pad: int, device: torch.device, dtype: torch.dty
 
 def shared_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the tokens that all prompts start with, shorter than every prompt; empty for fewer than two prompts."""
-    if len(prompts) < 2:
-        return ()
-    first, last = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
-    return first[: min(same, most)]
+    length = common_beginning(prompts)
+    return prompts[0][:length] if length else ()
 
 
 def batches_of(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
@@ -108,13 +106,7 @@ def batches_of(trees: Sequence[Tree], batch_tokens: int) -> list[list[int]]:
     Returns:
         Indices into `trees`, batch by batch. A tree that is larger than that gets a batch of its own.
     """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(trees)), key=lambda i: (-trees[i].size, i)):
-        if batches and (len(batches[-1]) + 1) * trees[batches[-1][0]].size <= batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+    return pack_padded([tree.size for tree in trees], batch_tokens)
 
 
 def merged(trees: Iterable[Tree]) -> list[Tree]:
@@ -127,12 +119,6 @@ def merged(trees: Iterable[Tree]) -> list[Tree]:
 
 def trees_of(prompt: tuple[int, ...], completions: Iterable[tuple[int, ...]], batch_tokens: int) -> list[Tree]:
     """Return a prompt's completions as trees of at most `batch_tokens` positions, or of one completion each."""
-    groups: list[list[tuple[int, ...]]] = []
-    size = batch_tokens
-    for completion in completions:
-        if size + len(completion) > batch_tokens:
-            groups.append([])
-            size = len(prompt)
-        groups[-1].append(completion)
-        size += len(completion)
-    return [Tree(prompt, tuple(group)) for group in groups]
+    parts = list(completions)
+    groups = pack_joined([len(part) for part in parts], batch_tokens - len(prompt))
+    return [Tree(prompt, tuple(parts[i] for i in group)) for group in groups]

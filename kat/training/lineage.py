@@ -8,7 +8,7 @@ from typing import Any
 
 from kat.data.heldout import LEDGER
 from kat.data.tables import read_rows
-from kat.training.model_folder import weights_folder
+from kat.training.model_folder import run_folder, weights_folder
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
 from latentwire.harness.results import read_json
@@ -32,7 +32,7 @@ def require_unseen(setting: str, folder: Path, held_out_ids: Collection[str]) ->
     for run in _lineage(setting, folder):
         rows = read_rows(run / LEDGER, {"drawn": int}, "grpo (or task=reward) in train.py")
         if seen := [row["id"] for row in rows if row["drawn"] and row["id"] in held_out_ids]:
-            where = "" if run == _run_of(folder) else f" in {run}, which it started from"
+            where = "" if run == run_folder(folder) else f" in {run}, which it started from"
             raise UserError(
                 f"{setting}: was trained on {len(seen)} of the {len(held_out_ids)} prompts that are held out here, "
                 f"{seen[0]} for instance{where}, so its scores on them would be too good; use the held_out and data of "
@@ -52,7 +52,7 @@ def require_unseen_start(model: ModelSpec, held_out_ids: Collection[str]) -> Non
 
 
 def _has_ledger(folder: Path) -> bool:
-    return (_run_of(folder) / LEDGER).is_file()
+    return (run_folder(folder) / LEDGER).is_file()
 
 
 def _lineage(setting: str, folder: Path) -> Iterator[Path]:
@@ -62,7 +62,7 @@ def _lineage(setting: str, folder: Path) -> Iterator[Path]:
     while model is not None and model.resolve() not in visited:
         visited.add(model.resolve())
         if _has_ledger(model):
-            yield _run_of(model)
+            yield run_folder(model)
             model = _start_of(model)
             continue
         if model == folder:
@@ -73,13 +73,9 @@ def _lineage(setting: str, folder: Path) -> Iterator[Path]:
         return
 
 
-def _run_of(model: Path) -> Path:
-    return model.parent if model.name == "model" else model
-
-
 def _start_of(model: Path) -> Path | None:
     """Return the folder of the model that a run started from; None if it was not a folder."""
-    path = _run_of(model) / "config.json"
+    path = run_folder(model) / "config.json"
     found = read_json(path) if model.name == "model" and path.is_file() else {}
     config: dict[str, Any] = found if isinstance(found, dict) else {}
     base = config.get("model") or {}

@@ -1,4 +1,7 @@
-"""Folders of trained models: their weights, their digests, and how two runs differ. Main entry: `find_models()`."""
+"""Folders of trained models: their weights, their digests, and how two runs differ.
+
+Main entries: `require_model()` and `find_models()`.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,38 @@ def weights_folder(path: Path | str) -> Path:
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
+def run_folder(model: Path) -> Path:
+    """Return the folder of the run that wrote a model; `model` itself if it is not the model/ of a run."""
+    return model.parent if model.name == "model" else model
+
+
+def require_model(setting: str, value: object, source: str = "a finished run or of a model") -> Path:
+    """Return the folder that holds a model's weights: `value`/model in the folder of a run, else `value`.
+
+    Args:
+        setting: Setting that names the folder.
+        value: Path of the folder, as the user wrote it.
+        source: What writes such a folder, as the error messages name it after "the folder of".
+
+    Raises:
+        UserError: No path is given, the folder does not exist, or it has no model or no safetensors.
+    """
+    given = "" if value is None else str(value)
+    if not given:
+        raise UserError(f"{setting}: no checkpoint given; write {setting}=FOLDER, the folder of {source}")
+    path, folder = Path(given).expanduser(), weights_folder(given)
+    if not path.is_dir():
+        raise UserError(f"{setting}={given}: no such folder; give the folder of {source}")
+    if not (folder / "config.json").is_file():
+        unfinished = (path / "checkpoints").is_dir()
+        raise UserError(
+            f"{setting}={given}: holds no model, neither config.json nor model/config.json; "
+            + ("this run is not finished: run its command again" if unfinished else f"give the folder of {source}")
+        )
+    weight_files(folder, f"{setting}={given}")
+    return folder
+
+
 def settings_digest(folder: Path) -> str:
     """Return the digest of a model's settings and tokenizer files."""
     return config_hash(_settings_files(folder))
@@ -72,8 +107,8 @@ def find_models(paths: Mapping[str, str]) -> list[TrainedModel]:
     Raises:
         UserError: A folder does not exist or has no model; the message names the setting.
     """
-    folders = {setting: _require_model(setting, path) for setting, path in paths.items()}
-    names = {setting: (folder.parent if folder.name == "model" else folder).name for setting, folder in folders.items()}
+    folders = {setting: require_model(setting, path).resolve() for setting, path in paths.items()}
+    names = {setting: run_folder(folder).name for setting, folder in folders.items()}
     found = []
     for letter, (setting, folder) in zip("abcdefghijklmnopqrstuvwxyz", folders.items(), strict=False):
         is_ambiguous = sum(name == names[setting] for name in names.values()) > 1
@@ -91,23 +126,6 @@ def find_models(paths: Mapping[str, str]) -> list[TrainedModel]:
             )
         )
     return found
-
-
-def _require_model(setting: str, given: str) -> Path:
-    """Return the folder that transformers loads for a setting; refuse a folder without a model."""
-    if not given:
-        raise UserError(f"{setting}: no checkpoint given; write {setting}=FOLDER, the folder of a run or of a model")
-    path = Path(given).expanduser()
-    if not path.is_dir():
-        raise UserError(f"{setting}={given}: no such folder; give the folder of a finished run or of a model")
-    folder = (path / "model" if (path / "model" / "config.json").is_file() else path).resolve()
-    if not (folder / "config.json").is_file():
-        unfinished = (path / "checkpoints").is_dir()
-        raise UserError(
-            f"{setting}={given}: not a checkpoint, it has no config.json and no model/config.json; "
-            + ("this run is not finished: run its command again" if unfinished else "give a folder that has one")
-        )
-    return folder
 
 
 def comparison_warnings(models: Sequence[TrainedModel]) -> list[str]:

@@ -17,6 +17,7 @@ from latentwire.evaluation.setup import Component, EvaluationSetup
 from latentwire.harness.gather import gather_from_all, in_every_process
 from latentwire.harness.progress import Progress
 from latentwire.harness.random import generator_for
+from latentwire.lm.batching import pack_joined
 from latentwire.lm.losses import distillation_loss, token_loss
 from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow
 from latentwire.sources.base import Source
@@ -76,17 +77,15 @@ class Likelihoods:
 
     def _plan(self) -> list[list[int]]:
         """Return groups of examples about the same passage, of at most batch_tokens tokens each."""
+        by_passage: dict[str, list[int]] = {}
+        for index, prompt in enumerate(self.setup.prompts):
+            by_passage.setdefault(prompt.example.context, []).append(index)
         groups: list[list[int]] = []
-        rooms: dict[str, tuple[list[int], int]] = {}  # passage -> its last group, and the tokens left in it
-        for index, (prompt, branch) in enumerate(zip(self.setup.prompts, self.branches, strict=True)):
-            passage, needed = prompt.example.context, len(branch.token_ids)
-            group, room = rooms.get(passage, ([], 0))
-            if needed > room:
-                group, room = [], self.setup.settings.batch_tokens - int(prompt.passage_mask.sum())
-                groups.append(group)
-            group.append(index)
-            rooms[passage] = group, room - needed
-        return groups
+        for indices in by_passage.values():
+            room = self.setup.settings.batch_tokens - int(self.setup.prompts[indices[0]].passage_mask.sum())
+            packed = pack_joined([len(self.branches[index].token_ids) for index in indices], room)
+            groups += [[indices[i] for i in group] for group in packed]
+        return sorted(groups)  # in the order of their first examples
 
     @torch.no_grad()
     def over_share(self, source: Component, title: str, found: list[tuple[int, Likelihood]]) -> None:

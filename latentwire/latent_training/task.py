@@ -49,6 +49,7 @@ from latentwire.latent_training.objective import LatentObjective, LossWeights, h
 from latentwire.latent_training.passages import LatentData, Passage, load_latent_data, skipped_lines
 from latentwire.latent_training.step_plan import TrainingSpec, TrainingStep, epochs_before_answers, plan_steps
 from latentwire.latent_training.validation import HeldOut
+from latentwire.lm.batching import pack_padded
 from latentwire.lm.models import LanguageModel, load_model
 from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
@@ -289,19 +290,11 @@ class _Training:
         values = torch.tensor([sums.get(name, 0.0) for name in names], device=self.state.device)
         return dict(zip(names, reduce(values, reduction="sum").tolist(), strict=True))
 
-    def _batches(self, kind: str, indices: tuple[int, ...]) -> Iterator[list[int]]:
+    def _batches(self, kind: str, indices: tuple[int, ...]) -> list[list[int]]:
         """Split the passages of a step into batches of at most `batch_tokens` positions, padding included."""
-        batch: list[int] = []
-        widest = 0
-        for index in indices:
-            cost = self.objective.cost(kind, self.data.train[index])
-            if batch and (len(batch) + 1) * max(widest, cost) > self.spec.batch_tokens:
-                yield batch
-                batch, widest = [], 0
-            batch.append(index)
-            widest = max(widest, cost)
-        if batch:
-            yield batch
+        costs = [self.objective.cost(kind, self.data.train[index]) for index in indices]
+        batches = pack_padded(costs, self.spec.batch_tokens, order=range(len(costs)))
+        return [[indices[i] for i in batch] for batch in batches]
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """Return the scores on the held-out passages, and keep the weights if they are the best so far."""

@@ -1,13 +1,73 @@
-"""Batches of prompts of similar length, and beginnings that prompts share. Main entry: `plan_batches()`."""
+"""Batches of rows within a budget of positions, and beginnings that prompts share.
+
+Main entries: `pack_padded()`, `pack_joined()` and `plan_batches()`.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
 WORTH_SHARING = 8  # fewest common positions for which two prompts share a beginning
 WORTH_SAVING = 0.1  # least share of a batch's positions that sharing must save
+
+
+def largest_first(sizes: Sequence[int]) -> list[int]:
+    """Return the indices of `sizes` from the largest size to the smallest; equal sizes keep their order."""
+    return sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+
+
+def pack_padded(sizes: Sequence[int], budget: int, order: Iterable[int] | None = None) -> list[list[int]]:
+    """Return batches of rows that are padded to the longest row of their batch.
+
+    A batch takes the next row if the number of rows times the longest row stays within the budget. A row above the
+    budget gets a batch of its own.
+
+    Args:
+        sizes: Number of positions of each row.
+        budget: Maximum number of positions of a batch, including padding.
+        order: Indices of the rows in the order in which the batches take them; None: largest first.
+
+    Returns:
+        Indices into `sizes`, batch by batch.
+    """
+    batches: list[list[int]] = []
+    longest = 0  # size of the longest row in the last batch
+    for index in largest_first(sizes) if order is None else order:
+        if batches and (len(batches[-1]) + 1) * max(longest, sizes[index]) <= budget:
+            batches[-1].append(index)
+            longest = max(longest, sizes[index])
+        else:
+            batches.append([index])
+            longest = sizes[index]
+    return batches
+
+
+def pack_joined(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Return groups of parts that follow each other in one row, without padding.
+
+    A group takes the next part if the sum of its sizes stays within the budget. A part above the budget gets a group of
+    its own.
+
+    Args:
+        sizes: Number of positions of each part.
+        budget: Maximum number of positions of a group, without a beginning that all its parts share.
+
+    Returns:
+        Indices into `sizes` in ascending order, group by group.
+    """
+    groups: list[list[int]] = []
+    total = 0  # positions of the last group
+    for index, size in enumerate(sizes):
+        if groups and total + size <= budget:
+            groups[-1].append(index)
+            total += size
+        else:
+            groups.append([index])
+            total = size
+    return groups
 
 
 def plan_batches(lengths: list[int], passages: list[str], added: int, batch_tokens: int) -> list[list[int]]:
@@ -29,21 +89,15 @@ def plan_batches(lengths: list[int], passages: list[str], added: int, batch_toke
     longest: dict[str, int] = {}
     for length, passage in zip(lengths, passages, strict=True):
         longest[passage] = max(length, longest.get(passage, 0))
-    batches: list[list[int]] = []
-    widest = 0  # positions of the last batch's longest row
-    for index in sorted(range(len(lengths)), key=lambda i: (-longest[passages[i]], passages[i], -lengths[i], i)):
-        width = max(widest, lengths[index] + added)
-        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
-            batches[-1].append(index)
-            widest = width
-        else:
-            batches.append([index])
-            widest = lengths[index] + added
-    return batches
+    order = sorted(range(len(lengths)), key=lambda i: (-longest[passages[i]], passages[i], -lengths[i], i))
+    return pack_padded([length + added for length in lengths], batch_tokens, order)
 
 
 def split_beginnings(prompts: list[Tensor]) -> tuple[list[int], list[int]]:
     """Find neighbouring prompts with bit-identical beginnings, and the position at which to cut each prompt.
+
+    Unlike in `latentwire.lm.prefixes.common_beginning`, the elements are embeddings. Neighbours are therefore compared
+    as tensors on their device.
 
     Args:
         prompts: Embeddings of the prompts, (T_i, D) each.

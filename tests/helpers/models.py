@@ -10,5 +10,5 @@ from latentwire.lm.spec import ModelSpec
 
 
 def model_spec(name: str) -> ModelSpec:
-    """Return the spec of a model as its YAML has it."""
+    """Return the spec of a model from its YAML file."""
     return typed(ModelSpec, OmegaConf.load(CONF / "model" / f"{name}.yaml").model)

@@ -14,8 +14,8 @@ def planted(
 ) -> tuple[Tensor, Tensor]:
     """Return unit rows (N, D) and the cluster of each, -1 for noise, in mixed order.
 
-    Cluster sizes go with rank^-1.2 and are at least 12; each cluster spreads over 8 directions of its own; a common
-    offset of length 3 makes all cosines high, as they are between real embeddings.
+    Cluster sizes are proportional to rank^-1.2 and at least 12. Each cluster varies in 8 directions of its own. A
+    common offset of length 3 makes all cosines high, as between real embeddings.
     """
     generator = draws(seed)
 

@@ -26,7 +26,7 @@ from latentwire.harness import app, program
 from tests.helpers.paths import ROOT
 
 TASKS = {"run": run.TASKS, "train": train.TASKS}
-USERS = ("MODEL_ID", "SAMPLES", "HYDRA_FULL_ERROR")  # environment variables with which a user changes a run
+USERS = ("MODEL_ID", "SAMPLES", "HYDRA_FULL_ERROR")  # environment variables that change a run
 
 
 def launch(
@@ -119,7 +119,7 @@ def start(
         entry: "run" or "train".
         arguments: The command line.
         folder: Working folder of the processes.
-        ranks: Number of processes; with several, each finds the others as those of `torchrun` do.
+        ranks: Number of processes; with several, each finds the others as under `torchrun`.
         before: A function of a test module, called in each process before the program starts.
     """
     (folder / "told.txt").touch()
@@ -166,7 +166,7 @@ def _free_port() -> int:
 def _run(
     entry: str, arguments: tuple[str, ...], folder: str, variables: dict[str, str], before: Callable[[], None] | None
 ) -> None:
-    """Be the program: in its folder, with its own environment, printing into told.txt."""
+    """Be the program: in its folder, with its own environment, printing into a file of that folder."""
     os.setsid()
     os.chdir(folder)
     with Path("told.txt").open("ab", buffering=0) as file:

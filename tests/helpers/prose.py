@@ -1,4 +1,4 @@
-"""Prose of the project: what a person reads in its files, and the words that STYLE rules out. Main entry: `faults()`.
+"""Prose in the project's files, and the phrases that its style bans. Main entry: `faults()`.
 
     python -m tests.helpers.prose latentwire/lm docs/atlas.md
 
@@ -22,7 +22,7 @@ BANNED = {
     r"beside": "next to, with",
     r"asked": "evaluated",
     r"(hang|hangs|hung) on": "depends on",
-    r"so many": "N",
+    r"so\s+many": "N",
     r"whatever": "any",
     r"wherever": "any place",
     r"(that|those) of": "repeat the noun",

@@ -19,13 +19,13 @@ def result_of(family: str, name: str, values: np.ndarray, group: str, **more: ob
 
 
 def right(share: float, count: int = COUNT) -> np.ndarray:
-    """Return scores of 0 and 1, evenly mixed, so that every beginning has nearly the same mean."""
+    """Return scores of 0 and 1, evenly mixed, so that each prefix has nearly the same mean."""
     places = np.arange(count)
     return (np.floor((places + 1) * share + 1e-9) - np.floor(places * share + 1e-9)).astype(float)
 
 
 def without_timings(summary: dict) -> dict:
-    """Return the summary of a sweep without what two runs of the same sweep may differ in."""
+    """Return the summary of a sweep without its command and times."""
     timings = ("time_sec", "job_sec", "timing")
     kinds = {
         kind: [{name: value for name, value in result.items() if name not in timings} for result in summary[kind]]

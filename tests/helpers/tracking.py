@@ -26,7 +26,7 @@ def records(file: Path) -> list[Record]:
         _, length, kind = struct.unpack_from("<IHB", data, at)
         message += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # the whole of a message, or its last part
+        if kind in (1, 4):  # a whole message, or its last part
             found.append(Record.FromString(message))
             message = b""
     return found

@@ -1,4 +1,4 @@
-"""The config tree: every file composes, the 35 are the 35, and names say what is run."""
+"""The config tree: every file composes, embed35 has its 35 configurations, and names describe configurations."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def jobs_of(*command_line: str) -> list[Job]:
     return [Job(job, compose("run", overrides=job)) for job in expand(unions, overrides)]
 
 
-def test_embed35_is_the_35_with_their_names_and_values():
+def test_embed35_has_the_35_names_and_values():
     jobs = jobs_of("sweep=embed35")
     assert len(EMBED35) == 35
     assert [job.config.name for job in jobs] == list(EMBED35)
@@ -87,7 +87,7 @@ def test_embed35_is_the_35_with_their_names_and_values():
     assert [families.count(family) for family in dict.fromkeys(families)] == [1, 3, 1, 10, 7, 6, 4, 3]
 
 
-def test_sources_multiply_a_sweep_and_stand_in_the_names():
+def test_sources_multiply_a_sweep_and_appear_in_names():
     jobs = jobs_of("sweep=embed35", "embed_source=text,scaled")
     names = [job.config.name for job in jobs]
     assert len(set(names)) == len(names) == 70
@@ -104,7 +104,8 @@ ATLAS += ["mixed0.1", "mixed0.2", "mixed0.3", "mixed0.5", "token_scale0.5", "tok
 ATLAS += ["anisotropic0.5", "anisotropic1.5", "low_rank64", "low_rank128", "low_rank256", "low_rank512"]
 
 
-def test_the_atlas_asks_each_source_with_the_35_and_the_automatic_repair():
+def test_the_atlas_runs_36_configurations_on_each_source():
+    """The 36 are the 35 configurations of embed35 and the automatic repair."""
     overrides = expand(factors(compose("run", overrides=["sweep=atlas"]).sweep), [])
     assert len(overrides) == 30 * 36 == len(set(map(tuple, overrides)))
     asked = [compose("run", overrides=job) for job in overrides[:36] + overrides[36::36]]
@@ -130,7 +131,7 @@ def test_the_sweeper_composes_what_hydra_composes():
         job = sweeper.compose(overrides)
         assert job.overrides == overrides
         assert OmegaConf.to_container(job.config) == OmegaConf.to_container(compose("run", overrides=overrides))
-    assert len(sweeper.composed) == 2  # the files, once for each choice of them
+    assert len(sweeper.composed) == 2  # each choice of files is composed once
     with pytest.raises(ConfigCompositionException, match="Could not override 'factor'"):
         sweeper.compose([*given, "embed_source=text", "factor=10"])
 
@@ -159,7 +160,7 @@ def test_only_chooses_by_shell_pattern(only, expected):
     assert len(select_jobs(jobs_of("sweep=embed35"), only)) == expected
 
 
-def test_only_that_matches_nothing_names_what_there_is():
+def test_an_only_without_a_match_lists_the_names():
     with pytest.raises(UserError, match=r"only='nearest'.*nearest_k3_a0\.2"):
         select_jobs(jobs_of("sweep=embed35"), "nearest")
 
@@ -170,7 +171,7 @@ def test_only_reads_the_name_with_or_without_its_source():
     assert [job.config.name for job in select_jobs(jobs, "baseline@noisy*")] == ["baseline@noisy0.0dB"]
 
 
-def test_a_dial_set_by_the_sweep_cannot_be_set_beside_it():
+def test_a_dial_of_the_sweep_cannot_be_set_again():
     with pytest.raises(UserError, match=r"eps=0\.3.*leave it out"):
         jobs_of("sweep=embed35", "eps=0.3")
 
@@ -185,7 +186,8 @@ def test_a_sweep_without_a_preset_is_hydras_product():
     ]
 
 
-def test_what_the_name_does_not_say_is_told_apart():
+def test_variants_show_settings_that_the_name_lacks():
+    """Configurations with equal names get a suffix for the setting that varies, such as @seed1."""
     assert variants(jobs_of("embed_transform=anchor_offset", "eps=0.01,0.05")) == ["", ""]
     assert variants(jobs_of("embed_transform=baseline", "seed=0,1")) == ["@seed0", "@seed1"]
     mixed = jobs_of("embed_transform=baseline,batch_distribution", "samples=5,9")
@@ -194,7 +196,7 @@ def test_what_the_name_does_not_say_is_told_apart():
 
 
 @pytest.mark.parametrize("written", ["1", "1.0", "1.00"])
-def test_one_configuration_has_one_name_however_the_number_is_written(written):
+def test_each_spelling_of_a_number_gives_one_name(written):
     cfg = compose("run", overrides=["embed_transform=rms_matching", f"target_scale={written}"])
     assert cfg.name == "rms_scale1.0"
     assert type(cfg.embed_transform.dials.target_scale) is float
@@ -207,7 +209,7 @@ def test_a_dial_of_the_wrong_type_is_named(dial, value):
         _ = cfg.name
 
 
-def test_a_whole_number_is_wanted_where_one_is_meant():
+def test_a_fraction_for_a_whole_number_dial_is_refused():
     cfg = compose("run", overrides=["embed_transform=nearest_k", "k=2.5"])
     with pytest.raises(Exception, match=r"k=2\.5: expected a whole number"):
         _ = cfg.name
@@ -287,7 +289,7 @@ def test_every_pairs_file_is_a_spec_of_its_own_name(name):
     assert spec.splits == {"file": {"train": "some.jsonl"}}.get(name, spec.splits)
 
 
-def test_several_sets_of_pairs_stand_side_by_side():
+def test_several_sets_of_pairs_can_be_chosen():
     cfg = compose("run", overrides=["task=pairs", "pairs=[hh_rlhf,ultrafeedback]"])
     assert [typed(PairsSpec, node).repo for node in cfg.pairs.values()] == [
         "Anthropic/hh-rlhf", "HuggingFaceH4/ultrafeedback_binarized",
@@ -335,7 +337,7 @@ def test_a_screening_varies_the_transform_and_the_seed_alone():
         assert set(grid) - {"embed_transform", "seed"} <= {"target_scale", "k", "alpha", "eps", "codebook_size", "tau"}
 
 
-def test_the_report_asks_over_latents():
+def test_the_latent_report_evaluates_the_checkpoint():
     assert compose("run", overrides=["task=latent_report", "checkpoint=x"]).embed_source.dials.checkpoint == "x"
 
 
@@ -352,7 +354,7 @@ def test_every_other_file_composes_under_its_name(group):
         assert written == ("single" if (group, name) == ("sweep", "none") else name)
 
 
-def test_a_control_is_named_for_what_it_is():
+def test_controls_are_named_by_their_kind():
     for name in ("clean", "empty"):
         cfg = compose("run", overrides=[f"control={name}", "embed_source=text", "embed_transform=baseline"])
         assert (cfg.name, cfg.group, cfg.embed_source.name) == (f"control_{name}", "text", "text")

@@ -1,4 +1,4 @@
-"""Every file of conf/ composes in a task that uses it, and the typed records of that task take its values."""
+"""Every file of conf/ composes in a task that uses it, and the typed records of that task accept its values."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def entry_of(task: str) -> str:
 
 
 def of_sweep_or_experiment(group: str, choice: str) -> str:
-    """Return the task that a preset or an experiment chooses; evaluate where it chooses none."""
+    """Return the task of a preset or an experiment, `evaluate` by default."""
     node: Any = OmegaConf.load(CONF / group / f"{choice}.yaml")
     chosen = [entry["override /task"] for entry in node.get("defaults", []) if "override /task" in entry]
     return str(chosen[0]) if chosen else "evaluate"
 
 
 def records(cfg: DictConfig) -> list[Any]:
-    """Build each typed record that a task makes of its config; `typed` refuses wrong names and kinds."""
+    """Build each typed record of a task's config; `typed` refuses unknown names and wrong types."""
     found = [typed(kind, cfg[name], f"{name}.") for name, kind in NODES.items() if name in cfg]
     found += [typed(PairsSpec, node) for node in cfg.get("pairs", {}).values()]
     if "estimator" in cfg.get("sampler", {}):
@@ -84,14 +84,14 @@ def records(cfg: DictConfig) -> list[Any]:
     return found
 
 
-def test_every_folder_of_the_config_is_looked_at():
+def test_every_config_folder_is_checked():
     folders = {path.name for path in CONF.iterdir() if path.is_dir()}
     assert folders - {"hydra", "task"} == {group for group, _ in CHOICES}
     assert {path.stem for path in (CONF / "task").glob("*.yaml")} == {*RUN_TASKS, *TRAIN_TASKS}
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_a_choice_composes_and_its_records_take_it(group, choice):
+def test_a_choice_composes_and_its_records_accept_it(group, choice):
     task = of_sweep_or_experiment(group, choice) if group in ("sweep", "experiment") else TASK_OF.get(group, "evaluate")
     overrides = [f"{group}={choice}"] + ([f"task={task}"] if group in TASK_OF else [])
     overrides += {("data", "file"): ["path=some.json"], ("pairs", "file"): ["path=some.jsonl"]}.get((group, choice), [])
@@ -102,7 +102,7 @@ def test_a_choice_composes_and_its_records_take_it(group, choice):
 
 
 @pytest.mark.parametrize("task", [*RUN_TASKS, *TRAIN_TASKS])
-def test_a_task_composes_and_its_records_take_it(task):
+def test_a_task_composes_and_its_records_accept_it(task):
     cfg = compose(entry_of(task), overrides=[f"task={task}"])
     found = {type(record) for record in records(cfg)}
     assert found >= set(ROOTS.get(task, ()))
@@ -112,7 +112,7 @@ def test_a_task_composes_and_its_records_take_it(task):
 
 @pytest.mark.parametrize("sampler", ["uniform", "density", "reversed", "shuffled"])
 @pytest.mark.parametrize("task", ["grpo", "reward"])
-def test_training_takes_each_sampler(task, sampler):
+def test_training_accepts_each_sampler(task, sampler):
     cfg = compose("train", overrides=[f"task={task}", f"sampler={sampler}"])
     assert cfg.sampler.name == sampler
     assert LoopSpec.of(cfg).steps > 0

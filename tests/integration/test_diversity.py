@@ -1,4 +1,4 @@
-"""The task diversity from the command line: two checkpoints, the same ones, a killed run, and what it refuses."""
+"""The task diversity from the command line: different and equal checkpoints, a killed run, and refused settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OUT = Path("outputs/diversity/one_vs_two")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """Runs: one; two, whose distribution is so sharp that it always says the same; copy, of one."""
+    """Three runs: one; two, whose answers are all equal because its distribution is sharp; copy, a copy of one."""
     folder = tmp_path_factory.mktemp("models")
     lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
     for name in ("one", "two"):
@@ -42,7 +42,7 @@ def models(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def work(tmp_path, monkeypatch, models) -> Path:
-    """A working folder with prompts, the runs, and weights that make every fourth prompt unknown."""
+    """A working folder with prompts, their weights and the runs."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(models, tmp_path / "runs")
     kat = tmp_path / "outputs" / "kat"
@@ -63,7 +63,7 @@ def report(out: Path = OUT) -> dict:
 
 @pytest.mark.float_path
 @pytest.mark.statistical
-def test_a_collapsed_model_is_found_out_and_a_killed_run_goes_on(work, cli, monkeypatch):
+def test_a_collapsed_model_is_found_and_a_killed_run_resumes(work, cli, monkeypatch):
     command = ("task=diversity", "a=runs/one", "b=runs/two", *SMALL, "rare_share=0.5", "common_share=0.5",
                f"seed={shifted(0)}")  # fmt: skip
     status, printed, said = cli(*command)
@@ -95,7 +95,7 @@ def test_a_collapsed_model_is_found_out_and_a_killed_run_goes_on(work, cli, monk
     assert tokens["one"] == sum(len(row["ids"]) for row in sampled if row["checkpoint"] == "one")
     assert all(len(row["entropy"]) == len(row["ids"]) + row["ended"] for row in sampled)
 
-    # As a kill leaves it: the first model's first piece, half of its second, and a line that ends in the middle.
+    # The state after a kill: the first model's first piece, half of its second, and a truncated line.
     lines = (OUT / "samples.jsonl").read_text().splitlines(keepends=True)
     (OUT / "samples.jsonl").write_text("".join(lines[:36]) + lines[36][:40])
     (OUT / "diversity.json").unlink()
@@ -122,7 +122,7 @@ def test_a_collapsed_model_is_found_out_and_a_killed_run_goes_on(work, cli, monk
     assert (OUT / "diversity.json").stat().st_mtime_ns == before and len(sizes) == 5
 
 
-def test_a_model_compared_with_itself_differs_in_nothing(work, cli):
+def test_a_model_compared_with_itself_has_no_differences(work, cli):
     status, _, said = cli("task=diversity", "a=runs/one", "b=runs/copy", "others=[runs/two/model]", *SMALL,
                           "weights_file=null", "out=together")  # fmt: skip
     assert status == 0, said
@@ -148,7 +148,7 @@ def test_runs_that_differ_in_more_than_the_sampler_are_named(work):
     ]
 
 
-def test_asking_for_more_than_was_trained_is_said(work):
+def test_longer_completions_than_trained_give_a_warning(work):
     path = Path("runs/two/config.json")
     path.write_text(json.dumps({"grpo": {"max_completion_length": 6}}))
     models = find_models({"a": "runs/one", "b": "runs/two"})
@@ -162,7 +162,7 @@ def test_asking_for_more_than_was_trained_is_said(work):
     [
         (["b="], "b: no checkpoint given; write b=FOLDER"),
         (["b=runs/three"], "b=runs/three: no such folder"),
-        (["a=outputs/kat"], "a=outputs/kat: not a checkpoint"),
+        (["a=outputs/kat"], "a=outputs/kat: holds no model"),
         (["a=unfinished"], "this run is not finished"),
         (["a=empty"], "has no weights"),
         (["num_generations=1"], "num_generations=1: the diversity of a prompt's completions needs at least 2"),
@@ -180,7 +180,7 @@ def test_asking_for_more_than_was_trained_is_said(work):
         (["b=seen"], "b=seen: was trained on 20 of the 20 prompts that are held out here"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(work, cli, changes, message):
+def test_invalid_comparisons_are_refused(work, cli, changes, message):
     Path("unfinished/checkpoints").mkdir(parents=True)
     shutil.copytree("runs/one", "empty")
     Path("empty/model/model.safetensors").unlink()

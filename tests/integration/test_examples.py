@@ -1,4 +1,4 @@
-"""The examples run, print what their opening comments promise, and import nothing but public names."""
+"""The examples run, print what their opening comments promise, and import only public names."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_example_opens_with_command_time_and_output(path):
     assert "\nMeasured: " in about and "Output" in about
 
 
-def test_public_names_are_there_and_cost_nothing_until_used():
+def test_public_names_exist_and_are_imported_lazily():
     code = "import latentwire, kat, sys; print(sorted({'torch', 'hydra', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
@@ -96,8 +96,8 @@ def test_01_the_anchor_brings_the_answer_back(smollm2):
 
 @pytest.mark.slow
 @pytest.mark.real_model
-def test_02_ranks_the_transform_where_it_belongs(tmp_path):
-    """A token within reach repairs noise at 0 dB; a cosine that nothing reaches changes nothing."""
+def test_02_ranks_its_own_transform(tmp_path):
+    """A low threshold snaps noisy embeddings to their tokens; a threshold above all cosines changes nothing."""
     out = run_example("02", tmp_path, "samples=8", "only=baseline|snap*")
     assert "Sweep own_transform: 3 configurations, 3 successful, 0 failed" in out
     assert "snap least" in out

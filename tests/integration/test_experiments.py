@@ -1,4 +1,4 @@
-"""Recorded experiments: each composes the config of the command that it records, and its file says how it was run."""
+"""Recorded experiments: each composes the config of its recorded command, and its opening comment is complete."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from train import TASKS as TRAIN_TASKS
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "none")
 FIELDS = ("Command", "Same as", "Machine", "Recorded", "Score")
-NAMING = {"out", "sweep", "pair", "hydra"}  # what an experiment may have that its command has not
+NAMING = {"out", "sweep", "pair", "hydra"}  # keys that an experiment may have and its command lacks
 
 
 def header(name: str) -> dict[str, str]:
-    """Return the fields of an experiment's opening comment; lines further in continue a field."""
+    """Return the fields of an experiment's opening comment; further indented lines continue a field."""
     lines = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     found: dict[str, str] = {"question": lines[1].lstrip("# ")}
     key = "question"
@@ -42,7 +42,7 @@ def header(name: str) -> dict[str, str]:
 
 
 def command_of(text: str) -> tuple[str, list[str]]:
-    """Return the entry and the overrides of a command line, without a remark in round brackets behind it."""
+    """Return the entry and the overrides of a command line, without a trailing remark in round brackets."""
     words = shlex.split(re.sub(r"\s{2,}\(.*\)$", "", text))
     assert words[0] == "python"
     return words[1].removesuffix(".py"), [word for word in words[2:] if word != "-m"]

@@ -76,12 +76,12 @@ def test_all_settings_can_be_shown(cli):
         ("task=dance", f"task=dance: not a task of run.py; use one of {', '.join(run.TASKS)}"),
     ],
 )
-def test_what_belongs_to_the_other_entry_is_refused(cli, argument, message):
+def test_choices_of_the_other_entry_are_refused(cli, argument, message):
     assert cli(argument) == (1, "", f"error: {message}\n")
 
 
 @pytest.mark.parametrize("argument", ["model=gpt", "experiment=mars", "sweep=all"])
-def test_a_wrong_choice_names_those_that_there_are(cli, argument):
+def test_a_wrong_choice_lists_the_valid_ones(cli, argument):
     status, _, err = cli(argument)
     group, choice = argument.split("=")
     names = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))

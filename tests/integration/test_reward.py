@@ -1,4 +1,4 @@
-"""The tasks reward and score from the program line: what they write, how they go on, what they refuse."""
+"""The tasks reward and score from the command line: their files, resuming, and refused settings."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ OUT = Path("outputs/reward/uniform_seed0")
 
 @pytest.fixture
 def program(entry, tmp_path):
-    """Run a command line of train.py or run.py in tmp_path, where the pairs mine.jsonl are."""
+    """Run a command line of train.py or run.py in tmp_path, which has pairs in mine.jsonl."""
     write_pairs(tmp_path / "mine.jsonl")
     return lambda *arguments, of="train": entry(of, *arguments)
 
 
 def write_pairs(path: Path, prompts: int = 40, extra: list[dict] | None = None) -> None:
-    """Questions whose right answer is warm and whose wrong answers are cold, 1 to 3 pairs each."""
+    """Write questions with a warm chosen answer and cold rejected ones, 1 to 3 pairs each."""
     rows = [
         {"prompt": f"how is the weather in town {n} on the river", "chosen": f"warm and good {n % 7}",
          "rejected": f"cold, bad and very long {n % 5} {i}", "subset": "ab"[n % 2]}
@@ -60,7 +60,7 @@ def rewards_by(folder: Path, pairs) -> list[tuple[float, float]]:
 
 @pytest.mark.float_path
 @pytest.mark.statistical
-def test_a_run_learns_writes_what_it_did_and_is_not_done_twice(program):
+def test_a_run_learns_writes_its_files_and_is_not_repeated(program):
     arguments = [*SMALL, "steps=40", "optimizer.learning_rate=0.003", "checkpoint_every=20"]
     status, printed, said = program(*arguments)
     assert status == 0, said
@@ -150,7 +150,7 @@ def test_a_start_that_has_seen_held_out_prompts_is_refused(program, tiny):
     assert not OUT.exists()
 
 
-def test_a_killed_run_goes_on_to_the_very_same_end(program):
+def test_a_killed_run_resumes_to_the_same_end(program):
     assert program(*SMALL, "out=whole", "pairs_per_prompt=1")[0] == 0
     arguments = [*SMALL, "out=killed", "pairs_per_prompt=1"]
     killed = start("train", *arguments, folder=Path(), before=die_at_step_5)
@@ -169,7 +169,8 @@ def test_a_killed_run_goes_on_to_the_very_same_end(program):
 
 
 @pytest.mark.float_path
-def test_two_processes_draw_the_same_and_lose_the_same_to_rounding(program):
+def test_two_processes_match_one(program):
+    """Both runs draw the same prompts, and their losses agree up to rounding."""
     assert program(*SMALL, "out=one", "steps=3", "prompts_per_step=5")[0] == 0
     two = start("train", *SMALL, "out=two", "steps=3", "prompts_per_step=5", folder=Path(), ranks=2)
     assert two.wait() == [0, 0], two.told()
@@ -182,7 +183,7 @@ def test_two_processes_draw_the_same_and_lose_the_same_to_rounding(program):
 
 
 @pytest.mark.parametrize("method", ["lora", "all"])
-def test_other_weights_train_and_their_folder_loads_alone(program, method):
+def test_lora_and_full_training_save_a_loadable_folder(program, method):
     status, _, said = program(*SMALL, f"tuning.method={method}", "steps=2", "optimizer.learning_rate=0.01")
     assert status == 0, said
     kept = [p for p in read_pairs(Path("outputs/kat/pairs_all.jsonl")) if held_out(prompt_id(p.prompt), 0.25)]
@@ -194,7 +195,7 @@ def test_other_weights_train_and_their_folder_loads_alone(program, method):
 
 @pytest.mark.float_path
 def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(program):
-    """By hand: an untrained model's scores of the pairs of the first four draws."""
+    """The expected loss comes from an untrained model's scores of the pairs of the first four draws."""
     from kat.reward.model import reward_model_of
     from kat.sampling.sampler import DensityAwareSampler
     from latentwire.harness.random import generator_for
@@ -214,7 +215,8 @@ def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(program):
     assert logged["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
 
 
-def test_density_makes_what_it_lacks_and_draws_rare_prompts_more_often(program):
+def test_density_sampling_prefers_rare_prompts(program):
+    """The run also makes the files that it lacks: pairs, prompts, embeddings and weights."""
     status, _, said = program(*SMALL, "sampler=density", "steps=60")
     assert status == 0, said
     for name in ("pairs", "prompts", "embed", "density"):
@@ -240,7 +242,7 @@ def test_density_makes_what_it_lacks_and_draws_rare_prompts_more_often(program):
     assert status == 1 and "prompts have pairs but no weight" in said and "so the origin of" in said
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(program, monkeypatch):
+def test_a_nan_loss_stops_the_run_and_keeps_the_checkpoint(program, monkeypatch):
     from kat.reward import task
 
     real, seen = task.bradley_terry_loss, []
@@ -256,7 +258,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(progra
     assert program(*SMALL)[0] == 0 and len(read_jsonl(OUT / "metrics.jsonl")) == 6
 
 
-def test_memory_that_runs_out_is_told_with_what_to_lower(program, monkeypatch):
+def test_out_of_memory_names_the_settings_to_lower(program, monkeypatch):
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -309,13 +311,14 @@ def test_bad_settings_of_score_are_one_line(program, arguments, reason):
     assert status == 1 and reason in said and "Traceback" not in said, said
 
 
-def test_a_full_disk_stops_with_a_remedy_and_the_run_goes_on_later(program, monkeypatch):
+def test_a_full_disk_stops_the_run_which_resumes_later(program, monkeypatch):
+    """The error message gives a remedy."""
     from latentwire.harness import checkpoint
 
     real = checkpoint.torch.save
 
     def full(content, file):
-        if "step" in content:  # a checkpoint; the embeddings still find room
+        if "step" in content:  # a checkpoint; embeddings are still written
             raise OSError(28, "No space left on device")
         real(content, file)
 
@@ -361,7 +364,7 @@ def test_the_split_is_by_prompt_and_keeps_the_order():
         split_pairs([pair(kept)], 0.3)
 
 
-def test_what_is_cut_and_dropped_is_counted(tiny, tmp_path):
+def test_cut_and_dropped_pairs_are_counted(tiny, tmp_path):
     write_pairs(tmp_path / "p.jsonl", 1)
     row = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
     from kat.data.pairs import PreferencePair

@@ -81,7 +81,8 @@ def test_the_sweep_without_a_preset_runs_as_written(cli):
 
 
 @pytest.mark.float_path
-def test_a_fitted_transform_says_what_it_saw_and_found_and_is_not_fitted_on_what_is_asked(cli):
+def test_a_fitted_transform_reports_its_fit(cli):
+    """Its result records the number and kind of embeddings it was fitted on, and its diagnosis."""
     command = ["-m", *SMALL, "embed_source=shifted", "embed_transform=baseline,auto,procrustes_supervised,chain"]
     status, out, err = cli(*command)
     assert status == 0
@@ -135,7 +136,8 @@ def test_finished_configurations_are_not_run_again_unless_forced(cli):
     assert without_timings(read_json("outputs/smoke/summary.json")) == without_timings(before)
 
 
-def test_a_part_of_a_sweep_run_again_keeps_the_summary_of_the_whole(cli):
+def test_rerunning_part_of_a_sweep_keeps_the_full_summary(cli):
+    """The earlier summary moves to the folder replaced."""
     cli(*PAIR, *SMALL)
     whole = read_json("outputs/smoke/summary.json")
     _, _, err = cli(*PAIR, "only=baseline", *SMALL)
@@ -157,7 +159,7 @@ def test_the_analysis_refuses_predictions_of_another_run(cli):
     assert out == ""
 
 
-def test_a_result_that_lacks_a_field_is_damage(cli):
+def test_a_result_without_a_field_counts_as_damaged(cli):
     command = [*PAIR, *SMALL]
     cli(*command)
     result = read_json("outputs/smoke/baseline.json")
@@ -177,7 +179,7 @@ def test_a_mistake_gets_its_message_and_nothing_else(cli):
 
 
 @pytest.mark.parametrize("change", ["seed=1", "samples=5", "shots=1", "max_new_tokens=3", "dtype=bfloat16"])
-def test_what_decides_a_result_is_in_its_hash(cli, change):
+def test_settings_that_affect_a_result_are_in_its_hash(cli, change):
     cli(*SMALL)
     first = read_json("outputs/single/baseline.json")
     _, _, err = cli(*SMALL, change)
@@ -204,7 +206,7 @@ def test_the_same_command_gives_the_same_result(cli):
     assert first == second
 
 
-def test_controls_stand_beside_a_sweep_and_are_not_counted(cli):
+def test_a_sweep_runs_controls_and_does_not_count_them(cli):
     status, _, _ = cli("-m", "sweep=smoke", *SMALL, "embed_source=scaled", "seed=0,1")
     assert status == 0
     summary = read_json("outputs/smoke/summary.json")
@@ -246,7 +248,8 @@ def test_the_baseline_on_text_is_its_own_clean_control(cli):
     assert not Path("outputs/smoke/control_clean.json").exists()
 
 
-def test_random_tokens_stand_beside_a_sweep_that_has_none_and_are_not_run_twice(cli):
+def test_random_tokens_are_a_control_unless_in_the_sweep(cli):
+    """The control gives the same answers as the sweep's own random tokens."""
     arguments = [*SMALL, "embed_source=text,scaled", "min_clean_f1=0"]
     assert cli("-m", *arguments, "embed_transform=baseline,rms_matching")[0] == 0
     summary = read_json("outputs/single/summary.json")
@@ -268,7 +271,7 @@ def test_random_tokens_stand_beside_a_sweep_that_has_none_and_are_not_run_twice(
     assert rows[0] == rows[1] == rows[2]
 
 
-def test_the_seconds_of_a_job_hold_what_came_before_it(cli, monkeypatch):
+def test_job_seconds_include_saving_the_previous_result(cli, monkeypatch):
     real = ResultStore.save
 
     def slow(self, name, result, predictions):
@@ -283,7 +286,8 @@ def test_the_seconds_of_a_job_hold_what_came_before_it(cli, monkeypatch):
     assert all(result["job_sec"] > result["time_sec"] for result in results.values())
 
 
-def test_the_wish_and_the_floor_are_read_again_by_the_analysis(cli):
+def test_analyze_applies_new_thresholds(cli):
+    """The thresholds are min_clean_f1 and target_difference."""
     cli(*PAIR, *SMALL)
     _, out, _ = cli("task=analyze", "sweep=smoke")
     assert "Cannot be answered: the clean baseline scores too low: F1 .000, below min_clean_f1=.100" in out
@@ -292,7 +296,7 @@ def test_the_wish_and_the_floor_are_read_again_by_the_analysis(cli):
     assert "target_difference=0.0: must be" in cli("task=analyze", "sweep=smoke", "target_difference=0")[2]
 
 
-def test_seeds_are_told_apart_in_names_and_groups(cli):
+def test_seeds_appear_in_names_and_groups(cli):
     cli("-m", *SMALL, "embed_transform=baseline,anchor_offset", "seed=0,1")
     summary = read_json("outputs/single/summary.json")
     assert [r["name"] for r in summary["results"]] == [
@@ -304,7 +308,8 @@ def test_seeds_are_told_apart_in_names_and_groups(cli):
     assert [group["group"] for group in summary["analysis"]["groups"]] == ["text@seed0", "text@seed1"]
 
 
-def test_a_failing_configuration_is_recorded_and_the_others_go_on(cli):
+def test_a_failed_configuration_does_not_stop_the_others(cli):
+    """The sweep records the failure, reports it and exits with status 1."""
     status, out, err = cli("-m", *SMALL, "embed_transform=anchor_offset", "eps=-1,0.05")
     assert status == 1
     assert "1 of 2 configurations failed" in err
@@ -319,7 +324,7 @@ def test_a_failing_configuration_is_recorded_and_the_others_go_on(cli):
     assert "1 failed" in out
 
 
-def test_nan_from_a_transform_is_a_failure_and_no_score(cli, monkeypatch):
+def test_nan_from_a_transform_is_a_failure_without_a_score(cli, monkeypatch):
     from latentwire.transforms.scaling import RMSMatching
 
     monkeypatch.setattr(RMSMatching, "repair", lambda self, x, generator: x * float("nan"))
@@ -363,7 +368,7 @@ BAD = {
     "no samples": (["samples=0"], "samples=0"),
     "more samples than data": (["samples=99999"], "samples=99999: the data have only"),
     "too many shots": (["shots=500"], "shots=500"),
-    "a number that is none": (["embed_transform=anchor_offset", "eps=big"], "eps=big: expected a number"),
+    "an invalid number": (["embed_transform=anchor_offset", "eps=big"], "eps=big: expected a number"),
     "k above the vocabulary": (["embed_transform=nearest_k", "k=5000"], "k=5000: must be between 1 and"),
     "alpha out of range": (["embed_transform=nearest_k", "alpha=1.5"], "alpha=1.5"),
     "tau out of range": (["embed_transform=soft_vocab", "tau=0"], "tau=0.0"),
@@ -431,7 +436,8 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(cli, monkeypatch
     ]
 
 
-def test_a_damaged_result_is_named_left_alone_and_fails_the_sweep(cli):
+def test_a_damaged_result_fails_the_sweep_and_is_kept(cli):
+    """The error names the file; force=true overwrites it."""
     command = [*PAIR, *SMALL]
     cli(*command)
     damaged = Path("outputs/smoke/baseline.json")
@@ -445,7 +451,7 @@ def test_a_damaged_result_is_named_left_alone_and_fails_the_sweep(cli):
     assert status == 0
 
 
-def test_predictions_cut_short_are_no_finished_result(cli):
+def test_truncated_predictions_make_a_result_unfinished(cli):
     cli(*SMALL)
     rows = Path("outputs/single/baseline.predictions.jsonl")
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
@@ -470,7 +476,7 @@ def test_model_id_and_samples_come_from_the_environment(cli, monkeypatch, tiny):
     assert (result["model"], result["num_samples"]) == ("tiny_random", 2)
 
 
-def test_what_does_not_fit_into_the_context_is_counted(cli):
+def test_examples_longer_than_the_context_are_counted(cli):
     contexts = {f"q{i}": f"Number {i} lives here." for i in range(4)} | {"long": "Number " + "word " * 5000}
     rows = [{"id": i, "context": context, "question": "Who?", "answers": "Number"} for i, context in contexts.items()]
     Path("mine.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
@@ -484,7 +490,7 @@ def test_what_does_not_fit_into_the_context_is_counted(cli):
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_to_the_same_summary(tmp_path):
+def test_a_killed_sweep_resumes_to_the_same_summary(tmp_path):
     sweep = ["-m", "sweep=smoke", "only=baseline|rms*|nearest*", *SMALL, "embed_source=text,noisy"]
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
@@ -509,7 +515,7 @@ def test_a_killed_sweep_goes_on_to_the_same_summary(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(tmp_path):
+def test_two_processes_match_one(tmp_path):
     """The two are started by the real launcher, each with one thread, as is the one."""
     sweep = ["-m", "sweep=smoke", "only=baseline|nearest*|random*", *SMALL, "batch_tokens=700"]
     for folder in ("one", "two"):

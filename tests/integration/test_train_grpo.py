@@ -1,4 +1,4 @@
-"""The GRPO loop: one command from nothing, exact resume after SIGKILL, two processes, and what it refuses."""
+"""The GRPO loop: one command from raw pairs, exact resume after SIGKILL, two processes, and refused settings."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ SMALL = [
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder with the pairs in it."""
+    """Return an empty folder with the pairs in it."""
     write_pairs(tmp_path / "pairs.jsonl")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -79,7 +79,7 @@ SAME = ("metrics.jsonl", "held_out.jsonl", "completions.jsonl", "ledger.jsonl")
 
 
 @pytest.mark.float_path
-def test_one_command_does_it_all(training, here):
+def test_one_command_trains_and_writes_every_file(training, here):
     status, out, err = training()
     assert status == 0, err
     result = json.loads((RUN / "result.json").read_text())
@@ -147,7 +147,7 @@ def test_one_command_does_it_all(training, here):
 @pytest.mark.float_path
 @pytest.mark.statistical
 def test_the_reward_rises(training):
-    """Vowels are easy to learn where a completion has two tokens: the gain is about .2, whatever the seed."""
+    """Vowels are easy to learn where a completion has two tokens: the gain is about .2 with any seed."""
     status, out, err = training("steps=20", "grpo.num_generations=24", "grpo.beta=0.0", "grpo.max_completion_length=2",
                                 "optimizer.learning_rate=0.02", "batch_tokens=4096", "grpo.eval_prompts=7",
                                 "grpo.eval_generations=24", "grpo.eval_every=20", f"seed={shifted(0)}",
@@ -160,7 +160,7 @@ def test_the_reward_rises(training):
 
 @pytest.mark.float_path
 @pytest.mark.parametrize("method", ["lora", "all"])
-def test_other_ways_of_tuning_save_the_whole_policy(training, method):
+def test_lora_and_full_tuning_save_the_whole_policy(training, method):
     status, _, err = training(f"tuning.method={method}", "steps=2", "grpo.eval_prompts=0")
     assert status == 0, err
     result = json.loads((RUN / "result.json").read_text())
@@ -173,7 +173,7 @@ def test_other_ways_of_tuning_save_the_whole_policy(training, method):
 
 
 def trained_and_given(tiny) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Weights of the saved policy beside those of the model that it began with."""
+    """Return each weight of the saved policy and its value in the model that training started from."""
     trained = load_file(RUN / "model" / "model.safetensors")
     given = tiny.model.state_dict()
     return [(value, given[name]) for name, value in trained.items()]
@@ -189,7 +189,7 @@ def trained_and_given(tiny) -> list[tuple[torch.Tensor, torch.Tensor]]:
         (["grpo.reward_funcs=[tests.helpers.rewards:constant]"], "all rewards of a group are equal"),
     ],
 )
-def test_a_step_that_teaches_nothing_leaves_the_policy_as_it_was(training, tiny, settings, why):
+def test_a_step_without_a_gradient_leaves_the_policy_unchanged(training, tiny, settings, why):
     status, out, err = training(*settings, "steps=2", "grpo.eval_prompts=0", "optimizer.weight_decay=0.5")
     assert status == 0, err
     metrics = read_rows(RUN / "metrics.jsonl")
@@ -204,8 +204,8 @@ def test_a_step_that_teaches_nothing_leaves_the_policy_as_it_was(training, tiny,
     assert all(torch.equal(mine, given) for mine, given in trained_and_given(tiny))
 
 
-def test_what_another_process_learns_moves_this_one_too(training, tiny, monkeypatch):
-    def of_two(state, numbers):  # tokens, sequences and whether there is a pull: the other process has one
+def test_a_gradient_of_another_process_updates_this_one(training, tiny, monkeypatch):
+    def of_two(state, numbers):  # tokens, sequences, and whether there is a gradient: the other process has one
         return [*numbers, [*numbers[0][:2], 1]] if isinstance(numbers[0], list) and len(numbers[0]) == 3 else numbers
 
     monkeypatch.setattr(grpo_step, "gather_from_all", of_two)
@@ -216,7 +216,7 @@ def test_what_another_process_learns_moves_this_one_too(training, tiny, monkeypa
     assert not all(torch.equal(mine, given) for mine, given in trained_and_given(tiny))
 
 
-def test_force_begins_anew_once_and_then_goes_on(training, monkeypatch):
+def test_force_restarts_once_and_then_resumes(training, monkeypatch):
     from latentwire.harness.run import Run
 
     assert training()[0] == 0
@@ -240,7 +240,7 @@ def test_force_begins_anew_once_and_then_goes_on(training, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits(training, here, tmp_path_factory, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_bits(training, here, tmp_path_factory, monkeypatch):
     more = ("steps=12", "checkpoint_every=5", "grpo.eval_every=3", "optimizer.schedule=cosine", "grpo.top_p=0.9")
     assert training(*more)[0] == 0
     whole = here / RUN
@@ -292,7 +292,7 @@ def die_at(point: str, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_with_the_same_bits(training, here, tmp_path_factory, monkeypatch):
+def test_a_run_killed_several_times_ends_with_the_same_bits(training, here, tmp_path_factory, monkeypatch):
     more = ("steps=6", "grpo.eval_every=3", "optimizer.schedule=cosine")
     assert training(*more)[0] == 0
     other = tmp_path_factory.mktemp("killed")
@@ -315,8 +315,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(training, here, tm
 
 
 @pytest.mark.slow
-def test_two_processes_build_and_train_all_of_it_by_density(here):
-    """The line of the README, small: pairs, prompts, densities, reward model and policy, by two processes."""
+def test_two_processes_run_the_whole_density_pipeline(here):
+    """Two processes build pairs, prompts, densities, a reward model and a policy, as the README's command does."""
     with (here / "pairs.jsonl").open("a", encoding="utf-8") as file:
         for n in range(20):
             file.write(
@@ -347,7 +347,7 @@ def test_two_processes_build_and_train_all_of_it_by_density(here):
 
 @pytest.mark.float_path
 @pytest.mark.slow
-def test_two_processes_draw_the_same_and_lose_the_same(training, here, tmp_path_factory):
+def test_two_processes_match_one(training, here, tmp_path_factory):
     assert training("steps=3")[0] == 0
     other = tmp_path_factory.mktemp("two")
     shutil.copy(here / "pairs.jsonl", other)
@@ -366,7 +366,7 @@ def test_two_processes_draw_the_same_and_lose_the_same(training, here, tmp_path_
     assert json.loads((two / "result.json").read_text())["processes"] == 2
 
 
-def test_a_loss_that_is_no_number_stops_the_run(training, monkeypatch):
+def test_a_nan_loss_stops_the_run(training, monkeypatch):
     import kat.grpo.step
 
     monkeypatch.setattr(kat.grpo.step, "advantages", lambda rewards, scale: rewards * torch.nan)
@@ -376,7 +376,7 @@ def test_a_loss_that_is_no_number_stops_the_run(training, monkeypatch):
     assert not (RUN / "result.json").exists() and not (RUN / "metrics.jsonl").exists()
 
 
-def test_memory_that_runs_out_is_told_with_what_to_lower(training, monkeypatch):
+def test_out_of_memory_names_the_settings_to_lower(training, monkeypatch):
     import kat.grpo.step
 
     def full(*_: object) -> None:
@@ -425,7 +425,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(training, monkeypatch):
         (["grpo.beta=much"], "grpo.beta=much: expected a number"),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_remedy(training, here, arguments, message):
+def test_invalid_settings_are_refused_with_a_remedy(training, here, arguments, message):
     (here / "outputs").mkdir()
     status, _, err = training(*arguments)
     assert status == 1 and message in err
@@ -444,7 +444,8 @@ def test_a_batch_that_does_not_divide_is_refused(training, monkeypatch):
     assert status == 1 and "2 processes cannot share them evenly; use a multiple of 2" in err
 
 
-def test_a_policy_is_no_reward_model_and_another_tokenizer_no_fit(training, here, tiny):
+def test_unsuitable_models_are_refused(training, here, tiny):
+    """A policy as reward model, a reward model as policy, other tokenizers and pickled weights are refused."""
     folder = here / "lm"
     tiny.model.save_pretrained(folder)
     tiny.tokenizer.save_pretrained(folder)
@@ -496,7 +497,7 @@ def test_a_policy_is_no_reward_model_and_another_tokenizer_no_fit(training, here
     assert identity["policy"] != identity["reward"] and identity["reward_functions"] == {}
 
 
-def test_no_disk_is_said_and_what_is_finished_stays(training, monkeypatch):
+def test_a_full_disk_stops_the_run_with_a_remedy(training, monkeypatch):
     from latentwire.harness import checkpoint
 
     def full(*_, **__):
@@ -507,7 +508,7 @@ def test_no_disk_is_said_and_what_is_finished_stays(training, monkeypatch):
     assert status == 1 and "No space left on device" in err and "free some space" in err
 
 
-def test_the_trackers_run_is_told(training, monkeypatch):
+def test_the_tracker_receives_metrics_tables_and_histograms(training, monkeypatch):
     from latentwire.harness import run
 
     told: list[tuple] = []
@@ -536,7 +537,8 @@ def test_the_trackers_run_is_told(training, monkeypatch):
     assert told[-1][0] == "close" and "held_out/reward" in told[-1][1]
 
 
-def test_the_learning_rate_follows_its_schedule_over_the_inner_epochs(training):
+def test_the_schedule_counts_inner_epochs(training):
+    """With 2 inner epochs a step, the logged rates of 2 steps are 0.0075 and 0.0025."""
     assert training("steps=2", "optimizer.schedule=linear", "grpo.eval_prompts=0")[0] == 0
     assert [row["learning_rate"] for row in read_rows(RUN / "metrics.jsonl")] == pytest.approx([0.0075, 0.0025])
 
@@ -555,7 +557,7 @@ def test_micro_batches_change_nothing(training, monkeypatch):
     assert sizes == {"whole": [1, 1], "parts": [6, 6]}
     for whole, parts in zip(*(read_rows(Path(name) / "metrics.jsonl") for name in ("whole", "parts")), strict=True):
         assert parts == pytest.approx(whole, rel=1e-3, abs=1e-4)
-        assert whole["entropy"] <= math.log(2048)  # a token's, not a completion's
+        assert whole["entropy"] <= math.log(2048)  # the entropy of a token, not of a completion
 
 
 @pytest.mark.parametrize("how", ["dapo", "grpo"])
@@ -573,7 +575,7 @@ def test_the_weights_of_a_step_sum_to_one(training, monkeypatch, how):
     assert sum(sums) == pytest.approx(1)
 
 
-def test_each_step_place_and_seed_draws_its_own_as_set(training, monkeypatch):
+def test_sampling_uses_the_settings_and_a_key_for_each_group(training, monkeypatch):
     real, asked = grpo_step.sample, []
 
     def noted(model, prompts, keys, how, *, seed, **more):

@@ -1,4 +1,4 @@
-"""The task latent from the command line on a tiny model: training, resuming, asking, reporting, screening."""
+"""The task latent from the command line on a tiny model: training, resuming, evaluating, reporting, screening."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def full(*_: object) -> None:
 
 
 @pytest.mark.float_path
-def test_reconstruction_alone_learns_and_can_be_asked(trains, cli, tmp_path):
+def test_reconstruction_learns_and_can_be_evaluated(trains, cli, tmp_path):
     status, _, err = trains(*QUICK, "evaluate_every=1", "out=run")
     assert status == 0, err
     steps = read_rows(tmp_path / "run" / "metrics.jsonl")
@@ -85,14 +85,14 @@ def test_a_checkpoint_of_another_lm_is_refused_before_any_work(trains, cli, tmp_
     )
     assert status == 1
     assert "not for this one; choose that model" in err
-    assert not list((tmp_path / "outputs").rglob("control_*"))  # nor are the controls asked first
+    assert not list((tmp_path / "outputs").rglob("control_*"))  # the controls are not evaluated first either
     status, _, err = cli("model=tiny_random", "embed_source=latent", "samples=2")
     assert status == 1
     assert "checkpoint=FOLDER" in err
 
 
 @pytest.mark.float_path
-def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tmp_path, monkeypatch):
+def test_each_loss_is_logged_and_the_report_has_controls(trains, cli, tmp_path, monkeypatch):
     status, _, err = trains(*WHOLE, "out=run")
     assert status == 0, err
     steps = read_rows(tmp_path / "run" / "metrics.jsonl")
@@ -110,12 +110,12 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
         assert step["loss"] == pytest.approx(sum(weights[name] * step[name] for name in own), rel=1e-5)
     assert [step["epoch"] for step in steps if "held_out_f1" in step] == [1, 2]
 
-    with monkeypatch.context() as patch:  # other words would be chosen
+    with monkeypatch.context() as patch:  # another version of the word selection
         patch.setattr("latentwire.encoders.grouping.FORMAT", 3)
         status, _, err = trains(*WHOLE, "out=run")
     assert status == 1
     assert "encoder.words was 2 and is 3" in err
-    with monkeypatch.context() as patch:  # other passages
+    with monkeypatch.context() as patch:  # another version of the passage selection
         patch.setattr("latentwire.latent_training.passages.FORMAT", 2)
         status, _, err = trains(*WHOLE, "out=run")
     assert status == 1
@@ -139,7 +139,7 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
         assert low < rows["cut"][measure] < high
     assert rows["text"]["kl"] == 0 < rows["empty"]["kl"]
     assert ": the latents save positions, not bytes" in out
-    assert "-0.000" not in out  # nothing has no sign
+    assert "-0.000" not in out  # zero is printed without a sign
     with monkeypatch.context() as patch:
         patch.setattr("latentwire.evaluation.latent_report.evaluate", full)
         status, _, err = cli(*asking, "out=other", "batch_tokens=300")
@@ -154,19 +154,19 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
     assert cli(*asking)[0] == 0
     after = {path: path.stat().st_mtime_ns for path in before}
     made = {path.name for path in before if after[path] != before[path]}
-    assert made == {"cut_likelihood.json", "report.json"}  # what is there is not asked again
+    assert made == {"cut_likelihood.json", "report.json"}  # existing results are not evaluated again
     again = json.loads((tmp_path / "report/report.json").read_text())
     assert [row["nll"] for row in again["rows"]] == [row["nll"] for row in report["rows"]]
 
     def made_by(*more: str) -> set[str]:
-        """Which results are made anew."""
+        """Return the names of the results that are computed again."""
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / "report").glob("*.json")}
         assert cli(*asking, *more)[0] == 0
         return {path.stem for path, time in before.items() if path.stat().st_mtime_ns != time} - {"report"}
 
     with monkeypatch.context() as patch:
         patch.setattr("latentwire.evaluation.latent_report.prepare", full)
-        assert made_by() == set()  # nothing is loaded where nothing is missing
+        assert made_by() == set()  # without a missing result, no model is loaded
     with monkeypatch.context() as patch:
         patch.setattr("latentwire.evaluation.likelihood.FORMAT", 2)
         assert made_by() == {f"{name}_likelihood" for name in rows}
@@ -174,12 +174,12 @@ def test_all_losses_have_their_curve_and_the_report_its_controls(trains, cli, tm
 
 
 @pytest.mark.float_path
-def test_a_killed_run_goes_on_bit_for_bit(trains, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_bit_for_bit(trains, tmp_path, monkeypatch):
     assert trains(*WHOLE, "out=straight")[0] == 0
     logged = read_rows(tmp_path / "straight" / "metrics.jsonl")
 
     class KilledError(BaseException):
-        """Nothing catches it, as nothing catches SIGKILL."""
+        """An exception that no handler catches, like SIGKILL."""
 
     real = Run.log
     for at in (3, 5):  # in either phase
@@ -207,7 +207,7 @@ def test_a_killed_run_goes_on_bit_for_bit(trains, tmp_path, monkeypatch):
 
 
 def test_a_run_that_stops_early_keeps_its_best(trains, tmp_path):
-    # a learning rate of nothing: no epoch is better than the first
+    # a learning rate near 0: no epoch is better than the first
     status, _, err = trains(
         *QUICK, "out=run", "epochs=9", "patience=2", "evaluate_every=1", "optimizer.learning_rate=1e-30"
     )
@@ -220,7 +220,7 @@ def test_a_run_that_stops_early_keeps_its_best(trains, tmp_path):
 
 
 def test_no_run_stops_before_the_first_answers(trains, tmp_path):
-    # a learning rate of nothing, and yet the first phase is no reason to stop
+    # a learning rate near 0, yet the run may not stop in its first phase
     status, _, err = trains(
         *BASE, "encoder=bottleneck", "d_z=8", "samples=9", "max_new_tokens=2", "out=run", "epochs=6", "first_phase=0.5",
         "patience=1", "weights.text=0", "weights.continuation=0", "weights.distillation=0",
@@ -232,7 +232,7 @@ def test_no_run_stops_before_the_first_answers(trains, tmp_path):
     assert result["stopped"] and result["held_out"]["epoch"] == 1
 
 
-def test_a_device_without_memory_is_told_with_what_to_lower(trains, monkeypatch):
+def test_out_of_memory_names_the_settings_to_lower(trains, monkeypatch):
     monkeypatch.setattr("latentwire.latent_training.task.LatentObjective.losses", full)
     status, _, err = trains(*QUICK, "out=run", "batch_tokens=300")
     assert status == 1
@@ -247,7 +247,8 @@ CANDIDATES = [
 ]
 
 
-def test_a_screening_promotes_by_thirds_and_goes_on_where_a_run_stopped(trains, tmp_path):
+def test_a_screening_promotes_a_third_and_resumes_runs(trains, tmp_path):
+    """Promoted runs continue from their last checkpoint, and a repeated screening reports the same scores."""
     given = ["-m", "sweep=latent_screen", f"sweep.grids=[{','.join(CANDIDATES)}]", *BASE[1:], "d_z=8", "epochs=3",
              "sweep.rounds=[1,2,3]", "judge_by=cosine"]  # fmt: skip
     status, out, err = trains(*given)
@@ -271,10 +272,10 @@ def test_a_screening_promotes_by_thirds_and_goes_on_where_a_run_stopped(trains, 
     screened = read_rows(tmp_path / folder / "metrics.jsonl")
     assert [step["loss"] for step in straight] == [step["loss"] for step in screened]
 
-    # Given again it says the same of every round, though the promoted runs are further by now.
+    # A repetition reports the same scores for each round, although the promoted runs are further by now.
     assert trains(*given)[0] == 0
     assert json.loads((tmp_path / "outputs/latent_screen/screen.json").read_text()) == screen
-    status, _, err = trains(*given, "sweep.rounds=[2,3]")  # of those that went on only what was judged is known
+    status, _, err = trains(*given, "sweep.rounds=[2,3]")  # promoted runs have scores only at the judged epochs
     assert status == 0, err
     (further,) = (tmp_path / "outputs/latent_screen").glob(f"{Path(best['encoders'][0]).parent.name}/result.json")
     told = json.loads(further.read_text())
@@ -284,7 +285,7 @@ def test_a_screening_promotes_by_thirds_and_goes_on_where_a_run_stopped(trains, 
     assert status == 1
     assert "was trained further and not evaluated at that epoch" in err
     assert "Traceback" not in err
-    # Begun anew, a promoted run goes on with what the first round began.
+    # With force=true, a promoted run continues the run that the first round started.
     assert trains(*given, "force=true")[0] == 0
     for run in screen["runs"]:
         assert [path.name for path in (tmp_path / run["encoder"]).parent.glob("replaced/*")] == ["1"]
@@ -332,11 +333,11 @@ def test_the_interval_is_students():
     assert interval([0.0, 1.0]) == [-1.0, 1.0]
 
 
-def test_a_third_goes_on_and_at_least_one():
+def test_a_third_is_promoted_and_at_least_one():
     assert [promoted(n) for n in (1, 2, 3, 4, 9, 10)] == [1, 1, 1, 2, 3, 4]
 
 
-def test_a_candidate_whose_numbers_explode_does_not_stop_the_others(trains, tmp_path):
+def test_a_diverging_candidate_does_not_stop_the_others(trains, tmp_path):
     status, _, err = trains("-m", *QUICK, "optimizer.learning_rate=1e-3,1e30")
     assert status == 0, err
     assert err.count("FAILED") == 1
@@ -347,7 +348,8 @@ def test_a_candidate_whose_numbers_explode_does_not_stop_the_others(trains, tmp_
     assert "learning_rate0.001" in ranked["candidate"]
 
 
-def test_parts_that_splitting_made_too_short_are_left_out_and_counted(trains, tmp_path):
+def test_too_short_parts_of_split_passages_are_skipped(trains, tmp_path):
+    """The run counts the skipped parts; a passage that is this short in the file is refused."""
     whole = "The ferry left the long pier at noon with forty sacks of flour, and nobody on the quay waved. No."
     (tmp_path / "more.txt").write_text(whole)
     arguments = [*WHOLE, "out=run", "weights.continuation=0", "stop_epoch=1", "ratio=4", "extra=more.txt"]
@@ -357,9 +359,9 @@ def test_parts_that_splitting_made_too_short_are_left_out_and_counted(trains, tm
     assert counts["parts of split passages, too short for ratio=4"] == 1
     assert "note: skipped 1 parts of split passages, too short for ratio=4" in err
     weights = load_file(tmp_path / "run/encoder/model.safetensors")
-    assert len(set(weights["encoder.information"].tolist())) > 2  # words are those of the texts
+    assert len(set(weights["encoder.information"].tolist())) > 2  # the words come from the texts
     assert not weights["encoder.begins"].all()
-    (tmp_path / "more.txt").write_text("No.")  # a passage that somebody wrote so is refused
+    (tmp_path / "more.txt").write_text("No.")  # a passage that is this short in the file is refused
     status, _, err = trains(*arguments, "force=true", "extra_words=18")
     assert status == 1
     assert "ratio=4: more than the" in err
@@ -373,7 +375,7 @@ def test_rounds_rise():
             rounds_of(OmegaConf.create({"sweep": {"rounds": rounds}}))
 
 
-def test_a_screening_is_told_with_what_it_does_not_tell_apart():
+def test_the_screening_text_names_candidates_level_with_the_best():
     ranking = rank(runs(a=[0.5, 0.5], b=[0.49, 0.51], c=[0.1, 0.1]))
     text = render_ranking(
         {"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]}
@@ -391,7 +393,7 @@ def test_a_screening_is_told_with_what_it_does_not_tell_apart():
         (["weights.answer=-1"], "weights.answer=-1.0: must be 0 or more"),
         (["layers=1", "ratio=500"], "ratio=500: more than the"),
         (["layers=9"], "layers=9: must be between 1 and the LM's 2 layers"),
-        (["layers=1", "ratio=36"], "ratio=36: more than the"),  # of its first half, that is
+        (["layers=1", "ratio=36"], "ratio=36: more than the"),  # more than the tokens of its first half
         (["encoder=byte", "weights.vocabulary=1"], "random tokens are not a passage that encoder=byte can encode"),
         (["embed_transform=random_interpolation"], "does not depend on the encoder"),
         (["encoder=byte", "latent_len=4096"], "positions, more than the model's 4096"),
@@ -408,7 +410,7 @@ def test_a_screening_is_told_with_what_it_does_not_tell_apart():
         (["latent_len=3"], "latent_len=3: encoder=lm_layers has no such dial"),
     ],
 )
-def test_what_is_wrong_is_said_before_any_work(trains, tmp_path, arguments, message):
+def test_invalid_settings_are_refused_before_any_work(trains, tmp_path, arguments, message):
     usual = [] if {"layers", "encoder", "latent_len"} & {a.split("=")[0] for a in arguments} else ["layers=1"]
     status, _, err = trains(*BASE, "out=run", *usual, *arguments)
     assert status == 1
@@ -424,14 +426,14 @@ def test_losses_that_are_all_off_are_refused():
     assert not weights.trains_answers() and not weights.needs_lm()
 
 
-NOWHERE = "optimizer.learning_rate=1e-30"  # steps that lead nowhere
+NOWHERE = "optimizer.learning_rate=1e-30"  # steps that change nothing
 
 
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "encoder/model.safetensors")
 
 
-def test_gradients_are_weighed_and_shared_over_the_step():
+def test_gradients_are_weighted_and_averaged_over_the_step():
     x, sums = torch.ones(2, requires_grad=True), {}
     weights = LossWeights(**{**OFF, "embedding": 1, "rms": 0.5})
     for _ in range(2):  # two batches of one step
@@ -441,7 +443,7 @@ def test_gradients_are_weighed_and_shared_over_the_step():
 
 
 @pytest.mark.float_path
-def test_a_step_in_parts_is_the_step(trains, tmp_path, monkeypatch):
+def test_splitting_a_step_into_batches_changes_nothing(trains, tmp_path, monkeypatch):
     real, asked = LatentObjective.losses, {1: [], 4096: []}
     for batch_tokens, sizes in asked.items():
 
@@ -473,7 +475,7 @@ def test_training_starts_from_the_lms_layers(trains, tiny, tmp_path):
     assert torch.equal(saved, tiny.model.base_model.get_parameter(name))
 
 
-def test_first_weights_hang_on_the_seed_alone(trains, tmp_path):
+def test_initial_weights_depend_only_on_the_seed(trains, tmp_path):
     for name, more in (("a", "seed=0"), ("b", "seed=1"), ("c", "embed_transform=rms_matching")):
         assert trains(*QUICK, "epochs=1", NOWHERE, more, f"out={name}")[0] == 0
     a, b, c = (weights_in(tmp_path / name)["encoder.down.weight"] for name in "abc")
@@ -491,7 +493,7 @@ def test_the_rate_follows_its_schedule(trains, tmp_path):
     assert len(set(shares)) > 2
 
 
-def test_noise_is_new_at_every_step_and_absent_when_judged(trains, monkeypatch):
+def test_noise_is_drawn_at_each_step_but_not_in_evaluation(trains, monkeypatch):
     seen, real = [], SoftCodebook.repair
 
     def spied(self, x, generator):
@@ -506,7 +508,7 @@ def test_noise_is_new_at_every_step_and_absent_when_judged(trains, monkeypatch):
     assert {seed for training, seed in seen if not training} == {None}
 
 
-def test_whatever_decides_a_run_is_its_identity(trains, tmp_path):
+def test_settings_that_affect_a_run_are_in_its_identity(trains, tmp_path):
     (tmp_path / "more.txt").write_text("A text.")
     assert trains(*QUICK, "epochs=1", "out=run")[0] == 0
     for change in ("seed=1", "embed_transform=rms_matching", "weights.rms=1", "optimizer.learning_rate=0.1",
@@ -516,7 +518,9 @@ def test_whatever_decides_a_run_is_its_identity(trains, tmp_path):
         assert "belongs to another configuration" in err, change
 
 
-def test_a_held_out_passage_that_the_ratio_leaves_nothing_of_is_refused(trains, tmp_path):
+def test_a_ratio_above_a_held_out_passage_is_refused(trains, tmp_path):
+    """The ratio is larger than the number of tokens of the shortest held-out passage."""
+
     def held(text: str) -> bool:
         return int(fingerprint(text)[:8], 16) / 2**32 < 0.3
 
@@ -532,7 +536,7 @@ def test_a_held_out_passage_that_the_ratio_leaves_nothing_of_is_refused(trains, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_of_another_version_is_told(trains, monkeypatch):
+def test_a_checkpoint_of_another_version_is_refused(trains, monkeypatch):
     assert trains(*QUICK, "stop_epoch=1", "out=run")[0] == 0
 
     def missing(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Prompts kept from training: the same for every seed, by id alone; and models that were trained on them."""
+"""Held-out prompts: chosen by id alone, the same for every seed; and models that were trained on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_about_the_share_is_held_out(share):
     assert abs(chosen - share * len(IDS)) < 4 * (len(IDS) * share * (1 - share)) ** 0.5
 
 
-def test_a_larger_share_holds_out_the_same_and_more():
+def test_a_larger_share_contains_the_smaller_one():
     small = {name for name in IDS if held_out(name, 0.1)}
     large = {name for name in IDS if held_out(name, 0.3)}
     assert small < large
@@ -33,11 +33,11 @@ def test_the_rule_is_the_id_under_a_fixed_salt():
     digest = hashlib.blake2b(b"abc", digest_size=8, salt=b"held-out prompts").hexdigest()
     place = int(digest, 16) / 2**64
     assert held_out("abc", place + 1e-9) and not held_out("abc", place - 1e-9)
-    # Written out: if this changes, earlier runs trained on what is held out now.
+    # Fixed values: if they change, earlier runs were trained on prompts that are held out now.
     assert [name for name in ("a", "b", "c", "d", "e", "f", "g", "h") if held_out(name, 0.5)] == ["b", "d", "f"]
 
 
-def test_nothing_is_held_out_of_share_0():
+def test_share_0_holds_out_no_prompt():
     assert not any(held_out(name, 0) for name in IDS)
 
 
@@ -48,14 +48,14 @@ def test_a_share_out_of_range_is_refused(share):
 
 
 def run_folder(path: Path, drawn: dict[str, int], **config) -> Path:
-    """The folder of a model as a run leaves it, with its ledger and config."""
+    """Write the folder of a run's model, with its ledger and config."""
     (path / "model").mkdir(parents=True)
     (path / "ledger.jsonl").write_text("".join(json.dumps({"id": i, "drawn": n}) + "\n" for i, n in drawn.items()))
     (path / "config.json").write_text(json.dumps(config))
     return path / "model"
 
 
-def test_a_model_that_has_seen_what_is_held_out_is_refused(tmp_path, capfd):
+def test_a_model_trained_on_held_out_prompts_is_refused(tmp_path, capfd):
     folder = tmp_path / "model"
     folder.mkdir()
     require_unseen("reward=x", folder, {"a", "b"})
@@ -73,7 +73,7 @@ def test_a_model_that_has_seen_what_is_held_out_is_refused(tmp_path, capfd):
         require_unseen("reward=x", tmp_path / "model" / ".." / "run", {"c"})
 
 
-def test_what_a_run_went_on_from_counts_too(tmp_path, capfd):
+def test_prompts_of_ancestor_runs_count_as_seen(tmp_path, capfd):
     first = run_folder(tmp_path / "first", {"a": 2})
     run_folder(tmp_path / "second", {"b": 1}, model={"origin": "path", "path": str(first)})
     third = run_folder(tmp_path / "third", {"c": 1}, policy=str(tmp_path / "second"), model={"origin": "wheel"})
@@ -88,10 +88,10 @@ def test_what_a_run_went_on_from_counts_too(tmp_path, capfd):
     require_unseen("policy=x", third, {"d"})
     assert f"started from {first}, which does not exist" in capfd.readouterr().err
     run_folder(tmp_path / "first", {"a": 2}, policy=str(tmp_path / "third"))
-    require_unseen("policy=x", third, {"d"})  # in a circle, as copied folders may be
+    require_unseen("policy=x", third, {"d"})  # ancestors in a circle, as after copying folders
 
 
-def test_a_path_to_begin_with_is_looked_at_too(tmp_path, capfd):
+def test_the_starting_model_is_checked_too(tmp_path, capfd):
     folder = run_folder(tmp_path / "run", {"a": 1})
     for model in (ModelSpec("m", "path", path=str(folder)), ModelSpec("m", "path", path=str(tmp_path / "run"))):
         with pytest.raises(UserError, match=r"model.path=.*: was trained on 1 of the 1 prompts"):

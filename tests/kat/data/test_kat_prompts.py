@@ -45,7 +45,7 @@ def test_the_id_is_the_hash_of_the_normal_form():
     assert normalise([{"role": " User ", "content": "\n e\u0301 \r\n\r x "}]) == u("\u00e9 \n\n x")
 
 
-def test_prompts_are_told_apart_by_the_whole_conversation():
+def test_ids_depend_on_the_whole_conversation():
     different = [u("Why?"), u("why?"), u("Why"), u("W hy?"), u("Wh\ny?"), [*u("Why?"), *u("Why?")],
                  [{"role": "system", "content": "Why?"}], u("user: Why?")]  # fmt: skip
     assert len({prompt_id(prompt) for prompt in different}) == len(different)
@@ -60,7 +60,7 @@ def test_equal_prompts_are_one_with_their_sources_and_splits():
     assert pair_to_prompt == [("1", why.id), ("2", how.id), ("3", why.id), ("4", dialogue.id)]
 
 
-def test_all_splits_can_be_asked_for():
+def test_without_a_split_all_prompts_are_taken():
     prompts, pair_to_prompt = unique_prompts(PAIRS)
     assert [prompt.multiplicity for prompt in prompts] == [3, 1, 1, 1]
     assert len(pair_to_prompt) == len(PAIRS)
@@ -92,7 +92,7 @@ def test_the_task_writes_prompts_and_the_map_and_they_read_back(cli):
     assert prompts == unique_prompts(PAIRS, "train")[0]
     rows = [json.loads(line) for line in Path("outputs/kat/pair_to_prompt.jsonl").read_text().splitlines()]
     assert [(row["pair_id"], row["prompt_id"]) for row in rows] == unique_prompts(PAIRS, "train")[1]
-    # Another file has its own map beside it, and both maps stay.
+    # Another file has its own map, and both maps stay.
     before = Path("outputs/kat/pair_to_prompt.jsonl").read_bytes()
     assert cli("task=prompts", "split=null", "out=all.jsonl")[0] == 0
     assert len(read_prompts(Path("outputs/kat/all.jsonl"))) == 4
@@ -112,14 +112,14 @@ def test_the_task_writes_prompts_and_the_map_and_they_read_back(cli):
         ("embeddings.pt", "would overwrite embeddings_file"),
     ],
 )
-def test_no_output_takes_the_place_of_another_result(cli, name, reason):
+def test_an_output_cannot_overwrite_another_result(cli, name, reason):
     write_jsonl(Path("outputs/kat/pairs_all.jsonl"), [p.row() for p in PAIRS])
     status, _, err = cli("task=prompts", f"out={name}")
     assert status == 1 and reason in err, err
     assert [path.name for path in Path("outputs/kat").iterdir()] == ["pairs_all.jsonl"]
 
 
-def test_the_usual_names_are_those_of_the_config():
+def test_sidecar_names_are_defaults_of_the_config():
     usual = {str(name) for key, name in OmegaConf.load(CONF / "kat" / "files.yaml").items() if key.endswith("_file")}
     assert set(SIDECARS.values()) <= usual
 
@@ -144,7 +144,7 @@ def pairs_refusal(path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_pairs_file_that_is_none_is_refused(tmp_path):
+def test_an_invalid_pairs_file_is_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     assert "no such file; make it with task=pairs" in pairs_refusal(path)
     good = json.dumps(PAIRS[0].row())
@@ -160,7 +160,7 @@ def test_a_pairs_file_that_is_none_is_refused(tmp_path):
         assert expected in pairs_refusal(path)
 
 
-def test_a_prompts_file_that_is_none_is_refused(tmp_path):
+def test_an_invalid_prompts_file_is_refused(tmp_path):
     path = tmp_path / "prompts.jsonl"
     good = {"id": "1", "prompt": u("x"), "text": "x", "source": "a"}
     for content, expected in (

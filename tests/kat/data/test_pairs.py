@@ -1,4 +1,4 @@
-"""Preference pairs: rows as the data sets really write them, what is dropped and why, files of every kind."""
+"""Preference pairs: rows of real data sets, dropped rows with their reasons, and files of every kind."""
 
 from __future__ import annotations
 
@@ -125,7 +125,8 @@ def test_a_dialogue_is_split_at_its_real_markers_alone():
 @pytest.mark.parametrize(
     "change", [{"chosen": ""}, {"rejected": ""}, {key: text.strip() for key, text in ROWS["hh"][0].items()}]
 )
-def test_dialogues_are_known_by_either_answer_with_or_without_the_first_line_breaks(change):
+def test_one_dialogue_is_enough_to_detect_the_hh_format(change):
+    """An empty answer or missing line breaks at the start do not change the detected format."""
     assert detect({**ROWS["hh"][0], **change}) == "hh"
 
 
@@ -145,7 +146,7 @@ REFUSED = {
         {"chosen": DIALOGUE.strip() + " x", "rejected": DIALOGUE.strip() + " y"},
         "format=hh",
     ),
-    "a dialogue against none": ("trl_standard_implicit", {"rejected": f"{DIALOGUE} y"}, "format=hh"),
+    "a dialogue against plain text": ("trl_standard_implicit", {"rejected": f"{DIALOGUE} y"}, "format=hh"),
     "a tie": ("ultrafeedback", {"score_rejected": 8.0}, "the same score"),
     "one answer": ("stack_exchange", {"answers": [{"text": "x", "pm_score": 3}]}, "no two answers"),
     "no score": ("stack_exchange", {"answers": [{"text": "x"}, {"text": "y"}]}, "no pm_score"),
@@ -207,7 +208,8 @@ def test_parquet_of_conversations_reads_as_lists_of_messages(tmp_path):
     assert (pair.prompt, pair.chosen, pair.rejected) == (prompt, chosen, rejected)
 
 
-def test_what_is_dropped_has_its_place_and_reason_and_the_rest_is_kept(tmp_path):
+def test_dropped_rows_have_a_place_and_a_reason(tmp_path):
+    """The valid rows of the file are kept."""
     path = tmp_path / "mixed.jsonl"
     lines = [json.dumps(GOOD), "", '{"prompt": ', "[1]", json.dumps(GOOD), json.dumps({**GOOD, "chosen": ""})]
     path.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n" + json.dumps(MORE[1]).encode())
@@ -224,21 +226,21 @@ def test_what_is_dropped_has_its_place_and_reason_and_the_rest_is_kept(tmp_path)
     assert len([item for item in items if isinstance(item, PreferencePair)]) == 2
 
 
-def test_subsets_are_told_apart_in_the_source(tmp_path):
+def test_the_source_names_the_subset(tmp_path):
     row = ROWS["reward_bench"][0]
     pairs = of_file(write_lines(tmp_path / "x.jsonl", [row, {**row, "subset": "hep-go"}]))
     assert [pair.source for pair in pairs] == ["mine/math-prm", "mine/hep-go"]
     assert len({pair.id for pair in pairs}) == 2
 
 
-def test_ids_depend_on_the_content_alone(tmp_path):
+def test_ids_depend_only_on_the_content(tmp_path):
     first = of_file(write_lines(tmp_path / "x.jsonl", MORE))
     second = of_file(write_lines(tmp_path / "y.jsonl", MORE[::-1]))
     assert [pair.id for pair in first] == [pair.id for pair in second][::-1]
     assert len({pair.id for pair in first}) == 2
 
 
-def test_a_pair_of_the_train_split_does_not_come_again_in_the_test_split(tmp_path):
+def test_a_pair_of_the_train_split_is_dropped_from_test(tmp_path):
     files = {"train": str(write_lines(tmp_path / "x", MORE[:1])), "test": str(write_lines(tmp_path / "y", MORE))}
     items = [item for reading in readings([PairsSpec("mine", "file", files)]) for item in reading]
     assert [(type(item).__name__, item.split) for item in items] == [
@@ -252,7 +254,7 @@ def refusal(path: Path, **options: str) -> str:
     return str(caught.value)
 
 
-def test_unknown_columns_are_named_with_those_that_would_do(tmp_path):
+def test_unknown_columns_give_an_error_with_valid_columns(tmp_path):
     message = refusal(write_lines(tmp_path / "x.jsonl", [{"question": "q", "good": "a", "bad": "b"}]))
     assert "bad, good, question" in message
     assert "prompt, chosen, rejected" in message
@@ -272,7 +274,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
     assert "damaged Parquet" in refusal(tmp_path / "x.parquet")
 
 
-def test_a_spec_that_names_what_does_not_exist_is_refused():
+def test_a_spec_with_an_unknown_value_is_refused():
     for options, match in (
         ({"origin": "ftp"}, "origin=ftp"),
         ({"origin": "file", "format": "dpo"}, "format=dpo: unknown; use one of alpaca_eval"),
@@ -311,7 +313,7 @@ def test_a_hub_that_does_not_answer_is_explained(monkeypatch):
 # The task
 
 
-def test_the_task_writes_pairs_and_drops_and_says_what_it_did(cli):
+def test_the_task_writes_pairs_drops_and_a_record(cli):
     write_lines(Path("my.set.jsonl"), [*MORE, {**GOOD, "chosen": "\ud800"}])
     status, _, err = cli("task=pairs", "pairs=file", "path=my.set.jsonl")
     assert status == 0
@@ -322,7 +324,7 @@ def test_the_task_writes_pairs_and_drops_and_says_what_it_did(cli):
     assert [pair.row() for pair in read_pairs(Path("outputs/kat/pairs_all.jsonl"))] == rows
     (dropped,) = read_rows("outputs/kat/pairs_dropped.jsonl")
     assert (dropped["place"], dropped["row"]["chosen"]) == ("line 3", "\ud800")
-    # Another folder, and a file of another name: no folder is made of it.
+    # A file of another name in another folder: the name does not become a folder.
     assert cli("task=pairs", "pairs=file", "path=my.set.jsonl", "out=./mine.jsonl")[0] == 0
     assert Path("mine.jsonl").read_bytes() == Path("outputs/kat/pairs_all.jsonl").read_bytes()
     assert Path("mine_pairs_dropped.jsonl").is_file()
@@ -331,12 +333,12 @@ def test_the_task_writes_pairs_and_drops_and_says_what_it_did(cli):
     assert (record["rows"], record["pairs"], record["dropped"]) == (3, 2, reasons)
     assert record["origin"]["sha256"] == hashlib.sha256(Path("my.set.jsonl").read_bytes()).hexdigest()
     assert json.loads(Path("mine_pairs.json").read_text())["sets"] == {"my/train": record}
-    # What was written is itself a file that can be read.
+    # The written file can be read as pairs.
     assert cli("task=pairs", "pairs=file", "path=mine.jsonl", "folder=again")[0] == 0
     assert [row["prompt"] for row in read_rows("again/pairs_all.jsonl")] == [row["prompt"] for row in rows]
 
 
-def test_nothing_is_written_where_nothing_is_usable(cli):
+def test_a_file_without_usable_rows_writes_nothing(cli):
     write_lines(Path("bad.jsonl"), [{**GOOD, "chosen": ""}, 3])
     status, _, err = cli("task=pairs", "pairs=file", "path=bad.jsonl")
     assert status == 1
@@ -356,7 +358,7 @@ def test_nothing_is_written_where_nothing_is_usable(cli):
         assert expected in err
 
 
-def test_a_split_without_a_pair_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
+def test_a_split_without_pairs_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_lines(Path("good.jsonl"), MORE)
     write_lines(Path("bad.jsonl"), [{**GOOD, "chosen": ""}])
@@ -385,7 +387,7 @@ def test_nq_open_out_of_its_wheel_gives_the_judged_triples(cli):
     kept, dropped = read_rows("outputs/kat/pairs_all.jsonl"), read_rows("outputs/kat/pairs_dropped.jsonl")
     reasons = [row["reason"] for row in dropped]
     assert reasons.count("no wrong answer") == 399
-    # 8,519 triples of right and wrong; written without JSON's escapes 6 are equal and 1 comes twice.
+    # 8,519 triples with a right and a wrong answer; without JSON's escapes, 6 are equal and 1 is a duplicate.
     assert len(kept) == 8512
     assert sorted(set(reasons)) == [
         "chosen and rejected are the same",

@@ -70,7 +70,8 @@ def test_neighbours_are_scikit_learns():
 
 
 @pytest.mark.float_path
-def test_kernel_sums_are_scikit_learns_and_do_not_depend_on_blocks(monkeypatch):
+def test_kernel_sums_match_scikit_learn(monkeypatch):
+    """The size of the blocks does not change the sums."""
     x = rows(150, 5)
     expected = KernelDensity(kernel="gaussian", bandwidth=0.4).fit(x.double().numpy()).score_samples(x.double().numpy())
     norm = len(x) * (0.4 * math.sqrt(2 * math.pi)) ** 5
@@ -95,15 +96,17 @@ GEOMETRY = st.tuples(st.integers(0, 10**6), st.integers(12, 40), st.floats(0.3, 
 @pytest.mark.parametrize("estimator", ["knn", "kde"])
 @settings(max_examples=100, deadline=None)
 @given(geometry=GEOMETRY, away=st.floats(0.05, 2.0))
-def test_moving_a_prompt_away_from_all_others_never_lowers_its_weight(estimator, geometry, away):
-    """For fixed gamma and bandwidth no density rises, its own falls, and so (below the cap) its weight before
-    normalisation does not fall. After normalisation it keeps or grows its lead over every prompt at least as crowded
-    as itself: w_i/w_j does not fall. With the nearest neighbours that holds for prompts that do not have it among
-    theirs; with a cap the lead may shrink, but stays."""
+def test_moving_a_prompt_away_never_lowers_its_weight(estimator, geometry, away):
+    """Gamma and the bandwidth are fixed; no density rises, and the density of the moved prompt i falls.
+
+    Below the cap its weight before normalisation does not fall. After normalisation, w_i/w_j does not fall for any
+    prompt j that is at least as crowded. With knn, this holds for prompts j without i among their neighbours. With a
+    cap, the ratio may fall, but not below 1.
+    """
     seed, n, gamma, cap = geometry
     down = torch.eye(4, dtype=torch.float64)[0]
     others = rows(n, 4, seed).double()
-    others[:, 0] = others[:, 0].abs()  # in the upper half: going down leads away from most of them
+    others[:, 0] = others[:, 0].abs()  # in the upper half, so a move down leads away from most of them
     start = torch.randn(4, generator=draws(seed + 1)).double()
     start = normalize(start - start[0] * down, dim=0)  # on the equator
     end = normalize(start - away * down, dim=0)
@@ -149,8 +152,8 @@ def test_the_lonely_prompt_weighs_most_and_the_crowded_least(estimator, weightin
     row=st.integers(0, 4),
     factor=st.floats(0, 1),
 )
-def test_rank_by_weight_never_falls_with_density_whatever_gamma(density, gamma, cap, row, factor):
-    """What is left where gamma is solved for: of two prompts, the rarer one never weighs less."""
+def test_a_rarer_prompt_never_weighs_less_at_any_gamma(density, gamma, cap, row, factor):
+    """Of two prompts, the rarer one never weighs less; this also holds when gamma is solved for."""
     d = torch.tensor(density, dtype=torch.float64)
     _, capped, _ = weigh(d, gamma, None, cap)
     assert (capped[d.argsort()].diff() <= 1e-12).all()
@@ -166,7 +169,8 @@ def test_rank_by_weight_never_falls_with_density_whatever_gamma(density, gamma, 
 
 
 @pytest.mark.parametrize("estimator", ["knn", "kde"])
-def test_exact_duplicates_share_a_place_and_neither_vanish_nor_explode(estimator):
+def test_exact_duplicates_share_one_weight(estimator):
+    """With knn, the place keeps its weight; with kde, each copy raises the density by 1."""
     x = rows(40, 8)
     copies = torch.cat([x, x[:1].repeat(15, 1)])
     found = estimate(copies, by_gamma(1.0, estimator=estimator, k=5, cap=1.0))
@@ -175,7 +179,7 @@ def test_exact_duplicates_share_a_place_and_neither_vanish_nor_explode(estimator
     same = [0, *range(40, 55)]
     assert len(set(found.weights[same].tolist())) == 1
     once = estimate(x, by_gamma(1.0, estimator=estimator, k=5, cap=1.0))
-    if estimator == "knn":  # the place keeps its mass, divided among its copies
+    if estimator == "knn":  # the copies share the weight of their place
         assert found.density[0] == pytest.approx(16 * float(once.density[0]))
         assert float(found.weights[same].sum()) == pytest.approx(float(once.weights[0]))
     else:
@@ -189,7 +193,7 @@ def test_nearly_equal_rows_have_a_floor_under_their_distance():
     assert found.weights.min() > 0
     found = estimate(torch.cat([close, rows(20, 3)]), by_gamma(0.5, estimator="kde", k=3))
     assert found.bandwidth == pytest.approx(1e-4)
-    assert found.density.min() >= 1  # each has its own place, however far the others
+    assert found.density.min() >= 1  # each prompt counts itself, at any distance to the others
 
 
 def test_duplicates_count_across_blocks(monkeypatch):
@@ -231,7 +235,7 @@ def test_a_target_that_no_gamma_reaches_is_refused(density, target, reason):
         weigh(torch.tensor(density, dtype=torch.float64), None, target, 0.95)
 
 
-# The toy: planted clusters, noise, anisotropy.
+# Planted clusters with noise and anisotropy.
 
 NAMED = {"default": {}, "kde, gamma 1": {"gamma": 1.0, "target_ess": None}}
 
@@ -239,14 +243,15 @@ NAMED = {"default": {}, "kde, gamma 1": {"gamma": 1.0, "target_ess": None}}
 @pytest.mark.float_path
 @pytest.mark.statistical
 @pytest.mark.parametrize("name", NAMED)
-def test_planted_clusters_get_nearly_even_shares_and_noise_little(name):
+def test_planted_clusters_get_nearly_even_shares(name):
+    """Prompts outside the clusters get at most 6% of the weight."""
     results = []
     for seed in range(3):
         x, labels = planted(seed)
         weights = estimate(x, spec(**NAMED[name])).weights
         results.append((on_clusters(weights, labels), effective_sample_size(weights) / len(x)))
     for found, ess in results:
-        assert found["total_variation_uniform"] > 0.4  # what there is to repair
+        assert found["total_variation_uniform"] > 0.4  # uniform sampling is far from even
         assert found["total_variation"] <= 0.10
         assert found["noise"] <= 0.06
         assert ess >= 0.35
@@ -298,7 +303,8 @@ def test_fewer_prompts_than_lists():
 
 
 @pytest.mark.statistical
-def test_embeddings_wider_than_many_need_no_matrix_of_their_width(monkeypatch):
+def test_wide_embeddings_need_no_width_by_width_matrix(monkeypatch):
+    """With more dimensions than prompts, the index is built without an eigendecomposition."""
     monkeypatch.setattr("torch.linalg.eigh", lambda matrix: pytest.fail(f"eigh of {tuple(matrix.shape)}"))
     x, _ = planted(0, n=400, width=600)
     assert nearest(x, 5, index="ivf", min_recall=0.9, seed=0).recall > 0.9
@@ -306,7 +312,8 @@ def test_embeddings_wider_than_many_need_no_matrix_of_their_width(monkeypatch):
 
 @pytest.mark.float_path
 @pytest.mark.statistical
-def test_kernel_sums_in_lists_are_nearly_right_say_how_nearly_and_compute_fewer_kernels(monkeypatch):
+def test_approximate_kernel_sums_report_their_error(monkeypatch):
+    """They compute less than half of the kernels; an error above 5% is refused."""
     x, _ = planted(0, n=4000, width=64)
     exact = estimate(x, spec(index="exact"))
     assert exact.error == 0 and estimate(x[:100], spec(estimator="knn")).error is None
@@ -369,7 +376,7 @@ def test_diagnosis_by_hand():
     assert found["warnings"] == []
 
 
-def test_weights_that_explode_are_called_so():
+def test_exploding_weights_give_a_warning():
     weights = torch.cat([torch.tensor([1.0]), torch.full((99,), 1e-6)]).double()
     found = diagnose_weights(1 / weights, weights / weights.sum(), 30.0, ["a"] * 100)
     assert [word.split()[2] for word in found["warnings"]] == ["explode:", "30:"]
@@ -403,7 +410,7 @@ def test_n_counts_different_prompts():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
-def test_rows_that_are_no_unit_vectors_are_refused(value):
+def test_rows_that_are_not_unit_vectors_are_refused(value):
     x = rows(20)
     x[7] = value
     with pytest.raises(UserError, match=r"row 7 .*1 of 20 rows are not finite or not of unit length"):

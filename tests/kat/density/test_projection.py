@@ -1,4 +1,4 @@
-"""The map: stable coordinates, texts that stay texts, and a page that works in a browser without a network."""
+"""The map: stable coordinates, escaped texts, and a page that works in a browser without a network."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_umap_is_an_extra(monkeypatch):
 @pytest.mark.parametrize(
     ("shape", "method", "reason"), [((3, 8), "pca", "at least 4"), ((9, 2), "pca", "width 3"), ((9, 8), "tsne", "tsne")]
 )
-def test_what_cannot_be_mapped_is_refused(shape, method, reason):
+def test_invalid_projections_are_refused(shape, method, reason):
     with pytest.raises(UserError, match=reason):
         project(torch.randn(shape), method, 0)
 
@@ -79,7 +79,7 @@ def points(count: int) -> list[dict]:
     ]  # fmt: skip
 
 
-def test_the_page_carries_its_data_and_asks_nobody_for_anything():
+def test_the_page_holds_its_data_and_makes_no_requests():
     rows = points(50)
     html = page(rows, "Prompt map", ["PC1", "PC2", "PC3"])
     assert "default-src 'none'" in html
@@ -98,7 +98,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 def opened(path: Path, folder: Path, fragment: str = "") -> tuple[dict[str, str], str, str]:
-    """Return what the page says of itself after drawing, its document, and the browser's log."""
+    """Return what the page recorded after drawing, its document, and the browser's log."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
                f"--user-data-dir={folder}", "--virtual-time-budget=4000", "--enable-logging=stderr", "--dump-dom",
                f"{path.as_uri()}{fragment}"]  # fmt: skip
@@ -111,20 +111,20 @@ def opened(path: Path, folder: Path, fragment: str = "") -> tuple[dict[str, str]
 def test_the_page_works_in_a_browser(tmp_path):
     file = tmp_path / "map.html"
     file.write_text(page(points(500), "Prompt map", ["PC1", "PC2", "PC3"]), encoding="utf-8")
-    told, document, log = opened(file, tmp_path / "one")
-    assert told == {"errors": "0", "points": "500", "drawn": "500", "matches": "500"}
+    recorded, document, log = opened(file, tmp_path / "one")
+    assert recorded == {"errors": "0", "points": "500", "drawn": "500", "matches": "500"}
     assert "CONSOLE" not in log
     assert "500 prompts" in document
-    assert "&lt;i&gt;hh&lt;/i&gt;" in document  # a source's name stays a text
-    told, document, log = opened(file, tmp_path / "two", "#search=number%2042&colour=density")
-    assert told == {"errors": "0", "points": "500", "drawn": "500", "matches": "15"}  # 42, 142 to 442, 420 to 429
+    assert "&lt;i&gt;hh&lt;/i&gt;" in document  # the name of a source is escaped
+    recorded, document, log = opened(file, tmp_path / "two", "#search=number%2042&colour=density")
+    assert recorded == {"errors": "0", "points": "500", "drawn": "500", "matches": "15"}  # 42, 142 to 442, 420 to 429
     assert "15 of 500 prompts" in document and "crowded" in document
     assert "CONSOLE" not in log
 
 
-# Acts on the page as a user would, draws it after each act, and writes what it then shows into the dataset.
+# Uses the page like a reader, draws it after each act, and records what it shows in the dataset.
 ACTS = """
-const told = root.dataset, canvasOf = document.getElementById("map"), after = [];
+const recorded = root.dataset, canvasOf = document.getElementById("map"), after = [];
 const pointer = (kind, x, y, id = 1) => canvasOf.dispatchEvent(
   new PointerEvent(kind, { pointerId: id, clientX: x, clientY: y, bubbles: true }));
 canvasOf.setPointerCapture = () => {};  // made-up pointers cannot be captured
@@ -133,45 +133,46 @@ const width = () => Math.max(...px) - Math.min(...px), area = () => pr.reduce((a
 const spread = () => Math.max(...pr) / Math.min(...pr), tip = document.getElementById("tip");
 const legend = () => document.getElementById("legend").textContent;
 const steps = [
-  () => { told.yaw = view.yaw.toFixed(3); after.x = px[7]; after.width = width();
+  () => { recorded.yaw = view.yaw.toFixed(3); after.x = px[7]; after.width = width();
     pointer("pointerdown", 600, 300); pointer("pointermove", 700, 300); pointer("pointerup", 700, 300); },
-  () => { told.turned = (view.yaw - Number(told.yaw)).toFixed(3); told.moved = px[7] !== after.x;
-    view.yaw = Number(told.yaw); pointer("pointermove", 1, 1);
+  () => { recorded.turned = (view.yaw - Number(recorded.yaw)).toFixed(3); recorded.moved = px[7] !== after.x;
+    view.yaw = Number(recorded.yaw); pointer("pointermove", 1, 1);
     canvasOf.dispatchEvent(new WheelEvent("wheel", { deltaY: -200, cancelable: true })); },
-  () => { told.zoomed = (width() / after.width > 1.2); told.zoom = view.zoom.toFixed(3);
+  () => { recorded.zoomed = (width() / after.width > 1.2); recorded.zoom = view.zoom.toFixed(3);
     pointer("pointerdown", 500, 300, 1); pointer("pointerdown", 600, 300, 2); pointer("pointermove", 700, 300, 2);
     pointer("pointerup", 700, 300, 2); pointer("pointerup", 500, 300, 1); },
-  () => { told.pinched = (view.zoom / Number(told.zoom)).toFixed(2);
+  () => { recorded.pinched = (view.zoom / Number(recorded.zoom)).toFixed(2);
     document.getElementById("reset").click(); },
-  () => { told.reset = view.zoom === 1;
+  () => { recorded.reset = view.zoom === 1;
     let front = 0; for (let i = 0; i < n; i++) if (pz[i] > pz[front]) front = i;
-    pointer("pointermove", px[front], py[front]); told.front = data.id[front]; told.shown = tip.style.display;
-    told.tip = tip.textContent.includes(data.id[front]) && tip.textContent.includes(data.text[front]);
-    pointer("pointerleave", 0, 0); told.hidden = tip.style.display; },
-  () => { told.legend = legend(); change("colour", "change", e => { e.value = "density"; }); },
-  () => { told.recoloured = legend(); told.sized = spread() > 2;
+    pointer("pointermove", px[front], py[front]); recorded.front = data.id[front]; recorded.shown = tip.style.display;
+    recorded.tip = tip.textContent.includes(data.id[front]) && tip.textContent.includes(data.text[front]);
+    pointer("pointerleave", 0, 0); recorded.hidden = tip.style.display; },
+  () => { recorded.legend = legend(); change("colour", "change", e => { e.value = "density"; }); },
+  () => { recorded.recoloured = legend(); recorded.sized = spread() > 2;
     change("sized", "change", e => { e.checked = false; }); },
-  () => { told.even = spread() < 2; change("search", "input", e => { e.value = "number 42"; }); },
-  () => { told.count = document.getElementById("count").textContent; told.done = "yes"; },
+  () => { recorded.even = spread() < 2; change("search", "input", e => { e.value = "number 42"; }); },
+  () => { recorded.count = document.getElementById("count").textContent; recorded.done = "yes"; },
 ];
 for (const step of steps) { step(); paint(); }
 """
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_the_page_turns_zooms_shows_texts_and_searches_when_it_is_used(tmp_path):
+def test_the_page_reacts_to_its_user(tmp_path):
+    """It turns, zooms, shows texts, changes colours and sizes, and searches."""
     file = tmp_path / "map.html"
     rows = points(500)
     for i, row in enumerate(rows):
         row["weight"] *= 0.25 if i % 2 else 9
     html = page(rows, "Prompt map", ["PC1", "PC2", "PC3"])
     file.write_text(html.replace("</body>", f"<script>{ACTS}</script></body>"), encoding="utf-8")
-    told, _, log = opened(file, tmp_path / "one")
-    assert told.get("done") == "yes", log
-    assert told["errors"] == "0" and "CONSOLE" not in log
-    assert (told["turned"], told["moved"]) == ("0.700", "true")  # 100 pixels
-    assert (told["zoomed"], told["pinched"], told["reset"]) == ("true", "2.00", "true")
-    assert (told["shown"], told["tip"], told["hidden"]) == ("block", "true", "none")
-    assert "nq_open" in told["legend"] and told["recoloured"] == "crowdedrare"
-    assert (told["sized"], told["even"]) == ("true", "true")
-    assert (told["matches"], told["count"]) == ("15", "15 of 500 prompts")
+    recorded, _, log = opened(file, tmp_path / "one")
+    assert recorded.get("done") == "yes", log
+    assert recorded["errors"] == "0" and "CONSOLE" not in log
+    assert (recorded["turned"], recorded["moved"]) == ("0.700", "true")  # 100 pixels
+    assert (recorded["zoomed"], recorded["pinched"], recorded["reset"]) == ("true", "2.00", "true")
+    assert (recorded["shown"], recorded["tip"], recorded["hidden"]) == ("block", "true", "none")
+    assert "nq_open" in recorded["legend"] and recorded["recoloured"] == "crowdedrare"
+    assert (recorded["sized"], recorded["even"]) == ("true", "true")
+    assert (recorded["matches"], recorded["count"]) == ("15", "15 of 500 prompts")

@@ -1,4 +1,4 @@
-"""Arms compared prompt by prompt: matched lengths, what stands for a prompt, intervals, groups."""
+"""Arms compared prompt by prompt: matched lengths, values of a prompt, intervals, groups."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPTS, COMPLETIONS = 12, 3
 
 
 def samples(seed: int, tokens: int = 20) -> Samples:
-    """Random completions from a vocabulary of some size."""
+    """Return random completions from a vocabulary with this number of tokens."""
     draws = numbers(seed)
     ids = [
         [tuple(int(token) for token in draws.integers(0, tokens, draws.integers(0, 9))) for _ in range(COMPLETIONS)]
@@ -46,7 +46,8 @@ def samples(seed: int, tokens: int = 20) -> Samples:
     )
 
 
-def test_matched_lengths_are_the_shortest_of_the_arms_for_each_prompt_and_number():
+def test_matched_lengths_are_the_shortest_over_the_arms():
+    """Each completion of each prompt has its own matched length."""
     first = [[(1, 2, 3), (4,)], [(5, 6), ()]]
     second = [[(7, 8), (9, 9, 9)], [(1, 2, 3), (4,)]]
     third = [[(1, 2, 3, 4), (4, 4)], [(5,), (5, 5)]]
@@ -88,7 +89,7 @@ def test_the_pseudo_values_of_a_mean_are_the_values():
 
 
 @pytest.mark.statistical
-def test_the_pseudo_values_of_a_ratio_have_its_spread():
+def test_pseudo_values_of_a_ratio_have_its_standard_error():
     draws = numbers(0)
 
     def ratio_and_error(n):
@@ -102,13 +103,14 @@ def test_the_pseudo_values_of_a_ratio_have_its_spread():
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.16)  # four standard errors of the spread
 
 
-def test_a_rate_of_nothing_is_0():
+def test_a_rate_over_no_tokens_is_0():
     assert rate([0, 0, 0], [0, 0, 0]).tolist() == [0, 0, 0]
     assert rate([2, 0, 0], [1, 0, 0]).mean() == pytest.approx(2)
 
 
 @pytest.mark.statistical
-def test_the_spread_across_prompts_is_that_of_sets_drawn_anew():
+def test_the_error_across_prompts_matches_fresh_samples():
+    """Standard errors are 0.7 to 2 times the standard deviation over 60 drawn sets."""
     draws = numbers(0)
 
     def of_new_prompts():
@@ -146,7 +148,7 @@ def test_each_completion_by_hand():
 
 
 @pytest.mark.statistical
-def test_the_bootstrap_is_paired_and_says_second_minus_first():
+def test_the_bootstrap_is_paired_and_gives_second_minus_first():
     draws = numbers(0)
     base = draws.normal(0, 5, 40)
     key, other = ("within", "vendi"), ("within", "ead")
@@ -160,7 +162,7 @@ def test_the_bootstrap_is_paired_and_says_second_minus_first():
 
 
 @pytest.mark.statistical
-def test_an_interval_is_as_wide_as_the_spread_of_n_minus_1():
+def test_an_interval_uses_the_std_with_n_minus_1():
     values = numbers(0).normal(size=20)
     (row,) = compare_arms({("each", "ended"): np.zeros(20)}, {("each", "ended"): values}, seed=0)
     width = row["interval"][1] - row["interval"][0]

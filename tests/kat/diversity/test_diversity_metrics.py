@@ -1,4 +1,4 @@
-"""Diversity of sets of texts: hand-computed values, peer packages, and which way lies more of it."""
+"""Diversity of sets of texts: hand-computed values, peer packages, and the direction of each metric."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NONE = np.zeros(3, dtype=bool)
 
 
 def random_sets(count: int = 40):
-    """Sets of token sequences of many shapes, short ones and repetitive ones among them."""
+    """Return sets of token sequences of many shapes, some of them short or repetitive."""
     draws = random.Random(shifted(0))
     for _ in range(count):
         size, longest, tokens = draws.randint(3, 7), draws.randint(1, 12), draws.choice([2, 4, 30])
@@ -52,7 +52,7 @@ def unit(rows) -> np.ndarray:
 
 
 def test_ead_by_hand():
-    # Tokens 1 2 1 and 3: 3 distinct of 4; bigrams 12, 21; trigram 121; no n-gram runs from one text into the next.
+    # Tokens 1 2 1 and 3: 3 distinct of 4; bigrams 12, 21; trigram 121; n-grams do not cross texts.
     def expected(n, count):
         possible = VOCABULARY**n
         return possible * (1 - ((possible - 1) / possible) ** count)
@@ -62,7 +62,7 @@ def test_ead_by_hand():
 
 
 @pytest.mark.statistical
-def test_ead_of_tokens_drawn_evenly_is_1_however_many_they_are():
+def test_ead_of_uniform_tokens_is_1_at_every_length():
     draws = numbers(0)
     for count in (20, 150):
         distinct = [ead([(int(token),) for token in draws.integers(0, VOCABULARY, count)], VOCABULARY)
@@ -70,7 +70,7 @@ def test_ead_of_tokens_drawn_evenly_is_1_however_many_they_are():
         assert np.mean(distinct) == pytest.approx(1, abs=0.02)  # plain distinct-1 would fall to 0.52
 
 
-def test_ead_knows_n_grams_up_to_five():
+def test_ead_counts_n_grams_up_to_five():
     same_five = [(1, 2, 3, 4, 5), (1, 2, 3, 4, 5)]
     other_last = [(1, 2, 3, 4, 5), (1, 2, 3, 4, 6)]
     large = 10**6
@@ -90,12 +90,12 @@ def test_self_bleu_by_hand():
     # Each of the two has 3 of 4 tokens, 2 of 3 bigrams, 1 of 2 trigrams; the 4-gram is smoothed to 1/2.
     by_hand = (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** 0.25
     assert self_bleu([(1, 2, 3, 4), (1, 2, 3, 5)]) == pytest.approx(by_hand)
-    # The shorter is within the longer, with the penalty for its length; the longer has half of its tokens from it.
+    # The longer contains the shorter, which gets the brevity penalty; half of the longer's tokens are in the shorter.
     short, long = math.exp(1 - 4 / 2), (2 / 4 * 1 / 3 * 1 / 4 * 1 / 4) ** 0.25
     assert self_bleu([(1, 2), (1, 2, 3, 4)]) == pytest.approx((short + long) / 2)
 
 
-def test_self_bleu_of_copies_however_short_and_of_strangers():
+def test_self_bleu_of_copies_and_of_unrelated_texts():
     assert self_bleu([(1,), (1,)]) == pytest.approx(1)
     assert self_bleu([(1, 2, 3, 4, 5)] * 4) == pytest.approx(1)
     assert self_bleu([(1, 2, 3), (4, 5, 6), (7, 8)]) == 0
@@ -104,7 +104,7 @@ def test_self_bleu_of_copies_however_short_and_of_strangers():
     assert self_bleu([(), (), (1, 2)]) == pytest.approx(2 / 3)
 
 
-def test_self_bleu_is_that_of_sacrebleu():
+def test_self_bleu_equals_sacrebleu():
     sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
     for texts in random_sets():
         strings = [" ".join(map(str, text)) for text in texts]
@@ -115,9 +115,9 @@ def test_self_bleu_is_that_of_sacrebleu():
         assert self_bleu(texts) == pytest.approx(np.mean(scores), abs=1e-12)
 
 
-def test_vendi_is_that_of_the_package():
+def test_vendi_equals_the_vendi_score_package():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it names a module of SciPy that moved
+        warnings.simplefilter("ignore")  # the package imports a SciPy module that moved
         package = pytest.importorskip("vendi_score.vendi", reason="vendi-score is not installed")
         draws = numbers(0)
         for size in (2, 5, 12):
@@ -142,7 +142,7 @@ def test_mean_distance_by_hand():
     assert mean_distance(np.ones((4, 4))) == 0
 
 
-def test_empty_texts_are_copies_of_one_another_and_like_nothing_else():
+def test_empty_texts_equal_each_other_and_no_other_text():
     rows = unit([[1, 0], [1, 1], [0, 1], [3, 4]])
     kernel = cosines(rows, np.array([False, True, False, True]))
     assert kernel == pytest.approx(np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 1, 0, 1]]))
@@ -204,7 +204,7 @@ def test_without_each_is_the_metric_of_the_others():
 
 
 def test_em_dashes_are_counted_and_en_dashes_are_not():
-    assert em_dashes("The war — that of 1914–1918 — ended. A-b -- c") == 2
+    assert em_dashes("The war — the one of 1914–1918 — ended. A-b -- c") == 2
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,8 @@ def test_em_dashes_are_counted_and_en_dashes_are_not():
         ("He is just a boy, but not small.", 0),
     ],
 )
-def test_not_just_x_but_y_is_the_whole_construction_within_a_sentence(text, count):
+def test_not_just_x_but_y_is_counted_within_a_sentence(text, count):
+    """Only the whole construction counts, not one of its parts."""
     assert not_just_but(text) == count
 
 

@@ -1,4 +1,4 @@
-"""Several pairs of runs as one comparison: means over runs, Student's intervals, and reports that do not fit."""
+"""Several pairs of runs as one comparison: means over runs, Student's intervals, and mismatched reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNLIKE_0 = {("within", "ead"): 0.2, ("each", "policy_entropy"): -0.1}  # by how 
 
 
 def report(seed: int, *others: str) -> dict:
-    """A report as task=diversity writes it, of 12 prompts; the n-th further arm differs n times as much."""
+    """Return a report of task=diversity on 12 prompts; the n-th further arm differs n times as much."""
     generator = numbers(seed)
     labels = [f"{name}_seed{seed}" for name in ("uniform", *(others or ("density",)))]
     base = {key: generator.normal(1, 0.1, 12) for key in KEYS}
@@ -44,7 +44,7 @@ def report(seed: int, *others: str) -> dict:
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 30])
-def test_students_t_is_scipy_s(degrees):
+def test_students_t_equals_scipy(degrees):
     for t in (0.0, 0.3, 1.0, 4.3, 40.0):
         assert t_within(t, degrees) == pytest.approx(1 - 2 * stats.t.sf(t, degrees), abs=1e-12)
     for within in (0.5, 0.95, 0.999):
@@ -85,7 +85,7 @@ def test_the_differences_of_the_runs_are_pooled_metric_by_metric():
         assert pooled["rows"][0]["interval"][0] > 0 > pooled["rows"][2]["interval"][1]
 
 
-def test_what_is_shown_is_said_and_that_the_runs_are_few():
+def test_the_reading_names_differences_and_few_runs():
     (said,) = verdict_summary(pool([report(seed) for seed in range(3)]), 3)
     assert said.startswith("3 pairs of runs, density against uniform, lengths matched. Over all 12 prompts a")
     assert "the 12 rare prompts a difference is shown in expectation-adjusted distinct-n within prompts (+0." in said
@@ -96,7 +96,8 @@ def test_what_is_shown_is_said_and_that_the_runs_are_few():
     assert "few" not in many and "the same prompts" in many
 
 
-def test_an_interval_without_0_that_the_correction_takes_back_is_told_apart():
+def test_intervals_significant_only_uncorrected_are_listed():
+    """The reading lists intervals without 0 whose differences are not significant after Holm's correction."""
     row = {"level": "within", "metric": "vendi", "difference": 0.2, "interval": [0.1, 0.3], "p_holm": 0.06,
            "runs": [0.1, 0.2, 0.3]}  # fmt: skip
     other = {**row, "metric": "ead", "interval": [-0.1, 0.5], "p_holm": 1.0, "runs": [-0.1, 0.2, 0.5]}
@@ -138,12 +139,12 @@ def test_reports_that_do_not_fit_are_refused(other, message):
         require_alike({"one": report(0), "two": other})
 
 
-def test_one_report_is_no_sample_of_runs():
+def test_one_report_is_not_enough():
     with pytest.raises(UserError, match="1 given; an interval over runs needs the reports of at least 2 pairs"):
         require_alike({"one": report(0)})
     same = report(0)
     same["checkpoints"][1]["weights"] = same["checkpoints"][0]["weights"]
-    require_alike({"one": same, "two": report(1)})  # a model compared with itself is no run that counts twice
+    require_alike({"one": same, "two": report(1)})  # a model compared with itself does not count as a repeated run
     labels = [{"label": "long_uniform_seed12"}, {"label": "x_seed3_b"}]
     assert arms_of({"checkpoints": labels}) == ["long_uniform", "x_b"]
 
@@ -153,7 +154,7 @@ def write(folder: str, content: object) -> None:
     Path(folder, "diversity.json").write_text(json.dumps(content))
 
 
-def test_the_task_reads_folders_by_pattern_and_writes_what_it_found(cli):
+def test_the_task_reads_folders_by_pattern_and_writes_a_verdict(cli):
     reports = [report(seed, "density", "shuffled") for seed in range(3)]
     reports[2]["warnings"] = ["they differ in more"]
     for seed, one in enumerate(reports):
@@ -176,7 +177,7 @@ def test_the_task_reads_folders_by_pattern_and_writes_what_it_found(cli):
     assert {path.name for path in out.glob("*.png")} == {"verdict_density.png", "verdict_shuffled.png"}
 
     status, _, said = cli("task=verdict", "reports=[outputs/diversity/u_seed0_vs_d,outputs/diversity/u_seed0*]")
-    assert status == 1 and "1 given" in said  # named twice, and once still
+    assert status == 1 and "1 given" in said  # named twice, but counted once
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_the_task_reads_folders_by_pattern_and_writes_what_it_found(cli):
         (["reports=[one,two]", "out=bad/diversity.json"], "is a file; write out=FOLDER"),
     ],
 )
-def test_what_is_no_report_is_refused(cli, arguments, message):
+def test_invalid_reports_are_refused(cli, arguments, message):
     write("bad", {"checkpoints": []})
     write("one", report(0))
     write("two", report(1))

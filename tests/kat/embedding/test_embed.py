@@ -1,4 +1,4 @@
-"""Embeddings: pooling against the model's own numbers, independence of the batch, pieces that outlive a kill, files."""
+"""Embeddings: pooling against the model's own states, independence of the batch, resuming, and files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def hidden(tiny) -> HiddenEmbedder:
 
 
 def token_states(lm, text: str) -> torch.Tensor:
-    """The last of all hidden states that the causal LM itself returns, of one text alone: (T, D)."""
+    """Return the causal LM's own last hidden states of a single text: (T, D)."""
     ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
     with torch.no_grad():
         return lm.model(ids, output_hidden_states=True).hidden_states[-1][0]
@@ -58,13 +58,13 @@ def test_hidden_is_the_mean_of_the_final_states_at_unit_length(tiny):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 300, 10**6])
-def test_an_embedding_depends_on_its_text_alone(tiny, batch_tokens):
+def test_an_embedding_depends_only_on_its_text(tiny, batch_tokens):
     alone = torch.cat([embed_hidden(tiny.model, tiny.tokenizer, [text]) for text in TEXTS])
     assert (embed_hidden(tiny.model, tiny.tokenizer, TEXTS, batch_tokens) - alone).abs().max() < 1e-5
     assert (embed_hidden(tiny.model, tiny.tokenizer, TEXTS[::-1], batch_tokens).flip(0) - alone).abs().max() < 1e-5
 
 
-def test_what_stands_at_padding_has_no_say(tiny, hidden, monkeypatch):
+def test_states_at_padding_are_ignored(tiny, hidden, monkeypatch):
     expected = hidden.pooled(TEXTS[:3])
     real = tiny.model.base_model.forward
 
@@ -90,7 +90,7 @@ def test_batches_hold_each_text_once_and_keep_to_the_budget(batch_tokens):
         positions = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
         in_order = sum(8 * max(lengths[start : start + 8]) for start in range(0, 3000, 8))
         assert positions < 1.1 * sum(lengths) < in_order / 2
-        assert len(batches) < 2 * sum(lengths) / 8192 + 10  # and no more batches than it takes
+        assert len(batches) < 2 * sum(lengths) / 8192 + 10  # no more batches than needed
 
 
 def test_equal_lengths_fill_the_budget():
@@ -122,14 +122,14 @@ def test_vectors_without_a_direction_are_refused(value, reason):
 
 
 def mean_logits(lm, texts: list[str]) -> torch.Tensor:
-    """Mean over the tokens of each text alone of the logits that the model itself returns, at unit length: (N, V)."""
+    """Return the mean of the model's own logits over the tokens of each text, at unit length: (N, V)."""
     with torch.no_grad():
         means = [lm.model(torch.tensor([lm.tokenizer(text)["input_ids"]])).logits[0].mean(dim=0) for text in texts]
     return torch.nn.functional.normalize(torch.stack(means))
 
 
 @pytest.mark.float_path
-def test_pooled_logits_have_the_same_inner_products_at_hidden_size(tiny, hidden):
+def test_pooled_logits_keep_inner_products_at_hidden_size(tiny, hidden):
     expected = mean_logits(tiny, TEXTS)
     small, full = (embed_texts(LogitsEmbedder(hidden, full), TEXTS) for full in (False, True))
     assert (small.shape, full.shape) == ((6, 64), (6, len(expected[0])))
@@ -137,7 +137,7 @@ def test_pooled_logits_have_the_same_inner_products_at_hidden_size(tiny, hidden)
     assert torch.allclose(small @ small.T, expected @ expected.T, atol=1e-5)
 
 
-def test_the_bias_of_a_head_is_exact_too(tiny, hidden):
+def test_a_head_with_a_bias_is_exact_too(tiny, hidden):
     config = GPTJConfig(vocab_size=2048, n_embd=32, n_layer=1, n_head=2, rotary_dim=8, n_positions=512)
     with torch.random.fork_rng():
         torch.manual_seed(shifted(0))
@@ -160,7 +160,7 @@ def test_a_soft_cap_is_refused(tiny):
         LogitsEmbedder(HiddenEmbedder(model, tiny.tokenizer))
 
 
-def test_the_square_root_is_symmetric_even_where_w_has_not_full_rank():
+def test_the_square_root_is_symmetric_at_reduced_rank():
     w = torch.randn(50, 3, generator=draws(0)) @ torch.randn(3, 8)
     root = square_root(w, block=7)
     assert torch.allclose(root, root.T, atol=1e-5)
@@ -184,7 +184,7 @@ def test_embeddings_read_back_as_they_were_written(tmp_path):
 
 
 class Payload:
-    """Would leave a mark if it were unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -216,7 +216,7 @@ def test_a_file_whose_ids_and_rows_do_not_fit_is_refused(tmp_path, content, reas
     assert "task=embed" in str(caught.value)
 
 
-def test_a_file_of_something_else_is_refused_and_none_of_its_code_is_run(tmp_path):
+def test_a_file_of_another_kind_is_refused_and_runs_no_code(tmp_path):
     with pytest.raises(UserError, match="no such file; make it with task=embed"):
         load_embeddings(tmp_path / "e.pt")
     (tmp_path / "text.pt").write_text("id,x\n")
@@ -259,11 +259,12 @@ def test_the_task_embeds_every_prompt_under_its_id(cli, tiny):
     assert not list(OUT.parent.glob(".*"))
 
 
-def test_a_finished_file_is_kept_and_another_ones_is_set_aside(cli):
+def test_a_finished_file_is_kept_or_moved_aside(cli):
+    """It is kept for the same settings and moved to the folder replaced for others."""
     write_prompts(10)
     cli(*SMALL)
     first, written = OUT.read_bytes(), OUT.stat().st_mtime_ns
-    assert "finished before" in cli(*SMALL, "batch_tokens=99")[2]  # the batches decide nothing
+    assert "finished before" in cli(*SMALL, "batch_tokens=99")[2]  # batches do not affect the result
     assert OUT.stat().st_mtime_ns == written
     key = record()["key"]
     assert cli(*SMALL, "embedder=logits")[0] == 0
@@ -275,7 +276,8 @@ def test_a_finished_file_is_kept_and_another_ones_is_set_aside(cli):
     assert len(load_embeddings(OUT)[0]) == 11
 
 
-def test_a_killed_run_goes_on_with_what_is_missing_and_ends_with_the_same_rows(cli, monkeypatch):
+def test_a_killed_run_computes_only_the_missing_rows(cli, monkeypatch):
+    """It ends with the same rows as a run without interruption; a truncated piece is computed again."""
     write_prompts(40)
     cli(*SMALL)
     whole, embedded = load_embeddings(OUT), []
@@ -294,7 +296,7 @@ def test_a_killed_run_goes_on_with_what_is_missing_and_ends_with_the_same_rows(c
     assert not OUT.exists()
     parts = sorted(OUT.parent.glob(".embeddings.pt.parts/*/*"))
     assert len(parts) == 5
-    parts[0].write_bytes(parts[0].read_bytes()[:-20])  # a piece that is not whole is made again
+    parts[0].write_bytes(parts[0].read_bytes()[:-20])  # an incomplete piece is computed again
     again = []
     monkeypatch.setattr(HiddenEmbedder, "embed", lambda self, texts: again.append(len(texts)) or real(self, texts))
     status, _, err = cli(*SMALL)
@@ -305,7 +307,7 @@ def test_a_killed_run_goes_on_with_what_is_missing_and_ends_with_the_same_rows(c
     assert not list(OUT.parent.glob(".*"))
 
 
-def test_pieces_depend_on_the_lengths_and_the_budget_alone(tmp_path):
+def test_pieces_depend_only_on_lengths_and_budget(tmp_path):
     lengths = [1 + i % 17 for i in range(5000)]
     shards = Shards(tmp_path, lengths, 20)
     assert sorted(row for piece in shards.pieces for batch in piece for row in batch) == list(range(5000))
@@ -313,7 +315,8 @@ def test_pieces_depend_on_the_lengths_and_the_budget_alone(tmp_path):
     assert len(Shards(tmp_path, lengths[:60], 20).pieces) > 20  # few batches: a piece each, for several processes
 
 
-def test_a_prompt_too_long_for_the_model_is_left_out_counted_and_shown(cli):
+def test_a_prompt_longer_than_the_context_is_left_out(cli):
+    """It is counted in the message and its id is in the record."""
     prompts = write_prompts(5)
     prompts[2].text = "word " * 5000
     write_jsonl(Path("outputs/kat/prompts_all.jsonl"), [prompt.row() for prompt in prompts])
@@ -336,7 +339,7 @@ def test_a_file_gives_its_rows_by_id(cli):
     ids, emb = load_embeddings(OUT)
     assert ids == ["id004", "id001"]
     assert torch.equal(emb, earlier[1][[4, 1]])
-    assert record()["embedder"]["embedder"] == "hidden"  # as recorded beside the earlier file
+    assert record()["embedder"]["embedder"] == "hidden"  # from the record of the earlier file
     write_prompts(9)
     status, _, err = cli(*command)
     message = "the prompts and path=earlier.pt do not match: 3 of 9 ids"
@@ -344,7 +347,8 @@ def test_a_file_gives_its_rows_by_id(cli):
     assert "no path given" in cli("task=embed", "embedder=file")[2]
 
 
-def test_what_an_earlier_file_says_of_its_model_and_of_long_prompts_goes_on(cli):
+def test_the_record_of_an_earlier_file_is_kept(cli):
+    """The new record has its model and its long prompts; changed texts are refused."""
     prompts = write_prompts(5)
     prompts[2].text = "word " * 5000
     write_jsonl(Path("outputs/kat/prompts_all.jsonl"), [prompt.row() for prompt in prompts])
@@ -354,7 +358,7 @@ def test_what_an_earlier_file_says_of_its_model_and_of_long_prompts_goes_on(cli)
     assert (status, "1 of 5 prompts were too long" in err) == (0, True), err
     assert (record()["model"], record()["too_long"]) == ("tiny_random", ["id002"])
     assert load_embeddings(OUT)[0] == ["id000", "id001", "id003", "id004"]
-    # A text that has changed under its id has no row there, though the id has.
+    # The earlier file has no row for a changed text, although it has the id.
     prompts[3].text += " Really?"
     write_jsonl(Path("outputs/kat/prompts_all.jsonl"), [prompt.row() for prompt in prompts[::-1]])
     status, _, err = cli(*command)
@@ -376,7 +380,7 @@ def test_the_budget_is_chosen_or_refused(cli, monkeypatch):
         assert (status, f"batch_tokens={value}: expected auto or a whole number above 0" in err) == (1, True), err
 
 
-def test_the_record_is_not_the_file_of_rows(cli):
+def test_the_rows_cannot_be_written_to_the_record(cli):
     write_prompts(3)
     for name in ("embeddings.json", "mine.json"):
         status, _, err = cli(*SMALL, f"out={name}")
@@ -388,7 +392,8 @@ def test_the_record_is_not_the_file_of_rows(cli):
 QUERY = ["task=retrieve", "model=tiny_random", "device=cpu", "dtype=float32"]
 
 
-def test_a_query_finds_its_own_prompt_first_and_the_rest_by_cosine(cli, tiny):
+def test_a_query_ranks_prompts_by_cosine(cli, tiny):
+    """The prompt that equals the query comes first."""
     prompts = write_prompts(20)
     cli(*SMALL)
     text = prompts[7].text
@@ -414,7 +419,7 @@ def test_a_query_is_text_and_not_hydras_grammar(cli, monkeypatch, query):
     assert asked == [query.strip("'") if query == "'quoted'" else query]
 
 
-def test_what_does_not_belong_together_is_refused(cli):
+def test_queries_that_do_not_match_the_file_are_refused(cli):
     write_prompts(5)
     assert "no such file; make it with task=embed" in cli(*QUERY, "query=x")[2]
     cli(*SMALL)
@@ -444,7 +449,7 @@ def test_what_does_not_belong_together_is_refused(cli):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_file_of_one(tmp_path, monkeypatch):
+def test_two_processes_match_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_prompts(60)
     for name, ranks in (("one", 1), ("two", 2)):
@@ -457,7 +462,8 @@ def test_two_processes_give_the_file_of_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.real_model
-def test_minilm_out_of_its_wheel_loads_offline_and_agrees_with_its_library(cli, monkeypatch):
+def test_minilm_from_its_wheel_matches_sentence_transformers(cli, monkeypatch):
+    """The model loads without a network."""
     from sentence_transformers import SentenceTransformer, util
 
     from latentwire.harness.assets import cache_dir

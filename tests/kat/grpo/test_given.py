@@ -1,4 +1,4 @@
-"""Models that a run is given: what they are, and which tokenizer they have."""
+"""Input models of a run: their identity, their weight files and their tokenizers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model_folder(path: Path, weights: str = "model.safetensors") -> Path:
     return path
 
 
-def test_a_model_is_told_by_its_weights_and_its_settings(tmp_path):
+def test_a_model_is_identified_by_weights_and_settings(tmp_path):
     folder = model_folder(tmp_path / "m")
     first = content_of(folder)
     assert first == content_of(model_folder(tmp_path / "copy"))
@@ -48,7 +48,7 @@ def test_a_model_is_told_by_its_weights_and_its_settings(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
-def test_pickled_weights_are_no_weights(tmp_path, name):
+def test_pickled_weights_are_refused(tmp_path, name):
     folder = model_folder(tmp_path / "m", name)
     with pytest.raises(
         UserError, match=rf"reward=x: .*{name}, a pickle, which is not loaded.*convert it to safetensors"
@@ -58,7 +58,7 @@ def test_pickled_weights_are_no_weights(tmp_path, name):
     assert [path.name for path in weight_files(folder, "reward=x")] == ["model.safetensors"]
 
 
-def test_rewards_in_python_are_told_by_their_modules_source(tmp_path, monkeypatch):
+def test_reward_functions_are_identified_by_their_source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     for name, number in (("kat_rewards_a", 1), ("kat_rewards_b", 2), ("kat_rewards_c", 1)):
         (tmp_path / f"{name}.py").write_text(f"N = {number}\n\ndef f(prompts, completions):\n    return [N]\n")

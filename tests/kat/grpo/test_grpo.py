@@ -1,4 +1,4 @@
-"""GRPO's pure functions: values computed by hand; test_grpo_trl.py holds them to TRL's trainer."""
+"""GRPO's pure functions: values computed by hand; test_grpo_trl.py compares them with TRL's trainer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_advantages_by_hand():
     assert torch.equal(advantages(rewards, "none"), torch.tensor([[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
 
 
-def test_advantages_of_a_group_do_not_know_the_other_groups():
+def test_advantages_do_not_depend_on_other_groups():
     a, b = torch.tensor([[0.0, 4.0]]), torch.tensor([[100.0, -7.0]])
     assert torch.equal(advantages(torch.cat([a, b]))[:1], advantages(a))
 
@@ -41,14 +41,15 @@ def test_a_group_of_one_has_no_advantage():
 
 
 @pytest.mark.parametrize("scale", ["group", "none"])
-def test_equal_rewards_have_no_advantage_whatever_their_mean_is_rounded_to(scale):
+def test_equal_rewards_have_no_advantage_despite_rounding(scale):
+    """The mean of seven rewards of 0.1 is not exactly 0.1 in float32."""
     rewards = torch.tensor([[0.1] * 7, [0.1] * 6 + [0.2]])
     assert float(rewards[0].mean()) != float(rewards[0, 0])
     got = advantages(rewards, scale)
     assert torch.equal(got[0], torch.zeros(7)) and bool((got[1] != 0).all())
 
 
-def test_degenerate_groups_are_those_of_equal_rewards():
+def test_degenerate_groups_have_equal_rewards():
     assert degenerate_groups(torch.tensor([[1.0, 1.0], [1.0, 1.1], [0.0, 0.0]])) == 2
     assert degenerate_groups(torch.tensor([[1.0, 1.0, 2.0]])) == 0
 
@@ -86,7 +87,8 @@ def test_the_unbiased_estimators_average_to_the_kl_divergence(estimator):
 
 
 @pytest.mark.parametrize(("estimator", "follows"), [("k1", False), ("k2", True)])
-def test_the_gradient_of_k2_is_that_of_the_divergence_and_that_of_k1_is_none(estimator, follows):
+def test_k2_has_the_gradient_of_the_divergence_and_k1_none(estimator, follows):
+    """The expected gradient of k1 is zero."""
     logits, q = torch.tensor([1.0, 0.0, -1.0], requires_grad=True), torch.tensor([0.3, 0.3, 0.4])
     logp = logits.log_softmax(0)
     (logp.exp().detach() * kl_divergence(logp, q.log(), estimator)).sum().backward()
@@ -106,14 +108,14 @@ def test_weights_of_tokens_by_hand():
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
-def test_weights_sum_to_one_over_the_micro_batches(loss_type):
+def test_weights_sum_to_one_over_micro_batches(loss_type):
     parts = [loss_weights(MASK[row : row + 1], loss_type, 4, 2) for row in range(3)]
     assert torch.cat(parts).sum().item() == pytest.approx(1)
-    assert loss_weights(MASK[2:], loss_type, 0, 0).sum() == 0  # a batch of which nothing counts
+    assert loss_weights(MASK[2:], loss_type, 0, 0).sum() == 0  # a batch without a counted token
 
 
 def one_token(ratio: float, advantage: float, **settings) -> tuple[float, float, bool]:
-    """Loss, its gradient by the log-probability, and whether it was clipped, for a single token."""
+    """Return a token's loss, its gradient with respect to the log-probability, and whether it was clipped."""
     logp = torch.tensor([[math.log(ratio) - 2.0]], requires_grad=True)
     old = torch.tensor([[-2.0]])
     terms = grpo_loss(logp, old, None, torch.tensor([advantage]), torch.ones(1, 1), objective(**settings))
@@ -126,8 +128,8 @@ def one_token(ratio: float, advantage: float, **settings) -> tuple[float, float,
     [
         (1.0, 2.0, -2.0, -2.0, False),
         (1.1, 2.0, -2.2, -2.2, False),
-        (1.5, 2.0, -2.4, 0.0, True),  # enough of it already
-        (0.5, 2.0, -1.0, -1.0, False),  # too little of what is good: full pull
+        (1.5, 2.0, -2.4, 0.0, True),  # already raised beyond the range: no gradient
+        (0.5, 2.0, -1.0, -1.0, False),  # a good token below the range: full gradient
         (0.5, -2.0, 1.6, 0.0, True),
         (1.5, -2.0, 3.0, 3.0, False),
         (1.5, 0.0, 0.0, 0.0, False),
@@ -150,7 +152,8 @@ def test_beta_weighs_the_divergence():
     assert got.kl.item() == pytest.approx(math.exp(0.5) - 0.5 - 1)
 
 
-def test_what_has_no_weight_has_no_part_whatever_it_is():
+def test_tokens_of_weight_0_do_not_affect_the_loss():
+    """This holds for infinite log-probabilities too."""
     logp = torch.tensor([[-1.0, 50.0, math.inf]], requires_grad=True)
     weights = torch.tensor([[1.0, 0.0, 0.0]])
     bad = torch.tensor([[-1.0, -90.0, 0.0]])
@@ -172,7 +175,7 @@ def test_what_has_no_weight_has_no_part_whatever_it_is():
         ({"scale_rewards": "batch"}, r"grpo\.scale_rewards=batch.*group, none"),
     ],
 )
-def test_settings_that_are_none_are_named(settings, message):
+def test_invalid_settings_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         objective(**settings).check()
     objective().check()

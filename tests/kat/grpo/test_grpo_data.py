@@ -1,4 +1,4 @@
-"""What GRPO trains on and looks at: room in the context, who is held out, weights, gains with intervals."""
+"""Prompts of GRPO: room in the context, the held-out part, sampling weights, and gains with intervals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROMPTS = [prompt_of(f"What is number {i}?" + " And why?" * (i % 4)) for i in ra
 
 def test_prompts_are_encoded_held_out_or_too_long(tiny):
     lengths = {p.id: len(encode_prompt(tiny.tokenizer, p.prompt)) for p in PROMPTS}
-    context = sorted(lengths.values())[-5] + 6  # with 5 new tokens and an end token: what is longer does not fit
+    context = sorted(lengths.values())[-5] + 6  # room for 5 new tokens and an end token; longer prompts do not fit
     data = encode_prompts(PROMPTS, tiny.tokenizer, context, 5, 0.25)
     assert data.too_long == [p.id for p in PROMPTS if lengths[p.id] + 6 > context] and data.too_long
     fitting = [p.id for p in PROMPTS if p.id not in data.too_long]
@@ -52,7 +52,7 @@ def some(count: int, held: int = 2) -> GrpoData:
     return GrpoData(made[:count], made[count : count + held], ["long"])
 
 
-def test_weights_are_those_of_the_arm_among_the_training_prompts():
+def test_sampling_weights_are_normalized_over_train_prompts():
     measured = {"h": 1.0, "g": 3.0, "e": 9.0}
     weights, without = draw_weights(some(3), "density", measured, ["f"], 2, 0)
     assert weights.tolist() == pytest.approx([0.25, 0.75, 0.0]) and without == 1
@@ -67,7 +67,7 @@ def test_fewer_prompts_than_a_batch_are_refused():
         draw_weights(some(3), "density", {"h": 1.0, "g": 3.0}, ["f"], 3, 0)
 
 
-def test_the_prompts_that_are_looked_at_are_the_first_by_id():
+def test_evaluation_prompts_are_the_first_by_id():
     assert [p.id for p in evaluation_prompts(some(3, held=5), 2)] == ["a", "b"]
     assert evaluation_prompts(some(3, held=0), 0) == []
     with pytest.raises(UserError, match="holds out none of the prompts"):
@@ -90,7 +90,7 @@ def test_gains_are_paired_by_prompt():
 
 
 @pytest.mark.statistical
-def test_the_interval_is_that_of_a_mean_over_prompts():
+def test_the_reward_interval_is_over_prompts():
     rewards = numbers(0).normal(size=400)
     low, high = evaluate_policy([row(r) for r in rewards], [0.0] * 400, seed=0)["reward_interval"]
     assert high - low == pytest.approx(2 * 1.96 * rewards.std() / 20, rel=0.05)
@@ -101,7 +101,8 @@ def letters(prompts, completions):
     return [float(len(text)) for text in completions]
 
 
-def test_looks_at_held_out_prompts_are_repeatable_and_do_not_depend_on_the_others(tiny):
+def test_evaluations_are_repeatable_for_each_prompt(tiny):
+    """The answers to a prompt do not depend on the other prompts."""
     prompts = encode_prompts(PROMPTS[:6], tiny.tokenizer, 4096, 5, 0.0).train
     rewards = Rewards([f"{__name__}:letters"], [1.0], None, 0, 100)
     look = {"seed": 0, "ends": frozenset({0}), "state": accelerator_state("cpu"), "doing": "a test"}
@@ -119,12 +120,13 @@ def test_looks_at_held_out_prompts_are_repeatable_and_do_not_depend_on_the_other
 
 
 def logps_of(model, prompt, completion):
-    """Log-probabilities of a completion's tokens, by a plain pass over the whole sequence."""
+    """Return the log-probabilities of a completion's tokens from a plain pass over the whole sequence."""
     logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
 
 
-def test_the_divergence_at_a_look_is_that_of_the_weights_then_and_now():
+def test_the_evaluated_kl_compares_current_and_first_weights():
+    """The expected values come from plain forward passes with both sets of weights."""
     lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
     prompts = encode_prompts(PROMPTS[:3], lm.tokenizer, 4096, 5, 0.0).train
     model, parameters = make_trainable(lm.model, TuningSpec("last_blocks", 1, 1, 1), seed=0)
@@ -160,12 +162,12 @@ def test_the_divergence_at_a_look_is_that_of_the_weights_then_and_now():
     assert squared == pytest.approx([float((r * r / 2).sum()) for r in gaps], rel=1e-3)
 
 
-def test_the_context_is_named_by_whose_it_is(tiny):
+def test_the_error_names_the_model_with_the_short_context(tiny):
     with pytest.raises(UserError, match=r"in the reward model's context of 9; .*or use a reward model with a longer"):
         encode_prompts(PROMPTS, tiny.tokenizer, 9, 5, 0.25, whose="reward model")
 
 
-def test_the_end_token_is_no_text(tiny):
+def test_the_end_token_is_not_in_the_text(tiny):
     completion = Completion((50, 60, 0), True, torch.zeros(3), torch.zeros(3), None)
     found = as_sampled(tiny.tokenizer, TokenPrompt("a", "text", (1,)), completion)
     assert found.completion == tiny.tokenizer.decode([50, 60]) and found.completion_ids == (50, 60, 0)

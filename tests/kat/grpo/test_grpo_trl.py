@@ -43,7 +43,7 @@ def trainer_of(tmp_path, reward, **settings):
 
 
 def made_up_batch(seed: int = 0):
-    """Six completions of unlike length after prompts of unlike length, old and reference policies that differ."""
+    """Return six completions after prompts, both of different lengths, and the generator that drew them."""
     g = draws(seed)
     prompt_mask = torch.tensor([[0, 0, 1, 1, 1]] * 3 + [[1, 1, 1, 1, 1]] * 3)
     lengths = torch.tensor([4, 1, 3, 4, 2, 4])
@@ -71,7 +71,7 @@ def made_up_batch(seed: int = 0):
         ("grpo", "grpo", 0.04, False, False, 1.0),
     ],
 )
-def test_loss_and_gradient_are_those_of_trl(tmp_path, theirs, loss_type, beta, correction, old_differs, temperature):
+def test_loss_and_gradient_equal_trl(tmp_path, theirs, loss_type, beta, correction, old_differs, temperature):
     trainer = trainer_of(tmp_path, lambda completions, **_: [0.0] * len(completions), loss_type=theirs, beta=beta,
                          use_bias_correction_kl=correction, epsilon=0.2, temperature=temperature)  # fmt: skip
     model = trainer.model
@@ -112,12 +112,12 @@ def test_loss_and_gradient_are_those_of_trl(tmp_path, theirs, loss_type, beta, c
     inside = mask.bool()
     assert entropy[inside].mean().item() == pytest.approx(shown["entropy"][0], abs=1e-5)
     assert terms.clipped.sum().item() / int(mask.sum()) == pytest.approx(shown["clip_ratio/region_mean"][0], abs=1e-6)
-    if beta and not correction:  # TRL shows the corrected one
+    if beta and not correction:  # TRL logs the corrected KL
         assert terms.kl[inside].mean().item() == pytest.approx(shown["kl"][0], abs=1e-4)
 
 
 @pytest.mark.parametrize("scale", ["group", "none"])
-def test_advantages_are_those_of_trl(tmp_path, scale):
+def test_advantages_equal_trl(tmp_path, scale):
     given: list[float] = []
 
     def reward(completions, **_):

@@ -1,4 +1,4 @@
-"""What the curves of a training run show: rows of its files, as they are."""
+"""The curves of a training run show the rows of its files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kat.grpo import plots
 from kat.grpo.plots import plot_training
 
 
-def test_curves_hold_steps_and_looks(tmp_path, monkeypatch):
+def test_curves_show_steps_and_evaluations(tmp_path, monkeypatch):
     figures = []
     real = plots.FigureCanvasAgg
     monkeypatch.setattr(plots, "FigureCanvasAgg", lambda figure: figures.append(figure) or real(figure))
@@ -26,7 +26,7 @@ def test_curves_hold_steps_and_looks(tmp_path, monkeypatch):
     assert [line.get_xydata().tolist() for line in entropy.lines] == [[[1, 1], [2, 0], [3, -1]]]
 
 
-def test_without_a_reference_there_is_no_curve_of_kl(tmp_path, monkeypatch):
+def test_without_a_reference_the_kl_curve_is_empty(tmp_path, monkeypatch):
     figures = []
     real = plots.FigureCanvasAgg
     monkeypatch.setattr(plots, "FigureCanvasAgg", lambda figure: figures.append(figure) or real(figure))

@@ -1,4 +1,4 @@
-"""Rewards: functions by name, their weights, and what is refused."""
+"""Rewards: functions by name, their weights, and refused names and values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def length(prompts, completions):
     return [float(len(text)) for text in completions]
 
 
-def asked(prompts, completions):
+def prompt_is_q(prompts, completions):
     return [float(prompt == "q") for prompt in prompts]
 
 
@@ -45,13 +45,13 @@ class Judge:
 HERE = __name__
 
 
-def test_rewards_are_added_by_weight_and_told_apart():
-    both = Rewards([f"{HERE}:length", f"{HERE}:asked"], [0.5, -2.0], None, 9, 100)
+def test_rewards_are_summed_by_weight_and_kept_by_name():
+    both = Rewards([f"{HERE}:length", f"{HERE}:prompt_is_q"], [0.5, -2.0], None, 9, 100)
     total, by_name = both(SAMPLED, "a test")
     assert total.tolist() == [1.0 - 2.0, 2.0]
     assert {name: values.tolist() for name, values in by_name.items()} == {
         f"{HERE}:length": [2.0, 4.0],
-        f"{HERE}:asked": [1.0, 0.0],
+        f"{HERE}:prompt_is_q": [1.0, 0.0],
     }
 
 
@@ -62,7 +62,7 @@ def test_the_reward_model_is_given_tokens(monkeypatch):
 
     monkeypatch.setattr(module, "score", score)
     ended = [SAMPLED[0], Sampled("r", (4,), "abcd", (5, 6, 9))]  # the first was cut off: an end is added
-    total, by_name = Rewards(["model", f"{HERE}:asked"], [1.0, 100.0], "the model", 9, 77)(ended, "a test")
+    total, by_name = Rewards(["model", f"{HERE}:prompt_is_q"], [1.0, 100.0], "the model", 9, 77)(ended, "a test")
     assert total.tolist() == [223.0, 204.0]
     assert by_name["model"].tolist() == [123.0, 204.0]
 
@@ -81,7 +81,7 @@ def test_the_reward_model_is_given_tokens(monkeypatch):
         ([f"{HERE}:Judge"], [1.0], "not a function"),
     ],
 )
-def test_names_that_are_none_are_refused(names, weights, message):
+def test_invalid_reward_names_are_refused(names, weights, message):
     with pytest.raises(UserError, match=message):
         Rewards(names, weights, None, 9, 100)
 
@@ -98,6 +98,6 @@ def test_a_function_is_found_by_its_name():
         ("nan", NonFiniteError, "the reward .*nan is nan at a test"),
     ],
 )
-def test_what_is_no_reward_is_refused(name, error, message):
+def test_invalid_return_values_are_refused(name, error, message):
     with pytest.raises(error, match=message):
         Rewards([f"{HERE}:{name}"], [1.0], None, 9, 100)(SAMPLED, "a test")

@@ -1,4 +1,4 @@
-"""Sampling of completions: what is drawn, that batches do not matter, and that its numbers are the model's."""
+"""Sampling of completions: drawn tokens, independence of the batch, and log-probabilities equal to the model's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [300, 20], [7, 7, 7], [1000, 4, 90, 2]]
 KEYS = [("test", i) for i in range(4)]
-COMMON = frozenset(range(0, 2048, 8))  # ends, so many that completions end at different lengths
+COMMON = frozenset(range(0, 2048, 8))  # end tokens, frequent enough that lengths differ
 
 
 def sampling(**settings) -> Sampling:
@@ -38,7 +38,7 @@ def policy_model(tiny):
 
 
 def greedy_or_drawn(model, prompt, key, settings, ends):
-    """One completion without batch, cache or padding: the definition."""
+    """Return one completion, decoded token by token without batch, cache or padding."""
     uniform = torch.rand(settings.max_new_tokens, generator=generator_for(3, *key), dtype=torch.float64)
     ids, logps, entropy = list(prompt), [], []
     for step in range(settings.max_new_tokens):
@@ -54,7 +54,8 @@ def greedy_or_drawn(model, prompt, key, settings, ends):
 
 
 @torch.no_grad()
-def test_completions_are_those_of_the_plain_definition(tiny):
+def test_sampling_equals_decoding_token_by_token(tiny):
+    """The definition decodes one completion at a time, without batch, cache or padding."""
     settings = sampling(temperature=0.8)
     groups = sample(tiny.model, PROMPTS, KEYS, settings, seed=3, ends=COMMON)
     lengths = set()
@@ -70,7 +71,7 @@ def test_completions_are_those_of_the_plain_definition(tiny):
     assert len(lengths) > 3 and max(lengths) == 9  # some ended early, some were cut off
 
 
-def test_what_a_row_draws_does_not_depend_on_its_batch(tiny):
+def test_completions_do_not_depend_on_the_batch(tiny):
     together = sample(tiny.model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON)
     apart = sample(tiny.model, PROMPTS, KEYS, sampling(batch_tokens=1), seed=3, ends=COMMON)
     assert ids_of(together) == ids_of(apart)
@@ -91,7 +92,7 @@ def test_the_seed_and_the_key_decide(tiny):
     assert len(set(group)) == 3  # each completion of a group draws its own
 
 
-def test_nothing_comes_after_the_end_and_no_end_is_cut_off(tiny):
+def test_completions_stop_at_the_end_token_or_the_limit(tiny):
     for group in sample(tiny.model, PROMPTS, KEYS, sampling(), seed=0, ends=COMMON):
         for c in group:
             assert not any(token in COMMON for token in c.ids[:-1])
@@ -110,14 +111,14 @@ def test_choose_by_hand():
     # top_p .6: the two likeliest, .5 and .3 of .8, in this order
     uniform = torch.tensor([0.0, 0.62, 0.63, 0.999], dtype=torch.float64)
     assert choose(logits, 1.0, 0.6, uniform).tolist() == [1, 1, 2, 2]
-    assert choose(logits, 1.0, 0.49, uniform).tolist() == [1] * 4  # enough by itself
+    assert choose(logits, 1.0, 0.49, uniform).tolist() == [1] * 4  # the likeliest token alone is enough
     assert choose(logits, 1.0, 1e-9, uniform).tolist() == [1] * 4  # at least one
     # at temperature .5 the odds are squared: .04 .25 .09 of .38
     uniform = torch.tensor([0.1, 0.11, 0.76, 0.77], dtype=torch.float64)
     assert choose(logits, 0.5, 1.0, uniform).tolist() == [0, 1, 1, 2]
 
 
-def test_choose_never_draws_what_cannot_be():
+def test_choose_never_draws_a_token_of_probability_0():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(2, 1)
     assert choose(logits, 1.0, 1.0, torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64)).tolist() == [1, 3]
 
@@ -130,7 +131,7 @@ def test_frequencies_are_the_probabilities():
     assert torch.allclose(torch.bincount(drawn) / 20_000, p, atol=0.01)
 
 
-def test_the_ends_are_those_of_model_and_tokenizer(tiny):
+def test_end_tokens_come_from_model_and_tokenizer(tiny):
     assert end_tokens(tiny.model, tiny.tokenizer) == {0}
 
 
@@ -166,7 +167,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(tiny):
         ({"top_p": 1.1}, r"grpo\.top_p=1\.1"),
     ],
 )
-def test_settings_that_are_none_are_named(settings, message):
+def test_invalid_settings_are_named(settings, message):
     sampling().check()
     with pytest.raises(UserError, match=message):
         sampling(**settings).check()
@@ -180,7 +181,7 @@ def rows_of(groups, prompts=PROMPTS) -> list[PolicyRow]:
 
 
 @pytest.mark.parametrize("tapped", [True, False])
-def test_the_policy_gives_a_token_what_sampling_gave_it(policy_model, tapped):
+def test_policy_logps_equal_sampling_logps(policy_model, tapped):
     model, parameters = policy_model
     policy = Policy(model, parameters, 0.8, ref_model=True)
     assert len(policy.frozen) == 1
@@ -198,7 +199,8 @@ def test_the_policy_gives_a_token_what_sampling_gave_it(policy_model, tapped):
         assert torch.allclose(reference[i, : len(c.ids)], c.logps, atol=1e-4)
 
 
-def test_leaving_out_the_frozen_blocks_changes_neither_numbers_nor_gradients(policy_model):
+def test_skipping_frozen_blocks_changes_no_result(policy_model):
+    """Log-probabilities and gradients stay the same."""
     model, parameters = policy_model
     before = [(set(vars(block)), set(block._forward_hooks)) for block in model.model.layers]
     policy = Policy(model, parameters, 1.0, ref_model=False)
@@ -232,7 +234,7 @@ def test_frozen_blocks_are_not_computed(policy_model):
     assert computed == []
 
 
-def test_the_reference_stays_what_the_policy_was(policy_model):
+def test_the_reference_keeps_the_first_weights(policy_model):
     model, parameters = policy_model
     policy = Policy(model, parameters, 1.0, ref_model=True)
     rows = rows_of(
@@ -264,8 +266,8 @@ def test_frozen_blocks_end_where_training_begins(tiny):
         tiny.model.requires_grad_(False)
 
 
-def test_blocks_that_cannot_be_left_out_are_computed(tiny, monkeypatch, capsys):
-    """A block above that looks at more than the states: here, whether the first block was computed."""
+def test_blocks_that_cannot_be_skipped_are_computed(tiny, monkeypatch, capsys):
+    """A later block depends on more than the states: here, on whether the first block was computed."""
     first, second = tiny.model.model.layers
     computed: list[int] = []
 
@@ -288,17 +290,17 @@ def made(prompt: tuple[int, ...], tokens: int) -> PolicyRow:
     return PolicyRow(prompt, Completion(ids, True, torch.zeros(tokens), torch.zeros(tokens), None))
 
 
-def test_micro_batches_hold_what_they_may():
+def test_micro_batches_fill_the_token_limit():
     a, b = (1, 2, 3), (4, 5, 6, 7)
-    rows = [made(a, 3), made(b, 1), made(a, 5), made(b, 4), made(a, 2)]  # in a line: a 3 + 2 + 4 + 1, b 4 + 0 + 3
+    rows = [made(a, 3), made(b, 1), made(a, 5), made(b, 4), made(a, 2)]  # in one sequence: a 3 + 2 + 4 + 1, b 4 + 0 + 3
     assert micro_batches(rows, 17) == [[0, 2, 4, 1, 3]]
     assert micro_batches(rows, 16) == [[0, 2, 4, 1], [3]]
     assert micro_batches(rows, 10) == [[0, 2, 4], [1, 3]]
     assert micro_batches(rows, 9) == [[0, 2], [4, 1], [3]]
     assert micro_batches(rows, 1) == [[0], [2], [4], [1], [3]]
     assert micro_batches([], 10) == []
-    assert micro_batches([made((1,), 1200), made((2,), 1200)], 10**6) == [[0], [1]]  # the mask of a line is a square
-    assert list(batches_of_prompts([5, 4, 3], sampling(batch_tokens=3 * 2 * 14))) == [[0, 1], [2]]
+    assert micro_batches([made((1,), 1200), made((2,), 1200)], 10**6) == [[0], [1]]  # the mask is quadratic in length
+    assert batches_of_prompts([5, 4, 3], sampling(batch_tokens=3 * 2 * 14)) == [[0, 1], [2]]
     for limit in range(1, 18):
         batches = micro_batches(rows, limit)
         assert sorted(i for batch in batches for i in batch) == list(range(5))
@@ -306,24 +308,25 @@ def test_micro_batches_hold_what_they_may():
             assert len(pack_rows([rows[i] for i in batch]).ids) <= limit or len(batch) == 1
 
 
-def test_a_line_holds_each_prompt_once_and_its_tokens_see_their_own_row():
+def test_a_packed_sequence_holds_each_prompt_once():
+    """Tokens of a completion attend to their prompt and to their own completion."""
     rows = [made((1, 2, 3), 3), made((4, 5), 1), made((1, 2, 3), 2)]
     line = pack_rows(rows)
     assert line.ids.tolist() == [1, 2, 3, 20, 21, 20, 4, 5]
     assert line.positions.tolist() == [0, 1, 2, 3, 4, 3, 0, 1]
-    assert line.logit_positions.tolist() == [2, 3, 4, 7, 2, 5]  # row by row: what gives each token
+    assert line.logit_positions.tolist() == [2, 3, 4, 7, 2, 5]  # row by row: the position that predicts each token
     assert line.pieces == [(0, 0), (0, 3), (2, 3), (1, 0), (1, 2)]
     sees = tree_mask(line.branch, torch.float32, line.prompt_index) == 0
     expected = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 5], [6], [6, 7]]
     assert [row.nonzero()[:, 0].tolist() for row in sees] == expected
 
 
-def test_rows_in_one_line_have_the_numbers_they_have_alone(policy_model):
+def test_packed_rows_have_the_logps_of_single_rows(policy_model):
     model, parameters = policy_model
     policy = Policy(model, parameters, 1.0, ref_model=False)
     groups = sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON, hidden_state_hook=policy.hidden_state_hook)
     rows = rows_of(groups)
-    rows = rows[1::2] + rows[::2]  # completions of a prompt not side by side
+    rows = rows[1::2] + rows[::2]  # completions of a prompt are not neighbours
     together = policy.logps(rows)
     for i, row in enumerate(rows):
         ids = torch.tensor([[*row.prompt, *row.completion.ids]])

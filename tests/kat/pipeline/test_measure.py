@@ -1,4 +1,4 @@
-"""The tasks density, subsample, cluster and project from the command line, and what they refuse."""
+"""The tasks density, subsample, cluster and project from the command line, and what they reject."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_are_refused_by_name_and_nothing_is_written(folder, cli, name):
+def test_bad_files_are_refused_and_nothing_is_written(folder, cli, name):
     damage, reason = BAD[name]
     damage(folder)
     status, _, said = cli("task=density", "clusters_file=known.json")
@@ -183,14 +183,14 @@ WEIGHTS = [{"id": f"p{i:03d}", "density": 1.0, "weight": 0.25} for i in range(4)
         ([{**row, "weight": 0} for row in WEIGHTS], ["budget=1"], "all weights are 0"),
     ],
 )
-def test_subsample_refuses_what_it_cannot_draw(folder, cli, weights, arguments, reason):
+def test_subsample_refuses_invalid_weights_and_budgets(folder, cli, weights, arguments, reason):
     write_rows(folder / "weights.jsonl", weights)
     status, _, said = cli("task=subsample", *arguments)
     assert status == 1 and reason in said, said
     assert not (folder / "sampled_ids.txt").exists()
 
 
-def test_a_list_of_ids_holds_no_id_of_two_lines(folder, cli):
+def test_an_id_with_a_line_break_is_refused(folder, cli):
     edit(folder / "prompts_all.jsonl", lambda rows: rows[0].update(id="a\nb"))
     write_rows(folder / "weights.jsonl", [{**WEIGHTS[0], "id": "a\nb"}])
     status, _, said = cli("task=subsample", "budget=1")
@@ -219,7 +219,8 @@ def test_settings_that_do_not_fit_are_refused(folder, cli, arguments, reason):
     assert status == 1 and reason in said, said
 
 
-def test_prompts_too_long_for_the_embedder_are_counted_and_no_others(folder, cli):
+def test_only_recorded_long_prompts_may_lack_embeddings(folder, cli):
+    """The task counts them; any other prompt without an embedding is an error."""
     break_embeddings(folder, ids=IDS[2:], emb=torch.eye(N)[2:])
     (folder / "embeddings.json").write_text(json.dumps({"too_long": IDS[:1]}))
     status, _, said = cli("task=density")
@@ -260,7 +261,7 @@ def test_other_weights_have_their_own_diagnostics(folder, cli):
 
 
 @pytest.mark.parametrize(("n", "d"), [(12, 40), (40, 12)])
-def test_the_axes_are_those_of_a_singular_value_decomposition(n, d):
+def test_the_axes_equal_a_singular_value_decomposition(n, d):
     emb = torch.randn(n, d, generator=draws(0), dtype=torch.float64)
     xyz, shares = project(emb, "pca", 0)
     x = emb - emb.mean(0)
@@ -296,6 +297,6 @@ def test_clusters_are_the_planted_ones():
         cluster(x, 0, seed=0)
 
 
-def test_the_reversed_arm_turns_the_histogram_over():
+def test_the_reversed_arm_mirrors_the_histogram():
     weights = torch.tensor([0.7, 0.2, 0.1])
     assert arm_weights("reversed", weights, 0).tolist() == pytest.approx([0.1, 0.2, 0.7])

@@ -1,4 +1,4 @@
-"""What a training run lacks is made first: the tasks that run, with which settings, and what is refused."""
+"""A training run first makes the files that it lacks: the tasks that run, and their settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def config(*overrides: str):
 
 @pytest.fixture
 def jobs(monkeypatch, tmp_path):
-    """The four tasks, replaced by ones that note their config and write their file."""
+    """Replace the four tasks by functions that record their config and write their file."""
     monkeypatch.chdir(tmp_path)
     seen = []
 
@@ -33,7 +33,7 @@ def jobs(monkeypatch, tmp_path):
     return seen
 
 
-def test_only_what_is_missing_is_made_in_order_and_said(jobs, capfd):
+def test_only_missing_files_are_made_in_order(jobs, capfd):
     cfg = config("folder=here")
     Path("here").mkdir()
     Path("here/prompts_all.jsonl").write_text("there")
@@ -46,24 +46,24 @@ def test_only_what_is_missing_is_made_in_order_and_said(jobs, capfd):
     assert len(jobs) == 3
 
 
-def test_the_settings_of_the_run_are_handed_on_and_no_others(jobs):
+def test_tasks_receive_the_settings_of_the_run(jobs):
     cfg = config("folder=here", "seed=7", "pairs=hh_rlhf", "embedder=logits", "weights_file=w.jsonl", "batch_tokens=99",
                  "device=cpu")  # fmt: skip
     ensure(cfg, ["pairs", "embed", "density"])
     pairs, embed, density = jobs
     assert list(pairs.pairs) == ["hh_rlhf"] and pairs.pairs.hh_rlhf.repo == cfg.pairs.hh_rlhf.repo
     assert embed.embedder.name == "logits" and embed.model.name == "tiny_random"
-    assert embed.batch_tokens == "auto"  # the embedder's own
+    assert embed.batch_tokens == "auto"  # the embedder's default
     assert density.out == "w.jsonl" and density.seed == 7 and density.sampler.name == "density"
     assert {job.folder for job in jobs} == {"here"} and {job.device for job in jobs} == {"cpu"}
 
 
-def test_a_file_of_the_users_is_handed_on_with_its_path(jobs):
+def test_a_users_pairs_file_is_passed_with_its_path(jobs):
     ensure(config("pairs=file", "path=mine.jsonl"), ["pairs"])
     assert jobs[0].pairs.file.splits == {"train": "mine.jsonl"}
 
 
-def test_the_config_of_another_task_takes_changes():
+def test_the_config_of_another_task_accepts_changes():
     cfg = config("sampler=density", "seed=3", "folder=here")
     made = config_of(cfg, "train", "reward", steps=2, sampler={"name": "reversed"})
     assert (made.steps, made.sampler.name, made.seed, made.folder) == (2, "reversed", 3, "here")

@@ -1,4 +1,4 @@
-"""Files that lie there already are those that a run asks for, or are refused with what differs and what to do."""
+"""A run uses existing files that match its settings, and refuses others with the difference and a remedy."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def drop_a_line(name: str) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
 
 
-def test_what_fits_is_used_as_it_is(here, capfd):
+def test_matching_files_are_used_unchanged(here, capfd):
     before = {path: path.stat().st_mtime_ns for path in FILES.iterdir()}
     ensure(config(), ALL)
     assert {path: path.stat().st_mtime_ns for path in FILES.iterdir()} == before
@@ -86,16 +86,16 @@ def test_what_fits_is_used_as_it_is(here, capfd):
         (lambda: rewrite("density.json", embeddings_sha256="0"), [], "embeddings.pt: is not the file that"),
     ],
 )  # fmt: skip
-def test_what_is_of_another_origin_is_refused(here, change, overrides, message):
+def test_files_of_another_origin_are_refused(here, change, overrides, message):
     change()
     before = {path: path.read_bytes() for path in FILES.iterdir()}
     with pytest.raises(UserError) as refused:
         ensure(config(*overrides), ALL)
     assert message in str(refused.value)
-    assert {path: path.read_bytes() for path in FILES.iterdir()} == before  # nothing is made in its place
+    assert {path: path.read_bytes() for path in FILES.iterdir()} == before  # no file is made again
 
 
-def test_what_decides_little_is_said(here, capfd):
+def test_minor_differences_give_a_message(here, capfd):
     rewrite("density.json", settings={"k": 3, "cap": 0.95})
     ensure(config("dtype=bfloat16"), ALL)
     said = capfd.readouterr().err
@@ -103,7 +103,7 @@ def test_what_decides_little_is_said(here, capfd):
     assert "weights.jsonl was made with sampler.k=3, which is not the default" in said and "cap" not in said
 
 
-def test_a_file_of_the_users_own_serves(here, capfd):
+def test_files_without_a_record_are_used_with_a_message(here, capfd):
     for name in ("pairs.json", "prompts.json", "embeddings.json", "density.json"):
         (FILES / name).unlink()
     ensure(config("path=elsewhere.jsonl", "embedder=logits"), ALL)

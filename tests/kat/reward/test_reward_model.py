@@ -31,13 +31,13 @@ TREES = [
 
 @pytest.fixture
 def made(tiny):
-    """A reward model on the tiny backbone, whose head is large enough to tell completions apart."""
+    """Return a reward model on the tiny backbone, with a head large enough to separate completions."""
     lm = LanguageModel(copy.deepcopy(tiny.model), tiny.tokenizer)
     return reward_model_of(lm, draws(3))
 
 
 def plain_scores(model, trees) -> list[float]:
-    """The scores by transformers' own classification, rows padded on the right."""
+    """Return the scores of transformers' own classification, with rows padded on the right."""
     rows = [[*tree.prompt, *completion] for tree in trees for completion in tree.completions]
     width, pad = max(map(len, rows)), model.config.pad_token_id
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
@@ -58,7 +58,8 @@ def test_a_pair_is_prompt_and_answers_by_the_chat_ids(tiny):
 
 
 @pytest.mark.parametrize("longer_first", [True, False])
-def test_a_long_prompt_loses_tokens_from_the_left_until_the_longer_answer_fits(tiny, longer_first):
+def test_long_prompts_are_cut_from_the_left(tiny, longer_first):
+    """They are cut until the longer answer fits; answers are never cut."""
     texts = ["the fish and the bird", "a duke"] if longer_first else ["a duke", "the fish and the bird"]
     whole, _ = encode_pair(tiny.tokenizer, QUESTION, *texts, 200)
     longest = max(map(len, whole.completions))
@@ -70,7 +71,7 @@ def test_a_long_prompt_loses_tokens_from_the_left_until_the_longer_answer_fits(t
     assert encode_pair(tiny.tokenizer, QUESTION, *texts, longest) is None
 
 
-def test_the_loss_is_that_of_bradley_and_terry():
+def test_the_loss_is_bradley_and_terrys():
     chosen, rejected = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.0, 1.0, 0.5])
     expected = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(3)), math.log(2)]
     assert bradley_terry_loss(chosen, rejected).tolist() == pytest.approx(expected, rel=1e-6)
@@ -99,7 +100,7 @@ def test_a_row_of_a_tree_sees_the_prompt_and_itself():
     assert packed.attention_mask.min() == torch.finfo(torch.float32).min
 
 
-def test_trees_score_what_transformers_scores_row_by_row(made):
+def test_trees_score_as_transformers_does_row_by_row(made):
     expected = plain_scores(made, TREES)
     with torch.no_grad():
         assert tree_scores(made, TREES).tolist() == pytest.approx(expected, abs=1e-5)
@@ -107,7 +108,7 @@ def test_trees_score_what_transformers_scores_row_by_row(made):
     assert made.config.pad_token_id != 0  # the end token of these trees
 
 
-def test_scores_are_those_of_the_sequences_in_their_order(made):
+def test_scores_keep_the_order_of_the_sequences(made):
     sequences = [(tree.prompt, c) for tree in TREES for c in tree.completions]
     mixed = [sequences[i] for i in (4, 0, 5, 0, 3, 1, 2)]
     expected = dict(zip(sequences, plain_scores(made, TREES), strict=True))
@@ -115,7 +116,8 @@ def test_scores_are_those_of_the_sequences_in_their_order(made):
         assert score(made, mixed, batch_tokens).tolist() == pytest.approx([expected[s] for s in mixed], abs=1e-5)
 
 
-def test_a_prompt_is_read_once_for_its_completions_and_no_batch_is_too_large(made, monkeypatch):
+def test_a_prompt_is_read_once_for_its_completions(made, monkeypatch):
+    """Batches stay within the limit of tokens."""
     sizes = []
     backbone = made.base_model.forward
     monkeypatch.setattr(made.base_model, "forward", lambda **k: sizes.append(k["input_ids"].numel()) or backbone(**k))
@@ -126,7 +128,7 @@ def test_a_prompt_is_read_once_for_its_completions_and_no_batch_is_too_large(mad
     assert sizes == [9, 9, 9, 5]
 
 
-def test_what_prompts_begin_with_is_read_once(made, monkeypatch):
+def test_the_shared_start_of_prompts_is_read_once(made, monkeypatch):
     sequences = [((5, 6, 7), (n, 0)) for n in (8, 9)] + [((5, 6, 3, 4), (9, 0)), ((5, 6, 3), (9, 0))]
     expected = [plain_scores(made, [Tree(prompt, (completion,))])[0] for prompt, completion in sequences]
     sizes = []
@@ -135,7 +137,7 @@ def test_what_prompts_begin_with_is_read_once(made, monkeypatch):
     assert score(made, sequences, 4096).tolist() == pytest.approx(expected, abs=1e-5)
     assert sizes == [(1, 2), (3, 5)]
     sizes.clear()
-    made.config.sliding_window = 9  # its cache would forget; nothing is shared then
+    made.config.sliding_window = 9  # the cache of a sliding window drops tokens, so nothing is shared
     assert score(made, sequences, 4096).tolist() == pytest.approx(expected, abs=1e-5)
     assert sizes == [(3, 7)]
     assert max_sequence_length(made) == 9
@@ -182,7 +184,8 @@ def test_the_head_is_seeded_and_of_its_scale(tiny):
     assert torch.allclose(head(1), expected)
 
 
-def test_the_folder_reloads_by_transformers_alone_to_equal_scores(made, tiny, tmp_path):
+def test_transformers_reloads_the_saved_model(made, tiny, tmp_path):
+    """It gives equal scores."""
     made.save_pretrained(tmp_path / "run" / "model")
     tiny.tokenizer.save_pretrained(tmp_path / "run" / "model")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").eval()
@@ -197,7 +200,7 @@ def test_the_folder_reloads_by_transformers_alone_to_equal_scores(made, tiny, tm
         assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
-def test_what_is_no_reward_model_is_refused(made, tiny, tmp_path):
+def test_folders_without_a_reward_model_are_refused(made, tiny, tmp_path):
     def load(name: str):
         return load_reward_model(tmp_path / name, CPU, torch.float32)
 
@@ -234,7 +237,7 @@ def test_an_architecture_without_classification_is_refused(tiny):
 
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("memory", [0, 10**6])
-def test_the_two_parts_give_scores_and_gradients_of_the_whole(made, blocks, memory):
+def test_two_parts_give_the_scores_and_gradients_of_the_whole(made, blocks, memory):
     trained = [*made.model.layers[-blocks:].parameters(), made.score.weight]
     made.requires_grad_(False)
     for parameter in trained:
@@ -247,7 +250,7 @@ def test_the_two_parts_give_scores_and_gradients_of_the_whole(made, blocks, memo
     families = [Tree((2, 3, *tree.prompt), tree.completions) for tree in TREES]
     scorer = SplitScorer(made, blocks, families, memory, 4096)
     assert scorer.start.tokens == (2, 3)
-    for _ in range(2):  # the second time out of the memory
+    for _ in range(2):  # the second time from the cache
         parts = scorer.scores(pairs)
         assert parts.tolist() == pytest.approx(whole.tolist(), abs=1e-5)
         made.zero_grad()
@@ -257,7 +260,7 @@ def test_the_two_parts_give_scores_and_gradients_of_the_whole(made, blocks, memo
     assert len(scorer.cache) == (3 if memory else 0)
 
 
-def test_kept_states_are_those_computed_anew_to_the_bit(made):
+def test_cached_states_equal_recomputed_ones_bit_for_bit(made):
     families = [Tree((2, *tree.prompt), tree.completions) for tree in TREES]
     kept, anew = (SplitScorer(made, 1, families, memory, 4096) for memory in (10**6, 0))
     with torch.no_grad():
@@ -265,7 +268,7 @@ def test_kept_states_are_those_computed_anew_to_the_bit(made):
         assert torch.equal(kept.scores(families[:2]), anew.scores(families[:2]))
 
 
-def test_the_memory_is_a_bound_and_large_prompts_stand_alone(made):
+def test_the_cache_is_bounded_and_large_prompts_are_not_merged(made):
     size = 64 * 4 * TREES[0].size
     scorer = SplitScorer(made, 1, TREES, size, 4096)
     with torch.no_grad():
@@ -278,13 +281,13 @@ def test_the_memory_is_a_bound_and_large_prompts_stand_alone(made):
         assert apart.scores([two]).tolist() == pytest.approx(plain_scores(made, [two]), abs=1e-5)
 
 
-def test_what_prompts_begin_with_leaves_each_of_them_a_token(made):
+def test_the_shared_start_leaves_each_prompt_a_token(made):
     assert shared_start([(1, 2, 3), (1, 2, 4, 5), (1, 2, 3, 9)]) == (1, 2)
     assert shared_start([(1, 2), (1, 2, 4)]) == (1,)
     assert shared_start([(1, 2, 3), (4,)]) == ()
     assert shared_start([(1, 2, 3)]) == shared_start([]) == ()
     scorer = SplitScorer(made, 1, [Tree((1, 2, 3), ((4,),)), Tree((1, 2, 5), ((4,),))], 0, 4096)
-    stranger = [Tree((7, 8, 9), ((4,),))]  # begins in another way
+    stranger = [Tree((7, 8, 9), ((4,),))]  # has another start
     with torch.no_grad():
         assert scorer.scores(stranger).tolist() == pytest.approx(plain_scores(made, stranger), abs=1e-5)
 

@@ -30,7 +30,7 @@ PAIRS = [
 ]
 
 
-def test_the_direction_of_the_length_rule_comes_from_the_majority():
+def test_the_length_rule_follows_the_majority():
     assert longer_wins([(5, 3), (2, 1), (1, 4), (3, 3)]) is True
     assert longer_wins([(5, 3), (1, 2), (1, 4), (3, 3)]) is False
     assert longer_wins([(5, 3), (3, 5)]) is True
@@ -60,7 +60,7 @@ def test_judge_counts_by_hand():
     assert "length_only" not in evaluate_pairs(PAIRS, None, 0)
 
 
-def test_the_intervals_are_those_of_their_own_quantities():
+def test_each_quantity_has_its_own_interval():
     values = np.array([[1.0, 0, 0.5, 1], [0.1, 1.3, 0.7, 0.5], [1, 0, 0.5, 0], [0, 0, 0, 1]])
     found = evaluate_pairs(PAIRS, True, 7)
     margins = np.array([2, -1, 0, 0.5])
@@ -73,7 +73,7 @@ def test_the_intervals_are_those_of_their_own_quantities():
         assert one == pytest.approx(list(other))
 
 
-def test_with_a_pair_a_prompt_the_interval_is_the_plain_bootstraps():
+def test_one_pair_for_each_prompt_gives_the_plain_bootstrap():
     scores = [1.0, 0.0, 1.0, 1.0, 0.5, 0.0, 1.0]
     names = [f"{i}" for i in range(7)]
     assert intervals_over_prompts(np.array([scores]), names, 3)[0] == pytest.approx(bootstrap_interval(scores, 3))
@@ -95,7 +95,8 @@ def test_prompts_of_many_pairs_weigh_by_their_pairs():
     assert half == pytest.approx(bootstrap_interval([1.0] * 3 + [0.0] * 3, 0))
 
 
-def test_where_resampling_knows_no_spread_wilson_stands_in_for_rates_alone():
+def test_equal_rates_get_wilsons_interval():
+    """Equal losses get an interval of width 0."""
     rates, losses = intervals_over_prompts(np.array([[1.0, 1.0, 1.0], [2.5, 2.5, 2.5]]), ["a", "a", "b"], 0)
     assert rates == wilson_interval(2.0, 2)
     assert losses == pytest.approx((2.5, 2.5))
@@ -119,7 +120,7 @@ def test_calibration_by_hand():
 
 
 @pytest.mark.statistical
-def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large():
+def test_overconfidence_raises_the_calibration_error():
     generator = numbers(0)
     margins = generator.normal(0, 1.5, 20_000)
     signs = np.where(generator.random(20_000) < 1 / (1 + np.exp(-np.abs(margins))), 1, -1)
@@ -128,7 +129,7 @@ def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large()
     assert calibration(true * 4)["error"] > 0.1
 
 
-def test_parts_are_judged_apart_and_shown():
+def test_sources_and_deciles_are_scored_separately():
     found = evaluate_by_part(PAIRS, True, 0)
     assert {name: part["pairs"] for name, part in found["by_source"].items()} == {"a": 2, "b": 2}
     assert found["by_source"]["a"] == evaluate_pairs(PAIRS[:2], True, 0)

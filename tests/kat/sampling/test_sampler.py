@@ -1,4 +1,4 @@
-"""The sampler's draws: by weight, in groups, disjoint over ranks, and resumed at the very next one."""
+"""The sampler's draws: by weight, in groups, disjoint over ranks, and resumed at the next draw."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_an_epoch_is_as_long_as_said_and_the_same_for_the_same_seed(name):
+def test_an_epoch_has_its_length_and_depends_on_the_seed(name):
     first = epochs(make(**SHAPES[name]), 3)
     assert [len(epoch) for epoch in first] == [len(make(**SHAPES[name]))] * 3
     assert first == epochs(make(**SHAPES[name]), 3)
@@ -63,13 +63,13 @@ def test_set_epoch_chooses_the_draws():
         assert list(sampler) == expected
 
 
-def test_an_iteration_given_up_half_way_is_started_again():
+def test_an_abandoned_iteration_is_started_again():
     sampler = make(num_samples=30)
     whole = list(make(num_samples=30))
     iterator = iter(sampler)
     assert [next(iterator) for _ in range(7)] == whole[:7]
     assert list(sampler) == whole
-    assert int(sampler.ledger()[1].sum()) == 37  # all that was handed out
+    assert int(sampler.ledger()[1].sum()) == 37  # all rows that were handed out
 
 
 # Frequencies.
@@ -91,7 +91,8 @@ def test_draws_with_replacement_follow_the_weights():
 
 
 @pytest.mark.statistical
-def test_draws_without_replacement_are_distinct_and_favour_by_weight():
+def test_draws_without_replacement_follow_the_weights():
+    """The draws of an epoch are distinct."""
     sampler = make(num_samples=4, replacement=False)
     drawn = epochs(sampler, 4000)
     assert all(len(set(epoch)) == 4 for epoch in drawn)
@@ -131,7 +132,8 @@ def test_expected_draws_of_everything_are_one_each():
 # Groups and ranks.
 
 
-def test_groups_come_g_times_in_a_row_and_blocks_again_as_a_whole():
+def test_groups_and_blocks_are_repeated():
+    """Each prompt comes num_generations times in a row, and each block batch_repeats times."""
     plain = list(make(num_samples=6))
     assert list(make(num_samples=6, num_generations=3)) == [row for row in plain for _ in range(3)]
     shaped = list(make(num_samples=7, num_generations=2, prompts_per_batch=3, batch_repeats=2))
@@ -143,7 +145,7 @@ def order(count: int) -> list[int]:
     return list(make(num_samples=count))
 
 
-def test_the_groups_are_those_of_trls_repeat_sampler():
+def test_groups_equal_trls_repeat_sampler():
     from trl.trainer.utils import RepeatSampler
 
     shape = {"batch_size": 3, "mini_repeat_count": 2, "repeat_count": 4}
@@ -156,7 +158,7 @@ def test_the_groups_are_those_of_trls_repeat_sampler():
 
 @pytest.mark.parametrize("replicas", [2, 4])
 @pytest.mark.parametrize("name", SHAPES)
-def test_ranks_share_one_order_without_overlap_and_in_step(name, replicas):
+def test_ranks_split_one_order_without_overlap(name, replicas):
     settings = {**SHAPES[name], "batch_repeats": 1}
     single = list(make(**{**settings, "num_generations": 1, "prompts_per_batch": 1}))
     samplers = [make(rank, replicas, **settings) for rank in range(replicas)]
@@ -181,7 +183,8 @@ def through_a_file(state: dict) -> dict:
     return torch.load(file, weights_only=True)
 
 
-def test_a_thousand_resumed_runs_on_one_two_and_four_ranks_draw_what_the_whole_one_draws():
+def test_a_thousand_resumed_runs_draw_as_without_a_stop():
+    """They run on 1, 2 and 4 ranks and stop at random draws."""
     choose = random.Random(shifted(0))
     whole: dict[tuple, tuple[list[int], list]] = {}
     mismatched = 0
@@ -203,7 +206,7 @@ def test_a_thousand_resumed_runs_on_one_two_and_four_ranks_draw_what_the_whole_o
                     break
         resumed = make(rank, replicas, **SHAPES[name])
         resumed.load_state_dict(through_a_file(sampler.state_dict()))
-        resumed.set_epoch(resumed.epoch)  # a trainer may say so again
+        resumed.set_epoch(resumed.epoch)  # a trainer may set the epoch again
         while len(drawn) < len(expected):
             drawn += list(resumed)
         mismatched += drawn != expected
@@ -214,7 +217,8 @@ def test_a_thousand_resumed_runs_on_one_two_and_four_ranks_draw_what_the_whole_o
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_behind_a_loader_that_asks_ahead_the_loop_says_what_it_has_used(workers):
+def test_state_and_ledger_count_only_consumed_rows(workers):
+    """A loader with workers prefetches rows, so the loop passes the number that it has used."""
     expected = list(make(num_samples=64))
     sampler = make(num_samples=64)
     used = []
@@ -223,7 +227,7 @@ def test_behind_a_loader_that_asks_ahead_the_loop_says_what_it_has_used(workers)
         if len(used) == 20:
             break
     if workers:
-        assert sampler.state_dict()["position"] > 20  # what was asked for is not what was used
+        assert sampler.state_dict()["position"] > 20  # prefetched rows do not count as used
     resumed = make(num_samples=64)
     resumed.load_state_dict(sampler.state_dict(consumed=20))
     assert used + [int(row) for row in DataLoader(range(10), batch_size=None, sampler=resumed)] == expected
@@ -234,7 +238,7 @@ def test_behind_a_loader_that_asks_ahead_the_loop_says_what_it_has_used(workers)
         sampler.ledger(consumed=65)
 
 
-def test_a_loader_that_has_asked_for_the_whole_epoch_is_still_resumed_within_it():
+def test_a_prefetched_epoch_can_be_resumed_within_it():
     sampler = make(num_samples=12)
     expected = flat(epochs(make(num_samples=12), 2))
     everything = list(sampler)
@@ -270,7 +274,7 @@ def test_a_state_with_other_weights_or_none_at_all_is_refused():
         make().state_dict(consumed=11)
 
 
-def test_regrouping_does_not_lose_what_was_drawn_or_loaded():
+def test_regrouping_after_a_draw_is_refused():
     groups = {"num_generations": 2, "prompts_per_batch": 2, "batch_repeats": 1}
     assert make(num_samples=10).regrouped(**groups).draws == 10
     sampler = make(num_samples=10)
@@ -298,7 +302,7 @@ def test_regrouping_keeps_all_but_the_groups():
     [([], "shape"), ([[1.0]], "shape"), ([1.0, -1.0], r"-1\.0 of row 1"), ([1.0, float("nan")], "nan of row 1"),
      ([1.0, float("inf")], "inf of row 1"), ([0.0, 0.0], "all weights are 0")],
 )  # fmt: skip
-def test_weights_that_are_none_are_never_taken_for_uniform(weights, reason):
+def test_invalid_weights_are_refused(weights, reason):
     with pytest.raises(UserError, match=reason):
         DensityAwareSampler(weights)
 
@@ -314,7 +318,7 @@ def test_weights_that_are_none_are_never_taken_for_uniform(weights, reason):
         ({"num_samples": 9, "replacement": False}, "only change the order"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, reason):
+def test_invalid_settings_are_refused(settings, reason):
     with pytest.raises(UserError, match=reason):
         DensityAwareSampler(WEIGHTS, **settings)
 
@@ -323,7 +327,7 @@ def test_uniform_weights_without_replacement_are_a_permutation():
     assert sorted(DensityAwareSampler([1.0] * 10, replacement=False)) == list(range(10))
 
 
-def test_the_controls():
+def test_weights_of_the_arms():
     w = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)
     assert arm_weights("density", w, 0).tolist() == pytest.approx(w.tolist())
     assert arm_weights("reversed", w, 0).tolist() == pytest.approx([0.4, 0.1, 0.3, 0.2])
@@ -346,7 +350,7 @@ def test_from_model_has_the_defaults_of_the_config():
     assert {name: defaults[name] for name in node} == dict(node)
 
 
-# By itself, from a model.
+# Weights computed from a model.
 
 PROMPTS = [f"What is the capital of country number {i}?" for i in range(20)] + ["def f(x): return x", "Sing to me."]
 
@@ -364,7 +368,7 @@ def test_from_model_embeds_weighs_and_samples(tiny):
     assert len(list(sampler)) == 44
 
 
-def test_from_model_takes_messages_and_refuses_what_is_no_prompt(tiny):
+def test_from_model_accepts_messages_and_checks_prompts(tiny):
     messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     ours = DensityAwareSampler.from_model(messages, tiny.model, tiny.tokenizer, k=5)
     torch.testing.assert_close(
@@ -379,7 +383,7 @@ def test_from_model_takes_messages_and_refuses_what_is_no_prompt(tiny):
             DensityAwareSampler.from_model(["a", blank], tiny.model, tiny.tokenizer)
 
 
-def test_equal_prompts_are_one_place_whatever_batch_they_would_fall_into(tiny):
+def test_equal_prompts_get_equal_embeddings_in_any_batch(tiny):
     copies = [PROMPTS[0]] * 7 + PROMPTS + [PROMPTS[20]] * 5
     sampler = DensityAwareSampler.from_model(copies, tiny.model, tiny.tokenizer, k=5, batch_tokens=40)
     assert sampler.density.distinct == len(PROMPTS)
@@ -389,7 +393,9 @@ def test_equal_prompts_are_one_place_whatever_batch_they_would_fall_into(tiny):
     assert torch.equal(emb[-1], emb[7 + 20])
 
 
-def test_from_model_keeps_what_it_measured_and_warns_of_weights_that_are_none(tiny):
+def test_from_model_keeps_its_density_and_warns(tiny):
+    """It warns about weights that are almost uniform and about weights that explode."""
+
     def sampler(**settings):
         return DensityAwareSampler.from_model(PROMPTS, tiny.model, tiny.tokenizer, k=5, **settings)
 
@@ -410,7 +416,8 @@ def test_from_model_keeps_what_it_measured_and_warns_of_weights_that_are_none(ti
     ]
 
 
-def test_a_model_without_a_longest_text_reads_what_its_tokenizer_does(tiny):
+def test_the_tokenizer_gives_the_maximum_length(tiny):
+    """It does so when the model's config has none."""
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
     embedder = HiddenEmbedder(SimpleNamespace(config=config), SimpleNamespace(model_max_length=77))
     assert embedder.max_tokens == 77

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def policy():
-    """A model of its own: it is trained here."""
+    """Return a separate model, because the tests train it."""
     lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
     lm.tokenizer.pad_token = lm.tokenizer.eos_token
     lm.tokenizer.padding_side = "left"
@@ -37,7 +37,7 @@ def policy():
 
 
 def record(monkeypatch) -> list[str]:
-    """Let the example's reward note the prompts that it is given."""
+    """Let the example's reward record the prompts that it receives."""
     seen: list[str] = []
 
     def reward(prompts, completions, **_):
@@ -48,7 +48,7 @@ def record(monkeypatch) -> list[str]:
     return seen
 
 
-def test_grpo_is_given_the_draws_in_its_groups(policy, monkeypatch, tmp_path):
+def test_grpo_receives_the_draws_in_groups(policy, monkeypatch, tmp_path):
     seen = record(monkeypatch)
     prompts = trl_sampler.PROMPTS
     trainer = trl_sampler.train(*policy, prompts, str(tmp_path), max_steps=3, gradient_accumulation_steps=2,
@@ -61,7 +61,7 @@ def test_grpo_is_given_the_draws_in_its_groups(policy, monkeypatch, tmp_path):
     assert sampler.weights[-4:].mean() > 2 * sampler.weights[:-4].mean()
 
 
-def test_a_trainer_that_is_resumed_goes_on_with_the_next_draw(policy, monkeypatch, tmp_path):
+def test_a_resumed_trainer_continues_with_the_next_draw(policy, monkeypatch, tmp_path):
     model, tokenizer = policy
     seen = record(monkeypatch)
     prompts = trl_sampler.PROMPTS[-8:] + trl_sampler.PROMPTS[:6]
@@ -79,8 +79,8 @@ def test_a_trainer_that_is_resumed_goes_on_with_the_next_draw(policy, monkeypatc
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_of_two_that_is_resumed_within_an_epoch_goes_on_with_its_next_draw(rank, tmp_path):
-    """A resumed rank reads SkipBatchSampler(BatchSamplerShard(BatchSampler(sampler))): both made by hand here."""
+def test_each_of_two_ranks_resumes_with_its_next_draw(rank, tmp_path):
+    """A resumed rank reads SkipBatchSampler(BatchSamplerShard(BatchSampler(sampler))); the test makes the inner two."""
     from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
     from torch.utils.data import BatchSampler
     from transformers import Trainer, TrainingArguments
@@ -131,7 +131,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_weights_come_from_the_first_rank_where_there_are_several(monkeypatch):
+def test_weights_come_from_the_first_rank(monkeypatch):
     first = DensityAwareSampler([1.0, 2.0, 4.0])
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(

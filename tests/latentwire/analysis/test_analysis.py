@@ -41,7 +41,7 @@ def analysis_of(
     return analyze(results, scores, control_results, JUDGING)["groups"][0]
 
 
-def test_a_winner_is_named_with_those_level_with_it():
+def test_a_winner_is_named_with_the_configurations_level_with_it():
     group = analysis_of(
         "scaled",
         {("baseline", "b"): 0, ("rms_matching", "r"): 40, ("anchor_offset", "a"): 41, ("nearest_k", "n"): 15},
@@ -69,7 +69,7 @@ def test_within_noise_nobody_wins():
     assert holds["Baseline F1 > 0.5"].startswith("undecided")
 
 
-def test_worse_is_said_and_everything_fails_is_seen():
+def test_worse_results_and_total_failure_are_reported():
     group = analysis_of("text", {("baseline", "b"): 50, ("nearest_k", "n"): 5})
     assert group["verdict"].startswith("No winner: 1 of 1 configurations are worse")
     dead = analysis_of("noisy", {("baseline", "b"): 0, ("nearest_k", "n"): 0})
@@ -109,7 +109,7 @@ def test_scores_are_written_with_three_digits(value, text):
 RANDOM = ("random_interpolation", "random_k3")
 
 
-def test_controls_that_are_far_apart_let_a_winner_be_named():
+def test_controls_far_apart_allow_a_winner():
     group = analysis_of(
         "scaled", {("baseline", "b"): 0, ("rms_matching", "r"): 40, RANDOM: 1}, {"clean": 45, "empty": 5}
     )
@@ -141,7 +141,7 @@ def test_controls_that_are_far_apart_let_a_winner_be_named():
         ({"clean": 45, "empty": 5}, 44, r"random tokens \(random_k3\) scores F1 \.733"),
     ],
 )
-def test_controls_that_fail_name_no_winner(controls, random, reason):
+def test_unsuitable_controls_prevent_a_winner(controls, random, reason):
     right = {("baseline", "b"): 0, ("rms_matching", "r"): 40, RANDOM: random}
     group = analysis_of("scaled", right, controls)
     assert group["answerable"] is False
@@ -155,7 +155,7 @@ def test_controls_that_fail_name_no_winner(controls, random, reason):
     assert f"Cannot be answered: {group['reason']}" in render_of(group)
 
 
-def test_the_floor_itself_is_enough():
+def test_a_clean_f1_equal_to_min_clean_f1_is_enough():
     right = {("baseline", "b"): 0, ("rms_matching", "r"): 40}
     assert analysis_of("scaled", right, {"clean": 6, "empty": 0})["answerable"] is True
     assert analysis_of("scaled", right)["answerable"] is None
@@ -177,7 +177,7 @@ def test_the_baseline_on_text_is_the_clean_control():
     assert noisy["ranking"][0]["recovered"] == pytest.approx(7 / 42)
 
 
-def test_a_control_that_failed_names_no_winner_whatever_else_there_is():
+def test_a_failed_control_run_prevents_a_winner():
     empty, clean = ({"name": f"control_{name}", "control": name, "status": "failed"} for name in ("empty", "clean"))
     right = {"b@n": ("baseline", "odd", 0), "r@n": ("rms_matching", "odd", 40)}
     text = {"b": ("baseline", "text", 45)}
@@ -196,7 +196,7 @@ def test_a_control_that_failed_names_no_winner_whatever_else_there_is():
         assert (group["reason"], group["winner"]) == (reason, None if failed else "r@n")
 
 
-def test_controls_of_another_seed_are_not_asked():
+def test_controls_are_matched_by_seed():
     values = scores_of(45)
     results = [result_of("baseline", f"b@seed{s}", values, f"text@seed{s}", source="text", variant=f"@seed{s}")
                for s in (0, 1)]  # fmt: skip
@@ -205,14 +205,14 @@ def test_controls_of_another_seed_are_not_asked():
     assert [group["controls"]["clean"]["name"] for group in groups] == ["b@seed0", "b@seed1"]
 
 
-def test_what_changed_nothing_is_no_comparison():
+def test_transforms_without_effect_are_not_compared():
     right = {("baseline", "b"): 10, ("rms_matching", "r"): 20, ("anchor_offset", "a"): 10}
     group = analysis_of("x", right, a=True)
     assert group["power"]["comparisons"] == 1
     assert group["ranking"][0]["p_holm"] == group["ranking"][0]["p_value"]
 
 
-def test_scores_are_paired_by_id_whatever_their_order():
+def test_scores_are_paired_by_id_in_any_order():
     base, own = scores_of(20), scores_of(35)
     results = [result_of("baseline", "b", base, "x"), result_of("rms_matching", "r", own, "x")]
     straight, turned = (
@@ -244,7 +244,7 @@ def test_counts_and_means_by_dial():
 
 
 @pytest.mark.statistical
-def test_the_analysis_says_what_its_examples_can_show():
+def test_the_analysis_reports_the_detectable_difference():
     generator = numbers(0)
     base = generator.random(COUNT)
     systems = {"r": base + generator.normal(0, 0.1, COUNT), "s": base + generator.normal(0, 0.3, COUNT), "t": base}
@@ -268,7 +268,7 @@ def test_the_analysis_says_what_its_examples_can_show():
     assert f"a difference of .050 needs samples={power['samples_needed']}," in render_of(group)
 
 
-def test_results_of_fewer_examples_are_compared_on_these():
+def test_results_are_compared_on_their_own_examples():
     """A budget gives results fewer examples: one family of comparisons, each on its own examples."""
     generator = numbers(0)
     base, long, short = (generator.random(n).round(1) for n in (COUNT, COUNT, 16))
@@ -290,7 +290,8 @@ def test_results_of_fewer_examples_are_compared_on_these():
     assert f"n={COUNT} " in render_of(group)
 
 
-def test_winners_of_different_numbers_of_examples_are_told_apart_on_those_in_common():
+def test_ties_are_checked_on_common_examples():
+    """A configuration with fewer examples is compared with the winner on the examples of both."""
     base, best, level = scores_of(0), scores_of(50), scores_of(48)
     few = scores_of(20)[:40]
     results = [result_of("baseline", "b", base, "x"), result_of("rms_matching", "best", best, "x"),
@@ -309,7 +310,7 @@ def render_of(group: dict) -> str:
     return render(summary)
 
 
-def test_no_control_and_nothing_below_an_empty_context_is_a_winner():
+def test_controls_and_results_below_the_empty_context_cannot_win():
     group = analysis_of("scaled", {("baseline", "b"): 0, ("random_interpolation", "z"): 20}, {"clean": 45, "empty": 0})
     assert group["ranking"][0]["verdict"] == "better"
     assert group["winner"] is None
@@ -319,7 +320,8 @@ def test_no_control_and_nothing_below_an_empty_context_is_a_winner():
     assert group["winner"] is None
 
 
-def test_who_was_asked_fewer_examples_ranks_behind_and_does_not_win():
+def test_results_with_fewer_examples_rank_last():
+    """They cannot win either."""
     scores = {"b": (IDS, scores_of(0)), "long": (IDS, scores_of(30)), "short": (IDS[:8], np.ones(8))}
     results = [
         result_of(family, name, scores[name][1], "scaled")

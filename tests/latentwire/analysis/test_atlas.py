@@ -58,7 +58,7 @@ NOISY = {
 }
 
 
-def test_a_crossing_lies_between_its_levels():
+def test_a_crossing_is_interpolated_between_levels():
     positions = np.array([0.0, 1.0, 3.0])
     means = np.array([[0.9, 0.5, 0.9, 0.3, 0.4], [0.5, 0.1, 0.9, 0.9, 0.4], [0.3, 0.0, 0.9, 0.0, 0.4]])
     found = crossing(positions, means, np.array([0.4, 0.4, 0.4, 0.4, 0.4]))
@@ -92,7 +92,8 @@ def test_the_tolerance_is_where_half_of_the_clean_score_is_left():
     assert tolerated(before | {"anchored": True}) == "below half on clean text"
 
 
-def test_no_tolerance_where_half_of_the_clean_score_is_what_an_empty_context_has():
+def test_no_tolerance_if_the_empty_context_reaches_the_threshold():
+    """The threshold is half of the clean F1."""
     for empty, usable in ((0.3, True), (0.36, False), (0.4, False), (0.5, False)):
         analysis = analysis_of(NOISY, empty=empty)
         (ladder,) = analysis["atlas"]["tolerance"]
@@ -104,7 +105,7 @@ def test_no_tolerance_where_half_of_the_clean_score_is_what_an_empty_context_has
     assert f"no tolerance: {ladder['reason']}" in said(analysis)
 
 
-def test_no_tolerance_where_the_source_cannot_answer():
+def test_no_tolerance_if_the_clean_baseline_scores_too_low():
     analysis = analysis_of({key: {name: f1 / 10 for name, f1 in row.items()} for key, row in NOISY.items()}, empty=0.0)
     (ladder,) = analysis["atlas"]["tolerance"]
     assert ladder["reason"].startswith("the clean baseline scores too low: F1 .080")
@@ -124,7 +125,7 @@ def test_no_interval_from_fewer_than_sixteen_examples():
         assert ("no interval below 16 examples  n=15" in render(summary)) == (count < 16)
 
 
-def test_a_chain_that_saw_the_true_tokens_stands_for_no_family():
+def test_a_supervised_chain_does_not_represent_its_family():
     results = [
         result_of(family, f"{experiment}@{group}", right(f1), group, experiment=experiment, variant="",
                   fit={"supervised": experiment == "seen"})
@@ -140,7 +141,7 @@ def test_a_chain_that_saw_the_true_tokens_stands_for_no_family():
 
 
 @pytest.mark.statistical
-def test_the_interval_holds_the_level_as_often_as_it_says():
+def test_the_interval_covers_the_level_as_often_as_stated():
     """Of 60 draws, fewer than 52 intervals contain the true level with a probability of one in ten thousand."""
     generator = numbers(0)
     held = 0
@@ -160,7 +161,7 @@ def test_the_interval_holds_the_level_as_often_as_it_says():
     assert held >= 52
 
 
-def test_a_scale_has_two_ladders_that_begin_at_one():
+def test_a_scale_has_two_ladders_that_start_at_one():
     text = {"baseline": 0.8}
     scaled = {100.0: 0.0, 10.0: 0.2, 0.1: 0.6, 0.01: 0.0}
     analysis = analysis_of({("text", None): text} | {("scaled", f): {"baseline": f1} for f, f1 in scaled.items()})
@@ -174,7 +175,7 @@ def test_a_scale_has_two_ladders_that_begin_at_one():
     assert down["interval"][0]["level"] > down["level"] > down["interval"][1]["level"]
 
 
-def test_ladders_that_begin_at_nothing_and_at_infinity():
+def test_ladders_that_start_at_zero_and_at_infinity():
     analysis = analysis_of(
         {
             ("text", None): {"baseline": 0.8},
@@ -189,7 +190,8 @@ def test_ladders_that_begin_at_nothing_and_at_infinity():
     assert tolerance_of(analysis, "low_rank", "baseline")["level"] == pytest.approx(128)
 
 
-def test_one_level_is_no_ladder_and_missing_levels_leave_a_transform_out():
+def test_ladders_need_two_levels_and_complete_transforms():
+    """A transform with a missing level is left out, and the text names it."""
     f1s = {("text", None): {"baseline": 0.8}, ("shifted", 1.0): {"baseline": 0.1}}
     assert analysis_of(f1s)["atlas"]["tolerance"] == []
     f1s = {
@@ -207,7 +209,7 @@ def test_one_level_is_no_ladder_and_missing_levels_leave_a_transform_out():
     assert "left out, because a level or common examples are missing: nearest_k" in text
 
 
-def test_a_ladder_that_leaves_nothing_out_says_nothing_of_it():
+def test_a_complete_ladder_has_no_note_on_omissions():
     analysis = analysis_of(NOISY)
     assert analysis["atlas"]["tolerance"][0]["left_out"] == []
     text = said(analysis)
@@ -215,7 +217,7 @@ def test_a_ladder_that_leaves_nothing_out_says_nothing_of_it():
     assert "levels 6 0 -6 (dB); 95% interval" in text  # noise has no finite clean level, so text is not a level
 
 
-def test_levels_asked_on_fewer_examples_are_compared_on_those_in_common():
+def test_levels_are_compared_on_their_common_examples():
     analysis = analysis_of(NOISY, {"baseline@noisy-6.0": 20, "anchor_offset@noisy0.0": 40})
     assert tolerance_of(analysis, "noisy", "baseline")["num_samples"] == 20
     assert tolerance_of(analysis, "noisy", "anchor_offset")["num_samples"] == 40
@@ -244,7 +246,8 @@ def test_the_matrix_holds_every_result_in_its_place():
     assert dict(zip(columns, rows[0], strict=True))["status"] == "crosses"
 
 
-def test_one_configuration_stands_for_each_family_and_only_one_that_ran_everywhere():
+def test_one_configuration_represents_each_family():
+    """It must have run on every source."""
     f1s = {group: {"baseline": 0.5, "nearest_k": 0.4} for group in NOISY}
     analysis = analysis_of(f1s)
     assert analysis["atlas"]["columns"] == ["baseline", "nearest_k"]

@@ -63,7 +63,8 @@ def test_auto_is_judged_where_a_single_transform_recovers():
     assert auto["harm"][0]["difference"] == 0 and auto["harm"][0]["met"]
 
 
-def test_controls_chains_and_auto_itself_are_no_single_transform():
+def test_the_best_single_transform_excludes_some_families():
+    """The excluded ones are controls, chains and auto itself."""
     row = {"baseline": 0.1, "nearest_k": 0.3, "chain": 0.75, "random_interpolation": 0.5,
            "procrustes_supervised": 0.8, "auto": 0.78}  # fmt: skip
     summary = summary_of({"text": TEXT, "a": row})
@@ -95,7 +96,8 @@ def test_harm_on_clean_text_is_allowed_up_to_a_point():
     assert worse["failed"] == [] and worse["met"] is False  # every source is reached, but the harm is too large
 
 
-def test_the_best_is_among_those_asked_most_and_compared_on_what_all_answered():
+def test_auto_and_the_best_share_their_examples():
+    """The best single transform is chosen among the configurations with the most examples."""
     f1s = {"text": TEXT, "a": {"baseline": 0.1, "nearest_k": 0.75, "anchor_offset": 1.0, "auto": 0.76}}
     a = auto_of(f1s, {"anchor_offset@a": 20})["sources"][1]
     assert (a["best"], a["num_samples"]) == ("nearest_k", COUNT)
@@ -127,7 +129,7 @@ def test_sources_that_cannot_answer_are_not_judged():
     assert auto_of({"text": {"baseline": 0.8}}) is None
 
 
-def test_the_verdict_is_said_with_where_it_fails_and_the_caveat():
+def test_the_verdict_names_failed_sources_and_the_caveat():
     f1s = {"text": TEXT, "a": {"baseline": 0.1, "nearest_k": 0.75, "auto": 0.5}}
     summary = summary_of(f1s)
     text, auto = " ".join(render(summary).split()), summary["analysis"]["auto"]
@@ -142,7 +144,8 @@ def test_the_verdict_is_said_with_where_it_fails_and_the_caveat():
     assert "The goal is met" in " ".join(goal_lines(auto_of({"text": TEXT})))
 
 
-def test_what_auto_alone_brings_back_is_said_and_is_no_part_of_the_goal():
+def test_sources_recovered_by_auto_alone_are_listed_separately():
+    """They do not count towards the goal."""
     f1s = {
         "text": TEXT,
         "alone": {"baseline": 0.1, "nearest_k": 0.6, "auto": 0.75},
@@ -165,7 +168,7 @@ def test_what_auto_alone_brings_back_is_said_and_is_no_part_of_the_goal():
     assert not any("Beyond" in line for line in goal_lines(auto_of({"text": TEXT})))
 
 
-def test_results_of_a_budget_are_never_the_full_matrix_by_silence():
+def test_an_incomplete_matrix_is_marked_as_such():
     f1s = {"text": TEXT, "a": {"baseline": 0.1, "nearest_k": 0.8, "auto": 0.8}}
     assert incomplete(summary_of(f1s)) is None
     summary = summary_of(f1s, {"nearest_k@a": 20})

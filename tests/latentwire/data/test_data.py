@@ -1,4 +1,4 @@
-"""The shipped questions hold what they promise; every format is read, every bad input named; draws are seeded."""
+"""The shipped questions keep their guarantees; every format is read, bad input is named, and draws are seeded."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def lines(*rows):
 
 
 def zipped(text):
-    return gzip.compress(text.encode(), mtime=0)  # the time of day would give a test another name in each process
+    return gzip.compress(text.encode(), mtime=0)  # with the time of day, a test would have another name in each process
 
 
 def load(path, content, **fields):
-    """Write a file, unless there is nothing to write, and load it."""
+    """Write a file if there is content, and load it."""
     if content is not None:
         content = content if isinstance(content, str | bytes) else json.dumps(content)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -75,7 +75,8 @@ def test_every_shipped_answer_is_a_literal_span_that_occurs_once():
             assert normalize_answer(text), f"{qa['id']}: nothing is left to score"
 
 
-def test_no_shipped_question_gives_its_answer_away_or_is_asked_twice():
+def test_no_shipped_question_contains_its_answer():
+    """No question occurs twice for one passage either."""
     for _, qa in shipped_questions():
         asked = normalize_answer(qa["question"]).split()
         for answer in qa["answers"]:
@@ -84,7 +85,8 @@ def test_no_shipped_question_gives_its_answer_away_or_is_asked_twice():
     assert max(Counter((context, qa["question"]) for context, qa in shipped_questions()).values()) == 1
 
 
-def test_short_qa_is_split_by_passage_half_and_half_with_nothing_shared():
+def test_short_qa_splits_are_equal_and_share_nothing():
+    """No title, passage or id occurs in both halves."""
     train, validation = shipped("train"), shipped("validation")
     assert len(train) == len(validation)
     for key in ("title", "context"):
@@ -106,7 +108,7 @@ def test_shipped_answers_subjects_and_styles_are_varied(split):
     answers = Counter(
         normalize_answer(qa["answers"][0]["text"]) for _, paragraph in shipped(split) for qa in paragraph["qas"]
     )
-    assert max(answers.values()) <= 0.02 * answers.total()  # one guess for all scores next to nothing
+    assert max(answers.values()) <= 0.02 * answers.total()  # one guess for all questions scores almost 0
 
 
 def test_short_qa_loads_whole():
@@ -123,7 +125,8 @@ def test_short_qa_loads_whole():
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def test_squad_v1_keeps_every_question_with_its_own_passage_and_answers(tmp_path):
+def test_squad_v1_keeps_each_question_with_its_passage(tmp_path):
+    """Each question keeps its answers too, without repetitions."""
     second = {
         "title": "Mills",
         "paragraphs": [
@@ -143,7 +146,7 @@ def test_squad_v1_keeps_every_question_with_its_own_passage_and_answers(tmp_path
     assert not data.left_out
 
 
-def test_squad_v2_counts_the_unanswerable_and_leaves_them_out(tmp_path):
+def test_squad_v2_skips_and_counts_unanswerable_questions(tmp_path):
     flagged = {
         "id": "q2",
         "question": "Why?",
@@ -171,7 +174,7 @@ def test_squad_v2_counts_the_unanswerable_and_leaves_them_out(tmp_path):
         ("one_row.json", lines({**ROW, "id": "q1"}) + "\n"),
     ],
 )
-def test_gzip_and_plain_files_are_told_apart_by_their_content(tmp_path, name, content):
+def test_gzip_files_are_recognized_by_their_content(tmp_path, name, content):
     assert load(tmp_path / name, content).validation == [Example("q1", FOX, "Who sat there?", ("red fox",))]
 
 
@@ -186,7 +189,7 @@ def test_gzip_and_plain_files_are_told_apart_by_their_content(tmp_path, name, co
         [{"text": "red fox", "answer_start": 4}],
     ],
 )
-def test_jsonl_takes_each_form_of_answers(tmp_path, answers):
+def test_jsonl_accepts_each_form_of_answers(tmp_path, answers):
     data = load(tmp_path / "rows.jsonl", lines({**ROW, "answers": answers}, {**ROW, "answers": ["mill"]}))
     assert [example.answers for example in data.validation] == [("red fox",), ("mill",)]
 
@@ -197,8 +200,8 @@ def test_answers_keep_their_order_without_repetitions(tmp_path):
     assert data.validation[0].answers == tuple(words)
 
 
-def test_jsonl_rows_are_lines_whatever_they_hold(tmp_path):
-    """Blank lines do not count, line separators inside a text end no row, and a row without id gets its line."""
+def test_each_nonblank_line_of_jsonl_is_a_row(tmp_path):
+    """Blank lines do not count, line separators in a text do not end a row, and a row without id gets its line."""
     odd = {"context": "A\u2028B \u0085 naïve", "question": "Was?", "answers": ["naïve"]}
     raw = json.dumps(ROW) + "\r\n\n" + json.dumps(odd, ensure_ascii=False) + "\n\n"
     data = load(tmp_path / "rows.jsonl", raw)
@@ -219,7 +222,7 @@ def test_shots_may_come_from_another_file(tmp_path, monkeypatch):
     assert data.left_out == {"unanswerable": 1}
 
 
-def test_data_are_known_by_their_content(tmp_path):
+def test_data_are_identified_by_their_content(tmp_path):
     paths = [tmp_path / name for name in ("a.json", "same.json", "other.json")]
     for path, content in zip(paths, ["{}", "{}", "[]"], strict=True):
         path.write_text(content)
@@ -320,7 +323,7 @@ def test_a_bad_spec_is_named_with_reason_and_remedy(tmp_path, fields, said):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A folder of parquet files as the hub would have them; the network is not used."""
+    """A folder of parquet files as on the hub; the network is not used."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -348,7 +351,7 @@ def test_hub_data_are_read_split_by_split(hub):
     assert data.left_out == {"unanswerable": 1}
 
 
-def test_hub_splits_are_those_of_the_spec(hub):
+def test_hub_splits_come_from_the_spec(hub):
     spec = hub(train=[hub_row("t", "fox")], validation=[hub_row("v", "fox")])
     spec.shots_split, spec.split = "validation", "train"
     data = load_data(spec)
@@ -408,7 +411,7 @@ def draw(data, samples, shots, seed, questions_per_shot=2):
 
 
 @pytest.mark.parametrize("data", [Dataset(ONE_FILE, ONE_FILE), Dataset(passages(9, 3, "t"), passages(9, 3, "v"))])
-def test_shots_come_from_different_passages_that_are_never_asked(data):
+def test_shots_and_questions_share_no_passage(data):
     for seed in range(20):
         shots, asked = draw(data, samples=15, shots=4, seed=seed)
         shown = {example.context for shot in shots for example in shot}
@@ -420,7 +423,7 @@ def test_shots_come_from_different_passages_that_are_never_asked(data):
 
 
 @pytest.mark.parametrize(("wanted", "given"), [(1, 1), (2, 2), (3, 3), (10, 3)])
-def test_a_shot_is_one_passage_with_so_many_of_its_questions(wanted, given):
+def test_a_shot_has_one_passage_and_n_questions(wanted, given):
     shuffled = [example for question in range(3) for example in ONE_FILE[question::3]]
     shots, _ = draw(Dataset(shuffled, shuffled), samples=1, shots=5, seed=0, questions_per_shot=wanted)
     for shot in shots:
@@ -428,7 +431,7 @@ def test_a_shot_is_one_passage_with_so_many_of_its_questions(wanted, given):
         assert len({example.context for example in shot}) == 1
 
 
-def test_a_draw_depends_on_its_seed_alone():
+def test_a_draw_depends_only_on_its_seed():
     data = Dataset(ONE_FILE, ONE_FILE)
     torch.manual_seed(shifted(0))
     first = draw(data, 10, 3, seed=1)
@@ -438,7 +441,7 @@ def test_a_draw_depends_on_its_seed_alone():
         assert draw(data, 10, 3, seed=2)[part] != first[part]
 
 
-def test_every_passage_can_be_shown_and_every_question_asked():
+def test_each_passage_and_question_can_be_drawn():
     drawn = [draw(Dataset(ONE_FILE, ONE_FILE), 1, 1, seed) for seed in range(300)]
     assert {shots[0][0].context for shots, _ in drawn} == {example.context for example in ONE_FILE}
     assert {asked[0].id for _, asked in drawn} == {example.id for example in ONE_FILE}
@@ -451,7 +454,7 @@ def test_fewer_samples_are_a_prefix_of_more():
     assert draw(data, samples=27, shots=2, seed=0)[1][:10] == ten
 
 
-def test_everything_but_the_shots_passages_can_be_asked():
+def test_only_passages_of_the_shots_are_excluded():
     data = Dataset(ONE_FILE, ONE_FILE)
     none, all_asked = draw(data, samples=36, shots=0, seed=0)
     assert none == []
@@ -472,7 +475,7 @@ def test_everything_but_the_shots_passages_can_be_asked():
         (1, 12, 1, ["samples=1", "only 0 examples", "more data"]),
     ],
 )
-def test_asking_for_more_than_there_is_is_named_with_reason_and_remedy(samples, shots, questions_per_shot, said):
+def test_too_large_draws_are_named_with_reason_and_remedy(samples, shots, questions_per_shot, said):
     with pytest.raises(UserError) as caught:
         draw(Dataset(ONE_FILE, ONE_FILE), samples, shots, 0, questions_per_shot)
     assert [part for part in said if part not in str(caught.value)] == []

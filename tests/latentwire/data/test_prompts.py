@@ -41,7 +41,7 @@ def test_a_prompt_ends_where_the_answer_begins(tokenizer):
     assert prompt.example == WHO
 
 
-def test_shots_are_passages_with_their_questions_and_first_answers(tokenizer):
+def test_shots_show_passages_questions_and_first_answers(tokenizer):
     shots = PromptWriter(tokenizer).shots([[WHO, WHERE], [WHEN]])
     assert text(tokenizer, shots) == (
         "Context: The red fox sat near the old mill.\n"
@@ -90,8 +90,8 @@ def test_any_passage_and_question_come_back_exactly(tokenizer, passage, question
     assert text(tokenizer, writer.shots([[example]])) == f"{own} {passage}\n\n"
 
 
-def test_a_span_has_the_same_tokens_whatever_surrounds_it(tokenizer):
-    """A passage that ends in a newline, or a question of one sign, would otherwise merge with the words around."""
+def test_a_span_has_the_same_tokens_in_any_context(tokenizer):
+    """Otherwise a passage that ends in a newline, or a question of one sign, would merge with its neighbours."""
     writer = PromptWriter(tokenizer)
     for passage in (FOX, "It rained.\n", "\n", "x"):
         spans = []
@@ -105,7 +105,7 @@ def test_a_span_has_the_same_tokens_whatever_surrounds_it(tokenizer):
 
 
 class OneTokenAPiece:
-    """Stands in for a tokenizer: each text it is given becomes one token, so that the pieces can be distinguished."""
+    """A substitute for a tokenizer: each text becomes one token, so that the pieces can be distinguished."""
 
     bos_token_id = None
 
@@ -131,7 +131,7 @@ def test_the_pieces_are_tokenized_apart_in_shots_as_in_prompts():
     assert tokenizer.read(writer.shots([[WHO, WHERE]])) == pieces + more
 
 
-def test_the_own_tokens_of_a_shot_are_those_of_its_prompt(tokenizer):
+def test_a_shot_begins_with_the_tokens_of_its_prompt(tokenizer):
     """An example is written the same way as a shot and in a prompt."""
     writer = PromptWriter(tokenizer)
     asked = writer.prompt(WHO).token_ids
@@ -147,7 +147,7 @@ def test_shapes_and_dtypes(tokenizer):
 
 
 def test_without_shots_the_prefix_is_empty(tokenizer):
-    """This tokenizer begins a text with nothing."""
+    """This tokenizer adds no token at the beginning of a text."""
     prefix = PromptWriter(tokenizer).shots([])
     assert prefix.shape == (0,)
     assert prefix.dtype == torch.int64
@@ -160,7 +160,7 @@ def test_without_shots_the_prefix_is_empty(tokenizer):
         ("<s> $A </s>", {"bos_token": "<s>", "eos_token": "</s>"}, ["<s>"]),  # the end comes after the answer
         ("<s> $A <s>", {"bos_token": "<s>", "eos_token": "<s>"}, ["<s>"]),  # one token for both
         ("$A </s>", {"bos_token": "<s>", "eos_token": "</s>"}, []),
-        ("$A", {"bos_token": "<s>"}, []),  # it has one but begins no text with it
+        ("$A", {"bos_token": "<s>"}, []),  # it has a BOS token but does not add it
     ],
 )
 def test_the_prefix_begins_as_the_tokenizer_begins_a_text(tokenizer, template, names, beginning):
@@ -178,7 +178,8 @@ def test_the_prefix_begins_as_the_tokenizer_begins_a_text(tokenizer, template, n
     assert torch.equal(writer.prompt(WHO).source_mask, plain.prompt(WHO).source_mask)
 
 
-def test_spans_are_passages_and_questions_once_each_and_end_before_their_limit(tiny):
+def test_spans_are_unique_and_stay_within_the_limit(tiny):
+    """Each passage and each question comes once."""
     writer = PromptWriter(tiny.tokenizer)
     first = Example("1", "The hill is steep.", "What is steep?", ("The hill",))
     second = Example("2", "The hill is steep.", "How is the hill?", ("steep",))

@@ -64,7 +64,7 @@ def test_the_bottleneck_keeps_to_its_position(passages):
     assert encoder.positions(7) == 7
 
 
-def test_lm_layers_start_as_the_lms_own(tiny):
+def test_lm_layers_start_with_the_weights_of_the_lm(tiny):
     encoder = lm_layers(tiny)
     own = dict(encoder.body.named_parameters())
     assert own
@@ -75,7 +75,8 @@ def test_lm_layers_start_as_the_lms_own(tiny):
         assert parameter.requires_grad
 
 
-def test_lm_layers_start_as_the_tokens_themselves_and_learn_from_there(tiny, passages):
+def test_lm_layers_start_as_the_identity_on_tokens(tiny, passages):
+    """The gate scales the tokens up to twice, and the addition adds to them."""
     encoder = lm_layers(tiny, ratio=1).eval()
     tokens = passages.lengths[0]
     assert torch.allclose(encoder(passages)[0, :tokens], passages.embeds[0, :tokens] / 0.3, atol=1e-5)
@@ -107,7 +108,7 @@ def test_lm_layers_pool_means_of_groups(tiny, passages):
     assert torch.allclose(half(passages)[0, : half.positions(tokens)], expected, atol=1e-4)
 
 
-def test_over_one_token_the_layers_say_what_the_lm_says(tiny):
+def test_over_one_token_the_layers_equal_the_lm(tiny):
     """With one token, attention in both directions equals causal attention."""
     encoder = lm_layers(tiny, ratio=1, layers=2).eval()
     nn.init.constant_(encoder.gate.bias, -50.0)
@@ -116,7 +117,7 @@ def test_over_one_token_the_layers_say_what_the_lm_says(tiny):
     assert torch.allclose(z, tiny.model.base_model(input_ids=torch.tensor([[5]])).last_hidden_state[0], atol=1e-4)
 
 
-def test_the_first_layers_of_a_model_with_two_kinds_of_them():
+def test_the_first_layers_of_a_model_with_two_layer_types():
     config = Gemma3TextConfig(
         vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, sliding_window=5, pad_token_id=0,
@@ -140,9 +141,10 @@ def words(tiny, said: dict[int, float], begin: set[int], ratio: int = 2) -> LMLa
     return encoder
 
 
-def test_groups_of_words_start_as_their_heads_and_a_little_of_the_others(tiny, passages):
+def test_word_groups_start_near_their_head_token(tiny, passages):
+    """The other tokens of the group are added with a small weight."""
     tokens = passages.lengths[0]
-    keep = list(range(tokens - -(-tokens // 2), tokens))  # the last half says most
+    keep = list(range(tokens - -(-tokens // 2), tokens))  # the last half has most information
     encoder = words(tiny, dict.fromkeys(keep, 5.0), set(range(tokens)))
     first = make_passages(TEXTS[:1], [passages.embeds[0, :tokens]], passages.ids[:1])
     units = first.embeds[0] / 0.3
@@ -163,7 +165,7 @@ def test_groups_of_words_start_as_their_heads_and_a_little_of_the_others(tiny, p
     assert torch.allclose(encoder(first)[0, 0], heard[: keep[0] + 1].mean(dim=0), atol=1e-4)
 
 
-def test_whole_words_have_their_positions_first(tiny, passages):
+def test_whole_words_get_positions_first(tiny, passages):
     tokens = passages.lengths[0]
     said = {0: 9.0, 1: 1.0, **dict.fromkeys(range(2, tokens), 4.0)}
     encoder = words(tiny, said, {0, *range(2, tokens)}, ratio=tokens)  # one position; the first word has two tokens
@@ -172,7 +174,7 @@ def test_whole_words_have_their_positions_first(tiny, passages):
     assert torch.equal(words(tiny, said, set(range(tokens)), ratio=tokens).stands_for(first)[0], first.embeds[0, :1])
 
 
-def test_groups_of_words_are_each_passages_own(tiny, passages):
+def test_each_passage_has_its_own_word_groups(tiny, passages):
     encoder = lm_layers(tiny, groups="words").eval()
     encoder.learn_words(passages.ids, tiny.tokenizer)
     nn.init.eye_(encoder.addition.weight)
@@ -182,7 +184,8 @@ def test_groups_of_words_are_each_passages_own(tiny, passages):
         assert torch.allclose(both[place, : len(alone)], alone, atol=1e-4)
 
 
-def test_words_are_learned_from_the_texts_and_go_with_the_weights(tiny, passages):
+def test_word_statistics_are_learned_and_saved_as_buffers(tiny, passages):
+    """With groups=equal the encoder has no such buffers."""
     encoder = lm_layers(tiny, groups="words")
     seen = passages.ids[1][0]
     encoder.learn_words([[seen], [seen], [seen], passages.ids[0]], tiny.tokenizer)
@@ -199,7 +202,7 @@ def test_words_are_learned_from_the_texts_and_go_with_the_weights(tiny, passages
     assert not {"information", "begins"} & equal.state_dict().keys()
 
 
-def test_what_positions_stand_for_is_the_mean_of_their_tokens(tiny, passages):
+def test_positions_stand_for_the_mean_of_their_tokens(tiny, passages):
     tokens = passages.lengths[0]
     found = lm_layers(tiny).stands_for(passages)[0]
     assert torch.allclose(found[: -(-tokens // 2)], group_means(passages.embeds[0, :tokens], -(-tokens // 2)))
@@ -209,7 +212,7 @@ def test_what_positions_stand_for_is_the_mean_of_their_tokens(tiny, passages):
     assert torch.allclose(few[1, 0], passages.embeds[1, :end].mean(dim=0))
 
 
-def test_query_pooling_starts_as_the_mean_and_hears_the_passage(tiny, passages):
+def test_query_pooling_starts_as_the_mean_and_ignores_padding(tiny, passages):
     mean, query = lm_layers(tiny).eval(), lm_layers(tiny, pool="query").eval()
     assert torch.equal(mean(passages), query(passages))
     pooling = QueryPooling(8)
@@ -218,12 +221,12 @@ def test_query_pooling_starts_as_the_mean_and_hears_the_passage(tiny, passages):
     asked = pooling(hidden[:, :2], hidden, mask)
     moved = hidden.clone()
     moved[0, 3, 0] += 1
-    assert torch.equal(pooling(hidden[:, :2], moved, mask), asked)  # padding is not heard
+    assert torch.equal(pooling(hidden[:, :2], moved, mask), asked)  # padding is ignored
     moved[0, 2, 0] += 1
     assert not torch.allclose(pooling(hidden[:, :2], moved, mask), asked)
 
 
-def test_a_query_hears_its_own_passage_alone(tiny, passages):
+def test_a_query_attends_only_to_its_own_passage(tiny, passages):
     encoder = lm_layers(tiny, pool="query").eval()
     assert encoder.pooling is not None
     nn.init.eye_(encoder.addition.weight)
@@ -240,13 +243,13 @@ def test_a_ratio_that_leaves_nothing_is_refused(tiny):
         encoder.positions(7)
 
 
-def test_bytes_become_latent_len_positions_whatever_the_text(passages):
+def test_each_text_becomes_latent_len_positions(passages):
     encoder = ByteEncoder(64, 0.3, latent_len=3, byte_width=16, byte_layers=1).eval()
     z = encoder(passages)
     assert z.shape == (2, 3, 16)
     assert encoder.positions(1) == encoder.positions(100) == 3
     alone = encoder(make_passages(TEXTS[1:], [passages.embeds[1, :2]]))
-    assert torch.allclose(z[1], alone[0], atol=1e-5)  # neither padding nor the tokens play a part
+    assert torch.allclose(z[1], alone[0], atol=1e-5)  # neither padding nor tokens matter
     other = encoder(make_passages(["A kettlf.", "A kettle. "], [passages.embeds[0, :2]] * 2))
     assert not torch.allclose(z[1], other[0], atol=1e-4)
     assert not torch.allclose(z[1], other[1], atol=1e-4)
@@ -269,8 +272,8 @@ def test_the_adapter_ends_in_a_layer_norm():
     assert torch.allclose(y.square().mean(dim=-1), torch.ones(3), atol=1e-3)
     same = Adapter(64, 64, 16)
     z = torch.randn(3, 64)
-    assert torch.allclose(same(z), nn.functional.layer_norm(z, (64,)), atol=1e-6)  # z as wide as the LM: as it is
-    nn.init.zeros_(adapter.line.weight)  # both ways lead through
+    assert torch.allclose(same(z), nn.functional.layer_norm(z, (64,)), atol=1e-6)  # z of the LM's width is unchanged
+    nn.init.zeros_(adapter.line.weight)  # the input goes through both paths
     assert not torch.allclose(adapter(torch.randn(1, 5)), adapter(torch.randn(1, 5)))
 
 
@@ -289,7 +292,7 @@ def test_the_adapter_ends_in_a_layer_norm():
         ("lm_layers", {**LAYERS, "groups": "halves"}, "groups=halves: unknown; use one of equal, words"),
     ],
 )
-def test_what_is_wrong_with_a_dial_is_said(tiny, name, dials, message):
+def test_invalid_dials_are_named(tiny, name, dials, message):
     with pytest.raises(UserError, match=message):
         build_encoder(name, dials, 64, 0.3, encoder_lm_config(tiny))
 

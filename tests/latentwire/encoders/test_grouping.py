@@ -39,28 +39,28 @@ def test_the_pooling_matrix_leaves_padding_out():
     assert matrix.tolist() == [[[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]], [[0.5, 0.5, 0, 0], [0, 0, 0, 0]]]
 
 
-def test_a_group_takes_along_what_stands_before_its_head():
-    assert bounds_around([1, 2, 5], 8) == [(0, 2), (2, 3), (3, 8)]  # the last one what comes after it, too
+def test_a_group_contains_the_tokens_before_its_head():
+    assert bounds_around([1, 2, 5], 8) == [(0, 2), (2, 3), (3, 8)]  # the last group also has the tokens after its head
     assert bounds_around([3], 4) == [(0, 4)]
 
 
-def test_a_token_says_what_the_words_say_in_which_it_comes():
-    begins = torch.tensor([True, True, False, False, True])  # 2 and 3 go on with a word
+def test_information_of_a_token_is_the_mean_over_its_words():
+    begins = torch.tensor([True, True, False, False, True])  # 2 and 3 continue a word
     found = information([[0, 1, 2], [0, 1, 3, 3], [0], [1, 2]], begins)
     said = {
         word: -math.log((count + 1) / 9) for word, count in (("0", 3), ("12", 2), ("133", 1))
-    }  # 6, plus one each of 3
+    }  # 6 words, plus one for each of the 3
     expected = [said["0"], (2 * said["12"] + said["133"]) / 3, said["12"], said["133"], math.log(9)]
     assert found.tolist() == pytest.approx(expected)
 
 
-def test_what_goes_on_begins_a_word_where_a_text_begins():
+def test_a_continuation_at_the_start_of_a_text_begins_a_word():
     assert word_spans([False, False, True, True, False]) == [(0, 2), (2, 3), (3, 5)]
     assert word_spans([]) == []
 
 
-def test_numbers_say_most_though_their_digits_are_frequent():
-    nouns, space, digits = range(10, 30), 30, range(10)  # numbers are written as a space and their digits
+def test_numbers_have_most_information_despite_frequent_digits():
+    nouns, space, digits = range(10, 30), 30, range(10)  # a number is a space and its digits
     begins = torch.tensor([token >= 10 for token in range(31)])
     texts = [[10 + n % 20, space, *map(int, str(n))] for n in range(100, 400)]
     times = Counter(token for ids in texts for token in ids)
@@ -69,7 +69,7 @@ def test_numbers_say_most_though_their_digits_are_frequent():
     assert min(said[token] for token in (*digits, space)) > max(said[token] for token in nouns)
 
 
-def test_a_word_begins_after_a_space_and_with_what_is_no_letter():
+def test_a_word_begins_after_a_space_or_with_a_non_letter():
     class Pieces:
         """Byte-level pieces, such as the spellings of a space, a dash and a part of a letter."""
 
@@ -97,13 +97,13 @@ def test_words_of_a_real_tokenizer(tiny):
     assert len(ids) > 1
 
 
-def test_words_are_kept_whole_and_those_that_say_most_first():
+def test_words_are_kept_whole_by_mean_information():
     said = [1.0, 9.0, 5.0, 2.0, 8.0, 8.0, 8.0]
     begins = [True, True, False, True, True, False, False]  # words: 0 | 1 2 | 3 | 4 5 6
     assert choose_heads(said, begins, 3) == [4, 5, 6]  # a mean of 8 before one of 7
     assert choose_heads(said, begins, 5) == [1, 2, 4, 5, 6]
     assert choose_heads(said, begins, 2) == [1, 2]  # the longer word has no room and is passed over
-    assert choose_heads(said, begins, 1) == [3]  # nor has the next
+    assert choose_heads(said, begins, 1) == [3]  # the next word does not fit either
     assert choose_heads(said, begins, 7) == list(range(7))
     assert choose_heads([9.0, 5.0, 5.0], [True, True, False], 2) == [0, 1]  # not by their sum, which is 10
 

@@ -40,7 +40,8 @@ def test_the_transform_sees_each_passage_without_its_padding(vocabulary, passage
     assert torch.allclose(latents(passages)[1], latents.transform(adapted[1, :2]), atol=1e-6)
 
 
-def test_the_straight_through_estimator_has_the_value_of_one_and_the_gradient_of_another(vocabulary):
+def test_straight_through_replaces_only_the_gradient(vocabulary):
+    """The value comes from the transform, the gradient from the rescaled input."""
     anchor = build_transform("anchor_offset", {"eps": 0.1}, vocabulary)
     unit = float(vocabulary.mean_rms)
     x = (50 * torch.randn(3, 64)).requires_grad_()
@@ -55,10 +56,10 @@ def test_the_straight_through_estimator_has_the_value_of_one_and_the_gradient_of
     assert float(x.grad.norm()) > 0
 
 
-def test_only_a_transform_that_chooses_is_passed_straight_through(vocabulary, passages):
+def test_straight_through_applies_to_discrete_transforms(vocabulary, passages):
     latents = Latents(replace(SPEC, transform="anchor_offset", transform_dials={"eps": 0.0}), vocabulary)
     sum(x.square().sum() for x in latents(passages)).backward()
-    assert all(float(p.grad.norm()) > 0 for p in latents.encoder.parameters())  # eps=0 alone would give none
+    assert all(float(p.grad.norm()) > 0 for p in latents.encoder.parameters())  # without it, eps=0 has no gradient
     rms_matched = Latents(replace(SPEC, transform="rms_matching", transform_dials={"target_scale": 1.0}), vocabulary)
     found = rms_matched(passages)[0]
     assert torch.allclose(rms(found), torch.full((4,), float(vocabulary.mean_rms)), rtol=1e-4)
@@ -73,18 +74,18 @@ def test_codes_of_a_codebook_are_learned_and_saved(tiny, vocabulary, passages, t
         latents.transform.codes.add_(1.0)
     save_latents(latents, tmp_path, {"trained_on": []})
     assert torch.equal(load_latents(str(tmp_path), vocabulary).transform.codes, latents.transform.codes)
-    drawn_otherwise = Vocabulary(tiny.token_embeddings(), seed=7)  # the k-means that the codes began with
+    drawn_otherwise = Vocabulary(tiny.token_embeddings(), seed=7)  # another k-means start than the saved codes had
     assert build_transform("soft_codebook", spec.transform_dials, drawn_otherwise).kappa != latents.transform.kappa
     loaded = load_latents(str(tmp_path), drawn_otherwise)
     assert all(torch.equal(a, b) for a, b in zip(loaded(passages), latents.eval()(passages), strict=True))
 
 
-def test_nothing_is_trained_through_what_does_not_hear(vocabulary):
+def test_a_transform_that_ignores_its_input_is_refused(vocabulary):
     with pytest.raises(UserError, match="random_interpolation: its result does not depend on the encoder"):
         Latents(replace(SPEC, transform="random_interpolation", transform_dials={"k": 3}), vocabulary)
 
 
-def test_a_chain_is_looked_at_step_by_step(vocabulary, passages):
+def test_each_step_of_a_chain_is_checked(vocabulary, passages):
     chained = Latents(
         replace(SPEC, transform="chain", transform_dials={"steps": "rms_scale1.0+anchor_eps0.0"}), vocabulary
     )
@@ -95,13 +96,13 @@ def test_a_chain_is_looked_at_step_by_step(vocabulary, passages):
 
 
 @pytest.mark.parametrize("name", ["whitening", "auto"])
-def test_what_is_fitted_to_a_source_is_not_trained_through(vocabulary, name):
+def test_transforms_fitted_to_a_source_are_refused(vocabulary, name):
     with pytest.raises(UserError, match=f"embed_transform={name}: is fitted to a finished source"):
         Latents(replace(SPEC, transform=name), vocabulary)
 
 
 @pytest.mark.parametrize("encoder", ["bottleneck", "lm_layers", "byte"])
-def test_what_is_saved_is_what_is_loaded(tiny, vocabulary, passages, tmp_path, encoder):
+def test_saved_latents_equal_the_loaded_ones(tiny, vocabulary, passages, tmp_path, encoder):
     dials = {"bottleneck": {"d_z": 4},
              "lm_layers": {"layers": 1, "ratio": 2, "groups": "words", "pool": "query"},
              "byte": {"latent_len": 3, "byte_width": 16, "byte_layers": 1}}[encoder]  # fmt: skip
@@ -114,13 +115,14 @@ def test_what_is_saved_is_what_is_loaded(tiny, vocabulary, passages, tmp_path, e
     loaded = load_latents(str(tmp_path), vocabulary)
     assert torch.equal(torch.get_rng_state(), state)
     for ours, theirs in zip(latents(passages), loaded(passages), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)  # torch has a faster way for what needs no gradient
+        assert torch.allclose(ours, theirs, atol=1e-5)  # torch uses faster code when no gradient is needed
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert not loaded.training
     assert about_latents(str(tmp_path))["trained_on"] == ["x"]
 
 
-def test_an_encoder_without_one_of_its_dials_is_to_be_trained_again(vocabulary, tmp_path):
+def test_a_checkpoint_without_a_dial_is_refused(vocabulary, tmp_path):
+    """The message says to train the encoder again."""
     save_latents(Latents(SPEC, vocabulary), tmp_path, {"trained_on": []})
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_dials": {}}))

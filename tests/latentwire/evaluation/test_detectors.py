@@ -38,7 +38,7 @@ def normal(count: int, seed: int = 0) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_one_value_that_is_not_finite_is_a_fault(bad):
+def test_one_infinite_or_nan_value_is_a_fault(bad):
     values = torch.zeros(3, 4)
     require_finite_values(values, "the source text", "q1")
     values[2, 3] = bad
@@ -46,24 +46,24 @@ def test_one_value_that_is_not_finite_is_a_fault(bad):
         require_finite_values(values, "the source text", "q1")
 
 
-def test_a_span_is_its_text():
+def test_a_span_must_decode_to_its_text():
     texts = ["Who sold the red boat?", "Anna sold it."]
     require_span(9, "Anna sold it. who sold the RED boat?", texts, "q1")
     with pytest.raises(UserError, match=r"span is missing from the prompt of example q1"):
         require_span(0, "", texts, "q1")
     with pytest.raises(UserError, match=r"only 38% of the words"):
         require_span(5, "Who sold boat", texts, "q1")
-    require_span(5, "Who sold the boat", texts, "q1")  # 4 of 8
+    require_span(5, "Who sold the boat", texts, "q1")  # 4 of 8 words
 
 
-def test_another_dtype_is_said_with_both_names():
+def test_a_changed_dtype_is_reported_with_both_names():
     assert dtype_changed("the transform x", torch.float32, torch.float32) == []
     (finding,) = dtype_changed("the transform x", torch.float32, torch.float64)
     assert kinds([finding]) == [("dtype_changed", "warning")]
     assert "x returned float64 for float32 input" in finding["message"]
 
 
-def test_the_same_output_for_every_input_is_seen():
+def test_the_same_output_for_every_input_is_detected():
     inputs = normal(6)
     constant, sequence = torch.ones(4, 8), torch.arange(32.0).reshape(4, 8)
     for output in (constant, sequence):
@@ -77,7 +77,8 @@ def test_the_same_output_for_every_input_is_seen():
     assert kinds(same_output(inputs, [torch.zeros(4, 8)] * 6)) == [("same_output", "warning")]
 
 
-def test_what_changes_nothing_is_a_note_and_never_the_baseline():
+def test_a_transform_without_effect_gives_a_note():
+    """The baseline never gives this note."""
     assert kinds(changes_nothing("anchor_offset", [0.0, 0.0])) == [("changes_nothing", "note")]
     assert changes_nothing("anchor_offset", [0.0, 1e-9]) == []
     assert changes_nothing("baseline", [0.0, 0.0]) == []
@@ -95,7 +96,7 @@ def test_answers_that_are_all_empty_or_all_alike():
     assert odd_predictions([""], [["a"]]) == []
 
 
-def test_a_few_other_answers_do_not_hide_that_the_rest_are_alike():
+def test_up_to_5_percent_other_answers_still_count_as_alike():
     references = [[f"{number}"] for number in range(40)]
     for answers, kind in ((["x"], "all_alike"), ([""], "all_empty")):
         (found,) = odd_predictions(answers * 38 + ["y", "z"], references)  # 95%
@@ -104,7 +105,7 @@ def test_a_few_other_answers_do_not_hide_that_the_rest_are_alike():
         assert odd_predictions(answers * 37 + ["y", "z", "w"], references) == []
 
 
-def test_answers_are_alike_as_they_are_scored():
+def test_answers_are_compared_after_normalization():
     references = [["a"], ["b"], ["c"]]
     (alike,) = odd_predictions(["The cat.", "cat", "a Cat!"], references)
     assert alike["message"] == "all answers are the same: 'cat'"
@@ -112,7 +113,7 @@ def test_answers_are_alike_as_they_are_scored():
     assert odd_predictions(["The cat.", "cat", "cats"], references) == []
 
 
-def test_equal_answers_to_questions_of_equal_answers_are_no_fault():
+def test_equal_answers_to_equal_references_are_allowed():
     yes = [["yes"]] * 19
     assert odd_predictions(["Yes"] * 20, [*yes, ["no"]]) == []
     assert kinds(odd_predictions(["Yes"] * 20, [*yes[1:], ["no"], ["never"]])) == [("all_alike", "warning")]
@@ -154,24 +155,24 @@ def timed(name: str, seconds: float, positions: int, shots: tuple[float, int] = 
     return {"name": name, "device": "cpu", "timing": timing, **more}
 
 
-def test_a_decoding_that_took_no_time_is_found_among_the_others():
+def test_a_decoding_without_time_is_too_fast():
     usual = [timed(f"c{i}", 10 + i, 1000) for i in range(4)]
     found = too_fast([*usual, timed("broken", 0.001, 1000)])
     assert list(found) == ["broken"]
     assert kinds(list(found.values())) == [("too_fast", "warning")]
 
 
-def test_where_most_fail_the_slowest_tells():
+def test_with_most_too_fast_the_slowest_is_the_measure():
     broken = [timed(f"b{i}", 0.001, 1000) for i in range(5)]
     assert list(too_fast([*broken, timed("good", 10, 1000)])) == [f"b{i}" for i in range(5)]
     assert too_fast(broken) == {}  # if all are fast, only the shots could show it
-    # Few positions take longer each, so they do not measure configurations that decoded many.
+    # With few positions each takes longer, so such a configuration is not a measure for the others.
     usual = [timed(f"c{i}", 10, 1000) for i in range(4)]
     assert too_fast([*usual, timed("few", 499, 499)]) == {}
     assert len(too_fast([*usual, timed("slow", 501, 500)])) == 4
 
 
-def test_where_all_fail_the_shots_tell():
+def test_with_all_too_fast_the_shots_are_the_measure():
     shots = (2.0, 200)  # 10 ms a position
     assert list(too_fast([timed("broken", 0.19, 1000, shots)])) == ["broken"]
     assert too_fast([timed("fast", 0.21, 1000, shots)]) == {}
@@ -189,7 +190,7 @@ def test_reuse_other_machines_and_other_loads_are_not_too_fast():
     assert too_fast([timed("a", 10, 1000), timed("b", 10, 1000), timed("c", 0.0001, 1000)]) == {}  # too few
 
 
-def test_equal_findings_of_several_results_are_told_once():
+def test_equal_findings_are_merged():
     one = {"kind": "all_empty", "level": "warning", "message": "all answers are empty"}
     other = {**one, "kind": "all_alike", "message": "all answers are the same: 'x'"}
     results = [{"name": "a", "warnings": [one]}, {"name": "b", "warnings": [other, one]}, {"name": "c"}]
@@ -203,7 +204,8 @@ def result_of(name: str) -> dict:
     return json.loads(Path(f"outputs/single/{name}.json").read_text())
 
 
-def test_a_transform_that_loses_its_input_is_shown_with_its_score(cli, monkeypatch):
+def test_a_constant_transform_gives_a_warning(cli, monkeypatch):
+    """The analysis prints the warning too."""
     monkeypatch.setattr(RMSMatching, "repair", lambda self, x, generator: torch.full_like(x, 0.01))
     assert cli("-m", *SMALL, "embed_transform=rms_matching")[0] == 0
     found = dict(kinds(result_of("rms_scale1.0")["warnings"]))
@@ -211,7 +213,7 @@ def test_a_transform_that_loses_its_input_is_shown_with_its_score(cli, monkeypat
     assert "warning: the transform gives the same output for every input" in cli("task=analyze")[1]
 
 
-def test_a_transform_of_another_dtype_is_cast_and_said(cli, monkeypatch):
+def test_a_changed_dtype_is_cast_and_reported(cli, monkeypatch):
     monkeypatch.setattr(RMSMatching, "forward", lambda self, x, generator: x.double())
     assert cli(*SMALL, "embed_transform=rms_matching")[0] == 0
     (finding,) = [f for f in result_of("rms_scale1.0")["warnings"] if f["kind"] == "dtype_changed"]
@@ -261,7 +263,8 @@ def test_a_swallowed_failure_is_too_fast(cli, monkeypatch):
     assert "the model probably did not run (rms_scale0.36)" in out
 
 
-def test_a_failure_that_is_always_swallowed_is_too_fast_for_the_shots(cli, monkeypatch):
+def test_a_failure_in_every_configuration_is_too_fast(cli, monkeypatch):
+    """The time of the shots shows it, because all configurations are too fast."""
     monkeypatch.setattr(Decoder, "generate", lambda self, prompts: [Generated((), "", cut_off=False)] * len(prompts))
     assert cli("-m", *SMALL, "shots=5", "seed=78")[0] == 0  # another seed builds a new set-up
     summary = json.loads(Path("outputs/single/summary.json").read_text())

@@ -50,7 +50,7 @@ def dtypes(monkeypatch) -> dict[str, set[torch.dtype]]:
     "source", [Component("noisy", {"snr_db": 6.0}), Component("averaged", {"ratio": 2.0, "positions": None})]
 )
 @pytest.mark.parametrize("transform", ["baseline", "moment_matching"])
-def test_sources_are_given_float32_and_the_lm_its_own_dtype(rounded, dtypes, source, transform):
+def test_sources_receive_float32_and_the_lm_its_dtype(rounded, dtypes, source, transform):
     scores, _ = evaluate(rounded, source, Component(transform), STATE, "")
     assert dtypes == {"source": {torch.float32}, "lm": {torch.bfloat16}}
     assert not [one for one in scores["warnings"] if one["kind"] == "dtype_changed"]

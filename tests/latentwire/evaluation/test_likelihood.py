@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
 @pytest.fixture(scope="module")
 def bench() -> EvaluationSetup:
-    """Questions in an order that separates two questions about the same passage."""
+    """Return a set-up whose order separates two questions about the same passage."""
     settings = Settings(
         samples=30, seed=0, shots=1, questions_per_shot=2, max_new_tokens=3, batch_tokens=2000, dtype="float32"
     )
@@ -66,7 +66,7 @@ def shots_of(bench: EvaluationSetup) -> torch.Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["text", "cut", "empty"])
-def test_it_is_the_models_own(bench, name):
+def test_nll_and_kl_equal_the_models_own(bench, name):
     found = Likelihoods(bench, STATE).over(Component(name, HALF if name == "cut" else {}), "")
     assert len(found) == len(bench.prompts)
     writer = PromptWriter(bench.lm.tokenizer)
@@ -82,7 +82,7 @@ def test_it_is_the_models_own(bench, name):
     assert (name == "text") == (max(own.kl for own in found) < 1e-6)
 
 
-def test_sources_do_not_know_of_one_another(bench):
+def test_sources_do_not_affect_one_another(bench):
     """After resuming, the states of the text are computed when a source needs them."""
     together = Likelihoods(bench, STATE)
     assert max(own.kl for own in together.over(TEXT, "")) == 0
@@ -112,7 +112,7 @@ def test_two_processes_share_the_passages(bench, monkeypatch):
         ranks[0].over(Component("cut", HALF), "")
 
 
-def test_batch_tokens_bounds_what_is_read_at_a_time(bench):
+def test_batch_tokens_bounds_each_batch(bench):
     one = bench.prompts[0]
     passage, asked = int(one.passage_mask.sum()), len(Likelihoods(bench, STATE).branches[0].token_ids)
     other = len(Likelihoods(bench, STATE).branches[2].token_ids)
@@ -131,28 +131,29 @@ def test_batch_tokens_bounds_what_is_read_at_a_time(bench):
         assert (own.nll, own.kl) == pytest.approx((other.nll, other.kl), abs=1e-4)
 
 
-class Told(Source):
+class RecordingSource(Source):
     """A source that records the passage it receives."""
 
     passage_only = True
-    told: ClassVar[list[tuple[str, torch.dtype]]] = []
+    received: ClassVar[list[tuple[str, torch.dtype]]] = []
 
     def replace(self, x: torch.Tensor, generator: torch.Generator, passage: str) -> torch.Tensor:
-        self.told.append((passage, x.dtype))
+        self.received.append((passage, x.dtype))
         return x
 
 
-def test_a_source_is_told_the_passage_in_float32_whatever_the_lm_computes_in(bench, monkeypatch):
-    monkeypatch.setitem(SOURCES, "told", Told)
+def test_a_source_receives_the_passage_in_float32(bench, monkeypatch):
+    """The LM computes in bfloat16."""
+    monkeypatch.setitem(SOURCES, "received", RecordingSource)
     settings = replace(bench.settings, dtype="bfloat16")
     rounded = prepare(model_spec("tiny_random"), DataSpec("short_qa", "short_qa"), settings, STATE)
-    found = Likelihoods(replace(rounded, prompts=bench.prompts), STATE).over(Component("told"), "")
+    found = Likelihoods(replace(rounded, prompts=bench.prompts), STATE).over(Component("received"), "")
     contexts = [bench.prompts[i].example.context for i in (0, 1, 3)]
-    assert Told.told == [(context, torch.float32) for context in contexts]
+    assert RecordingSource.received == [(context, torch.float32) for context in contexts]
     assert max(own.kl for own in found) < 1e-6
 
 
-def test_what_is_not_finite_is_named(bench, monkeypatch):
+def test_a_source_with_nan_values_is_named(bench, monkeypatch):
     monkeypatch.setattr("latentwire.sources.controls.Cut.distort", lambda self, x, generator: x[:4] * float("nan"))
     with pytest.raises(UserError, match=r"the source cut .* gave NaN or infinite values for example"):
         Likelihoods(bench, STATE).over(Component("cut", HALF), "")
@@ -173,7 +174,7 @@ SPANS = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "text_bytes": 50,
 
 
 @pytest.mark.statistical
-def test_the_report_says_over_which_controls_the_answer_is_likelier():
+def test_the_report_names_controls_with_less_likely_answers():
     rng = numbers(0)
     noise = rng.normal(0, 0.3, 40)
     apart = rng.normal(0, 0.5, 40)
@@ -187,7 +188,7 @@ def test_the_report_says_over_which_controls_the_answer_is_likelier():
     }  # fmt: skip
     rows = {name: [{"f1": 0.5, "nll": value} for value in own] for name, own in nll.items()}
     judged = compare_with_controls({"name": "some", "encoder_dials": {}}, results, rows, 0)
-    assert judged["likelier_than"] == ["empty"]  # the cut is within noise; under the averages answers are likelier
+    assert judged["likelier_than"] == ["empty"]  # the cut is within noise; with the averages, answers are likelier
     assert judged["beats"] == []
     against = {row["source"]: row.get("nll_against") for row in judged["rows"]}
     assert against["latent"] is None
@@ -221,7 +222,7 @@ def test_the_report_compares_f1():
     assert judged["rows"][2]["latents_minus_this"] == pytest.approx(0.05)
 
 
-def test_controls_have_the_latents_positions():
+def test_controls_have_as_many_positions_as_the_latents():
     assert [choice.name for choice in control_configs({"encoder_dials": {"d_z": 8}}, "x")] == [
         "text",
         "latent",

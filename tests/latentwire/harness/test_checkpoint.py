@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, of this configuration or not at all, the last ones kept."""
+"""Checkpoints: written whole, read only by their configuration, and the last ones kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def state(value: float) -> dict[str, object]:
     return {"weights": {"w": torch.full((3,), value)}, "generator": torch.Generator().get_state(), "seen": [1, "a"]}
 
 
-def test_the_newest_comes_back_as_it_was(tmp_path):
+def test_the_newest_checkpoint_is_read_unchanged(tmp_path):
     saved = Checkpoints(tmp_path, IDENTITY)
     assert saved.latest() is None
     saved.save(5, state(0.1))
@@ -35,14 +35,14 @@ def test_the_newest_comes_back_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_the_last_ones_stay_by_step_not_by_name(tmp_path, keep):
+def test_the_last_checkpoints_by_step_are_kept(tmp_path, keep):
     saved = Checkpoints(tmp_path, IDENTITY, keep)
     for step in (9, 10, 100, 99_999_999):
         saved.save(step, state(step))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000100.pt", "step-99999999.pt"][-keep:]
 
 
-def test_none_kept_is_refused(tmp_path):
+def test_keeping_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="keep_checkpoints=0"):
         Checkpoints(tmp_path, IDENTITY, 0)
 
@@ -63,7 +63,7 @@ def test_differences_are_named_three_at_a_time():
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no archive at all"])
-def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, capsys):
+def test_a_damaged_newest_checkpoint_falls_back_to_the_older(tmp_path, damage, capsys):
     saved = Checkpoints(tmp_path, IDENTITY)
     saved.save(1, state(1))
     saved.save(2, state(2))
@@ -90,7 +90,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
 
 
 def test_killed_while_writing_leaves_the_older_one(tmp_path):
-    """The process dies with the new file half written; what is left over is swept away."""
+    """The process dies with the new file half written; the rest of it is removed."""
     Checkpoints(tmp_path, IDENTITY).save(1, state(1))
     script = (
         "import os, signal, sys, pathlib, torch\n"
@@ -108,7 +108,7 @@ def test_killed_while_writing_leaves_the_older_one(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said_and_the_older_one_stays(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_older_checkpoint(tmp_path, monkeypatch):
     saved = Checkpoints(tmp_path, IDENTITY)
     saved.save(1, state(1))
     from latentwire.harness import results
@@ -132,7 +132,7 @@ def test_a_finished_run_is_found_by_its_configuration(tmp_path):
         finished_run(tmp_path, IDENTITY)
 
 
-def test_starting_anew_keeps_what_was_there(tmp_path):
+def test_starting_anew_keeps_earlier_files(tmp_path):
     start_anew(tmp_path / "nothing")
     for content in ("first", "second"):
         (tmp_path / "model").mkdir()
@@ -142,20 +142,20 @@ def test_starting_anew_keeps_what_was_there(tmp_path):
     assert [(tmp_path / "replaced" / n / "model" / "weights").read_text() for n in "12"] == ["first", "second"]
 
 
-def test_force_counts_once_until_its_run_is_finished(tmp_path, capsys):
+def test_force_restarts_once_until_its_run_is_finished(tmp_path, capsys):
     saved = Checkpoints(tmp_path / "checkpoints", IDENTITY)
     write_json(tmp_path / "result.json", {"identity": IDENTITY})
-    start_anew_once(tmp_path, saved)  # what was finished goes aside
+    start_anew_once(tmp_path, saved)  # finished files move aside
     assert (tmp_path / "replaced" / "1" / "result.json").is_file() and not (tmp_path / "result.json").exists()
     saved.save(3, state(3))
     start_anew_once(tmp_path, saved)  # the same command after a kill
     assert saved.latest()[0] == 3 and "continuing it" in capsys.readouterr().err
     write_json(tmp_path / "result.json", {"identity": IDENTITY})
-    start_anew_once(tmp_path, saved)  # finished: force means anew again
+    start_anew_once(tmp_path, saved)  # the run is finished, so force restarts it
     assert saved.latest() is None and (tmp_path / "replaced" / "2" / "result.json").is_file()
 
 
-def test_force_goes_on_with_nothing_that_cannot_be_gone_on_with(tmp_path, capsys):
+def test_force_does_not_resume_another_configuration(tmp_path, capsys):
     other = Checkpoints(tmp_path / "checkpoints", {**IDENTITY, "seed": 5})
     start_anew_once(tmp_path, other)
     other.save(3, state(3))
@@ -164,7 +164,7 @@ def test_force_goes_on_with_nothing_that_cannot_be_gone_on_with(tmp_path, capsys
     assert (tmp_path / "replaced" / "1" / "checkpoints" / "step-00000003.pt").is_file()
 
 
-def test_force_begins_anew_what_was_begun_without_it(tmp_path):
+def test_force_restarts_a_run_begun_without_it(tmp_path):
     saved = Checkpoints(tmp_path / "checkpoints", IDENTITY)
     saved.save(3, state(3))
     start_anew_once(tmp_path, saved)

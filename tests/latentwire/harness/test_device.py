@@ -1,4 +1,4 @@
-"""Device, dtype and randomness: what is chosen where, and that the seed and the names alone decide."""
+"""Device, dtype and randomness: defaults for each machine, and draws that depend only on seed and names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def draw(*names: object) -> list[float]:
     return torch.randn(4, generator=generator_for(*names)).tolist()
 
 
-def test_the_same_seed_and_names_draw_the_same_whatever_else_was_drawn():
+def test_seed_and_names_alone_decide_the_draws():
+    """Earlier draws and the global generator do not matter."""
     first = draw(3, "noisy", "q7")
     torch.manual_seed(shifted(99))
     draw(3, "noisy", "q6")
@@ -102,24 +103,24 @@ def test_auto_on_any_other_device_is_float32():
     assert choose_dtype("auto", torch.device("xpu")) == torch.float32
 
 
-def test_the_cpu_can_always_be_asked_for():
+def test_the_cpu_is_always_available():
     state = accelerator_state("cpu")
     assert (state.device, state.process_index, state.num_processes) == (CPU, 0, 1)
 
 
-def test_a_device_that_is_not_here_is_refused():
+def test_a_missing_device_is_refused():
     with pytest.raises(UserError, match=r"^device=abacus: not available here, Accelerate found \w+; use device=auto"):
         accelerator_state("abacus")
 
 
-def test_one_process_gathers_and_takes_its_own():
+def test_one_process_gathers_and_broadcasts_its_own_values():
     state = SimpleNamespace(num_processes=1)
     assert gather_from_all(state, [1, "two"]) == [1, "two"]
     assert broadcast_from_main(state, {"status": "ok"}) == {"status": "ok"}
     assert broadcast_from_main(state, None) is None
 
 
-def test_where_one_process_fails_all_do(monkeypatch):
+def test_if_one_process_fails_all_fail(monkeypatch):
     done: list[str] = []
     two = SimpleNamespace(num_processes=2)
     theirs: list[Exception | None] = [None]
@@ -163,7 +164,7 @@ def test_the_machine_is_named():
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
     ],
 )
-def test_memory_that_runs_out_is_told_with_the_settings_that_take_it(error):
+def test_out_of_memory_names_the_settings_to_lower(error):
     assert is_out_of_memory(error)
     with pytest.raises(UserError) as raised, within_memory(CPU, {"batch_tokens": 9, "steps": 2}):
         raise error

@@ -15,7 +15,8 @@ from latentwire.harness.paths import ROOT
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_the_commit_is_that_of_the_checkout_with_a_plus_for_changes(tmp_path, monkeypatch):
+def test_the_commit_has_a_plus_for_uncommitted_changes(tmp_path, monkeypatch):
+    """Without a repository or a commit there is none."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
 
@@ -37,7 +38,7 @@ def test_the_commit_is_that_of_the_checkout_with_a_plus_for_changes(tmp_path, mo
     assert git_commit(tmp_path / "repo") == head + "+"
 
 
-def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
+def test_without_git_the_commit_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit(ROOT) is None
 

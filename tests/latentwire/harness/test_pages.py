@@ -13,11 +13,11 @@ TEMPLATE = '<head>{{head}}</head><style>{{dark}}</style><script id="data">{{data
 HOSTILE = "</script><!-- {{script}} {{data}} {{dark}} \u2028\u2029 ü"
 
 
-def test_data_stay_data_and_nothing_is_put_into_them():
-    told = {"text": HOSTILE, HOSTILE: [1.5, None, True]}
-    html = fill(TEMPLATE, told, dark="--ink: white;")
+def test_data_are_escaped_and_placeholders_in_them_stay():
+    content = {"text": HOSTILE, HOSTILE: [1.5, None, True]}
+    html = fill(TEMPLATE, content, dark="--ink: white;")
     block, script = re.findall(r"<script[^>]*>(.*?)</script>", html, flags=re.DOTALL)
-    assert json.loads(block) == told
+    assert json.loads(block) == content
     assert "<" not in block and "\u2028" not in block and "\u2029" not in block and "ü" in block
     assert script.startswith('"use strict";') and "dataset.errors" in script
     assert "<style>--ink: white;</style>" in html

@@ -1,4 +1,4 @@
-"""What is printed while it runs: plain lines into a file, a live bar on a terminal, one process alone."""
+"""Progress output: plain lines in a file, a live bar on a terminal, and only from the first process."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def first_process(monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
-    """A clock that stands still until it is set."""
+    """Return a clock that changes only when a test sets it."""
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
 class Terminal:
-    """A pseudo-terminal of 120 columns; within `with`, in the place of standard error."""
+    """A pseudo-terminal of 120 columns that replaces standard error inside `with`."""
 
     def __init__(self) -> None:
         self.reader, writer = pty.openpty()
@@ -56,7 +56,7 @@ class Terminal:
         return shown.decode()
 
 
-def test_the_first_process_speaks(monkeypatch, capsys):
+def test_only_the_first_process_logs(monkeypatch, capsys):
     assert is_main_process()
     log("alone")
     monkeypatch.setenv("RANK", "0")
@@ -68,7 +68,7 @@ def test_the_first_process_speaks(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "alone\nfirst\n")
 
 
-def test_without_a_terminal_a_plain_line_says_when_all_is_done(capsys, clock):
+def test_without_a_terminal_the_end_is_a_plain_line(capsys, clock):
     with Progress("[3/35] anchor_eps0.05", 4) as bar:
         bar.advance(3, "F1 0.250")
         assert capsys.readouterr() == ("", "")
@@ -109,10 +109,10 @@ def test_on_a_terminal_a_live_bar_shows_name_count_and_score():
         bar.advance(1, "F1 0.500")
         assert "\n" not in terminal.shown()  # no plain lines with it
         bar.__exit__(None, None, None)
-        assert terminal.shown().strip() == ""  # wiped out: the result's line takes its place
+        assert terminal.shown().strip() == ""  # erased: the result's line takes its place
 
 
-def test_a_message_stands_above_the_live_bar():
+def test_a_message_is_printed_above_the_live_bar():
     with Terminal() as terminal, Progress("baseline", 4):
         terminal.shown()
         log("warning: mind the step")

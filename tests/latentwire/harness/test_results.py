@@ -1,4 +1,4 @@
-"""Result files: whole or not at all, found by what produced them, never lost."""
+"""Result files: written whole, found by their configuration, and never lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from latentwire.harness.results import (
 )
 from tests.helpers.paths import ROOT
 
-NAME = "anchor_eps0.05"  # a name with a dot in it, as most have
+NAME = "anchor_eps0.05"  # most names contain a dot
 PREDICTIONS = [{"id": "q1", "prediction": "Kuala Lumpur", "f1": 1.0}]
 
 
@@ -49,7 +49,7 @@ def names_in(folder: Path) -> set[str]:
 # Writing
 
 
-def test_json_comes_back_as_it_was(tmp_path):
+def test_json_is_read_as_it_was_written(tmp_path):
     content = {"f1": 1 / 3, "list": [0.1, 0.9], "text": 'Łódź 東京 \n\t"', "none": None, "nested": {"b": 1, "a": 2}}
     write_json(tmp_path / "deep" / "down" / "a.json", content)
     assert read_json(tmp_path / "deep" / "down" / "a.json") == content
@@ -64,7 +64,7 @@ def test_jsonl_is_one_object_a_line(tmp_path):
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_what_is_no_json_number_is_refused_and_the_old_file_stays(tmp_path, number):
+def test_nan_and_infinity_are_refused_and_the_old_file_stays(tmp_path, number):
     path = tmp_path / "a.json"
     write_json(path, {"f1": 0.5})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -117,7 +117,8 @@ def test_a_file_is_whole_while_it_is_written_and_after_a_kill(tmp_path):
         assert is_whole(path)
 
 
-def test_killed_between_writing_and_renaming_the_old_file_stays_and_the_new_one_is_swept_up(tmp_path):
+def test_a_kill_before_the_rename_keeps_the_old_file(tmp_path):
+    """The unfinished new file is removed by sweep_up."""
     path = tmp_path / "a.json"
     write_json(path, {"old": True})
     subprocess.run([sys.executable, "-c", WRITER, str(path), "1"], cwd=ROOT, check=False, timeout=30)
@@ -140,7 +141,7 @@ def test_the_content_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     assert seen == [(5, False)]
 
 
-def test_a_full_disk_leaves_nothing_behind_and_says_what_to_do(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_new_file_and_gives_a_remedy(tmp_path, monkeypatch):
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -164,7 +165,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path, monkeypatch):
     assert names_in(tmp_path) == set()
 
 
-def test_a_folder_that_cannot_be_made_says_what_to_do(tmp_path):
+def test_a_folder_that_cannot_be_made_gives_a_remedy(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResultWriteError, match=r"file/out/a.json cannot be written.*out=FOLDER"):
         write_json(tmp_path / "file" / "out" / "a.json", {})
@@ -195,7 +196,7 @@ def test_a_damaged_line_is_counted_from_one(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"), [(b'{"id": "\xff"}', "is not UTF-8 text"), (b"[1]", "is not a JSON object")]
 )
-def test_no_line_is_read_as_something_else(tmp_path, line, reason):
+def test_lines_that_are_not_json_objects_are_refused(tmp_path, line, reason):
     (tmp_path / "a.jsonl").write_bytes(b'{"id": "1"}\n \n' + line)
     with pytest.raises(DamagedResultError, match=f"line 3, {reason}.*: ask again"):
         list(numbered_rows(tmp_path / "a.jsonl", "ask again"))
@@ -259,7 +260,7 @@ def store(tmp_path) -> ResultStore:
     return ResultStore(tmp_path / "out")
 
 
-def test_what_was_saved_is_found_by_name_and_hash(store):
+def test_a_saved_result_is_found_by_name_and_hash(store):
     assert store.finished(NAME, "aaaa") is None
     store.save(NAME, result("aaaa"), PREDICTIONS)
     assert names_in(store.folder) == {f"{NAME}.json", f"{NAME}.predictions.jsonl"}
@@ -274,7 +275,8 @@ def test_a_failed_result_is_not_finished(store):
     assert store.finished(NAME, "aaaa") is None
 
 
-def test_a_failure_of_the_same_configuration_does_not_cost_what_had_been_finished(store):
+def test_a_later_failure_keeps_the_finished_result(store):
+    """The failure belongs to the same configuration."""
     store.save(NAME, result(), PREDICTIONS)
     store.save(NAME, result(status="failed", error="out of memory"), None)
     assert json.loads(store.path(NAME).read_text())["status"] == "failed"
@@ -286,16 +288,16 @@ def summary_of(*names: str) -> dict[str, object]:
     return {"sweep": "s", "results": [{"name": name, "config_hash": "aaaa"} for name in names]}
 
 
-def test_a_summary_of_fewer_configurations_does_not_cost_the_one_of_more(store):
+def test_a_smaller_summary_moves_the_larger_one_aside(store):
     assert store.save_summary(summary_of("one", "two")) is None
-    assert store.save_summary(summary_of("one", "two", "three")) is None  # covers what was there
+    assert store.save_summary(summary_of("one", "two", "three")) is None  # contains the earlier summary
     moved = store.save_summary(summary_of("two"))
     assert moved is not None
     assert json.loads(moved.read_text()) == summary_of("one", "two", "three")
     assert json.loads((store.folder / "summary.json").read_text()) == summary_of("two")
 
 
-def test_a_summary_of_other_settings_does_not_cost_the_one_before(store):
+def test_a_summary_of_other_settings_moves_the_old_aside(store):
     store.save_summary(summary_of("one"))
     moved = store.save_summary({"results": [{"name": "one", "config_hash": "bbbb"}]})
     assert moved is not None
@@ -303,7 +305,7 @@ def test_a_summary_of_other_settings_does_not_cost_the_one_before(store):
 
 
 @pytest.mark.parametrize("content", ["{broken", "[1]", '{"results": 3}'])
-def test_a_summary_that_is_none_is_kept_aside(store, content):
+def test_an_invalid_summary_is_moved_aside(store, content):
     store.folder.mkdir(parents=True, exist_ok=True)
     (store.folder / "summary.json").write_text(content)
     moved = store.save_summary(summary_of("one"))
@@ -311,7 +313,7 @@ def test_a_summary_that_is_none_is_kept_aside(store, content):
     assert moved.read_text() == content
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+def test_an_unwritable_folder_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         ResultStore(tmp_path / "file").require_writable()
@@ -336,7 +338,7 @@ def test_the_result_is_written_after_its_predictions(store, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", '{"config_hash": "aaaa", "sta', "{}", "[]", "null", '{"f1": 0.5}', '"aaaa"'])
-def test_a_file_that_is_no_result_is_named_and_left_as_it_is(store, content):
+def test_an_invalid_result_file_is_named_and_unchanged(store, content):
     store.folder.mkdir()
     store.path(NAME).write_text(content)
     with pytest.raises(DamagedResultError, match=f"{NAME}.json .*delete it to run that configuration again"):
@@ -344,7 +346,7 @@ def test_a_file_that_is_no_result_is_named_and_left_as_it_is(store, content):
     assert store.path(NAME).read_text() == content
 
 
-def test_a_damaged_file_that_is_overwritten_on_demand_is_kept_aside(store):
+def test_overwriting_moves_a_damaged_file_aside(store):
     store.folder.mkdir()
     store.path(NAME).write_text("{")
     store.save(NAME, result(), PREDICTIONS)
@@ -360,7 +362,8 @@ def test_running_the_same_configuration_again_overwrites_it(store):
     assert names_in(store.folder) == {f"{NAME}.json", f"{NAME}.predictions.jsonl"}
 
 
-def test_results_of_other_configurations_are_put_aside_and_given_back(store):
+def test_results_of_other_configurations_are_restored(store):
+    """They move to the folder replaced and back when their configuration is needed again."""
     rows = {key: [{"id": key}] for key in ("aaaa", "bbbb", "cccc")}
     for key in rows:
         store.save(NAME, result(key), rows[key])
@@ -376,7 +379,7 @@ def test_results_of_other_configurations_are_put_aside_and_given_back(store):
         assert len(names_in(store.folder)) == 6
 
 
-def test_a_failure_does_not_overwrite_what_another_configuration_finished(store):
+def test_a_failure_keeps_results_of_other_configurations(store):
     store.save(NAME, result("aaaa"), PREDICTIONS)
     store.save(NAME, result("bbbb", status="failed"), None)
     assert not store.predictions_path(NAME).exists()
@@ -385,7 +388,7 @@ def test_a_failure_does_not_overwrite_what_another_configuration_finished(store)
     assert read_jsonl(store.predictions_path(NAME)) == PREDICTIONS
 
 
-def test_what_cannot_be_put_aside_is_not_overwritten(store):
+def test_results_that_cannot_be_moved_are_not_overwritten(store):
     store.save(NAME, result("aaaa"), PREDICTIONS)
     (store.folder / "replaced").write_text("in the way")
     with pytest.raises(ResultWriteError, match=r"out=FOLDER"):
@@ -394,7 +397,7 @@ def test_what_cannot_be_put_aside_is_not_overwritten(store):
     assert read_jsonl(store.predictions_path(NAME)) == PREDICTIONS
 
 
-# The commit
+# Other files
 
 
 @pytest.mark.parametrize("text", ["a\u2028b", "a\u2029b", "a\x85b"])
@@ -404,7 +407,7 @@ def test_jsonl_keeps_line_separators_within_a_text(tmp_path, text):
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '"aaaa"'])
-def test_a_foreign_file_of_that_name_is_set_aside(tmp_path, content):
+def test_a_foreign_file_of_that_name_is_moved_aside(tmp_path, content):
     store = ResultStore(tmp_path)
     store.path("a").write_text(content)
     store.save("a", {"config_hash": "aaaa", "status": "ok"}, [])
@@ -419,7 +422,7 @@ def test_result_without_status(tmp_path):
         store.finished("a", "aaaa")
 
 
-def test_results_can_be_read_by_whom_the_umask_allows(tmp_path):
+def test_result_files_follow_the_umask(tmp_path):
     old = os.umask(0o022)
     try:
         write_json(tmp_path / "a.json", {})
@@ -428,7 +431,7 @@ def test_results_can_be_read_by_whom_the_umask_allows(tmp_path):
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
 
 
-def test_a_longer_result_that_is_not_whole_leaves_the_shorter(store, monkeypatch):
+def test_an_incomplete_longer_result_keeps_the_shorter(store, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 

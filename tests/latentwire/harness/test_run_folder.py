@@ -1,4 +1,4 @@
-"""The folder of a training run, without a loop: its journal, when it is saved, what a resumed run finds."""
+"""The folder of a training run, without a loop: its journal, its checkpoints, and resuming."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_the_journal_keeps_metrics_and_timings_apart(tmp_path, monkeypatch):
     assert told == [(1, {"loss": 0.5, "seconds": 2.0}), (2, {"loss": 0.25, "seconds": 3.0})]
 
 
-def test_it_is_saved_every_so_often_after_the_last_step_and_when_asked(tmp_path):
+def test_checkpoints_are_saved_when_due(tmp_path):
+    """They are due every checkpoint_every steps, after the last step, and on request."""
     run = run_in(tmp_path)
     run.begin({}, 10)
     for step in range(1, 11):
@@ -61,7 +62,7 @@ def test_it_is_saved_every_so_often_after_the_last_step_and_when_asked(tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [f"step-{n:08d}.pt" for n in saved]
 
 
-def test_a_resumed_run_is_what_it_was_and_later_rows_are_gone(tmp_path, capsys):
+def test_a_resumed_run_restores_state_and_drops_later_rows(tmp_path, capsys):
     before, after = nn.Linear(2, 2), nn.Linear(2, 2)
     assert not torch.equal(before.weight, after.weight)
     run = run_in(tmp_path)
@@ -82,7 +83,8 @@ def test_a_resumed_run_is_what_it_was_and_later_rows_are_gone(tmp_path, capsys):
     assert run_in(tmp_path).begin({}, 5)[1]["more"] == [4]
 
 
-def test_what_a_run_killed_before_its_first_checkpoint_wrote_is_gone(tmp_path):
+def test_rows_before_the_first_checkpoint_are_dropped(tmp_path):
+    """A run killed before its first checkpoint starts again."""
     run = run_in(tmp_path)
     run.begin({}, 5)
     run.append("looks.jsonl", [{"step": 0}])
@@ -90,7 +92,7 @@ def test_what_a_run_killed_before_its_first_checkpoint_wrote_is_gone(tmp_path):
     assert read_rows(tmp_path / "looks.jsonl") == []
 
 
-def test_another_configuration_is_refused_before_anything_is_written(tmp_path):
+def test_another_configuration_is_refused_before_writing(tmp_path):
     run = run_in(tmp_path)
     run.begin({}, 1)
     run.save(1, {})
@@ -112,7 +114,7 @@ def test_a_finished_run_is_found_and_force_moves_it_aside(tmp_path):
     assert (tmp_path / "replaced/1/result.json").is_file()
 
 
-def test_a_half_written_line_goes_when_a_run_goes_on(tmp_path):
+def test_a_truncated_line_is_removed_when_a_run_resumes(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     truncate_jsonl(path, 2)

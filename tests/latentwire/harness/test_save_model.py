@@ -1,4 +1,4 @@
-"""Saving a model: whole, or what was there before."""
+"""Saving a model: after a failure, the earlier model is still there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from latentwire.harness.results import ResultWriteError
 from latentwire.lm.model_folder import save_model
 
 
-def test_a_full_disk_leaves_the_older_model_and_says_so(tiny, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_older_model(tiny, tmp_path, monkeypatch):
     target = tmp_path / "model"
     save_model(tiny.model, tiny.tokenizer, target)
     before = (target / "model.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""Tracking: nothing, or W&B, read back here from the file of an offline run; a failure warns once and stops nothing."""
+"""Tracking: none or W&B, read back from the file of an offline run; a failure warns once and stops nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tracker(folder: Path) -> WandbTracker:
 
 
 def read_table(run: SimpleNamespace, name: str) -> dict[str, Any]:
-    """The columns and rows of a table that a run logged."""
+    """Return the columns and rows of a table that a run logged."""
     table = json.loads((run.files / run.summary[f"{name}/path"]).read_text())
     return {key: table[key] for key in ("columns", "data")}
 
@@ -78,12 +78,12 @@ def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
     assert all_of_them.summary["ranking/nrows"] == 3
     for name, (columns, rows) in TABLES.items():
         assert read_table(all_of_them, name) == {"columns": columns, "data": rows}
-    # The figures are logged as they are.
+    # The figures are logged unchanged.
     for figure in figures:
         assert (all_of_them.files / all_of_them.summary[f"figures/{figure.stem}/path"]).read_bytes() == (
             figure.read_bytes()
         )
-    # A chart for each source, over a table of its own with the intervals, in the run's page by its name.
+    # Each source has a chart and a table with the intervals.
     assert read_table(all_of_them, "bars/text_table") == {
         "columns": ["name", "f1", "f1_low", "f1_high"],
         "data": [["anchor_eps0.05", 0.5, 0.375, 0.625], ["baseline", 0.25, 0.125, 0.5]],
@@ -97,7 +97,8 @@ def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
     assert chart["stringSettings"]["title"] == "F1, text"
 
 
-def test_the_same_result_again_is_the_same_run_and_another_is_another(tmp_path, monkeypatch):
+def test_equal_results_share_a_run(tmp_path, monkeypatch):
+    """Another name or another configuration gets its own run."""
     calls = []
     monkeypatch.setattr(wandb, "init", lambda **options: calls.append(options) or contextlib.nullcontext(StubRun()))
     for result in (RESULT, RESULT, {**RESULT, "config_hash": "fedcba9876543210"}, {**RESULT, "name": "baseline"}):
@@ -108,7 +109,8 @@ def test_the_same_result_again_is_the_same_run_and_another_is_another(tmp_path, 
     assert {call["resume"] for call in calls} == {"allow"}
 
 
-def test_a_run_belongs_to_its_folder_wherever_the_command_stands(tmp_path, monkeypatch, init):
+def test_run_ids_depend_on_the_absolute_folder(tmp_path, monkeypatch, init):
+    """Relative and absolute paths of a folder give the same run."""
     for here in ("one", "two"):
         (tmp_path / here).mkdir()
         monkeypatch.chdir(tmp_path / here)
@@ -121,7 +123,7 @@ def test_a_run_belongs_to_its_folder_wherever_the_command_stands(tmp_path, monke
 
 
 class StubRun:
-    """In the place of a W&B run."""
+    """A substitute for a W&B run."""
 
     summary: dict[str, Any] = {}  # noqa: RUF012
 
@@ -145,7 +147,7 @@ def test_a_tracker_is_chosen_by_name(tmp_path):
 
 
 class Recorder:
-    """In the place of wandb.init: remembers how it was called, and fails."""
+    """A substitute for wandb.init that records its calls and fails."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -161,7 +163,7 @@ def init(monkeypatch) -> Recorder:
     return Recorder(monkeypatch)
 
 
-def test_a_tracker_that_fails_warns_once_and_is_not_asked_again(tmp_path, init, capsys):
+def test_a_failing_tracker_warns_once_and_is_not_used_again(tmp_path, init, capsys):
     reporter = tracker(tmp_path)
     for _ in range(3):
         reporter.log_result(RESULT)
@@ -195,7 +197,7 @@ def test_one_process_reports(tmp_path, init, monkeypatch):
         ({"WANDB_MODE": "disabled"}, "disabled"),
     ],
 )
-def test_without_a_login_it_is_offline_unless_told_otherwise(tmp_path, init, monkeypatch, environment, expected):
+def test_without_a_login_the_default_mode_is_offline(tmp_path, init, monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     tracker(tmp_path / "new").log_result(RESULT)

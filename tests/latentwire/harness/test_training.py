@@ -1,4 +1,4 @@
-"""What training loops share: schedule, optimizer, finiteness, the journal; chat ids and what is trainable."""
+"""Shared parts of training loops: schedule, optimizer, finite checks, chat ids and trainable parameters."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def test_float16_is_refused():
     assert make_accelerator("cpu", "float32").mixed_precision == "no"
 
 
-def test_runs_of_one_process_have_each_their_own_precision():
+def test_each_run_of_a_process_has_its_own_precision():
     for dtype, mixed in (("float32", "no"), ("bfloat16", "bf16"), ("float32", "no")):
         assert make_accelerator("cpu", dtype).mixed_precision == mixed
 
 
-def test_gradients_are_shortened_and_their_length_told():
+def test_gradients_are_clipped_and_their_norm_returned():
     weight = nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0])
     assert clip_gradients([weight], 1.0, "step 1") == pytest.approx(5.0)
@@ -102,7 +102,7 @@ def test_gradients_are_shortened_and_their_length_told():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_stops_the_run_with_its_place(bad):
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(bad):
     with pytest.raises(NonFiniteError, match=rf"the loss is {bad} at step 12.*learning_rate"):
         require_finite_loss("the loss", torch.tensor([1.0, bad]), "step 12")
     weight = nn.Parameter(torch.zeros(2))
@@ -167,7 +167,7 @@ def test_heads_are_always_trained(tiny):
         assert any("score" in name for name in parameters), method
 
 
-def test_low_rank_additions_start_at_nothing_and_merge(tiny):
+def test_low_rank_additions_start_at_zero_and_merge(tiny):
     ids = torch.tensor([[5, 6, 7]])
     before = tiny.model(ids).logits
     model, parameters = tuned(tiny.model, method="lora")
@@ -194,6 +194,6 @@ def test_low_rank_additions_start_at_nothing_and_merge(tiny):
         ({"method": "lora", "rank": 0}, "tuning.rank=0: must be at least 1"),
     ],
 )
-def test_what_cannot_be_trained_is_named(tiny, changes, words):
+def test_invalid_tuning_settings_are_named(tiny, changes, words):
     with pytest.raises(UserError, match=words):
         tuned(tiny.model, **changes)

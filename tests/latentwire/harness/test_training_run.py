@@ -59,7 +59,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path, monkeypatch):
     assert calls[0]["axis"] == "step"
 
 
-def test_a_failure_warns_once_and_the_loop_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_failure_warns_once_and_the_loop_continues(tmp_path, monkeypatch, capsys):
     def fail(**options):
         raise RuntimeError("the server is on fire")
 
@@ -73,7 +73,7 @@ def test_a_failure_warns_once_and_the_loop_goes_on(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("broken", ["Histogram", "Table"])
-def test_what_cannot_be_drawn_warns_and_the_loop_goes_on(tmp_path, monkeypatch, capsys, broken):
+def test_a_failed_chart_warns_and_the_loop_continues(tmp_path, monkeypatch, capsys, broken):
     class Stub:
         def define_metric(self, *names, **options):
             pass

@@ -1,4 +1,4 @@
-"""What is trained on, what is not, and in which order."""
+"""Passages for training: which are used, which are skipped, and their order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows(path, *texts):
     return DataSpec("file", "file", path=str(path))
 
 
-def test_no_passage_is_in_two_of_the_parts():
+def test_the_parts_share_no_passage():
     data = load()
     train = {fingerprint(p.text) for p in data.train}
     held = {fingerprint(p.text) for p in data.held_out}
@@ -40,7 +40,8 @@ def test_no_passage_is_in_two_of_the_parts():
     assert all(question.context == p.text for p in data.train for question in p.questions)
 
 
-def test_passages_of_the_evaluation_are_found_by_content_in_whatever_else_is_given(tmp_path):
+def test_evaluation_passages_in_extra_texts_are_skipped(tmp_path):
+    """They are found by content, without case and spacing."""
     asked = load_data(SHORT_QA).validation[0].context
     extra = tmp_path / "more.txt"
     extra.write_text(f"{asked.upper()}\n\nA new text\nof two lines.\n\nA  new text of TWO lines.\n")
@@ -59,7 +60,7 @@ def test_one_file_is_split_by_content(tmp_path):
     assert 5 <= len(data.held_out) <= 30
     assert len(data.train) + len(data.held_out) == 58
     kept = {p.text for p in data.held_out}
-    assert len(kept - {p.text for p in again.held_out}) <= 2  # but for the shots the same ones
+    assert len(kept - {p.text for p in again.held_out}) <= 2  # the same passages, except for the shots
     assert data.counts["passages of the evaluation"] == 0
 
 
@@ -84,7 +85,7 @@ def test_a_passage_is_split_at_the_ends_of_its_sentences():
     assert split_passage(Passage(LONG, questions), 99, Counter()) == [Passage(LONG, questions)]
 
 
-def test_what_is_extra_is_split_and_none_of_it_is_held_out(tmp_path):
+def test_extra_passages_are_split_and_never_held_out(tmp_path):
     texts = [f"Name{n} lives here. House number {n} is old." for n in range(40)]
     rows(tmp_path / "a.jsonl", *texts)
     data = load(extra=str(tmp_path / "a.jsonl"), extra_words=5)
@@ -94,14 +95,14 @@ def test_what_is_extra_is_split_and_none_of_it_is_held_out(tmp_path):
     assert {p.text for p in data.train[len(usual.train) :]} == {text.split(".")[0] + "." for text in texts}
 
 
-def test_a_passage_of_the_evaluation_is_found_before_it_is_split(tmp_path):
+def test_evaluation_passages_are_found_before_splitting(tmp_path):
     (tmp_path / "more.txt").write_text(load_data(SHORT_QA).validation[0].context)
     data = load(extra=str(tmp_path / "more.txt"), extra_words=5)
     assert data.counts["passages of the evaluation"] == 1
     assert data.train == load().train
 
 
-def test_a_part_of_a_split_passage_is_held_against_what_is_known(tmp_path):
+def test_parts_of_split_passages_are_deduplicated(tmp_path):
     usual = load()
     shown = usual.train[0].text
     words = len(shown.split())
@@ -118,7 +119,8 @@ def test_a_part_of_a_split_passage_is_held_against_what_is_known(tmp_path):
 
 
 @pytest.mark.parametrize("extra_words", [None, 5])
-def test_a_passage_that_is_kept_for_asking_is_found_in_a_longer_one(tmp_path, extra_words):
+def test_passages_that_contain_reserved_ones_are_skipped(tmp_path, extra_words):
+    """Reserved are the passages of the evaluation, of the shots and of the held-out part."""
     asked, held = load_data(SHORT_QA).validation[0].context, load().held_out[0].text
     shown = load().shots[1][0].context
     (tmp_path / "more.txt").write_text(
@@ -126,12 +128,12 @@ def test_a_passage_that_is_kept_for_asking_is_found_in_a_longer_one(tmp_path, ex
     )
     data = load(extra=str(tmp_path / "more.txt"), extra_words=extra_words)
     assert data.counts["passages that hold one of the evaluation, of the shots or of the held out"] == 3
-    assert {p.text[0] for p in data.train[len(load().train) :]} >= {"X", "N"}  # within a word it is another
+    assert {p.text[0] for p in data.train[len(load().train) :]} >= {"X", "N"}  # a match within a word does not count
     gone = ("Before", "As ", "Well")
     assert not any(p.text.startswith(gone) for p in data.train[len(load().train) :])
 
 
-def test_a_passage_of_the_data_that_holds_one_of_the_evaluation_is_not_trained_on(tmp_path):
+def test_data_passages_with_an_evaluation_passage_are_skipped(tmp_path):
     asked = ["Bob is here.", "Name1 lives in house number 1."]
     longer = [f"{text} It rains." for text in asked]
     train = rows(tmp_path / "a.jsonl", *longer, *(f"Name{n} lives in house number {n}." for n in range(10, 40)))
@@ -151,11 +153,11 @@ def test_a_passage_of_the_data_that_holds_one_of_the_evaluation_is_not_trained_o
     assert not any(passage.text.startswith("So ") for passage in again.train)
 
 
-def test_a_text_that_holds_another_is_found_word_for_word():
+def test_containment_is_checked_word_by_word():
     long = "one two three four five six seven eight nine ten"
     holds = holder([long, "A  short\none", "one two three four five six seven eight nine eleven"])
     assert holds(f"Zero {long.upper()} eleven")
-    assert holds("here is a short one.") is False  # its last word is another
+    assert holds("here is a short one.") is False  # the full stop makes its last word differ
     assert holds("here is a short one") and holds("a short one it is")
     assert not holds(long.replace("ten", "nothing"))
     assert not holds(long.replace("two", "too"))
@@ -163,11 +165,11 @@ def test_a_text_that_holds_another_is_found_word_for_word():
     assert not holder([])("Anything.")
 
 
-def test_the_shots_are_those_of_an_evaluation_with_this_seed():
+def test_shots_match_an_evaluation_with_the_same_seed():
     assert load(seed=3).shots == choose_examples(load_data(SHORT_QA), 1, 5, 3, 3)[0]
 
 
-def test_two_files_without_ids_are_not_taken_for_one(tmp_path):
+def test_two_files_without_ids_are_kept_apart(tmp_path):
     for name, person in (("a", "Name"), ("b", "Other")):
         names = [f"{person}{n}" for n in range(40)]
         lines = [{"context": f"{one} is here.", "question": "Who?", "answers": [one]} for one in names]
@@ -187,7 +189,8 @@ def test_samples_bounds_the_questions():
     assert data.counts["passages beyond samples"] == len(whole.train) - len(data.train)
 
 
-def test_samples_are_drawn_from_the_whole_file_and_stay_in_its_order(tmp_path):
+def test_samples_are_drawn_from_the_whole_file_in_order(tmp_path):
+    """A smaller sample is part of a larger one with the same seed."""
     texts = [f"Name{n} lives in house number {n}." for n in range(60)]
     spec = rows(tmp_path / "a.jsonl", *texts)
     more = str(tmp_path / "b.jsonl")
@@ -203,7 +206,7 @@ def test_samples_are_drawn_from_the_whole_file_and_stay_in_its_order(tmp_path):
     assert few == [text for text in own if text in few]
     assert set(few) < set(drawn(20)) < set(own)
     assert few == drawn(12) != drawn(12, seed=1)
-    every = drawn(len(own) + 2)  # the data come first, whatever is drawn
+    every = drawn(len(own) + 2)  # passages of the data come before extra ones
     assert every[:-2] == own and all(text.startswith("Other") for text in every[-2:])
     assert drawn(999) == [p.text for p in whole.train]
 
@@ -219,7 +222,7 @@ def test_samples_are_drawn_from_the_whole_file_and_stay_in_its_order(tmp_path):
         ({"extra": "nowhere.txt"}, "extra=nowhere.txt: no such file"),
     ],
 )
-def test_what_is_wrong_is_said(change, message):
+def test_invalid_settings_are_named(change, message):
     with pytest.raises(UserError, match=message):
         load(**change)
 
@@ -234,7 +237,8 @@ def test_a_text_file_without_text_is_refused(tmp_path):
         load(extra=str(path))
 
 
-def test_an_epoch_has_every_passage_once_and_like_lengths_together():
+def test_an_epoch_has_each_passage_once():
+    """Passages of similar length are in the same step."""
     lengths = [(7 * n) % 50 for n in range(75)]
     steps = list(order_of(lengths, 4, 0, 0))
     assert sorted(index for step in steps for index in step) == list(range(75))
@@ -248,6 +252,6 @@ def test_an_epoch_has_every_passage_once_and_like_lengths_together():
     assert first != sorted(first)
 
 
-def test_case_and_space_make_no_other_passage():
+def test_fingerprints_ignore_case_and_spacing():
     assert fingerprint("A  b\nc") == fingerprint("a b C ")
     assert fingerprint("a b c") != fingerprint("a b d")

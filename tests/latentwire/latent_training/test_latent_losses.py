@@ -1,4 +1,4 @@
-"""The losses by hand and by a peer."""
+"""The losses against values computed by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latentwire.lm.losses import distillation_loss, token_loss
 from latentwire.lm.vocabulary import Vocabulary
 
 
-def test_cosine_is_blind_to_length_and_mse_is_not():
+def test_cosine_ignores_length_and_mse_does_not():
     x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     turned = torch.tensor([[0.0, 5.0], [0.0, 1.0]])
     assert float(embedding_loss(7 * x, x, 1.0, "cosine")) == pytest.approx(0)
@@ -54,7 +54,7 @@ def test_token_loss_and_distillation():
     assert float(distillation_loss(teacher, teacher)) == pytest.approx(0, abs=1e-7)
 
 
-def test_likeness_is_of_equal_positions_of_different_passages():
+def test_mean_cosine_compares_equal_positions_of_passages():
     a, b = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
     assert mean_pairwise_cosine([a, b]) == pytest.approx(0.5)
     assert mean_pairwise_cosine([a, a, b]) == pytest.approx(0.75)

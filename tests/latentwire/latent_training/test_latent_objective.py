@@ -1,4 +1,4 @@
-"""The objectives over a tiny LM: what is asked, what each loss is, and when which kind of step is due."""
+"""The objectives over a tiny LM: evaluation of held-out passages, each loss, and the plan of steps."""
 
 from __future__ import annotations
 
@@ -56,25 +56,25 @@ def objective_of(
 
 
 class Oracle(nn.Module):
-    """Gives the text itself: nothing is lost."""
+    """Latents that equal the embeddings of the text."""
 
     mean_token_rms = 1.0
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = Bottleneck(64, 1.0, d_z=1)  # asked what positions stand for, alone
+        self.encoder = Bottleneck(64, 1.0, d_z=1)  # used only for `stands_for`
 
     def forward(self, passages: Passages, generator: object = None) -> list[torch.Tensor]:
         return [rows[:n] for rows, n in zip(passages.embeds, passages.lengths, strict=True)]
 
 
 def nll(tiny, ids: list[int], targets: int) -> float:
-    """The mean negative log-likelihood of the last tokens, by the model itself."""
+    """Return the model's own mean negative log-likelihood of the last tokens."""
     logits = tiny.model(input_ids=torch.tensor([ids])).logits[0, -targets - 1 : -1]
     return float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[-targets:])))
 
 
-def test_over_the_text_itself_all_losses_are_the_models_own(tiny):
+def test_with_text_as_latents_losses_equal_the_models_own(tiny):
     objective = objective_of(tiny, **{name: 1.0 for name in ALL if name != "vocabulary"})
     objective.latents = Oracle()
     ids = objective.writer.ids
@@ -108,7 +108,7 @@ def test_over_the_text_itself_all_losses_are_the_models_own(tiny):
     assert float(found["answer"]) == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_loss_of_no_weight_is_not_computed(tiny):
+def test_a_loss_of_weight_0_is_not_computed(tiny):
     objective = objective_of(tiny, embedding=1.0)
     assert not hasattr(objective, "question_reader")
     assert set(objective.losses("reconstruction", [PASSAGE], torch.Generator())) == {"embedding"}
@@ -172,7 +172,8 @@ def test_losses_of_several_passages_are_the_sum_of_theirs(tiny):
             )
 
 
-def test_the_held_out_are_asked_after_the_shots_over_their_own_latents(tiny, monkeypatch):
+def test_held_out_questions_follow_the_shots(tiny, monkeypatch):
+    """Each question is answered over the latents of its own passage."""
     objective, asked = objective_of(tiny, answer=1.0), [*PASSAGE.questions, *OTHER.questions]
     objective.latents = Oracle()
 
@@ -188,7 +189,7 @@ def test_the_held_out_are_asked_after_the_shots_over_their_own_latents(tiny, mon
     assert scores["cosine"] == pytest.approx(1)
 
 
-def test_a_held_out_latent_that_is_no_number_stops_the_run(tiny):
+def test_a_nan_held_out_latent_stops_the_run(tiny):
     objective = objective_of(tiny, embedding=1.0)
     with torch.no_grad():
         objective.latents.adapter.norm.bias[0] = float("nan")
@@ -196,7 +197,7 @@ def test_a_held_out_latent_that_is_no_number_stops_the_run(tiny):
         HeldOut(objective, [PASSAGE, OTHER], SHOWN, 2, 9999, 0).scores(False, PartialState(cpu=True))
 
 
-def test_an_answer_is_predicted_up_to_its_first_tokens_and_its_end(tiny):
+def test_answer_targets_stop_at_answer_tokens_or_the_end(tiny):
     ids = objective_of(tiny, embedding=1.0).writer.ids
     answer = [*ids(" The ferry"), ids("\nQuestion:")[0]]
     assert len(answer) > 2
@@ -223,7 +224,8 @@ def test_random_tokens_of_the_vocabulary_are_reconstructed(tiny):
     assert torch.equal(loss, again) and not torch.equal(loss, other)
 
 
-def test_random_tokens_go_through_a_transform_that_chooses_tokens(tiny):
+def test_random_tokens_pass_a_discrete_transform(tiny):
+    """The gradient passes straight through."""
     objective = objective_of(tiny, vocabulary=1.0, transform="anchor_offset")
     loss = objective.vocabulary_loss(0, 1)
     ids = torch.randint(objective.vocabulary.size, (VOCABULARY_TOKENS,), generator=generator_for(0, "tokens", 1))
@@ -232,16 +234,16 @@ def test_random_tokens_go_through_a_transform_that_chooses_tokens(tiny):
         objective.latents.encoder.down(tokens / objective.latents.mean_token_rms)
     ).detach()
     directions = torch.nn.functional.normalize(objective.vocabulary.embeddings, dim=-1)
-    chosen = (torch.nn.functional.normalize(adapted, dim=-1) @ directions.T).argmax(dim=-1)  # with eps=0 the token
+    chosen = (torch.nn.functional.normalize(adapted, dim=-1) @ directions.T).argmax(dim=-1)  # eps=0: the nearest token
     by_hand = 1 - (directions[chosen] * directions[ids]).sum(dim=-1).mean()
     assert float(loss.detach()) == pytest.approx(float(by_hand), abs=1e-4)
     plain = objective_of(tiny, vocabulary=1.0).vocabulary_loss(0, 1)
     assert float(loss.detach()) != pytest.approx(float(plain.detach()), abs=1e-3)
-    loss.backward()  # straight through: what is chosen has no gradient of its own
+    loss.backward()  # straight through: the chosen token has no gradient
     assert float(objective.latents.encoder.down.weight.grad.norm()) > 0
 
 
-def test_random_tokens_are_no_passage_to_a_transform_that_looks_at_one(tiny):
+def test_random_tokens_skip_transforms_over_a_whole_passage(tiny):
     plain = objective_of(tiny, vocabulary=1.0).vocabulary_loss(0, 1)
     assert torch.equal(objective_of(tiny, vocabulary=1.0, transform="batch_distribution").vocabulary_loss(0, 1), plain)
 
@@ -252,7 +254,7 @@ def test_a_text_is_split_in_its_middle():
     assert halves("word") == ("word", "word")
 
 
-def test_what_a_step_costs_grows_with_what_is_read(tiny):
+def test_the_cost_of_a_step_counts_its_positions(tiny):
     objective = objective_of(tiny, answer=1.0)
     words = len(objective.writer.ids(f" {TEXT}"))
     assert objective.cost("reconstruction", PASSAGE) == 2 * words
@@ -262,9 +264,11 @@ def test_what_a_step_costs_grows_with_what_is_read(tiny):
     assert objective.cost("answers", PASSAGE) == len(objective.writer.shots(SHOWN)) + words + 9 + 2 * 24
 
 
-def test_a_passage_without_room_is_refused_whatever_is_read_after_it(tiny, monkeypatch):
+def test_a_passage_longer_than_the_context_is_refused(tiny, monkeypatch):
+    """Each loss needs its own number of positions; a passage that no LM reads needs none."""
+
     def refused(least: int, **weights: float) -> None:
-        """It fits into `least` positions, and into none fewer."""
+        """Assert that the passage fits into `least` positions and not into fewer."""
         objective = objective_of(tiny, **weights)
         objective.latents.encoder.positions = lambda tokens: 2
         with monkeypatch.context() as patch:
@@ -285,7 +289,7 @@ def test_a_passage_without_room_is_refused_whatever_is_read_after_it(tiny, monke
     untouched, asked = objective_of(tiny, embedding=1.0), objective_of(tiny, answer=1.0)
     monkeypatch.setattr(type(tiny), "context_length", 1)
     untouched.require_room(PASSAGE)  # no LM reads it
-    asked.require_room(Passage(TEXT, ()))  # nor is it asked about
+    asked.require_room(Passage(TEXT, ()))  # without questions it is not read either
 
 
 def spec_of(**changes: object) -> TrainingSpec:
@@ -302,17 +306,17 @@ def weights_of(*names: str) -> LossWeights:
     return LossWeights(**{name: float(name in names) for name in ALL})
 
 
-def test_the_plan_takes_turns_then_asks():
+def test_the_plan_alternates_and_then_has_answers():
     passages = [PASSAGE, Passage("Text alone.", ()), OTHER]
     plan = plan_steps(passages, [9, 3, 5], spec_of(), LossWeights(**ALL), 0)
     assert [step.kind for step in plan] == ["reconstruction", "continuation"] * 2 + ["answers"] * 3
     assert [step.epoch for step in plan] == [1, 1, 2, 2, 3, 4, 5]
     assert [step.last_of_epoch for step in plan] == [False, True, False, True, True, True, True]
     assert sorted(plan[0].passages + plan[1].passages) == [0, 1, 2]
-    assert all(sorted(step.passages) == [0, 2] for step in plan[4:])  # text without questions is not asked about
+    assert all(sorted(step.passages) == [0, 2] for step in plan[4:])  # text without questions is left out
 
 
-def test_turns_go_on_from_epoch_to_epoch():
+def test_alternation_continues_over_epochs():
     plan = plan_steps([PASSAGE, OTHER], [9, 5], spec_of(epochs=3), weights_of("text", "continuation"), 0)
     assert [step.kind for step in plan] == ["reconstruction", "continuation", "reconstruction"]
 
@@ -329,7 +333,8 @@ def test_every_epoch_and_seed_has_its_own_order():
     assert all(a != b for a, b in zip(first, second, strict=True))
 
 
-def test_answers_begin_where_the_first_phase_ends_also_within_an_epoch():
+def test_the_first_phase_may_end_within_an_epoch():
+    """Each passage still comes once in that epoch."""
     passages = [PASSAGE, Passage("Only text.", ()), OTHER, PASSAGE]
     spec = spec_of(epochs=2, passages_per_step=1, first_phase=0.25)
     plan = plan_steps(passages, [9, 3, 5, 9], spec, weights_of("text", "answer"), 0)
@@ -337,26 +342,26 @@ def test_answers_begin_where_the_first_phase_ends_also_within_an_epoch():
     assert [step.kind for step in first][:2] == ["reconstruction"] * 2
     assert {step.kind for step in first[2:]} == {"answers"}
     seen = [index for step in first for index in step.passages]
-    assert len(set(seen)) == len(seen)  # a passage comes once in an epoch, whichever phase it falls into
-    assert set(range(4)) - set(seen) <= {1}  # what nobody asks about is left out of the answers
+    assert len(set(seen)) == len(seen)  # each passage comes once in an epoch, in either phase
+    assert set(range(4)) - set(seen) <= {1}  # passages without questions have no answer step
     assert all(1 not in step.passages for step in plan if step.kind == "answers")
     assert [step.last_of_epoch for step in first] == [False] * (len(first) - 1) + [True]
     assert sorted(index for step in plan if step.epoch == 2 for index in step.passages) == [0, 2, 3]
     assert epochs_before_answers(plan) == 1
 
 
-def test_a_share_of_less_than_a_step_is_no_step():
+def test_a_first_phase_below_one_step_is_empty():
     passages = [PASSAGE, Passage("Only text.", ()), OTHER]
     plan = plan_steps(passages, [9, 3, 5], spec_of(epochs=1, first_phase=1e-9), weights_of("text", "answer"), 0)
     assert [(step.kind, sorted(step.passages)) for step in plan] == [("answers", [0, 2])]
 
 
-def test_a_first_phase_that_leaves_no_step_for_answers_is_refused():
+def test_a_first_phase_without_room_for_answers_is_refused():
     passages, wanted = [PASSAGE, OTHER], weights_of("text", "answer")
     with pytest.raises(UserError, match=r"first_phase=0\.9: leaves no step for answers"):
         plan_steps(passages, [9, 5], spec_of(epochs=1, first_phase=0.9), wanted, 0)
     plan = plan_steps(passages, [9, 5], spec_of(epochs=1, first_phase=1.0), wanted, 0)
-    assert {step.kind for step in plan} == {"reconstruction"}  # as wished
+    assert {step.kind for step in plan} == {"reconstruction"}  # as set
 
 
 def test_a_phase_without_losses_is_left_out():
@@ -387,6 +392,6 @@ def test_a_setting_out_of_its_range_is_named(name, value):
 
 @pytest.mark.parametrize("name", ["embedding", "rms"])
 @pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
-def test_a_weight_is_a_number_from_0_on(name, value):
+def test_a_weight_must_be_finite_and_at_least_0(name, value):
     with pytest.raises(UserError, match=rf"weights\.{name}="):
         LossWeights(**{**ALL, name: value})

@@ -69,7 +69,7 @@ def decode(lm: LanguageModel, prefix: torch.Tensor, prompts: list[torch.Tensor],
 
 @pytest.mark.parametrize("name", ["llama", "sliding"])
 @pytest.mark.parametrize("prefix_length", [0, 1, 30])
-def test_real_tokens_give_what_generate_gives_token_for_token(name, prefix_length, request):
+def test_decoding_token_embeddings_equals_generate(name, prefix_length, request):
     lm = request.getfixturevalue(name)
     prefix, *prompts = draw_ids(lm, prefix_length, 5, 9, 9, 17, 1)
     ours = decode(lm, prefix, [lm.embed(prompt) for prompt in prompts])
@@ -83,7 +83,7 @@ def test_real_tokens_give_what_generate_gives_token_for_token(name, prefix_lengt
 
 
 @pytest.mark.parametrize("name", ["llama", "sliding"])
-def test_an_example_alone_is_the_same_example_in_any_batch(name, request):
+def test_an_answer_does_not_depend_on_its_batch(name, request):
     lm = request.getfixturevalue(name)
     prefix, *prompts = draw_ids(lm, 30, 4, 21, 8, 8, 13, 2, seed=1)
     generator = draws(2)
@@ -107,7 +107,7 @@ def test_only_a_prefix_that_is_copied_counts_for_every_row(llama, sliding):
         assert Decoder(lm, encode_prefix(lm, draw_ids(lm, 25)[0]), NEW).added == NEW + copied
 
 
-def test_rows_that_finish_early_leave_without_disturbing_the_others(llama):
+def test_rows_that_finish_early_do_not_change_the_others(llama):
     prefix, *prompts = draw_ids(llama, 10, 7, 7, 7, 7, 7, 7, seed=4)
     embeds = [llama.embed(p) for p in prompts]
     free = decode(llama, prefix, embeds)
@@ -166,7 +166,8 @@ def test_equal_inputs_are_decoded_once(llama):
 
 
 @pytest.mark.parametrize("together", [[0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 1, 2], [0, 0, 1, 2, 2, 2, 3]])
-def test_what_prompts_begin_with_alike_is_read_once_and_changes_no_answer(llama, together):
+def test_shared_beginnings_of_prompts_are_read_once(llama, together):
+    """The answers do not change."""
     prefix, *beginnings = draw_ids(llama, 20, 30, 41, 17, 26, seed=8)
     ends = draw_ids(llama, 5, 9, 1, 7, 12, 3, 6, seed=9)
     prompts = [torch.cat([beginnings[group], end]) for group, end in zip(together, ends, strict=False)]
@@ -189,16 +190,16 @@ def test_what_prompts_begin_with_alike_is_read_once_and_changes_no_answer(llama,
     assert 0 < sum(read) < len(embeds) * max(len(e) for e in embeds)
 
 
-def test_beginnings_are_cut_where_the_group_ends_to_be_alike():
+def test_beginnings_end_where_the_prompts_differ():
     x = torch.randn(3, 40, 4, generator=draws(0))
     first, second, third = x[0, :20], torch.cat([x[0, :15], x[1, :9]]), x[2, :30]
-    assert split_beginnings([first, second, third]) == ([0, 0, 1], [15, 15, 21])  # remains: 5, 9 and so 9
+    assert split_beginnings([first, second, third]) == ([0, 0, 1], [15, 15, 21])  # 5, 9 and therefore 9 tokens remain
     other = second.clone()
     other[14, 0] += 1e-6
     assert split_beginnings([first, other])[1] == [14, 14]
     assert split_beginnings([first, third])[1] == [0, 0]  # nothing shared, nothing cut
     assert split_beginnings([first[:9], first[:9], x[1], x[2]])[1] == [0] * 4  # 8 of 98 positions: not worth it
-    assert split_beginnings([first, first])[1] == [19, 19]  # something remains to be read for each
+    assert split_beginnings([first, first])[1] == [19, 19]  # at least one token of each remains
     assert split_beginnings([first])[1] == [0]
 
 
@@ -208,7 +209,7 @@ def test_beginnings_are_cut_where_the_group_ends_to_be_alike():
     added=st.integers(1, 500),
     budget=st.integers(1, 6000),
 )
-def test_the_plan_holds_every_prompt_once_within_the_budget(prompts, added, budget):
+def test_the_plan_has_each_prompt_once_within_the_budget(prompts, added, budget):
     lengths, passages = [length for length, _ in prompts], [passage for _, passage in prompts]
     batches = plan_batches(lengths, passages, added, budget)
     order = [index for batch in batches for index in batch]
@@ -227,7 +228,7 @@ def test_the_plan_holds_every_prompt_once_within_the_budget(prompts, added, budg
         assert (len(batch) + 1) * (wider + added) > budget
 
 
-def test_capped_scores_are_not_shared():
+def test_models_with_capped_scores_share_no_prefix():
     """Attention that the shared prefix does not implement gives other logits, which the trial run detects."""
     for cap in (0.5, None):
         torch.manual_seed(shifted(0))

@@ -82,7 +82,8 @@ def logits(lm: LanguageModel) -> torch.Tensor:
 # The tiny model
 
 
-def test_the_tiny_model_is_the_same_at_every_load_and_in_every_cache(lm, tmp_path, monkeypatch):
+def test_the_tiny_model_is_equal_at_each_load(lm, tmp_path, monkeypatch):
+    """This holds for each cache, and loading leaves the global generator alone."""
     again = load_model(TINY, CPU, torch.float32)
     assert weights(again) == weights(lm)
     found = []
@@ -106,7 +107,7 @@ def test_a_model_is_frozen_and_in_evaluation_mode(lm):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_come_in_the_dtype_that_is_asked_for(dtype):
+def test_weights_have_the_requested_dtype(dtype):
     lm = load_model(TINY, CPU, dtype)
     assert lm.dtype == dtype
     assert {parameter.dtype for parameter in lm.model.parameters()} == {dtype}
@@ -122,7 +123,7 @@ def test_the_tiny_tokenizer_reads_back_what_it_wrote(lm):
     assert lm.context_length == 4096
 
 
-def test_token_embeddings_are_those_of_every_token(lm):
+def test_token_embeddings_cover_every_token(lm):
     every = lm.token_embeddings()
     assert every.shape == (2048, 64)
     assert torch.equal(every, lm.embed(torch.arange(2048)))
@@ -246,7 +247,7 @@ def test_a_gguf_file_that_holds_no_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"GGU", b"PK\x03\x04 a zip", b"gguf"])
-def test_a_file_that_is_no_gguf_is_refused(tmp_path, content):
+def test_a_file_in_another_format_than_gguf_is_refused(tmp_path, content):
     (tmp_path / "model.bin").write_bytes(content)
     said = refusal(tmp_path / "model.bin")
     assert str(tmp_path / "model.bin") in said
@@ -268,7 +269,7 @@ def test_no_path_is_refused():
 
 
 @pytest.mark.parametrize("path", ["./nothing", "../nothing", "/no/where", "~/nothing/there", "nothing", "a/b/c", "/no"])
-def test_a_misspelt_path_is_refused_and_not_looked_for_on_the_hub(tmp_path, monkeypatch, path):
+def test_a_misspelt_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     said = refusal(path)
     assert f"model.path={path}: no such file or folder" in said
@@ -328,7 +329,7 @@ HUB_ERRORS = {
 @pytest.mark.parametrize("origin", ["hub", "path"])
 @pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "bare"])
 @pytest.mark.parametrize("name", HUB_ERRORS)
-def test_what_the_hub_refuses_is_told_with_a_remedy(monkeypatch, name, wrapped, origin):
+def test_errors_of_the_hub_get_a_remedy(monkeypatch, name, wrapped, origin):
     cause, message = HUB_ERRORS[name]
     asked = []
 
@@ -345,7 +346,7 @@ def test_what_the_hub_refuses_is_told_with_a_remedy(monkeypatch, name, wrapped, 
     assert asked == [("org/name", {"revision": "v9"})]
 
 
-def test_a_fault_of_the_program_is_not_passed_off_as_the_users(monkeypatch):
+def test_errors_of_the_program_are_not_user_errors(monkeypatch):
     def from_pretrained(where: str, **options: object) -> None:
         raise AttributeError("a bug")
 
@@ -354,10 +355,10 @@ def test_a_fault_of_the_program_is_not_passed_off_as_the_users(monkeypatch):
         load_model(ModelSpec("llama", "hub", repo="org/name"), CPU, torch.float32)
 
 
-# What a model is known by
+# The identity of a model
 
 
-def test_models_are_known_by_their_content_where_it_is_at_hand(saved, gguf_file, tmp_path):
+def test_local_models_are_identified_by_their_content(saved, gguf_file, tmp_path):
     def by_path(path: Path) -> dict[str, object]:
         return ModelSpec("path", "path", path=str(path)).identity()
 
@@ -374,7 +375,7 @@ def test_models_are_known_by_their_content_where_it_is_at_hand(saved, gguf_file,
     assert by_path(folder) != before
 
 
-def test_models_of_an_index_or_the_hub_are_known_by_their_pins():
+def test_remote_models_are_identified_by_their_pins():
     wheel = ModelSpec("smollm2", "wheel", package="thing==1", sha256="ab", member="m.gguf")
     hub = ModelSpec("x", "hub", repo="org/name", revision="v1")
     named = ModelSpec("y", "path", path="org/name", revision="v1")

@@ -33,7 +33,7 @@ def ids_of(*ids: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shots", [True, False])
-def test_logits_are_those_of_the_model_over_each_branch_alone(tiny, shots):
+def test_logits_equal_the_models_over_each_single_branch(tiny, shots):
     prefix = SHOTS if shots else SHOTS[:0]
     reader = Reader(tiny, encode_prefix(tiny, prefix))
     passages = [ids_of(11, 12, 13), ids_of(21, 22, 23, 24, 25)]
@@ -75,7 +75,7 @@ def test_the_lm_is_not_changed_and_gradients_reach_the_latents(tiny, reader):
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in tiny.model.parameters())
 
 
-def test_gradients_are_those_of_finite_differences(tiny, reader):
+def test_gradients_equal_finite_differences(tiny, reader):
     base = tiny.embed(ids_of(11, 12)).double().float()
     direction = torch.randn(base.shape, generator=draws(0))
 
@@ -109,7 +109,7 @@ MIXED = ["sliding_attention", "full_attention"]
     ],
     ids=lambda config: config.model_type,
 )
-def test_layers_that_see_but_a_window_see_no_more(config):
+def test_layers_with_a_window_attend_only_within_it(config):
     """Shots and rows are longer than the window; the expected logits come from the model's own masks."""
     torch.manual_seed(shifted(0))
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
@@ -154,7 +154,7 @@ def test_float32_latents_are_read_in_bfloat16():
 
 
 @pytest.mark.parametrize("slides", [True, False])
-def test_a_window_counts_where_the_model_uses_it(slides):
+def test_a_window_counts_only_if_the_model_uses_it(slides):
     """Some configs have a window, no layer types, and a separate switch for the window."""
     config = SimpleNamespace(sliding_window=5, use_sliding_window=slides, layer_types=None)
     assert slides_window(config) is slides

@@ -46,7 +46,7 @@ def test_statistics_agree_with_numpy():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_embeddings_of_any_dtype_are_held_in_float32_without_their_graph(dtype):
+def test_embeddings_are_stored_in_float32_without_a_graph(dtype):
     tokens = TOKENS.to(dtype).requires_grad_()
     vocabulary = Vocabulary(tokens)
     assert vocabulary.embeddings.dtype == vocabulary.mean.dtype == vocabulary.mean_rms.dtype == torch.float32
@@ -59,7 +59,7 @@ def test_rms_by_hand():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rms_of_zero_can_be_divided_by_and_passes_finite_gradients(dtype):
+def test_rms_of_zero_is_positive_with_finite_gradients(dtype):
     zero = torch.zeros(3, WIDTH, dtype=dtype, requires_grad=True)
     value = rms(zero)
     assert bool((value > 0).all())
@@ -84,7 +84,7 @@ def test_nearest_is_by_cosine_not_by_dot_product_or_distance():
     assert Vocabulary(tokens).nearest(torch.tensor([[3.0, 0.0]]), 4).tolist() == [[1, 2, 0, 3]]
 
 
-def test_all_tokens_can_be_asked_for():
+def test_k_can_be_the_size_of_the_vocabulary():
     found = Vocabulary(TOKENS).nearest(queries(2), SIZE)
     assert torch.equal(found.sort(dim=1).values, torch.arange(SIZE).expand(2, -1))
 
@@ -112,7 +112,7 @@ def test_every_token_is_its_own_nearest():
     assert torch.equal(Vocabulary(TOKENS).nearest(TOKENS, 1).squeeze(1), torch.arange(SIZE))
 
 
-def test_a_token_of_zeros_stands_at_right_angles_to_everything():
+def test_a_token_of_zeros_has_cosine_0_to_any_query():
     tokens = torch.tensor([[0.0, 0.0], [-1.0, 1.0], [1.0, 1.0]])
     assert Vocabulary(tokens).nearest(torch.tensor([[1.0, 0.1]]), 3).tolist() == [[2, 0, 1]]
 
@@ -138,7 +138,8 @@ def test_a_search_holds_no_more_similarities_than_a_block(monkeypatch):
     assert held == [7 * SIZE] * 4 + [2 * SIZE]
 
 
-def test_equal_queries_are_searched_once_and_smaller_k_come_from_the_same_search():
+def test_equal_queries_are_searched_once():
+    """A smaller k uses the result of the first search."""
     vocabulary, x = Vocabulary(TOKENS), queries(30)
     assert vocabulary.search.searches == 0
     for k in (3, 1, 10, 5, 3):
@@ -155,7 +156,7 @@ def test_a_larger_k_is_searched_again_and_then_answers_for_all():
         assert search.searches == searches
 
 
-def test_queries_that_differ_in_anything_are_searched_anew():
+def test_different_queries_are_searched_anew():
     search, x = TokenSearch(TOKENS), queries(4)
     nudged = x.clone()
     nudged[3, WIDTH - 1] = torch.nextafter(nudged[3, WIDTH - 1], torch.tensor(9.0))
@@ -164,7 +165,7 @@ def test_queries_that_differ_in_anything_are_searched_anew():
         assert search.searches == count
 
 
-def test_queries_of_equal_bytes_but_another_dtype_are_told_apart():
+def test_queries_of_equal_bytes_and_another_dtype_differ():
     search, x = TokenSearch(TOKENS), queries(4).half()
     twin = x.view(torch.bfloat16)
     search.nearest(x, 3)
@@ -178,7 +179,8 @@ def test_a_transposed_query_is_searched_by_its_values():
     assert torch.equal(search.nearest(x.T, 3), brute_force(TOKENS, x.T.contiguous(), 3))
 
 
-def test_a_vocabulary_smaller_than_the_first_search_is_searched_whole():
+def test_a_small_vocabulary_is_searched_whole():
+    """It has fewer tokens than the first search returns."""
     found = Vocabulary(TOKENS[:4]).nearest(queries(6), 4)
     assert torch.equal(found, brute_force(TOKENS[:4], queries(6), 4))
 
@@ -190,7 +192,7 @@ def test_queries_that_carry_gradients_are_searched_like_others():
     assert not vocabulary.nearest(x, 2).requires_grad
 
 
-def test_the_searches_longest_unasked_are_forgotten_first(monkeypatch):
+def test_least_recently_used_searches_are_dropped_first(monkeypatch):
     monkeypatch.setattr(token_search, "REMEMBERED_SEARCHES", 2)
     search = TokenSearch(TOKENS)
     a, b, c = (queries(3, seed) for seed in (1, 2, 3))
@@ -226,7 +228,8 @@ def test_codes_are_means_of_the_tokens_nearest_to_them():
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_codes_quantize_better_than_random_tokens_or_random_vectors(seed):
+def test_codes_quantize_better_than_random_vectors(seed):
+    """They also quantize better than random tokens."""
     _, tokens = clusters(24)
     codes, _ = Vocabulary(tokens, seed=seed).codes(24)
     some_tokens = tokens[torch.randperm(len(tokens), generator=draws(seed))[:24]]
@@ -250,7 +253,7 @@ def test_codes_are_fitted_once_for_each_size(monkeypatch):
     assert fits == [8, 16]
 
 
-def test_what_becomes_of_a_codebook_does_not_reach_the_next_one():
+def test_changing_a_codebook_does_not_change_the_next_one():
     vocabulary = Vocabulary(TOKENS)
     codes, _ = vocabulary.codes(8)
     kept = codes.clone()

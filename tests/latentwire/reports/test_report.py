@@ -170,13 +170,14 @@ def test_two_dials_are_lines_or_a_grid():
     assert panel["dial"] == "c" and [line["label"] for line in panel["lines"]][1] == "a 1, b 2"
 
 
-def test_panels_follow_the_order_of_the_sweep_and_skip_what_was_not_varied():
+def test_panels_follow_the_order_of_the_sweep():
+    """A family without a varied dial has no panel."""
     first, second = row("a1", x=1) | {"family": "a"}, row("a2", x=2) | {"family": "a"}
     rows = [row("f1", x=1), row("f2", x=2), row("alone", x=1) | {"family": "alone"}, second, first]
     assert [panel["family"] for panel in dial_panels(rows, ["alone", "a1", "a2", "f1", "f2"])] == ["a", "f"]
 
 
-def test_the_matrix_has_a_blank_where_something_was_not_run():
+def test_the_matrix_has_a_blank_for_a_missing_result():
     def group(name: str, *experiments: str) -> dict:
         return {"group": name, "ranking": [{"experiment": e, "name": f"{e}@{name}"} for e in experiments]}
 
@@ -203,7 +204,7 @@ def test_scales_end_at_the_tenth_above_what_is_drawn():
     assert scale_top([]) == 0.1
 
 
-def test_bars_are_seen_against_the_baseline_and_the_controls():
+def test_bars_have_lines_for_the_baseline_and_the_controls():
     summary, _ = made_up_sweep()
     text, scaled = summary["analysis"]["groups"]
     assert reference_lines(text) == [
@@ -217,7 +218,9 @@ def test_bars_are_seen_against_the_baseline_and_the_controls():
     assert reference_lines(older) == []
 
 
-def test_the_examples_carried_are_those_that_differ_and_no_more_than_the_bound():
+def test_the_page_holds_the_examples_that_differ_most():
+    """Their number is bounded, and long texts are cut."""
+
     def answer(number: int, f1: float, text: str = "t") -> dict:
         return {"id": f"q{number}", "question": "?" * 301, "references": ["r"], "prediction": text, "f1": f1}
 
@@ -238,7 +241,7 @@ def test_the_examples_carried_are_those_that_differ_and_no_more_than_the_bound()
     assert choose_shown_examples({}, 5) == {"total": 0, "cut": 0, "items": [], "answers": {}}
 
 
-def test_settings_that_all_share_are_told_from_those_that_vary():
+def test_shared_settings_are_found():
     first = {"samples": 5, "name": "a", "deep": {"same": 1, "other": 1}, "only": 1}
     second = {"samples": 5, "name": "b", "deep": {"same": 1, "other": 2}}
     assert shared([first, second]) == {"samples": 5, "deep": {"same": 1}}
@@ -246,7 +249,7 @@ def test_settings_that_all_share_are_told_from_those_that_vary():
     assert shared([]) == {}
 
 
-def test_how_it_was_run_is_said():
+def test_the_page_describes_the_run():
     shown = content()
     run = dict(shown["run"])
     assert run["command"] == "python run.py -m sweep=made_up"
@@ -264,7 +267,7 @@ def test_the_command_can_be_typed_again(monkeypatch):
     assert program.command() == "python run.py -m 'only=baseline|anchor_*' seed=1,2"
 
 
-def test_the_page_carries_its_data_and_asks_nobody_for_anything():
+def test_the_page_holds_its_data_and_makes_no_requests():
     shown = content()
     html = page(shown)
     assert "default-src 'none'" in html
@@ -293,7 +296,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
-def test_what_is_written_can_be_read(colours):
+def test_text_and_lines_have_enough_contrast(colours):
     for ground in ("ground", "panel"):
         assert contrast(colours["ink"], colours[ground]) > 7
         assert contrast(colours["soft"], colours[ground]) > 4.5
@@ -306,7 +309,7 @@ def test_what_is_written_can_be_read(colours):
         assert contrast(ink, cell) > 4.5, share
 
 
-def test_figures_are_written_and_those_of_an_earlier_sweep_go(tmp_path):
+def test_figures_replace_earlier_ones(tmp_path):
     summary, _ = made_up_sweep()
     groups, order = summary["analysis"]["groups"], [kind[0] for kind in KINDS]
     names = {path.name for path in draw_all(groups, order, 0.9, tmp_path)}
@@ -392,7 +395,7 @@ def report_file(tmp_path_factory) -> Path:
 
 
 @needs_chromium
-def test_the_numbers_shown_are_those_of_the_summary(report_file, tmp_path):
+def test_the_page_shows_the_numbers_of_the_summary(report_file, tmp_path):
     text, log = browse(report_file.as_uri() + "#source=scaled117.0", tmp_path, "--dump-dom")
     shown, (summary, _) = Document(text), made_up_sweep()
     assert "CONSOLE" not in log
@@ -552,7 +555,7 @@ def test_the_page_fits_a_phone_by_day_and_night(report_file, tmp_path, scheme):
 
 
 @needs_chromium
-def test_a_page_that_asks_for_something_is_noticed(report_file, tmp_path):
+def test_the_browser_check_detects_requests(report_file, tmp_path):
     file = tmp_path / "report.html"
     planted = '<img src="https://example.invalid/picture.png"></header>'
     file.write_text(report_file.read_text(encoding="utf-8").replace("</header>", planted), encoding="utf-8")
@@ -561,7 +564,7 @@ def test_a_page_that_asks_for_something_is_noticed(report_file, tmp_path):
 
 
 @needs_chromium
-def test_a_sweep_of_which_nothing_succeeded_has_a_report_too(tmp_path):
+def test_a_sweep_without_success_has_a_report_too(tmp_path):
     summary, _ = made_up_sweep()
     failed = {**summary, "results": summary["results"][-1:], "controls": [], "budget": None, "total_experiments": 1,
               "successful": 0, "analysis": {"groups": []}}  # fmt: skip
@@ -578,7 +581,7 @@ class Logged(NoTracker):
         self.figures = figures
 
 
-def test_every_sweep_ends_with_its_report_and_the_analysis_writes_it_again(cli, monkeypatch):
+def test_a_sweep_writes_its_report_and_analyze_rewrites_it(cli, monkeypatch):
     logged = Logged()
     monkeypatch.setattr(task, "tracker_of", lambda cfg: logged)
     status, _, err = cli("-m", "sweep=smoke", "only=baseline|rms*", "model=tiny_random", "samples=4",
@@ -606,7 +609,7 @@ def test_every_sweep_ends_with_its_report_and_the_analysis_writes_it_again(cli, 
     assert (folder / "report.html").read_bytes() == written
 
 
-def test_a_report_that_cannot_be_written_is_said_after_the_analysis(cli):
+def test_an_unwritable_report_fails_after_the_analysis(cli):
     cli("-m", "sweep=smoke", "only=baseline", "model=tiny_random", "samples=4")
     Path("outputs/smoke/report.html").unlink()
     Path("outputs/smoke/report.html").mkdir()

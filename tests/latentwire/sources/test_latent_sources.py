@@ -69,7 +69,7 @@ def test_averaged_takes_means_of_neighbours(vocabulary):
     assert torch.allclose(found, torch.stack([x[:2].mean(dim=0), x[2:].mean(dim=0)]), atol=1e-6)
 
 
-def test_empty_is_no_position(vocabulary):
+def test_empty_has_no_positions(vocabulary):
     assert source("empty", vocabulary)(torch.randn(4, 64), torch.Generator()).shape == (0, 64)
 
 
@@ -79,7 +79,7 @@ def test_they_keep_the_dtype(vocabulary, dtype):
     assert source("averaged", vocabulary, ratio=2.0, positions=None)(x, torch.Generator()).dtype == dtype
 
 
-def test_a_span_gives_way_to_another_length():
+def test_a_span_can_be_replaced_by_another_length():
     embeds = torch.arange(5.0)[:, None]
     span = torch.tensor([False, True, True, False, False])
     assert put_passage(embeds.clone(), span, torch.tensor([[9.0]])).flatten().tolist() == [0, 9, 3, 4]
@@ -87,7 +87,7 @@ def test_a_span_gives_way_to_another_length():
     assert put_passage(embeds.clone(), span, torch.tensor([[8.0], [9.0]])).flatten().tolist() == [0, 8, 9, 3, 4]
 
 
-def test_the_passage_alone_is_replaced(bench, monkeypatch):
+def test_only_the_passage_is_replaced(bench, monkeypatch):
     asked = []
     monkeypatch.setattr(bench.decoder, "decode", lambda inputs: asked.extend(inputs) or real(inputs))
     real = type(bench.decoder).decode.__get__(bench.decoder)
@@ -104,7 +104,7 @@ def test_the_passage_alone_is_replaced(bench, monkeypatch):
     assert scores["latents"]["positions"] < scores["latents"]["text_positions"]
 
 
-def test_latents_are_asked_accounted_and_recognized(bench, checkpoint):
+def test_latents_are_evaluated_with_an_account(bench, checkpoint):
     state = PartialState(cpu=True)
     choice = Component("latent", {"checkpoint": checkpoint})
     scores, rows = evaluate(bench, choice, Component("rms_matching", {"target_scale": 1.0}), state, "latent")
@@ -114,7 +114,7 @@ def test_latents_are_asked_accounted_and_recognized(bench, checkpoint):
     assert not scores["identity"]
 
 
-def test_an_encoder_that_reads_tokens_gets_those_of_the_passage(tiny, vocabulary, tmp_path):
+def test_an_encoder_over_tokens_receives_the_passages_tokens(tiny, vocabulary, tmp_path):
     torch.manual_seed(shifted(0))
     dials = {"layers": 1, "ratio": 2, "groups": "words", "pool": "mean"}
     lm = model_spec("tiny_random").identity()
@@ -139,7 +139,9 @@ def test_a_passage_that_was_trained_on_is_counted(bench, checkpoint, vocabulary,
     assert "their scores are not evidence" in capfd.readouterr().err
 
 
-def test_a_result_is_known_by_what_is_in_the_checkpoint_not_by_its_folder(checkpoint, tmp_path, vocabulary):
+def test_a_result_is_identified_by_the_checkpoints_content(checkpoint, tmp_path, vocabulary):
+    """The path of the folder does not matter."""
+
     def key(folder: str) -> dict:
         return identity(model_spec("tiny_random"), DATA, SETTINGS, torch.float32,
                         Component("latent", {"checkpoint": folder}), NONE, True, 0)["source"]  # fmt: skip
@@ -157,7 +159,7 @@ def test_a_result_is_known_by_what_is_in_the_checkpoint_not_by_its_folder(checkp
     assert str(tmp_path) not in str(first)
 
 
-def test_more_positions_than_there_is_room_for_are_refused(bench, checkpoint, vocabulary, tmp_path):
+def test_more_positions_than_fit_are_refused(bench, checkpoint, vocabulary, tmp_path):
     spec = LatentSpec("byte", {"latent_len": 4090, "byte_width": 8, "byte_layers": 1}, 8, "baseline", {},
                       model_spec("tiny_random").identity(), "tiny_random")  # fmt: skip
     save_latents(Latents(spec, vocabulary), tmp_path / "byte", {"trained_on": []})
@@ -166,7 +168,7 @@ def test_more_positions_than_there_is_room_for_are_refused(bench, checkpoint, vo
         evaluate(one, Component("latent", {"checkpoint": str(tmp_path / "byte")}), NONE, STATE, "byte")
 
 
-def test_what_latents_cost_by_hand():
+def test_the_cost_of_latents_by_hand():
     a = torch.tensor([[1.0, 0.0]])
     texts = ["abcd", "abcd", "efghij"]
     costs = [LatentCost("abcd", 4, 2, 8), LatentCost("abcd", 4, 2, 8), LatentCost("efghij", 6, 3, 900)]
@@ -183,11 +185,11 @@ def test_what_latents_cost_by_hand():
     ]
     fine = account([LatentCost("ab", 4, 2, 1)] * 2, [a, torch.tensor([[0.0, 1.0]])], ["x", "y"], ["p", "q"])
     assert fine["warnings"] == []
-    late = torch.cat([a.repeat(8, 1), torch.tensor([[0.0, 1.0]])])  # the beginnings alone are compared
+    late = torch.cat([a.repeat(8, 1), torch.tensor([[0.0, 1.0]])])  # only the first positions are compared
     assert account([LatentCost("ab", 4, 2, 1)], [late, a.repeat(9, 1)], ["x"], ["p"])["likeness"] == pytest.approx(1)
 
 
-def test_what_is_fitted_to_latents_is_fitted_to_passages(bench, checkpoint):
+def test_transforms_for_latents_are_fitted_to_passages(bench, checkpoint):
     state = PartialState(cpu=True)
     latent = Component("latent", {"checkpoint": checkpoint})
     scores, _ = evaluate(bench, latent, Component("moment_matching"), state, "fitted")

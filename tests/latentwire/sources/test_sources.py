@@ -46,7 +46,7 @@ def build(name, vocabulary=VOCABULARY, seed=0, **dials):
     return build_source(name, dials or DIALS[name], vocabulary, draws(seed))
 
 
-# What all of them keep
+# Properties of all sources
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -68,11 +68,11 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(name, dtype):
     assert torch.equal(build(name)(x, draws(0)), build(name)(x.float(), draws(0)).to(dtype))
 
 
-# What each of them does
+# Values of each source
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_text_is_the_embeddings_as_they_are(dtype):
+def test_text_leaves_the_embeddings_unchanged(dtype):
     x = span(5, dtype=dtype)
     assert torch.equal(build("text")(x, draws(0)), x)
 
@@ -84,8 +84,9 @@ def test_scaled_multiplies_by_its_factor():
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("snr_db", [-6.0, 0.0, 20.0])
-def test_noisy_has_the_asked_signal_to_noise_ratio_at_each_token_whatever_its_length(snr_db):
-    width = 20_000  # so that one token measures its ratio to .1 dB
+def test_noisy_has_the_set_signal_to_noise_ratio(snr_db):
+    """The ratio holds for each token, at any length of its vector."""
+    width = 20_000  # wide enough to measure the ratio of one token to .1 dB
     x = torch.randn(3, width, generator=draws(1)) * torch.tensor([[0.01], [1.0], [100.0]])
     noise = build("noisy", Vocabulary(torch.randn(10, width)), snr_db=snr_db)(x, draws(2)) - x
     measured = 10 * torch.log10(x.square().mean(dim=1) / noise.square().mean(dim=1))
@@ -101,7 +102,8 @@ def test_noisy_s_noise_is_white_and_gaussian():
     assert float((noise.abs() < 1).float().mean()) == pytest.approx(math.erf(math.sqrt(0.5)), abs=0.01)
 
 
-def test_shifted_adds_one_vector_of_the_asked_length_to_every_token_of_every_example():
+def test_shifted_adds_one_vector_to_every_token():
+    """All examples share the vector, and its length is the dial offset."""
     source = build("shifted", offset=0.5)
     shift = source(span(4, seed=1), draws(1)) - span(4, seed=1)
     length = 0.5 * float(VOCABULARY.embeddings.norm(dim=1).mean())
@@ -115,7 +117,8 @@ def test_shifted_by_zero_changes_nothing():
 
 
 @pytest.mark.statistical
-def test_rotated_keeps_lengths_and_angles_and_turns_every_example_alike():
+def test_rotated_applies_one_rotation_to_all_examples():
+    """It keeps lengths and angles."""
     source, x = build("rotated"), span(9)
     y = source(x, draws(1))
     assert_close(y @ y.T, x @ x.T, rtol=0, atol=1e-5)
@@ -139,7 +142,8 @@ def test_rotated_prefers_no_direction():
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("rate", [0.25, 0.5, 1.0])
-def test_mixed_adds_the_asked_share_of_a_real_token_at_each_position(rate):
+def test_mixed_adds_a_share_of_a_random_token(rate):
+    """Each position gets its own token, and the share is the dial rate."""
     x = span(300)
     others = (build("mixed", rate=rate)(x, draws(1)) - (1 - rate) * x) / rate
     drawn = torch.cdist(others, VOCABULARY.embeddings).argmin(dim=1)
@@ -154,7 +158,8 @@ def test_mixed_at_rate_zero_changes_nothing():
 
 
 @pytest.mark.statistical
-def test_token_scale_gives_each_token_a_log_normal_factor_and_keeps_its_direction():
+def test_token_scale_multiplies_tokens_by_log_normal_factors():
+    """The directions of the tokens stay."""
     x = span(4000)
     y = build("token_scale", spread=0.5)(x, draws(1))
     logs = (y / x).log()
@@ -164,7 +169,8 @@ def test_token_scale_gives_each_token_a_log_normal_factor_and_keeps_its_directio
 
 
 @pytest.mark.statistical
-def test_anisotropic_gives_each_dimension_a_log_normal_gain_that_all_examples_share():
+def test_anisotropic_scales_dimensions_by_log_normal_gains():
+    """All examples share the gains."""
     wide = Vocabulary(torch.randn(10, 4000, generator=draws(0)))
     source = build("anisotropic", wide, spread=0.5)
     logs = source(torch.ones(3, 4000), draws(1)).log()
@@ -205,7 +211,7 @@ def test_low_rank_of_a_vector_without_spread_is_zero_and_no_nan():
 
 
 @pytest.mark.parametrize("name", DIALS)
-def test_equal_seeds_distort_equally_whatever_torch_s_own_state(name):
+def test_equal_seeds_distort_equally_in_any_global_state(name):
     torch.manual_seed(shifted(0))
     y = build(name, seed=3)(span(5), draws(4))
     torch.manual_seed(shifted(1))
@@ -215,7 +221,8 @@ def test_equal_seeds_distort_equally_whatever_torch_s_own_state(name):
 
 
 @pytest.mark.parametrize("name", DIALS)
-def test_what_examples_share_hangs_on_the_source_s_generator_and_the_rest_on_each_example_s(name):
+def test_each_draw_comes_from_the_right_generator(name):
+    """Values that all examples share come from the source's generator, others from the example's."""
     y = build(name, seed=3)(span(5), draws(4))
     other_source = build(name, seed=5)(span(5), draws(4))
     other_example = build(name, seed=3)(span(5), draws(6))
@@ -224,7 +231,8 @@ def test_what_examples_share_hangs_on_the_source_s_generator_and_the_rest_on_eac
 
 
 @pytest.mark.parametrize("name", DIALS)
-def test_an_example_is_distorted_the_same_in_any_order_and_company(name):
+def test_distortions_do_not_depend_on_other_examples(name):
+    """The order of the examples does not matter either."""
     spans = {f"q{index}": span(3 + index, seed=index) for index in range(4)}
 
     def distort(order):
@@ -276,7 +284,8 @@ def test_a_dial_out_of_range_is_named_with_its_value_and_range(name, dials, mess
 
 
 @pytest.mark.parametrize("name", DIALS)
-def test_a_stray_or_missing_dial_is_an_error_that_names_the_source_and_its_dials(name):
+def test_stray_and_missing_dials_are_named(name):
+    """The error lists the dials of the source."""
     dials = DIALS[name]
     its_dials = f"(its dials: {', '.join(dials) or 'none'})"
     with pytest.raises(UserError) as caught:
@@ -313,7 +322,7 @@ def test_every_yaml_builds_its_source(name):
     assert source(span(3), draws(0)).shape == (3, WIDTH)
 
 
-def test_scaled_stands_for_a_factor_of_117_by_default():
+def test_scaled_has_a_default_factor_of_117():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("run", overrides=["embed_source=scaled"])
     assert cfg.embed_source.dials == {"factor": 117.0}

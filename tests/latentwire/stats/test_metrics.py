@@ -37,14 +37,14 @@ def peer_scores(prediction: str, references: list[str]) -> tuple[float, float]:
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.lists(TEXTS, min_size=1, max_size=3))
-def test_scores_are_those_of_torchmetrics(prediction, references):
+def test_scores_equal_torchmetrics(prediction, references):
     em, f1 = peer_scores(prediction, references)
     both_empty = normalize_answer(prediction) == "" and "" in map(normalize_answer, references)
     assert exact_match(prediction, references) == em
     assert f1_score(prediction, references) == pytest.approx(0.0 if both_empty else f1, abs=1e-6)
 
 
-def test_every_pair_of_odd_strings_scores_as_in_torchmetrics():
+def test_odd_strings_score_as_in_torchmetrics():
     for prediction, reference in itertools.product(ODD, ODD):
         em, f1 = peer_scores(prediction, [reference])
         if normalize_answer(prediction) or normalize_answer(reference):
@@ -91,7 +91,7 @@ def test_f1_counts_repeated_words(prediction, reference, f1):
     assert f1_score(reference, [prediction]) == pytest.approx(f1)
 
 
-def test_the_best_reference_counts_wherever_it_stands():
+def test_the_best_reference_counts_in_any_order():
     for references in itertools.permutations(["blue bus", "blue car park", "green"]):
         assert f1_score("blue car", references) == pytest.approx(4 / 5)
         assert exact_match("the Green", references) == 1.0
@@ -102,7 +102,7 @@ def test_the_best_reference_counts_wherever_it_stands():
 
 
 def scores_between_0_and_1(count, seed=0):
-    """Scores as F1 has them: many zeros and ones, something between."""
+    """Return scores distributed like F1: many zeros and ones, some between."""
     generator = numbers(seed)
     return np.where(generator.random(count) < 0.4, generator.random(count), generator.integers(0, 2, count))
 
@@ -116,13 +116,14 @@ def test_bootstrap_interval_is_the_normal_one_for_large_samples():
     assert high == pytest.approx(scores.mean() + half, abs=0.08 * half)
 
 
-def test_bootstrap_interval_is_that_of_all_resamples_of_a_small_sample():
+def test_bootstrap_interval_equals_full_enumeration():
+    """For a small sample, all resamples can be enumerated."""
     scores = [0.0, 0.1, 0.5, 1.0, 1.0]
     every = np.array([np.mean(draw) for draw in itertools.product(scores, repeat=5)])
     assert bootstrap_interval(scores, seed=0) == pytest.approx(np.quantile(every, [0.025, 0.975]), abs=0.021)
 
 
-def test_bootstrap_interval_depends_on_its_seed_alone():
+def test_bootstrap_interval_depends_only_on_its_seed():
     scores = scores_between_0_and_1(60)
     assert bootstrap_interval(scores, seed=3) == bootstrap_interval(scores.copy(), seed=3)
     assert bootstrap_interval(scores, seed=3) != bootstrap_interval(scores, seed=4)
@@ -144,7 +145,7 @@ def test_equal_scores_get_the_interval_of_a_proportion(score, count):
 
 @pytest.mark.parametrize(("successes", "count"), [(1, 2), (1, 30), (15, 40), (39, 40), (500, 1000), (0.5, 3)])
 def test_the_ends_of_wilsons_interval_are_just_not_rejected(successes, count):
-    """At both ends the score test of that proportion is exactly at its limit: that is how Wilson defined it."""
+    """At both ends the score test of that proportion is exactly at its limit, as Wilson defined it."""
     rate = successes / count
     low, high = wilson_interval(successes, count)
     assert low < rate < high
@@ -175,7 +176,8 @@ def test_drawing_in_blocks_changes_nothing(monkeypatch, count, resamples):
 
 
 @pytest.mark.statistical
-def test_resampled_means_have_the_mean_and_the_standard_error_of_the_sample():
+def test_resampled_means_match_the_sample():
+    """They have its mean and its standard error."""
     scores = scores_between_0_and_1(100)
     means = resampled_means(scores[None], seed=0)[0]
     assert means.shape == (metrics.RESAMPLES,)
@@ -195,13 +197,13 @@ def test_all_systems_see_the_same_resamples():
 
 
 def answered(generator, difficulty, skill=0.0):
-    """Scores of one system, 0 or 1, by how hard each example is for everybody."""
+    """Return scores of one system, 0 or 1, given the difficulty of each example."""
     return (generator.random(difficulty.shape) < np.clip(difficulty + skill, 0, 1)).astype(float)
 
 
 @pytest.mark.statistical
 def test_equal_systems_are_rarely_called_different():
-    """An A/A check: 1,000 independent pairs of equals; with one baseline for all, they would err together."""
+    """An A/A check with 1,000 independent pairs; a shared baseline would correlate their errors."""
     generator = numbers(0)
     p_values = []
     for seed in range(5):
@@ -209,7 +211,7 @@ def test_equal_systems_are_rarely_called_different():
         differences = answered(generator, difficulty) - answered(generator, difficulty)
         p_values += [comparison.p_value for comparison in compare_paired(differences, np.zeros(80), seed)]
     assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09  # .05 and four standard errors, and a little for n = 80
-    assert 0.4 < np.mean(np.array(p_values) < 0.5) < 0.6  # and the test is not merely shy
+    assert 0.4 < np.mean(np.array(p_values) < 0.5) < 0.6  # the p-values are not merely too high
 
 
 @pytest.mark.statistical
@@ -226,7 +228,7 @@ def test_planted_differences_are_found_with_the_right_sign():
     assert abs(equal.difference) < 0.2
 
 
-def test_a_difference_is_the_mean_of_the_differences_and_lies_in_its_interval():
+def test_a_difference_is_a_mean_within_its_interval():
     baseline = np.array([0.0, 0.5, 1.0, 0.2])
     systems = np.array([[1.0, 0.5, 1.0, 0.2], [0.0, 0.0, 0.0, 0.1]])
     first, second = compare_paired(systems, baseline, seed=0)
@@ -238,7 +240,7 @@ def test_a_difference_is_the_mean_of_the_differences_and_lies_in_its_interval():
 
 @pytest.mark.statistical
 def test_pairing_matters():
-    """A small advantage on every example stands out, until the examples are no longer the same ones."""
+    """A small advantage on every example is significant; after shuffling the examples it is not."""
     generator = numbers(0)
     baseline = generator.random(100)
     system = baseline + generator.normal(0.01, 0.005, 100)
@@ -249,7 +251,7 @@ def test_pairing_matters():
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_p_value_is_the_share_of_all_resamples_that_are_as_extreme(sign):
+def test_a_p_value_is_the_share_of_extreme_resamples(sign):
     differences = sign * np.array([0.3, -0.2, 0.9, 0.1])
     every = np.array([np.mean(draw) for draw in itertools.product(differences, repeat=4)])
     extreme = np.mean(np.abs(every - differences.mean()) >= abs(differences.mean()) - 1e-9)
@@ -295,11 +297,11 @@ def test_holm_by_hand(p_values, corrected):
     np.testing.assert_allclose(holm(np.array(p_values)), corrected)
 
 
-# --- what these examples can show -------------------------------------------------------------------------------
+# --- detectable differences -------------------------------------------------------------------------------------
 
 
 def like_f1(generator, difficulty):
-    """F1 of one system as question answering has it: half of the examples 0, a third 1, the others between."""
+    """Return scores like F1 in question answering: half are 0, a third are 1, the others between."""
     chance = generator.random(difficulty.shape)
     between = generator.choice([0.25, 0.4, 0.5, 2 / 3, 0.8], size=difficulty.shape)
     return np.where(
@@ -308,15 +310,15 @@ def like_f1(generator, difficulty):
 
 
 @pytest.mark.statistical
-def test_of_200_comparisons_of_equal_systems_few_are_called_different():
-    """An A/A check as the analysis compares: equal systems, noise of their own on the same examples, F1 of 0 and 1."""
+def test_equal_systems_with_own_noise_rarely_differ():
+    """An A/A check like the analysis: equal systems with independent noise on the same examples."""
     generator = numbers(1)
     called = 0
     for seed in range(200):
         difficulty = generator.beta(0.7, 0.7, size=100)
         a, b = like_f1(generator, difficulty), like_f1(generator, difficulty)
         assert np.mean((a == 0) | (a == 1)) > 0.5
-        (comparison,) = compare_paired(a[None], b, seed // 40)  # drawing anew takes long
+        (comparison,) = compare_paired(a[None], b, seed // 40)  # new draws for each seed would take long
         called += comparison.p_value < 0.05
     assert 1 <= called <= 23  # 10 and four standard deviations, and not a test that never finds anything
 
@@ -346,13 +348,13 @@ def test_the_samples_needed_detect_the_difference():
         assert detectable_difference(0.4, count, 0.01) <= wished < detectable_difference(0.4, count - 1, 0.01)
 
 
-def test_spread_is_that_of_a_sample():
+def test_std_is_the_sample_standard_deviation():
     assert std(np.array([0.0, 1.0, 1.0, 0.0])) == pytest.approx(math.sqrt(1 / 3))
     assert std(np.array([0.3])) == 0.0
 
 
 @pytest.mark.statistical
-def test_what_is_recovered_lies_between_empty_and_clean():
+def test_recovered_share_is_relative_to_empty_and_clean():
     generator = numbers(0)
     empty = (generator.random(200) < 0.1).astype(float)
     clean = np.maximum(empty, generator.random(200) < 0.7)
@@ -368,7 +370,7 @@ def test_what_is_recovered_lies_between_empty_and_clean():
     assert interval == pytest.approx((share - 1.96 * error, share + 1.96 * error), abs=0.2 * error)
 
 
-def test_nothing_is_recovered_where_clean_is_not_above_empty():
+def test_no_recovered_share_if_clean_is_not_above_empty():
     zeros, ones = np.zeros(10), np.ones(10)
     assert recovered_shares(np.stack([ones, zeros]), zeros, ones, 0) == [(None, None)] * 2
     assert recovered_shares(ones[None], zeros, zeros, 0) == [(None, None)]
@@ -377,7 +379,7 @@ def test_nothing_is_recovered_where_clean_is_not_above_empty():
     assert recovered_shares(clean[None], clean, zeros[:4], 0) == [(None, None)]
 
 
-def test_draws_that_are_kept_are_those_of_their_count_and_seed():
+def test_cached_draws_depend_on_count_and_seed():
     scores = scores_between_0_and_1(50)[None]
     kept = [resampled_means(scores, seed=1), resampled_means(scores[:, :40], seed=1), resampled_means(scores, seed=2)]
     draws = np.random.default_rng(1).multinomial(50, np.full(50, 1 / 50), size=metrics.RESAMPLES)
@@ -387,8 +389,8 @@ def test_draws_that_are_kept_are_those_of_their_count_and_seed():
 
 
 @pytest.mark.parametrize(("count", "least"), [(1, 1.0), (2, 0.5), (4, 0.125), (6, 0.03125)])
-def test_a_few_equal_differences_are_no_proof(count, least):
-    """They have no spread to resample; the least that flipping signs can give is 2^(1 - n)."""
+def test_few_equal_differences_have_a_minimum_p_value(count, least):
+    """Equal differences have no variance to resample; the smallest p-value of sign flips is 2^(1 - n)."""
     (comparison,) = compare_paired(np.ones((1, count)), np.zeros(count), 0)
     assert comparison.p_value == pytest.approx(least)
     half = np.concatenate([np.ones((1, count)), np.zeros((1, 20))], axis=1)
@@ -396,7 +398,8 @@ def test_a_few_equal_differences_are_no_proof(count, least):
 
 
 @pytest.mark.statistical
-def test_few_examples_call_equal_systems_different_no_more_often_than_promised():
+def test_few_examples_keep_the_error_rate():
+    """Of equal systems at most 7% are called different, for 1 to 8 examples."""
     generator = numbers(0)
     for count in range(1, 9):
         pairs = generator.integers(0, 2, (400, 2, count)).astype(float)

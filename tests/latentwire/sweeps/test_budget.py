@@ -60,14 +60,14 @@ def test_launching_a_job_costs_too():
     assert first_round(250, JobCost(8.0, 1.0), 5000, 4, 80) == 4
 
 
-def test_the_better_half_of_each_source_goes_on():
+def test_the_better_half_of_each_source_is_kept():
     standings = {
         "text": [("a", 0.1), ("b", 0.5), ("c", 0.5), ("d", 0.2), ("e", 0.0)],
         "noisy": [("a@n", 0.0), ("b@n", 0.0)],
     }
     decided = next_round(standings, 3, 4, 100, A_SECOND, 1000)
     assert decided.samples == 8
-    assert decided.kept == {"text": ["b", "c", "d"], "noisy": ["a@n"]}  # the earlier one of equals
+    assert decided.kept == {"text": ["b", "c", "d"], "noisy": ["a@n"]}  # of equal scores, the earlier one
     assert decided.why.startswith("the better half of the transforms of each source by F1 on 4 examples continue to 8")
 
 
@@ -116,7 +116,8 @@ def exact_costs(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_costs, monkeypatch):
+def test_a_budgeted_sweep_halves_and_resumes(cli, exact_costs, monkeypatch):
+    """It reports what each halving left out."""
     # 9 jobs: 4 examples each cost 36 s; the clean control has 16 already. Then 4 jobs always continue: both baselines,
     # random tokens on text, the empty context. Of 2 and 3 contenders, 1 and 2 continue (24 s), then 1 and 1 (40 s).
     # 8 s are left.
@@ -136,7 +137,7 @@ def test_a_budgeted_sweep_halves_says_what_it_left_out_and_goes_on(cli, exact_co
     monkeypatch.setattr(task, "evaluate", real)
     status, out, err = cli(*SWEEP, "budget_minutes=2")
     assert status == 0, err
-    assert err.count("(finished before)") == 9 - 4 + 1  # the second round lacked four, the third has the clean one
+    assert err.count("(finished before)") == 9 - 4 + 1  # round 2 lacked four; round 3 has the clean control
     summary = read_json("outputs/single/summary.json")
     budget = summary["budget"]
     assert summary["total_experiments"] == 8
@@ -208,7 +209,8 @@ def played(cfg, jobs, finished, calls=None):
                             "job_sec": float(count)})  # fmt: skip
 
 
-def test_wherever_it_is_interrupted_it_decides_the_same_and_another_budget_is_another_plan(tmp_path, monkeypatch):
+def test_an_interrupted_sweep_follows_the_same_plan(tmp_path, monkeypatch):
+    """Another budget gets another plan; the old plan is kept."""
     monkeypatch.setattr(program.Program, "lap", lambda self, *, count: 0.0)
     transforms = ("baseline", "rms_matching", "nearest_k", "anchor_offset", "random_interpolation")
     asked = [["control=empty"]] + [
@@ -253,17 +255,17 @@ def test_auto_is_never_left_out(tmp_path, monkeypatch):
         jobs = [Job(one, compose("run", overrides=["model=tiny_random", "samples=20", *one])) for one in asked]
     finished: dict[str, int] = {}
     played(OmegaConf.merge(jobs[0].config, {"budget_minutes": 1, "out": str(tmp_path)}), jobs, finished)
-    assert (finished["auto"], finished["anchor_eps0.05"]) == (8, 4)  # with the same F1 on four examples
+    assert (finished["auto"], finished["anchor_eps0.05"]) == (8, 4)  # both have the same F1 on four examples
 
 
-def test_the_score_of_a_round_is_that_of_its_first_examples(tmp_path):
+def test_a_round_is_scored_on_its_first_examples(tmp_path):
     store = ResultStore(tmp_path)
     write_jsonl(store.predictions_path("a"), [{"f1": f1} for f1 in (1.0, 0.0, 1.0, 1.0)])
     found = [schedule.score_of_first(store, {"name": "a", "num_samples": 4, "f1": 0.75}, count) for count in (2, 4)]
     assert found == [0.5, 0.75]
 
 
-def test_the_estimate_at_the_start_holds_the_launching_of_jobs(cli, exact_costs, monkeypatch):
+def test_the_first_estimate_includes_launching_jobs(cli, exact_costs, monkeypatch):
     real = schedule.control_jobs
 
     def slow(jobs, compose):
@@ -277,7 +279,7 @@ def test_the_estimate_at_the_start_holds_the_launching_of_jobs(cli, exact_costs,
     assert "9 configurations on 4 examples each need about" in err
 
 
-def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
+def test_an_extended_result_equals_a_direct_one(cli):
     small = ["model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "embed_source=noisy"]
     for asked in (4, 8, 20):
         assert cli(*small, f"num_examples={asked}", "out=grown")[0] == 0
@@ -307,7 +309,7 @@ def test_an_extended_result_is_the_one_that_is_asked_at_once(cli):
         (["-m", "sweep=smoke", "budget_minutes=0.0001", "samples=4"], "raise the budget, or choose fewer"),
     ],
 )
-def test_budgets_that_cannot_be(cli, arguments, message):
+def test_invalid_budgets_are_refused(cli, arguments, message):
     status, out, err = cli(*arguments, "model=tiny_random", "shots=1")
     assert status == 1
     assert message in err
@@ -316,7 +318,7 @@ def test_budgets_that_cannot_be(cli, arguments, message):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_a_killed_budgeted_sweep_goes_on_with_its_plan(cli, tmp_path):
+def test_a_killed_budgeted_sweep_resumes_its_plan(cli, tmp_path):
     sweeping = ["-m", "embed_transform=baseline,rms_matching", "embed_source=scaled", "model=tiny_random", "samples=20",
                 "shots=1", "max_new_tokens=2", "min_clean_f1=0", "budget_minutes=30"]  # fmt: skip
     # The budget suffices for all five jobs, so the plan does not depend on times.
@@ -344,7 +346,7 @@ def test_a_killed_budgeted_sweep_goes_on_with_its_plan(cli, tmp_path):
     assert summaries[0] == summaries[1]
 
 
-def test_what_a_job_and_an_example_cost():
+def test_costs_of_a_job_and_of_an_example():
     results = [
         {"num_samples": 8, "time_sec": 4.0, "job_sec": 7.0},
         {"num_samples": 8, "time_sec": 12.0, "job_sec": 13.0},
@@ -353,7 +355,7 @@ def test_what_a_job_and_an_example_cost():
     assert schedule.measured_cost(results, 2) == JobCost(1.0, 1.0)
 
 
-def test_a_lap_holds_all_seconds_since_they_were_counted(monkeypatch):
+def test_a_lap_includes_all_uncounted_seconds(monkeypatch):
     times = iter([10.0, 12.5, 13.0, 14.0])
     monkeypatch.setattr(program.time, "monotonic", lambda: next(times))
     monkeypatch.setattr(program.current, "lap_started", 9.0)
@@ -361,7 +363,7 @@ def test_a_lap_holds_all_seconds_since_they_were_counted(monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["seed=1", "data=file", "max_new_tokens=3", "version"])
-def test_a_plan_is_of_the_results_it_decides_on(change, tmp_path, monkeypatch):
+def test_a_plan_depends_on_settings_that_affect_results(change, tmp_path, monkeypatch):
     (tmp_path / "mine.jsonl").write_text(
         '{"id": "q", "context": "Number one lives here.", "question": "Who?", "answers": "Number one"}'
     )

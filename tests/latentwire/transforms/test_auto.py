@@ -1,4 +1,4 @@
-"""The automatic repair: each planted distortion is found as itself and undone; clean text is left alone."""
+"""The automatic repair: each planted distortion is diagnosed and undone; clean text stays unchanged."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def asked(name, **dials):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_clean_text_is_left_alone_bit_by_bit(dtype):
+def test_clean_text_is_unchanged_bit_by_bit(dtype):
     auto = fitted(VOCABULARY.embeddings[FITTED_ON].to(dtype).float())
     x = VOCABULARY.embeddings[ASKED].to(dtype)
     assert torch.equal(auto(x), x)
@@ -88,7 +88,7 @@ def test_clean_text_is_left_alone_bit_by_bit(dtype):
         ("rotated", {}, ["rotation"], ["rotation", "nearest_token"]),
     ],
 )
-def test_a_distortion_is_found_as_itself_and_undone(name, dials, found, chain):
+def test_a_distortion_is_diagnosed_and_undone(name, dials, found, chain):
     auto, share = asked(name, **dials)
     assert auto.diagnosis["found"] == found
     assert auto.diagnosis["chain"] == chain
@@ -96,7 +96,8 @@ def test_a_distortion_is_found_as_itself_and_undone(name, dials, found, chain):
 
 
 @pytest.mark.statistical
-def test_a_bottleneck_is_found_with_its_rank_and_undone_among_what_it_keeps():
+def test_a_bottleneck_is_found_with_its_rank():
+    """It is repaired better than by the nearest token alone."""
     auto, share = asked("low_rank", rank=12)
     x = distorted(ASKED, "low_rank", "asked", rank=12)
     assert "low_rank" in auto.diagnosis["found"]
@@ -106,7 +107,7 @@ def test_a_bottleneck_is_found_with_its_rank_and_undone_among_what_it_keeps():
 
 
 @pytest.mark.statistical
-def test_the_measures_are_those_that_were_planted():
+def test_the_diagnosis_measures_planted_distortions():
     assert asked("scaled", factor=117.0)[0].diagnosis["scale"] == pytest.approx(117, rel=0.01)
     assert asked("token_scale", spread=0.5)[0].diagnosis["token_scale_spread"] == pytest.approx(0.5, abs=0.06)
     assert asked("shifted", offset=2.0)[0].diagnosis["shift_in_token_norms"] == pytest.approx(2, rel=0.03)
@@ -117,7 +118,8 @@ def test_the_measures_are_those_that_were_planted():
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("snr_db", [3.0, -3.0, -6.0, -15.0])
-def test_under_noise_it_is_no_worse_than_the_nearest_token(snr_db):
+def test_under_noise_auto_is_at_least_the_nearest_token(snr_db):
+    """At the lowest ratios it may fall back to matching lengths."""
     x = distorted(ASKED, "noisy", "asked", snr_db=snr_db)
     auto, share = asked("noisy", snr_db=snr_db)
     alone = right(build_transform("anchor_offset", {"eps": 0.0}, VOCABULARY)(x))
@@ -141,12 +143,13 @@ def test_combinations_that_no_source_makes_are_undone():
             assert auto.diagnosis["shift_in_token_norms"] == pytest.approx(3, rel=0.1)
 
 
-# What cannot be read
+# Unreadable sources
 
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("x", [torch.zeros(50, WIDTH), torch.full((50, WIDTH), 0.3)])
-def test_a_source_that_is_one_vector_falls_back_to_lengths_and_says_so(x):
+def test_a_constant_source_falls_back_to_lengths(x):
+    """The diagnosis gives the reason."""
     auto = fitted(x)
     assert auto.diagnosis["chain"] == ["lengths"]
     assert auto.diagnosis["reason"] == "all embeddings of the source are the same, or zero"
@@ -157,7 +160,8 @@ def test_a_source_that_is_one_vector_falls_back_to_lengths_and_says_so(x):
 
 
 @pytest.mark.statistical
-def test_what_comes_near_no_token_falls_back_to_lengths_and_says_so():
+def test_unreadable_embeddings_fall_back_to_lengths():
+    """No embedding is near a token; the diagnosis says so."""
     codes = torch.randn(700, WIDTH, generator=draws(9))
     auto = fitted(codes[torch.randint(700, (2000,), generator=draws(10))])  # each of them several times, as in a text
     assert auto.diagnosis["found"] == ["unreadable"]
@@ -166,20 +170,20 @@ def test_what_comes_near_no_token_falls_back_to_lengths_and_says_so():
 
 
 @pytest.mark.statistical
-def test_few_embeddings_of_few_tokens_are_no_bottleneck():
+def test_few_embeddings_do_not_count_as_a_bottleneck():
     x = 2 * VOCABULARY.embeddings[FITTED_ON[:20].repeat(10)]
     auto = fitted(x)
     assert auto.diagnosis["rank"] == WIDTH
     assert right(auto(2 * VOCABULARY.embeddings[ASKED])) == 1
 
 
-def test_it_sees_a_sample_only_for_its_hypotheses_and_the_same_one_each_time():
+def test_repeated_fits_use_the_same_sample():
     x = distorted(FITTED_ON, "noisy", "fitting", snr_db=0.0)
     assert len(x) > PROBE
     assert fitted(x).diagnosis == fitted(x).diagnosis
 
 
-def test_labels_are_not_looked_at():
+def test_labels_are_ignored():
     x = distorted(FITTED_ON, "shifted", "fitting", offset=1.0)
     auto = build_transform("auto", {}, VOCABULARY)
     auto.fit(x, torch.zeros_like(x), draws(5))

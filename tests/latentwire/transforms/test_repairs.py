@@ -43,14 +43,16 @@ def rotation(angle=math.pi, seed=4):
 # Moments
 
 
-def test_moment_matching_gives_the_vocabulary_s_mean_and_spread_over_all_that_it_was_fitted_on():
+def test_moment_matching_gives_the_vocabularys_mean_and_std():
+    """They hold over all embeddings that it was fitted on."""
     x = TOKENS @ MIXING * 40 + 3
     y = fitted("moment_matching", x)(x)
     assert_close(y.mean(dim=0), VOCABULARY.mean, rtol=0, atol=1e-5)
     assert_close(y.std(dim=0, correction=0), VOCABULARY.std, rtol=1e-4, atol=0)
 
 
-def test_moment_matching_is_fitted_once_and_not_over_each_example():
+def test_moment_matching_uses_the_moments_of_the_fit():
+    """It does not compute moments for each example."""
     transform = fitted("moment_matching", TOKENS)
     x = torch.randn(3, 5, WIDTH, generator=draws(5))
     assert_close(transform(x[1, 2:3]), transform(x)[1, 2:3])
@@ -58,7 +60,8 @@ def test_moment_matching_is_fitted_once_and_not_over_each_example():
     assert_close(transform(x), expected)
 
 
-def test_moment_matching_of_a_dimension_without_spread_gives_the_vocabulary_s_mean():
+def test_moment_matching_of_a_constant_dimension():
+    """That dimension gets the vocabulary's mean, and the diagnosis counts it."""
     x = TOKENS.clone()
     x[:, 3] = 0.7
     transform = fitted("moment_matching", x)
@@ -78,7 +81,7 @@ def test_whitening_gives_the_vocabulary_s_mean_and_covariance():
 def test_whitening_changes_as_little_as_it_can():
     x = VOCABULARY.embeddings
     transform = fitted("whitening", x)
-    assert_close(transform.map, transform.map.T)  # of two covariances that commute the map is symmetric
+    assert_close(transform.map, transform.map.T)  # the map between commuting covariances is symmetric
     assert float(torch.cosine_similarity(transform(x), x).min()) > 0.99
 
 
@@ -102,7 +105,8 @@ def test_the_best_rotation_is_scipy_s_on_directions():
 
 
 @pytest.mark.statistical
-def test_pairs_undo_any_rotation_whatever_the_lengths_and_the_noise():
+def test_supervised_procrustes_undoes_any_rotation():
+    """Neither the lengths of the vectors nor noise matter."""
     lengths = torch.rand(len(TOKENS), 1, generator=draws(9)) + 0.1
     x = lengths * TOKENS @ rotation()
     transform = fitted("procrustes_supervised", x, TOKENS)
@@ -115,7 +119,8 @@ def test_pairs_undo_any_rotation_whatever_the_lengths_and_the_noise():
 
 
 @pytest.mark.statistical
-def test_an_exact_rotation_is_found_without_labels_by_its_lengths():
+def test_procrustes_finds_an_exact_rotation_without_labels():
+    """The lengths of the tokens are enough."""
     x = TOKENS @ rotation()
     transform = fitted("procrustes", x)
     assert float(torch.cosine_similarity(transform(x), TOKENS).min()) > 0.99  # a wrong pair or two may remain
@@ -123,7 +128,8 @@ def test_an_exact_rotation_is_found_without_labels_by_its_lengths():
 
 
 @pytest.mark.statistical
-def test_a_small_rotation_is_found_without_labels_under_noise_and_scale():
+def test_procrustes_finds_a_small_rotation_under_noise():
+    """The source has another scale too."""
     turn = rotation(angle=1.0)
     clean = 3 * TOKENS @ turn
     x = clean + 0.06 * torch.randn(clean.shape, generator=draws(11))
@@ -134,7 +140,7 @@ def test_a_small_rotation_is_found_without_labels_under_noise_and_scale():
 
 
 @pytest.mark.statistical
-def test_a_large_rotation_of_another_scale_is_not_found_and_its_margin_says_so():
+def test_an_unknown_scale_lowers_the_margin_of_a_rotation():
     found = fitted("procrustes", TOKENS @ rotation()).diagnosis["margin"]
     assert fitted("procrustes", 1.7 * TOKENS @ rotation()).diagnosis["margin"] < found / 3
 
@@ -145,12 +151,12 @@ def test_real_tokens_need_no_rotation():
     assert transform.diagnosis["turned"] < 1e-4
 
 
-# What all of them keep
+# Properties of all fitted transforms
 
 
 @pytest.mark.parametrize("name", [*UNLABELLED, "procrustes_supervised"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_shape_and_dtype_stay_and_rows_do_not_influence_one_another(name, dtype):
+def test_shape_and_dtype_stay_and_rows_are_independent(name, dtype):
     transform = fitted(name, 2 * TOKENS + 0.1, TOKENS)
     x = (2 * TOKENS[:12] + 0.1).reshape(3, 4, WIDTH).to(dtype)
     before = x.clone()
@@ -168,7 +174,7 @@ def test_equal_seeds_fit_equally(name):
 
 
 @pytest.mark.parametrize("name", [*UNLABELLED, "procrustes_supervised"])
-def test_one_embedding_or_nan_is_nothing_to_be_fitted_on(name):
+def test_fits_on_one_embedding_or_on_nan_are_refused(name):
     with pytest.raises(UserError, match=f"{name}: is fitted on embeddings of the source, and there are 1; at least 2"):
         fitted(name, TOKENS[:1], TOKENS[:1])
     with pytest.raises(UserError, match=f"{name}: the source gives NaN"):
@@ -181,13 +187,13 @@ def test_whitening_of_a_constant_is_refused():
 
 
 @pytest.mark.parametrize("name", UNLABELLED)
-def test_a_transform_that_is_not_fitted_refuses_a_fit_and_says_so(name):
+def test_a_transform_without_a_fit_refuses_to_fit(name):
     with pytest.raises(NotImplementedError, match="Baseline is not fitted"):
         build_transform("baseline", {}, VOCABULARY).fit(TOKENS, None, draws(0))
 
 
 @pytest.mark.statistical
-def test_a_chain_fits_each_step_on_what_those_before_it_make():
+def test_a_chain_fits_each_step_on_the_output_of_the_last():
     x = TOKENS @ MIXING * 40 + 3
     chain = fitted("chain", x, steps="moment_matching+procrustes")
     first = fitted("moment_matching", x)

@@ -62,7 +62,7 @@ def weighted_sum(logits, vectors):
     return sum(weight * vector for weight, vector in zip(weights, vectors, strict=True)) / sum(weights)
 
 
-# What all of them keep
+# Properties of all transforms
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,7 +87,7 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(family, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", DIFFERENTIABLE)
-def test_a_row_of_a_batch_equals_that_row_alone_whatever_its_neighbours(family, dtype):
+def test_rows_of_a_batch_are_independent(family, dtype):
     transform, x = build(family), embeddings(4, 6, dtype=dtype)
     x[2] *= 100
     x[3] = 0
@@ -97,7 +97,7 @@ def test_a_row_of_a_batch_equals_that_row_alone_whatever_its_neighbours(family, 
 
 
 @pytest.mark.parametrize("family", DIALS)
-def test_shapes_and_types_that_are_no_embeddings_are_refused(family):
+def test_wrong_shapes_and_dtypes_are_refused(family):
     for wrong in (embeddings(), embeddings(2, 3, 4), torch.zeros(5, WIDTH - 1), torch.zeros(5, WIDTH).int()):
         with pytest.raises(ValueError, match=rf"\(B, T, {WIDTH}\), got"):
             build(family)(wrong, draws(0))
@@ -105,7 +105,8 @@ def test_shapes_and_types_that_are_no_embeddings_are_refused(family):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("family", DIFFERENTIABLE)
-def test_gradients_are_finite_at_zero_vectors_at_tokens_and_between(family, dtype):
+def test_gradients_are_finite(family, dtype):
+    """This holds at zero vectors, at tokens and between tokens."""
     x = torch.cat([embeddings(3), VOCABULARY.embeddings[:3], torch.zeros(2, WIDTH)]).to(dtype).requires_grad_()
     y = build(family)(x)
     y.backward(embeddings(8, seed=2, dtype=dtype))
@@ -131,7 +132,7 @@ def test_gradients_agree_with_finite_differences(family, dials):
 
 @given(scales)
 @few
-def test_what_goes_by_cosine_does_not_see_the_length_of_its_input(scale):
+def test_transforms_by_cosine_ignore_the_length(scale):
     x = embeddings(7)
     for family, dials in [
         ("nearest_k", {"k": 3, "alpha": 0.0}),
@@ -156,7 +157,8 @@ def test_rms_matching_by_hand():
 
 @given(scales)
 @few
-def test_rms_matching_reaches_its_target_from_any_length_and_keeps_the_direction(scale):
+def test_rms_matching_reaches_its_target_from_any_length(scale):
+    """It keeps the direction."""
     x = embeddings(7)
     y = build("rms_matching", target_scale=1.2)(scale * x)
     target = 1.2 * float((VOCABULARY.embeddings**2).mean(dim=1).sqrt().mean())
@@ -168,7 +170,8 @@ def test_rms_matching_reaches_its_target_from_any_length_and_keeps_the_direction
 
 
 @pytest.mark.parametrize("length", [2, 3, 50])
-def test_batch_distribution_gives_each_dimension_the_vocabulary_s_mean_and_std(length):
+def test_batch_distribution_gives_the_vocabularys_moments(length):
+    """Each dimension gets the vocabulary's mean and standard deviation."""
     y = build("batch_distribution")(30 * embeddings(2, length) - 7)
     for row in y:
         assert_close(row.mean(dim=0), VOCABULARY.embeddings.mean(dim=0), rtol=0, atol=1e-5)
@@ -181,20 +184,22 @@ def test_batch_distribution_by_hand():
     assert torch.equal(y, torch.tensor([[0.0, 4.0], [2.0, 4.0]]))
 
 
-def test_batch_distribution_of_one_token_is_the_vocabulary_s_mean():
+def test_batch_distribution_of_one_token_is_the_mean_token():
     x = embeddings(4, 1)
     assert torch.equal(build("batch_distribution")(x), VOCABULARY.embeddings.mean(dim=0).expand(4, 1, WIDTH))
 
 
 @given(st.floats(min_value=1e-3, max_value=1e3), st.integers(min_value=1, max_value=60))
 @few
-def test_batch_distribution_takes_rounding_noise_in_a_constant_dimension_for_no_spread(value, length):
+def test_batch_distribution_ignores_rounding_noise(value, length):
+    """A constant dimension becomes the vocabulary's mean."""
     y = build("batch_distribution")(torch.full((length, WIDTH), value))
     assert torch.equal(y, VOCABULARY.mean.expand(length, WIDTH))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_batch_distribution_keeps_a_small_spread_around_a_large_mean(dtype):
+def test_batch_distribution_keeps_a_small_std(dtype):
+    """The mean is 10,000 times as large."""
     x, transform = embeddings(9, dtype=dtype), build("batch_distribution")
     assert_close(transform(1e-4 * x + 1), transform(x), rtol=0, atol=1e-3)
 
@@ -241,7 +246,7 @@ def test_anchor_offset_by_hand():
 
 @given(st.floats(min_value=0, max_value=3), scales)
 @few
-def test_anchor_offset_ends_on_the_ball_around_the_anchor_and_never_outside(eps, scale):
+def test_anchor_offset_stays_in_the_ball_around_the_anchor(eps, scale):
     x = scale * embeddings(20, dtype=torch.float64)
     tokens = VOCABULARY.embeddings.double()
     anchors = tokens[torch.cosine_similarity(x[:, None], tokens[None], dim=-1).argmax(dim=1)]
@@ -256,12 +261,12 @@ def test_anchor_offset_ends_on_the_ball_around_the_anchor_and_never_outside(eps,
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("eps", [0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 5.0])
-def test_anchor_offset_leaves_real_tokens_bit_for_bit(eps, dtype):
+def test_anchor_offset_keeps_real_tokens_bit_for_bit(eps, dtype):
     tokens = VOCABULARY.embeddings.to(dtype)
     assert torch.equal(build("anchor_offset", Vocabulary(tokens), eps=eps)(tokens), tokens)
 
 
-def test_anchor_offset_passes_the_gradient_on_where_nothing_is_clipped():
+def test_anchor_offset_passes_the_gradient_inside_the_ball():
     x = VOCABULARY.embeddings[:4].clone().requires_grad_()
     upstream = embeddings(4)
     build("anchor_offset", eps=0.05)(x).backward(upstream)
@@ -278,7 +283,8 @@ def test_soft_codebook_against_a_loop_over_its_codes():
     assert_close(transform(x), torch.stack(expected).float(), rtol=1e-4, atol=1e-6)
 
 
-def test_soft_codebook_goes_from_the_nearest_code_to_the_mean_of_all_as_tau_grows():
+def test_soft_codebook_has_its_limits_in_tau():
+    """A small tau gives the nearest code, a large tau the mean of all codes."""
     x, (codes, _) = embeddings(5), VOCABULARY.codes(12)
     nearest = codes[torch.cosine_similarity(x[:, None], codes[None], dim=-1).argmax(dim=1)]
     assert_close(build("soft_codebook", codebook_size=12, tau=1e-5)(x), nearest)
@@ -287,7 +293,8 @@ def test_soft_codebook_goes_from_the_nearest_code_to_the_mean_of_all_as_tau_grow
     )
 
 
-def test_soft_codebook_is_deterministic_in_evaluation_and_without_a_generator():
+def test_soft_codebook_is_deterministic_in_evaluation():
+    """It is deterministic in training too, if it gets no generator."""
     transform, x = build("soft_codebook"), embeddings(3, 4)
     assert not transform.training
     settled = transform(x)
@@ -296,7 +303,7 @@ def test_soft_codebook_is_deterministic_in_evaluation_and_without_a_generator():
     assert torch.equal(transform(x), settled)
 
 
-def test_soft_codebook_is_random_in_training_as_its_generator_decides():
+def test_soft_codebook_draws_from_its_generator_in_training():
     transform, x = build("soft_codebook").train(), embeddings(3, 4)
     noisy = transform(x, draws(1))
     assert torch.equal(transform(x, draws(1)), noisy)
@@ -305,9 +312,9 @@ def test_soft_codebook_is_random_in_training_as_its_generator_decides():
 
 
 @pytest.mark.statistical
-def test_soft_codebook_s_noise_draws_each_code_as_often_as_its_weight_says():
+def test_soft_codebook_draws_codes_by_their_weight():
     transform = SoftCodebook(VOCABULARY, codebook_size=4, tau=1e-3).train()
-    transform.kappa.fill_(1.5)  # so that every code has its chance
+    transform.kappa.fill_(1.5)  # so that every code is drawn
     x = embeddings(1)
     y = transform(x.expand(20000, -1), draws(3))
     codes = transform.codes.detach()
@@ -316,7 +323,8 @@ def test_soft_codebook_s_noise_draws_each_code_as_often_as_its_weight_says():
     assert_close(shares, (1.5 * torch.cosine_similarity(x, codes)).softmax(dim=0), rtol=0, atol=0.015)
 
 
-def test_soft_codebook_s_codes_are_learnt_and_belong_to_one_transform_alone():
+def test_soft_codebook_learns_codes_of_its_own():
+    """Changing them changes neither the vocabulary's codes nor other transforms."""
     transform, x = build("soft_codebook").double(), embeddings(3, dtype=torch.float64)
     assert [name for name, _ in transform.named_parameters()] == ["codes"]
     start = VOCABULARY.codes(32)[0]
@@ -356,7 +364,8 @@ def test_soft_vocab_gives_a_token_back_as_tau_shrinks():
 ONE_HOT = Vocabulary(torch.eye(100))  # a combination of these tokens is its own list of weights
 
 
-def test_random_interpolation_ignores_its_input_and_has_no_gradient():
+def test_random_interpolation_ignores_its_input():
+    """Its output has no gradient."""
     transform = build("random_interpolation")
     y = transform(embeddings(4).requires_grad_(), draws(5))
     assert torch.equal(y, transform(torch.zeros(4, WIDTH), draws(5)))
@@ -376,7 +385,8 @@ def test_random_interpolation_is_decided_by_its_generator():
 
 @pytest.mark.statistical
 @pytest.mark.parametrize(("k", "largest"), [(1, 1.0), (2, 3 / 4), (3, 11 / 18)])
-def test_random_interpolation_mixes_k_uniform_tokens_with_flat_dirichlet_weights(k, largest):
+def test_random_interpolation_mixes_k_tokens(k, largest):
+    """Tokens are drawn uniformly and weights from a flat Dirichlet distribution."""
     weights = build("random_interpolation", ONE_HOT, k=k)(torch.zeros(40, 100, 100), draws(0)).reshape(-1, 100)
     assert bool((weights >= 0).all())
     assert_close(weights.sum(dim=1), torch.ones(4000))
@@ -439,7 +449,8 @@ def test_the_ends_of_a_range_are_allowed_and_finite(family, dials):
 
 
 @pytest.mark.parametrize("family", DIALS)
-def test_a_stray_or_missing_dial_is_an_error_that_names_the_transform_and_its_dials(family):
+def test_stray_and_missing_dials_are_named(family):
+    """The error lists the dials of the transform."""
     dials = DIALS[family]
     its_dials = f"(its dials: {', '.join(sorted(dials)) or 'none'})"
     with pytest.raises(UserError) as caught:
@@ -451,7 +462,7 @@ def test_a_stray_or_missing_dial_is_an_error_that_names_the_transform_and_its_di
         assert str(caught.value) == f"{family} needs {dial} {its_dials}; give it a value"
 
 
-def test_an_unknown_transform_is_an_error_that_lists_the_known_ones():
+def test_an_unknown_transform_gives_an_error_with_the_list():
     with pytest.raises(UserError, match="embed_transform=magic: unknown; use one of") as caught:
         build_transform("magic", {}, VOCABULARY)
     assert all(family in str(caught.value) for family in DIALS)
@@ -460,7 +471,7 @@ def test_an_unknown_transform_is_an_error_that_lists_the_known_ones():
 # Chains
 
 
-def test_a_chain_is_its_steps_one_after_the_other():
+def test_a_chain_applies_its_steps_in_order():
     x = embeddings(5)
     first, second = build("nearest_k", k=5, alpha=0.3), build("rms_matching", target_scale=0.8)
     assert torch.equal(build("chain", steps="nearest_k5_a0.3+rms_scale0.8")(x), second(first(x)))
@@ -500,7 +511,7 @@ def test_a_name_is_read_as_family_and_dials(label, family, dials):
         ("chain", "no configuration has this name"),
     ],
 )
-def test_a_chain_of_what_does_not_exist_is_explained(steps, message):
+def test_a_chain_with_an_unknown_step_is_refused(steps, message):
     with pytest.raises(UserError) as caught:
         build("chain", steps=steps)
     assert message in str(caught.value)
