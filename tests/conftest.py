@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's client is imported: no test waits for a network
@@ -56,6 +57,17 @@ def one_thread() -> Iterator[None]:
 def torch_seed() -> None:
     """Seed PyTorch's own generator before every test, so that no test depends on the ones before it."""
     torch.manual_seed(shifted(0))
+
+
+@pytest.fixture(autouse=True)
+def logging_state() -> Iterator[None]:
+    """Take away what a command adds to the logging of the process: its handlers write into a captured stream."""
+    loggers = [logging.getLogger(), logging.getLogger("hydra")]
+    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture
