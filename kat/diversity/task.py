@@ -214,8 +214,8 @@ def _prompts(cfg: DictConfig, models: Sequence[TrainedModel], count: int) -> tup
         raise UserError(f"held_out={share}: must be a share of the prompts, from 0 to below 1")
     if smaller := next((label for label, run_share in shares.items() if run_share < share), None):
         raise UserError(
-            f"held_out={share}: {smaller} was trained with held_out={shares[smaller]}, so it saw some of these prompts; "
-            "omit held_out to use the smallest share of the runs"
+            f"held_out={share}: {smaller} was trained with held_out={shares[smaller]}, so it saw some of these "
+            "prompts; omit held_out to use the smallest share of the runs"
         )
     path = locate(cfg, "prompts_file")
     all_prompts = read_prompts(path)
