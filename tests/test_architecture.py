@@ -167,6 +167,17 @@ def test_pure_modules_reach_no_framework(module):
     assert found.isdisjoint({"hydra", "omegaconf", "wandb", "accelerate"})
 
 
+def test_two_public_things_never_share_a_name():
+    """Jobs are named by their module in run.py and train.py, so `run`, `finish` and `direct` may repeat."""
+    found: dict[str, list[str]] = {}
+    for module, tree in MODULES.items():
+        if module.split(".")[0] in ("latentwire", "kat"):
+            for node in tree.body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                    found.setdefault(node.name, []).append(module)
+    assert {name for name, modules in found.items() if len(modules) > 1} <= {"run", "finish", "direct"}
+
+
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_is_longer_than_400_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

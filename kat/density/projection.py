@@ -1,4 +1,4 @@
-"""The 3-D map of prompts: coordinates and an offline HTML page. Main entries: `project()` and `page()`."""
+"""The 3-D map of prompts: coordinates and an offline HTML page. Main entries: `project()` and `map_page()`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _umap(emb: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(mapper.fit_transform(emb.float().numpy()))
 
 
-def page(points: list[dict[str, Any]], title: str, axes: list[str]) -> str:
+def map_page(points: list[dict[str, Any]], title: str, axes: list[str]) -> str:
     """Return the map as one HTML page without external scripts, fonts or images; its policy forbids them.
 
     Args:

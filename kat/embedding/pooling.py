@@ -178,7 +178,7 @@ ENOUGH_TOKENS = 1024  # real tokens in a batch that make its matrix products eff
 MOST_PADDING = 1 / 16  # largest share of padding in a batch with enough tokens
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def plan_embedding_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Return batches of texts of similar length, longest first.
 
     Unlike in `latentwire.lm.batching.pack_padded`, a batch also ends when shorter texts would add too much padding. The
@@ -241,7 +241,7 @@ def embed_texts(embedder: Embedder, texts: Sequence[str], batch_tokens: int = 81
                 "remove or shorten it, or use a model with a longer context"
             )
     rows: Tensor | None = None
-    for batch in plan_batches(lengths, batch_tokens):
+    for batch in plan_embedding_batches(lengths, batch_tokens):
         vectors = embedder.embed([distinct[i] for i in batch])
         if rows is None:
             rows = torch.empty(len(distinct), vectors.shape[1])

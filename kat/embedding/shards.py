@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kat.embedding.pooling import Embedder, plan_batches
+from kat.embedding.pooling import Embedder, plan_embedding_batches
 from latentwire.harness.results import open_atomically, writing
 
 MOST_BATCHES = 16  # largest number of batches in a piece; few batches give smaller pieces, enough for all processes
@@ -31,7 +31,7 @@ class Shards:
 
     def __init__(self, folder: Path, lengths: Sequence[int], batch_tokens: int) -> None:
         self.folder, self.total = folder, len(lengths)
-        batches = plan_batches(lengths, batch_tokens)
+        batches = plan_embedding_batches(lengths, batch_tokens)
         size = max(1, min(MOST_BATCHES, len(batches) // 64))
         self.pieces = [batches[start : start + size] for start in range(0, len(batches), size)]
 

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from kat.grpo.rewards import MODEL, load_function
+from kat.grpo.rewards import MODEL, load_reward_function
 from kat.pipeline.ensure import config_of
 from kat.reward.model import TRAINED_BY, load_reward_model
 from kat.reward.task import reward as train_reward
@@ -97,7 +97,7 @@ def sources_of(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         if name == MODEL:
             continue
-        load_function(name)
+        load_reward_function(name)
         module = sys.modules[name.partition(":")[0]]
         try:
             found[name] = config_hash(inspect.getsource(module))

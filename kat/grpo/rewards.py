@@ -52,7 +52,7 @@ class Rewards:
         check_names(names, reward_weights)
         self.names, self.reward_weights, self.model, self.end = list(names), list(reward_weights), model, end
         self.batch_tokens = batch_tokens
-        self.functions = {name: load_function(name) for name in names if name != MODEL}
+        self.functions = {name: load_reward_function(name) for name in names if name != MODEL}
 
     def __call__(self, sampled: Sequence[Sampled], doing: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted rewards, and each kind of reward by its name, all (B,) float32 on the CPU.
@@ -99,7 +99,7 @@ def check_names(names: Sequence[str], reward_weights: Sequence[float]) -> None:
         raise UserError(f"grpo.reward_funcs: {repeated} is named twice; name it once and change its weight")
 
 
-def load_function(name: str) -> Function:
+def load_reward_function(name: str) -> Function:
     """Import a reward function by its name, 'module:function'.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from kat.density.projection import page, project
+from kat.density.projection import map_page, project
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import destination, locate, task
 from kat.pipeline.origin import density_of, prompts_of
@@ -44,7 +44,7 @@ def projection(cfg: DictConfig) -> list[dict[str, Any]]:
     if is_main_process():
         html = out.with_suffix(".html")
         write_json(out, {"method": cfg.method, "variance_shares": shares, "points": points})
-        write_text_atomically(html, page(points, "Prompt map", axes))
+        write_text_atomically(html, map_page(points, "Prompt map", axes))
         log(f"{len(points)} points by {cfg.method}: {out}")
         log(f"page, opens in any browser without a network: {html}")
     return points

@@ -155,7 +155,7 @@ def evaluate_by_part(pairs: Sequence[ScoredPair], longer: bool | None, seed: int
     }
 
 
-def render_report(report: dict[str, Any], title: str) -> str:
+def render_reward_report(report: dict[str, Any], title: str) -> str:
     """Return a report of `evaluate_by_part` as a table with at most 100 columns; deciles are deciles of density."""
     rule = report.get("length_only")
     width = max(18, *(len(name) + 2 for name in report["by_source"]))

@@ -13,7 +13,7 @@ from kat.data.pairs import PairsSpec, PreferencePair, file_rows, read_pairs, rea
 from kat.pipeline.artifacts import task
 from kat.reward.data import describe_counts, encode_all
 from kat.reward.model import load_reward_model
-from kat.reward.report import ScoredPair, evaluate_by_part, render_report
+from kat.reward.report import ScoredPair, evaluate_by_part, render_reward_report
 from kat.reward.scoring import max_sequence_length, score
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import accelerator_state, choose_dtype
@@ -81,7 +81,7 @@ def score_file(cfg: DictConfig) -> dict[str, Any] | None:
         for pair, (chosen, rejected) in rows
     ))  # fmt: skip
     write_json(out, report)
-    print(render_report(report, path.name))
+    print(render_reward_report(report, path.name))
     log(f"scores: {out}; {out.with_suffix('.pairs.jsonl')}")
     return report
 

@@ -21,7 +21,7 @@ from kat.pipeline.ensure import ensure
 from kat.reward.data import RewardData, RewardPair, describe_counts, encode_all, split_pairs
 from kat.reward.frozen import SplitScorer
 from kat.reward.model import bradley_terry_loss, reward_model_of
-from kat.reward.report import ScoredPair, deciles, evaluate_by_part, longer_wins, render_report
+from kat.reward.report import ScoredPair, deciles, evaluate_by_part, longer_wins, render_reward_report
 from kat.reward.scoring import max_sequence_length, score, tree_scores
 from kat.reward.trees import Tree, batches_of, merged
 from kat.sampling.arms import prompt_weights
@@ -198,7 +198,7 @@ class _Training:
         result = self._finish()
         if self.state.is_main_process:
             write_json(self.run.folder / "result.json", result)
-            print(render_report(result["held_out"], "held-out pairs"))
+            print(render_reward_report(result["held_out"], "held-out pairs"))
             log(f"reward model: {self.run.folder / 'model'}; {self.run.folder / 'result.json'}")
         return self.run.end(result, {"held_out_accuracy": result["held_out"]["accuracy"]})
 

@@ -1,4 +1,4 @@
-"""Findings of a sweep, and the detector that compares all results. Main entries: `too_fast()` and `joined()`."""
+"""Findings of a sweep, and the detector that reads all results. Main entries: `joined_findings()`, `too_fast()`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _shots_rate(timing: dict[str, Any]) -> float:
     return float(timing["shots_sec"] / positions) if positions >= ENOUGH_SHOTS else 0.0
 
 
-def joined(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def joined_findings(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the findings of all results; equal ones become one, with the names and number of its results."""
     names: dict[tuple[str, str, str], list[str]] = {}
     for result in results:

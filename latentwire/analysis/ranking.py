@@ -24,7 +24,7 @@ from latentwire.analysis.controls import (
     power,
     recovered,
 )
-from latentwire.analysis.findings import joined
+from latentwire.analysis.findings import joined_findings
 from latentwire.analysis.matrix import make_atlas
 from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap
 from latentwire.stats.formatting import format_score
@@ -84,7 +84,7 @@ def analyze(
     return {
         "floor": settings.min_clean_f1,
         "wished": settings.target_difference,
-        "warnings": joined([*results, *controls]),
+        "warnings": joined_findings([*results, *controls]),
         "groups": analysed,
         "coverage": coverage(analysed),
         "atlas": make_atlas(results, analysed, scores) if len(analysed) > 1 else None,

@@ -78,7 +78,7 @@ def direct(
     runs = yield jobs
     every = list(runs)
     for stop_epoch in rounds[1:]:
-        ranking = rank(runs)
+        ranking = rank_candidates(runs)
         if not ranking:
             break  # `finish` reports that all runs failed
         kept = {row["candidate"] for row in ranking[: promoted(len(ranking))]}
@@ -99,7 +99,7 @@ def finish(cfg: DictConfig, results: list[Run]) -> None:
     """
     rounds = []
     for stop_epoch in dict.fromkeys(run["until"] for run in results):
-        ranking = rank([run for run in results if run["until"] == stop_epoch])
+        ranking = rank_candidates([run for run in results if run["until"] == stop_epoch])
         if ranking:
             rounds.append({"until": stop_epoch, "ranking": ranking})
     if not rounds:
@@ -151,7 +151,7 @@ def promoted(candidates: int) -> int:
     return max(1, math.ceil(candidates / ETA))
 
 
-def rank(runs: list[Run]) -> list[dict[str, Any]]:
+def rank_candidates(runs: list[Run]) -> list[dict[str, Any]]:
     """Return a row for each candidate, the best mean score first.
 
     A candidate that failed with any seed is left out, because its mean would be over fewer seeds than other means.

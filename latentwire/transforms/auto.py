@@ -18,7 +18,7 @@ from torch import Tensor
 from latentwire.lm.token_search import TokenSearch
 from latentwire.lm.vocabulary import Vocabulary, rms
 from latentwire.transforms.base import EMBEDDINGS, Transform
-from latentwire.transforms.fitted import MAX_MATCHED, find_rotation, nearest_with_margin, require_several, sample
+from latentwire.transforms.fitted import MAX_MATCHED, find_rotation, nearest_with_margin, require_several, sample_rows
 
 PROBE = 512  # embeddings that each hypothesis is tried on
 MIN_WIDENING = 1.08  # smallest factor by which a step must widen the margin; on clean text, gains give 1.03
@@ -98,7 +98,7 @@ def diagnose_source(
         The inverse of the distortion, the search for the nearest token after it, and the diagnosis as plain values. The
         diagnosis holds found (names of distortions), chain (steps; empty for a clean source) and the measures.
     """
-    probe = sample(x, PROBE, generator)
+    probe = sample_rows(x, PROBE, generator)
     if float(probe.var(dim=0, correction=0).sum()) <= 1e-12 * float(probe.square().mean(dim=0).sum()):
         return _fall_back(vocabulary, "all embeddings of the source are the same, or zero")
     ids, margin = nearest_with_margin(vocabulary.search, probe)
@@ -121,8 +121,8 @@ def diagnose_source(
         fitting, held_out = _halves(x, generator)
         if min(len(fitting), len(held_out)) == 0:
             return _fall_back(vocabulary, "no embedding comes near any token")
-        probe = sample(held_out, PROBE, generator)
-        rotation, _ = find_rotation(vocabulary, sample(fitting, MAX_MATCHED, generator))
+        probe = sample_rows(held_out, PROBE, generator)
+        rotation, _ = find_rotation(vocabulary, sample_rows(fitting, MAX_MATCHED, generator))
         undo, search = Undo(rotation=rotation), vocabulary.search
         ids, margin = nearest_with_margin(search, undo.project(probe))
         share_near = _share_near(search, probe, undo, margin, generator)

@@ -90,7 +90,7 @@ class Procrustes(Rotation):
     def fit(self, x: Tensor, truth: Tensor | None, generator: torch.Generator) -> None:
         """Find the rotation."""
         require_several(x, "procrustes")
-        self.rotation, margin = find_rotation(self.vocabulary, sample(x, MAX_MATCHED, generator))
+        self.rotation, margin = find_rotation(self.vocabulary, sample_rows(x, MAX_MATCHED, generator))
         # 0 for the identity, 1 for the expected distance of a random rotation from the identity.
         turned = (self.rotation - torch.eye(len(self.rotation))).norm() / (2 * len(self.rotation)) ** 0.5
         self.diagnosis = {"margin": round(margin, 4), "turned": round(float(turned), 4)}
@@ -131,7 +131,7 @@ def require_several(x: Tensor, name: str) -> None:
         raise UserError(f"{name}: the source gives NaN or infinite values; use less extreme dials, or dtype=float32")
 
 
-def sample(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def sample_rows(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return at most `count` rows, drawn without replacement: (N, D) -> (n, D)."""
     return x[torch.randperm(len(x), generator=generator)[:count].to(x.device)]
 

@@ -16,7 +16,7 @@ from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
 from latentwire.harness.training import OptimizerSpec, learning_rate_share
 from latentwire.latent_training.objective import LatentObjective, LossWeights
-from latentwire.latent_training.screening import interval, promoted, rank, render_ranking, rounds_of
+from latentwire.latent_training.screening import interval, promoted, rank_candidates, render_ranking, rounds_of
 from latentwire.latent_training.task import accumulate_gradients
 from latentwire.latent_training.validation import HeldOut
 from latentwire.transforms.codebook import SoftCodebook
@@ -311,12 +311,12 @@ def runs(**scores: list[float]) -> list[dict]:
 
 
 def test_candidates_are_ranked_by_their_mean_over_seeds():
-    rows = rank(runs(a=[0.1, 0.3], b=[0.5, 0.1], c=[0.9, 0.9]))
+    rows = rank_candidates(runs(a=[0.1, 0.3], b=[0.5, 0.1], c=[0.9, 0.9]))
     assert [row["candidate"] for row in rows] == ["c", "b", "a"]
     assert rows[1]["mean"] == pytest.approx(0.3)
     failed = runs(a=[0.1, 0.3], b=[0.5, 0.1])
     failed[2] = {**failed[2], "status": "failed", "error": "NaN"}
-    assert [row["candidate"] for row in rank(failed)] == ["a"]
+    assert [row["candidate"] for row in rank_candidates(failed)] == ["a"]
 
 
 def test_the_interval_is_students():
@@ -376,14 +376,14 @@ def test_rounds_rise():
 
 
 def test_the_screening_text_names_candidates_level_with_the_best():
-    ranking = rank(runs(a=[0.5, 0.5], b=[0.49, 0.51], c=[0.1, 0.1]))
+    ranking = rank_candidates(runs(a=[0.5, 0.5], b=[0.49, 0.51], c=[0.1, 0.1]))
     text = render_ranking(
         {"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]}
     )
     assert "Best: a; not distinguishable from it: b\n" in text
-    wide = [{"until": None, "ranking": rank(runs(a=[0.4, 0.6], b=[0.45, 0.45])), "kept": ["a"]}]
+    wide = [{"until": None, "ranking": rank_candidates(runs(a=[0.4, 0.6], b=[0.45, 0.45])), "kept": ["a"]}]
     assert "Best: a; not distinguishable from it: b\n" in render_ranking({"sweep": "s", "runs": [], "rounds": wide})
-    alone = [{"until": None, "ranking": rank(runs(a=[0.5])), "kept": ["a"]}]
+    alone = [{"until": None, "ranking": rank_candidates(runs(a=[0.5])), "kept": ["a"]}]
     assert "one seed: no interval" in render_ranking({"sweep": "s", "runs": [], "rounds": alone})
 
 

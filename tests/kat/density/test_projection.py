@@ -15,7 +15,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from kat.density.projection import page, project
+from kat.density.projection import map_page, project
 from latentwire.harness.errors import UserError
 from tests.helpers.planted import planted
 from tests.helpers.random import draws
@@ -81,7 +81,7 @@ def points(count: int) -> list[dict]:
 
 def test_the_page_holds_its_data_and_makes_no_requests():
     rows = points(50)
-    html = page(rows, "Prompt map", ["PC1", "PC2", "PC3"])
+    html = map_page(rows, "Prompt map", ["PC1", "PC2", "PC3"])
     assert "default-src 'none'" in html
     assert not re.search(
         r"(?:src|href)\s*=|@import|url\(|https?:|//cdn|fetch\(|XMLHttpRequest|WebSocket|innerHTML",
@@ -110,7 +110,7 @@ def opened(path: Path, folder: Path, fragment: str = "") -> tuple[dict[str, str]
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_the_page_works_in_a_browser(tmp_path):
     file = tmp_path / "map.html"
-    file.write_text(page(points(500), "Prompt map", ["PC1", "PC2", "PC3"]), encoding="utf-8")
+    file.write_text(map_page(points(500), "Prompt map", ["PC1", "PC2", "PC3"]), encoding="utf-8")
     recorded, document, log = opened(file, tmp_path / "one")
     assert recorded == {"errors": "0", "points": "500", "drawn": "500", "matches": "500"}
     assert "CONSOLE" not in log
@@ -165,7 +165,7 @@ def test_the_page_reacts_to_its_user(tmp_path):
     rows = points(500)
     for i, row in enumerate(rows):
         row["weight"] *= 0.25 if i % 2 else 9
-    html = page(rows, "Prompt map", ["PC1", "PC2", "PC3"])
+    html = map_page(rows, "Prompt map", ["PC1", "PC2", "PC3"])
     file.write_text(html.replace("</body>", f"<script>{ACTS}</script></body>"), encoding="utf-8")
     recorded, _, log = opened(file, tmp_path / "one")
     assert recorded.get("done") == "yes", log

@@ -15,7 +15,7 @@ from kat.embedding.pooling import (
     LogitsEmbedder,
     embed_hidden,
     embed_texts,
-    plan_batches,
+    plan_embedding_batches,
     square_root,
     unit_rows,
 )
@@ -82,7 +82,7 @@ def test_states_at_padding_are_ignored(tiny, hidden, monkeypatch):
 def test_batches_hold_each_text_once_and_keep_to_the_budget(batch_tokens):
     generator = draws(0)
     lengths = (torch.randn(3000, generator=generator) * 1.2 + 3).exp().ceil().int().tolist()  # a few are very long
-    batches = plan_batches(lengths, batch_tokens)
+    batches = plan_embedding_batches(lengths, batch_tokens)
     assert sorted(index for batch in batches for index in batch) == list(range(3000))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= batch_tokens
@@ -94,8 +94,8 @@ def test_batches_hold_each_text_once_and_keep_to_the_budget(batch_tokens):
 
 
 def test_equal_lengths_fill_the_budget():
-    assert [len(batch) for batch in plan_batches([10] * 2500, 8192)] == [819, 819, 819, 43]
-    assert plan_batches([3, 9, 5], 18) == [[1, 2], [0]]
+    assert [len(batch) for batch in plan_embedding_batches([10] * 2500, 8192)] == [819, 819, 819, 43]
+    assert plan_embedding_batches([3, 9, 5], 18) == [[1, 2], [0]]
 
 
 def test_texts_that_cannot_be_embedded_are_refused(tiny, hidden):

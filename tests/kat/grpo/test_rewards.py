@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kat.grpo import rewards as module
-from kat.grpo.rewards import Rewards, Sampled, load_function
+from kat.grpo.rewards import Rewards, Sampled, load_reward_function
 from latentwire.harness.errors import UserError
 from latentwire.harness.training import NonFiniteError
 
@@ -87,7 +87,7 @@ def test_invalid_reward_names_are_refused(names, weights, message):
 
 
 def test_a_function_is_found_by_its_name():
-    assert load_function("math:sqrt") is math.sqrt
+    assert load_reward_function("math:sqrt") is math.sqrt
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from kat.reward.report import (
     log_loss,
     longer_wins,
     points,
-    render_report,
+    render_reward_report,
 )
 from latentwire.stats.intervals import bootstrap_interval, wilson_interval
 from tests.helpers.random import numbers
@@ -135,11 +135,11 @@ def test_sources_and_deciles_are_scored_separately():
     assert found["by_source"]["a"] == evaluate_pairs(PAIRS[:2], True, 0)
     assert list(found["by_density_decile"]) == ["1", "10"]
     assert found["by_density_decile"]["10"] == evaluate_pairs(PAIRS[2:], True, 0)
-    text = render_report(found, "held-out")
+    text = render_reward_report(found, "held-out")
     assert max(map(len, text.splitlines())) <= 100
     assert "longer one" in text and "decile 1 (rarest) " in text and "  a " in text
     low, high = found["accuracy_interval"]
     assert f"0.625 [{low:.2f}, {high:.2f}]" in text
     assert "+0.250" in text and f"error {found['calibration']['error']:.3f}" in text
-    bare = render_report(evaluate_by_part([ScoredPair("p", "a", 1.0, 2, 1)], None, 0), "x")
+    bare = render_reward_report(evaluate_by_part([ScoredPair("p", "a", 1.0, 2, 1)], None, 0), "x")
     assert "longer" not in bare and "decile" not in bare

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.analysis.findings import joined, too_fast
+from latentwire.analysis.findings import joined_findings, too_fast
 from latentwire.data.examples import Example
 from latentwire.data.prompts import FewShotPrompt, PromptWriter
 from latentwire.evaluation.detectors import (
@@ -194,7 +194,7 @@ def test_equal_findings_are_merged():
     one = {"kind": "all_empty", "level": "warning", "message": "all answers are empty"}
     other = {**one, "kind": "all_alike", "message": "all answers are the same: 'x'"}
     results = [{"name": "a", "warnings": [one]}, {"name": "b", "warnings": [other, one]}, {"name": "c"}]
-    assert joined(results) == [{**one, "names": ["a", "b"], "count": 2}, {**other, "names": ["b"], "count": 1}]
+    assert joined_findings(results) == [{**one, "names": ["a", "b"], "count": 2}, {**other, "names": ["b"], "count": 1}]
 
 
 # --- faults planted in a running configuration ------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.transforms.base import EMBEDDINGS, PAIRS
-from latentwire.transforms.fitted import best_rotation, sample, shrunk_covariance
+from latentwire.transforms.fitted import best_rotation, sample_rows, shrunk_covariance
 from latentwire.transforms.registry import build_transform
 from tests.helpers.random import draws
 
@@ -207,6 +207,6 @@ def test_a_chain_fits_each_step_on_the_output_of_the_last():
 
 
 def test_a_sample_is_drawn_without_replacement():
-    rows = sample(torch.arange(20.0)[:, None], 12, draws(0)).squeeze(1)
+    rows = sample_rows(torch.arange(20.0)[:, None], 12, draws(0)).squeeze(1)
     assert len(rows) == len(rows.unique()) == 12
-    assert sorted(sample(torch.arange(5.0)[:, None], 12, draws(0)).squeeze(1).tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(sample_rows(torch.arange(5.0)[:, None], 12, draws(0)).squeeze(1).tolist()) == [0, 1, 2, 3, 4]
