@@ -222,6 +222,24 @@ def _section(file: ConfigFile, command: str, title: str) -> list[str]:
     return [title, "", _escaped(" ".join(words)), "", *items, "", *shown, *_table(settings)]
 
 
+def defaults_of(conf: Path) -> dict[str, list[str]]:
+    """Return the default choices of each group, each with the entries and tasks that make it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for path in [conf / "run.yaml", conf / "train.yaml", *sorted((conf / "task").glob("*.yaml"))]:
+        if not path.is_file():
+            continue
+        where = f"{path.stem}.py" if path.parent == conf else f"task={path.stem}"
+        for item in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", []):
+            for group, choice in item.items() if isinstance(item, dict) else []:
+                name = group.removeprefix("override ").strip("/")
+                for one in choice if isinstance(choice, list) else [choice]:
+                    found.setdefault(name, {}).setdefault(str(one), []).append(where)
+    return {
+        group: [f"`{choice}` ({', '.join(where)})" for choice, where in choices.items()]
+        for group, choices in found.items()
+    }
+
+
 def page(conf: Path = CONF) -> str:
     """Return the whole page.
 
@@ -235,10 +253,11 @@ def page(conf: Path = CONF) -> str:
     for file in (file for file in files if not file.group):
         parts += _section(file, "", f"## {file.name}.py")
     groups = sorted({file.group for file in files if file.group}, key=lambda g: (_place(g), g))
-    trained = tasks_of("train")
+    trained, chosen = tasks_of("train"), defaults_of(conf)
     for group in groups:
         about, template = GROUPS.get(group, ("", f"python run.py {group}=NAME"))
         parts += [f"## {group}", "", *([about, ""] if about else [])]
+        parts += [f"Default: {', '.join(chosen[group])}.", ""] if group in chosen else []
         for file in (file for file in files if file.group == group):
             command = template.replace("NAME", file.name)
             if group == "task":
