@@ -13,40 +13,55 @@ os.environ.setdefault("LATENTWIRE_DTYPE", "float32")
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from latentwire.lm.models import LanguageModel, load_model
-from latentwire.lm.vocabulary import Vocabulary
-from tests.helpers.models import model_spec
-from tests.helpers.programs import THREADS, USERS, launch
-from tests.helpers.random import shifted
+# PyTorch and the models are imported where they are used: the process that hands out the tests needs neither.
+if TYPE_CHECKING:
+    from latentwire.lm.models import LanguageModel
+    from latentwire.lm.vocabulary import Vocabulary
 
 CommandLine = Callable[..., tuple[int, str, str]]
 
 
+def load_embedded(name: str) -> LanguageModel:
+    """Load a model of conf/model on the CPU in float32."""
+    import torch
+
+    from latentwire.lm.models import load_model
+    from tests.helpers.models import model_spec
+
+    return load_model(model_spec(name), torch.device("cpu"), torch.float32)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> LanguageModel:
-    """Return the tiny model: two layers of random weights."""
-    return load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
+    """Two layers of random weights."""
+    return load_embedded("tiny_random")
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> LanguageModel:
-    """Return the embedded model, fetched once."""
-    return load_model(model_spec("smollm2"), torch.device("cpu"), torch.float32)
+    """The embedded model; fetched once."""
+    return load_embedded("smollm2")
 
 
 @pytest.fixture(scope="session")
 def vocabulary(tiny: LanguageModel) -> Vocabulary:
-    """Return the vocabulary of the tiny model."""
+    """The vocabulary of the tiny model."""
+    from latentwire.lm.vocabulary import Vocabulary
+
     return Vocabulary(tiny.token_embeddings())
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Use one thread, because a second one only slows down small tensors; TEST_THREADS sets another number."""
+    import torch
+
+    from tests.helpers.programs import THREADS
+
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     yield
@@ -56,6 +71,10 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def torch_seed() -> None:
     """Seed PyTorch's own generator before every test, so that no test depends on the ones before it."""
+    import torch
+
+    from tests.helpers.random import shifted
+
     torch.manual_seed(shifted(0))
 
 
@@ -73,6 +92,8 @@ def logging_state() -> Iterator[None]:
 @pytest.fixture
 def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> CommandLine:
     """Run a command line of "run" or "train" in tmp_path; returns exit status, standard output, standard error."""
+    from tests.helpers.programs import USERS, launch
+
     monkeypatch.chdir(tmp_path)
     for name in USERS:
         monkeypatch.delenv(name, raising=False)

@@ -186,6 +186,7 @@ def test_no_file_is_longer_than_400_lines(path):
 TESTS_CODE = sorted(TESTS.rglob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*CODE, *TESTS_CODE], ids=lambda p: p.stem)
 def test_every_file_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.relative_to(ROOT)

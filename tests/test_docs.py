@@ -89,6 +89,7 @@ LOADED = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
     """Sphinx reports no warning (-W -n), and no page or style sheet requests anything from another host."""
     command = [sys.executable, "-m", "sphinx", "-W", "-n", "--keep-going", "-q", "-d", str(tmp_path / "cache")]

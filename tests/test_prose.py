@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
 LONG_ALLOWED = 0  # sentences of more than 25 words in README and docs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_prose_has_no_banned_word(path):
     allowed = ALLOWED.get(str(path.relative_to(ROOT)), set())
@@ -33,6 +34,7 @@ def test_pages_have_no_long_sentence():
     assert len(found) <= LONG_ALLOWED, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: str(path.relative_to(TESTS)))
 def test_names_of_tests_are_short(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -77,6 +77,7 @@ def jobs_of(*command_line: str) -> list[Job]:
     return [Job(job, compose("run", overrides=job)) for job in expand(unions, overrides)]
 
 
+@pytest.mark.slow
 def test_embed35_has_the_35_names_and_values():
     jobs = jobs_of("sweep=embed35")
     assert len(EMBED35) == 35
@@ -87,6 +88,7 @@ def test_embed35_has_the_35_names_and_values():
     assert [families.count(family) for family in dict.fromkeys(families)] == [1, 3, 1, 10, 7, 6, 4, 3]
 
 
+@pytest.mark.slow
 def test_sources_multiply_a_sweep_and_appear_in_names():
     jobs = jobs_of("sweep=embed35", "embed_source=text,scaled")
     names = [job.config.name for job in jobs]
@@ -104,6 +106,7 @@ ATLAS += ["mixed0.1", "mixed0.2", "mixed0.3", "mixed0.5", "token_scale0.5", "tok
 ATLAS += ["anisotropic0.5", "anisotropic1.5", "low_rank64", "low_rank128", "low_rank256", "low_rank512"]
 
 
+@pytest.mark.slow
 def test_the_atlas_runs_36_configurations_on_each_source():
     """The 36 are the 35 configurations of embed35 and the automatic repair."""
     overrides = expand(factors(compose("run", overrides=["sweep=atlas"]).sweep), [])
@@ -114,6 +117,7 @@ def test_the_atlas_runs_36_configurations_on_each_source():
     assert all(cfg.experiment == "baseline" for cfg in asked[36:])
 
 
+@pytest.mark.slow
 def test_the_sweeper_composes_what_hydra_composes():
     config = compose("run", overrides=["sweep=atlas", "samples=7"], return_hydra_config=True)
     sweeper = instantiate(config.hydra.sweeper)
@@ -165,6 +169,7 @@ def test_an_only_without_a_match_lists_the_names():
         select_jobs(jobs_of("sweep=embed35"), "nearest")
 
 
+@pytest.mark.slow
 def test_only_reads_the_name_with_or_without_its_source():
     jobs = jobs_of("sweep=embed35", "embed_source=text,noisy")
     assert len(select_jobs(jobs, "baseline")) == 2
@@ -186,6 +191,7 @@ def test_a_sweep_without_a_preset_is_hydras_product():
     ]
 
 
+@pytest.mark.slow
 def test_variants_show_settings_that_the_name_lacks():
     """Configurations with equal names get a suffix for the setting that varies, such as @seed1."""
     assert variants(jobs_of("embed_transform=anchor_offset", "eps=0.01,0.05")) == ["", ""]
@@ -245,6 +251,7 @@ def test_a_name_is_read_back_as_its_family_and_dials(name):
     assert read_label(cfg.experiment) == (name, OmegaConf.to_container(cfg.embed_transform.dials, resolve=True))
 
 
+@pytest.mark.slow
 def test_embed_plus_has_its_controls_and_each_name_once():
     names = [job.config.name for job in jobs_of("sweep=embed_plus")]
     assert len(set(names)) == len(names) == 13
@@ -344,6 +351,7 @@ def test_the_latent_report_evaluates_the_checkpoint():
 TRAINED = ("latent_screen",)  # presets of train.py
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["task", "sweep", "tracker", "control"])
 def test_every_other_file_composes_under_its_name(group):
     for name in options(group):

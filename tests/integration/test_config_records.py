@@ -90,6 +90,7 @@ def test_every_config_folder_is_checked():
     assert {path.stem for path in (CONF / "task").glob("*.yaml")} == {*RUN_TASKS, *TRAIN_TASKS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_a_choice_composes_and_its_records_accept_it(group, choice):
     task = of_sweep_or_experiment(group, choice) if group in ("sweep", "experiment") else TASK_OF.get(group, "evaluate")

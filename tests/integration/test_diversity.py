@@ -61,6 +61,7 @@ def report(out: Path = OUT) -> dict:
     return json.loads((out / "diversity.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 @pytest.mark.statistical
 def test_a_collapsed_model_is_found_and_a_killed_run_resumes(work, cli, monkeypatch):
@@ -122,6 +123,7 @@ def test_a_collapsed_model_is_found_and_a_killed_run_resumes(work, cli, monkeypa
     assert (OUT / "diversity.json").stat().st_mtime_ns == before and len(sizes) == 5
 
 
+@pytest.mark.slow
 def test_a_model_compared_with_itself_has_no_differences(work, cli):
     status, _, said = cli("task=diversity", "a=runs/one", "b=runs/copy", "others=[runs/two/model]", *SMALL,
                           "weights_file=null", "out=together")  # fmt: skip
@@ -157,6 +159,7 @@ def test_longer_completions_than_trained_give_a_warning(work):
     assert beyond_training(models, 6) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

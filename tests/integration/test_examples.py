@@ -86,6 +86,7 @@ def test_01_answers_from_any_model_of_transformers(tiny):
     assert list(answers) == ["real tokens", "noise", "rms_matching", "anchor_offset"]
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_01_the_anchor_brings_the_answer_back(smollm2):
     module = example("01")
@@ -107,6 +108,7 @@ def test_02_ranks_its_own_transform(tmp_path):
     assert f1["snap0.9"] == f1["baseline"]
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_03_rare_prompts_weigh_more(tmp_path, capsys):
     module = example("03")

@@ -85,6 +85,7 @@ def test_an_experiment_says_how_it_was_run(name):
     assert f"experiment={name}" in fields["Command"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("conf")
 def test_an_experiment_is_the_command_that_it_records(name):
@@ -99,6 +100,7 @@ def test_an_experiment_is_the_command_that_it_records(name):
     assert differing <= NAMING
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("conf")
 def test_no_two_experiments_write_to_one_folder():
     folders = {}
@@ -112,6 +114,7 @@ def test_no_two_experiments_write_to_one_folder():
     assert {out: users for out, users in shared.items() if len(users) > 1} == {}
 
 
+@pytest.mark.slow
 def test_an_experiment_with_a_preset_runs_as_its_sweep(cli):
     status, out, err = cli("experiment=embed35_text", "task=list")
     assert status == 0, err
@@ -119,6 +122,7 @@ def test_an_experiment_with_a_preset_runs_as_its_sweep(cli):
     assert out.splitlines()[0].startswith("baseline ")
 
 
+@pytest.mark.slow
 def test_an_experiment_runs_and_writes_where_it_says(cli):
     status, out, err = cli("experiment=auto_unseen", "model=tiny_random", "samples=2", "only=baseline|auto")
     assert status == 0, err
@@ -127,6 +131,7 @@ def test_an_experiment_runs_and_writes_where_it_says(cli):
     assert {"summary.json", "auto.json", "baseline@low_rank64.json"} <= found
 
 
+@pytest.mark.slow
 def test_a_training_task_runs_the_grid_of_an_experiment(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])

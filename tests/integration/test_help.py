@@ -36,6 +36,7 @@ def test_help_has_the_tasks_a_line_each(entry, flag, capfd):
     assert text.count("\n") < 35
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["run", "train"])
 def test_help_has_five_commands_that_compose(entry, capfd):
     commands = re.findall(r"^python (\w+)\.py(.*?)(?:\s{2,}|$)", help_of(entry, capfd, "--help"), flags=re.MULTILINE)

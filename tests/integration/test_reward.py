@@ -58,6 +58,7 @@ def rewards_by(folder: Path, pairs) -> list[tuple[float, float]]:
     return [tuple(row) for row in score(model, sequences).view(-1, 2).tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 @pytest.mark.statistical
 def test_a_run_learns_writes_its_files_and_is_not_repeated(program):
@@ -137,6 +138,7 @@ def die_at_step_5() -> None:
     Run.log = log
 
 
+@pytest.mark.slow
 def test_a_start_that_has_seen_held_out_prompts_is_refused(program, tiny):
     for part in (tiny.model, tiny.tokenizer):
         part.save_pretrained("begun/model")
@@ -150,6 +152,7 @@ def test_a_start_that_has_seen_held_out_prompts_is_refused(program, tiny):
     assert not OUT.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_end(program):
     assert program(*SMALL, "out=whole", "pairs_per_prompt=1")[0] == 0
     arguments = [*SMALL, "out=killed", "pairs_per_prompt=1"]
@@ -168,6 +171,7 @@ def test_a_killed_run_resumes_to_the_same_end(program):
     assert len(read_jsonl(Path("whole/metrics.jsonl"))) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 def test_two_processes_match_one(program):
     """Both runs draw the same prompts, and their losses agree up to rounding."""
@@ -182,6 +186,7 @@ def test_two_processes_match_one(program):
     assert accuracy == pytest.approx(other, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "all"])
 def test_lora_and_full_training_save_a_loadable_folder(program, method):
     status, _, said = program(*SMALL, f"tuning.method={method}", "steps=2", "optimizer.learning_rate=0.01")
@@ -193,6 +198,7 @@ def test_lora_and_full_training_save_a_loadable_folder(program, method):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(program):
     """The expected loss comes from an untrained model's scores of the pairs of the first four draws."""
@@ -215,6 +221,7 @@ def test_the_first_loss_is_the_mean_over_prompts_of_their_pairs(program):
     assert logged["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_density_sampling_prefers_rare_prompts(program):
     """The run also makes the files that it lacks: pairs, prompts, embeddings and weights."""
     status, _, said = program(*SMALL, "sampler=density", "steps=60")
@@ -242,6 +249,7 @@ def test_density_sampling_prefers_rare_prompts(program):
     assert status == 1 and "prompts have pairs but no weight" in said and "so the origin of" in said
 
 
+@pytest.mark.slow
 def test_a_nan_loss_stops_the_run_and_keeps_the_checkpoint(program, monkeypatch):
     from kat.reward import task
 
@@ -258,6 +266,7 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_checkpoint(program, monkeypatch)
     assert program(*SMALL)[0] == 0 and len(read_jsonl(OUT / "metrics.jsonl")) == 6
 
 
+@pytest.mark.slow
 def test_out_of_memory_names_the_settings_to_lower(program, monkeypatch):
 
     def full(*_: object) -> None:
@@ -268,6 +277,7 @@ def test_out_of_memory_names_the_settings_to_lower(program, monkeypatch):
     assert status == 1 and "error: batch_tokens=300, states_gib=1.0: cpu (" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -311,6 +321,7 @@ def test_bad_settings_of_score_are_one_line(program, arguments, reason):
     assert status == 1 and reason in said and "Traceback" not in said, said
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_which_resumes_later(program, monkeypatch):
     """The error message gives a remedy."""
     from latentwire.harness import checkpoint

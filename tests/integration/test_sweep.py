@@ -52,6 +52,7 @@ def test_one_configuration_writes_its_result_and_predictions(cli):
         assert 0 <= low <= result[score] <= high <= 1
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_its_summary_and_analysis(cli):
     status, out, _ = cli("-m", "sweep=smoke", *SMALL, "embed_source=text,scaled")
     assert status == 0
@@ -73,6 +74,7 @@ def test_a_sweep_ends_with_its_summary_and_analysis(cli):
     assert cli("task=analyze", "sweep=smoke")[:2] == (0, out)
 
 
+@pytest.mark.slow
 def test_the_sweep_without_a_preset_runs_as_written(cli):
     status, _, _ = cli("-m", *SMALL, "embed_transform=anchor_offset", "eps=0.01,0.05")
     assert status == 0
@@ -80,6 +82,7 @@ def test_the_sweep_without_a_preset_runs_as_written(cli):
     assert read_json("outputs/single/anchor_eps0.01.json")["dials"] == {"eps": 0.01}
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 def test_a_fitted_transform_reports_its_fit(cli):
     """Its result records the number and kind of embeddings it was fitted on, and its diagnosis."""
@@ -112,6 +115,7 @@ def test_without_other_passages_there_is_nothing_to_fit_on(cli):
     assert "embed_transform=auto: is fitted on passages outside the evaluation, and the data have none" in err
 
 
+@pytest.mark.slow
 def test_the_35_are_listed_by_name(cli):
     status, out, _ = cli("task=list", "sweep=embed35")
     lines = out.splitlines()
@@ -121,6 +125,7 @@ def test_the_35_are_listed_by_name(cli):
     assert lines[17].split() == ["anchor_eps0.05", "embed_transform=anchor_offset", "eps=0.05"]
 
 
+@pytest.mark.slow
 def test_finished_configurations_are_not_run_again_unless_forced(cli):
     command = [*PAIR, *SMALL]
     cli(*command)
@@ -136,6 +141,7 @@ def test_finished_configurations_are_not_run_again_unless_forced(cli):
     assert without_timings(read_json("outputs/smoke/summary.json")) == without_timings(before)
 
 
+@pytest.mark.slow
 def test_rerunning_part_of_a_sweep_keeps_the_full_summary(cli):
     """The earlier summary moves to the folder replaced."""
     cli(*PAIR, *SMALL)
@@ -147,6 +153,7 @@ def test_rerunning_part_of_a_sweep_keeps_the_full_summary(cli):
     assert read_json("outputs/smoke/summary.json")["total_experiments"] == 1
 
 
+@pytest.mark.slow
 def test_the_analysis_refuses_predictions_of_another_run(cli):
     cli(*PAIR, *SMALL)
     path = Path("outputs/smoke/baseline.predictions.jsonl")
@@ -159,6 +166,7 @@ def test_the_analysis_refuses_predictions_of_another_run(cli):
     assert out == ""
 
 
+@pytest.mark.slow
 def test_a_result_without_a_field_counts_as_damaged(cli):
     command = [*PAIR, *SMALL]
     cli(*command)
@@ -178,6 +186,7 @@ def test_a_mistake_gets_its_message_and_nothing_else(cli):
     assert err.startswith("error: samples=100000")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["seed=1", "samples=5", "shots=1", "max_new_tokens=3", "dtype=bfloat16"])
 def test_settings_that_affect_a_result_are_in_its_hash(cli, change):
     cli(*SMALL)
@@ -206,6 +215,7 @@ def test_the_same_command_gives_the_same_result(cli):
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_controls_and_does_not_count_them(cli):
     status, _, _ = cli("-m", "sweep=smoke", *SMALL, "embed_source=scaled", "seed=0,1")
     assert status == 0
@@ -240,6 +250,7 @@ def test_a_sweep_runs_controls_and_does_not_count_them(cli):
     assert empty["timing"]["positions"] < clean["timing"]["positions"] / 2
 
 
+@pytest.mark.slow
 def test_the_baseline_on_text_is_its_own_clean_control(cli):
     cli(*PAIR, *SMALL)
     summary = read_json("outputs/smoke/summary.json")
@@ -248,6 +259,7 @@ def test_the_baseline_on_text_is_its_own_clean_control(cli):
     assert not Path("outputs/smoke/control_clean.json").exists()
 
 
+@pytest.mark.slow
 def test_random_tokens_are_a_control_unless_in_the_sweep(cli):
     """The control gives the same answers as the sweep's own random tokens."""
     arguments = [*SMALL, "embed_source=text,scaled", "min_clean_f1=0"]
@@ -271,6 +283,7 @@ def test_random_tokens_are_a_control_unless_in_the_sweep(cli):
     assert rows[0] == rows[1] == rows[2]
 
 
+@pytest.mark.slow
 def test_job_seconds_include_saving_the_previous_result(cli, monkeypatch):
     real = ResultStore.save
 
@@ -286,6 +299,7 @@ def test_job_seconds_include_saving_the_previous_result(cli, monkeypatch):
     assert all(result["job_sec"] > result["time_sec"] for result in results.values())
 
 
+@pytest.mark.slow
 def test_analyze_applies_new_thresholds(cli):
     """The thresholds are min_clean_f1 and target_difference."""
     cli(*PAIR, *SMALL)
@@ -296,6 +310,7 @@ def test_analyze_applies_new_thresholds(cli):
     assert "target_difference=0.0: must be" in cli("task=analyze", "sweep=smoke", "target_difference=0")[2]
 
 
+@pytest.mark.slow
 def test_seeds_appear_in_names_and_groups(cli):
     cli("-m", *SMALL, "embed_transform=baseline,anchor_offset", "seed=0,1")
     summary = read_json("outputs/single/summary.json")
@@ -308,6 +323,7 @@ def test_seeds_appear_in_names_and_groups(cli):
     assert [group["group"] for group in summary["analysis"]["groups"]] == ["text@seed0", "text@seed1"]
 
 
+@pytest.mark.slow
 def test_a_failed_configuration_does_not_stop_the_others(cli):
     """The sweep records the failure, reports it and exits with status 1."""
     status, out, err = cli("-m", *SMALL, "embed_transform=anchor_offset", "eps=-1,0.05")
@@ -334,6 +350,7 @@ def test_nan_from_a_transform_is_a_failure_without_a_score(cli, monkeypatch):
     assert read_json("outputs/single/rms_scale1.0.json")["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_crash_of_a_configuration_keeps_its_traceback(cli, monkeypatch):
     from latentwire.transforms.scaling import RMSMatching
 
@@ -390,6 +407,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_clear_message(cli, case):
     arguments, expected = BAD[case]
@@ -411,6 +429,7 @@ def test_an_output_folder_that_is_a_file_is_explained(cli, tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(cli, monkeypatch):
     import latentwire.harness.results as results
 
@@ -436,6 +455,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(cli, monkeypatch
     ]
 
 
+@pytest.mark.slow
 def test_a_damaged_result_fails_the_sweep_and_is_kept(cli):
     """The error names the file; force=true overwrites it."""
     command = [*PAIR, *SMALL]

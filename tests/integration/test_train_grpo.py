@@ -78,6 +78,7 @@ RUN = Path("outputs/grpo/uniform_seed0")
 SAME = ("metrics.jsonl", "held_out.jsonl", "completions.jsonl", "ledger.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 def test_one_command_trains_and_writes_every_file(training, here):
     status, out, err = training()
@@ -144,6 +145,7 @@ def test_one_command_trains_and_writes_every_file(training, here):
         assert status == 1 and f"{given}: was trained on " in err and "prompts that are held out here" in err
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 @pytest.mark.statistical
 def test_the_reward_rises(training):
@@ -158,6 +160,7 @@ def test_the_reward_rises(training):
     assert result["held_out"]["gain_interval"][0] > 0.1, out
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 @pytest.mark.parametrize("method", ["lora", "all"])
 def test_lora_and_full_tuning_save_the_whole_policy(training, method):
@@ -216,6 +219,7 @@ def test_a_gradient_of_another_process_updates_this_one(training, tiny, monkeypa
     assert not all(torch.equal(mine, given) for mine, given in trained_and_given(tiny))
 
 
+@pytest.mark.slow
 def test_force_restarts_once_and_then_resumes(training, monkeypatch):
     from latentwire.harness.run import Run
 
@@ -388,6 +392,7 @@ def test_out_of_memory_names_the_settings_to_lower(training, monkeypatch):
     assert "error: batch_tokens=256, grpo.prompts_per_step=2: cpu (" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -444,6 +449,7 @@ def test_a_batch_that_does_not_divide_is_refused(training, monkeypatch):
     assert status == 1 and "2 processes cannot share them evenly; use a multiple of 2" in err
 
 
+@pytest.mark.slow
 def test_unsuitable_models_are_refused(training, here, tiny):
     """A policy as reward model, a reward model as policy, other tokenizers and pickled weights are refused."""
     folder = here / "lm"
@@ -508,6 +514,7 @@ def test_a_full_disk_stops_the_run_with_a_remedy(training, monkeypatch):
     assert status == 1 and "No space left on device" in err and "free some space" in err
 
 
+@pytest.mark.slow
 def test_the_tracker_receives_metrics_tables_and_histograms(training, monkeypatch):
     from latentwire.harness import run
 
@@ -543,6 +550,7 @@ def test_the_schedule_counts_inner_epochs(training):
     assert [row["learning_rate"] for row in read_rows(RUN / "metrics.jsonl")] == pytest.approx([0.0075, 0.0025])
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(training, monkeypatch):
     real, sizes = grpo_step.micro_batches, {"whole": [], "parts": []}
     for name, extra in (("whole", []), ("parts", ["batch_tokens=1"])):
@@ -560,6 +568,7 @@ def test_micro_batches_change_nothing(training, monkeypatch):
         assert whole["entropy"] <= math.log(2048)  # the entropy of a token, not of a completion
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["dapo", "grpo"])
 def test_the_weights_of_a_step_sum_to_one(training, monkeypatch, how):
     real, sums = grpo_step.loss_weights, []
@@ -575,6 +584,7 @@ def test_the_weights_of_a_step_sum_to_one(training, monkeypatch, how):
     assert sum(sums) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_sampling_uses_the_settings_and_a_key_for_each_group(training, monkeypatch):
     real, asked = grpo_step.sample, []
 
@@ -590,6 +600,7 @@ def test_sampling_uses_the_settings_and_a_key_for_each_group(training, monkeypat
     assert all(row["sampling_gap"] < 1e-4 for row in read_rows(Path("run/metrics.jsonl")))
 
 
+@pytest.mark.slow
 def test_the_gradient_is_clipped_before_the_step(training, monkeypatch):
     done, step = [], torch.optim.AdamW.step
     monkeypatch.setattr(grpo_step, "clip_gradients", lambda parameters, most, where: done.append(most) or 1.0)

@@ -36,6 +36,7 @@ def full(*_: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Of the allocated memory none")
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 def test_reconstruction_learns_and_can_be_evaluated(trains, cli, tmp_path):
     status, _, err = trains(*QUICK, "evaluate_every=1", "out=run")
@@ -72,6 +73,7 @@ def test_reconstruction_learns_and_can_be_evaluated(trains, cli, tmp_path):
     assert "encoder.d_z was 8 and is 9" in err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_lm_is_refused_before_any_work(trains, cli, tmp_path):
     assert trains(*QUICK, "out=run", "epochs=1")[0] == 0
     config = json.loads((tmp_path / "run/encoder/config.json").read_text())
@@ -91,6 +93,7 @@ def test_a_checkpoint_of_another_lm_is_refused_before_any_work(trains, cli, tmp_
     assert "checkpoint=FOLDER" in err
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 def test_each_loss_is_logged_and_the_report_has_controls(trains, cli, tmp_path, monkeypatch):
     status, _, err = trains(*WHOLE, "out=run")
@@ -173,6 +176,7 @@ def test_each_loss_is_logged_and_the_report_has_controls(trains, cli, tmp_path, 
     assert made_by("force=true") == {*rows, *(f"{name}_likelihood" for name in rows)}
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 def test_a_killed_run_resumes_bit_for_bit(trains, tmp_path, monkeypatch):
     assert trains(*WHOLE, "out=straight")[0] == 0
@@ -247,6 +251,7 @@ CANDIDATES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_screening_promotes_a_third_and_resumes_runs(trains, tmp_path):
     """Promoted runs continue from their last checkpoint, and a repeated screening reports the same scores."""
     given = ["-m", "sweep=latent_screen", f"sweep.grids=[{','.join(CANDIDATES)}]", *BASE[1:], "d_z=8", "epochs=3",
@@ -337,6 +342,7 @@ def test_a_third_is_promoted_and_at_least_one():
     assert [promoted(n) for n in (1, 2, 3, 4, 9, 10)] == [1, 1, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_diverging_candidate_does_not_stop_the_others(trains, tmp_path):
     status, _, err = trains("-m", *QUICK, "optimizer.learning_rate=1e-3,1e30")
     assert status == 0, err
@@ -348,6 +354,7 @@ def test_a_diverging_candidate_does_not_stop_the_others(trains, tmp_path):
     assert "learning_rate0.001" in ranked["candidate"]
 
 
+@pytest.mark.slow
 def test_too_short_parts_of_split_passages_are_skipped(trains, tmp_path):
     """The run counts the skipped parts; a passage that is this short in the file is refused."""
     whole = "The ferry left the long pier at noon with forty sacks of flour, and nobody on the quay waved. No."
@@ -387,6 +394,7 @@ def test_the_screening_text_names_candidates_level_with_the_best():
     assert "one seed: no interval" in render_ranking({"sweep": "s", "runs": [], "rounds": alone})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -442,6 +450,7 @@ def test_gradients_are_weighted_and_averaged_over_the_step():
     assert sums == {"rms": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 def test_splitting_a_step_into_batches_changes_nothing(trains, tmp_path, monkeypatch):
     real, asked = LatentObjective.losses, {1: [], 4096: []}
@@ -459,6 +468,7 @@ def test_splitting_a_step_into_batches_changes_nothing(trains, tmp_path, monkeyp
         assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_best_epoch_are_saved(trains, tmp_path, monkeypatch):
     told = iter([0.9, 0.2, 0.1, 0.9])
     monkeypatch.setattr(HeldOut, "scores", lambda *_: {"cosine": next(told), "likeness": 0.0})
@@ -475,6 +485,7 @@ def test_training_starts_from_the_lms_layers(trains, tiny, tmp_path):
     assert torch.equal(saved, tiny.model.base_model.get_parameter(name))
 
 
+@pytest.mark.slow
 def test_initial_weights_depend_only_on_the_seed(trains, tmp_path):
     for name, more in (("a", "seed=0"), ("b", "seed=1"), ("c", "embed_transform=rms_matching")):
         assert trains(*QUICK, "epochs=1", NOWHERE, more, f"out={name}")[0] == 0
@@ -508,6 +519,7 @@ def test_noise_is_drawn_at_each_step_but_not_in_evaluation(trains, monkeypatch):
     assert {seed for training, seed in seen if not training} == {None}
 
 
+@pytest.mark.slow
 def test_settings_that_affect_a_run_are_in_its_identity(trains, tmp_path):
     (tmp_path / "more.txt").write_text("A text.")
     assert trains(*QUICK, "epochs=1", "out=run")[0] == 0

@@ -313,6 +313,7 @@ def test_a_hub_that_does_not_answer_is_explained(monkeypatch):
 # The task
 
 
+@pytest.mark.slow
 def test_the_task_writes_pairs_drops_and_a_record(cli):
     write_lines(Path("my.set.jsonl"), [*MORE, {**GOOD, "chosen": "\ud800"}])
     status, _, err = cli("task=pairs", "pairs=file", "path=my.set.jsonl")
@@ -338,6 +339,7 @@ def test_the_task_writes_pairs_drops_and_a_record(cli):
     assert [row["prompt"] for row in read_rows("again/pairs_all.jsonl")] == [row["prompt"] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_file_without_usable_rows_writes_nothing(cli):
     write_lines(Path("bad.jsonl"), [{**GOOD, "chosen": ""}, 3])
     status, _, err = cli("task=pairs", "pairs=file", "path=bad.jsonl")
@@ -381,6 +383,7 @@ def test_a_file_that_cannot_be_written_has_a_remedy_that_fits(cli):
     assert status == 1 and "choose another folder with folder=FOLDER" in err, err
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_nq_open_out_of_its_wheel_gives_the_judged_triples(cli):
     assert cli("task=pairs")[0] == 0

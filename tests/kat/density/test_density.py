@@ -93,6 +93,7 @@ def test_distances_of_close_neighbours_keep_their_digits():
 GEOMETRY = st.tuples(st.integers(0, 10**6), st.integers(12, 40), st.floats(0.3, 3.0), st.sampled_from([0.6, 0.9, 1.0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["knn", "kde"])
 @settings(max_examples=100, deadline=None)
 @given(geometry=GEOMETRY, away=st.floats(0.05, 2.0))
@@ -310,6 +311,7 @@ def test_wide_embeddings_need_no_width_by_width_matrix(monkeypatch):
     assert nearest(x, 5, index="ivf", min_recall=0.9, seed=0).recall > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.float_path
 @pytest.mark.statistical
 def test_approximate_kernel_sums_report_their_error(monkeypatch):

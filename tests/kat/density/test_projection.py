@@ -107,6 +107,7 @@ def opened(path: Path, folder: Path, fragment: str = "") -> tuple[dict[str, str]
     return dict(re.findall(r'data-(\w+)="([^"]*)"', opening)), done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_the_page_works_in_a_browser(tmp_path):
     file = tmp_path / "map.html"
@@ -158,6 +159,7 @@ for (const step of steps) { step(); paint(); }
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_the_page_reacts_to_its_user(tmp_path):
     """It turns, zooms, shows texts, changes colours and sizes, and searches."""

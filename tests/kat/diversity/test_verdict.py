@@ -154,6 +154,7 @@ def write(folder: str, content: object) -> None:
     Path(folder, "diversity.json").write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_the_task_reads_folders_by_pattern_and_writes_a_verdict(cli):
     reports = [report(seed, "density", "shuffled") for seed in range(3)]
     reports[2]["warnings"] = ["they differ in more"]

@@ -259,6 +259,7 @@ def test_the_task_embeds_every_prompt_under_its_id(cli, tiny):
     assert not list(OUT.parent.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_finished_file_is_kept_or_moved_aside(cli):
     """It is kept for the same settings and moved to the folder replaced for others."""
     write_prompts(10)
@@ -276,6 +277,7 @@ def test_a_finished_file_is_kept_or_moved_aside(cli):
     assert len(load_embeddings(OUT)[0]) == 11
 
 
+@pytest.mark.slow
 def test_a_killed_run_computes_only_the_missing_rows(cli, monkeypatch):
     """It ends with the same rows as a run without interruption; a truncated piece is computed again."""
     write_prompts(40)
@@ -327,6 +329,7 @@ def test_a_prompt_longer_than_the_context_is_left_out(cli):
     assert load_embeddings(OUT)[0] == ["id000", "id001", "id003", "id004"]
 
 
+@pytest.mark.slow
 def test_a_file_gives_its_rows_by_id(cli):
     write_prompts(6)
     cli(*SMALL, "out=./earlier.pt")
@@ -347,6 +350,7 @@ def test_a_file_gives_its_rows_by_id(cli):
     assert "no path given" in cli("task=embed", "embedder=file")[2]
 
 
+@pytest.mark.slow
 def test_the_record_of_an_earlier_file_is_kept(cli):
     """The new record has its model and its long prompts; changed texts are refused."""
     prompts = write_prompts(5)
@@ -369,6 +373,7 @@ def test_the_record_of_an_earlier_file_is_kept(cli):
     assert (status, "earlier.pt has no record of its texts" in err, record()["model"]) == (0, True, None)
 
 
+@pytest.mark.slow
 def test_the_budget_is_chosen_or_refused(cli, monkeypatch):
     write_prompts(3)
     asked, real = [], Shards.__init__
@@ -380,6 +385,7 @@ def test_the_budget_is_chosen_or_refused(cli, monkeypatch):
         assert (status, f"batch_tokens={value}: expected auto or a whole number above 0" in err) == (1, True), err
 
 
+@pytest.mark.slow
 def test_the_rows_cannot_be_written_to_the_record(cli):
     write_prompts(3)
     for name in ("embeddings.json", "mine.json"):
@@ -419,6 +425,7 @@ def test_a_query_is_text_and_not_hydras_grammar(cli, monkeypatch, query):
     assert asked == [query.strip("'") if query == "'quoted'" else query]
 
 
+@pytest.mark.slow
 def test_queries_that_do_not_match_the_file_are_refused(cli):
     write_prompts(5)
     assert "no such file; make it with task=embed" in cli(*QUERY, "query=x")[2]
@@ -461,6 +468,7 @@ def test_two_processes_match_one(tmp_path, monkeypatch):
     assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_minilm_from_its_wheel_matches_sentence_transformers(cli, monkeypatch):
     """The model loads without a network."""

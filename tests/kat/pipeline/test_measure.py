@@ -44,6 +44,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return kat
 
 
+@pytest.mark.slow
 def test_density_then_subsample_cluster_and_project(folder, cli):
     status, printed, said = cli("task=density", "clusters_file=known.json")
     assert status == 0, said
@@ -93,6 +94,7 @@ def test_density_then_subsample_cluster_and_project(folder, cli):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_from_the_shell_an_error_is_one_line(folder):
     line = command("run", "task=density", "sampler.k=999")
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment())
@@ -152,6 +154,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_are_refused_and_nothing_is_written(folder, cli, name):
     damage, reason = BAD[name]
@@ -197,6 +200,7 @@ def test_an_id_with_a_line_break_is_refused(folder, cli):
     assert status == 1 and "has a line break" in said, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -219,6 +223,7 @@ def test_settings_that_do_not_fit_are_refused(folder, cli, arguments, reason):
     assert status == 1 and reason in said, said
 
 
+@pytest.mark.slow
 def test_only_recorded_long_prompts_may_lack_embeddings(folder, cli):
     """The task counts them; any other prompt without an embedding is an error."""
     break_embeddings(folder, ids=IDS[2:], emb=torch.eye(N)[2:])
@@ -230,6 +235,7 @@ def test_only_recorded_long_prompts_may_lack_embeddings(folder, cli):
     assert status == 0 and "note: 2 of 240 prompts are too long" in said, said
 
 
+@pytest.mark.slow
 def test_weights_of_other_embeddings_are_refused(folder, cli):
     assert cli("task=density")[0] == 0
     report = json.loads((folder / "density.json").read_text())
@@ -250,6 +256,7 @@ def test_weights_of_other_embeddings_are_refused(folder, cli):
     assert status == 0 and "so the origin of" in said, said
 
 
+@pytest.mark.slow
 def test_other_weights_have_their_own_diagnostics(folder, cli):
     assert cli("task=density")[0] == 0
     before = {name: (folder / name).read_bytes() for name in ("density.json", "density.png", "weights.jsonl")}
@@ -272,6 +279,7 @@ def test_the_axes_equal_a_singular_value_decomposition(n, d):
     assert torch.allclose(xyz.abs(), expected.abs(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_page_does_not_overwrite_its_own_data(folder, cli):
     assert cli("task=density")[0] == 0
     status, _, said = cli("task=project", "out=./map.html")

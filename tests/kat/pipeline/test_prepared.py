@@ -33,6 +33,7 @@ def jobs(monkeypatch, tmp_path):
     return seen
 
 
+@pytest.mark.slow
 def test_only_missing_files_are_made_in_order(jobs, capfd):
     cfg = config("folder=here")
     Path("here").mkdir()

@@ -68,6 +68,7 @@ def test_matching_files_are_used_unchanged(here, capfd):
     assert (record["split"], record["prompts"]) == ("train", 25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "overrides", "message"),
     [

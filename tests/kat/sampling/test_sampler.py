@@ -115,6 +115,7 @@ def test_the_ledger_without_replacement_expects_what_happens():
     assert float(((drawn - meant) ** 2).mean()) < 100  # at most p (1 - p) n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replacement", [True, False])
 def test_draw_takes_more_rows_than_multinomial_can(replacement):
     n = 2**24 + 10
@@ -183,6 +184,7 @@ def through_a_file(state: dict) -> dict:
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_thousand_resumed_runs_draw_as_without_a_stop():
     """They run on 1, 2 and 4 ranks and stop at random draws."""
     choose = random.Random(shifted(0))

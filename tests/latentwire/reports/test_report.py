@@ -309,6 +309,7 @@ def test_text_and_lines_have_enough_contrast(colours):
         assert contrast(ink, cell) > 4.5, share
 
 
+@pytest.mark.slow
 def test_figures_replace_earlier_ones(tmp_path):
     summary, _ = made_up_sweep()
     groups, order = summary["analysis"]["groups"], [kind[0] for kind in KINDS]
@@ -394,6 +395,7 @@ def report_file(tmp_path_factory) -> Path:
     return file
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_page_shows_the_numbers_of_the_summary(report_file, tmp_path):
     text, log = browse(report_file.as_uri() + "#source=scaled117.0", tmp_path, "--dump-dom")
@@ -500,6 +502,7 @@ recorded.link = location.hash; recorded.done = "yes";
 </script>"""
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_page_sorts_filters_and_turns_pages_when_it_is_used(report_file, tmp_path):
     file = tmp_path / "report.html"
@@ -530,6 +533,7 @@ def test_the_page_sorts_filters_and_turns_pages_when_it_is_used(report_file, tmp
     assert "Ranking on scaled117.0" in text and "Recovered: 1 is the clean control" in text
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_a_phone_by_day_and_night(report_file, tmp_path, scheme):
@@ -554,6 +558,7 @@ def test_the_page_fits_a_phone_by_day_and_night(report_file, tmp_path, scheme):
     assert [round(float(part) * 255) for part in image[4, 4, :3]] == [int(ground[i : i + 2], 16) for i in (1, 3, 5)]
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_browser_check_detects_requests(report_file, tmp_path):
     file = tmp_path / "report.html"
@@ -563,6 +568,7 @@ def test_the_browser_check_detects_requests(report_file, tmp_path):
     assert "CONSOLE" in log and "example.invalid" in log
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_sweep_without_success_has_a_report_too(tmp_path):
     summary, _ = made_up_sweep()
@@ -581,6 +587,7 @@ class Logged(NoTracker):
         self.figures = figures
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_its_report_and_analyze_rewrites_it(cli, monkeypatch):
     logged = Logged()
     monkeypatch.setattr(task, "tracker_of", lambda cfg: logged)
@@ -609,6 +616,7 @@ def test_a_sweep_writes_its_report_and_analyze_rewrites_it(cli, monkeypatch):
     assert (folder / "report.html").read_bytes() == written
 
 
+@pytest.mark.slow
 def test_an_unwritable_report_fails_after_the_analysis(cli):
     cli("-m", "sweep=smoke", "only=baseline", "model=tiny_random", "samples=4")
     Path("outputs/smoke/report.html").unlink()

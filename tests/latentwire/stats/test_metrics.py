@@ -332,6 +332,7 @@ def test_the_detectable_difference_by_hand():
     assert samples_needed(0.0, 0.1, 0.05) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("count", [30, 250])
 def test_the_detectable_difference_is_seen_four_times_in_five(count):
@@ -397,6 +398,7 @@ def test_few_equal_differences_have_a_minimum_p_value(count, least):
     assert compare_paired(half, np.zeros(count + 20), 0)[0].p_value >= least
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_few_examples_keep_the_error_rate():
     """Of equal systems at most 7% are called different, for 1 to 8 examples."""

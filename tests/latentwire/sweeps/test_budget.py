@@ -210,6 +210,7 @@ def played(cfg, jobs, finished, calls=None):
                             "job_sec": float(count)})  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_follows_the_same_plan(tmp_path, monkeypatch):
     """Another budget gets another plan; the old plan is kept."""
     monkeypatch.setattr(program.Program, "lap", lambda self, *, count: 0.0)
@@ -266,6 +267,7 @@ def test_a_round_is_scored_on_its_first_examples(tmp_path):
     assert found == [0.5, 0.75]
 
 
+@pytest.mark.slow
 def test_the_first_estimate_includes_launching_jobs(cli, exact_costs, monkeypatch):
     real = schedule.control_jobs
 
@@ -280,6 +282,7 @@ def test_the_first_estimate_includes_launching_jobs(cli, exact_costs, monkeypatc
     assert "9 configurations on 4 examples each need about" in err
 
 
+@pytest.mark.slow
 def test_an_extended_result_equals_a_direct_one(cli):
     small = ["model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "embed_source=noisy"]
     for asked in (4, 8, 20):
@@ -299,6 +302,7 @@ def test_an_extended_result_equals_a_direct_one(cli):
     assert "num_examples=5: must be the end of a block" in cli(*small, "num_examples=5", "out=new")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -363,6 +367,7 @@ def test_a_lap_includes_all_uncounted_seconds(monkeypatch):
     assert [program.current.lap(count=count) for count in (False, True, False, True)] == [1.0, 3.5, 0.5, 1.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["seed=1", "data=file", "max_new_tokens=3", "version"])
 def test_a_plan_depends_on_settings_that_affect_results(change, tmp_path, monkeypatch):
     (tmp_path / "mine.jsonl").write_text(

@@ -116,6 +116,7 @@ def test_the_diagnosis_measures_planted_distortions():
         assert asked("noisy", snr_db=snr_db)[0].diagnosis["snr_db"] == pytest.approx(snr_db, abs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("snr_db", [3.0, -3.0, -6.0, -15.0])
 def test_under_noise_auto_is_at_least_the_nearest_token(snr_db):

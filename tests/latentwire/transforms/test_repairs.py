@@ -166,6 +166,7 @@ def test_shape_and_dtype_stay_and_rows_are_independent(name, dtype):
     assert_close(transform(x[1]), y[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNLABELLED)
 def test_equal_seeds_fit_equally(name):
     x = TOKENS @ MIXING
