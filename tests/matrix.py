@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, TESTS
 
 # Values of ATEN_CPU_CAPABILITY from the least to the most, by kind of processor. PyTorch takes an x86 value without
 # asking whether the processor has the instructions, so nothing above what it chooses itself is tried.
@@ -90,6 +90,12 @@ def runs(seeds: int) -> Iterator[Run]:
     yield Run(found[-1], 2, len(found) + 1, len(found) + 1, 0)
 
 
+def files(marked: str) -> list[str]:
+    """Return the test files with this mark, or none, for all files, where it is an expression of several."""
+    found = [path for path in sorted(TESTS.rglob("test_*.py")) if f"mark.{marked}" in path.read_text(encoding="utf-8")]
+    return [str(path.relative_to(ROOT)) for path in found]
+
+
 def main() -> int:
     """Run the matrix and return the exit status: 1 if any run failed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -103,7 +109,7 @@ def main() -> int:
     failed = False
     for run in runs(asked.seeds):
         line = [sys.executable, "-m", "pytest", "-m", marked, "--numprocesses", asked.workers, "--dist", "worksteal",
-                f"--randomly-seed={run.order}", "--durations=0", "--durations-min=9999"]  # fmt: skip
+                f"--randomly-seed={run.order}", "--durations=0", "--durations-min=9999", *files(marked)]  # fmt: skip
         began = time.monotonic()
         done = subprocess.run(line, cwd=ROOT, env=run.environment(), capture_output=True, text=True)
         told = [found for found in done.stdout.splitlines() if re.search(r"\d+ (passed|failed|error)", found)]
