@@ -113,10 +113,15 @@ def trains(entry: CommandLine) -> CommandLine:
 
 
 @pytest.fixture
-def logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run W&B without a login or the user's settings, with all its files in the test's folder."""
+    import wandb
+
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    wandb.teardown()  # it keeps the settings, and with them the key, of its first use in a process
+    yield
+    wandb.teardown()
