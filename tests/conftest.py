@@ -115,8 +115,11 @@ def trains(entry: CommandLine) -> CommandLine:
 @pytest.fixture
 def logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run W&B without a login or the user's settings, with all its files in the test's folder."""
+    import wandb
+
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    wandb.teardown()  # W&B keeps a login that an earlier test gave it
