@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 COUNT = 200
@@ -24,11 +26,15 @@ def right(share: float, count: int = COUNT) -> np.ndarray:
     return (np.floor((places + 1) * share + 1e-9) - np.floor(places * share + 1e-9)).astype(float)
 
 
-def without_timings(summary: dict) -> dict:
-    """Return the summary of a sweep without its command and times."""
-    timings = ("time_sec", "job_sec", "timing")
-    kinds = {
-        kind: [{name: value for name, value in result.items() if name not in timings} for result in summary[kind]]
-        for kind in ("results", "controls")
-    }
-    return summary | {"command": None} | kinds
+TIMINGS = ("time_sec", "job_sec", "timing")
+
+
+def without_timings(summary: Any) -> Any:
+    """Return the summary of a sweep without its command, its times, and the warnings that depend on times."""
+    if isinstance(summary, dict):
+        kept = {name: value for name, value in summary.items() if name not in TIMINGS}
+        return {name: None if name == "command" else without_timings(value) for name, value in kept.items()}
+    if isinstance(summary, list):
+        timed = [entry for entry in summary if not (isinstance(entry, dict) and entry.get("kind") == "too_fast")]
+        return [without_timings(entry) for entry in timed]
+    return summary
