@@ -5,8 +5,8 @@ from __future__ import annotations
 from omegaconf import OmegaConf
 
 from kat.data.pairs import PairsSpec, PreferencePair, readings
-from latentwire.harness.errors import UserError
-from latentwire.harness.paths import CONF
+from latentwire.harness.paths import config_file
+from latentwire.harness.progress import log
 from latentwire.harness.typed_config import typed
 
 
@@ -17,14 +17,15 @@ def load_pairs_by_name(name: str = "nq_open") -> list[PreferencePair]:
         name: The name of a file in conf/pairs. `nq_open` is read from a pinned wheel.
 
     Returns:
-        The pairs. Unusable rows are dropped.
+        The pairs. Unusable rows are dropped, and their number is logged.
 
     Raises:
         UserError: The name is unknown, or the data cannot be read.
     """
-    path = CONF / "pairs" / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise UserError(f"pairs={name}: unknown; use one of {known}")
+    path = config_file("pairs", name)
     spec = typed(PairsSpec, OmegaConf.load(path), f"pairs.{name}.")
-    return [item for reading in readings([spec]) for item in reading if isinstance(item, PreferencePair)]
+    rows = [item for reading in readings([spec]) for item in reading]
+    pairs = [item for item in rows if isinstance(item, PreferencePair)]
+    if len(pairs) < len(rows):
+        log(f"pairs={name}: dropped {len(rows) - len(pairs)} of {len(rows)} rows; task=pairs lists the reasons")
+    return pairs

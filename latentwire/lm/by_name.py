@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from omegaconf import OmegaConf
 
-from latentwire.harness.errors import UserError
-from latentwire.harness.paths import CONF
+from latentwire.harness.paths import config_file
 from latentwire.harness.typed_config import typed
 from latentwire.lm.models import LanguageModel, load_model
 from latentwire.lm.spec import ModelSpec
@@ -28,8 +27,5 @@ def load_model_by_name(
     Raises:
         UserError: The name is unknown, or the model does not load.
     """
-    path = CONF / "model" / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise UserError(f"model={name}: unknown; use one of {known}")
+    path = config_file("model", name)
     return load_model(typed(ModelSpec, OmegaConf.load(path).model, "model."), torch.device(device), dtype)
