@@ -8,7 +8,7 @@ python run.py task=pairs                                          Prompts; task=
 """
 
 from latentwire.harness.app import launch
-from latentwire.harness.program import Task
+from latentwire.harness.session import Task
 
 TASKS = {
     "evaluate": Task(

@@ -8,7 +8,7 @@ python train.py experiment=latent_2x                                A recorded e
 """
 
 from latentwire.harness.app import launch
-from latentwire.harness.program import Task
+from latentwire.harness.session import Task
 
 TASKS = {
     "grpo": Task(run="kat.grpo.task:grpo"),

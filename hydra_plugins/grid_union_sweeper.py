@@ -17,9 +17,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from latentwire.harness import program
+from latentwire.harness.app import JobFunction
 from latentwire.harness.grids import Job, expand, factors, print_jobs, select_jobs, variants
 
 
@@ -42,30 +43,37 @@ class GridUnionSweeper(BasicSweeper):
         self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the overrides that choose files
         self.parsed: dict[str, tuple[Override, bool]] = {}  # each override, and whether it chooses a file
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take over the session of the command, in which the jobs and the end of the sweep run."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        assert isinstance(task_function, JobFunction), "this sweeper runs in a program that launch() started"
+        self.session = task_function.session
+        self.session.sweeping = True
+
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run the jobs of the preset and the command line, and return their results in order."""
         assert self.config is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        preset = factors(self.config.sweep) if program.current.takes_sweeps(self.config.task) else []
+        preset = factors(self.config.sweep) if self.session.takes_sweeps(self.config.task) else []
         jobs = [self.compose(job) for job in expand(preset, parser.parse_overrides(arguments))]
         jobs = [
             self.compose([*job.overrides, f"variant='{variant}'"]) if variant else job
             for job, variant in zip(jobs, variants(jobs), strict=True)
         ]
-        if program.current.takes_sweeps(self.config.task):
+        if self.session.takes_sweeps(self.config.task):
             jobs = select_jobs(jobs, self.config.only)
         if self.config.task == "list":
             print_jobs(jobs)
             return []
-        rounds = program.current.direct(self.config, jobs, self.compose)
+        rounds = self.session.direct(self.config, jobs, self.compose)
         try:
             batch = next(rounds)
             while True:
                 batch = rounds.send(self._run(batch))
         except StopIteration as end:
             results: list[Any] = end.value
-        program.current.finish(self.config, results)
+        self.session.finish(self.config, results)
         return results
 
     def _run(self, jobs: list[Job]) -> list[Any]:
@@ -75,7 +83,7 @@ class GridUnionSweeper(BasicSweeper):
         returns: list[Any] = []
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
-            program.current.position = (start + 1, len(jobs)) if len(batch) == 1 else None
+            self.session.position = (start + 1, len(jobs)) if len(batch) == 1 else None
             for job in self.launcher.launch([job.overrides for job in batch], initial_job_idx=start):
                 returns.append(job.return_value)  # raises the job's exception, if any
         return returns

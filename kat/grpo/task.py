@@ -35,6 +35,7 @@ from latentwire.harness.memory import choose_batch_tokens, within_memory
 from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import read_jsonl, write_json
 from latentwire.harness.run import Run
+from latentwire.harness.session import Session
 from latentwire.harness.training import OptimizerSpec, make_accelerator, make_optimizer, make_scheduler
 from latentwire.harness.typed_config import typed
 from latentwire.lm.model_folder import save_model
@@ -44,7 +45,7 @@ from latentwire.lm.spec import ModelSpec
 SHOWN = 16  # number of held-out prompts in the tracker's table of completions
 
 
-def grpo(cfg: DictConfig) -> dict[str, Any]:
+def grpo(cfg: DictConfig, session: Session | None = None) -> dict[str, Any]:
     """Train a policy by GRPO, or continue a run that was interrupted; missing inputs are made first.
 
     Returns:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import ResultWriteError, read_json
+from latentwire.harness.session import Session
 
 T = TypeVar("T")
 
@@ -26,11 +27,11 @@ SIDECARS = {
 WRITTEN_BY = {"pairs_file": "pairs", "prompts_file": "prompts", "embeddings_file": "embed", "weights_file": "density"}
 
 
-def task(job: Callable[[DictConfig], T]) -> Callable[[DictConfig], T]:
+def task(job: Callable[[DictConfig], T]) -> Callable[..., T]:
     """Return a function as a task of kat, which rejects trackers and explains files that cannot be written."""
 
     @functools.wraps(job)
-    def run(cfg: DictConfig) -> T:
+    def run(cfg: DictConfig, session: Session | None = None) -> T:
         if cfg.tracker.name != "none":
             raise UserError(
                 f"tracker={cfg.tracker.name}: task={cfg.task} does not use a tracker, and its files contain all "

@@ -38,6 +38,7 @@ from latentwire.harness.progress import Progress, log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json
 from latentwire.harness.run import Run
+from latentwire.harness.session import Session
 from latentwire.harness.training import (
     OptimizerSpec,
     add_up_gradients,
@@ -86,7 +87,7 @@ class RewardSpec:
             raise UserError(f"max_length={self.max_length}: a prompt and an answer need at least 2 tokens")
 
 
-def reward(cfg: DictConfig) -> dict[str, Any]:
+def reward(cfg: DictConfig, session: Session | None = None) -> dict[str, Any]:
     """Train a reward model, or continue a run that was interrupted; evaluate it on the held-out pairs.
 
     Returns:

@@ -14,7 +14,7 @@ from latentwire.encoders.bottleneck import Bottleneck
 from latentwire.encoders.byte import ByteEncoder
 from latentwire.encoders.lm_layers import LMLayers
 from latentwire.harness.errors import UserError
-from latentwire.transforms.base import check_dials
+from latentwire.harness.registry import check_dials
 
 ENCODERS: dict[str, type[Encoder]] = {"bottleneck": Bottleneck, "lm_layers": LMLayers, "byte": ByteEncoder}
 

@@ -28,6 +28,7 @@ from latentwire.harness.memory import within_memory
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import Result, ResultStore, config_hash, read_jsonl, write_json
+from latentwire.harness.session import Session
 from latentwire.harness.typed_config import typed
 from latentwire.lm.spec import ModelSpec
 from latentwire.stats.comparison import Comparison, compare_paired
@@ -41,7 +42,7 @@ TITLES = {"text": "whole text", "latent": "latents", "cut": "text cut to as many
           "averaged": "averages of neighbouring tokens", "empty": "no passage"}  # fmt: skip
 
 
-def report(cfg: DictConfig) -> dict[str, Any]:
+def report(cfg: DictConfig, session: Session | None = None) -> dict[str, Any]:
     """Evaluate the latents and each control on the same examples, and write report.json.
 
     Returns:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import traceback
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from latentwire.data.examples import DataSpec
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.evaluation.request import plain, read
-from latentwire.evaluation.setup import FIRST_BLOCK, Component, EvaluationSetup, Settings, prepare, without_passages
-from latentwire.harness import program
+from latentwire.evaluation.request import Request, plain, read
+from latentwire.evaluation.setup import FIRST_BLOCK, Component, EvaluationSetup, prepare, without_passages
 from latentwire.harness.device import accelerator_state, describe_machine
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
@@ -31,24 +28,28 @@ from latentwire.harness.results import (
     config_hash,
     read_jsonl,
 )
+from latentwire.harness.session import Session
 from latentwire.harness.tracking import Tracker, make_tracker
-from latentwire.lm.spec import ModelSpec
 from latentwire.stats.formatting import format_score
 
 NEEDED = {"name", "experiment", "family", "dials", "source", "group", "config", "num_samples", "identity",
           "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # fields that a finished result must have
 
 
-def run(cfg: DictConfig) -> Result:
+def run(cfg: DictConfig, session: Session | None = None) -> Result:
     """Return the result of one configuration: the finished one, or a new one.
 
     Within a sweep, a failed configuration is also a result, with its error.
 
+    Args:
+        cfg: Config of the configuration.
+        session: Session of the sweep; None evaluates this configuration on its own.
+
     Raises:
         UserError: Model, data, settings or output folder are invalid. Outside a sweep also: the configuration failed.
     """
-    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-    if cfg.budget_minutes is not None and not sweeping:
+    session = session or Session()
+    if cfg.budget_minutes is not None and not session.sweeping:
         raise UserError(f"budget_minutes={cfg.budget_minutes}: limits a sweep; add -m, or leave it out")
     state = accelerator_state(cfg.device)
     request = read(cfg, state, FIRST_BLOCK if cfg.num_examples is not None else 0)
@@ -76,13 +77,13 @@ def run(cfg: DictConfig) -> Result:
     if result is None:
         if state.is_main_process:
             store.require_writable()
-        setup = _setup_of(_Recipe(model, data, settings, state, request.block_size))
+        setup = session.keep("evaluation", _setup_key(request, state), partial(_set_up, request, state))
         if not request.passage:
             setup = without_passages(setup)
-        title = _title(cfg.name)
+        title = _title(cfg.name, session)
         known = read_jsonl(store.predictions_path(cfg.name)) if before is not None else []
         body, predictions = _attempt(setup, source, transform, state, title, cfg.num_examples, known)
-        body = broadcast_from_main(state, _add_earlier(before, body, program.current.lap(count=True)))
+        body = broadcast_from_main(state, _add_earlier(before, body, session.lap(count=True)))
         result = {
             **head,
             **body,
@@ -97,41 +98,32 @@ def run(cfg: DictConfig) -> Result:
         state.wait_for_everyone()
         log(_line(title, result))
     else:
-        log(_line(_title(cfg.name), result) + "  (finished before)")
-    tracker_of(cfg).log_result(result)
-    if not sweeping:
+        log(_line(_title(cfg.name, session), result) + "  (finished before)")
+    tracker_of(cfg, session).log_result(result)
+    if not session.sweeping:
         if result["status"] != "ok":
             raise UserError(f"{cfg.name}: {result['error']}")
         log(f"result: {store.path(cfg.name)}")
     return result
 
 
-def list_one(cfg: DictConfig) -> None:
+def list_one(cfg: DictConfig, session: Session | None = None) -> None:
     """Print the name of the single configuration; the sweeper prints the names of a sweep."""
     if is_main_process():
         print(cfg.name)
 
 
-class _Recipe:
-    """Arguments of `prepare`, comparable, so that equal arguments share one set-up."""
-
-    def __init__(
-        self, model: ModelSpec, data: DataSpec, settings: Settings, state: PartialState, block_size: int
-    ) -> None:
-        self.parts = (model, data, settings, state, block_size)
-        self.key = config_hash([model.identity(), data.identity(), vars(settings), str(state.device), block_size])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Recipe) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+def _setup_key(request: Request, state: PartialState) -> str:
+    """Return everything that decides a set-up, so that equal configurations of a sweep share one."""
+    settings = vars(request.settings)
+    return config_hash(
+        [request.model.identity(), request.data.identity(), settings, str(state.device), request.block_size]
+    )
 
 
-@lru_cache(maxsize=1)
-def _setup_of(recipe: _Recipe) -> EvaluationSetup:
-    model, data, settings, state, block_size = recipe.parts
-    setup = prepare(model, data, settings, state, block_size)
+def _set_up(request: Request, state: PartialState) -> EvaluationSetup:
+    model, data, settings = request.model, request.data, request.settings
+    setup = prepare(model, data, settings, state, request.block_size)
     log(
         f"{model.name} in {str(setup.lm.dtype).removeprefix('torch.')} on {describe_machine(setup.lm.device)}; "
         f"{len(setup.prompts)} examples of {data.name}, {settings.shots} shots ({setup.decoder.prefix.length} tokens)"
@@ -143,24 +135,13 @@ def _setup_of(recipe: _Recipe) -> EvaluationSetup:
     return setup
 
 
-@lru_cache(maxsize=1)
-def _tracker(name: str, folder: str, group: str, project: str, entity: str | None, tags: tuple[str, ...]) -> Tracker:
-    if name == "none":
-        return make_tracker(name)
-    return make_tracker(name, folder=Path(folder), group=group, project=project, entity=entity, tags=list(tags))
-
-
-def tracker_of(cfg: DictConfig) -> Tracker:
+def tracker_of(cfg: DictConfig, session: Session) -> Tracker:
     """Return the tracker that a config names; all configurations of a sweep share it."""
-    node = cfg.tracker
-    return _tracker(
-        node.name,
-        cfg.out,
-        cfg.sweep.name,
-        node.get("project", ""),
-        node.get("entity"),
-        tuple(node.get("tags", ())),
-    )
+    settings = {key: value for key, value in plain(cfg.tracker).items() if key != "name"}
+    if cfg.tracker.name != "none":
+        settings |= {"folder": Path(cfg.out), "group": str(cfg.sweep.name)}
+    key = json.dumps([cfg.tracker.name, settings], default=str)
+    return session.keep("tracker", key, lambda: make_tracker(cfg.tracker.name, **settings))
 
 
 def _finished(store: ResultStore, head: Result, force: bool, state: PartialState) -> Result | None:
@@ -236,10 +217,9 @@ def _attempt(
     return {"status": "ok", **scores}, predictions
 
 
-def _title(name: str) -> str:
+def _title(name: str, session: Session) -> str:
     """Return a name with its position among the jobs of a sweep."""
-    position = program.current.position
-    return name if position is None else f"[{position[0]}/{position[1]}] {name}"
+    return name if session.position is None else f"[{session.position[0]}/{session.position[1]}] {name}"
 
 
 def _line(title: str, result: Result) -> str:

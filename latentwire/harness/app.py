@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 
-from latentwire.harness import processes, program, typed_config  # noqa: F401 (typed_config registers resolvers)
+from latentwire.harness import processes, typed_config  # noqa: F401 (typed_config registers resolvers)
 from latentwire.harness.config_errors import explain, refuse_additions, refuse_renamed, require_task
-from latentwire.harness.errors import UserError
 from latentwire.harness.help import help_text
 from latentwire.harness.paths import CONF
-from latentwire.harness.program import Program, Task, load_function
+from latentwire.harness.plugins import load_plugins, named_plugins
 from latentwire.harness.progress import is_main_process, rank
+from latentwire.harness.session import Session, Task
 
 
 def launch(
@@ -30,7 +32,6 @@ def launch(
         arguments: Command line without the program's name. Default: `sys.argv`.
         about: Text that --help prints before the tasks: purpose of this entry and example commands.
     """
-    program.current = Program(config_name, dict(known_tasks))
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(help_text(config_name, known_tasks, about or ""))
@@ -43,7 +44,9 @@ def launch(
         refuse_additions(arguments)
         refuse_renamed(arguments)
         require_task(arguments, config_name, known_tasks)
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_run)()
+        load_plugins(named_plugins(arguments))
+        job = JobFunction(Session(config_name, dict(known_tasks), command_line()))
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except (Exception, _StoppedError) as raised:
         error = raised.error if isinstance(raised, _StoppedError) else raised
         message = explain(error, arguments, config_name)
@@ -59,6 +62,11 @@ def launch(
         _leave_process_group()
 
 
+def command_line() -> str:
+    """Return the command line of this run, quoted so that it can be typed again."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 class _StoppedError(BaseException):
     """Carries a task's exception past Hydra, which would otherwise print its own messages first."""
 
@@ -67,14 +75,26 @@ class _StoppedError(BaseException):
         self.error = error
 
 
-def _run(cfg: DictConfig) -> Any:
-    tasks, entry = program.current.tasks, program.current.entry
-    try:
-        if cfg.task not in tasks:
-            raise UserError(f"task={cfg.task}: not a task of {entry}.py; use one of {', '.join(tasks)}")
-        return load_function(tasks[cfg.task].run)(cfg)
-    except Exception as error:
-        raise _StoppedError(error) from error
+class JobFunction:
+    """The function that Hydra calls with the config of each job, in this process or in a launcher's worker.
+
+    Args:
+        session: What the jobs of this command share. The sweeper takes it from here.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        """Run the task of a config and return its result."""
+        try:
+            if self.session.remote:
+                load_plugins(cfg.plugins)
+            return self.session.run(cfg)
+        except Exception as error:
+            if self.session.remote:
+                raise  # the launcher carries it to the process of the sweep
+            raise _StoppedError(error) from error
 
 
 def _with_environment(arguments: list[str]) -> list[str]:

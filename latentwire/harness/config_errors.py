@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from latentwire.harness.errors import UserError, causes
 from latentwire.harness.paths import CONF
+from latentwire.harness.plugins import plugin_choices
 
 CHOOSERS = ("task", "experiment", "sweep")  # the first of these on the command line chooses the task
 
@@ -32,7 +33,8 @@ def explain(error: BaseException, arguments: list[str], entry: str) -> str | Non
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_setting(match[1], arguments, entry)
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        known = ", ".join(sorted(path.stem for path in (CONF / match[1]).glob("*.yaml")))
+        files = [path.stem for path in (CONF / match[1]).glob("*.yaml")]
+        known = ", ".join(sorted({*files, *plugin_choices(match[1])}))
         return f"{match[1]}={match[2]}: unknown; use one of {known}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

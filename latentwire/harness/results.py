@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from latentwire.harness.errors import UserError
 
-Result = dict[str, Any]
+JsonObject = dict[str, Any]  # a JSON object whose fields its writer decides, such as a config
+Result = JsonObject
 
 
 class ResultWriteError(UserError):

@@ -17,14 +17,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import write_json
+from latentwire.harness.session import Session
 from latentwire.harness.training import NonFiniteError
 from latentwire.latent_training.task import latent
 
@@ -35,7 +34,7 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 Run = dict[str, Any]
 
 
-def run(cfg: DictConfig) -> Run:
+def run(cfg: DictConfig, session: Session | None = None) -> Run:
     """Train one encoder. In a sweep, a run whose loss or gradient is not finite counts as failed; the sweep continues.
 
     Returns:
@@ -44,7 +43,7 @@ def run(cfg: DictConfig) -> Run:
     Raises:
         UserError: See `latent`.
     """
-    if HydraConfig.get().mode != RunMode.MULTIRUN:
+    if session is None or not session.sweeping:
         return latent(cfg)
     about = {"name": str(cfg.name), "candidate": str(cfg.candidate), "seed": cfg.seed, "until": cfg.stop_epoch}
     try:
@@ -56,7 +55,7 @@ def run(cfg: DictConfig) -> Run:
 
 
 def direct(
-    cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], Job]
+    cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], Job], session: Session
 ) -> Generator[list[Job], list[Run], list[Run]]:
     """Train all candidates, then continue the best third of them, round by round.
 
@@ -64,6 +63,7 @@ def direct(
         cfg: Config of the sweep.
         jobs: One job for each candidate and seed.
         compose: Returns the job with the given overrides.
+        session: Session of the sweep.
 
     Yields:
         The jobs of each round; the generator receives their results.
@@ -91,7 +91,7 @@ def direct(
     return every
 
 
-def finish(cfg: DictConfig, results: list[Run]) -> None:
+def finish(cfg: DictConfig, results: list[Run], session: Session) -> None:
     """Rank the candidates of each round, print the rankings, and write screen.json.
 
     Raises:

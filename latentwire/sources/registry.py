@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from latentwire.harness.errors import UserError
+from latentwire.harness.registry import check_dials
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.base import Source
 from latentwire.sources.controls import Averaged, Cut, Empty
 from latentwire.sources.distortions import Anisotropic, LowRank, Mixed, Noisy, Rotated, Scaled, Shifted, TokenScale
 from latentwire.sources.latent import Latent
-from latentwire.transforms.base import check_dials
 
 SOURCES: dict[str, type[Source]] = {
     "text": Source,

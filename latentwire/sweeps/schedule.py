@@ -14,13 +14,13 @@ from latentwire.analysis.controls import RANDOM
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation.request import read
 from latentwire.evaluation.setup import FIRST_BLOCK
-from latentwire.harness import program
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.grids import Job
 from latentwire.harness.progress import log
 from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
+from latentwire.harness.session import Session
 from latentwire.harness.typed_config import typed
 from latentwire.lm.spec import ModelSpec
 from latentwire.sweeps.successive_halving import JobCost, Round, first_round, next_round
@@ -41,13 +41,14 @@ BIAS = (
 )
 
 
-def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], Job]) -> Rounds:
+def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], Job], session: Session) -> Rounds:
     """Run the controls and configurations of a sweep, as a generator of the jobs to run next.
 
     Args:
         cfg: Config of the sweep.
         jobs: Configurations of the sweep.
         compose: Returns a job from command-line overrides.
+        session: Session of the sweep.
 
     Returns:
         Results of the configurations, then of the controls.
@@ -64,7 +65,7 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
     controls = control_jobs(jobs, compose)
     if cfg.budget_minutes is not None:
         launching = (time.monotonic() - began) / max(1, len(controls))  # mostly the time to compose a config
-        return (yield from within_budget(cfg, controls, jobs, launching))
+        return (yield from within_budget(cfg, controls, jobs, launching, session))
     of_controls = (yield controls) if controls else []
     return [*(yield jobs), *of_controls]
 
@@ -119,7 +120,7 @@ def measured_cost(results: Sequence[Result], launches: int) -> JobCost:
     return JobCost(overhead / (launches * len(results)), sum(result["time_sec"] for result in results) / count)
 
 
-def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launching: float) -> Rounds:
+def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launching: float, session: Session) -> Rounds:
     """Run rounds until the budget or the examples are used up, as a generator of the jobs to run next.
 
     Each decision is saved at once. A killed sweep continues from its saved decisions and results.
@@ -129,6 +130,7 @@ def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launchi
         controls: Controls to run.
         jobs: Configurations of the sweep.
         launching: Seconds to launch a job, before it is measured.
+        session: Session of the sweep.
 
     Returns:
         Results of the configurations, then of the controls.
@@ -193,7 +195,7 @@ def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launchi
         }
         spent = sum(result.get("job_sec", 0.0) for result in results.values())
         cost = measured_cost(list(running.values()), 1 + len(plan["halvings"]))
-        cost, spent = broadcast_from_main(state, (cost, spent + program.current.lap(count=False)))
+        cost, spent = broadcast_from_main(state, (cost, spent + session.lap(count=False)))
         plan["seconds_spent"] = round(spent, 3)
         plan["seconds_per_example"] = cost.per_example
         decided = next_round(standings, len(every) - len(contenders), now, most, cost, seconds - plan["seconds_spent"])

@@ -15,7 +15,6 @@ from latentwire.analysis.findings import Finding, too_fast
 from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import analyze
 from latentwire.evaluation.task import tracker_of
-from latentwire.harness import program
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import (
@@ -27,6 +26,7 @@ from latentwire.harness.results import (
     read_jsonl,
     write_text_atomically,
 )
+from latentwire.harness.session import Session
 from latentwire.harness.typed_config import typed
 from latentwire.reports.html import write_report
 from latentwire.reports.text import render, tables
@@ -35,12 +35,13 @@ from latentwire.sweeps import schedule
 NOT_IN_SUMMARY = ("config", "versions", "traceback", "too_long_ids")  # long fields, only in the result's own file
 
 
-def finish(cfg: DictConfig, results: list[Result]) -> None:
+def finish(cfg: DictConfig, results: list[Result], session: Session) -> None:
     """Write the summary and report of a sweep, print its analysis, and log it to the tracker.
 
     Args:
         cfg: Config of the sweep.
         results: Results of its configurations and controls.
+        session: Session of the sweep.
 
     Raises:
         UserError: Configurations failed; the message names them.
@@ -50,7 +51,7 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
     if is_main_process():
         budget = read_json(schedule.plan_path(folder)) if cfg.budget_minutes is not None else None
         summary = summarize(cfg.sweep.name, results, folder, _analysis_settings(cfg), budget)
-        summary["command"] = program.command()
+        summary["command"] = session.command
         other = ResultStore(folder).save_summary(summary)
         _write_matrix(summary, folder)
         print(render(summary))
@@ -59,7 +60,7 @@ def finish(cfg: DictConfig, results: list[Result]) -> None:
         if other is not None:
             log(f"note: the previous summary also had other configurations; it is kept as {other}")
         figures = sorted((folder / "figures").glob("*.png"))
-        tracker_of(cfg).log_summary(summary, tables(summary, _examples(summary, folder)), figures)
+        tracker_of(cfg, session).log_summary(summary, tables(summary, _examples(summary, folder)), figures)
     if failed:
         listed = "\n".join(f"  {result['name']}: {result['error']}" for result in failed)
         controls = sum(result.get("control") is not None for result in failed)
@@ -151,7 +152,7 @@ def _examples(summary: dict[str, Any], folder: Path) -> list[tuple[Result, list[
     return [(r, read_jsonl(ResultStore(folder).predictions_path(r["name"]))) for r in chosen]
 
 
-def analyze_again(cfg: DictConfig) -> dict[str, Any]:
+def analyze_again(cfg: DictConfig, session: Session | None = None) -> dict[str, Any]:
     """Print the analysis of a finished sweep and write its report, from its summary and predictions.
 
     Returns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -74,26 +73,6 @@ class Transform(nn.Module, ABC):
     def tokens(self, ids: Tensor, like: Tensor) -> Tensor:
         """Return the embeddings of token ids in the dtype of `like`: (...) -> (..., D)."""
         return self.vocabulary.embeddings[ids.to(self.vocabulary.embeddings.device)].to(like)
-
-
-def check_dials(name: str, dials: dict[str, Any], owner: type) -> None:
-    """Check that dials match the keyword-only arguments of a class.
-
-    Args:
-        name: Name of the transform, source or encoder, for the error message.
-        dials: Dials and their values.
-        owner: The class.
-
-    Raises:
-        UserError: A dial is unknown or missing.
-    """
-    parameters = inspect.signature(owner).parameters.values()
-    required = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    known = ", ".join(sorted(required)) or "none"
-    for dial in sorted(dials.keys() - required):
-        raise UserError(f"{dial}={dials[dial]}: {name} has no such dial (its dials: {known}); leave it out")
-    for dial in sorted(required - dials.keys()):
-        raise UserError(f"{name} needs {dial} (its dials: {known}); give it a value")
 
 
 def require(condition: bool, dial: str, value: float, reason: str) -> None:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.harness.errors import UserError
+from latentwire.harness.registry import check_dials
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.transforms.auto import Auto
-from latentwire.transforms.base import EMBEDDINGS, PAIRS, Transform, check_dials
+from latentwire.transforms.base import EMBEDDINGS, PAIRS, Transform
 from latentwire.transforms.codebook import SoftCodebook
 from latentwire.transforms.fitted import MomentMatching, Procrustes, ProcrustesSupervised, Whitening
 from latentwire.transforms.scaling import Baseline, BatchDistribution, RMSMatching

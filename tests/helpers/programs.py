@@ -23,7 +23,7 @@ import torch
 
 import run
 import train
-from latentwire.harness import app, program
+from latentwire.harness import app
 from tests.helpers.paths import ROOT
 
 TASKS = {"run": run.TASKS, "train": train.TASKS}
@@ -41,7 +41,6 @@ def launch(
     """
     monkeypatch.setattr(sys, "argv", [f"{entry}.py"])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    program.current.position = None
     status = 0
     try:
         app.launch(entry, TASKS[entry], list(arguments))

@@ -14,10 +14,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from latentwire.harness import app, program
+from latentwire.harness import app
 from latentwire.harness.grids import expand, factors
 from latentwire.harness.paths import CONF
-from latentwire.harness.program import Task
+from latentwire.harness.session import Session, Task
 from run import TASKS as RUN_TASKS
 from train import TASKS as TRAIN_TASKS
 
@@ -54,10 +54,8 @@ def composed(entry: str, overrides: list[str]) -> tuple[dict[str, Any], list[lis
     varied = [override for override in parsed if override.is_sweep_override()]
     fixed = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
     cfg = compose(entry, overrides=fixed)
-    program.current.entry = entry
-    program.current.tasks.clear()
-    program.current.tasks.update(RUN_TASKS if entry == "run" else TRAIN_TASKS)
-    jobs = expand(factors(cfg.sweep) if program.current.takes_sweeps(cfg.task) else [], varied)
+    session = Session(entry, RUN_TASKS if entry == "run" else TRAIN_TASKS)
+    jobs = expand(factors(cfg.sweep) if session.takes_sweeps(cfg.task) else [], varied)
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}, jobs

@@ -14,7 +14,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from latentwire.harness import program
+from latentwire.harness import app
 from latentwire.harness.tracking import NoTracker
 from latentwire.reports import html as report
 from latentwire.reports.figures import draw_all
@@ -264,7 +264,7 @@ def test_the_page_describes_the_run():
 
 def test_the_command_can_be_typed_again(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/run.py", "-m", "only=baseline|anchor_*", "seed=1,2"])
-    assert program.command() == "python run.py -m 'only=baseline|anchor_*' seed=1,2"
+    assert app.command_line() == "python run.py -m 'only=baseline|anchor_*' seed=1,2"
 
 
 def test_the_page_holds_its_data_and_makes_no_requests():
@@ -590,7 +590,7 @@ class Logged(NoTracker):
 @pytest.mark.slow
 def test_a_sweep_writes_its_report_and_analyze_rewrites_it(cli, monkeypatch):
     logged = Logged()
-    monkeypatch.setattr(task, "tracker_of", lambda cfg: logged)
+    monkeypatch.setattr(task, "tracker_of", lambda cfg, session: logged)
     status, _, err = cli("-m", "sweep=smoke", "only=baseline|rms*", "model=tiny_random", "samples=4",
                          "embed_source=text,scaled")  # fmt: skip
     assert status == 0 and "report: outputs/smoke/report.html" in err

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from latentwire.evaluation import request, task
 from latentwire.evaluation.setup import block_ends
-from latentwire.harness import program
+from latentwire.harness import session
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
@@ -99,11 +99,11 @@ def exact_costs(monkeypatch):
     """Costs that do not depend on the machine: a second for each example, none for a launch."""
 
     monkeypatch.setattr(schedule, "measured_cost", lambda results, launches: A_SECOND)
-    monkeypatch.setattr(program.Program, "lap", lambda self, *, count: 0.0)
+    monkeypatch.setattr(session.Session, "lap", lambda self, *, count: 0.0)
     real = schedule.within_budget
 
-    def at_a_second_each(cfg, controls, jobs, launching):
-        inner = real(cfg, controls, jobs, launching)
+    def at_a_second_each(cfg, controls, jobs, launching, session):
+        inner = real(cfg, controls, jobs, launching, session)
         answers = None
         while True:
             try:
@@ -190,7 +190,7 @@ def played(cfg, jobs, finished, calls=None):
         calls: Number of new results after which the sweep is interrupted.
     """
     left = iter(range(10**6 if calls is None else calls))
-    playing = schedule.within_budget(cfg, jobs[:1], jobs[1:], 0.0)
+    playing = schedule.within_budget(cfg, jobs[:1], jobs[1:], 0.0, session.Session())
     answers = None
     while True:
         try:
@@ -213,7 +213,7 @@ def played(cfg, jobs, finished, calls=None):
 @pytest.mark.slow
 def test_an_interrupted_sweep_follows_the_same_plan(tmp_path, monkeypatch):
     """Another budget gets another plan; the old plan is kept."""
-    monkeypatch.setattr(program.Program, "lap", lambda self, *, count: 0.0)
+    monkeypatch.setattr(session.Session, "lap", lambda self, *, count: 0.0)
     transforms = ("baseline", "rms_matching", "nearest_k", "anchor_offset", "random_interpolation")
     asked = [["control=empty"]] + [
         [f"embed_transform={transform}", f"embed_source={source}"]
@@ -250,7 +250,7 @@ def test_an_interrupted_sweep_follows_the_same_plan(tmp_path, monkeypatch):
 
 
 def test_auto_is_never_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(program.Program, "lap", lambda self, *, count: 0.0)
+    monkeypatch.setattr(session.Session, "lap", lambda self, *, count: 0.0)
     transforms = ("baseline", "rms_matching", "nearest_k", "anchor_offset", "auto")
     asked = [["control=empty"]] + [[f"embed_transform={transform}"] for transform in transforms]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -362,9 +362,9 @@ def test_costs_of_a_job_and_of_an_example():
 
 def test_a_lap_includes_all_uncounted_seconds(monkeypatch):
     times = iter([10.0, 12.5, 13.0, 14.0])
-    monkeypatch.setattr(program.time, "monotonic", lambda: next(times))
-    monkeypatch.setattr(program.current, "lap_started", 9.0)
-    assert [program.current.lap(count=count) for count in (False, True, False, True)] == [1.0, 3.5, 0.5, 1.5]
+    monkeypatch.setattr(session.time, "monotonic", lambda: next(times))
+    own = session.Session(lap_started=9.0)
+    assert [own.lap(count=count) for count in (False, True, False, True)] == [1.0, 3.5, 0.5, 1.5]
 
 
 @pytest.mark.slow

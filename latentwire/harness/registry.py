@@ -1,0 +1,199 @@
+"""Things of one kind by name, to which plugins add their own. Main entries: `Registry`, `dials_of()`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from latentwire.harness.errors import UserError
+from latentwire.harness.results import config_hash
+
+T = TypeVar("T")
+
+OWN_PACKAGES = ("latentwire", "kat")  # covered by the version of this project in every identity
+ALL: list[Registry[Any]] = []  # every registry whose module is imported, for `plugins.add_config_nodes`
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name, in the order in which they were registered.
+
+    Args:
+        kind: Word for one thing, for messages: "transform".
+        setting: Setting that chooses a thing, for messages: "embed_transform".
+        node: Returns the config of a thing that has no file in conf/, from its name and the thing. None for a kind
+            that has no config group.
+    """
+
+    def __init__(self, kind: str, setting: str, node: Callable[[str, T], dict[str, Any]] | None = None) -> None:
+        self.kind, self.setting, self.node = kind, setting, node
+        self._things: dict[str, T] = {}
+        ALL.append(self)
+
+    def add(self, name: str, thing: T) -> None:
+        """Register a thing. The same thing may be registered again, as when its module is imported a second time.
+
+        Raises:
+            UserError: Another thing has this name, or the name is not an identifier.
+        """
+        if not name.isidentifier():
+            raise UserError(f"{self.kind} {name!r}: not a name; use letters, digits and _, such as my_{self.kind}")
+        known = self._things.get(name)
+        if known is not None and _origin(known) != _origin(thing):
+            raise UserError(
+                f"{self.kind} {name}: {' and '.join(_origin(one) for one in (known, thing))} both register this name; "
+                "rename one"
+            )
+        self._things[name] = thing
+
+    def __getitem__(self, name: str) -> T:
+        """Return a thing.
+
+        Raises:
+            UserError: No thing has this name. The message lists the valid ones.
+        """
+        if name not in self._things:
+            raise UserError(f"{self.setting}={name}: unknown; use one of {', '.join(self._things)}")
+        return self._things[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether a thing has this name."""
+        return name in self._things
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
+        return iter(self._things)
+
+    def __len__(self) -> int:
+        """Return the number of things."""
+        return len(self._things)
+
+    def items(self) -> list[tuple[str, T]]:
+        """Return the names with their things."""
+        return list(self._things.items())
+
+    def source_digest(self, name: str) -> str | None:
+        """Return the digest of the module that defines a thing, or None for a thing of this project.
+
+        The digest belongs into the identity of a result: after a change of the module the result is computed again.
+        """
+        return source_digest(_definition(self[name]))
+
+
+def _definition(thing: object) -> object:
+    """Return the class or function that defines a thing; a record names it in its field `define`."""
+    return getattr(thing, "define", thing)
+
+
+def _origin(thing: object) -> str:
+    """Return where a thing is defined: 'my_module.MyClass'."""
+    definition = _definition(thing)
+    return f"{getattr(definition, '__module__', '?')}.{getattr(definition, '__qualname__', definition)}"
+
+
+def source_digest(definition: object) -> str | None:
+    """Return the digest of the source of the module that defines a class or function; None for this project's own.
+
+    Raises:
+        UserError: The source cannot be read, so changes would go unnoticed.
+    """
+    name = str(getattr(definition, "__module__", ""))
+    if name.split(".")[0] in OWN_PACKAGES:
+        return None
+    try:
+        return config_hash(inspect.getsource(sys.modules[name]))
+    except (OSError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{name}: has no source that can be read ({error}), so changes would go unnoticed; put "
+            f"{getattr(definition, '__qualname__', definition)} into a .py file"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Dial:
+    """A sweepable setting of a class: one of its keyword-only arguments.
+
+    Attributes:
+        name: Name of the argument.
+        kind: Type of its values: int, float, str, or object for any other annotation.
+        default: Default value; `inspect.Parameter.empty` without one.
+    """
+
+    name: str
+    kind: type
+    default: Any
+
+    def config_value(self) -> str:
+        """Return the interpolation that reads the dial from the root of the config: '${float:${eps}}'."""
+        at_root = f"${{{self.name}}}"
+        return f"${{{self.kind.__name__}:{at_root}}}" if self.kind in (int, float) else at_root
+
+
+def dials_of(owner: type) -> dict[str, Dial]:
+    """Return the dials of a class by name, in the order of its signature."""
+    kinds: dict[str, type] = {"int": int, "float": float, "str": str}
+    return {
+        parameter.name: Dial(
+            parameter.name,
+            kinds.get(getattr(parameter.annotation, "__name__", str(parameter.annotation)), object),
+            parameter.default,
+        )
+        for parameter in inspect.signature(owner).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+def check_dials(name: str, dials: dict[str, Any], owner: type) -> None:
+    """Check that dials match the keyword-only arguments of a class.
+
+    Args:
+        name: Name of the transform, source, encoder or arm, for the error message.
+        dials: Dials and their values.
+        owner: The class.
+
+    Raises:
+        UserError: A dial is unknown or missing.
+    """
+    expected = dials_of(owner)
+    known = ", ".join(sorted(expected)) or "none"
+    for dial in sorted(dials.keys() - expected.keys()):
+        raise UserError(f"{dial}={dials[dial]}: {name} has no such dial (its dials: {known}); leave it out")
+    missing = {dial for dial, one in expected.items() if one.default is inspect.Parameter.empty} - dials.keys()
+    for dial in sorted(missing):
+        raise UserError(f"{name} needs {dial} (its dials: {known}); give it a value")
+
+
+def node_with_dials(group: str, name: str, owner: type, label: str) -> dict[str, Any]:
+    """Return the config of a class whose dials stand at the root, as a file of conf/embed_transform would write it.
+
+    Args:
+        group: Config group: "embed_transform".
+        name: Name of the thing.
+        owner: Its class. Each dial needs a default, because no YAML gives one.
+        label: Pattern of the configuration's name, with dials in braces: "norm_clip{limit}".
+
+    Raises:
+        UserError: A dial has no default.
+    """
+    dials = dials_of(owner)
+    for dial in dials.values():
+        if dial.default is inspect.Parameter.empty:
+            raise UserError(
+                f"{group}={name}: its dial {dial.name} has no default; write {dial.name}=VALUE in the signature of "
+                f"{owner.__qualname__}, or add conf/{group}/{name}.yaml"
+            )
+    return {
+        **{dial.name: dial.default for dial in dials.values()},
+        group: {
+            "name": name,
+            "label": config_label(label),
+            "dials": {dial.name: dial.config_value() for dial in dials.values()},
+        },
+    }
+
+
+def config_label(label: str) -> str:
+    """Return a pattern with dials in braces as a config writes it: 'k{k}' -> 'k${.dials.k}'."""
+    return label.replace("{", "${.dials.")

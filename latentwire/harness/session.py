@@ -1,0 +1,123 @@
+"""What the jobs of one command share, apart from their configs. Main entries: `Session`, `Task`."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig
+
+from latentwire.harness.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The functions of a task as 'module:function'; a module is imported when its function is first called.
+
+    Attributes:
+        run: `run(cfg, session)` runs one configuration and returns its result. `run(cfg)` does the same on its own, in
+            any process.
+        finish: `finish(cfg, results, session)` receives all results of a sweep.
+        direct: `direct(cfg, jobs, compose, session)` decides which jobs of a sweep run. It is a generator that yields
+            jobs, receives their results, and returns the final results. Without it, every job runs once.
+    """
+
+    run: str
+    finish: str | None = None
+    direct: str | None = None
+
+
+@dataclass
+class Session:
+    """One command: its tasks, its position in a sweep, its clock, and the objects that its jobs share.
+
+    A session can be sent to another process. The shared objects stay behind and are built there again.
+
+    Attributes:
+        entry: Root of the config tree, `run` or `train`.
+        tasks: Tasks of this entry, by name.
+        command: Command line, quoted so that it can be typed again; "" if there is none.
+        sweeping: Whether the jobs belong to a sweep.
+        position: Number of this job and number of all jobs of the sweep, such as (3, 35); None outside a sweep.
+        lap_started: Monotonic time in seconds at which the command, or the current lap, began.
+        remote: Whether this is a copy in another process.
+    """
+
+    entry: str = "run"
+    tasks: dict[str, Task] = field(default_factory=dict)
+    command: str = ""
+    sweeping: bool = False
+    position: tuple[int, int] | None = None
+    lap_started: float = field(default_factory=time.monotonic)
+    remote: bool = False
+    _kept: dict[str, tuple[str, Any]] = field(default_factory=dict, repr=False)  # purpose -> (key, object)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "remote": True, "_kept": {}}
+
+    def run(self, cfg: DictConfig) -> Any:
+        """Run the task of a config and return its result.
+
+        Raises:
+            UserError: This entry does not have the task.
+        """
+        if cfg.task not in self.tasks:
+            raise UserError(f"task={cfg.task}: not a task of {self.entry}.py; use one of {', '.join(self.tasks)}")
+        return load_function(self.tasks[cfg.task].run)(cfg, self)
+
+    def keep(self, purpose: str, key: str, build: Callable[[], T]) -> T:
+        """Return the object that jobs share for a purpose; build it anew if the last one had another key.
+
+        Args:
+            purpose: What the object is for. Only the newest object of a purpose is kept.
+            key: Everything that decides the object, as text.
+            build: Returns a new object.
+        """
+        if purpose not in self._kept or self._kept[purpose][0] != key:
+            self._kept.pop(purpose, None)  # frees the memory of the old object before the new one is built
+            self._kept[purpose] = (key, build())
+        kept: T = self._kept[purpose][1]
+        return kept
+
+    def lap(self, *, count: bool) -> float:
+        """Return the seconds since the current lap began, including the time between jobs.
+
+        Args:
+            count: Whether to begin the next lap now, because a result records these seconds.
+        """
+        now = time.monotonic()
+        seconds = now - self.lap_started
+        if count:
+            self.lap_started = now
+        return seconds
+
+    def finish(self, cfg: DictConfig, results: list[Any]) -> None:
+        """Call the task's `finish` with the results of all jobs of a sweep."""
+        name = self.tasks[cfg.task].finish
+        if name is not None:
+            load_function(name)(cfg, results, self)
+
+    def direct(
+        self, cfg: DictConfig, jobs: list[Any], compose: Callable[..., Any]
+    ) -> Generator[list[Any], list[Any], list[Any]]:
+        """Yield the jobs of each round of a sweep, receive their results, and return the final results."""
+        task = self.tasks.get(cfg.task)
+        if task is None or task.direct is None:
+            return (yield jobs)
+        return (yield from load_function(task.direct)(cfg, jobs, compose, self))
+
+    def takes_sweeps(self, task: str) -> bool:
+        """Return whether a preset makes several jobs of this task. It does not for task=analyze, which runs once."""
+        return task == "list" or self.entry == "train" or (task in self.tasks and self.tasks[task].finish is not None)
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Import and return the function called 'module:function'."""
+    module, attribute = name.split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return function
