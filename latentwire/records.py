@@ -1,4 +1,4 @@
-"""Types of the records that jobs pass on and write, and reading them back. Main entries: `EvaluationResult`, `read_record()`.
+"""Types of the records that jobs write, and reading them back. Main entries: `EvaluationResult`, `read_record()`.
 
 A record is a dict of plain values, as its JSON file has it. `FORMAT` is the version of all of them. A file of an
 earlier format is upgraded when it is read, or refused with the reason.
