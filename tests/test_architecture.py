@@ -28,6 +28,7 @@ LATENTWIRE = (
     ("sweeps", "latent_training"),
 )
 KAT = (
+    ("records",),
     ("data",),
     ("embedding", "density"),
     ("sampling",),
