@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar, cast
 
+from latentwire.harness.results import FORMAT as FORMAT
 from latentwire.harness.results import DamagedResultError, JsonObject, read_json, read_jsonl
-
-FORMAT = 2  # of results, summaries and training results; 0.2.0 and earlier wrote format 1, without a number
 
 R = TypeVar("R")
 

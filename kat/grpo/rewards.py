@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kat.reward.scoring import score
 from latentwire.harness.errors import UserError
-from latentwire.harness.training import require_finite_loss
+from latentwire.harness.optimization import require_finite_loss
 
 MODEL = "model"  # name of the reward model in grpo.reward_funcs
 

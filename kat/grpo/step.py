@@ -23,7 +23,7 @@ from kat.grpo.validation import as_sampled
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all
 from latentwire.harness.progress import log
-from latentwire.harness.training import add_up_gradients, clip_gradients, require_finite_loss
+from latentwire.harness.optimization import add_up_gradients, clip_gradients, require_finite_loss
 
 SUMMED = ("loss", "kl", "entropy", "clipped", "sampling_gap")  # metrics summed over the tokens that count
 COUNTED = ("completions", "truncated", "empty", "groups", "degenerate_groups", "steps_without_update")

@@ -36,7 +36,7 @@ from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import read_jsonl, write_json
 from latentwire.harness.run import Run
 from latentwire.harness.session import Session
-from latentwire.harness.training import OptimizerSpec, make_accelerator, make_optimizer, make_scheduler
+from latentwire.harness.optimization import OptimizerSpec, make_accelerator, make_optimizer, make_scheduler
 from latentwire.harness.typed_config import typed
 from latentwire.lm.model_folder import save_model
 from latentwire.lm.models import load_model

@@ -39,7 +39,7 @@ from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json
 from latentwire.harness.run import Run
 from latentwire.harness.session import Session
-from latentwire.harness.training import (
+from latentwire.harness.optimization import (
     OptimizerSpec,
     add_up_gradients,
     clip_gradients,

@@ -12,7 +12,7 @@ import torch
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
-from latentwire.harness.results import DamagedResultError, open_atomically, read_json, write_json, writing
+from latentwire.harness.results import DamagedResultError, JsonObject, open_atomically, read_json, write_json, writing
 
 State = dict[str, Any]  # nested dicts and lists of tensors and plain values
 CHECKPOINT = re.compile(r"step-(\d{8})\.pt")
@@ -32,7 +32,7 @@ class Checkpoints:
         keep_checkpoints: Number of the newest checkpoints to keep.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], keep_checkpoints: int = 2) -> None:
+    def __init__(self, folder: Path, identity: JsonObject, keep_checkpoints: int = 2) -> None:
         if keep_checkpoints < 1:
             raise UserError(f"keep_checkpoints={keep_checkpoints}: a killed run could not resume; use 1 or more")
         self.folder, self.identity, self.keep_checkpoints = folder, identity, keep_checkpoints
@@ -88,7 +88,7 @@ class Checkpoints:
         return sorted((int(match[1]), path) for match, path in found)
 
 
-def finished_run(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def finished_run(folder: Path, identity: JsonObject) -> JsonObject | None:
     """Return the result.json of a finished run in `folder`, or None.
 
     Raises:
@@ -139,7 +139,7 @@ def start_anew(folder: Path) -> None:
     log(f"note: moved the files of {folder} to {target}")
 
 
-def require_same(found: Any, wanted: dict[str, Any], where: str) -> None:
+def require_same(found: Any, wanted: JsonObject, where: str) -> None:
     """Check that files were made with the identity of this run.
 
     Args:

@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from latentwire.harness.errors import UserError
+
+FORMAT = 2  # of results, summaries and training results; 0.2.0 and earlier wrote format 1, without a number
 
 JsonObject = dict[str, Any]  # a JSON object whose fields its writer decides, such as a config
 Result = JsonObject
@@ -116,12 +118,12 @@ def write_json(path: Path, content: Any) -> None:
     write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one JSON object per line, completely or not at all."""
     write_lines_atomically(path, (json_line(row) for row in rows))
 
 
-def json_line(row: dict[str, Any]) -> str:
+def json_line(row: Mapping[str, object]) -> str:
     """Return a row as a line of a JSONL file, with its line end."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -140,13 +142,13 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[JsonObject]:
     """Return all rows of a JSONL file, such as the predictions of a result."""
     remedy = "restore the file, or delete it to run that configuration again"
     return [row for _, row in numbered_rows(path, remedy)]
 
 
-def numbered_rows(path: Path, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def numbered_rows(path: Path, remedy: str) -> Iterator[tuple[int, JsonObject]]:
     """Yield the line number, from 1, and the object of each line of a JSONL file. Empty lines are skipped.
 
     Args:
@@ -236,7 +238,7 @@ class ResultStore:
             return result
         return None
 
-    def save(self, name: str, result: Result, predictions: Iterable[dict[str, Any]] | None) -> None:
+    def save(self, name: str, result: Mapping[str, object], predictions: Iterable[Mapping[str, object]] | None) -> None:
         """Write the predictions, then the result, so that an existing result file is complete.
 
         An old result with another number of examples stays in `replaced/` until the new one is written.
@@ -264,7 +266,7 @@ class ResultStore:
         for leftover in self.folder.glob(".*.json*.*.tmp"):
             leftover.unlink(missing_ok=True)
 
-    def save_summary(self, summary: dict[str, Any]) -> Path | None:
+    def save_summary(self, summary: Mapping[str, object]) -> Path | None:
         """Write summary.json. If the old summary covers a result that the new one lacks, move it to `replaced/`.
 
         Returns:
@@ -293,7 +295,7 @@ class ResultStore:
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
 
-    def _may_overwrite(self, name: str, new: Result) -> bool:
+    def _may_overwrite(self, name: str, new: Mapping[str, object]) -> bool:
         """Return whether the old result has the same configuration as the new one and nothing that it lacks."""
         old = _read_or_default(self.path(name), {})
         same = isinstance(old, dict) and old.get("config_hash") == new["config_hash"]

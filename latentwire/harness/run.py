@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self, cast
 
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
-from latentwire.harness.checkpoint import Checkpoints, finished_run, start_anew_once
+from latentwire.harness.checkpoint import Checkpoints, State, finished_run, start_anew_once
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import log
-from latentwire.harness.results import json_line, truncate_jsonl, write_json, writing
+from latentwire.harness.results import FORMAT, JsonObject, json_line, truncate_jsonl, write_json, writing
 from latentwire.harness.tracking import TrainingRun, start_run
 from latentwire.harness.typed_config import typed
 
+Metrics = Mapping[str, float | int | str | None]  # reproducible numbers of a step
+Timings = Mapping[str, float]  # seconds and rates of a step
 JOURNAL = ("metrics.jsonl", "timings.jsonl")  # one row per step: reproducible numbers, and times
 
 
@@ -49,10 +52,10 @@ class RunSpec:
 class Stateful(Protocol):
     """A part of a run that changes during training: a module, an optimizer, a scheduler or a sampler."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return the state as tensors and plain values."""
 
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
+    def load_state_dict(self, state_dict: State, /) -> object:
         """Restore a state."""
 
 
@@ -74,13 +77,13 @@ class Run:
     steps: int
     tracker: TrainingRun
 
-    def __init__(self, cfg: DictConfig, spec: RunSpec, identity: dict[str, Any], state: PartialState) -> None:
+    def __init__(self, cfg: DictConfig, spec: RunSpec, identity: JsonObject, state: PartialState) -> None:
         self.cfg, self.spec, self.identity, self.state = cfg, spec, identity, state
-        self.config: dict[str, Any] = dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+        self.config = cast(JsonObject, OmegaConf.to_container(cfg, resolve=True))
         self.folder = Path(cfg.out).expanduser()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", identity, spec.keep_checkpoints)
 
-    def finished(self) -> dict[str, Any] | None:
+    def finished(self) -> JsonObject | None:
         """Return the result if this run is finished, else None. With force=true, start anew first.
 
         Raises:
@@ -94,7 +97,7 @@ class Run:
         )
         return None if found is None else dict(found)
 
-    def begin(self, learner: Mapping[str, Stateful], steps: int, *files: str) -> tuple[int, dict[str, Any]]:
+    def begin(self, learner: Mapping[str, Stateful], steps: int, *files: str) -> tuple[int, State]:
         """Open the journal and the tracker, and resume from the newest checkpoint if there is one.
 
         Args:
@@ -115,14 +118,7 @@ class Run:
         step, saved = found or (0, {})
         if saved:
             for name, part in learner.items():
-                try:
-                    part.load_state_dict(saved[name])
-                except (KeyError, RuntimeError, ValueError) as error:
-                    reason = " ".join(str(error).split())
-                    raise UserError(
-                        f"{self.checkpoints.folder}: the state of {name} is from another version of the program "
-                        f"({reason}); train anew with force=true, or give another out=FOLDER"
-                    ) from error
+                self.restore(name, partial(_load, part, saved, name))
             log(f"going on after step {step} of {steps}")
         if self.state.is_main_process:
             write_json(self.folder / "config.json", self.config)
@@ -133,14 +129,33 @@ class Run:
                 truncate_jsonl(self.folder / name, step if saved else -1)
         return step, saved
 
-    def log(self, step: int, metrics: dict[str, Any], timings: dict[str, float]) -> None:
+    def restore(self, what: str, load: Callable[[], object]) -> None:
+        """Load a part of a checkpoint.
+
+        Args:
+            what: Name of the part, for the message.
+            load: Loads it.
+
+        Raises:
+            UserError: The checkpoint is from another version of the program.
+        """
+        try:
+            load()
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{self.checkpoints.folder}: the state of {what} is from another version of the program ({reason}); "
+                "train anew with force=true, or give another out=FOLDER"
+            ) from error
+
+    def log(self, step: int, metrics: Metrics, timings: Timings) -> None:
         """Write the metrics and timings of a step to the journal and the tracker, in the main process."""
         if self.state.is_main_process:
             for name, numbers in zip(JOURNAL, (metrics, timings), strict=True):
                 self.append(name, [{"step": step, **numbers}])
             self.tracker.log(step, {**metrics, **timings})
 
-    def append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    def append(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Append rows to a JSONL file of the folder, in the main process."""
         path = self.folder / name
         if self.state.is_main_process:
@@ -151,32 +166,34 @@ class Run:
         """Return whether a checkpoint is due: every `checkpoint_every` steps and after the last step."""
         return step % self.spec.checkpoint_every == 0 or step == self.steps
 
-    def save(self, step: int, learner: Mapping[str, Stateful], *, due: bool = False, **more: Any) -> None:
-        """Write a checkpoint if `is_due(step)` or `due`.
+    def save(self, step: int, learner: Mapping[str, Stateful], values: State) -> None:
+        """Write a checkpoint, in the main process.
 
         Args:
             step: Number of finished steps.
             learner: Parts whose states are saved, by name.
-            due: Whether to write a checkpoint at any step.
-            **more: Further plain values to save.
+            values: Further plain values and tensors, under names of their own.
         """
-        if not (due or self.is_due(step)):
-            return
         if self.state.is_main_process:
-            self.checkpoints.save(step, {name: part.state_dict() for name, part in learner.items()} | more)
+            self.checkpoints.save(step, {name: part.state_dict() for name, part in learner.items()} | values)
         self.state.wait_for_everyone()
 
-    def end(self, result: dict[str, Any], summary: Mapping[str, float]) -> dict[str, Any]:
+    def end(self, result: JsonObject, summary: Mapping[str, float]) -> JsonObject:
         """Close the tracker with a summary, and return the main process's result in every process."""
         self.tracker.close(summary)
         self.state.wait_for_everyone()
         return dict(broadcast_from_main(self.state, result))
 
-    def about(self) -> dict[str, Any]:
-        """Return the fields that every result has: identity, name, origin and config."""
+    def about(self) -> JsonObject:
+        """Return the fields that every result has: format, identity, name, origin and config."""
         return {
+            "format": FORMAT,
             "identity": self.identity,
             "name": str(self.cfg.name),
             **made_on(self.state),
             "config": self.config,
         }
+
+
+def _load(part: Stateful, saved: State, name: str) -> None:
+    part.load_state_dict(saved[name])

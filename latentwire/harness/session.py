@@ -109,7 +109,8 @@ class Session:
         task = self.tasks.get(cfg.task)
         if task is None or task.direct is None:
             return (yield jobs)
-        return (yield from load_function(task.direct)(cfg, jobs, compose, self))
+        results: list[Any] = yield from load_function(task.direct)(cfg, jobs, compose, self)
+        return results
 
     def takes_sweeps(self, task: str) -> bool:
         """Return whether a preset makes several jobs of this task. It does not for task=analyze, which runs once."""

@@ -1,138 +1,180 @@
-"""Parts of every training loop: accelerator, optimizer, schedule, gradient clipping and checks of finite values."""
+"""The loop of every training task: resume, steps, evaluations, checkpoints, journal and result. Main entry: `train()`.
+
+A task supplies a `TrainingJob`: what identifies the run, and how its `Learning` is built. `Learning` does one step,
+evaluates, and makes the result. Everything else is here, once: a finished run is not trained again, a killed run
+resumes at its last checkpoint with the same numbers, and memory that runs out names the settings to lower.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import reduce
-from torch import Tensor
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from accelerate import Accelerator, PartialState
+from omegaconf import DictConfig
 
-from latentwire.harness.device import accelerator_state, choose_dtype
-from latentwire.harness.errors import UserError
+from latentwire.harness.device import accelerator_state
+from latentwire.harness.memory import within_memory
+from latentwire.harness.optimization import make_accelerator
+from latentwire.harness.progress import Progress, log
+from latentwire.harness.results import JsonObject, write_json
+from latentwire.harness.run import Metrics, Run, RunSpec, Stateful, Timings
 
-SCHEDULES = ("constant", "linear", "cosine")
-
-
-class NonFiniteError(UserError):
-    """A loss or a gradient is NaN or infinite. The run stops, and its last checkpoint is kept."""
+R = TypeVar("R", bound=Mapping[str, object])
 
 
-@dataclass
-class OptimizerSpec:
-    """Settings of AdamW, its warm-up and its schedule."""
+@dataclass(frozen=True)
+class StepReport:
+    """What one step reports."""
 
-    learning_rate: float
-    warmup_steps: int
-    schedule: str  # after the warm-up: constant, or a linear or cosine decay to 0 at the last step
-    weight_decay: float
-    max_grad_norm: float  # a gradient with a larger norm is scaled to this norm
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"optimizer.schedule={self.schedule}: unknown; use one of {', '.join(SCHEDULES)}")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise UserError(f"optimizer.learning_rate={self.learning_rate}: must be above 0")
-        if not self.max_grad_norm > 0:
-            raise UserError(f"optimizer.max_grad_norm={self.max_grad_norm}: must be above 0; .inf clips nothing")
-        if self.warmup_steps < 0:
-            raise UserError(f"optimizer.warmup_steps={self.warmup_steps}: must be 0 or more")
+    metrics: Metrics  # reproducible numbers, for metrics.jsonl
+    timings: Timings  # seconds and rates, for timings.jsonl
+    status: str  # for the progress bar: 'loss 0.412'
+    units: int = 1  # finished units of work, see `Learning.units`
 
 
-def make_accelerator(device: str, dtype: str) -> Accelerator:
-    """Return Accelerate's device, processes and precision. Weights stay float32; products are computed in `dtype`.
+class Learning(ABC, Generic[R]):
+    """What a run trains. A task's subclass loads its data and models in `__init__`, after the check for a finished run.
 
-    Args:
-        device: `auto`, `cpu` or another kind, as in `accelerator_state()`.
-        dtype: `auto`, `float32` or `bfloat16`. float16 would need loss scaling and has no advantage over bfloat16.
+    Attributes:
+        run: Folder and settings of the run.
+        steps: Number of steps of the whole run.
+        learner: Parts that change in training, by their keys in a checkpoint.
+        files: JSONL files that the run appends to, besides its journal. Resuming cuts them back.
+    """
+
+    steps: int
+    learner: Mapping[str, Stateful]
+    files: tuple[str, ...] = ()
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    @property
+    def state(self) -> PartialState:
+        """Device and processes of the run."""
+        return self.run.state
+
+    @property
+    def last_step(self) -> int:
+        """The step at which this command stops; `steps` unless the task may stop earlier and resume."""
+        return self.steps
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run stops before `last_step`, as after early stopping."""
+        return False
+
+    def units(self, first: int, last: int) -> int:
+        """Return the units of work of the steps from `first` to `last`, for the progress bar."""
+        return last - first + 1
+
+    def saved_values(self) -> JsonObject:
+        """Return what a checkpoint holds besides the learner, as plain values and tensors."""
+        return {}
+
+    def restore_values(self, saved: JsonObject) -> None:
+        """Take over the `saved_values` of a checkpoint."""
+
+    def begin(self, done: int) -> None:
+        """Do what comes before the first step of this command, `done` steps being finished."""
+
+    @abstractmethod
+    def step(self, number: int) -> StepReport:
+        """Do step `number`, counted from 1."""
+
+    def validate(self, number: int) -> Metrics | None:
+        """Return what an evaluation after a step adds to its metrics; None if none is due. It forces a checkpoint."""
+        return None
+
+    def before_checkpoint(self) -> None:
+        """Write what belongs to a checkpoint, in the main process. A killed run writes it again."""
+
+    @abstractmethod
+    def finish(self) -> R:
+        """Save what was trained, and return the fields of result.json that the task adds to `Run.about`."""
+
+    @abstractmethod
+    def report(self, result: R) -> Mapping[str, float]:
+        """Print the result in the main process, and return the numbers for the tracker's summary."""
+
+
+@dataclass(frozen=True)
+class TrainingJob(Generic[R]):
+    """A training run, known before any data or model is loaded.
+
+    Attributes:
+        cfg: Config of the run.
+        spec: Settings that every run has.
+        accelerator: Device, processes and precision.
+        identity: Settings and inputs that decide the result.
+        sizes: Settings that decide the memory, with their values, for the message when it runs out.
+        product: Word for what is trained, and its folder in the run's: ("policy", "model").
+        build: Loads data and models.
+        covers: Whether a finished result is as far as this command goes.
+    """
+
+    cfg: DictConfig
+    spec: RunSpec
+    accelerator: Accelerator
+    identity: JsonObject
+    sizes: Mapping[str, object]
+    product: tuple[str, str]
+    build: Callable[[Run], Learning[R]]
+    covers: Callable[[JsonObject], bool] = field(default=lambda result: True)
+
+
+def accelerator_of(cfg: DictConfig) -> Accelerator:
+    """Return the device, processes and precision that a config names."""
+    return make_accelerator(cfg.device, cfg.dtype)
+
+
+def train(job: TrainingJob[R]) -> JsonObject:
+    """Train, or continue a run that was interrupted, or return the result of a finished one.
+
+    Returns:
+        The content of result.json, in every process.
 
     Raises:
-        UserError: The device is not available, or training does not support the dtype.
+        UserError: The folder holds a run of another configuration, a loss or gradient is not finite, memory runs out,
+            or the disk is full.
     """
-    state = accelerator_state(device)
-    chosen = choose_dtype(dtype, state.device)
-    if chosen == torch.float16:
-        raise UserError("dtype=float16: gradients underflow in it; use dtype=bfloat16 or dtype=float32")
-    mixed = "bf16" if chosen == torch.bfloat16 else "no"
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
-        AcceleratorState._reset_state()  # several runs in one process may differ in precision
-    return Accelerator(cpu=state.device.type == "cpu", mixed_precision=mixed)
+    run = Run(job.cfg, job.spec, job.identity, accelerator_state(job.cfg.device))
+    word, folder = job.product
+    found = run.finished()
+    if found is not None and job.covers(found):
+        log(f"{word}: {run.folder / folder}  (finished before; force=true trains it anew)")
+        return found
+    with within_memory(run.state.device, dict(job.sizes)):
+        return _train(run, job.build(run))
 
 
-def make_optimizer(parameters: dict[str, torch.nn.Parameter], spec: OptimizerSpec) -> AdamW:
-    """Return AdamW over the trainable parameters. One-dimensional parameters (norms, biases) have no weight decay."""
-    decaying = [p for p in parameters.values() if p.ndim > 1]
-    others = [p for p in parameters.values() if p.ndim <= 1]
-    groups = [{"params": decaying, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return AdamW([group for group in groups if group["params"]], lr=spec.learning_rate)
-
-
-def make_scheduler(optimizer: AdamW, spec: OptimizerSpec, steps: int) -> LambdaLR:
-    """Return the schedule of the learning rate over `steps` optimizer steps."""
-    return LambdaLR(optimizer, lambda step: learning_rate_share(step, spec, steps))
-
-
-def learning_rate_share(step: int, spec: OptimizerSpec, steps: int) -> float:
-    """Return the learning rate at a step, counted from 0, as a share of the full rate: warm-up, then schedule."""
-    if step < spec.warmup_steps:
-        return (step + 1) / (spec.warmup_steps + 1)
-    if spec.schedule == "constant":
-        return 1.0
-    done = min(1.0, (step - spec.warmup_steps) / max(1, steps - spec.warmup_steps))
-    return 1 - done if spec.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-
-
-def add_up_gradients(accelerator: Accelerator, parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace each gradient by its sum over the processes. Losses are already divided by counts over all processes.
-
-    A parameter without a gradient counts as zero: the process had an empty share of the batch.
-    """
-    if accelerator.num_processes == 1:
-        return
-    parameters = list(parameters)
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    total = reduce(flat, reduction="sum")
-    for parameter, part in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter).clone()
-
-
-def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float, where: str) -> float:
-    """Scale the gradient down to `max_norm` and return its original norm.
-
-    Args:
-        parameters: Parameters with gradients.
-        max_norm: Largest L2 norm over all parameters.
-        where: Place for the error message: 'step 12, inner epoch 1'.
-
-    Raises:
-        NonFiniteError: The norm is NaN or infinite.
-    """
-    norm = torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)
-    require_finite_loss("the gradient's norm", norm, where)
-    return float(norm)
-
-
-def require_finite_loss(name: str, value: Tensor, where: str) -> None:
-    """Check that numbers are finite.
-
-    Args:
-        name: Name of the numbers: 'the loss'.
-        value: Numbers, any shape.
-        where: Place for the error message: 'step 12, inner epoch 1'.
-
-    Raises:
-        NonFiniteError: A number is NaN or infinite.
-    """
-    if bool(torch.isfinite(value.detach()).all()):
-        return
-    bad = value.detach()[~torch.isfinite(value.detach())].flatten()[0]
-    raise NonFiniteError(
-        f"{name} is {float(bad)} at {where}: the run has stopped and its last checkpoint is kept; lower "
-        "optimizer.learning_rate, or check the data of this step"
-    )
+def _train(run: Run, learning: Learning[R]) -> JsonObject:
+    """Do the remaining steps, and write the result."""
+    started = time.perf_counter()
+    done, saved = run.begin(learning.learner, learning.steps, *learning.files)
+    if saved:
+        run.restore("the run", lambda: learning.restore_values(saved))
+    learning.begin(done)
+    last = learning.last_step
+    with Progress(f"{run.cfg.task} {run.cfg.name}", max(1, learning.units(done + 1, last))) as progress:
+        for number in range(done + 1, last + 1):
+            if learning.is_over:
+                break
+            report = learning.step(number)
+            evaluated = learning.validate(number)
+            run.log(number, {**report.metrics, **(evaluated or {})}, report.timings)
+            if run.is_due(number) or evaluated is not None:
+                learning.before_checkpoint()
+                run.save(number, learning.learner, learning.saved_values())
+            progress.advance(report.units, report.status)
+    own = learning.finish()
+    result = {**own, "time_sec": round(time.perf_counter() - started, 3), **run.about()}
+    summary: Mapping[str, float] = {}
+    if run.state.is_main_process:
+        write_json(run.folder / "result.json", result)
+        summary = learning.report(own)
+    return run.end(result, summary)

@@ -22,7 +22,7 @@ from latentwire.analysis.controls import AnalysisSettings
 from latentwire.data.examples import DataSpec
 from latentwire.evaluation.setup import Settings
 from latentwire.harness.paths import CONF
-from latentwire.harness.training import OptimizerSpec
+from latentwire.harness.optimization import OptimizerSpec
 from latentwire.harness.typed_config import typed
 from latentwire.latent_training.objective import LossWeights
 from latentwire.latent_training.step_plan import TrainingSpec

@@ -10,7 +10,7 @@ import torch
 from kat.grpo import rewards as module
 from kat.grpo.rewards import Rewards, Sampled, load_reward_function
 from latentwire.harness.errors import UserError
-from latentwire.harness.training import NonFiniteError
+from latentwire.harness.optimization import NonFiniteError
 
 SAMPLED = [Sampled("q", (1, 2), "ab", (3,)), Sampled("r", (4,), "abcd", (5, 6))]
 

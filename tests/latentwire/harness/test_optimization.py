@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMH
 from kat.data.chat import completion_text, encode_completion, encode_prompt
 from kat.training.tuning import TuningSpec, make_trainable, whole_model
 from latentwire.harness.errors import UserError
-from latentwire.harness.training import (
+from latentwire.harness.optimization import (
     NonFiniteError,
     OptimizerSpec,
     clip_gradients,
