@@ -7,7 +7,7 @@ earlier format is upgraded when it is read, or refused with the reason.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar, cast
+from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, TypeVar, cast
 
 from latentwire.harness.results import FORMAT as FORMAT
 from latentwire.harness.results import DamagedResultError, JsonObject, read_json, read_jsonl
@@ -84,12 +84,11 @@ class ResultHead(TypedDict):
     data: str
 
 
-class EvaluationResult(ResultHead):
-    """NAME.json: the result of one configuration. The scores are missing if status is "failed"."""
+class SummaryResult(ResultHead):
+    """The result of one configuration in summary.json. The scores are missing if status is "failed"."""
 
     status: Literal["ok", "failed"]
     error: NotRequired[str]  # of a failed configuration, with the remedy
-    traceback: NotRequired[str]
     f1: NotRequired[float]
     f1_interval: NotRequired[tuple[float, float]]
     em: NotRequired[float]
@@ -100,7 +99,6 @@ class EvaluationResult(ResultHead):
     num_samples: NotRequired[int]
     num_examples: int | None  # examples that a budget allowed; None: all
     too_long: NotRequired[int]
-    too_long_ids: NotRequired[list[str]]
     left_out: NotRequired[dict[str, int]]  # unusable questions of the data, by reason
     cut_off: NotRequired[int]
     relative_change: NotRequired[float]
@@ -115,9 +113,55 @@ class EvaluationResult(ResultHead):
     dtype: str
     device: str
     processes: int
-    versions: dict[str, str]
     git_commit: str | None
+
+
+class EvaluationResult(SummaryResult):
+    """NAME.json: the result of one configuration, with the long fields that a summary leaves out."""
+
+    traceback: NotRequired[str]
+    too_long_ids: NotRequired[list[str]]
+    versions: dict[str, str]
     config: JsonObject
+
+
+class ScoredResult(ResultHead):
+    """What the analysis reads of a successful result: `succeeded` narrows a result to it."""
+
+    status: Literal["ok"]
+    f1: float
+    em: float
+    empty_rate: float
+    scores: dict[str, MetricScore]
+    num_samples: int
+    too_long: int
+    left_out: dict[str, int]
+    cut_off: int
+    relative_change: float
+    identity: bool
+    warnings: list[Finding]
+    fit: Fit | None
+    time_sec: float
+    job_sec: float
+    timing: Timing
+    seed: int
+    dtype: str
+    device: str
+    processes: int
+    git_commit: str | None
+
+
+class ShownMetric(TypedDict):
+    """The primary metric of a sweep, in whose order and words the analysis is written."""
+
+    name: str
+    label: str  # of the shown score, for which higher is better: "F1", or "1 - WER" for an error rate
+    higher_is_better: bool  # of the metric itself; if not, the shown score is 1 - the metric
+
+
+def succeeded(result: SummaryResult) -> TypeGuard[ScoredResult]:
+    """Return whether a configuration was evaluated, so that its result has scores."""
+    return result["status"] == "ok"
 
 
 def checked(kind: type[R], content: Any, path: Path, remedy: str) -> R:
