@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.encoders.grouping import group_bounds, pooling_matrix
 from latentwire.harness.errors import UserError
+from latentwire.harness.results import JsonObject
 from latentwire.transforms.base import require
 
 
@@ -49,22 +51,49 @@ def make_passages(texts: list[str], embeds: list[Tensor], ids: list[list[int]] |
     return Passages(texts, lengths, padded, ids)
 
 
+@dataclass(frozen=True)
+class LMFacts:
+    """What an encoder may know of the LM when it is built."""
+
+    width: int  # width of the LM's embeddings, D
+    mean_token_rms: float  # mean RMS of the LM's token embeddings
+    config: JsonObject = field(default_factory=dict)  # the LM's config, for encoders with `needs_lm_config`
+
+
 class Encoder(nn.Module, ABC):
     """The base class: a subclass sets `z_width` and implements `forward`, and `positions` if it compresses.
 
+    An encoder divides its inputs by `mean_token_rms`, so that they have a mean RMS near 1 for every LM.
+
     Args:
-        width: Width of the LM's embeddings, D.
-        mean_token_rms: Mean RMS of the LM's token embeddings. Encoders divide their inputs by it, so that inputs
-            have a mean RMS near 1 for every model.
+        lm: What the encoder may know of the LM. The dials of a subclass follow as keyword-only arguments.
     """
 
     z_width: int  # width of a latent, Z
     reads_ids = False  # whether forward() needs the token ids
     shortest = 1  # fewest tokens of a passage
+    needs_lm_config = False  # whether the constructor uses `LMFacts.config`; the encoder's folder then stores it
+    encodes_tokens = False  # whether single tokens can be encoded without their text, for the loss `vocabulary`
 
-    def __init__(self, width: int, mean_token_rms: float) -> None:
+    def __init__(self, lm: LMFacts) -> None:
         super().__init__()
-        self.width, self.mean_token_rms = width, mean_token_rms
+        self.width, self.mean_token_rms = lm.width, lm.mean_token_rms
+
+    def start_from(self, lm: PreTrainedModel) -> None:
+        """Set the first weights from the LM, for encoders that copy them."""
+
+    def learn(self, texts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Set what the encoder computes from the training passages before training, such as word counts.
+
+        Args:
+            texts: Token ids of the training passages.
+            tokenizer: The LM's tokenizer.
+        """
+
+    @classmethod
+    def versions(cls, dials: JsonObject) -> dict[str, int]:
+        """Return the versions of algorithms that decide the weights besides the dials, for the identity of a run."""
+        return {}
 
     def positions(self, tokens: int) -> int:
         """Return the number of latents for a passage of `tokens` tokens."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from latentwire.encoders.base import Encoder, Passages
+from latentwire.encoders.base import Encoder, LMFacts, Passages
 from latentwire.transforms.base import require
 
 
 class Bottleneck(Encoder):
     """Projects each token embedding to d_z dimensions, one latent for each token."""
 
-    def __init__(self, width: int, mean_token_rms: float, *, d_z: int) -> None:
-        super().__init__(width, mean_token_rms)
+    encodes_tokens = True
+
+    def __init__(self, lm: LMFacts, *, d_z: int) -> None:
+        super().__init__(lm)
         require(d_z >= 1, "d_z", d_z, "must be at least 1")
         self.z_width = d_z
-        self.down = nn.Linear(width, d_z)
+        self.down = nn.Linear(lm.width, d_z)
 
     def forward(self, passages: Passages) -> Tensor:
         """Return W x + b: (B, T, Z)."""

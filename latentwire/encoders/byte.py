@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from latentwire.encoders.base import Encoder, Passages, sinusoids
+from latentwire.encoders.base import Encoder, LMFacts, Passages, sinusoids
 from latentwire.transforms.base import require
 
 BYTES = 256
 
 
+class _LayerOptions(TypedDict):
+    """Options of a layer of the transformer."""
+
+    dim_feedforward: int
+    dropout: float
+    activation: str
+    batch_first: bool
+    norm_first: bool
+
+
 class ByteEncoder(Encoder):
     """Encodes the bytes of the text with a small transformer; `latent_len` learned queries attend to its output."""
 
-    def __init__(
-        self, width: int, mean_token_rms: float, *, latent_len: int, byte_width: int, byte_layers: int
-    ) -> None:
-        super().__init__(width, mean_token_rms)
+    def __init__(self, lm: LMFacts, *, latent_len: int, byte_width: int, byte_layers: int) -> None:
+        super().__init__(lm)
         require(latent_len >= 1, "latent_len", latent_len, "must be at least 1")
         require(byte_layers >= 1, "byte_layers", byte_layers, "must be at least 1")
         require(byte_width >= 8 and byte_width % 8 == 0, "byte_width", byte_width, "must be a multiple of 8")
         self.latent_len, self.z_width = latent_len, byte_width
         heads = max(1, byte_width // 64)
-        options: dict[str, Any] = {"dim_feedforward": 4 * byte_width, "dropout": 0.0, "activation": "gelu",
+        options: _LayerOptions = {"dim_feedforward": 4 * byte_width, "dropout": 0.0, "activation": "gelu",
                                    "batch_first": True, "norm_first": True}  # fmt: skip
         self.bytes = nn.Embedding(BYTES, byte_width)
         self.queries = nn.Parameter(torch.randn(latent_len, byte_width) / math.sqrt(byte_width))

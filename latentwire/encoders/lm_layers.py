@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.encoders.base import Encoder, Passages, zeros
+from latentwire.encoders.base import Encoder, LMFacts, Passages, zeros
 from latentwire.encoders.grouping import (
+    FORMAT,
     bounds_around,
     choose_heads,
     group_bounds,
@@ -20,6 +20,7 @@ from latentwire.encoders.grouping import (
     word_begins,
 )
 from latentwire.harness.errors import UserError
+from latentwire.harness.results import JsonObject
 from latentwire.transforms.base import require
 
 GROUPS = ("equal", "words")
@@ -45,9 +46,7 @@ class LMLayers(Encoder):
     at the start.
 
     Args:
-        width: Width of the LM's embeddings, D.
-        mean_token_rms: Mean RMS of the LM's token embeddings.
-        lm_config: The LM's config as plain values.
+        lm: What the encoder knows of the LM.
         layers: Number of layers to copy.
         ratio: Number of tokens for each latent.
         groups: One of GROUPS.
@@ -57,58 +56,49 @@ class LMLayers(Encoder):
         UserError: A dial is out of range.
     """
 
+    needs_lm_config = True
     information: Tensor  # (V,) information of each token in nats; only for groups=words
     begins: Tensor  # (V,) whether each token begins a word; only for groups=words
 
-    def __init__(
-        self,
-        width: int,
-        mean_token_rms: float,
-        lm_config: dict[str, Any],
-        *,
-        layers: int,
-        ratio: int,
-        groups: str,
-        pool: str,
-    ) -> None:
-        super().__init__(width, mean_token_rms)
+    def __init__(self, lm: LMFacts, *, layers: int, ratio: int, groups: str, pool: str) -> None:
+        super().__init__(lm)
         require(ratio >= 1, "ratio", ratio, "is the number of tokens for each position: must be at least 1")
         for dial, value, known in (("groups", groups, GROUPS), ("pool", pool, POOLS)):
             if value not in known:
                 raise UserError(f"{dial}={value}: unknown; use one of {', '.join(known)}")
-        lm_layers = int(lm_config["num_hidden_layers"])
+        lm_layers = int(lm.config["num_hidden_layers"])
         require(1 <= layers <= lm_layers, "layers", layers, f"must be between 1 and the LM's {lm_layers} layers")
-        config = copy.deepcopy(lm_config)
+        config = copy.deepcopy(lm.config)
         config["num_hidden_layers"] = layers
         if config.get("layer_types"):
             config["layer_types"] = config["layer_types"][:layers]
-        self.ratio, self.shortest, self.z_width, self.reads_ids = ratio, ratio, width, groups == "words"
+        self.ratio, self.shortest, self.z_width, self.reads_ids = ratio, ratio, lm.width, groups == "words"
         body_config = AutoConfig.for_model(**config)
         self.body: PreTrainedModel = AutoModel.from_config(body_config, dtype=torch.float32)
         self.body.set_input_embeddings(nn.Identity())  # inputs are embeddings, so the table is not needed
-        self.gate, self.addition = zeros(nn.Linear(width, 1)), zeros(nn.Linear(width, width))
-        self.pooling = QueryPooling(width) if pool == "query" else None
+        self.gate, self.addition = zeros(nn.Linear(lm.width, 1)), zeros(nn.Linear(lm.width, lm.width))
+        self.pooling = QueryPooling(lm.width) if pool == "query" else None
         if self.reads_ids:
-            size = int(lm_config["vocab_size"])
+            size = int(lm.config["vocab_size"])
             self.register_buffer("information", torch.zeros(size))
             self.register_buffer("begins", torch.ones(size, dtype=torch.bool))
 
-    def copy_from(self, lm: PreTrainedModel) -> None:
+    def start_from(self, lm: PreTrainedModel) -> None:
         """Copy the weights of the LM's first layers."""
         names = self.body.state_dict().keys()
         lm_weights = lm.base_model.state_dict()
         self.body.load_state_dict({name: lm_weights[name].float() for name in names})
 
-    def learn_words(self, texts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Set the information of each token from word counts, for `groups=words`.
-
-        Args:
-            texts: Token ids of the training passages.
-            tokenizer: The LM's tokenizer.
-        """
+    def learn(self, texts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Set the information of each token from word counts, for `groups=words`."""
         if self.reads_ids:
             self.begins.copy_(word_begins(tokenizer, len(self.begins)))
             self.information.copy_(information(texts, self.begins))
+
+    @classmethod
+    def versions(cls, dials: JsonObject) -> dict[str, int]:
+        """Return the version of the grouping by words, for `groups=words`."""
+        return {"words": FORMAT} if dials["groups"] == "words" else {}
 
     def positions(self, tokens: int) -> int:
         """Return ceil(T / ratio).

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentwire.encoders.base import Adapter, Passages
+from latentwire.encoders.base import Adapter, LMFacts, Passages
 from latentwire.encoders.registry import build_encoder
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary, rms
@@ -28,7 +28,7 @@ class LatentSpec:
     transform_dials: dict[str, Any]
     lm: dict[str, Any]  # identity of the LM that gets the latents
     lm_name: str
-    lm_config: dict[str, Any] = field(default_factory=dict)  # config of that LM, for LMLayers
+    lm_config: dict[str, Any] = field(default_factory=dict)  # config of that LM, for encoders that need it
 
 
 class Latents(nn.Module):
@@ -46,7 +46,8 @@ class Latents(nn.Module):
         super().__init__()
         mean_token_rms = float(vocabulary.mean_rms)
         self.spec, self.mean_token_rms = spec, mean_token_rms
-        self.encoder = build_encoder(spec.encoder, spec.encoder_dials, vocabulary.width, mean_token_rms, spec.lm_config)
+        lm = LMFacts(vocabulary.width, mean_token_rms, spec.lm_config)
+        self.encoder = build_encoder(spec.encoder, spec.encoder_dials, lm)
         self.adapter = Adapter(self.encoder.z_width, vocabulary.width, spec.adapter_hidden)
         self.transform = build_transform(spec.transform, spec.transform_dials, vocabulary)
         steps = self.transform.parts if isinstance(self.transform, Chain) else [self.transform]

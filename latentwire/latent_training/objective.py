@@ -17,7 +17,6 @@ from torch import Tensor
 from latentwire.data.examples import Example
 from latentwire.data.prompts import PromptWriter
 from latentwire.encoders.base import Passages, make_passages
-from latentwire.encoders.bottleneck import Bottleneck
 from latentwire.encoders.pipeline import Latents
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
@@ -82,7 +81,8 @@ class LatentObjective:
         distance: Distance of `embedding_loss`.
 
     Raises:
-        UserError: `answer_tokens` is below 1, or the loss `vocabulary` is on with an encoder other than Bottleneck.
+        UserError: `answer_tokens` is below 1, or the loss `vocabulary` is on with an encoder that cannot encode single
+            tokens.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LatentObjective:
     ) -> None:
         if answer_tokens < 1:
             raise UserError(f"answer_tokens={answer_tokens}: must be at least 1")
-        if loss_weights.vocabulary and not isinstance(latents.encoder, Bottleneck):
+        if loss_weights.vocabulary and not latents.encoder.encodes_tokens:
             raise UserError(
                 f"weights.vocabulary={loss_weights.vocabulary}: random tokens are not a passage that "
                 f"encoder={latents.spec.encoder} can encode; use 0, or encoder=bottleneck"

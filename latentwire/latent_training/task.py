@@ -20,21 +20,16 @@ from torch import Tensor
 
 from latentwire.data.examples import DataSpec
 from latentwire.data.fingerprints import fingerprint
-from latentwire.encoders import grouping
 from latentwire.encoders.checkpoint import save_latents
 from latentwire.encoders.cost import COLLAPSED
-from latentwire.encoders.lm_layers import LMLayers
 from latentwire.encoders.pipeline import Latents, LatentSpec
+from latentwire.encoders.registry import encoder_identity, encoder_lm_config
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all
 from latentwire.harness.memory import choose_batch_tokens, within_memory
-from latentwire.harness.progress import Progress, log
-from latentwire.harness.random import generator_for
-from latentwire.harness.results import write_json
-from latentwire.harness.run import Run, RunSpec, Stateful
-from latentwire.harness.training import (
+from latentwire.harness.optimization import (
     OptimizerSpec,
     add_up_gradients,
     clip_gradients,
@@ -43,6 +38,10 @@ from latentwire.harness.training import (
     make_scheduler,
     require_finite_loss,
 )
+from latentwire.harness.progress import Progress, log
+from latentwire.harness.random import generator_for
+from latentwire.harness.results import write_json
+from latentwire.harness.run import Run, RunSpec, Stateful
 from latentwire.harness.typed_config import typed
 from latentwire.latent_training import passages
 from latentwire.latent_training.objective import LatentObjective, LossWeights, halves
@@ -95,8 +94,8 @@ def latent(cfg: DictConfig) -> dict[str, Any]:
         "extra_sha256": file_sha256(extra) if settings.extra and extra.is_file() else None,
         "dtype": str(choose_dtype(cfg.dtype, state.device)),
         "seed": cfg.seed,
-        "encoder": {"name": cfg.encoder.name, **_plain(cfg.encoder.dials), "adapter_hidden": settings.adapter_hidden,
-                    **({"words": grouping.FORMAT} if cfg.encoder.dials.get("groups") == "words" else {})},
+        "encoder": encoder_identity(cfg.encoder.name, _plain(cfg.encoder.dials)),
+        "adapter_hidden": settings.adapter_hidden,
         "transform": {"name": cfg.embed_transform.name, **_plain(cfg.embed_transform.dials)},
         "weights": dict(vars(loss_weights)),
         "optimizer": dict(vars(optimizer)),
@@ -147,8 +146,7 @@ class _Training:
         self._leave_out_short_parts()
         texts = [self.objective.writer.ids(f" {passage.text}") for passage in self.data.train]
         self.lengths = [len(ids) for ids in texts]
-        if isinstance(self.latents.encoder, LMLayers):
-            self.latents.encoder.learn_words(texts, self.lm.tokenizer)
+        self.latents.encoder.learn(texts, self.lm.tokenizer)
         self._require_readable()
         self.plan = plan_steps(self.data.train, self.lengths, spec, loss_weights, cfg.seed)
         self.before_answers = epochs_before_answers(self.plan)
@@ -169,14 +167,13 @@ class _Training:
             encoder=self.cfg.encoder.name, encoder_dials=_plain(self.cfg.encoder.dials),
             adapter_hidden=adapter_hidden, transform=self.cfg.embed_transform.name,
             transform_dials=_plain(self.cfg.embed_transform.dials), lm=model.identity(), lm_name=model.name,
-            lm_config=encoder_lm_config(self.lm) if self.cfg.encoder.name == "lm_layers" else {},
+            lm_config=encoder_lm_config(self.cfg.encoder.name, self.lm.model),
         )  # fmt: skip
         # The first weights do not depend on the transform, so that a screening compares transforms alone.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_for(self.cfg.seed, "encoder").initial_seed())
             latents = Latents(spec, self.vocabulary)
-        if isinstance(latents.encoder, LMLayers):
-            latents.encoder.copy_from(self.lm.model)
+        latents.encoder.start_from(self.lm.model)
         return latents.to(self.lm.device)
 
     def _tokens_read(self, passage: Passage) -> int:
@@ -345,7 +342,7 @@ def _score_lines(held_out: dict[str, Any]) -> Iterator[str]:
     yield f"held-out passages, epoch {held_out['epoch']}: cosine with the tokens {held_out['cosine']:.3f}" + (
         f", F1 {held_out['f1']:.3f} [{held_out['f1_low']:.3f}, {held_out['f1_high']:.3f}]" if "f1" in held_out else ""
     )
-    if held_out["likeness"] > COLLAPSED:
+    if held_out["mean_pairwise_cosine"] > COLLAPSED:
         yield (
             f"warning: latents of different passages have a mean cosine of {held_out['likeness']:.2f} at equal "
             "positions, so the encoder has (nearly) collapsed; lower the learning rate, or raise weights.embedding"
@@ -375,12 +372,6 @@ def accumulate_gradients(
         total = share if total is None else total + share
     if total is not None:
         total.backward()
-
-
-def encoder_lm_config(lm: LanguageModel) -> dict[str, Any]:
-    """Return the config of the LM's text model, in the form that encoder=lm_layers stores."""
-    config = lm.model.config.get_text_config().to_dict()
-    return {key: value for key, value in config.items() if not key.startswith("_") and key != "dtype"}
 
 
 def _plain(node: Any) -> Any:

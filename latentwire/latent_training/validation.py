@@ -14,7 +14,7 @@ from latentwire.data.examples import Example
 from latentwire.encoders.collapse import mean_pairwise_cosine
 from latentwire.evaluation.metrics import f1_score
 from latentwire.harness.gather import gather_from_all
-from latentwire.harness.training import require_finite_loss
+from latentwire.harness.optimization import require_finite_loss
 from latentwire.latent_training.objective import LatentObjective
 from latentwire.latent_training.passages import Passage
 from latentwire.lm.batching import plan_batches
@@ -57,7 +57,7 @@ class HeldOut:
 
         Returns:
             cosine: mean over passages of the cosine between latents and the token embeddings that they stand for.
-            likeness: mean cosine between latents of different passages at equal positions.
+            mean_pairwise_cosine: mean cosine between latents of different passages at equal positions.
             f1, f1_low, f1_high, questions: F1 with its 95% interval over questions; only if `with_answers`.
 
         Raises:
@@ -71,7 +71,10 @@ class HeldOut:
             targets = self.objective.latents.encoder.stands_for(embedded)[0]
             cosines.append(cosine_similarity(latents, targets, dim=-1).mean())
             all_latents.append(latents)
-        scores = {"cosine": float(torch.stack(cosines).mean()), "likeness": mean_pairwise_cosine(all_latents)}
+        scores = {
+            "cosine": float(torch.stack(cosines).mean()),
+            "mean_pairwise_cosine": mean_pairwise_cosine(all_latents),
+        }
         return {**scores, **self._answer_scores(all_latents, state)} if with_answers else scores
 
     def _answer_scores(self, latents: list[Tensor], state: PartialState) -> dict[str, float]:

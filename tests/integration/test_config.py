@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from kat.data.pairs import PairsSpec, readings
 from kat.embedding.registry import EmbedderSpec
 from latentwire.data.examples import DataSpec
-from latentwire.encoders.registry import ENCODERS, build_encoder
+from latentwire.encoders.base import LMFacts
+from latentwire.encoders.registry import ENCODERS, build_encoder, encoder_lm_config
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job, expand, factors, select_jobs, variants
 from latentwire.harness.paths import CONF
@@ -322,8 +323,8 @@ def test_no_task_makes_a_folder_of_the_file_it_writes(task):
 def test_every_encoder_file_builds_its_encoder(name, tiny):
     cfg = compose("train", overrides=["task=latent", f"encoder={name}", *(["layers=1"] if name == "lm_layers" else [])])
     dials = OmegaConf.to_container(cfg.encoder.dials, resolve=True)
-    config = tiny.model.config.to_dict()
-    assert type(build_encoder(cfg.encoder.name, dials, 64, 1.0, config)) is ENCODERS[name]
+    lm = LMFacts(64, 1.0, encoder_lm_config(name, tiny.model))
+    assert type(build_encoder(cfg.encoder.name, dials, lm)) is ENCODERS[name]
     assert options("encoder") == sorted(ENCODERS)
 
 

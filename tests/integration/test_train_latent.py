@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from latentwire.data.fingerprints import fingerprint
 from latentwire.harness.errors import UserError
+from latentwire.harness.optimization import OptimizerSpec, learning_rate_share
 from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
-from latentwire.harness.training import OptimizerSpec, learning_rate_share
 from latentwire.latent_training.objective import LatentObjective, LossWeights
 from latentwire.latent_training.screening import interval, promoted, rank_candidates, render_ranking, rounds_of
 from latentwire.latent_training.task import accumulate_gradients
@@ -471,7 +471,7 @@ def test_splitting_a_step_into_batches_changes_nothing(trains, tmp_path, monkeyp
 @pytest.mark.slow
 def test_the_weights_of_the_best_epoch_are_saved(trains, tmp_path, monkeypatch):
     told = iter([0.9, 0.2, 0.1, 0.9])
-    monkeypatch.setattr(HeldOut, "scores", lambda *_: {"cosine": next(told), "likeness": 0.0})
+    monkeypatch.setattr(HeldOut, "scores", lambda *_: {"cosine": next(told), "mean_pairwise_cosine": 0.0})
     assert trains(*QUICK, "evaluate_every=1", "out=all")[0] == 0
     assert trains(*QUICK, "evaluate_every=1", "stop_epoch=1", "out=one")[0] == 0
     ours, theirs = weights_in(tmp_path / "all"), weights_in(tmp_path / "one")

@@ -9,14 +9,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
-from latentwire.encoders.base import Adapter, make_passages, sinusoids
+from latentwire.encoders.base import Adapter, LMFacts, make_passages, sinusoids
 from latentwire.encoders.bottleneck import Bottleneck
 from latentwire.encoders.byte import ByteEncoder
 from latentwire.encoders.grouping import group_bounds, group_means, information, word_begins
 from latentwire.encoders.lm_layers import LMLayers, QueryPooling
-from latentwire.encoders.registry import build_encoder
+from latentwire.encoders.registry import build_encoder, encoder_lm_config
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.task import encoder_lm_config
 from latentwire.lm.models import LanguageModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,9 +34,13 @@ def passages(tiny):
     return make_passages(TEXTS, [embeds_of(tiny, text) for text in TEXTS], ids)
 
 
+def facts(lm: LanguageModel, width: int = 64) -> LMFacts:
+    return LMFacts(width, 0.3, encoder_lm_config("lm_layers", lm.model))
+
+
 def lm_layers(tiny, ratio: int = 2, pool: str = "mean", layers: int = 1, groups: str = "equal") -> LMLayers:
-    encoder = LMLayers(64, 0.3, encoder_lm_config(tiny), layers=layers, ratio=ratio, groups=groups, pool=pool)
-    encoder.copy_from(tiny.model)
+    encoder = LMLayers(facts(tiny), layers=layers, ratio=ratio, groups=groups, pool=pool)
+    encoder.start_from(tiny.model)
     return encoder
 
 
@@ -53,7 +56,7 @@ def test_an_empty_passage_is_refused():
 
 
 def test_the_bottleneck_keeps_to_its_position(passages):
-    encoder = Bottleneck(64, 0.3, d_z=5)
+    encoder = Bottleneck(LMFacts(64, 0.3), d_z=5)
     z = encoder(passages)
     assert z.shape == (2, max(passages.lengths), 5)
     other = passages.embeds.clone()
@@ -124,8 +127,8 @@ def test_the_first_layers_of_a_model_with_two_layer_types():
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     )  # fmt: skip
     lm = LanguageModel(AutoModelForCausalLM.from_config(config), None)  # type: ignore[arg-type]
-    encoder = LMLayers(32, 0.3, encoder_lm_config(lm), layers=2, ratio=1, groups="equal", pool="mean")
-    encoder.copy_from(lm.model)
+    encoder = LMLayers(facts(lm, 32), layers=2, ratio=1, groups="equal", pool="mean")
+    encoder.start_from(lm.model)
     assert encoder(make_passages(["x"], [torch.randn(7, 32)])).shape == (1, 7, 32)
 
 
@@ -176,7 +179,7 @@ def test_whole_words_get_positions_first(tiny, passages):
 
 def test_each_passage_has_its_own_word_groups(tiny, passages):
     encoder = lm_layers(tiny, groups="words").eval()
-    encoder.learn_words(passages.ids, tiny.tokenizer)
+    encoder.learn(passages.ids, tiny.tokenizer)
     nn.init.eye_(encoder.addition.weight)
     both = encoder(passages)
     for place, (n, text) in enumerate(zip(passages.lengths, TEXTS, strict=True)):
@@ -188,17 +191,17 @@ def test_word_statistics_are_learned_and_saved_as_buffers(tiny, passages):
     """With groups=equal the encoder has no such buffers."""
     encoder = lm_layers(tiny, groups="words")
     seen = passages.ids[1][0]
-    encoder.learn_words([[seen], [seen], [seen], passages.ids[0]], tiny.tokenizer)
+    encoder.learn([[seen], [seen], [seen], passages.ids[0]], tiny.tokenizer)
     assert float(encoder.information[seen]) < float(encoder.information[passages.ids[0][0]])
     assert encoder.begins.tolist() == word_begins(tiny.tokenizer, len(encoder.begins)).tolist()
     assert not encoder.begins.all()
     texts, begins = [[seen], *passages.ids], word_begins(tiny.tokenizer, len(encoder.begins))
-    encoder.learn_words(texts, tiny.tokenizer)
+    encoder.learn(texts, tiny.tokenizer)
     assert encoder.information.tolist() == information(texts, begins).tolist()
     assert encoder.information.tolist() != information(texts, torch.ones_like(begins)).tolist()  # words, not tokens
     assert {"information", "begins"} <= encoder.state_dict().keys()
     equal = lm_layers(tiny)
-    equal.learn_words([[seen]], tiny.tokenizer)
+    equal.learn([[seen]], tiny.tokenizer)
     assert not {"information", "begins"} & equal.state_dict().keys()
 
 
@@ -206,8 +209,8 @@ def test_positions_stand_for_the_mean_of_their_tokens(tiny, passages):
     tokens = passages.lengths[0]
     found = lm_layers(tiny).stands_for(passages)[0]
     assert torch.allclose(found[: -(-tokens // 2)], group_means(passages.embeds[0, :tokens], -(-tokens // 2)))
-    assert torch.equal(Bottleneck(64, 0.3, d_z=5).stands_for(passages), passages.embeds)
-    few = ByteEncoder(64, 0.3, latent_len=2, byte_width=16, byte_layers=1).stands_for(passages)
+    assert torch.equal(Bottleneck(LMFacts(64, 0.3), d_z=5).stands_for(passages), passages.embeds)
+    few = ByteEncoder(LMFacts(64, 0.3), latent_len=2, byte_width=16, byte_layers=1).stands_for(passages)
     end = group_bounds(passages.lengths[1], 2)[0][1]
     assert torch.allclose(few[1, 0], passages.embeds[1, :end].mean(dim=0))
 
@@ -244,7 +247,7 @@ def test_a_ratio_that_leaves_nothing_is_refused(tiny):
 
 
 def test_each_text_becomes_latent_len_positions(passages):
-    encoder = ByteEncoder(64, 0.3, latent_len=3, byte_width=16, byte_layers=1).eval()
+    encoder = ByteEncoder(LMFacts(64, 0.3), latent_len=3, byte_width=16, byte_layers=1).eval()
     z = encoder(passages)
     assert z.shape == (2, 3, 16)
     assert encoder.positions(1) == encoder.positions(100) == 3
@@ -294,7 +297,7 @@ def test_the_adapter_ends_in_a_layer_norm():
 )
 def test_invalid_dials_are_named(tiny, name, dials, message):
     with pytest.raises(UserError, match=message):
-        build_encoder(name, dials, 64, 0.3, encoder_lm_config(tiny))
+        build_encoder(name, dials, facts(tiny))
 
 
 def test_an_adapter_of_no_width_is_refused():

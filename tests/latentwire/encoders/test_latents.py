@@ -11,8 +11,8 @@ import torch
 from latentwire.encoders.base import make_passages
 from latentwire.encoders.checkpoint import about_latents, find_latents, load_latents, save_latents
 from latentwire.encoders.pipeline import Latents, LatentSpec, straight_through
+from latentwire.encoders.registry import encoder_lm_config
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.task import encoder_lm_config
 from latentwire.lm.vocabulary import Vocabulary, rms
 from latentwire.transforms.registry import build_transform
 
@@ -106,10 +106,10 @@ def test_saved_latents_equal_the_loaded_ones(tiny, vocabulary, passages, tmp_pat
     dials = {"bottleneck": {"d_z": 4},
              "lm_layers": {"layers": 1, "ratio": 2, "groups": "words", "pool": "query"},
              "byte": {"latent_len": 3, "byte_width": 16, "byte_layers": 1}}[encoder]  # fmt: skip
-    config = encoder_lm_config(tiny) if encoder == "lm_layers" else {}
+    config = encoder_lm_config(encoder, tiny.model)
+    assert bool(config) == (encoder == "lm_layers")
     latents = Latents(replace(SPEC, encoder=encoder, encoder_dials=dials, lm_config=config), vocabulary).eval()
-    if encoder == "lm_layers":
-        latents.encoder.learn_words([[5, 5, 7]], tiny.tokenizer)
+    latents.encoder.learn([[5, 5, 7]], tiny.tokenizer)
     save_latents(latents, tmp_path / "encoder", {"trained_on": ["x"]})
     state = torch.get_rng_state()
     loaded = load_latents(str(tmp_path), vocabulary)

@@ -10,12 +10,12 @@ from accelerate import PartialState
 from torch import nn
 
 from latentwire.data.examples import Example
-from latentwire.encoders.base import Passages
+from latentwire.encoders.base import LMFacts, Passages
 from latentwire.encoders.bottleneck import Bottleneck
 from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.harness.errors import UserError
+from latentwire.harness.optimization import NonFiniteError
 from latentwire.harness.random import generator_for
-from latentwire.harness.training import NonFiniteError
 from latentwire.latent_training.objective import AGAIN, VOCABULARY_TOKENS, LatentObjective, LossWeights, halves
 from latentwire.latent_training.passages import Passage
 from latentwire.latent_training.step_plan import TrainingSpec, epochs_before_answers, plan_steps
@@ -62,7 +62,7 @@ class Oracle(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = Bottleneck(64, 1.0, d_z=1)  # used only for `stands_for`
+        self.encoder = Bottleneck(LMFacts(64, 1.0), d_z=1)  # used only for `stands_for`
 
     def forward(self, passages: Passages, generator: object = None) -> list[torch.Tensor]:
         return [rows[:n] for rows, n in zip(passages.embeds, passages.lengths, strict=True)]

@@ -16,10 +16,10 @@ from latentwire.encoders.base import make_passages
 from latentwire.encoders.checkpoint import save_latents
 from latentwire.encoders.cost import LatentCost, account
 from latentwire.encoders.pipeline import Latents, LatentSpec
+from latentwire.encoders.registry import encoder_lm_config
 from latentwire.evaluation.evaluate import evaluate, put_passage
 from latentwire.evaluation.setup import Component, Settings, identity, prepare
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.task import encoder_lm_config
 from latentwire.sources.registry import build_source
 from tests.helpers.models import model_spec
 from tests.helpers.random import shifted
@@ -118,11 +118,13 @@ def test_an_encoder_over_tokens_receives_the_passages_tokens(tiny, vocabulary, t
     torch.manual_seed(shifted(0))
     dials = {"layers": 1, "ratio": 2, "groups": "words", "pool": "mean"}
     lm = model_spec("tiny_random").identity()
-    spec = LatentSpec("lm_layers", dials, 8, "baseline", {}, lm, "tiny_random", encoder_lm_config(tiny))
+    spec = LatentSpec(
+        "lm_layers", dials, 8, "baseline", {}, lm, "tiny_random", encoder_lm_config("lm_layers", tiny.model)
+    )
     latents = Latents(spec, vocabulary).eval()
     text = " The ferry left the long pier at noon."
     ids = tiny.tokenizer(text)["input_ids"]
-    latents.encoder.learn_words([ids, ids[:3]], tiny.tokenizer)
+    latents.encoder.learn([ids, ids[:3]], tiny.tokenizer)
     save_latents(latents, tmp_path, {"trained_on": []})
     x = tiny.embed(torch.tensor(ids))
     found = source("latent", vocabulary, checkpoint=str(tmp_path))(x, torch.Generator(), text)
