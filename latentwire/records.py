@@ -30,6 +30,14 @@ class MetricScore(TypedDict):
     interval: tuple[float, float]  # 95%
 
 
+class ShownMetric(TypedDict):
+    """The primary metric of a sweep, in whose order and words the analysis is written."""
+
+    name: str
+    label: str  # of the shown score, for which higher is better: "F1", or "1 - WER" for an error rate
+    higher_is_better: bool  # of the metric itself; if not, the shown score is 1 - the metric
+
+
 class Timing(TypedDict):
     """Times of one configuration."""
 
@@ -61,8 +69,8 @@ class ExampleRow(TypedDict):
     f1: float
     em: float
     scores: dict[str, float]  # every answer metric by name, f1 and em among them
-    cut_off: bool  # whether the answer reached max_new_tokens
-    change: float  # |repaired - source| / |source| over the span
+    cut_off: NotRequired[bool]  # whether the answer reached max_new_tokens; 0.1.0 did not store it
+    change: NotRequired[float]  # |repaired - source| / |source| over the span; 0.1.0 did not store it
 
 
 class ResultHead(TypedDict):
@@ -84,31 +92,52 @@ class ResultHead(TypedDict):
     data: str
 
 
-class SummaryResult(ResultHead):
-    """The result of one configuration in summary.json. The scores are missing if status is "failed"."""
+class Latents(TypedDict):
+    """What latents cost, and signs of collapse. Sizes are means over the examples."""
+
+    positions: float
+    text_positions: float
+    bytes: float
+    text_bytes: float
+    text_zlib_bytes: float
+    mean_pairwise_cosine: float  # between latents of different passages at equal positions
+    distinct_answers: int
+    distinct_references: int
+    seen_in_training: NotRequired[int]  # examples about passages that trained or stopped the encoder
+    warnings: list[str]
+
+
+class Measured(TypedDict, total=False):
+    """What the evaluation of a configuration found; nothing if it failed."""
+
+    f1: float
+    f1_interval: tuple[float, float]
+    em: float
+    em_interval: tuple[float, float]
+    scores: dict[str, MetricScore]  # every answer metric by name, f1 and em among them
+    empty_rate: float
+    empty_rate_interval: tuple[float, float]
+    num_samples: int
+    too_long: int
+    too_long_ids: list[str]  # only in the result's own file
+    left_out: dict[str, int]  # unusable questions of the data, by reason
+    cut_off: int
+    relative_change: float
+    identity: bool  # whether the transform changed nothing
+    warnings: list[Finding]
+    fit: Fit | None
+    latents: Latents | None
+    time_sec: float
+    timing: Timing
+
+
+class SummaryResult(ResultHead, Measured):
+    """The result of one configuration in summary.json."""
 
     status: Literal["ok", "failed"]
     error: NotRequired[str]  # of a failed configuration, with the remedy
-    f1: NotRequired[float]
-    f1_interval: NotRequired[tuple[float, float]]
-    em: NotRequired[float]
-    em_interval: NotRequired[tuple[float, float]]
-    empty_rate: NotRequired[float]
-    empty_rate_interval: NotRequired[tuple[float, float]]
-    scores: NotRequired[dict[str, MetricScore]]  # every answer metric by name, f1 and em among them
-    num_samples: NotRequired[int]
+    job_sec: NotRequired[float]  # with loading, saving and tracking; 0.1.0 did not measure it
     num_examples: int | None  # examples that a budget allowed; None: all
-    too_long: NotRequired[int]
-    left_out: NotRequired[dict[str, int]]  # unusable questions of the data, by reason
-    cut_off: NotRequired[int]
-    relative_change: NotRequired[float]
-    identity: NotRequired[bool]  # whether the transform changed nothing
-    warnings: NotRequired[list[Finding]]
-    fit: NotRequired[Fit | None]
-    latents: NotRequired[JsonObject | None]
-    time_sec: NotRequired[float]
-    job_sec: NotRequired[float]
-    timing: NotRequired[Timing]
     seed: int
     dtype: str
     device: str
@@ -117,10 +146,9 @@ class SummaryResult(ResultHead):
 
 
 class EvaluationResult(SummaryResult):
-    """NAME.json: the result of one configuration, with the long fields that a summary leaves out."""
+    """NAME.json: the result of one configuration."""
 
-    traceback: NotRequired[str]
-    too_long_ids: NotRequired[list[str]]
+    traceback: NotRequired[str]  # of a configuration that failed by a bug
     versions: dict[str, str]
     config: JsonObject
 
@@ -149,14 +177,6 @@ class ScoredResult(ResultHead):
     device: str
     processes: int
     git_commit: str | None
-
-
-class ShownMetric(TypedDict):
-    """The primary metric of a sweep, in whose order and words the analysis is written."""
-
-    name: str
-    label: str  # of the shown score, for which higher is better: "F1", or "1 - WER" for an error rate
-    higher_is_better: bool  # of the metric itself; if not, the shown score is 1 - the metric
 
 
 def succeeded(result: SummaryResult) -> TypeGuard[ScoredResult]:
