@@ -8,7 +8,8 @@ from kat.data.prompts import read_prompts
 from kat.data.tables import read_weights, same_ids
 from kat.pipeline.artifacts import destination, locate, task
 from kat.pipeline.origin import check_origin
-from kat.sampling.arms import arm_weights, draw
+from kat.sampling.arms import arm_weights
+from kat.sampling.draws import draw
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.random import generator_for

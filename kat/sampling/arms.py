@@ -1,4 +1,8 @@
-"""Sampling weights of the arms of the experiment, and draws by weight. Main entries: `prompt_weights()`, `draw()`."""
+"""Arms by name: ways of drawing training prompts. Main entries: `build_arm()`, `register_arm()`.
+
+`FixedWeights` is the base class of an arm whose weights are known before training, and `AdaptiveWeights` of one whose
+weights change with what the steps observe.
+"""
 
 from __future__ import annotations
 
@@ -7,75 +11,79 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from kat.sampling.adaptive import AdaptiveWeights
+from kat.sampling.base import ARMS, DENSITY, Arm, ArmInputs, Observation, register_arm
+from kat.sampling.draws import checked_weights
+from kat.sampling.fixed import FixedWeights
 from latentwire.harness.errors import UserError
+from latentwire.harness.registry import check_dials, dials_of
+from latentwire.harness.results import JsonObject
 
-ARMS = ("uniform", "density", "reversed", "shuffled")
+__all__ = [
+    "ARMS",
+    "AdaptiveWeights",
+    "Arm",
+    "ArmInputs",
+    "FixedWeights",
+    "Observation",
+    "arm_settings",
+    "build_arm",
+    "needs_density",
+    "register_arm",
+]
 
 
-def checked_weights(weights: Tensor | Sequence[float]) -> Tensor:
-    """Return weights normalised to sum 1, (N,) float64.
-
-    Args:
-        weights: One number for each row, (N,).
+def needs_density(name: str) -> bool:
+    """Return whether an arm needs the weights of task=density.
 
     Raises:
-        UserError: The weights are not one row of numbers, or are negative, not finite or all 0.
+        UserError: No arm has this name.
     """
-    w = torch.as_tensor(weights, dtype=torch.float64).detach().cpu().clone()
-    if w.ndim != 1 or len(w) == 0:
-        raise UserError(f"weights of shape {tuple(w.shape)}: must be one number per prompt, (N,); make them again")
-    bad = ~(w.isfinite() & (w >= 0))
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise UserError(f"weight {float(w[row])} of row {row}: must be finite and not negative; make the weights again")
-    if w.sum() == 0:
-        raise UserError("all weights are 0, so nothing can be drawn; make the weights again")
-    return w / w.sum()
+    return DENSITY in ARMS[name].needs
 
 
-def draw(weights: Tensor, count: int, *, replacement: bool, generator: torch.Generator) -> Tensor:
-    """Return rows drawn by weight, (count,) int64. N may exceed 2^24, the limit of torch.multinomial.
-
-    With replacement, draws invert the cumulative weights. Without, they follow Efraimidis and Spirakis (2006): the
-    `count` smallest of E_i / w_i with E_i exponential, in that order.
+def build_arm(name: str, settings: Mapping[str, object], inputs: ArmInputs) -> Arm:
+    """Return an arm.
 
     Args:
-        weights: The sampling weights, (N,) float64, sum 1. A row of weight 0 is never drawn.
-        count: The number of draws; without replacement at most the number of positive weights.
-        replacement: Whether a row may be drawn twice.
-        generator: The source of the random numbers.
+        name: Name of the arm.
+        settings: Its settings: the node `sampler` of a config without the name.
+        inputs: The prompts, their measured weights and the seed.
+
+    Raises:
+        UserError: The arm is unknown, a setting is unknown, missing or out of range, a prompt lacks a weight, or fewer
+            prompts can be drawn than a step needs.
     """
-    if replacement:
-        cumulative = weights.cumsum(0)
-        uniform = torch.rand(count, generator=generator, dtype=torch.float64) * cumulative[-1]
-        last = int(weights.nonzero()[-1])
-        return torch.searchsorted(cumulative, uniform, right=True).clamp(max=last)
-    exponential = torch.empty(len(weights), dtype=torch.float64).exponential_(generator=generator)
-    return (exponential / weights).topk(count, largest=False, sorted=True).indices
+    return ARMS[name](inputs, **arm_settings(name, settings))
 
 
-def expected_draws(weights: Tensor, count: int, replacement: bool) -> Tensor:
-    """Return the expected number of draws of each row, (N,) float64.
-
-    Without replacement it is the limit for many rows: 1 - exp(-w_i t), with t chosen so that the sum is `count`.
+def arm_settings(name: str, settings: Mapping[str, object]) -> JsonObject:
+    """Return all settings of an arm, defaults included, after a check of their names, types and ranges.
 
     Args:
-        weights: The sampling weights, (N,) float64, sum 1.
-        count: The number of draws.
-        replacement: Whether a row may be drawn twice.
+        name: Name of the arm.
+        settings: The node `sampler` of a config without the name.
+
+    Raises:
+        UserError: The arm is unknown, or a setting is unknown, missing, of another type or out of range.
     """
-    if replacement or count == 0:
-        return weights * count
-    if count == int((weights > 0).sum()):
-        return (weights > 0).double()
-    low, high = 0.0, 1.0
-    while float(-torch.expm1(-weights * high).sum()) < count:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        too_few = float(-torch.expm1(-weights * middle).sum()) < count
-        low, high = (middle, high) if too_few else (low, middle)
-    return -torch.expm1(-weights * high)
+    arm = ARMS[name]
+    check_dials(f"sampler={name}", dict(settings), arm)
+    values = {
+        setting: _converted(setting, settings.get(setting, dial.default), dial.kind)
+        for setting, dial in dials_of(arm).items()
+    }
+    arm.check_settings(values)
+    return values
+
+
+def _converted(setting: str, value: object, kind: type) -> object:
+    """Return a value as its argument's type: a whole number given for a float becomes a float."""
+    words = {int: "a whole number", float: "a number", str: "a text"}
+    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if kind in words and not fits:
+        raise UserError(f"sampler.{setting}={value}: expected {words[kind]}")
+    return float(value) if kind is float and isinstance(value, int) else value
 
 
 def arm_weights(arm: str, weights: Tensor | Sequence[float], seed: int) -> Tensor:

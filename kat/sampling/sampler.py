@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from kat.data.prompts import normalise, render_conversation
 from kat.density.diagnostics import diagnose_weights
 from kat.density.estimate import Density, DensitySpec, estimate
-from kat.sampling.arms import checked_weights, draw, expected_draws
+from kat.sampling.draws import checked_weights, draw, expected_draws
 from latentwire.harness.errors import UserError
 
 STATE_VERSION = 1
@@ -40,7 +40,7 @@ class DensityAwareSampler(Sampler[int]):
     Args:
         weights: The weights of the rows, (N,), at least 0. They need not sum to 1.
         num_samples: The number of draws in an epoch over all ranks; N by default.
-        replacement: Whether a prompt may be drawn twice in an epoch, see `kat.sampling.arms.draw`.
+        replacement: Whether a prompt may be drawn twice in an epoch, see `kat.sampling.draws.draw`.
         seed: The seed of the draws.
         num_generations: G, the number of times that each draw is yielded in a row.
         prompts_per_batch: The number of draws in a block.
@@ -243,7 +243,7 @@ class DensityAwareSampler(Sampler[int]):
         """Return the intended draws (N,) float64 and the real draws (N,) int64 of each prompt over all ranks.
 
         Repetitions of a draw count once. Draws count up to the step of this rank; all ranks are at the same step. For
-        the intended draws without replacement see `kat.sampling.arms.expected_draws`.
+        the intended draws without replacement see `kat.sampling.draws.expected_draws`.
 
         Args:
             consumed: The number of indices used, see `state_dict`. By default fetched indices count, used or not.

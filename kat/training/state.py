@@ -1,14 +1,14 @@
-"""Settings and state that the loops of task=grpo and task=reward share. Main entries: `LoopSpec`, `learner_of()`."""
+"""Settings and state that the loops of task=grpo and task=reward share. Main entries: `LoopSpec`, `arm_of()`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypedDict
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -16,11 +16,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from kat.data.heldout import require_share
 from kat.data.tables import read_weights
 from kat.pipeline.artifacts import locate, record_of
-from kat.sampling.arms import ARMS
+from kat.sampling.arms import ARMS, Arm, ArmInputs, arm_settings, build_arm, needs_density
 from kat.sampling.sampler import DensityAwareSampler
+from latentwire.harness.assets import file_sha256
+from latentwire.harness.checkpoint import State
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
-from latentwire.harness.results import write_jsonl
+from latentwire.harness.results import JsonObject, write_jsonl
 from latentwire.harness.run import RunSpec, Stateful
 
 
@@ -42,13 +44,12 @@ class LoopSpec(RunSpec):
         """Return the settings of a config.
 
         Raises:
-            UserError: A setting has the wrong type or is out of range, or the sampler is unknown.
+            UserError: A setting, also one of the sampler, is unknown, has the wrong type or is out of range.
         """
-        if cfg.sampler.name not in ARMS:
-            raise UserError(f"sampler={cfg.sampler.name}: unknown; use one of {', '.join(ARMS)}")
+        arm_settings(cfg.sampler.name, _given_settings(cfg))
         return super().of(cfg)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """Return the settings that decide what is learnt."""
         return {"seed": self.seed, "steps": self.steps, "held_out": self.held_out}
 
@@ -59,19 +60,19 @@ class TrainableParameters:
 
     parameters: dict[str, nn.Parameter]  # by name
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return the weights by name, on the CPU."""
         return {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Copy saved weights into the model."""
         for name, parameter in self.parameters.items():
             parameter.copy_(state_dict[name])
 
 
 def learner_of(
-    parameters: dict[str, nn.Parameter], optimizer: AdamW, scheduler: LambdaLR, sampler: DensityAwareSampler
+    parameters: dict[str, nn.Parameter], optimizer: AdamW, scheduler: LambdaLR, sampler: Stateful
 ) -> dict[str, Stateful]:
     """Return the objects that change while a loop trains, by their keys in a checkpoint."""
     return {
@@ -82,15 +83,65 @@ def learner_of(
     }
 
 
+class ArmIdentity(TypedDict):
+    """What decides the draws of a run, besides its prompts and its seed."""
+
+    sampler: str
+    sampler_settings: JsonObject
+    sampler_source: str | None  # digest of the module of a plugin's arm
+    weights_sha256: str | None  # digest of the weights of task=density; None if the arm does not need them
+
+
+def arm_identity(cfg: DictConfig) -> ArmIdentity:
+    """Return what decides the draws of a run. The files that the arm needs must exist.
+
+    Raises:
+        UserError: The sampler or a setting of it is invalid.
+    """
+    name = str(cfg.sampler.name)
+    return {
+        "sampler": name,
+        "sampler_settings": arm_settings(name, _given_settings(cfg)),
+        "sampler_source": ARMS.source_digest(name),
+        "weights_sha256": file_sha256(locate(cfg, "weights_file")) if needs_density(name) else None,
+    }
+
+
+def arm_of(cfg: DictConfig, ids: Sequence[str], prompts_per_step: int, setting: str = "prompts_per_step") -> Arm:
+    """Return the arm of a config, which draws training prompts. Log a warning if it never draws some of them.
+
+    Args:
+        cfg: Config of the run.
+        ids: Ids of the N training prompts, in the order of their rows.
+        prompts_per_step: Number of draws of a step, over all processes.
+        setting: Name of the setting with that number, for messages.
+
+    Raises:
+        UserError: The weights are missing or damaged, a prompt has no weight, or fewer prompts can be drawn than a step
+            needs.
+    """
+    inputs = ArmInputs(ids, cfg.seed, *measured_weights(cfg), prompts_per_step, setting)
+    arm = build_arm(cfg.sampler.name, _given_settings(cfg), inputs)
+    warn_never_drawn(arm.never_drawn)
+    return arm
+
+
+def _given_settings(cfg: DictConfig) -> JsonObject:
+    """Return the node `sampler` without the name."""
+    node = OmegaConf.to_container(cfg.sampler, resolve=True)
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items() if key != "name"}
+
+
 def measured_weights(cfg: DictConfig) -> tuple[dict[str, float], list[str]]:
     """Return the sampling weights of task=density by prompt id, and the ids of prompts too long for the embedder.
 
-    Both are empty for sampler=uniform.
+    Both are empty for a sampler that does not need them.
 
     Raises:
         UserError: The weights are missing or damaged.
     """
-    if cfg.sampler.name == "uniform":
+    if not needs_density(cfg.sampler.name):
         return {}, []
     ids, _, sampling_weights = read_weights(locate(cfg, "weights_file"))
     too_long = record_of(locate(cfg, "embeddings_file")).get("too_long") or []
@@ -103,7 +154,7 @@ def warn_never_drawn(count: int) -> None:
         log(f"warning: {count} training prompts were too long for the embedder; they are never drawn")
 
 
-def save_ledger(folder: Path, sampler: DensityAwareSampler, ids: Sequence[str]) -> None:
+def save_ledger(folder: Path, sampler: Arm | DensityAwareSampler, ids: Sequence[str]) -> None:
     """Write ledger.jsonl: the intended and the real number of draws of each training prompt so far.
 
     Call it before writing a checkpoint, so that every checkpoint has its ledger. A run killed between the two repeats

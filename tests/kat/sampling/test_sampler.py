@@ -15,7 +15,8 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from kat.density.estimate import DensitySpec, estimate
 from kat.embedding.pooling import HiddenEmbedder, embed_hidden
-from kat.sampling.arms import ARMS, arm_weights, draw, expected_draws
+from kat.sampling.arms import ARMS, arm_weights
+from kat.sampling.draws import draw, expected_draws
 from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF

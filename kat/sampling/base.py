@@ -1,0 +1,202 @@
+"""What every arm is: a way of drawing training prompts, by name. Main entries: `Arm`, `register_arm()`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from kat.sampling.draws import checked_weights
+from latentwire.harness.checkpoint import State
+from latentwire.harness.errors import UserError
+from latentwire.harness.registry import Registry, dials_of
+from latentwire.harness.results import JsonObject
+
+A = TypeVar("A", bound="Arm")
+
+DENSITY = "density"  # what an arm may need: the weights of task=density
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a step found out about a prompt that it drew.
+
+    Attributes:
+        row: Row of the prompt among the training prompts.
+        rewards: For task=grpo the reward of each completion. For task=reward one number: the share of the prompt's
+            pairs that the model puts in the right order.
+
+    Raises:
+        UserError: There is no reward, or a reward is not finite.
+    """
+
+    row: int
+    rewards: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rewards or not all(map(math.isfinite, self.rewards)):
+            raise UserError(f"rewards {self.rewards} of row {self.row}: must be finite numbers, at least one")
+
+
+@dataclass(frozen=True)
+class ArmInputs:
+    """What an arm is built from.
+
+    Attributes:
+        ids: Ids of the N training prompts; row i is ids[i].
+        seed: Seed of the draws.
+        measured: Weights of task=density by prompt id. Arms without needs=("density",) ignore them.
+        too_long: Ids of prompts that have no weight because they were too long for the embedder.
+        prompts_per_step: Number of draws of a step.
+        setting: Name of the setting with that number, for messages.
+    """
+
+    ids: Sequence[str]
+    seed: int
+    measured: Mapping[str, float]
+    too_long: Sequence[str] = ()
+    prompts_per_step: int = 1
+    setting: str = "prompts_per_step"
+
+
+class Arm(ABC):
+    """A way of drawing training prompts. It may change with what the steps observe.
+
+    Every process of a run has its own copy of the arm. All copies draw the same rows and observe the same results, so
+    they stay equal.
+
+    Attributes:
+        name: Name under which the class is registered; `register_arm` sets it.
+        needs: What the class needs besides the prompts; `register_arm` sets it.
+        rows: Rows that can be drawn, (M,) int64. A prompt that was too long for the embedder is not among them if the
+            arm needs density.
+        base_weights: Weights of these rows, (M,) float64, sum 1: those of task=density if the arm needs them, else
+            equal weights.
+        never_drawn: Number of training prompts that cannot be drawn, N - M.
+
+    Args:
+        inputs: The prompts, their measured weights and the seed.
+
+    Raises:
+        UserError: A prompt lacks a weight, or fewer prompts can be drawn than a step needs.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, inputs: ArmInputs) -> None:
+        self.seed, self.num_prompts = inputs.seed, len(inputs.ids)
+        self.rows, self.base_weights = _drawable(type(self), inputs)
+        self.never_drawn = self.num_prompts - len(self.rows)
+        if len(self.rows) < inputs.prompts_per_step:
+            raise UserError(
+                f"{inputs.setting}={inputs.prompts_per_step}: sampler={self.name} can draw {len(self.rows)} of the "
+                f"{self.num_prompts} training prompts; use more data or fewer prompts a step"
+            )
+
+    @classmethod  # noqa: B027 (most arms have nothing to check)
+    def check_settings(cls, settings: JsonObject) -> None:
+        """Check the ranges of the settings under `sampler`, before any data is loaded. Names and types are checked.
+
+        Raises:
+            UserError: A setting is out of range.
+        """
+
+    @abstractmethod
+    def next(self, n: int) -> list[int]:
+        """Return the rows of the next `n` draws."""
+
+    @abstractmethod
+    def observe(self, results: Sequence[Observation]) -> None:
+        """Take note of the results of a step.
+
+        Args:
+            results: Results of all processes, in the same order in every process.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> State:
+        """Return the state, from which an arm of the same settings resumes at the next draw."""
+
+    @abstractmethod
+    def load_state_dict(self, state: State, /) -> None:
+        """Resume from a state of `state_dict`."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Return numbers for the journal of a step. Their names begin with 'sampler/'."""
+
+    @abstractmethod
+    def ledger(self) -> tuple[Tensor, Tensor]:
+        """Return the intended draws (N,) float64 and the real draws (N,) int64 of each prompt so far."""
+
+    @property
+    @abstractmethod
+    def sampling_weights(self) -> Tensor:
+        """The probability of each prompt at the next draw, (N,) float64, sum 1."""
+
+
+def _drawable(arm: type[Arm], inputs: ArmInputs) -> tuple[Tensor, Tensor]:
+    """Return the rows that an arm can draw, (M,) int64, and their base weights, (M,) float64."""
+    ids = inputs.ids
+    if DENSITY not in arm.needs:
+        return torch.arange(len(ids)), torch.full((len(ids),), 1 / max(len(ids), 1), dtype=torch.float64)
+    left_out = set(inputs.too_long) - inputs.measured.keys()
+    if unknown := [name for name in ids if name not in inputs.measured and name not in left_out]:
+        raise UserError(
+            f"sampler={arm.name}: {len(unknown)} of {len(ids)} prompts have pairs but no weight, {unknown[0]} for "
+            "instance; run task=prompts, task=embed and task=density again on these pairs"
+        )
+    rows = [row for row, name in enumerate(ids) if name in inputs.measured]
+    if not rows:
+        raise UserError(
+            f"sampler={arm.name}: all {len(ids)} training prompts were too long for the embedder, so none can be "
+            "drawn; use an embedder with a longer context, or sampler=uniform"
+        )
+    return torch.tensor(rows), checked_weights([inputs.measured[ids[row]] for row in rows])
+
+
+def _config_of(name: str, arm: type[Arm]) -> JsonObject:
+    """Return the config of an arm without a YAML file: its name and the defaults of its settings.
+
+    Raises:
+        UserError: A setting has no default.
+    """
+    settings = dials_of(arm)
+    for setting in settings.values():
+        if setting.default is inspect.Parameter.empty:
+            raise UserError(
+                f"sampler={name}: its setting {setting.name} has no default; write {setting.name}=VALUE in the "
+                f"signature of {arm.__qualname__}, or add conf/sampler/{name}.yaml"
+            )
+    return {"sampler": {"name": name, **{setting.name: setting.default for setting in settings.values()}}}
+
+
+ARMS: Registry[type[Arm]] = Registry("sampler arm", "sampler", _config_of)
+
+
+def register_arm(name: str, *, needs: tuple[str, ...] = ()) -> Callable[[type[A]], type[A]]:
+    """Return a decorator that registers a class as sampler=NAME. Its keyword-only arguments are settings of `sampler`.
+
+    Args:
+        name: Name of the arm.
+        needs: What the arm needs besides the prompts: ("density",) for the weights of task=density.
+
+    Raises:
+        UserError: The name is taken or not an identifier, or a need is unknown.
+    """
+    if unknown := sorted(set(needs) - {DENSITY}):
+        raise UserError(f"sampler={name}: needs={unknown[0]} is unknown; an arm can need {DENSITY}, or nothing")
+
+    def register(arm: type[A]) -> type[A]:
+        ARMS.add(name, arm)
+        arm.name, arm.needs = name, needs
+        return arm
+
+    return register
