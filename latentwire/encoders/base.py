@@ -1,10 +1,15 @@
-"""The base class of all encoders, their input and the adapter after them. Main entries: `Encoder`, `Passages`."""
+"""The base class of all encoders, their registry, their input and the adapter after them.
+
+Main entries: `Encoder`, `Passages`, `register_encoder()`.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.encoders.grouping import group_bounds, pooling_matrix
 from latentwire.harness.errors import UserError
+from latentwire.harness.registry import Registry, add_labelled, node_with_dials
 from latentwire.harness.results import JsonObject
 from latentwire.transforms.base import require
 
@@ -69,6 +75,7 @@ class Encoder(nn.Module, ABC):
         lm: What the encoder may know of the LM. The dials of a subclass follow as keyword-only arguments.
     """
 
+    label: ClassVar[str]  # pattern of a configuration's name, set by `register_encoder`
     z_width: int  # width of a latent, Z
     reads_ids = False  # whether forward() needs the token ids
     shortest = 1  # fewest tokens of a passage
@@ -122,6 +129,32 @@ class Encoder(nn.Module, ABC):
         Returns:
             (B, L, Z), with L the largest number of latents of a passage; rows beyond a passage's own are arbitrary.
         """
+
+
+def _node(name: str, encoder: type[Encoder]) -> JsonObject:
+    return node_with_dials("encoder", name, encoder, encoder.label)
+
+
+ENCODERS: Registry[type[Encoder]] = Registry("encoder", "encoder", _node)
+E = TypeVar("E", bound=Encoder)
+
+
+def register_encoder(name: str, *, label: str) -> Callable[[type[E]], type[E]]:
+    """Return a decorator that registers an encoder.
+
+    Args:
+        name: Name of the encoder, for encoder=NAME.
+        label: Pattern of a configuration's name, with dials in braces: "bottleneck{d_z}".
+
+    Raises:
+        UserError: The decorator raises it if the name or the label is taken, or the label is invalid.
+    """
+
+    def register(encoder: type[E]) -> type[E]:
+        add_labelled(ENCODERS, name, encoder, label)
+        return encoder
+
+    return register
 
 
 class Adapter(nn.Module):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from latentwire.encoders.base import Encoder, LMFacts, Passages
+from latentwire.encoders.base import Encoder, LMFacts, Passages, register_encoder
 from latentwire.transforms.base import require
 
 
+@register_encoder("bottleneck", label="bottleneck{d_z}")
 class Bottleneck(Encoder):
     """Projects each token embedding to d_z dimensions, one latent for each token."""
 

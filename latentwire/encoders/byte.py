@@ -8,7 +8,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from latentwire.encoders.base import Encoder, LMFacts, Passages, sinusoids
+from latentwire.encoders.base import Encoder, LMFacts, Passages, register_encoder, sinusoids
 from latentwire.transforms.base import require
 
 BYTES = 256
@@ -24,6 +24,7 @@ class _LayerOptions(TypedDict):
     norm_first: bool
 
 
+@register_encoder("byte", label="byte{latent_len}")
 class ByteEncoder(Encoder):
     """Encodes the bytes of the text with a small transformer; `latent_len` learned queries attend to its output."""
 

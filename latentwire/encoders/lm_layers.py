@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.encoders.base import Encoder, LMFacts, Passages, zeros
+from latentwire.encoders.base import Encoder, LMFacts, Passages, register_encoder, zeros
 from latentwire.encoders.grouping import (
     FORMAT,
     bounds_around,
@@ -28,6 +28,7 @@ POOLS = ("mean", "query")
 GATE_OFFSET = 2.0  # subtracted before the sigmoid for tokens that are not heads: their gates start at .24
 
 
+@register_encoder("lm_layers", label="lm_layers{layers}_{groups}_{pool}{ratio}")
 class LMLayers(Encoder):
     """A trainable copy of the LM's first layers with attention in both directions; `ratio` positions become one latent.
 

@@ -13,8 +13,7 @@ from latentwire.encoders.registry import build_encoder
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary, rms
 from latentwire.transforms.base import Transform
-from latentwire.transforms.registry import Chain, build_transform
-from latentwire.transforms.tokens import AnchorOffset, RandomInterpolation
+from latentwire.transforms.registry import build_transform
 
 
 @dataclass
@@ -50,8 +49,7 @@ class Latents(nn.Module):
         self.encoder = build_encoder(spec.encoder, spec.encoder_dials, lm)
         self.adapter = Adapter(self.encoder.z_width, vocabulary.width, spec.adapter_hidden)
         self.transform = build_transform(spec.transform, spec.transform_dials, vocabulary)
-        steps = self.transform.parts if isinstance(self.transform, Chain) else [self.transform]
-        if any(isinstance(step, RandomInterpolation) for step in steps):
+        if self.transform.gradient == "none":
             raise UserError(
                 f"embed_transform={spec.transform}: its result does not depend on the encoder, so an encoder cannot be "
                 "trained through it; choose another transform"
@@ -61,8 +59,6 @@ class Latents(nn.Module):
                 f"embed_transform={spec.transform}: is fitted to a finished source, but this encoder is in training; "
                 "choose another transform, or fit it to the trained encoder with run.py embed_source=latent"
             )
-        # The result is the nearest token and a short residual, so its true gradient is almost zero.
-        self.chooses = any(isinstance(step, AnchorOffset) for step in steps)
 
     def forward(self, passages: Passages, generator: torch.Generator | None = None) -> list[Tensor]:
         """Encode passages.
@@ -80,7 +76,7 @@ class Latents(nn.Module):
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return one passage after the transform, with its own or the straight-through gradient: (L, D) -> (L, D)."""
-        if self.chooses:
+        if self.transform.gradient == "straight_through":
             return straight_through(self.transform, x, self.mean_token_rms, generator)
         repaired: Tensor = self.transform(x, generator)
         return repaired

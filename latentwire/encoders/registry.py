@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from latentwire.encoders.base import Encoder, LMFacts
-from latentwire.encoders.bottleneck import Bottleneck
-from latentwire.encoders.byte import ByteEncoder
-from latentwire.encoders.lm_layers import LMLayers
-from latentwire.harness.errors import UserError
+from latentwire.encoders import bottleneck, byte, lm_layers  # noqa: F401 (they register encoders)
+from latentwire.encoders.base import ENCODERS, Encoder, LMFacts
 from latentwire.harness.registry import check_dials
 from latentwire.harness.results import JsonObject
+from latentwire.transforms.registry import transform_plugins
 
-ENCODERS: dict[str, type[Encoder]] = {"bottleneck": Bottleneck, "lm_layers": LMLayers, "byte": ByteEncoder}
+__all__ = ["ENCODERS", "build_encoder", "encoder_identity", "encoder_lm_config", "latents_plugins"]
 
 
 def build_encoder(name: str, dials: JsonObject, lm: LMFacts) -> Encoder:
@@ -26,17 +24,16 @@ def build_encoder(name: str, dials: JsonObject, lm: LMFacts) -> Encoder:
     Before training, the caller calls `Encoder.start_from` and `Encoder.learn`.
 
     Args:
-        name: Name of the encoder, a key of ENCODERS.
+        name: Name of the encoder.
         dials: Its dials.
         lm: What the encoder may know of the LM.
 
     Raises:
         UserError: The encoder is unknown, or a dial is unknown, missing or out of range.
     """
-    if name not in ENCODERS:
-        raise UserError(f"encoder={name}: unknown; use one of {', '.join(ENCODERS)}")
-    check_dials(name, dials, ENCODERS[name])
-    return ENCODERS[name](lm, **dials)
+    encoder = ENCODERS[name]
+    check_dials(name, dials, encoder)
+    return encoder(lm, **dials)
 
 
 def encoder_lm_config(name: str, lm: PreTrainedModel) -> JsonObject:
@@ -58,3 +55,8 @@ def encoder_lm_config(name: str, lm: PreTrainedModel) -> JsonObject:
 def encoder_identity(name: str, dials: JsonObject) -> JsonObject:
     """Return what decides the architecture and the first weights of an encoder, for the identity of a run."""
     return {"name": name, "dials": dials, "versions": ENCODERS[name].versions(dials)}
+
+
+def latents_plugins(encoder: str, transform: str, transform_dials: JsonObject) -> dict[str, str]:
+    """Return the digests of the plugins that define an encoder and the transform after it, for identities."""
+    return {**ENCODERS.plugin_sources([encoder]), **transform_plugins(transform, transform_dials)}

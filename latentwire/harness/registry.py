@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import config_hash
 
 T = TypeVar("T")
+
+
+class Labelled(Protocol):
+    """A class whose configurations have a name."""
+
+    label: ClassVar[str]  # pattern of the name, with dials in braces: "anchor_eps{eps}"
+
+
+L = TypeVar("L", bound=Labelled)
 
 OWN_PACKAGES = ("latentwire", "kat")  # covered by the version of this project in every identity
 ALL: list[Registry[Any]] = []  # every registry whose module is imported, for `plugins.add_config_nodes`
@@ -81,6 +92,43 @@ class Registry(Generic[T]):
         """
         return source_digest(_definition(self[name]))
 
+    def plugin_sources(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the digests of the named things that plugins define, as {"embed_transform=norm_clip": digest}."""
+        digests = {f"{self.setting}={name}": self.source_digest(name) for name in names}
+        return {choice: digest for choice, digest in digests.items() if digest is not None}
+
+
+def add_labelled(registry: Registry[type[L]], name: str, owner: type[L], label: str) -> None:
+    """Register a class whose configurations have a name, and set its `label`.
+
+    Args:
+        registry: Registry of its kind.
+        name: Name of the class.
+        owner: The class.
+        label: Pattern of a configuration's name, with dials in braces: "anchor_eps{eps}".
+
+    Raises:
+        UserError: The name or the label is taken, the label has a dial that the class lacks or a character that file
+            names or chains cannot have, or the class has another name already.
+    """
+    what, dials = f"{registry.kind} {name}", dials_of(owner)
+    plain = re.sub(r"{(\w+)}", "", label)
+    if not label or re.search(r"[^\w.-]", plain):
+        raise UserError(f"{what}: label={label!r} is not a name; use letters, digits, _, ., - and {{dial}}")
+    for dial in re.findall(r"{(\w+)}", label):
+        if dial not in dials:
+            known = ", ".join(dials) or "none"
+            raise UserError(f"{what}: label={label!r} has {{{dial}}}, but its dials are {known}; correct the label")
+    for other, thing in registry.items():
+        if other == name:
+            continue
+        if thing is owner:
+            raise UserError(f"{what}: {owner.__qualname__} is registered as {other} already; register a subclass")
+        if re.sub(r"{\w+}", "{}", thing.label) == re.sub(r"{\w+}", "{}", label):
+            raise UserError(f"{what}: label={label!r} would give the same names as {other}; choose another label")
+    registry.add(name, owner)
+    owner.label = label
+
 
 def _definition(thing: object) -> object:
     """Return the class or function that defines a thing; a record names it in its field `define`."""
@@ -130,6 +178,20 @@ class Dial:
         at_root = f"${{{self.name}}}"
         return f"${{{self.kind.__name__}:{at_root}}}" if self.kind in (int, float) else at_root
 
+    def read(self, text: str) -> object:
+        """Return the value that a configuration's name gives as text.
+
+        Raises:
+            ValueError: The text is not a value of this dial.
+        """
+        if self.kind is not object:
+            value: object = self.kind(text)
+            return value
+        try:
+            return ast.literal_eval(text)  # None, True or a number
+        except (ValueError, SyntaxError):
+            return text
+
 
 def dials_of(owner: type) -> dict[str, Dial]:
     """Return the dials of a class by name, in the order of its signature."""
@@ -165,7 +227,7 @@ def check_dials(name: str, dials: dict[str, Any], owner: type) -> None:
         raise UserError(f"{name} needs {dial} (its dials: {known}); give it a value")
 
 
-def node_with_dials(group: str, name: str, owner: type, label: str) -> dict[str, Any]:
+def node_with_dials(group: str, name: str, owner: type, label: str, **further: str) -> dict[str, Any]:
     """Return the config of a class whose dials stand at the root, as a file of conf/embed_transform would write it.
 
     Args:
@@ -173,6 +235,7 @@ def node_with_dials(group: str, name: str, owner: type, label: str) -> dict[str,
         name: Name of the thing.
         owner: Its class. Each dial needs a default, because no YAML gives one.
         label: Pattern of the configuration's name, with dials in braces: "norm_clip{limit}".
+        further: Further entries of the group's node.
 
     Raises:
         UserError: A dial has no default.
@@ -189,6 +252,7 @@ def node_with_dials(group: str, name: str, owner: type, label: str) -> dict[str,
         group: {
             "name": name,
             "label": config_label(label),
+            **further,
             "dials": {dial.name: dial.config_value() for dial in dials.values()},
         },
     }

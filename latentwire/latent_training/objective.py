@@ -163,7 +163,8 @@ class LatentObjective:
         ids = torch.randint(self.vocabulary.size, (VOCABULARY_TOKENS,), generator=generator_for(seed, "tokens", step))
         embeds = self.vocabulary.embeddings[ids.to(self.vocabulary.embeddings.device)]
         latents: Tensor = self.latents.adapter(self.latents.encoder(make_passages([""], [embeds])))[0]
-        if self.latents.chooses:  # transforms that need a whole passage are skipped: random tokens do not form one
+        # Other transforms may need a whole passage, which random tokens do not form.
+        if self.latents.transform.gradient == "straight_through":
             latents = self.latents.repair(latents, generator_for(seed, "tokens", step, "noise"))
         return embedding_loss(latents, embeds, self.latents.mean_token_rms, self.distance)
 

@@ -1,22 +1,32 @@
-"""The base class of all sources, which is also the source `text`. Main entry: `Source`."""
+"""The base class of all sources, which is also the source `text`, and their registry. Main entry: `Source`."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from latentwire.analysis.ladder import Ladder
 from latentwire.encoders.cost import BYTES_PER_NUMBER
+from latentwire.harness.errors import UserError
+from latentwire.harness.registry import Registry, add_labelled, dials_of, node_with_dials
+from latentwire.harness.results import JsonObject
 from latentwire.lm.vocabulary import Vocabulary
 
 
 class Source:
-    """Leaves real token embeddings unchanged; subclasses distort or replace them.
+    """Leaves real token embeddings unchanged; subclasses distort or replace them. Dials are keyword-only arguments.
 
     Args:
         vocabulary: The token embeddings of the LM.
         generator: CPU generator of the draws that all examples share.
     """
 
+    label: ClassVar[str]  # pattern of the source's name in results, set by `register_source`
+    ladders: ClassVar[tuple[Ladder, ...]] = ()  # set by `register_source`
     passage_only = False  # True: replaces only the passage, with any number of positions
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator) -> None:
@@ -51,3 +61,40 @@ class Source:
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return x distorted; x is float32 or float64, (T, D)."""
         return x
+
+
+def _node(name: str, source: type[Source]) -> JsonObject:
+    return node_with_dials("embed_source", name, source, source.label, suffix="@${.label}")
+
+
+SOURCES: Registry[type[Source]] = Registry("source", "embed_source", _node)
+S = TypeVar("S", bound=Source)
+
+
+def register_source(name: str, *, label: str, ladders: tuple[Ladder, ...] = ()) -> Callable[[type[S]], type[S]]:
+    """Return a decorator that registers a source.
+
+    Args:
+        name: Name of the source, for embed_source=NAME.
+        label: Pattern of the source's name in results, with dials in braces: "scaled{factor}".
+        ladders: Levels at which the analysis finds how much of the distortion a transform tolerates.
+
+    Raises:
+        UserError: The decorator raises it if the name or the label is taken, or the label or a ladder is invalid.
+    """
+
+    def register(source: type[S]) -> type[S]:
+        for ladder in ladders:
+            if ladder.dial not in dials_of(source):
+                known = ", ".join(dials_of(source)) or "none"
+                raise UserError(f"source {name}: a ladder has the dial {ladder.dial}, but its dials are {known}")
+            if ladder.axis == "log" and ladder.clean is not None and ladder.clean <= 0:
+                raise UserError(f"source {name}: a ladder has clean={ladder.clean} on a log axis; use one above 0")
+        add_labelled(SOURCES, name, source, label)
+        source.ladders = tuple(dataclasses.replace(ladder, source=name) for ladder in ladders)
+        return source
+
+    return register
+
+
+register_source("text", label="text")(Source)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from latentwire.encoders.grouping import group_means
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources.base import Source
+from latentwire.sources.base import Source, register_source
 from latentwire.transforms.base import require
 
 
+@register_source("cut", label="cut{ratio}")
 class Cut(Source):
     """Control: the first tokens of the passage, ceil(T / ratio) of them, or `positions` if that is given."""
 
@@ -35,6 +36,7 @@ class Cut(Source):
         return x[: self.positions(len(x))]
 
 
+@register_source("averaged", label="averaged{ratio}")
 class Averaged(Cut):
     """Control: means of neighbouring tokens, without training; as many positions as `Cut` keeps tokens.
 
@@ -46,6 +48,7 @@ class Averaged(Cut):
         return group_means(x, self.positions(len(x)))
 
 
+@register_source("empty", label="empty")
 class Empty(Source):
     """Control: no passage."""
 

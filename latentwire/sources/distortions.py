@@ -7,14 +7,42 @@ import math
 import torch
 from torch import Tensor
 
+from latentwire.analysis.ladder import Ladder
 from latentwire.lm.vocabulary import Vocabulary, rms
-from latentwire.sources.base import Source
+from latentwire.sources.base import Source, register_source
 from latentwire.transforms.base import require
 
 MOST_SPREAD = 5.0  # exp(5 z) already spans ten decimal orders of magnitude
 SPREAD_RANGE = f"is the standard deviation of a log-normal factor's logarithm, between 0 and {MOST_SPREAD:g}"
 
 
+@register_source(
+    "noisy",
+    label="noisy{snr_db}dB",
+    ladders=(Ladder("snr_db", "dB", "linear", rising=False, clean=None),),  # decibels are logarithmic
+)
+class Noisy(Source):
+    """Adds white Gaussian noise to each token, snr_db decibels below the token's own power."""
+
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, snr_db: float) -> None:
+        super().__init__(vocabulary, generator)
+        require(math.isfinite(snr_db), "snr_db", snr_db, "must be a finite number of decibels")
+        self.relative_rms = 10 ** (-snr_db / 20)
+
+    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return x + rms(x) 10^(-snr_db / 20) z, with z standard normal."""
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        return x + self.relative_rms * rms(x)[..., None] * noise
+
+
+@register_source(
+    "scaled",
+    label="scaled{factor}",
+    ladders=(
+        Ladder("factor", "x", "log", rising=True, clean=1.0, label="scaled up"),
+        Ladder("factor", "x", "log", rising=False, clean=1.0, label="scaled down"),
+    ),
+)
 class Scaled(Source):
     """Multiplies every embedding by factor.
 
@@ -32,20 +60,11 @@ class Scaled(Source):
         return self.factor * x
 
 
-class Noisy(Source):
-    """Adds white Gaussian noise to each token, snr_db decibels below the token's own power."""
-
-    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, snr_db: float) -> None:
-        super().__init__(vocabulary, generator)
-        require(math.isfinite(snr_db), "snr_db", snr_db, "must be a finite number of decibels")
-        self.relative_rms = 10 ** (-snr_db / 20)
-
-    def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return x + rms(x) 10^(-snr_db / 20) z, with z standard normal."""
-        noise = torch.randn(x.shape, generator=generator).to(x)
-        return x + self.relative_rms * rms(x)[..., None] * noise
-
-
+@register_source(
+    "shifted",
+    label="shifted{offset}",
+    ladders=(Ladder("offset", "norms", "linear", rising=True, clean=0.0),),
+)
 class Shifted(Source):
     """Adds one vector to every token: of random direction, offset mean token norms long."""
 
@@ -60,6 +79,7 @@ class Shifted(Source):
         return x + self.shift.to(x)
 
 
+@register_source("rotated", label="rotated")
 class Rotated(Source):
     """Multiplies every token by the same random orthogonal matrix; lengths and angles stay."""
 
@@ -75,6 +95,11 @@ class Rotated(Source):
         return x @ self.rotation.to(x)
 
 
+@register_source(
+    "mixed",
+    label="mixed{rate}",
+    ladders=(Ladder("rate", "share", "linear", rising=True, clean=0.0),),
+)
 class Mixed(Source):
     """Mixes each token with a random one, which has the share rate."""
 
@@ -90,6 +115,11 @@ class Mixed(Source):
         return (1 - self.rate) * x + self.rate * others
 
 
+@register_source(
+    "token_scale",
+    label="token_scale{spread}",
+    ladders=(Ladder("spread", "log sd", "linear", rising=True, clean=0.0),),
+)
 class TokenScale(Source):
     """Multiplies each token by its own random factor; directions stay."""
 
@@ -104,6 +134,11 @@ class TokenScale(Source):
         return (self.spread * z).exp() * x
 
 
+@register_source(
+    "anisotropic",
+    label="anisotropic{spread}",
+    ladders=(Ladder("spread", "log sd", "linear", rising=True, clean=0.0),),
+)
 class Anisotropic(Source):
     """Multiplies each dimension by its own random gain, the same for every token."""
 
@@ -117,6 +152,11 @@ class Anisotropic(Source):
         return x * self.gain.to(x)
 
 
+@register_source(
+    "low_rank",
+    label="low_rank{rank}",
+    ladders=(Ladder("rank", "components", "log", rising=False, clean=None),),
+)
 class LowRank(Source):
     """Projects tokens to the first `rank` principal components, then applies a LayerNorm: an adapter with a bottleneck.
 

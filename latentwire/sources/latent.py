@@ -9,9 +9,10 @@ from latentwire.encoders.base import make_passages
 from latentwire.encoders.checkpoint import load_latents
 from latentwire.encoders.cost import BYTES_PER_NUMBER
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources.base import Source
+from latentwire.sources.base import Source, register_source
 
 
+@register_source("latent", label="latent")
 class Latent(Source):
     """Replaces the passage by a trained encoder's output, after the transform that the encoder was trained with.
 

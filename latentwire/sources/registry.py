@@ -8,40 +8,23 @@ tokens.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from latentwire.harness.errors import UserError
+from latentwire.analysis.ladder import Ladder
 from latentwire.harness.registry import check_dials
+from latentwire.harness.results import JsonObject
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.sources.base import Source
-from latentwire.sources.controls import Averaged, Cut, Empty
-from latentwire.sources.distortions import Anisotropic, LowRank, Mixed, Noisy, Rotated, Scaled, Shifted, TokenScale
-from latentwire.sources.latent import Latent
+from latentwire.sources import controls, distortions, latent  # noqa: F401 (they register sources)
+from latentwire.sources.base import SOURCES, Source
 
-SOURCES: dict[str, type[Source]] = {
-    "text": Source,
-    "scaled": Scaled,
-    "noisy": Noisy,
-    "shifted": Shifted,
-    "rotated": Rotated,
-    "mixed": Mixed,
-    "token_scale": TokenScale,
-    "anisotropic": Anisotropic,
-    "low_rank": LowRank,
-    "latent": Latent,
-    "cut": Cut,
-    "averaged": Averaged,
-    "empty": Empty,
-}
+__all__ = ["SOURCES", "build_source", "ladders"]
 
 
-def build_source(name: str, dials: dict[str, Any], vocabulary: Vocabulary, generator: torch.Generator) -> Source:
+def build_source(name: str, dials: JsonObject, vocabulary: Vocabulary, generator: torch.Generator) -> Source:
     """Build a source.
 
     Args:
-        name: Name of the source, a key of SOURCES.
+        name: Name of the source.
         dials: Its dials.
         vocabulary: The token embeddings of the LM.
         generator: CPU generator of the draws that all examples share.
@@ -49,7 +32,11 @@ def build_source(name: str, dials: dict[str, Any], vocabulary: Vocabulary, gener
     Raises:
         UserError: The name is unknown, or a dial is unknown, missing or out of range.
     """
-    if name not in SOURCES:
-        raise UserError(f"embed_source={name}: unknown; use one of {', '.join(SOURCES)}")
-    check_dials(name, dials, SOURCES[name])
-    return SOURCES[name](vocabulary, generator, **dials)
+    source = SOURCES[name]
+    check_dials(name, dials, source)
+    return source(vocabulary, generator, **dials)
+
+
+def ladders() -> list[Ladder]:
+    """Return the ladders of all sources."""
+    return [ladder for _, source in SOURCES.items() for ladder in source.ladders]

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
 from latentwire.lm.token_search import TokenSearch
 from latentwire.lm.vocabulary import Vocabulary, rms
-from latentwire.transforms.base import EMBEDDINGS, Transform
+from latentwire.transforms.base import EMBEDDINGS, Transform, register_transform
 from latentwire.transforms.fitted import MAX_MATCHED, find_rotation, nearest_with_margin, require_several, sample_rows
 
 PROBE = 512  # embeddings that each hypothesis is tried on
@@ -25,6 +25,25 @@ MIN_WIDENING = 1.08  # smallest factor by which a step must widen the margin; on
 CLEAN_RESIDUAL = 0.02  # relative residuals below this are the rounding of a half-precision source
 MIN_EIGENVALUE_RATIO = 1e3  # ratio of successive eigenvalues that ends the spectrum of a rank-limited source
 MIN_SHARE_NEAR = 0.1  # smallest accepted return value of `_share_near`
+
+
+class AutoDiagnosis(TypedDict):
+    """The distortion of a source, and the steps that undo it. A source that only gets its lengths matched has `reason`.
+
+    The sizes are missing for such a source, and for a clean one.
+    """
+
+    found: list[str]  # names of distortions
+    chain: list[str]  # steps; empty for a clean source
+    reason: NotRequired[str]  # why no step brings the embeddings near tokens
+    margin: NotRequired[float]
+    near: NotRequired[float]  # return value of `_share_near`
+    scale: NotRequired[float]
+    token_scale_spread: NotRequired[float]
+    shift_in_token_norms: NotRequired[float]
+    gain_spread: NotRequired[float]
+    snr_db: NotRequired[float]
+    rank: NotRequired[int]
 
 
 @dataclass
@@ -55,6 +74,7 @@ class Undo:
         return [name for name, part in named.items() if part is not None]
 
 
+@register_transform("auto", label="auto")
 class Auto(Transform):
     """Undoes what the diagnosis finds, then takes the nearest token; a clean source stays unchanged.
 
@@ -70,8 +90,8 @@ class Auto(Transform):
             UserError: There are fewer than two embeddings, or some are not finite.
         """
         require_several(x, "auto")
-        self.undo, self.search, self.diagnosis = diagnose_source(self.vocabulary, x, generator)
-        self.chain: list[str] = self.diagnosis["chain"]
+        self.undo, self.search, diagnosis = diagnose_source(self.vocabulary, x, generator)
+        self.chain, self.diagnosis = diagnosis["chain"], dict(diagnosis)
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return the embeddings after the chain of the diagnosis."""
@@ -86,7 +106,7 @@ class Auto(Transform):
 
 def diagnose_source(
     vocabulary: Vocabulary, x: Tensor, generator: torch.Generator
-) -> tuple[Undo, TokenSearch, dict[str, Any]]:
+) -> tuple[Undo, TokenSearch, AutoDiagnosis]:
     """Find the distortion of a source from its unlabelled embeddings.
 
     Args:
@@ -95,8 +115,7 @@ def diagnose_source(
         generator: CPU generator of the samples for fitting and for trying hypotheses.
 
     Returns:
-        The inverse of the distortion, the search for the nearest token after it, and the diagnosis as plain values. The
-        diagnosis holds found (names of distortions), chain (steps; empty for a clean source) and the measures.
+        The inverse of the distortion, the search for the nearest token after it, and the diagnosis.
     """
     probe = sample_rows(x, PROBE, generator)
     if float(probe.var(dim=0, correction=0).sum()) <= 1e-12 * float(probe.square().mean(dim=0).sum()):
@@ -219,7 +238,7 @@ def _refined(vocabulary: Vocabulary, x: Tensor, undo: Undo, ids: Tensor, margin:
 
 def _described(
     vocabulary: Vocabulary, x: Tensor, undo: Undo, ids: Tensor, margin: Tensor, share_near: float
-) -> dict[str, Any]:
+) -> AutoDiagnosis:
     """Return the diagnosis: the size of each distortion, and the chain of steps."""
     y, tokens = undo.project(x), vocabulary.embeddings[ids].to(x)
     if undo.basis is not None:
@@ -256,7 +275,7 @@ def _described(
     }
 
 
-def _fall_back(vocabulary: Vocabulary, reason: str) -> tuple[Undo, TokenSearch, dict[str, Any]]:
+def _fall_back(vocabulary: Vocabulary, reason: str) -> tuple[Undo, TokenSearch, AutoDiagnosis]:
     """Return the result for a source that only gets its lengths matched."""
     return Undo(), vocabulary.search, {"found": ["unreadable"], "chain": ["lengths"], "reason": reason}
 

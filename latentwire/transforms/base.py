@@ -1,36 +1,47 @@
-"""The base class of all transforms, and checks of their dials. Main entry: `Transform`."""
+"""The base class of all transforms, their registry, and checks of their dials. Main entry: `Transform`."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from latentwire.harness.errors import UserError
+from latentwire.harness.registry import Registry, add_labelled, node_with_dials
+from latentwire.harness.results import JsonObject
 from latentwire.lm.vocabulary import Vocabulary
 
 # What fit() needs of the source:
 EMBEDDINGS, PAIRS = "unlabelled embeddings", "pairs of embedding and true token"
+# The gradient with which an encoder is trained through a transform:
+# - "own": the derivative of the result.
+# - "straight_through": the gradient of the input, scaled to the length of tokens. For transforms whose own derivative
+#   is almost zero, because the result is a token and a short residual.
+# - "none": the result does not depend on the input, so an encoder cannot be trained through it.
+Gradient = Literal["own", "straight_through", "none"]
 
 
 class Transform(nn.Module, ABC):
     """Checks shapes, computes in at least float32, and returns the dtype of its input.
 
-    A subclass implements `repair`, and `fit` if it learns from a source.
+    A subclass implements `repair`, and `fit` if it learns from a source. Its dials are keyword-only arguments.
 
     Args:
         vocabulary: The token embeddings to repair towards.
     """
 
+    label: ClassVar[str]  # pattern of a configuration's name, set by `register_transform`
     fits: str = ""  # what fit() needs: "" (never fitted), EMBEDDINGS or PAIRS
+    gradient: Gradient = "own"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.vocabulary = vocabulary
-        self.diagnosis: dict[str, Any] = {}  # findings of fit(), as plain values
+        self.diagnosis: JsonObject = {}  # findings of fit(); the transform decides their names
 
     def fit(self, x: Tensor, truth: Tensor | None, generator: torch.Generator) -> None:
         """Learn from the embeddings of a source, for transforms with `fits`.
@@ -73,6 +84,32 @@ class Transform(nn.Module, ABC):
     def tokens(self, ids: Tensor, like: Tensor) -> Tensor:
         """Return the embeddings of token ids in the dtype of `like`: (...) -> (..., D)."""
         return self.vocabulary.embeddings[ids.to(self.vocabulary.embeddings.device)].to(like)
+
+
+def _node(name: str, transform: type[Transform]) -> JsonObject:
+    return node_with_dials("embed_transform", name, transform, transform.label)
+
+
+TRANSFORMS: Registry[type[Transform]] = Registry("transform", "embed_transform", _node)
+T = TypeVar("T", bound=Transform)
+
+
+def register_transform(name: str, *, label: str) -> Callable[[type[T]], type[T]]:
+    """Return a decorator that registers a transform.
+
+    Args:
+        name: Name of the transform, for embed_transform=NAME.
+        label: Pattern of a configuration's name, with dials in braces: "anchor_eps{eps}".
+
+    Raises:
+        UserError: The decorator raises it if the name or the label is taken, or the label is invalid.
+    """
+
+    def register(transform: type[T]) -> type[T]:
+        add_labelled(TRANSFORMS, name, transform, label)
+        return transform
+
+    return register
 
 
 def require(condition: bool, dial: str, value: float, reason: str) -> None:

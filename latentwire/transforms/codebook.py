@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.transforms.base import Transform, require_temperature, require_within_vocabulary
+from latentwire.transforms.base import Transform, register_transform, require_temperature, require_within_vocabulary
 
 
+@register_transform("soft_codebook", label="codebook{codebook_size}_tau{tau}")
 class SoftCodebook(Transform):
     """Vector quantization with soft assignment: a mixture of codebook_size learnable codes.
 

@@ -13,12 +13,13 @@ from torch.nn.functional import normalize
 from latentwire.harness.errors import UserError
 from latentwire.lm.token_search import TokenSearch
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.transforms.base import EMBEDDINGS, PAIRS, Transform
+from latentwire.transforms.base import EMBEDDINGS, PAIRS, Transform, register_transform
 
 MAX_ROUNDS = 10  # rounds of matching tokens and refitting the rotation
 MAX_MATCHED = 2048  # embeddings that a rotation is fitted to
 
 
+@register_transform("moment_matching", label="moment_matching")
 class MomentMatching(Transform):
     """Sets the source's mean and standard deviation of each dimension, over all its embeddings, to the vocabulary's."""
 
@@ -38,6 +39,7 @@ class MomentMatching(Transform):
         return (x - self.mean.to(x)) * self.gain.to(x) + self.vocabulary.mean.to(x)
 
 
+@register_transform("whitening", label="whitening")
 class Whitening(Transform):
     """Sets the source's covariance to the vocabulary's: symmetric (ZCA) whitening, then colouring.
 
@@ -73,6 +75,7 @@ class Rotation(Transform):
         return x @ self.rotation.to(x)
 
 
+@register_transform("procrustes", label="procrustes")
 class Procrustes(Rotation):
     """Multiplies by the orthogonal matrix that maps the source onto the vocabulary, fitted without labels.
 
@@ -96,6 +99,7 @@ class Procrustes(Rotation):
         self.diagnosis = {"margin": round(margin, 4), "turned": round(float(turned), 4)}
 
 
+@register_transform("procrustes_supervised", label="procrustes_supervised")
 class ProcrustesSupervised(Rotation):
     """Positive control: the orthogonal matrix fitted to pairs of source embedding and true token.
 

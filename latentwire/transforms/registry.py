@@ -8,22 +8,37 @@ from row to row. "Nearest" always means the largest cosine.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.registry import check_dials
+from latentwire.harness.registry import check_dials, dials_of
+from latentwire.harness.results import JsonObject
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.transforms.auto import Auto
-from latentwire.transforms.base import EMBEDDINGS, PAIRS, Transform
-from latentwire.transforms.codebook import SoftCodebook
-from latentwire.transforms.fitted import MomentMatching, Procrustes, ProcrustesSupervised, Whitening
-from latentwire.transforms.scaling import Baseline, BatchDistribution, RMSMatching
-from latentwire.transforms.tokens import AnchorOffset, NearestK, RandomInterpolation, SoftVocab
+from latentwire.transforms import auto, codebook, fitted, scaling, tokens  # noqa: F401 (they register transforms)
+from latentwire.transforms.base import EMBEDDINGS, PAIRS, TRANSFORMS, Transform, register_transform
+
+__all__ = ["TRANSFORMS", "Chain", "build_transform", "is_fitted", "read_label", "transform_plugins"]
 
 
+def build_transform(name: str, dials: JsonObject, vocabulary: Vocabulary) -> Transform:
+    """Build a transform in evaluation mode, on the vocabulary's device.
+
+    Args:
+        name: Name of the transform.
+        dials: Its dials.
+        vocabulary: The token embeddings to repair towards.
+
+    Raises:
+        UserError: The name is unknown, or a dial is unknown, missing or out of range.
+    """
+    transform = TRANSFORMS[name]
+    check_dials(name, dials, transform)
+    return transform(vocabulary, **dials).eval()
+
+
+@register_transform("chain", label="{steps}")
 class Chain(Transform):
     """Applies other transforms one after the other.
 
@@ -41,6 +56,10 @@ class Chain(Transform):
         self.modules_of_parts = nn.ModuleList(self.parts)  # registers the steps, for .to() and state_dict()
         needed = {step.fits for step in self.parts}
         self.fits = PAIRS if PAIRS in needed else EMBEDDINGS if EMBEDDINGS in needed else ""
+        gradients = {step.gradient for step in self.parts}
+        self.gradient = (
+            "none" if "none" in gradients else "straight_through" if "straight_through" in gradients else "own"
+        )
 
     def fit(self, x: Tensor, truth: Tensor | None, generator: torch.Generator) -> None:
         """Fit the steps in order; arguments as in `Transform.fit`."""
@@ -57,79 +76,55 @@ class Chain(Transform):
         return x
 
 
-LABELS = {  # names of configurations, as in conf/embed_transform
-    "baseline": "baseline",
-    "rms_matching": "rms_scale{target_scale}",
-    "batch_distribution": "batch_distribution",
-    "nearest_k": "nearest_k{k}_a{alpha}",
-    "anchor_offset": "anchor_eps{eps}",
-    "soft_codebook": "codebook{codebook_size}_tau{tau}",
-    "soft_vocab": "soft_vocab_tau{tau}",
-    "random_interpolation": "random_k{k}",
-    "moment_matching": "moment_matching",
-    "whitening": "whitening",
-    "procrustes": "procrustes",
-    "procrustes_supervised": "procrustes_supervised",
-    "auto": "auto",
-}
-INTEGER_DIALS = {"k", "codebook_size"}
-
-
-def read_label(label: str) -> tuple[str, dict[str, Any]]:
-    """Return the family and the dials of a configuration, such as anchor_offset and {"eps": 0.05} for anchor_eps0.05.
+def read_label(label: str) -> tuple[str, JsonObject]:
+    """Return the name and the dials of a configuration, such as anchor_offset and {"eps": 0.05} for anchor_eps0.05.
 
     Raises:
         UserError: No configuration has this name.
     """
-    for family, pattern in LABELS.items():
-        found = re.fullmatch(re.sub(r"{(\w+)}", r"(?P<\1>[-+.\\de]+)", pattern), label)
-        if found is None:
-            continue
-        try:
-            dials = {
-                dial: (int if dial in INTEGER_DIALS else float)(value) for dial, value in found.groupdict().items()
-            }
-        except ValueError:
-            continue
-        if (written := pattern.format(**dials)) != label:
-            raise UserError(f"steps=...{label}...: not the name of a configuration; write {written}")
-        return family, dials
-    raise UserError(
-        f"steps=...{label}...: no configuration has this name; join names that task=list sweep=embed_plus prints, "
-        "such as rms_scale1.0+anchor_eps0.05"
-    )
+    found = _read(label)
+    if found is None:
+        raise UserError(
+            f"steps=...{label}...: no configuration has this name; join names that task=list sweep=embed_plus prints, "
+            "such as rms_scale1.0+anchor_eps0.05"
+        )
+    if (written := TRANSFORMS[found[0]].label.format(**found[1])) != label:
+        raise UserError(f"steps=...{label}...: not the name of a configuration; write {written}")
+    return found
 
 
-TRANSFORMS: dict[str, type[Transform]] = {
-    "baseline": Baseline,
-    "rms_matching": RMSMatching,
-    "batch_distribution": BatchDistribution,
-    "nearest_k": NearestK,
-    "anchor_offset": AnchorOffset,
-    "soft_codebook": SoftCodebook,
-    "soft_vocab": SoftVocab,
-    "random_interpolation": RandomInterpolation,
-    "chain": Chain,
-    "moment_matching": MomentMatching,
-    "whitening": Whitening,
-    "procrustes": Procrustes,
-    "procrustes_supervised": ProcrustesSupervised,
-    "auto": Auto,
-}
+def _read(label: str) -> tuple[str, JsonObject] | None:
+    """Return the first transform whose label fits, with its dials, or None. A chain cannot be a step of a chain."""
+    for name, transform in TRANSFORMS.items():
+        dials = dials_of(transform)
+        pattern = re.escape(transform.label)
+        for dial in re.findall(r"{(\w+)}", transform.label):
+            value = r"[-+.\de]+" if dials[dial].kind in (int, float) else "[^+]+"
+            pattern = pattern.replace(re.escape(f"{{{dial}}}"), f"(?P<{dial}>{value})")
+        if transform is not Chain and (found := re.fullmatch(pattern, label)):
+            try:
+                return name, {dial: dials[dial].read(text) for dial, text in found.groupdict().items()}
+            except ValueError:
+                continue
+    return None
 
 
-def build_transform(family: str, dials: dict[str, Any], vocabulary: Vocabulary) -> Transform:
-    """Build a transform in evaluation mode, on the vocabulary's device.
+def _parts(name: str, dials: JsonObject) -> list[str]:
+    """Return the names of the transforms that a configuration uses: its own, and of a chain also the steps'.
 
-    Args:
-        family: Name of the transform, a key of TRANSFORMS.
-        dials: Its dials.
-        vocabulary: The token embeddings to repair towards.
-
-    Raises:
-        UserError: The family is unknown, or a dial is unknown, missing or out of range.
+    Unknown names are left out: building the transform raises the error.
     """
-    if family not in TRANSFORMS:
-        raise UserError(f"embed_transform={family}: unknown; use one of {', '.join(TRANSFORMS)}")
-    check_dials(family, dials, TRANSFORMS[family])
-    return TRANSFORMS[family](vocabulary, **dials).eval()
+    if name not in TRANSFORMS:
+        return []
+    steps = str(dials.get("steps")).split("+") if TRANSFORMS[name] is Chain else []
+    return [name, *(found[0] for step in steps if (found := _read(step)))]
+
+
+def is_fitted(name: str, dials: JsonObject) -> bool:
+    """Return whether a configuration, or a step of a chain, is fitted to the source."""
+    return any(TRANSFORMS[part].fits for part in _parts(name, dials))
+
+
+def transform_plugins(name: str, dials: JsonObject) -> dict[str, str]:
+    """Return the digests of the plugins that define a configuration's transform or its steps, for its identity."""
+    return TRANSFORMS.plugin_sources(_parts(name, dials))

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from latentwire.lm.vocabulary import Vocabulary, rms
-from latentwire.transforms.base import Transform, require
+from latentwire.transforms.base import Transform, register_transform, require
 
 
+@register_transform("baseline", label="baseline")
 class Baseline(Transform):
     """Leaves the embeddings unchanged."""
 
@@ -19,6 +20,7 @@ class Baseline(Transform):
         return x
 
 
+@register_transform("rms_matching", label="rms_scale{target_scale}")
 class RMSMatching(Transform):
     """Scales each token to target_scale times the vocabulary's mean RMS, and keeps its direction."""
 
@@ -32,6 +34,7 @@ class RMSMatching(Transform):
         return x * (self.target_rms / rms(x))[..., None]
 
 
+@register_transform("batch_distribution", label="batch_distribution")
 class BatchDistribution(Transform):
     """Sets mean and standard deviation of each dimension to the vocabulary's.
 

@@ -9,11 +9,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from latentwire.lm.vocabulary import Vocabulary
-from latentwire.transforms.base import Transform, require, require_temperature, require_within_vocabulary
+from latentwire.transforms.base import (
+    Transform,
+    register_transform,
+    require,
+    require_temperature,
+    require_within_vocabulary,
+)
 
 NEAREST_TEMPERATURE = 0.1  # temperature of nearest_k's softmax; at 1 the k weights would be nearly equal
 
 
+@register_transform("nearest_k", label="nearest_k{k}_a{alpha}")
 class NearestK(Transform):
     """Mixes alpha of the original with 1 - alpha of a convex combination of the k nearest tokens.
 
@@ -34,11 +41,14 @@ class NearestK(Transform):
         return self.alpha * x + (1 - self.alpha) * (weights[..., None] * neighbours).sum(dim=-2)
 
 
+@register_transform("anchor_offset", label="anchor_eps{eps}")
 class AnchorOffset(Transform):
     """Adds to the nearest token (the anchor) the residual, clipped to eps times the anchor's norm.
 
     Real tokens stay unchanged, unless two of them point in exactly the same direction.
     """
+
+    gradient = "straight_through"
 
     def __init__(self, vocabulary: Vocabulary, *, eps: float) -> None:
         super().__init__(vocabulary)
@@ -57,6 +67,7 @@ class AnchorOffset(Transform):
         return anchor + residual * torch.where(clipped, limit / length, torch.ones_like(squared))
 
 
+@register_transform("soft_vocab", label="soft_vocab_tau{tau}")
 class SoftVocab(Transform):
     """Returns a convex combination of all tokens: softmax of the cosines at temperature tau."""
 
@@ -72,8 +83,11 @@ class SoftVocab(Transform):
         return (cosines / self.tau).softmax(dim=-1) @ embeddings
 
 
+@register_transform("random_interpolation", label="random_k{k}")
 class RandomInterpolation(Transform):
     """Negative control: a random convex combination of k random tokens, independent of the input."""
+
+    gradient = "none"
 
     def __init__(self, vocabulary: Vocabulary, *, k: int) -> None:
         super().__init__(vocabulary)

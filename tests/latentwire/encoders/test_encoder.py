@@ -283,7 +283,7 @@ def test_the_adapter_ends_in_a_layer_norm():
 @pytest.mark.parametrize(
     ("name", "dials", "message"),
     [
-        ("pca", {}, "encoder=pca: unknown; use one of bottleneck, lm_layers, byte"),
+        ("pca", {}, "encoder=pca: unknown; use one of bottleneck, byte, lm_layers"),
         ("bottleneck", {"d_z": 0}, "d_z=0: must be at least 1"),
         ("bottleneck", {"d_z": 4, "ratio": 2}, "ratio=2: bottleneck has no such dial"),
         ("byte", {"latent_len": 0, "byte_width": 16, "byte_layers": 1}, "latent_len=0"),
