@@ -22,20 +22,20 @@ MOST_ERROR = 0.05  # largest accepted mean relative error of approximate kernel 
 
 @dataclass
 class DensitySpec:
-    """The settings of the density and the weights; the density part of the `sampler` node.
+    """The settings of the density and the weights; conf/task/density.yaml has the same settings and defaults.
 
     Give either `gamma`, or `target_ess` (a share of N), for which gamma is solved; the other one is null. Above the
     quantile `cap` all weights are equal; 1 caps nothing. `kat.density.nearest.nearest` explains `index` and
     `min_recall`.
     """
 
-    estimator: str
-    k: int
-    gamma: float | None
-    target_ess: float | None
-    cap: float
-    index: str
-    min_recall: float
+    estimator: str = "kde"
+    k: int = 10
+    gamma: float | None = None
+    target_ess: float | None = 0.4
+    cap: float = 0.95
+    index: str = "auto"
+    min_recall: float = 0.95
 
 
 @dataclass(frozen=True)

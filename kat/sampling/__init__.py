@@ -1,4 +1,4 @@
 """Draws of prompts by weight: the arms of the experiment, a torch sampler, and its use in TRL's trainers.
 
-Begin with `sampler.py` (`DensityAwareSampler`), then `arms.py` (weights of the arms) and `trl.py` (`attach()`).
+Begin with `sampler.py` (`DensityAwareSampler`), then `arms.py` (the arms by name) and `trl.py` (`attach()`).
 """

@@ -52,10 +52,10 @@ def attach(trainer: Any, sampler: DensityAwareSampler) -> DensityAwareSampler:
     """
     if not hasattr(trainer, "_get_train_sampler"):
         raise UserError(f"{type(trainer).__name__}: takes no sampler; use a trainer of TRL or transformers")
-    if sampler.num_replicas > 1:
+    if sampler.plan.num_replicas > 1:
         raise UserError(
-            f"num_replicas={sampler.num_replicas}: the trainer divides the rows among its processes; leave out rank "
-            "and num_replicas"
+            f"num_replicas={sampler.plan.num_replicas}: the trainer divides the rows among its processes; leave out "
+            "rank and num_replicas"
         )
     rows = len(trainer.train_dataset)
     if rows != len(sampler.weights):

@@ -6,7 +6,9 @@ import inspect
 import io
 import random
 import warnings
+from dataclasses import asdict, fields
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from kat.density.estimate import DensitySpec, estimate
 from kat.embedding.pooling import HiddenEmbedder, embed_hidden
 from kat.sampling.arms import ARMS, arm_weights
 from kat.sampling.draws import draw, expected_draws
-from kat.sampling.sampler import DensityAwareSampler
+from kat.sampling.plan import DrawPlan, DrawSettings
+from kat.sampling.sampler import DensityAwareSampler, ModelSettings
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
 from tests.helpers.random import draws, shifted
@@ -279,7 +282,7 @@ def test_a_state_with_other_weights_or_none_at_all_is_refused():
 
 def test_regrouping_after_a_draw_is_refused():
     groups = {"num_generations": 2, "prompts_per_batch": 2, "batch_repeats": 1}
-    assert make(num_samples=10).regrouped(**groups).draws == 10
+    assert make(num_samples=10).regrouped(**groups).plan.draws == 10
     sampler = make(num_samples=10)
     iterator = iter(sampler)
     assert [next(iterator) for _ in range(3)] == list(make(num_samples=10))[:3]
@@ -294,7 +297,7 @@ def test_regrouping_keeps_all_but_the_groups():
     given = make(1, 2, num_samples=8, replacement=False, seed=7)
     new = given.regrouped(2, 2, 3)
     for name in ("num_samples", "replacement", "seed", "rank", "num_replicas"):
-        assert getattr(new, name) == getattr(given, name), name
+        assert getattr(new.plan, name) == getattr(given.plan, name), name
 
 
 # Weights, arms and pairs.
@@ -349,8 +352,16 @@ def test_every_arm_has_its_file_and_every_file_its_arm():
 
 def test_from_model_has_the_defaults_of_the_config():
     node = OmegaConf.load(CONF / "task" / "density.yaml").sampler
-    defaults = {name: p.default for name, p in inspect.signature(DensityAwareSampler.from_model).parameters.items()}
-    assert {name: defaults[name] for name in node} == dict(node)
+    assert asdict(DensitySpec()) == dict(node)
+    assert inspect.signature(DensityAwareSampler.from_model).parameters["k"].default == node.k
+
+
+def test_the_keyword_arguments_are_the_settings_of_the_plan():
+    assert set(get_type_hints(DrawSettings)) == {field.name for field in fields(DrawPlan)}
+    own = {"batch_tokens"}
+    assert set(get_type_hints(ModelSettings)) == own | set(get_type_hints(DrawSettings)) | {
+        field.name for field in fields(DensitySpec) if field.name != "k"
+    }
 
 
 # Weights computed from a model.
@@ -362,7 +373,7 @@ def test_from_model_embeds_weighs_and_samples(tiny):
     tiny.model.train()
     sampler = DensityAwareSampler.from_model(PROMPTS, tiny.model, tiny.tokenizer, k=5, seed=1, num_generations=2)
     assert tiny.model.training
-    assert sampler.seed == 1
+    assert sampler.plan.seed == 1
     tiny.model.eval()
     spec = DensitySpec("kde", 5, None, 0.4, 0.95, "auto", 0.95)
     expected = estimate(embed_hidden(tiny.model, tiny.tokenizer, PROMPTS), spec).weights

@@ -56,7 +56,7 @@ def test_grpo_receives_the_draws_in_groups(policy, monkeypatch, tmp_path):
                                 save_strategy="no")  # fmt: skip
     assert trainer.state.global_step == 3
     sampler = trainer._get_train_sampler()
-    assert (sampler.num_generations, sampler.prompts_per_batch, sampler.batch_repeats) == (2, 4, 2)
+    assert (sampler.plan.num_generations, sampler.plan.prompts_per_batch, sampler.plan.batch_repeats) == (2, 4, 2)
     draws = list(DensityAwareSampler(sampler.weights, seed=0))
     assert seen == [prompts[row] for row in draws[:12] for _ in range(2)]  # 3 steps of 4 prompts, 2 completions each
     assert sampler.weights[-4:].mean() > 2 * sampler.weights[:-4].mean()
@@ -74,7 +74,7 @@ def test_a_resumed_trainer_continues_with_the_next_draw(policy, monkeypatch, tmp
     used = trainer._get_train_sampler()
     with pytest.raises(UserError, match="which new groups would lose"):
         attach(trainer, used)
-    attach(trainer, DensityAwareSampler(used.weights, seed=used.seed))
+    attach(trainer, DensityAwareSampler(used.weights, seed=used.plan.seed))
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
     assert seen == whole[-len(seen) :]
     assert len(seen) == 8 and len(whole) == 40
