@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import accelerate
 import torch
@@ -14,15 +13,16 @@ from accelerate import PartialState
 from latentwire.harness import __version__
 from latentwire.harness.device import describe_machine
 from latentwire.harness.paths import ROOT
+from latentwire.harness.results import MadeBy, MadeOn
 
 
-def made_by() -> dict[str, Any]:
+def made_by() -> MadeBy:
     """Return the versions of the libraries and the commit of this project, for a result file."""
-    versions = {module.__name__: module.__version__ for module in (torch, transformers, accelerate)}
+    versions = {module.__name__: str(module.__version__) for module in (torch, transformers, accelerate)}
     return {"versions": {"latentwire": __version__, **versions}, "git_commit": git_commit(ROOT)}
 
 
-def made_on(state: PartialState) -> dict[str, Any]:
+def made_on(state: PartialState) -> MadeOn:
     """Return the device and the number of processes, together with `made_by()`."""
     return {"device": describe_machine(state.device), "processes": state.num_processes, **made_by()}
 

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 from latentwire.harness.errors import UserError
 
@@ -17,6 +17,20 @@ FORMAT = 2  # of results, summaries and training results; 0.2.0 and earlier wrot
 
 JsonObject = dict[str, Any]  # a JSON object whose fields its writer decides, such as a config
 Result = JsonObject
+
+
+class MadeBy(TypedDict):
+    """The code that made a file."""
+
+    versions: dict[str, str]
+    git_commit: str | None
+
+
+class MadeOn(MadeBy):
+    """The code and the machine that made a file."""
+
+    device: str
+    processes: int
 
 
 class ResultWriteError(UserError):
