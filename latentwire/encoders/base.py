@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.encoders.grouping import group_bounds, pooling_matrix
 from latentwire.harness.errors import UserError
-from latentwire.harness.registry import Registry, add_labelled, node_with_dials
+from latentwire.harness.registry import ClassRegistry, node_with_dials
 from latentwire.harness.results import JsonObject
 from latentwire.transforms.base import require
 
@@ -135,7 +135,7 @@ def _node(name: str, encoder: type[Encoder]) -> JsonObject:
     return node_with_dials("encoder", name, encoder, encoder.label)
 
 
-ENCODERS: Registry[type[Encoder]] = Registry("encoder", "encoder", _node)
+ENCODERS: ClassRegistry[Encoder] = ClassRegistry("encoder", "encoder", _node)
 E = TypeVar("E", bound=Encoder)
 
 
@@ -151,7 +151,7 @@ def register_encoder(name: str, *, label: str) -> Callable[[type[E]], type[E]]:
     """
 
     def register(encoder: type[E]) -> type[E]:
-        add_labelled(ENCODERS, name, encoder, label)
+        ENCODERS.add_class(name, encoder, label)
         return encoder
 
     return register

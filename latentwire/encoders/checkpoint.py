@@ -4,29 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from latentwire.encoders.pipeline import Latents, LatentSpec
+from latentwire.encoders.registry import ENCODERS
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import open_atomically, read_json, write_json, writing
+from latentwire.harness.results import JsonObject, open_atomically, read_json, write_json, writing
 from latentwire.lm.vocabulary import Vocabulary
+from latentwire.transforms.registry import TRANSFORMS
 
 FORMAT = 1
 
 
-def save_latents(latents: Latents, folder: Path, about: dict[str, Any]) -> None:
+class EncoderRecord(TypedDict):
+    """config.json of a trained encoder: the fields of `LatentSpec`, and how it was trained."""
+
+    format: int
+    sha256: str  # of model.safetensors
+    encoder: str
+    encoder_dials: JsonObject
+    adapter_hidden: int
+    transform: str
+    transform_dials: JsonObject
+    lm: JsonObject  # identity of the LM that gets the latents
+    lm_name: str
+    lm_config: JsonObject
+    trained_on: list[str]  # fingerprints of the passages that trained or stopped it
+    name: NotRequired[str]  # of the run that trained it
+    identity: NotRequired[JsonObject]  # of that run
+
+
+def save_latents(latents: Latents, folder: Path, about: Mapping[str, object]) -> None:
     """Write config.json, then model.safetensors, so that a folder with weights is complete.
 
     Args:
         latents: The encoder, adapter and transform.
         folder: Folder to write to.
-        about: Further entries of config.json, which `about_latents` returns.
+        about: Further entries of config.json: `trained_on`, `name` and `identity` of `EncoderRecord`.
 
     Raises:
         ResultWriteError: The folder is not writable, or the disk is full.
@@ -61,7 +82,7 @@ def find_latents(checkpoint: str) -> Path:
     raise UserError(f"checkpoint={checkpoint}: {reason}; give the folder of a finished train.py task=latent")
 
 
-def about_latents(checkpoint: str, lm: dict[str, Any] | None = None) -> dict[str, Any]:
+def about_latents(checkpoint: str, lm: JsonObject | None = None) -> EncoderRecord:
     """Return a trained encoder's config.json.
 
     Args:
@@ -69,11 +90,12 @@ def about_latents(checkpoint: str, lm: dict[str, Any] | None = None) -> dict[str
         lm: Identity of the LM that will get the latents, to check it; None for no check.
 
     Raises:
-        UserError: The encoder does not exist, is damaged, or was trained for another LM.
+        UserError: The encoder does not exist, is damaged, or was trained for another LM. Also: the plugin that defines
+            it is not loaded.
     """
     folder = find_latents(checkpoint)
     about = read_json(folder / "config.json")
-    needed = {"format", "sha256", "trained_on", *LatentSpec.__dataclass_fields__}
+    needed = EncoderRecord.__required_keys__
     if not isinstance(about, dict) or not needed <= about.keys() or about["format"] != FORMAT:
         raise UserError(f"{folder / 'config.json'}: does not describe an encoder of format {FORMAT}; train it again")
     # Through JSON, because the file has lists for tuples.
@@ -82,7 +104,15 @@ def about_latents(checkpoint: str, lm: dict[str, Any] | None = None) -> dict[str
             f"checkpoint={checkpoint}: was trained for the model {about['lm_name']}, not for this one; "
             "choose that model with model=..., or train an encoder for this one"
         )
-    return about
+    known = {
+        f"encoder={about['encoder']}": about["encoder"] in ENCODERS,
+        f"embed_transform={about['transform']}": about["transform"] in TRANSFORMS,
+    }
+    for choice in [choice for choice, is_known in known.items() if not is_known]:
+        raise UserError(
+            f"checkpoint={checkpoint}: was trained with {choice}, which is unknown; name its module in plugins=[...]"
+        )
+    return cast(EncoderRecord, about)
 
 
 @lru_cache(maxsize=2)
@@ -104,9 +134,11 @@ def load_latents(checkpoint: str, vocabulary: Vocabulary) -> Latents:
     Raises:
         UserError: The encoder does not exist, is damaged, or fits an LM of another width.
     """
-    about = about_latents(checkpoint)
-    spec = LatentSpec(**{name: about[name] for name in LatentSpec.__dataclass_fields__})
-    folder = find_latents(checkpoint)
+    about, folder = about_latents(checkpoint), find_latents(checkpoint)
+    spec = LatentSpec(
+        about["encoder"], about["encoder_dials"], about["adapter_hidden"], about["transform"],
+        about["transform_dials"], about["lm"], about["lm_name"], about["lm_config"],
+    )  # fmt: skip
     content = _content(folder / "model.safetensors", about["sha256"])
     try:
         weights = load(content)

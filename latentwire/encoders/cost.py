@@ -5,11 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from latentwire.encoders.collapse import mean_pairwise_cosine
+from latentwire.records import LatentAccount
 
 BYTES_PER_NUMBER = 2  # z is transmitted in float16
 COMPARED = 32  # number of passages whose latents are compared
@@ -30,7 +30,7 @@ class LatentCost:
 
 def account(
     costs: Sequence[LatentCost], latents: list[Tensor], predictions: Sequence[str], references: Sequence[str]
-) -> dict[str, Any]:
+) -> LatentAccount:
     """Return the mean cost over examples, signs of collapse, and warnings.
 
     Args:
@@ -38,31 +38,29 @@ def account(
         latents: Latents of different passages, (L_i, D) each; only their first positions are compared.
         predictions: Answer to each example, N.
         references: First reference answer of each example, N.
-
-    Returns:
-        positions, text_positions, bytes, text_bytes and text_zlib_bytes (means over examples); likeness (mean cosine of
-        different passages' latents at equal positions); distinct_answers, distinct_references; and warnings.
     """
     count = len(costs)
-    found = {
+    cosine = mean_pairwise_cosine([rows[:BEGINNING] for rows in latents])
+    distinct_answers, distinct_references = len(set(predictions)), len(set(references))
+    warnings = []
+    if cosine > COLLAPSED:
+        warnings.append(
+            f"latents of different passages have a mean cosine of {cosine:.2f} at equal positions: they have "
+            "collapsed, or nearly so"
+        )
+    if count > 1 and distinct_answers < FEW_ANSWERS * distinct_references:
+        warnings.append(
+            f"{distinct_answers} distinct answers where there are {distinct_references} distinct references: the "
+            "answers barely depend on the passage"
+        )
+    return {
         "positions": sum(cost.positions for cost in costs) / count,
         "text_positions": sum(cost.tokens for cost in costs) / count,
         "bytes": sum(cost.size for cost in costs) / count,
         "text_bytes": sum(len(cost.text.encode()) for cost in costs) / count,
         "text_zlib_bytes": sum(len(zlib.compress(cost.text.encode(), 9)) for cost in costs) / count,
-        "likeness": mean_pairwise_cosine([rows[:BEGINNING] for rows in latents]),
-        "distinct_answers": len(set(predictions)),
-        "distinct_references": len(set(references)),
+        "mean_pairwise_cosine": cosine,
+        "distinct_answers": distinct_answers,
+        "distinct_references": distinct_references,
+        "warnings": warnings,
     }
-    warnings = []
-    if found["likeness"] > COLLAPSED:
-        warnings.append(
-            f"latents of different passages have a mean cosine of {found['likeness']:.2f} at equal positions: they "
-            "have collapsed, or nearly so"
-        )
-    if count > 1 and found["distinct_answers"] < FEW_ANSWERS * found["distinct_references"]:
-        warnings.append(
-            f"{found['distinct_answers']} distinct answers where there are {found['distinct_references']} distinct "
-            "references: the answers barely depend on the passage"
-        )
-    return {**found, "warnings": warnings}

@@ -75,7 +75,7 @@ class LMLayers(Encoder):
             config["layer_types"] = config["layer_types"][:layers]
         self.ratio, self.shortest, self.z_width, self.reads_ids = ratio, ratio, lm.width, groups == "words"
         body_config = AutoConfig.for_model(**config)
-        self.body: PreTrainedModel = AutoModel.from_config(body_config, dtype=torch.float32)
+        self.body: PreTrainedModel = AutoModel.from_config(body_config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         self.body.set_input_embeddings(nn.Identity())  # inputs are embeddings, so the table is not needed
         self.gate, self.addition = zeros(nn.Linear(lm.width, 1)), zeros(nn.Linear(lm.width, lm.width))
         self.pooling = QueryPooling(lm.width) if pool == "query" else None
@@ -127,8 +127,10 @@ class LMLayers(Encoder):
         if self.reads_ids:
             gates = gates - GATE_OFFSET * (1 - heads.sum(dim=1).unsqueeze(-1))
         gated, added = 2 * gates.sigmoid() * passages.embeds / self.mean_token_rms, self.addition(hidden)  # (B, T, D)
-        pooled = sums @ gated + means @ added  # (B, L, T) (B, T, D) -> (B, L, D)
-        return pooled if self.pooling is None else self.pooling(pooled, gated + added, mask)
+        pooled: Tensor = sums @ gated + means @ added  # (B, L, T) (B, T, D) -> (B, L, D)
+        if self.pooling is not None:
+            pooled = self.pooling(pooled, gated + added, mask)
+        return pooled
 
     def stands_for(self, passages: Passages) -> Tensor:
         """Return the embedding that each latent represents, the mean of its group or its head: (B, L, D)."""
@@ -184,4 +186,5 @@ class QueryPooling(nn.Module):
         """
         keys = self.norm(hidden)
         attended, _ = self.attention(self.norm(queries), keys, keys, key_padding_mask=~mask, need_weights=False)
-        return queries + attended
+        result: Tensor = queries + attended
+        return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from latentwire.encoders.base import Adapter, LMFacts, Passages
 from latentwire.encoders.registry import build_encoder
 from latentwire.harness.errors import UserError
+from latentwire.harness.results import JsonObject
 from latentwire.lm.vocabulary import Vocabulary, rms
 from latentwire.transforms.base import Transform
 from latentwire.transforms.registry import build_transform
@@ -21,13 +21,13 @@ class LatentSpec:
     """All settings needed to rebuild a latent encoder."""
 
     encoder: str
-    encoder_dials: dict[str, Any]
+    encoder_dials: JsonObject
     adapter_hidden: int
     transform: str
-    transform_dials: dict[str, Any]
-    lm: dict[str, Any]  # identity of the LM that gets the latents
+    transform_dials: JsonObject
+    lm: JsonObject  # identity of the LM that gets the latents
     lm_name: str
-    lm_config: dict[str, Any] = field(default_factory=dict)  # config of that LM, for encoders that need it
+    lm_config: JsonObject = field(default_factory=dict)  # config of that LM, for encoders that need it
 
 
 class Latents(nn.Module):
@@ -100,5 +100,5 @@ def straight_through(
         Embeddings, (L, D).
     """
     carrier = x * (mean_token_rms / rms(x))[..., None]
-    repaired = transform(x, generator)
+    repaired: Tensor = transform(x, generator)
     return repaired.detach() + (carrier - carrier.detach())

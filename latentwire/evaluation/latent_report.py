@@ -260,8 +260,8 @@ def render_report(comparison: dict[str, Any]) -> str:
         f"Bytes a passage: latents {latents['bytes']:.0f} (z in float16), text {latents['text_bytes']:.0f}, compressed "
         f"{latents['text_zlib_bytes']:.0f}"
         + (": the latents save positions, not bytes" if latents["bytes"] > latents["text_zlib_bytes"] else ""),
-        f"Different passages: mean cosine of their latents {latents['likeness']:.2f}; {latents['distinct_answers']} "
-        f"distinct answers, {latents['distinct_references']} distinct references",
+        f"Different passages: mean cosine of their latents {latents['mean_pairwise_cosine']:.2f}; "
+        f"{latents['distinct_answers']} distinct answers, {latents['distinct_references']} distinct references",
         "Share of the whole text's F1: " + ("undefined, the text has F1 0" if share is None else f"{share:.0%}"),
         "F1 is higher, without overlap of the intervals, than with: " + _named(comparison["beats"]),
         "Right answers are likelier, p < .05, than with: " + _named(comparison["likelier_than"]),

@@ -98,36 +98,37 @@ class Registry(Generic[T]):
         return {choice: digest for choice, digest in digests.items() if digest is not None}
 
 
-def add_labelled(registry: Registry[type[L]], name: str, owner: type[L], label: str) -> None:
-    """Register a class whose configurations have a name, and set its `label`.
+class ClassRegistry(Registry[type[L]]):
+    """Classes by name, whose configurations have names too."""
 
-    Args:
-        registry: Registry of its kind.
-        name: Name of the class.
-        owner: The class.
-        label: Pattern of a configuration's name, with dials in braces: "anchor_eps{eps}".
+    def add_class(self, name: str, owner: type[L], label: str) -> None:
+        """Register a class and set its `label`.
 
-    Raises:
-        UserError: The name or the label is taken, the label has a dial that the class lacks or a character that file
-            names or chains cannot have, or the class has another name already.
-    """
-    what, dials = f"{registry.kind} {name}", dials_of(owner)
-    plain = re.sub(r"{(\w+)}", "", label)
-    if not label or re.search(r"[^\w.-]", plain):
-        raise UserError(f"{what}: label={label!r} is not a name; use letters, digits, _, ., - and {{dial}}")
-    for dial in re.findall(r"{(\w+)}", label):
-        if dial not in dials:
-            known = ", ".join(dials) or "none"
-            raise UserError(f"{what}: label={label!r} has {{{dial}}}, but its dials are {known}; correct the label")
-    for other, thing in registry.items():
-        if other == name:
-            continue
-        if thing is owner:
-            raise UserError(f"{what}: {owner.__qualname__} is registered as {other} already; register a subclass")
-        if re.sub(r"{\w+}", "{}", thing.label) == re.sub(r"{\w+}", "{}", label):
-            raise UserError(f"{what}: label={label!r} would give the same names as {other}; choose another label")
-    registry.add(name, owner)
-    owner.label = label
+        Args:
+            name: Name of the class.
+            owner: The class.
+            label: Pattern of a configuration's name, with dials in braces: "anchor_eps{eps}".
+
+        Raises:
+            UserError: The name or the label is taken, the label has a dial that the class lacks or a character that
+                file names or chains cannot have, or the class has another name already.
+        """
+        what, dials = f"{self.kind} {name}", dials_of(owner)
+        if not label or re.search(r"[^\w.-]", re.sub(r"{\w+}", "", label)):
+            raise UserError(f"{what}: label={label!r} is not a name; use letters, digits, _, ., - and {{dial}}")
+        for dial in re.findall(r"{(\w+)}", label):
+            if dial not in dials:
+                known = ", ".join(dials) or "none"
+                raise UserError(f"{what}: label={label!r} has {{{dial}}}, but its dials are {known}; correct the label")
+        for other, thing in self.items():
+            if other == name:
+                continue
+            if thing is owner:
+                raise UserError(f"{what}: {owner.__qualname__} is registered as {other} already; register a subclass")
+            if re.sub(r"{\w+}", "{}", thing.label) == re.sub(r"{\w+}", "{}", label):
+                raise UserError(f"{what}: label={label!r} would give the same names as {other}; choose another label")
+        self.add(name, owner)
+        owner.label = label
 
 
 def _definition(thing: object) -> object:

@@ -12,7 +12,7 @@ from torch import Tensor
 from latentwire.analysis.ladder import Ladder
 from latentwire.encoders.cost import BYTES_PER_NUMBER
 from latentwire.harness.errors import UserError
-from latentwire.harness.registry import Registry, add_labelled, dials_of, node_with_dials
+from latentwire.harness.registry import ClassRegistry, dials_of, node_with_dials
 from latentwire.harness.results import JsonObject
 from latentwire.lm.vocabulary import Vocabulary
 
@@ -67,7 +67,7 @@ def _node(name: str, source: type[Source]) -> JsonObject:
     return node_with_dials("embed_source", name, source, source.label, suffix="@${.label}")
 
 
-SOURCES: Registry[type[Source]] = Registry("source", "embed_source", _node)
+SOURCES: ClassRegistry[Source] = ClassRegistry("source", "embed_source", _node)
 S = TypeVar("S", bound=Source)
 
 
@@ -90,7 +90,7 @@ def register_source(name: str, *, label: str, ladders: tuple[Ladder, ...] = ()) 
                 raise UserError(f"source {name}: a ladder has the dial {ladder.dial}, but its dials are {known}")
             if ladder.axis == "log" and ladder.clean is not None and ladder.clean <= 0:
                 raise UserError(f"source {name}: a ladder has clean={ladder.clean} on a log axis; use one above 0")
-        add_labelled(SOURCES, name, source, label)
+        SOURCES.add_class(name, source, label)
         source.ladders = tuple(dataclasses.replace(ladder, source=name) for ladder in ladders)
         return source
 

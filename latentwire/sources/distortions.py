@@ -72,7 +72,7 @@ class Shifted(Source):
         super().__init__(vocabulary, generator)
         require(offset >= 0 and math.isfinite(offset), "offset", offset, "must be 0 or more mean token norms")
         direction = torch.randn(vocabulary.width, generator=generator)
-        self.shift = offset * vocabulary.mean_norm.cpu() * direction / direction.norm()  # (D,)
+        self.shift: Tensor = offset * vocabulary.mean_norm.cpu() * direction / direction.norm()  # (D,)
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return x + shift."""
@@ -88,7 +88,7 @@ class Rotated(Source):
         gaussian = torch.randn(vocabulary.width, vocabulary.width, generator=generator, dtype=torch.float64)
         q, r = torch.linalg.qr(gaussian)
         # Signs that make R's diagonal positive make Q uniform over the orthogonal group (Mezzadri 2007).
-        self.rotation = (q * r.diagonal().sign()).float()  # (D, D)
+        self.rotation: Tensor = (q * r.diagonal().sign()).float()  # (D, D)
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return Q x, row by row."""

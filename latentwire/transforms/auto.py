@@ -187,7 +187,8 @@ def _basis(y: Tensor) -> Tensor | None:
     distinct = int(_numbered(y).max()) + 1  # fewer distinct embeddings than dimensions also limit the rank
     if float(ratios[rank - 1]) < MIN_EIGENVALUE_RATIO or rank >= min(distinct, y.shape[1]):
         return None
-    return vectors[:, :rank].float()
+    basis: Tensor = vectors[:, :rank].float()
+    return basis
 
 
 def _halves(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -201,7 +202,8 @@ def _halves(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def _numbered(x: Tensor) -> Tensor:
     """Return a number for each embedding; equal embeddings get equal numbers: (N, D) -> (N,)."""
     key = torch.randn(x.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return (x.cpu().double() @ key).unique(return_inverse=True)[1]
+    numbers: Tensor = torch.unique(x.cpu().double() @ key, return_inverse=True)[1]
+    return numbers
 
 
 def _share_near(search: TokenSearch, x: Tensor, undo: Undo, margin: Tensor, generator: torch.Generator) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.registry import Registry, add_labelled, node_with_dials
+from latentwire.harness.registry import ClassRegistry, node_with_dials
 from latentwire.harness.results import JsonObject
 from latentwire.lm.vocabulary import Vocabulary
 
@@ -90,7 +90,7 @@ def _node(name: str, transform: type[Transform]) -> JsonObject:
     return node_with_dials("embed_transform", name, transform, transform.label)
 
 
-TRANSFORMS: Registry[type[Transform]] = Registry("transform", "embed_transform", _node)
+TRANSFORMS: ClassRegistry[Transform] = ClassRegistry("transform", "embed_transform", _node)
 T = TypeVar("T", bound=Transform)
 
 
@@ -106,7 +106,7 @@ def register_transform(name: str, *, label: str) -> Callable[[type[T]], type[T]]
     """
 
     def register(transform: type[T]) -> type[T]:
-        add_labelled(TRANSFORMS, name, transform, label)
+        TRANSFORMS.add_class(name, transform, label)
         return transform
 
     return register

@@ -163,7 +163,8 @@ def _power(symmetric: Tensor, exponent: float) -> Tensor:
     values, vectors = torch.linalg.eigh(symmetric)
     nonzero = values > 1e-12 * values[-1]
     powered = torch.where(nonzero, values.clamp_min(1e-300) ** exponent, torch.zeros_like(values))
-    return (vectors * powered) @ vectors.T
+    result: Tensor = (vectors * powered) @ vectors.T
+    return result
 
 
 def best_rotation(x: Tensor, tokens: Tensor) -> Tensor:
@@ -177,7 +178,8 @@ def best_rotation(x: Tensor, tokens: Tensor) -> Tensor:
         R, (D, D) float32: it minimises the squared distance between the directions of x R and of the tokens.
     """
     u, _, v = torch.linalg.svd((normalize(x, dim=-1).T @ normalize(tokens, dim=-1)).cpu().double())
-    return (u @ v).float()
+    rotation: Tensor = (u @ v).float()
+    return rotation
 
 
 def nearest_with_margin(search: TokenSearch, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,12 +230,13 @@ def _nearest_by_length(vocabulary: Vocabulary, x: Tensor) -> Tensor:
     lengths = x.norm(dim=-1)
     right = torch.searchsorted(token_lengths, lengths).clamp(1, len(token_lengths) - 1)
     nearer_left = lengths - token_lengths[right - 1] < token_lengths[right] - lengths
-    return order[torch.where(nearer_left, right - 1, right)]
+    nearest: Tensor = order[torch.where(nearer_left, right - 1, right)]
+    return nearest
 
 
 def _mutual_nearest(vocabulary: Vocabulary, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return token ids and rows of x (N, D) that are each other's nearest by direction, both (pairs,)."""
-    tokens, place = vocabulary.nearest(x, 1).squeeze(-1).unique(return_inverse=True)
+    tokens, place = torch.unique(vocabulary.nearest(x, 1).squeeze(-1), return_inverse=True)
     cosines = normalize(x, dim=-1) @ normalize(vocabulary.embeddings[tokens].to(x), dim=-1).T  # (N, tokens)
     rows = cosines.argmax(dim=0)
     mutual = place[rows] == torch.arange(len(tokens), device=x.device)

@@ -170,7 +170,7 @@ def test_an_interval_of_any_numbers():
 
 
 SPANS = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "text_bytes": 50, "text_zlib_bytes": 40,
-         "likeness": 0.1, "distinct_answers": 2, "distinct_references": 2, "warnings": []}  # fmt: skip
+         "mean_pairwise_cosine": 0.1, "distinct_answers": 2, "distinct_references": 2, "warnings": []}  # fmt: skip
 
 
 @pytest.mark.statistical
