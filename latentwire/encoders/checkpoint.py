@@ -18,6 +18,7 @@ from latentwire.encoders.registry import ENCODERS
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import JsonObject, open_atomically, read_json, write_json, writing
 from latentwire.lm.vocabulary import Vocabulary
+from latentwire.records import required_fields
 from latentwire.transforms.registry import TRANSFORMS
 
 FORMAT = 1
@@ -95,7 +96,7 @@ def about_latents(checkpoint: str, lm: JsonObject | None = None) -> EncoderRecor
     """
     folder = find_latents(checkpoint)
     about = read_json(folder / "config.json")
-    needed = EncoderRecord.__required_keys__
+    needed = required_fields(EncoderRecord)
     if not isinstance(about, dict) or not needed <= about.keys() or about["format"] != FORMAT:
         raise UserError(f"{folder / 'config.json'}: does not describe an encoder of format {FORMAT}; train it again")
     # Through JSON, because the file has lists for tuples.
