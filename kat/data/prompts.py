@@ -1,4 +1,4 @@
-"""Unique prompts with stable ids, and the prompt of each pair. Main entry: `unique_prompts()`.
+"""Unique prompts with stable ids, and the prompt of each pair. Main entries: `unique_prompts()`, `read_prompts()`.
 
 A prompt's id is a hash of its whole conversation after normalisation: Unicode NFC, line ends as \\n, no white space
 around a message. Prompts that differ in case, punctuation or inner spaces have different ids.
@@ -10,15 +10,16 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from kat.data.formats import Message
+from kat.data.columns import ARGUMENTS, PROMPT_FIELDS, is_unicode
+from kat.data.files import BrokenRow, file_rows
+from kat.data.formats import Message, UnusableRowError, user
 from kat.data.pairs import PreferencePair
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import numbered_rows
+from latentwire.harness.results import JsonObject
 
 TEXT_FORMAT = "plain-1"  # version of the text that render_conversation() writes, recorded with embeddings
 
@@ -29,6 +30,9 @@ class Prompt:
 
     `text` is shown and embedded. `multiplicity` is the number of pairs with this prompt in the selected splits, and
     `sources` the number for each data set. `splits` is the number of pairs for each split, selected or not.
+
+    `columns` are the other columns of its rows, for reward functions. If the rows differ in a column, the first row
+    that has a value decides, and the column is in `conflicts`.
     """
 
     id: str
@@ -37,13 +41,15 @@ class Prompt:
     multiplicity: int = 0
     sources: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
+    columns: JsonObject = field(default_factory=dict)
+    conflicts: set[str] = field(default_factory=set, compare=False)
 
     @property
     def source(self) -> str:
         """Return the name of the prompt's data set; several names are joined by +."""
         return "+".join(sorted(self.sources))
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JsonObject:
         """Return the prompt as a row of prompts_all.jsonl."""
         return {
             "id": self.id,
@@ -53,7 +59,17 @@ class Prompt:
             "multiplicity": self.multiplicity,
             "sources": dict(sorted(self.sources.items())),
             "splits": dict(sorted(self.splits.items())),
+            **self.columns,
         }
+
+    def add_columns(self, columns: JsonObject) -> None:
+        """Take over the columns of another row with this prompt; values that are there stay."""
+        for name, value in columns.items():
+            known = self.columns.get(name)
+            if known is None:
+                self.columns[name] = value
+            elif value is not None and value != known:
+                self.conflicts.add(name)
 
 
 def normalise(messages: Iterable[Mapping[str, str]]) -> list[Message]:
@@ -95,7 +111,8 @@ def unique_prompts(
         split: The split whose prompts are kept; None keeps the prompts of all splits.
 
     Returns:
-        The prompts in order of first appearance, and (pair id, prompt id) for every pair of the split.
+        The prompts in order of first appearance, and (pair id, prompt id) for every pair of the split. All prompts
+        have the same columns; a value that no row gives is None.
     """
     prompts: dict[str, Prompt] = {}
     pair_to_prompt: list[tuple[str, str]] = []
@@ -107,37 +124,109 @@ def unique_prompts(
         if split is None or pair.split == split:
             prompt.multiplicity += 1
             prompt.sources[pair.source] += 1
+            prompt.add_columns(pair.columns)
             pair_to_prompt.append((pair.id, key))
-    return [prompt for prompt in prompts.values() if prompt.multiplicity], pair_to_prompt
+    return _with_equal_columns([prompt for prompt in prompts.values() if prompt.multiplicity]), pair_to_prompt
+
+
+def _with_equal_columns(prompts: list[Prompt]) -> list[Prompt]:
+    """Give every prompt all columns of all prompts, in order of first appearance."""
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    for prompt in prompts:
+        prompt.columns = {name: prompt.columns.get(name) for name in names}
+    return prompts
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Return the prompts in a prompts_all.jsonl.
+    """Return the prompts in a prompts_all.jsonl, or in a file of the user's own.
+
+    A row needs a `prompt`, as a text or as messages. A missing `text` or `id` is made as task=prompts makes it, and a
+    missing `source` is the name of the file. All columns that are not fields of a prompt are kept in `columns`; all
+    prompts have the same ones, and a value that a row lacks is None.
+
+    Args:
+        path: JSONL or a JSON array, gzipped or not, or Parquet.
 
     Raises:
-        UserError: The file is missing, damaged, not a prompts file, or has an id twice.
+        UserError: The file is missing, damaged or empty, a row has no usable prompt, or two rows have the same id.
     """
     if not path.is_file():
-        raise UserError(f"prompts_file={path}: no such file; make it with task=prompts")
+        raise UserError(
+            f"prompts_file={path}: no such file; make it with task=prompts, or give a file with a column prompt"
+        )
     prompts: list[Prompt] = []
-    seen: set[str] = set()
-    for number, row in numbered_rows(path, "make the file again with task=prompts"):
-        place = f"prompts_file={path}, line {number}"
-        try:
-            sources, splits = row.get("sources") or {row["source"]: 1}, row.get("splits") or {}
-            prompt = Prompt(row["id"], row["prompt"], row["text"], int(row.get("multiplicity", 1)),
-                            Counter(sources), Counter(splits))  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+    places: dict[str, str] = {}  # of each id
+    for place, row in file_rows(path, "prompts_file"):
+        prompt = _read_prompt(row, f"prompts_file={path}, {place}", path.name.split(".")[0])
+        if prompt.id in places:
             raise UserError(
-                f"{place}: not a row of a prompts file ({type(error).__name__}: {error}); it "
-                "needs id, prompt, text and source; make the file again with task=prompts"
-            ) from error
-        if not isinstance(prompt.id, str) or not isinstance(prompt.text, str) or not prompt.text.strip():
-            raise UserError(f"{place}: id or text is empty or not a text; fix or remove the row")
-        if prompt.id in seen:
-            raise UserError(f"{place}: the id {prompt.id} occurs twice; remove one of the rows")
-        seen.add(prompt.id)
+                f"prompts_file={path}, {place}: has the id {prompt.id}, as {places[prompt.id]} has; remove one of the "
+                "rows (rows without an id get the same one if their prompts are the same)"
+            )
+        places[prompt.id] = place
         prompts.append(prompt)
-    if not prompts:
-        raise UserError(f"prompts_file={path}: the file is empty; make it again with task=prompts")
-    return prompts
+    return _with_equal_columns(prompts)
+
+
+def _read_prompt(row: object, where: str, source: str) -> Prompt:
+    """Return the prompt in a row of a prompts file.
+
+    Args:
+        row: The row.
+        where: File and line, for messages.
+        source: Name of the data set if the row does not name one.
+    """
+    if isinstance(row, BrokenRow):
+        raise UserError(f"{where}: {row.reason}; fix the row, or make the file again with task=prompts")
+    if not isinstance(row, dict) or row.get("prompt") is None:
+        raise UserError(
+            f"{where}: not a row of a prompts file, which is a JSON object with a prompt; fix the row, or make the "
+            "file again with task=prompts"
+        )
+    if taken := next((name for name in ARGUMENTS if row.get(name) is not None), None):
+        raise UserError(f"{where}: {taken} is an argument of every reward function; rename this column")
+    own = {name: value for name, value in row.items() if name in PROMPT_FIELDS and value is not None}
+    for name, (is_valid, words) in FIELDS.items():
+        if name in own and not is_valid(own[name]):
+            raise UserError(f"{where}: {name}={own[name]!r}: must be {words}; fix the row, or rename this column")
+    try:
+        messages = user(own["prompt"])
+    except UnusableRowError as error:
+        raise UserError(f"{where}: prompt: {error}; give a text, or messages with role and content") from error
+    contents = [message["content"] for message in messages]
+    if not _is_text(" ".join(contents)):
+        raise UserError(f"{where}: the prompt is empty or not valid Unicode; fix or remove the row")
+    if not {"id", "text"} <= own.keys():
+        messages = normalise(messages)
+    return Prompt(
+        id=own.get("id", prompt_id(messages)),
+        prompt=messages,
+        text=own.get("text", render_conversation(messages)),
+        multiplicity=own.get("multiplicity", 1),
+        sources=Counter(own.get("sources", {own.get("source", source): 1})),
+        splits=Counter(own.get("splits", {})),
+        columns={name: value for name, value in row.items() if name not in (*PROMPT_FIELDS, *ARGUMENTS)},
+    )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and is_unicode(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value)) and all(map(_is_count, value.values()))
+
+
+# A check of each field of a prompts file that a row may lack, and what the field must be.
+FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "id": (_is_text, "a text that is not empty"),
+    "text": (_is_text, "a text that is not empty"),
+    "source": (_is_text, "a text that is not empty"),
+    "multiplicity": (_is_count, "a whole number"),
+    "sources": (_are_counts, "an object of whole numbers"),
+    "splits": (_are_counts, "an object of whole numbers"),
+}

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import numbered_rows
+from latentwire.harness.results import JsonObject, numbered_rows
 
 
-def read_rows(path: Path | str, columns: dict[str, type | tuple[type, ...]], made_by: str) -> list[dict[str, Any]]:
+def read_rows(path: Path | str, columns: dict[str, type | tuple[type, ...]], made_by: str) -> list[JsonObject]:
     """Return the rows of a JSONL file, one object with a unique id per line.
 
     Args:
@@ -30,7 +29,7 @@ def read_rows(path: Path | str, columns: dict[str, type | tuple[type, ...]], mad
     file, remedy = Path(path), f"make it again with: python run.py task={made_by}"
     if not file.is_file():
         raise UserError(f"{file}: no such file; make it with: python run.py task={made_by}")
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     seen: dict[str, int] = {}
     required = {"id": str, **columns}
     for number, row in numbered_rows(file, remedy):
@@ -94,7 +93,7 @@ def read_clusters(path: Path | str, ids: Sequence[str]) -> Tensor:
 
 
 def same_ids(
-    ids: Sequence[str], others: Any, here: str, there: str, remedy: str = "make both from the same prompts"
+    ids: Sequence[str], others: Container[str], here: str, there: str, remedy: str = "make both from the same prompts"
 ) -> Sequence[str]:
     """Return the ids after a check that all of them are among the others.
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from kat.data.pairs import Dropped, PairsSpec, PreferencePair, Reading, read_pairs, readings, rows_of
-from kat.data.prompts import unique_prompts
+from kat.data.prompts import Prompt, unique_prompts
 from kat.pipeline.artifacts import destination, locate, sidecar_path, task
+from kat.records import PairSetRecord, PairsRecord, PromptsRecord
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
@@ -20,10 +21,11 @@ from latentwire.harness.origin import made_by
 from latentwire.harness.progress import log
 from latentwire.harness.results import json_line, open_atomically, write_json, write_jsonl, writing
 from latentwire.harness.typed_config import typed
+from latentwire.records import FORMAT
 
 
 @task
-def pairs(cfg: DictConfig) -> dict[str, Any] | None:
+def pairs(cfg: DictConfig) -> dict[str, PairSetRecord] | None:
     """Read the preference data sets in cfg.pairs, and write the pairs and the dropped rows with their reasons.
 
     Returns:
@@ -40,7 +42,7 @@ def pairs(cfg: DictConfig) -> dict[str, Any] | None:
     ]
     out = destination(cfg, reads=given)
     side, record = sidecar_path(out, "pairs_dropped.jsonl"), sidecar_path(out, "pairs.json")
-    counts: dict[str, Any] = {}
+    counts: dict[str, PairSetRecord] = {}
     without_pairs: list[str] = []
     with open_atomically(out) as kept, open_atomically(side) as dropped:
         for reading in readings(specs):
@@ -55,9 +57,8 @@ def pairs(cfg: DictConfig) -> dict[str, Any] | None:
                     reasons[item.reason] += 1
                     with writing(side):
                         dropped.write(_ascii_line(item))
-            counts[name] = {"format": reading.format, "rows": reading.rows, "pairs": number, "dropped": dict(reasons),
-                            "origin": reading.origin}  # fmt: skip
-            _log_counts(name, reading, number, reasons)
+            counts[name] = _record_of(reading, number, reasons)
+            _log_counts(name, counts[name])
             if number == 0:
                 without_pairs.append(
                     f"{name}: none of its {reading.rows} rows gives a pair "
@@ -66,7 +67,8 @@ def pairs(cfg: DictConfig) -> dict[str, Any] | None:
                 )
         if len(without_pairs) == len(counts):
             raise UserError("\n".join(without_pairs) or "pairs: no data set is named; write pairs=NAME")
-    write_json(record, {"sets": counts, **made_by()})
+    content: PairsRecord = {"format": FORMAT, "sets": counts, **made_by()}
+    write_json(record, content)
     for message in without_pairs:
         log(f"warning: {message}")
     log(f"pairs: {out} ({sum(c['pairs'] for c in counts.values())})")
@@ -95,16 +97,31 @@ def _named_after_file(spec: PairsSpec) -> PairsSpec:
     return replace(spec, name=Path(path).name.split(".")[0] or spec.name)
 
 
-def _log_counts(name: str, reading: Reading, number: int, reasons: Counter[str]) -> None:
-    log(f"{name}: {number} pairs out of {reading.rows} rows, read as {reading.format}")
-    for reason, n in reasons.most_common():
+def _record_of(reading: Reading, number: int, reasons: Counter[str]) -> PairSetRecord:
+    return {
+        "format": reading.format,
+        "rows": reading.rows,
+        "pairs": number,
+        "dropped": dict(reasons),
+        "columns": list(reading.columns),
+        "columns_left_out": dict(reading.left_out),
+        "origin": reading.origin,
+    }
+
+
+def _log_counts(name: str, counts: PairSetRecord) -> None:
+    log(f"{name}: {counts['pairs']} pairs out of {counts['rows']} rows, read as {counts['format']}")
+    for reason, n in Counter(counts["dropped"]).most_common():
         log(f"  dropped {n}: {reason}")
+    if counts["columns"]:
+        log(f"  columns kept for reward functions: {', '.join(counts['columns'])}")
+    for column, n in counts["columns_left_out"].items():
+        log(f"  column {column} left out in {n} rows: JSON has no values of its type")
 
 
 def _ascii_line(item: Dropped) -> bytes:
     """Return a dropped row as one line of JSON, with escapes for characters that are not valid Unicode."""
-    row = {"source": item.source, "split": item.split, "place": item.place, "reason": item.reason, "row": item.row}
-    return (json.dumps(row, default=str) + "\n").encode("ascii")
+    return (json.dumps(item.row(), default=str) + "\n").encode("ascii")
 
 
 @task
@@ -126,12 +143,30 @@ def prompts(cfg: DictConfig) -> int | None:
     write_jsonl(out, (prompt.row() for prompt in unique))
     side = sidecar_path(out, "pair_to_prompt.jsonl")
     write_jsonl(side, ({"pair_id": pair, "prompt_id": prompt} for pair, prompt in pair_to_prompt))
-    record = {"pairs_sha256": file_sha256(source), "prompts_sha256": file_sha256(out), "split": cfg.split}
-    write_json(sidecar_path(out, "prompts.json"), {**record, "prompts": len(unique), **made_by()})
+    conflicts = Counter(name for prompt in unique for name in sorted(prompt.conflicts))
+    record: PromptsRecord = {
+        "format": FORMAT,
+        "pairs_sha256": file_sha256(source),
+        "prompts_sha256": file_sha256(out),
+        "split": cfg.split,
+        "prompts": len(unique),
+        "columns": list(unique[0].columns),
+        "column_conflicts": dict(sorted(conflicts.items())),
+        **made_by(),
+    }
+    write_json(sidecar_path(out, "prompts.json"), record)
     log(f"prompts: {out} ({len(unique)} unique of {len(pair_to_prompt)} pairs); {side}")
+    _log_prompts(unique, record)
+    return len(unique)
+
+
+def _log_prompts(unique: Sequence[Prompt], record: PromptsRecord) -> None:
     for name, n in sorted(Counter(prompt.source for prompt in unique).items()):
         log(f"  {n} from {name}")
+    if record["columns"]:
+        log(f"  columns for reward functions: {', '.join(record['columns'])}")
+    for name, n in record["column_conflicts"].items():
+        log(f"  column {name}: the rows of {n} prompts differ; the first value is kept")
     shared = sum(len(prompt.splits) > 1 for prompt in unique)
-    if shared and cfg.split:
+    if shared and record["split"]:
         log(f"warning: {shared} of these prompts occur in another split too; see their `splits`")
-    return len(unique)

@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from kat.data.pairs import PairsSpec, PreferencePair, file_rows, read_pairs, readings
+from kat.data.files import file_rows
+from kat.data.pairs import PairsSpec, PreferencePair, read_pairs, readings
 from kat.pipeline.artifacts import task
 from kat.reward.data import describe_counts, encode_all
 from kat.reward.model import load_reward_model

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,68 @@ def test_order_changes_no_id_text_or_count(rng: random.Random):
 def test_a_single_question_is_shown_as_it_is():
     assert render_conversation(u("Why?")) == "Why?"
     assert render_conversation([{"role": "system", "content": "Be brief."}]) == "system: Be brief."
+
+
+def with_columns(name: str, prompt: list[dict], split: str = "train", **columns: object) -> PreferencePair:
+    return replace(pair(name, prompt, split=split), columns=columns)
+
+
+RICH = [
+    with_columns("1", u("Why?"), "test", a="of another split"),
+    with_columns("2", u("Why?"), a=None, b=["x"]),
+    with_columns("3", u("How?"), c=0),
+    with_columns("4", u(" Why?"), a="first", b=["x"]),
+    with_columns("5", u("Why?"), a="second", b=["y"], c=None),
+    with_columns("6", u("Why?"), a="third"),
+]
+
+
+def test_the_first_row_with_a_value_gives_a_column():
+    why, how = unique_prompts(RICH, "train")[0]
+    assert why.columns == {"a": "first", "b": ["x"], "c": None} and how.columns == {"a": None, "b": None, "c": 0}
+    assert why.conflicts == {"a", "b"} and how.conflicts == set()
+    assert list(why.row())[-3:] == ["a", "b", "c"] and why.row()["a"] == "first"
+
+
+def test_columns_change_neither_ids_nor_order_nor_counts():
+    plain, rich = (unique_prompts(pairs) for pairs in ([replace(pair, columns={}) for pair in RICH], RICH))
+    assert [replace(prompt, columns={}) for prompt in rich[0]] == plain[0] and rich[1] == plain[1]
+
+
+def test_the_task_counts_columns_that_differ(cli):
+    write_jsonl(Path("outputs/kat/pairs_all.jsonl"), [p.row() for p in RICH])
+    status, _, err = cli("task=prompts")
+    assert status == 0, err
+    assert "columns for reward functions: a, b, c" in err
+    assert "column a: the rows of 1 prompts differ; the first value is kept" in err
+    record = json.loads(Path("outputs/kat/prompts.json").read_text())
+    assert (record["columns"], record["column_conflicts"]) == (["a", "b", "c"], {"a": 1, "b": 1})
+    assert read_prompts(Path("outputs/kat/prompts_all.jsonl")) == unique_prompts(RICH, "train")[0]
+
+
+def test_a_prompts_file_of_ones_own_gets_ids_and_texts(tmp_path):
+    """They are those that task=prompts gives the same prompts, in any container."""
+    rows = [{"prompt": " Why?\r\n", "answer": "So."}, {"prompt": PAIRS[3].prompt, "level": 2}]
+    made = {prompt.id: prompt for prompt in unique_prompts(PAIRS)[0]}
+    (tmp_path / "my.set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my.json").write_text(json.dumps(rows))
+    (tmp_path / "my.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+    for path in sorted(tmp_path.iterdir()):
+        first, second = read_prompts(path)
+        for prompt in (first, second):
+            assert (prompt.prompt, prompt.text) == (made[prompt.id].prompt, made[prompt.id].text)
+        assert (first.text, first.source, first.multiplicity) == ("Why?", "my", 1)
+        assert (first.columns, second.columns) == ({"answer": "So.", "level": None}, {"answer": None, "level": 2})
+
+
+def test_given_ids_and_texts_are_kept(tmp_path):
+    path = tmp_path / "my.jsonl"
+    rows = [{"id": "q7"}, {"text": "Wherefore"}, {"id": "q8", "text": "t", "source": "s"}]
+    write_jsonl(path, [{**row, "prompt": " Why? "} for row in rows])
+    first, second, third = read_prompts(path)
+    assert (first.id, first.text, first.prompt) == ("q7", "Why?", u("Why?"))
+    assert (second.id, second.text) == (prompt_id(u("Why?")), "Wherefore")
+    assert (third.id, third.text, third.prompt, third.source) == ("q8", "t", u(" Why? "), "s")
 
 
 def test_the_task_writes_prompts_and_the_map_and_they_read_back(cli):
@@ -165,12 +229,24 @@ def test_an_invalid_prompts_file_is_refused(tmp_path):
     good = {"id": "1", "prompt": u("x"), "text": "x", "source": "a"}
     for content, expected in (
         (None, "no such file; make it with task=prompts"),
-        ("", "the file is empty"),
-        ('{"id": ', "line 1, is not readable as JSON.*task=prompts"),
-        (json.dumps([1]), "line 1, is not a JSON object.*task=prompts"),
-        (json.dumps({"id": "1", "prompt": []}), "line 1: not a row of a prompts file"),
-        (json.dumps(good) + "\n" + json.dumps(good), "line 2: the id 1 occurs twice"),
-        (json.dumps({**good, "text": " "}), "line 1: id or text is empty"),
+        ("", "has no rows"),
+        ('{"id": ', "line 1: is not valid JSON.*task=prompts"),
+        (json.dumps([1]), "row 0: not a row of a prompts file.*task=prompts"),
+        (json.dumps({"id": "1"}), "line 1: not a row of a prompts file"),
+        (json.dumps({"id": "1", "prompt": []}), "line 1: the prompt is empty"),
+        (json.dumps({"id": "1", "prompt": [{"role": "user"}]}), "line 1: prompt: a message has no role or no text"),
+        (json.dumps({"prompt": 3}), "line 1: prompt: a turn is neither a text nor a list"),
+        (json.dumps({"prompt": "\ud83d"}), "line 1: the prompt is empty or not valid Unicode"),
+        (json.dumps(good) + "\n" + json.dumps(good), "line 2: has the id 1, as line 1 has"),
+        (
+            '{"prompt": "x"}\n\n{"prompt": " x "}',
+            "line 3: has the id [0-9a-f]{16}, as line 1 has; remove one of the rows",
+        ),
+        (json.dumps({**good, "text": " "}), "line 1: text=' ': must be a text that is not empty"),
+        (json.dumps({**good, "id": 7}), "line 1: id=7: must be a text .* or rename this column"),
+        (json.dumps({**good, "sources": ["http://x"]}), "line 1: sources=.*must be an object of whole numbers"),
+        (json.dumps({**good, "multiplicity": "many"}), "line 1: multiplicity='many': must be a whole number"),
+        (json.dumps({**good, "completions": ["x"]}), "line 1: completions is an argument of every reward function"),
     ):
         if content is not None:
             path.write_text(content)

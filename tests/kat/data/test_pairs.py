@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import datasets
@@ -222,7 +224,7 @@ def test_dropped_rows_have_a_place_and_a_reason(tmp_path):
         ("line 6", "chosen is empty"),
         ("line 7", "is not UTF-8 text"),
     ]
-    assert next(item.row for item in items if isinstance(item, Dropped)) == '{"prompt": '
+    assert next(item.content for item in items if isinstance(item, Dropped)) == '{"prompt": '
     assert len([item for item in items if isinstance(item, PreferencePair)]) == 2
 
 
@@ -310,18 +312,72 @@ def test_a_hub_that_does_not_answer_is_explained(monkeypatch):
         [*readings([PairsSpec("uf", "hub", {"train": "train"}, repo="org/uf")])[0]]
 
 
+# Columns
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("nq_open", {"answer": ["Ann"], "def_correct_predictions": ["ann"], "poss_correct_predictions": ["A."]}),
+        ("reward_bench", {"chosen_model": "m", "id_": 3}),
+        ("ultrafeedback", {"prompt_id": "ab", "score_chosen": 8.0, "score_rejected": 3.5}),
+        ("stack_exchange", {"qid": 7, "date": "2016/03/14", "metadata": ["https://stackexchange.com"]}),
+        ("alpaca_eval", {"generator_1": "x", "dataset": "koala"}),
+        ("hh", {}),
+    ],
+)
+def test_pairs_keep_the_columns_that_are_not_in_them(tmp_path, name, expected):
+    pairs = of_file(write_lines(tmp_path / "x.jsonl", [ROWS[name][0]]), format=name)
+    assert pairs and all(pair.columns == expected for pair in pairs)
+    assert all({**pair.row(), **expected} == pair.row() for pair in pairs)
+
+
+def test_columns_with_names_of_own_fields_are_renamed(tmp_path):
+    row = {**GOOD, "id": 1, "id_": 2, "source": "s", "completions": [], "answer_": None}
+    (pair,) = of_file(write_lines(tmp_path / "x.jsonl", [row]))
+    assert pair.columns == {"id_": 1, "id__": 2, "source_": "s", "completions_": [], "answer_": None}
+    assert (pair.source, pair.split, len(pair.id)) == ("mine", "train", 16)
+
+
+def test_columns_do_not_change_the_id_of_a_pair(tmp_path):
+    plain, rich = (of_file(write_lines(tmp_path / "x.jsonl", [row])) for row in (GOOD, {**GOOD, "answer": "blue"}))
+    assert plain[0].id == rich[0].id and rich[0].columns == {"answer": "blue"}
+
+
+def test_values_that_json_cannot_hold_are_left_out(tmp_path):
+    when = datetime.datetime(2026, 1, 2)
+    odd = [{**row, "when": when, "raw": b"x", "score": score, "in": {"a": [score]}, "n": 1}
+           for row, score in zip(MORE, (0.5, math.nan), strict=True)]  # fmt: skip
+    datasets.Dataset.from_list(odd).to_parquet(tmp_path / "x.parquet")
+    (reading,) = readings([PairsSpec("mine", "file", {"train": str(tmp_path / "x.parquet")})])
+    first, second = reading
+    assert first.columns == {"score": 0.5, "in": {"a": [0.5]}, "n": 1} and second.columns == {"n": 1}
+    assert reading.left_out == {"when": 2, "raw": 2, "score": 1, "in": 1}
+    assert reading.columns == {"score": 1, "in": 1, "n": 2}
+
+
+def test_half_a_surrogate_in_a_column_is_left_out(tmp_path):
+    (pair,) = of_file(
+        write_lines(tmp_path / "x.jsonl", [{**GOOD, "a": "\ud83d", "b": {"\ud83d": 1}, "c": "\U0001f642"}])
+    )
+    assert pair.columns == {"c": "\U0001f642"}
+
+
 # The task
 
 
 @pytest.mark.slow
 def test_the_task_writes_pairs_drops_and_a_record(cli):
-    write_lines(Path("my.set.jsonl"), [*MORE, {**GOOD, "chosen": "\ud800"}])
+    rows = [{**MORE[0], "answer": "blue", "id": 7}, {**MORE[1], "answer": "green"}, {**GOOD, "chosen": "\ud800"}]
+    write_lines(Path("my.set.jsonl"), rows)
     status, _, err = cli("task=pairs", "pairs=file", "path=my.set.jsonl")
     assert status == 0
+    assert "columns kept for reward functions: answer, id_" in err
     assert "2 pairs out of 3 rows, read as trl_standard" in err
     assert "dropped 1: chosen contains characters" in err
     rows = read_rows("outputs/kat/pairs_all.jsonl")
     assert [row["source"] for row in rows] == ["my", "my"]
+    assert [(row["answer"], row.get("id_")) for row in rows] == [("blue", 7), ("green", None)]
     assert [pair.row() for pair in read_pairs(Path("outputs/kat/pairs_all.jsonl"))] == rows
     (dropped,) = read_rows("outputs/kat/pairs_dropped.jsonl")
     assert (dropped["place"], dropped["row"]["chosen"]) == ("line 3", "\ud800")
@@ -332,11 +388,14 @@ def test_the_task_writes_pairs_drops_and_a_record(cli):
     record = json.loads(Path("outputs/kat/pairs.json").read_text())["sets"]["my/train"]
     reasons = {"chosen contains characters that are not valid Unicode": 1}
     assert (record["rows"], record["pairs"], record["dropped"]) == (3, 2, reasons)
+    assert (record["columns"], record["columns_left_out"]) == (["answer", "id_"], {})
     assert record["origin"]["sha256"] == hashlib.sha256(Path("my.set.jsonl").read_bytes()).hexdigest()
     assert json.loads(Path("mine_pairs.json").read_text())["sets"] == {"my/train": record}
     # The written file can be read as pairs.
     assert cli("task=pairs", "pairs=file", "path=mine.jsonl", "folder=again")[0] == 0
-    assert [row["prompt"] for row in read_rows("again/pairs_all.jsonl")] == [row["prompt"] for row in rows]
+    again = read_rows("again/pairs_all.jsonl")
+    assert [row["prompt"] for row in again] == [row["prompt"] for row in rows]
+    assert [row["id_"] for row in again] == [row["id"] for row in rows] and again[0]["id__"] == 7
 
 
 @pytest.mark.slow
@@ -400,3 +459,9 @@ def test_nq_open_out_of_its_wheel_gives_the_judged_triples(cli):
     assert len(kept) + len(dropped) - 399 == 8519
     assert len({row["prompt"][0]["content"] for row in kept} | {r["row"]["question"] for r in dropped}) == 1769
     assert not any("\\u00" in row["rejected"][0]["content"] for row in kept)
+    # Every pair has the reference answers of its question, and right answers begin with them.
+    assert all(row["answer"] and {"def_correct_predictions", "poss_correct_predictions"} <= row.keys() for row in kept)
+    chosen = {(row["prompt"][0]["content"], row["chosen"][0]["content"]) for row in kept}
+    assert ("who wrote the miraculous journey of edward tulane", "Kate DiCamillo") not in chosen  # no wrong answer
+    first = next(row for row in kept if row["prompt"][0]["content"].startswith("how many 5 star generals"))
+    assert first["answer"] == ["Nine"] and first["chosen"][0]["content"] == "Nine"
