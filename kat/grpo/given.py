@@ -19,6 +19,7 @@ from kat.grpo.rewards import MODEL, load_reward_function
 from kat.pipeline.ensure import config_of
 from kat.reward.model import TRAINED_BY, load_reward_model
 from kat.reward.task import reward as train_reward
+from kat.sampling.arms import ARMS
 from kat.training.model_folder import require_model, settings_digest
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import OtherConfigurationError
@@ -50,8 +51,10 @@ def reward_folder(cfg: DictConfig) -> Path:
     """
     if cfg.reward is not None:
         return _model_folder("reward", cfg.reward, TRAINED_BY, cfg.out)
-    changes = {"sampler": {"name": cfg.reward_sampler}, "tracker": cfg.tracker, "held_out": cfg.held_out}
-    reward_cfg = config_of(cfg, "train", "reward", **changes)
+    if cfg.reward_sampler not in ARMS:
+        raise UserError(f"reward_sampler={cfg.reward_sampler}: unknown; use one of {', '.join(ARMS)}")
+    changes = {"tracker": cfg.tracker, "held_out": cfg.held_out}
+    reward_cfg = config_of(cfg, "train", "reward", f"sampler={cfg.reward_sampler}", **changes)
     if not (Path(reward_cfg.out) / "result.json").is_file():
         log(f"{reward_cfg.out}: no reward model there yet, so task=reward comes first")
     try:

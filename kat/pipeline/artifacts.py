@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import ResultWriteError, read_json
+from latentwire.harness.results import JsonObject, ResultWriteError, read_json
 from latentwire.harness.session import Session
 
 T = TypeVar("T")
@@ -64,6 +64,13 @@ def locate(cfg: DictConfig, name: str) -> Path:
     if path.is_dir():
         raise UserError(f"{name}={value}: is a folder; write {name}=FILE")
     return path
+
+
+def sampler_settings(cfg: DictConfig) -> JsonObject:
+    """Return the settings of the arm that a config chooses: the node `sampler` without the name."""
+    node = OmegaConf.to_container(cfg.sampler, resolve=True)
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items() if key != "name"}
 
 
 def sidecar_path(path: Path, name: str) -> Path:

@@ -52,20 +52,22 @@ def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
         state.wait_for_everyone()
 
 
-def config_of(cfg: DictConfig, entry: str, task: str, **changes: Any) -> DictConfig:
+def config_of(cfg: DictConfig, entry: str, task: str, *choices: str, **changes: Any) -> DictConfig:
     """Return the config of another task, with the shared settings of this run.
 
     Args:
         cfg: The config of this run. Its values of `SHARED_SETTINGS` are used in the other config.
         entry: The root of the config tree, `run` or `train`.
         task: The other task, of that entry.
+        *choices: Files of config groups that the other config uses: 'sampler=density'.
         **changes: Further root settings or groups to replace. They must exist in the other config.
     """
+    overrides = [f"task={task}", *choices]
     if GlobalHydra.instance().is_initialized():
-        task_cfg = compose(entry, overrides=[f"task={task}"])
+        task_cfg = compose(entry, overrides=overrides)
     else:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            task_cfg = compose(entry, overrides=[f"task={task}"])
+            task_cfg = compose(entry, overrides=overrides)
     with open_dict(task_cfg):  # nodes of other data sets or embedders have other keys
         for name in SHARED_SETTINGS:
             if name in cfg and (name in task_cfg or name == "path"):

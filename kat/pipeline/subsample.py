@@ -6,9 +6,9 @@ from omegaconf import DictConfig
 
 from kat.data.prompts import read_prompts
 from kat.data.tables import read_weights, same_ids
-from kat.pipeline.artifacts import destination, locate, task
+from kat.pipeline.artifacts import destination, locate, sampler_settings, task
 from kat.pipeline.origin import check_origin
-from kat.sampling.arms import arm_weights
+from kat.sampling.arms import ARMS, ArmInputs, FixedWeights, build_arm
 from kat.sampling.draws import draw
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
@@ -24,13 +24,16 @@ def subsample(cfg: DictConfig) -> list[str]:
         The ids of the drawn prompts.
 
     Raises:
-        UserError: The budget exceeds the prompts that can be drawn, or the weights are invalid or of other prompts.
+        UserError: The arm has no fixed weights, the budget exceeds the prompts that can be drawn, or the weights are
+            invalid or of other prompts.
     """
+    _require_fixed_weights(cfg.sampler.name)
     source, out, prompts = locate(cfg, "weights_file"), destination(cfg), locate(cfg, "prompts_file")
     ids, _, measured = read_weights(source)
     check_origin(source)
     same_ids(ids, {prompt.id for prompt in read_prompts(prompts)}, str(source), str(prompts), "run task=density again")
-    weights = arm_weights(cfg.sampler.name, measured, cfg.seed)
+    inputs = ArmInputs(ids, cfg.seed, dict(zip(ids, measured.tolist(), strict=True)))
+    weights = build_arm(cfg.sampler.name, sampler_settings(cfg), inputs).sampling_weights
     budget, drawable = cfg.budget, int((weights > 0).sum())
     if not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget <= drawable:
         raise UserError(
@@ -47,3 +50,17 @@ def subsample(cfg: DictConfig) -> list[str]:
         if budget > drawable / 2:
             log(f"note: {budget / drawable:.0%} of all prompts are drawn, so weights have little effect")
     return chosen
+
+
+def _require_fixed_weights(name: str) -> None:
+    """Check that the weights of an arm are known without a training run.
+
+    Raises:
+        UserError: The arm is unknown, or its weights follow the rewards of a training run.
+    """
+    if not issubclass(ARMS[name], FixedWeights):
+        fixed = [other for other, arm in ARMS.items() if issubclass(arm, FixedWeights)]
+        raise UserError(
+            f"sampler={name}: its weights follow the rewards of a training run, and task=subsample has none; use one "
+            f"of {', '.join(fixed)}"
+        )

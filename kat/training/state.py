@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Self, TypedDict
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from kat.data.heldout import require_share
 from kat.data.tables import read_weights
-from kat.pipeline.artifacts import locate, record_of
+from kat.pipeline.artifacts import locate, record_of, sampler_settings
 from kat.sampling.arms import ARMS, Arm, ArmInputs, arm_settings, build_arm, needs_density
 from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.assets import file_sha256
@@ -46,7 +46,7 @@ class LoopSpec(RunSpec):
         Raises:
             UserError: A setting, also one of the sampler, is unknown, has the wrong type or is out of range.
         """
-        arm_settings(cfg.sampler.name, _given_settings(cfg))
+        arm_settings(cfg.sampler.name, sampler_settings(cfg))
         return super().of(cfg)
 
     def identity(self) -> JsonObject:
@@ -101,7 +101,7 @@ def arm_identity(cfg: DictConfig) -> ArmIdentity:
     name = str(cfg.sampler.name)
     return {
         "sampler": name,
-        "sampler_settings": arm_settings(name, _given_settings(cfg)),
+        "sampler_settings": arm_settings(name, sampler_settings(cfg)),
         "sampler_source": ARMS.source_digest(name),
         "weights_sha256": file_sha256(locate(cfg, "weights_file")) if needs_density(name) else None,
     }
@@ -121,16 +121,9 @@ def arm_of(cfg: DictConfig, ids: Sequence[str], prompts_per_step: int, setting: 
             needs.
     """
     inputs = ArmInputs(ids, cfg.seed, *measured_weights(cfg), prompts_per_step, setting)
-    arm = build_arm(cfg.sampler.name, _given_settings(cfg), inputs)
+    arm = build_arm(cfg.sampler.name, sampler_settings(cfg), inputs)
     warn_never_drawn(arm.never_drawn)
     return arm
-
-
-def _given_settings(cfg: DictConfig) -> JsonObject:
-    """Return the node `sampler` without the name."""
-    node = OmegaConf.to_container(cfg.sampler, resolve=True)
-    assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items() if key != "name"}
 
 
 def measured_weights(cfg: DictConfig) -> tuple[dict[str, float], list[str]]:

@@ -15,7 +15,6 @@ from kat.data.tables import read_weights
 from kat.density.clusters import closest_to_centroid, cluster
 from kat.density.projection import project
 from kat.embedding.store import load_embeddings
-from kat.sampling.arms import arm_weights
 from latentwire.harness.errors import UserError
 from tests.helpers.files import read_rows, write_rows
 from tests.helpers.planted import planted
@@ -207,6 +206,7 @@ def test_an_id_with_a_line_break_is_refused(folder, cli):
         (["task=density", "sampler=uniform"], "sampler=uniform: task=density computes the weights"),
         (["task=density", "sampler=reversed"], "sampler=reversed: task=density computes the weights"),
         (["task=subsample", "sampler.k=5"], "sampler.k=5: no such setting"),
+        (["task=subsample", "sampler=difficulty"], "sampler=difficulty: its weights follow the rewards of a training"),
         (["task=density", "tracker=wandb"], "tracker=wandb: task=density does not use a tracker"),
         (["task=density", "out=density.json"], "out=density.json: this name is reserved for files"),
         (["task=density", "out=embeddings.pt"], "out=embeddings.pt: would overwrite embeddings_file"),
@@ -303,8 +303,3 @@ def test_clusters_are_the_planted_ones():
     assert len(cluster(x, None, seed=0).centroids) <= round(300**0.5)
     with pytest.raises(UserError, match="clusters=0"):
         cluster(x, 0, seed=0)
-
-
-def test_the_reversed_arm_mirrors_the_histogram():
-    weights = torch.tensor([0.7, 0.2, 0.1])
-    assert arm_weights("reversed", weights, 0).tolist() == pytest.approx([0.1, 0.2, 0.7])

@@ -17,7 +17,6 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from kat.density.estimate import DensitySpec, estimate
 from kat.embedding.pooling import HiddenEmbedder, embed_hidden
-from kat.sampling.arms import ARMS, arm_weights
 from kat.sampling.draws import draw, expected_draws
 from kat.sampling.plan import DrawPlan, DrawSettings
 from kat.sampling.sampler import DensityAwareSampler, ModelSettings
@@ -331,23 +330,6 @@ def test_invalid_settings_are_refused(settings, reason):
 
 def test_uniform_weights_without_replacement_are_a_permutation():
     assert sorted(DensityAwareSampler([1.0] * 10, replacement=False)) == list(range(10))
-
-
-def test_weights_of_the_arms():
-    w = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)
-    assert arm_weights("density", w, 0).tolist() == pytest.approx(w.tolist())
-    assert arm_weights("reversed", w, 0).tolist() == pytest.approx([0.4, 0.1, 0.3, 0.2])
-    assert arm_weights("uniform", w, 0).tolist() == [0.25] * 4
-    many = torch.rand(50, generator=draws(0)).double()
-    shuffled = arm_weights("shuffled", many, 0)
-    assert not torch.equal(shuffled, arm_weights("shuffled", many, 1))
-    torch.testing.assert_close(shuffled.sort().values * many.sum(), many.sort().values)
-    with pytest.raises(UserError, match="sampler=rare: unknown"):
-        arm_weights("rare", w, 0)
-
-
-def test_every_arm_has_its_file_and_every_file_its_arm():
-    assert sorted(path.stem for path in (CONF / "sampler").glob("*.yaml")) == sorted(ARMS)
 
 
 def test_from_model_has_the_defaults_of_the_config():

@@ -1,0 +1,363 @@
+"""Arms: which prompts each draws, what it learns from rewards, and its exact resume."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from kat.sampling.adaptive import Difficulty
+from kat.sampling.arms import (
+    ARMS,
+    AdaptiveWeights,
+    Arm,
+    ArmInputs,
+    FixedWeights,
+    Observation,
+    build_arm,
+    needs_density,
+    register_arm,
+)
+from kat.sampling.sampler import DensityAwareSampler
+from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
+from tests.helpers.random import shifted
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MEASURED = {"a": 0.1, "b": 0.2, "c": 0.3, "held": 0.4}
+EXPECTED = {
+    "uniform": [1 / 3, 1 / 3, 1 / 3],
+    "density": [0.5, 1 / 6, 1 / 3],
+    "reversed": [1 / 6, 0.5, 1 / 3],
+}
+SHIPPED = [name for name in ARMS if ARMS.source_digest(name) is None]
+DIFFICULTY = {"rate": 0.5, "floor": 0.1}
+
+
+def some(name: str, count: int = 3, *, seed: int = 0, **settings: float) -> Arm:
+    """Return an arm for prompts c, a, b and so on."""
+    ids = ["c", "a", "b", *(f"p{i}" for i in range(count - 3))]
+    measured = MEASURED | {f"p{i}": 0.05 * (i + 1) for i in range(count - 3)}
+    return build_arm(name, settings or _defaults(name), ArmInputs(ids, seed, measured))
+
+
+def _defaults(name: str) -> dict[str, float]:
+    node = dict(OmegaConf.load(CONF / "sampler" / f"{name}.yaml").sampler)
+    return {key: value for key, value in node.items() if key != "name"}
+
+
+def solved(*rows_and_rewards: tuple[int, float]) -> list[Observation]:
+    return [Observation(row, (reward,)) for row, reward in rows_and_rewards]
+
+
+def through_a_file(state: dict) -> dict:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+# Every arm.
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_arms_file_sets_its_name_and_all_its_settings(name):
+    node = OmegaConf.load(CONF / "sampler" / f"{name}.yaml").sampler
+    assert node.name == name
+    assert some(name).never_drawn == 0  # built from the settings of the file
+
+
+def test_every_file_has_an_arm():
+    assert sorted(path.stem for path in (CONF / "sampler").glob("*.yaml")) == sorted(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_arm_resumes_with_the_same_draws_and_ledger(name):
+    """It stops after every number of steps, and its state goes through a file."""
+    steps, per_step, count = 7, 3, 5
+
+    def steps_of(arm: Arm, first: int, last: int) -> list[list[int]]:
+        drawn = []
+        for step in range(first, last):
+            rows = arm.next(per_step)
+            arm.observe([Observation(row, (float(row < 2), (step % 2) / 2)) for row in rows])
+            drawn.append(rows)
+        return drawn
+
+    whole = some(name, count)
+    expected = steps_of(whole, 0, steps)
+    for stop in range(steps + 1):
+        first = some(name, count)
+        drawn = steps_of(first, 0, stop)
+        resumed = some(name, count)
+        resumed.load_state_dict(through_a_file(first.state_dict()))
+        assert drawn + steps_of(resumed, stop, steps) == expected
+        assert resumed.metrics() == whole.metrics()
+        for ours, theirs in zip(resumed.ledger(), whole.ledger(), strict=True):
+            assert torch.equal(ours, theirs)
+    assert whole.ledger()[1].tolist() == torch.bincount(torch.tensor(expected).flatten(), minlength=count).tolist()
+    assert float(whole.ledger()[0].sum()) == pytest.approx(steps * per_step)
+    assert steps_of(some(name, count, seed=1), 0, steps) != expected
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_size_of_a_step_changes_no_draw(name):
+    arm, other = some(name, 6), some(name, 6)
+    assert arm.next(2) + arm.next(0) + arm.next(9) == other.next(11)
+    assert torch.equal(arm.ledger()[0], other.ledger()[0])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_arm_refuses_fewer_prompts_than_a_step_needs(name):
+    reason = f"^grpo.prompts_per_step=4: sampler={name} can draw 3 of the 3 training prompts"
+    with pytest.raises(UserError, match=reason):
+        build_arm(name, _defaults(name), ArmInputs(["a", "b", "c"], 0, MEASURED, (), 4, "grpo.prompts_per_step"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_state_of_another_arm_is_refused(name):
+    other = build_arm(name, _defaults(name), ArmInputs(["a", "b", "c", "held"], 0, MEASURED))
+    for state in (other.state_dict(), some(name, seed=1).state_dict(), {}):
+        with pytest.raises(UserError, match=r"would not continue|not a sampler state"):
+            some(name).load_state_dict(state)
+
+
+def test_the_arms_that_need_density():
+    assert {name for name in SHIPPED if needs_density(name)} == {"density", "reversed", "shuffled"}
+    with pytest.raises(UserError, match=r"^sampler=rare: unknown; use one of .*uniform, density"):
+        needs_density("rare")
+
+
+@pytest.mark.parametrize("rewards", [(), (float("nan"),), (1.0, float("inf"))])
+def test_an_observation_needs_finite_rewards(rewards):
+    with pytest.raises(UserError, match="of row 3: must be finite numbers, at least one"):
+        Observation(3, rewards)
+
+
+# Fixed weights.
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_weights_are_made_among_the_training_prompts(name):
+    assert some(name).sampling_weights.tolist() == pytest.approx(EXPECTED[name])
+
+
+def test_shuffled_weights_are_the_density_weights_in_another_order():
+    drawn = [some("shuffled", 30, seed=seed).sampling_weights for seed in (0, 1)]
+    assert not torch.equal(*drawn)
+    for weights in drawn:
+        torch.testing.assert_close(weights.sort().values, some("density", 30).sampling_weights.sort().values)
+
+
+@pytest.mark.parametrize("name", ["uniform", *EXPECTED])
+def test_fixed_weights_draw_as_the_sampler_epoch_after_epoch(name):
+    sampler = DensityAwareSampler(some(name, 8).sampling_weights, seed=5)
+    expected = list(itertools.chain(*(list(sampler) for _ in range(4))))
+    arm = some(name, 8, seed=5)
+    assert [row for _ in range(16) for row in arm.next(2)] == expected
+    arm.observe(solved((0, 1.0), (1, -3.0)))
+    assert arm.metrics() == {}
+    assert torch.equal(arm.sampling_weights, some(name, 8).sampling_weights)
+
+
+def test_prompts_too_long_for_the_embedder_are_never_drawn():
+    inputs = ArmInputs(["c", "x", "a"], 0, MEASURED, ["x", "y"])
+    arm = build_arm("density", {}, inputs)
+    assert arm.sampling_weights.tolist() == pytest.approx([0.75, 0, 0.25]) and arm.never_drawn == 1
+    assert build_arm("uniform", {}, inputs).never_drawn == 0
+    with pytest.raises(UserError, match="prompts_per_step=3: sampler=density can draw 2 of the 3"):
+        build_arm("density", {}, ArmInputs(["c", "x", "a"], 0, MEASURED, ["x", "y"], 3))
+    with pytest.raises(UserError, match="all 1 training prompts were too long"):
+        build_arm("density", {}, ArmInputs(["x"], 0, MEASURED, ["x"]))
+
+
+def test_a_prompt_without_a_weight_is_refused():
+    reason = "sampler=density: 1 of 2 prompts have pairs but no weight, x for instance"
+    with pytest.raises(UserError, match=reason):
+        build_arm("density", {}, ArmInputs(["c", "x"], 0, MEASURED))
+
+
+# Difficulty.
+
+
+def test_success_rates_follow_the_rewards():
+    """A rate of 1/2 halves the distance to the newest observation: 1/2, 3/4, 7/8, and back to 7/16."""
+    arm = some("difficulty", 4, rate=0.5, floor=0.2)
+    arm.observe(solved((0, 1.0), (1, 0.0), (2, 1.0), (2, 1.0)))
+    p = torch.tensor([0.75, 0.25, 0.875, 0.5], dtype=torch.float64)
+    weights = 0.2 + 0.8 * 4 * p * (1 - p)
+    torch.testing.assert_close(arm.sampling_weights, weights / weights.sum())
+    arm.observe([Observation(2, (0.0, 0.0)), Observation(3, (0.25, 0.75))])
+    p[2] = 7 / 16
+    weights = 0.2 + 0.8 * 4 * p * (1 - p)
+    torch.testing.assert_close(arm.sampling_weights, weights / weights.sum())
+    assert arm.metrics() == pytest.approx(
+        {
+            "sampler/seen": 1.0,
+            "sampler/success_rate": float(p.mean()),
+            "sampler/ess_share": float(weights.sum() ** 2 / (weights**2).sum()) / 4,
+            "sampler/relative": 0.0,
+        }
+    )
+
+
+def test_a_prompt_solved_always_or_never_weighs_the_floor():
+    arm = some("difficulty", 4, rate=0.5, floor=0.1)
+    assert "sampler/success_rate" not in arm.metrics()
+    for _ in range(60):
+        arm.observe(solved((0, 1.0), (1, 0.0), (2, 0.5)))
+    assert (arm.sampling_weights / arm.sampling_weights.max()).tolist() == pytest.approx([0.1, 0.1, 1.0, 1.0])
+    assert arm.metrics()["sampler/seen"] == 0.75
+    for _ in range(60):
+        arm.observe(solved((0, 0.5)))
+    assert float(arm.sampling_weights[0] / arm.sampling_weights.max()) == pytest.approx(1.0)  # it forgets
+
+
+@pytest.mark.statistical
+def test_draws_follow_the_weights_and_so_does_the_ledger():
+    arm = some("difficulty", 4, seed=shifted(0), rate=1.0, floor=0.1)
+    arm.observe(solved((0, 1.0), (1, 0.0), (2, 0.1)))
+    before = arm.sampling_weights
+    arm.next(3000)
+    arm.observe(solved((0, 0.5)))
+    after = arm.sampling_weights
+    arm.next(1000)
+    intended, drawn = arm.ledger()
+    torch.testing.assert_close(intended, 3000 * before + 1000 * after)
+    assert float(((drawn - intended) ** 2 / intended).sum()) < 16.3  # 3 degrees of freedom, p = .001
+
+
+@pytest.mark.parametrize("scale", [(-1.0, 1.0), (-7.0, -3.0), (0.0, 40.0)])
+def test_other_rewards_succeed_above_their_running_mean(scale):
+    """A reward equal to the mean is half a success."""
+    low, high = scale
+    middle = (low + high) / 2
+    arm = some("difficulty", 4, rate=0.5, floor=0.2)
+    arm.observe([Observation(0, (high, high)), Observation(1, (low, low)), Observation(2, (middle, low, high))])
+    p = torch.tensor([0.75, 0.25, 0.5, 0.5], dtype=torch.float64)
+    weights = 0.2 + 0.8 * 4 * p * (1 - p)
+    torch.testing.assert_close(arm.sampling_weights, weights / weights.sum())
+    assert arm.metrics()["sampler/relative"] == 1.0
+    arm.observe([Observation(3, (high,))])  # the mean moves half-way to `high`, which is still above it
+    arm.observe([Observation(0, (middle,))])  # and `middle` is now below it
+    assert arm.metrics()["sampler/success_rate"] == pytest.approx((0.375 + 0.25 + 0.5 + 0.75) / 4)
+
+
+def test_success_rates_begin_again_when_rewards_leave_the_unit_interval():
+    arm = some("difficulty", 4, rate=0.5, floor=0.2)
+    arm.observe(solved((0, 1.0), (1, 0.9)))
+    assert arm.metrics()["sampler/seen"] == 0.5
+    arm.observe(solved((2, 1.5)))  # above the mean: .95, then half-way to 1.5
+    assert arm.metrics()["sampler/seen"] == 0.25
+    assert arm.metrics()["sampler/success_rate"] == 0.75
+    arm.observe(solved((3, 1.0)))  # a success before, now below the mean
+    assert arm.metrics()["sampler/success_rate"] == pytest.approx((0.75 + 0.25) / 2)
+
+
+@pytest.mark.parametrize("reward", [-0.1, -1.0, 7.3])
+def test_equal_rewards_outside_the_unit_interval_change_no_weight(reward):
+    arm = some("difficulty", 4)
+    for size in (1, 3, 7):
+        arm.observe([Observation(row, (reward,) * size) for row in (0, 2)])
+    assert arm.sampling_weights.tolist() == [0.25] * 4
+
+
+def test_a_step_without_results_teaches_nothing():
+    arm = some("difficulty", 4)
+    arm.observe([])
+    assert arm.metrics() == some("difficulty", 4).metrics()
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({**DIFFICULTY, "rate": 0.0}, r"^sampler.rate=0.0: must be above 0 and at most 1"),
+        ({**DIFFICULTY, "rate": 1.1}, r"^sampler.rate=1.1: must be above 0"),
+        ({**DIFFICULTY, "floor": 0}, r"^sampler.floor=0.0: must be above 0"),
+        ({**DIFFICULTY, "floor": float("nan")}, r"^sampler.floor=nan: must be above 0"),
+        ({**DIFFICULTY, "floor": "low"}, r"^sampler.floor=low: expected a number"),
+        ({**DIFFICULTY, "floor": True}, r"^sampler.floor=True: expected a number"),
+        ({**DIFFICULTY, "speed": 1}, r"^speed=1: sampler=difficulty has no such dial"),
+        ({"rate": 0.5}, r"^sampler=difficulty needs floor"),
+    ],
+)
+def test_invalid_settings_of_an_arm_are_refused(settings, reason):
+    with pytest.raises(UserError, match=reason):
+        build_arm("difficulty", settings, ArmInputs(["a"], 0, {}))
+
+
+def test_a_whole_number_serves_as_a_number():
+    arm = build_arm("difficulty", {"rate": 1, "floor": 1}, ArmInputs(["a"], 0, {}))
+    assert isinstance(arm, Difficulty) and isinstance(arm.rate, float)
+
+
+# Arms of one's own.
+
+
+class Root(FixedWeights):
+    """A power of the density weights."""
+
+    needs = ("density",)
+
+    def __init__(self, inputs: ArmInputs, *, power: float = 0.5, rounds: int = 1) -> None:
+        self.power = power**rounds
+        super().__init__(inputs)
+
+    def weigh(self, weights: torch.Tensor) -> torch.Tensor:
+        return weights**self.power
+
+
+class Unseen(AdaptiveWeights):
+    """Prompts that were drawn less often."""
+
+    name, needs = "unseen", ("density",)
+
+    def __init__(self, inputs: ArmInputs, *, bonus: int) -> None:
+        super().__init__(inputs)
+        self.bonus = bonus
+        self.memory = {"seen": torch.zeros(self.num_prompts)}
+
+    def weigh(self) -> torch.Tensor:
+        return (1 + self.memory["seen"]) ** -self.bonus
+
+    def observe(self, results) -> None:
+        for result in results:
+            self.memory["seen"][result.row] += len(result.rewards)
+
+    def metrics(self) -> dict[str, float]:
+        return {"sampler/most_seen": float(self.memory["seen"].max())}
+
+
+def test_own_fixed_weights_need_not_sum_to_one():
+    arm = Root(ArmInputs(["a", "x", "held"], 0, MEASURED, ["x"]), power=0.5)
+    assert arm.sampling_weights.tolist() == pytest.approx([1 / 3, 0, 2 / 3])
+
+
+def test_own_adaptive_weights_skip_prompts_without_density():
+    arm = Unseen(ArmInputs(["a", "x", "b"], 0, MEASURED, ["x"]), bonus=2)
+    assert (arm.never_drawn, arm.sampling_weights.tolist()) == (1, [0.5, 0, 0.5])
+    arm.observe([Observation(0, (1.0, 1.0))])
+    assert arm.sampling_weights.tolist() == pytest.approx([0.1, 0, 0.9])
+    assert set(arm.next(50)) <= {0, 2}
+
+
+def test_an_arm_without_a_file_takes_its_config_from_its_signature():
+    assert ARMS.node is not None
+    assert ARMS.node("root", Root) == {"sampler": {"name": "root", "power": 0.5, "rounds": 1}}
+    with pytest.raises(UserError, match="its setting bonus has no default; write bonus=VALUE in the signature of Uns"):
+        ARMS.node("unseen", Unseen)
+
+
+def test_registration_refuses_unknown_needs_and_taken_names():
+    with pytest.raises(UserError, match="sampler=root: needs=gpu is unknown; an arm can need density, or nothing"):
+        register_arm("root", needs=("gpu",))
+    with pytest.raises(UserError, match=r"uniform: .* both register this name"):
+        register_arm("uniform")(Root)
+    assert (Root.name, ARMS["uniform"].name) == ("", "uniform")
