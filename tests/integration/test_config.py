@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -22,12 +23,14 @@ from latentwire.encoders.registry import ENCODERS, build_encoder, encoder_lm_con
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job, expand, factors, select_jobs, variants
 from latentwire.harness.paths import CONF
+from latentwire.harness.registry import config_label, dials_of
 from latentwire.harness.typed_config import typed
 from latentwire.latent_training.objective import LossWeights
 from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import SOURCES, build_source
 from latentwire.transforms.registry import TRANSFORMS, build_transform, read_label
+from tests.helpers.choices import choice_file
 from tests.helpers.random import draws
 
 EMBED35 = {
@@ -241,9 +244,18 @@ def test_every_transform_file_builds_its_transform(name, vocabulary):
     assert y.shape == (5, 64)
 
 
-def test_every_transform_and_source_has_its_file():
-    assert options("embed_transform") == sorted(TRANSFORMS)
-    assert options("embed_source") == sorted(SOURCES)
+@pytest.mark.parametrize("registry", [TRANSFORMS, SOURCES, ENCODERS], ids=lambda registry: registry.setting)
+def test_every_file_agrees_with_its_class(registry):
+    """Names, labels, dials and their types are equal; a default stands in the file alone."""
+    assert options(registry.setting) == sorted(registry)
+    for name, owner in registry.items():
+        content, dials = OmegaConf.to_container(choice_file(registry.setting, name)), dials_of(owner)
+        node = content[registry.setting]
+        assert (node["name"], node["label"]) == (name, config_label(owner.label))
+        assert node["dials"] == {dial.name: dial.config_value() for dial in dials.values()}
+        assert {key for key, value in content.items() if not isinstance(value, dict)} == set(dials)
+        assert all(dial.default is inspect.Parameter.empty for dial in dials.values())
+        assert node.get("suffix") == ({"text": ""}.get(name, "@${.label}") if registry is SOURCES else None)
 
 
 @pytest.mark.parametrize("name", [name for name in options("embed_transform") if name != "chain"])
@@ -325,7 +337,6 @@ def test_every_encoder_file_builds_its_encoder(name, tiny):
     dials = OmegaConf.to_container(cfg.encoder.dials, resolve=True)
     lm = LMFacts(64, 1.0, encoder_lm_config(name, tiny.model))
     assert type(build_encoder(cfg.encoder.name, dials, lm)) is ENCODERS[name]
-    assert options("encoder") == sorted(ENCODERS)
 
 
 @pytest.mark.parametrize("name", options("loss"))

@@ -4,31 +4,25 @@ import math
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.paths import CONF
 from latentwire.harness.random import generator_for
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import SOURCES, build_source
+from tests.helpers.choices import default_dials
 from tests.helpers.random import draws, shifted
 
 SIZE, WIDTH = 200, 16
+SMALLER = {"low_rank": {"rank": 5}}  # dials whose default is too large for this vocabulary
 DIALS = {
-    "text": {},
-    "scaled": {"factor": 117.0},
-    "noisy": {"snr_db": 0.0},
-    "shifted": {"offset": 0.5},
-    "rotated": {},
-    "mixed": {"rate": 0.5},
-    "token_scale": {"spread": 1.0},
-    "anisotropic": {"spread": 1.0},
-    "low_rank": {"rank": 5},
+    name: default_dials("embed_source", name, **SMALLER.get(name, {}))
+    for name, kind in SOURCES.items()
+    if not kind.passage_only  # the others are in test_latent_sources
 }
 DRAWN_ONCE, DRAWN_EACH_TIME = ["shifted", "rotated", "anisotropic"], ["noisy", "mixed", "token_scale"]
+DRAWN_NEVER = ["text", "scaled", "low_rank"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -220,7 +214,7 @@ def test_equal_seeds_distort_equally_in_any_global_state(name):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", DIALS)
+@pytest.mark.parametrize("name", DRAWN_ONCE + DRAWN_EACH_TIME + DRAWN_NEVER)
 def test_each_draw_comes_from_the_right_generator(name):
     """Values that all examples share come from the source's generator, others from the example's."""
     y = build(name, seed=3)(span(5), draws(4))
@@ -301,28 +295,3 @@ def test_an_unknown_source_is_an_error_that_lists_the_known_ones():
     with pytest.raises(UserError, match="embed_source=latin: unknown; use one of") as caught:
         build_source("latin", {}, VOCABULARY, draws(0))
     assert all(name in str(caught.value) for name in DIALS)
-
-
-# conf/embed_source
-
-
-def test_each_source_has_its_yaml_and_each_yaml_its_source():
-    assert {path.stem for path in (CONF / "embed_source").glob("*.yaml")} == set(SOURCES)
-    assert {name for name in SOURCES if not SOURCES[name].passage_only} == set(DIALS)
-
-
-@pytest.mark.parametrize("name", DIALS)
-def test_every_yaml_builds_its_source(name):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("run", overrides=[f"embed_source={name}", *(["rank=5"] if name == "low_rank" else [])])
-    node = OmegaConf.to_container(cfg.embed_source, resolve=True)
-    assert node["name"] == name
-    source = build_source(node["name"], node["dials"], VOCABULARY, draws(0))
-    assert type(source) is SOURCES[name]
-    assert source(span(3), draws(0)).shape == (3, WIDTH)
-
-
-def test_scaled_has_a_default_factor_of_117():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("run", overrides=["embed_source=scaled"])
-    assert cfg.embed_source.dials == {"factor": 117.0}

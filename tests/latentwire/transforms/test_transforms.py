@@ -5,33 +5,26 @@ from itertools import product
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.paths import CONF
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.transforms.codebook import SoftCodebook
 from latentwire.transforms.registry import TRANSFORMS, build_transform, read_label
+from tests.helpers.choices import default_dials
 from tests.helpers.random import draws, shifted
 
 SIZE, WIDTH = 200, 16
+SMALLER = {"soft_codebook": {"codebook_size": 32}}  # dials whose default is too large for this vocabulary
+FITTED = [family for family, kind in TRANSFORMS.items() if kind.fits]  # in test_repairs, test_auto
 DIALS = {
-    "baseline": {},
-    "rms_matching": {"target_scale": 0.8},
-    "batch_distribution": {},
-    "nearest_k": {"k": 5, "alpha": 0.3},
-    "anchor_offset": {"eps": 0.05},
-    "soft_codebook": {"codebook_size": 32, "tau": 0.7},
-    "soft_vocab": {"tau": 0.05},
-    "random_interpolation": {"k": 3},
-    "chain": {"steps": "rms_scale0.8+nearest_k5_a0.3+anchor_eps0.05"},
+    family: default_dials("embed_transform", family, **SMALLER.get(family, {}))
+    for family in TRANSFORMS
+    if family not in FITTED
 }
-FITTED = {"moment_matching", "whitening", "procrustes", "procrustes_supervised", "auto"}  # in test_repairs, test_auto
-DIFFERENTIABLE = [family for family in DIALS if family != "random_interpolation"]
+DIFFERENTIABLE = [family for family in DIALS if TRANSFORMS[family].gradient != "none"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = [(5, WIDTH), (1, 1, WIDTH), (3, 5, WIDTH)]
 
@@ -128,6 +121,17 @@ def test_gradients_agree_with_finite_differences(family, dials):
     transform = build(family, **dials).double()
     x = embeddings(1, 3, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(transform, (x,))
+
+
+@pytest.mark.parametrize("family", DIALS)
+def test_the_gradient_rule_describes_the_result(family):
+    """A result with gradient "none" ignores the input; one with "straight_through" is near a token."""
+    transform, x = build(family), embeddings(6)
+    y = transform(x, draws(3))
+    assert torch.equal(transform(embeddings(6, seed=2), draws(3)), y) == (TRANSFORMS[family].gradient == "none")
+    if transform.gradient == "straight_through":
+        tokens = VOCABULARY.embeddings[VOCABULARY.nearest(y, 1).squeeze(-1)]
+        assert bool(((y - tokens).norm(dim=-1) <= 0.1 * tokens.norm(dim=-1)).all())
 
 
 @given(scales)
@@ -515,25 +519,3 @@ def test_a_chain_with_an_unknown_step_is_refused(steps, message):
     with pytest.raises(UserError) as caught:
         build("chain", steps=steps)
     assert message in str(caught.value)
-
-
-# conf/embed_transform
-
-
-def test_each_transform_has_its_yaml_and_each_yaml_its_transform():
-    assert {path.stem for path in (CONF / "embed_transform").glob("*.yaml")} == set(TRANSFORMS) == set(DIALS) | FITTED
-    assert {family for family, kind in TRANSFORMS.items() if kind.fits} == FITTED
-
-
-@pytest.mark.parametrize("family", [*DIALS, *sorted(FITTED)])
-def test_every_yaml_builds_its_transform(family):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("run", overrides=[f"embed_transform={family}"])
-    node = OmegaConf.to_container(cfg.embed_transform, resolve=True)
-    assert node["name"] == family
-    vocabulary = Vocabulary(torch.randn(600, 8, generator=draws(0)))
-    transform = build_transform(node["name"], node["dials"], vocabulary)
-    assert type(transform) is TRANSFORMS[family]
-    if family in FITTED:
-        transform.fit(vocabulary.embeddings[:100] * 2, vocabulary.embeddings[:100], draws(1))
-    assert transform(torch.ones(2, 3, 8), draws(0)).shape == (2, 3, 8)
