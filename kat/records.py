@@ -1,4 +1,4 @@
-"""Types of the records that the tasks of kat write and pass on. Main entries: `GrpoResult`, `RewardResult`.
+"""Types of the records that the tasks of kat write and pass on. Main entries: `GrpoResult`, `read_kat_record()`.
 
 A record is a dict of plain values, as its JSON file has it; an interval is a list of its two ends. The number `format`
 is `latentwire.records.FORMAT`.
@@ -6,33 +6,13 @@ is `latentwire.records.FORMAT`.
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from pathlib import Path
+from typing import NotRequired, TypedDict, TypeVar
 
-from latentwire.harness.results import JsonObject
+from latentwire.harness.results import JsonObject, read_json
+from latentwire.records import MadeBy, MadeOn, TrainedRun, checked
 
 Ends = list[float]  # low and high end of a 95% interval
-
-
-class MadeBy(TypedDict):
-    """The code that made a file."""
-
-    versions: dict[str, str]
-    git_commit: str | None
-
-
-class MadeOn(MadeBy):
-    """The code and the machine that made a file."""
-
-    device: str
-    processes: int
-
-
-class TrainedRun(MadeOn):
-    """Fields of every result of a training run."""
-
-    identity: JsonObject  # settings and inputs that determine the result
-    name: str
-    config: JsonObject
 
 
 # Numbers of one step by name, a row of metrics.jsonl without its step; the names of reward functions are among them.
@@ -93,10 +73,9 @@ class GrpoCounts(TypedDict):
     too_long: int
 
 
-class GrpoResult(TrainedRun):
-    """result.json of task=grpo."""
+class GrpoOutcome(TypedDict):
+    """What a run of task=grpo trained."""
 
-    format: int
     steps: int
     held_out: HeldOutEvaluation | None  # after the last step; None without held-out prompts
     held_out_before: HeldOutEvaluation | None
@@ -106,7 +85,10 @@ class GrpoResult(TrainedRun):
     too_long: list[str]  # ids of prompts that leave no room for a completion
     trained_weights: int
     frozen_blocks_shared: int
-    time_sec: float
+
+
+class GrpoResult(GrpoOutcome, TrainedRun):
+    """result.json of task=grpo."""
 
 
 # A class could not have a field called "from".
@@ -175,11 +157,124 @@ class RewardCounts(TypedDict):
     held_out_pairs: int
 
 
-class RewardResult(TrainedRun):
-    """result.json of task=reward."""
+class RewardOutcome(TypedDict):
+    """What a run of task=reward trained."""
 
-    format: int
     held_out: RewardReport
     rewards: RewardSpread
     counts: RewardCounts
     trained_weights: int
+
+
+class RewardResult(RewardOutcome, TrainedRun):
+    """result.json of task=reward."""
+
+
+class ScoreCounts(TypedDict):
+    """Numbers of pairs of a scored file."""
+
+    pairs: int
+    too_long: int
+    trimmed: int
+    tokens_trimmed: int
+    dropped: dict[str, int]  # rows by reason
+
+
+class ScoreResult(RewardReport):
+    """The report of task=score."""
+
+    format: int
+    reward: str  # the model, as the user wrote it
+    path: str
+    sha256: str
+    counts: ScoreCounts
+
+
+class PairRewards(TypedDict):
+    """Rewards of a pair, a row of the .pairs.jsonl of task=score."""
+
+    prompt_id: str
+    source: str
+    chosen: float
+    rejected: float
+
+
+class PairSetRecord(TypedDict):
+    """How a split of a data set was read."""
+
+    format: str  # format of its rows
+    rows: int
+    pairs: int
+    dropped: dict[str, int]  # rows by reason
+    columns: NotRequired[list[str]]  # columns that stay with the pairs; since format 2
+    columns_left_out: NotRequired[dict[str, int]]  # number of rows whose value JSON cannot hold
+    origin: dict[str, str]  # what identifies the rows
+
+
+class PairsRecord(MadeBy):
+    """pairs.json of task=pairs."""
+
+    format: int
+    sets: dict[str, PairSetRecord]  # by data set and split: "hh_rlhf/train"
+
+
+class PromptsRecord(MadeBy):
+    """prompts.json of task=prompts."""
+
+    format: int
+    pairs_sha256: str
+    prompts_sha256: str
+    split: str | None
+    prompts: int
+    columns: NotRequired[list[str]]  # columns of the pairs that stay with the prompts; since format 2
+    column_conflicts: NotRequired[dict[str, int]]  # number of prompts whose rows differ in a column
+
+
+# A class could not have a field called "from".
+TakenFrom = TypedDict("TakenFrom", {"from": NotRequired[str]})
+
+
+class EmbeddingsRecord(MadeOn, TakenFrom):
+    """embeddings.json of task=embed. With embedder=file it has `from`, the file that the rows were taken from."""
+
+    format: int
+    key: str  # hash of the embedder and the prompts
+    embedder: JsonObject  # identity of the embedder
+    model: str | None  # name of the language model, if the embedder uses it
+    n: int
+    dim: int
+    too_long: list[str]  # ids of prompts that the embedder cannot read
+    tokens: NotRequired[int]
+    max_tokens: NotRequired[int]
+    prompts_file: str
+    time_sec: float
+    texts: str  # joined digests of the texts
+
+
+class RetrievedPrompt(TypedDict):
+    """A prompt near a query."""
+
+    id: str
+    score: float  # cosine
+    text: str
+    source: str
+
+
+R = TypeVar("R")
+
+
+def read_kat_record(kind: type[R], path: Path, remedy: str) -> R:
+    """Return the record in a JSON file. A file of 0.2.0 and earlier gets the number of its format, 1.
+
+    Args:
+        kind: TypedDict of the record.
+        path: Path of the file.
+        remedy: End of the message: how to repair the file.
+
+    Raises:
+        DamagedResultError: The file is not JSON, lacks a field, or has a later format.
+    """
+    content = read_json(path)
+    if isinstance(content, dict):
+        content.setdefault("format", 1)
+    return checked(kind, content, path, remedy)

@@ -7,12 +7,17 @@ earlier format is upgraded when it is read, or refused with the reason.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, TypeVar, cast
+from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, TypeVar, cast, get_origin, get_type_hints
 
 from latentwire.harness.results import FORMAT as FORMAT
 from latentwire.harness.results import DamagedResultError, JsonObject, read_json, read_jsonl
+from latentwire.harness.results import MadeBy as MadeBy
+from latentwire.harness.results import MadeOn as MadeOn
 
 R = TypeVar("R")
+
+RESTORE = "restore the file, or delete it to run that configuration again"
+AGAIN = "restore the file, or run the sweep again"
 
 
 class Finding(TypedDict):
@@ -45,7 +50,7 @@ class Timing(TypedDict):
     decoded: int  # examples that the model decoded
     reused: int  # examples with the inputs, and so the answer, of another one
     decode_sec: float
-    positions: int  # decoded positions
+    positions: int  # decoded positions; 0.1.0 did not count them, which gives 0
     shots_sec: float  # seconds in which the model encoded the shots
     shots_positions: int
 
@@ -92,7 +97,7 @@ class ResultHead(TypedDict):
     data: str
 
 
-class Latents(TypedDict):
+class LatentAccount(TypedDict):
     """What latents cost, and signs of collapse. Sizes are means over the examples."""
 
     positions: float
@@ -126,9 +131,12 @@ class Measured(TypedDict, total=False):
     identity: bool  # whether the transform changed nothing
     warnings: list[Finding]
     fit: Fit | None
-    latents: Latents | None
+    latents: LatentAccount | None
     time_sec: float
     timing: Timing
+
+
+MEASURED = frozenset(Measured.__optional_keys__)  # fields that a successful result must have
 
 
 class SummaryResult(ResultHead, Measured):
@@ -170,7 +178,6 @@ class ScoredResult(ResultHead):
     warnings: list[Finding]
     fit: Fit | None
     time_sec: float
-    job_sec: float
     timing: Timing
     seed: int
     dtype: str
@@ -179,9 +186,88 @@ class ScoredResult(ResultHead):
     git_commit: str | None
 
 
+class Estimate(TypedDict):
+    """The first measurement of the cost of an example."""
+
+    names: list[str]
+    samples: int
+    seconds_per_example: float
+
+
+class HalvingGroup(TypedDict):
+    """What a halving keeps of one source."""
+
+    group: str
+    names: list[str]
+    kept: list[str]
+    left_out: list[str]
+
+
+class Halving(TypedDict):
+    """A decision of a budgeted sweep about the next round."""
+
+    round: int
+    samples: int
+    why: str
+    groups: list[HalvingGroup]
+
+
+class Budget(TypedDict):
+    """plan.json: the decisions of a budgeted sweep."""
+
+    key: str
+    minutes: float
+    configurations: int
+    wanted: int
+    estimate: Estimate | None
+    first: int | None
+    samples: int | None
+    seconds_per_example: float | None
+    seconds_spent: float
+    time_model: str
+    halvings: list[Halving]
+    stopped: str | None
+    note: str
+
+
+F1: ShownMetric = {"name": "f1", "label": "F1", "higher_is_better": True}
+
+
+class StoredSummary(TypedDict):
+    """What summary.json says of a sweep, apart from its analysis."""
+
+    format: int
+    sweep: str
+    command: str | None
+    primary_metric: ShownMetric
+    results: list[SummaryResult]
+    controls: list[SummaryResult]
+    budget: Budget | None
+
+
+class TrainedRun(MadeOn):
+    """Fields of the result of every training run."""
+
+    format: int
+    identity: JsonObject  # settings and inputs that decide the result
+    name: str
+    config: JsonObject
+    time_sec: float  # of the last command
+
+
 def succeeded(result: SummaryResult) -> TypeGuard[ScoredResult]:
     """Return whether a configuration was evaluated, so that its result has scores."""
     return result["status"] == "ok"
+
+
+def required_fields(kind: type) -> set[str]:
+    """Return the fields that a record must have.
+
+    `__required_keys__` alone also names fields that are NotRequired: with annotations as text it cannot know them.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    required: frozenset[str] = getattr(kind, "__required_keys__")  # noqa: B009 (not a field of type)
+    return {name for name in required if get_origin(hints[name]) is not NotRequired}
 
 
 def checked(kind: type[R], content: Any, path: Path, remedy: str) -> R:
@@ -202,8 +288,7 @@ def checked(kind: type[R], content: Any, path: Path, remedy: str) -> R:
         raise DamagedResultError(
             f"{path} has format {content['format']}, and this version reads up to {FORMAT}: update this project"
         )
-    needed: frozenset[str] = getattr(kind, "__required_keys__")  # noqa: B009 (not a field of type[R])
-    if lacking := needed - content.keys():
+    if lacking := required_fields(kind) - content.keys():
         raise DamagedResultError(f"{path} lacks {', '.join(sorted(lacking))}: {remedy}")
     return cast(R, content)
 
@@ -219,9 +304,72 @@ def read_example_rows(path: Path) -> list[ExampleRow]:
     Raises:
         DamagedResultError: A line cannot be read or lacks a field.
     """
-    remedy = "restore the file, or delete it to run that configuration again"
     rows = read_jsonl(path)
     for row in rows:
         if "scores" not in row and {"f1", "em"} <= row.keys():
             row["scores"] = {"f1": row["f1"], "em": row["em"]}
-    return [checked(ExampleRow, row, path, remedy) for row in rows]
+    return [checked(ExampleRow, row, path, RESTORE) for row in rows]
+
+
+def read_result(path: Path) -> EvaluationResult:
+    """Return the result in a NAME.json. A result of format 1 is upgraded.
+
+    Raises:
+        DamagedResultError: The file cannot be read, lacks a field, or has a later format.
+    """
+    return result_of(read_json(path), path)
+
+
+def result_of(content: Any, path: Path) -> EvaluationResult:
+    """Return the content of a NAME.json as a result; errors as in `read_result`."""
+    return checked(EvaluationResult, _complete(content, path, RESTORE, MEASURED), path, RESTORE)
+
+
+def read_summary(path: Path) -> StoredSummary:
+    """Return the facts of a sweep from its summary.json, without the analysis. A summary of format 1 is upgraded.
+
+    Raises:
+        DamagedResultError: The file is not a summary, a result in it lacks a field, or it has a later format.
+    """
+    summary = read_json(path)
+    if not isinstance(summary, dict) or not isinstance(summary.get("results"), list):
+        raise DamagedResultError(f"{path}: not a summary of a sweep; give the summary.json of an output folder")
+    if summary.get("format", 1) == 1:
+        summary |= {"format": FORMAT, "controls": summary.get("controls", []), "budget": summary.get("budget")}
+        summary |= {"command": summary.get("command"), "primary_metric": dict(F1)}
+    checked(StoredSummary, summary, path, AGAIN)
+    needed = MEASURED - {"too_long_ids"}
+    for part in ("results", "controls"):
+        complete = [_complete(result, path, AGAIN, needed) for result in summary[part]]
+        summary[part] = [checked(SummaryResult, result, path, AGAIN) for result in complete]
+    return cast(StoredSummary, summary)
+
+
+def _complete(result: Any, path: Path, remedy: str, needed: frozenset[str]) -> Any:
+    """Return a result, upgraded from format 1, after checking that a successful one has the `needed` fields."""
+    if not isinstance(result, dict):
+        return result  # `checked` raises the error
+    if result.get("format", 1) == 1:
+        result = _upgraded(result)
+    lacking = needed - result.keys() if result.get("status") == "ok" else None
+    if lacking:
+        raise DamagedResultError(f"{path} lacks {', '.join(sorted(lacking))}: {remedy}")
+    return result
+
+
+def _upgraded(old: JsonObject) -> JsonObject:
+    """Return a result of format 1 in format 2."""
+    result = {"variant": "", "control": None, "model_id": old.get("model"), **old, "format": FORMAT}
+    result["num_examples"] = result.pop("asked", None)
+    if result.get("status") != "ok":
+        return result
+    result = {"warnings": [], "fit": None, "latents": None, **result}
+    if result["latents"] is not None and "likeness" in result["latents"]:
+        latents = dict(result["latents"])
+        result["latents"] = {"mean_pairwise_cosine": latents.pop("likeness"), **latents}
+    if {"f1", "f1_interval", "em", "em_interval"} <= result.keys():
+        names = ("f1", "em")
+        result["scores"] = {name: {"mean": result[name], "interval": result[f"{name}_interval"]} for name in names}
+    unmeasured = {"decode_sec": 0.0, "positions": 0, "shots_sec": 0.0, "shots_positions": 0}
+    result["timing"] = {**unmeasured, **result.get("timing", {})}
+    return result

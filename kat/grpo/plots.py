@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from latentwire.harness.palette import BLUE, GREY
@@ -47,4 +46,4 @@ def plot_training(
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
     with open_atomically(path) as file, writing(path):
-        FigureCanvasAgg(figure).print_png(file)
+        figure.savefig(file, format="png")

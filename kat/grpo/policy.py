@@ -89,7 +89,7 @@ class Policy:
             output = self.model(**inputs) if parameters is None else functional_call(self.model, parameters, (), inputs)
         tokens = torch.tensor([token for row in rows for token in row.completion.ids], device=device)
         logps = per_token_logps(output.logits, tokens[None], self.temperature)[0]  # (S,)
-        return pad_sequence(logps.split([len(row.completion.ids) for row in rows]), batch_first=True)
+        return pad_sequence(list(torch.split(logps, [len(row.completion.ids) for row in rows])), batch_first=True)
 
     def _states(self, packed: PackedSequence, rows: Sequence[PolicyRow]) -> Tensor | None:
         """Return the outputs of the last frozen block for a packed sequence, as recorded while sampling, (1, T, D)."""

@@ -11,11 +11,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from kat.grpo.objective import per_token_entropy, per_token_logps
 from latentwire.harness.errors import UserError
@@ -67,7 +66,7 @@ class Completion:
     states: Tensor | None  # (P + C - 1, D), outputs of `hidden_state_hook` for all tokens except the last
 
 
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids that end a completion: the tokenizer's end token and the end tokens of the generation config.
 
     Raises:
@@ -102,7 +101,7 @@ def require_room(length: int, new_tokens: int, context: int) -> None:
 
 @torch.no_grad()
 def sample(
-    model: Any,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     keys: Sequence[tuple[object, ...]],
     sampling: Sampling,
@@ -149,7 +148,7 @@ def batches_of_prompts(lengths: Sequence[int], sampling: Sampling) -> list[list[
 
 
 def _sample_batch(
-    model: Any,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     keys: Sequence[tuple[object, ...]],
     sampling: Sampling,
@@ -157,6 +156,7 @@ def _sample_batch(
     ends: frozenset[int],
     hidden_state_hook: nn.Module | None,
 ) -> list[list[Completion]]:
+    """Return the completions of prompts that are computed together; arguments as in `sample`."""
     g, room = sampling.num_generations, sampling.max_new_tokens
     uniform = torch.stack(
         [
@@ -165,60 +165,77 @@ def _sample_batch(
             for number in range(g)
         ]
     ).to(model.device)  # (N G, room)
-    width = max(map(len, prompts))
-    padding = torch.tensor([width - len(prompt) for prompt in prompts], device=model.device)
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
-    columns = torch.arange(width, device=model.device)
-    last = columns[-1:]  # a tensor: a slice would give the output head strided rows, many times slower
-    mask = (columns >= padding[:, None]).long()  # (N, P)
-    cache = DynamicCache()
+    rows = [_Row() for _ in range(len(prompts) * g)]
     with _recorded_outputs(hidden_state_hook) as outputs:
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(columns - padding[:, None]).clamp_min(0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=last,
-        ).logits[:, -1]  # (N, V)
+        batch = _Batch(model, prompts, g)
         prompt_states = [] if hidden_state_hook is None else list(outputs.pop())  # (P, D) each
-        cache.batch_repeat_interleave(g)
-        logits, mask, padding = (x.repeat_interleave(g, dim=0) for x in (logits, mask, padding))
-        rows = [_Row() for _ in range(len(prompts) * g)]
-        running = list(range(len(rows)))  # row number of each line of the batch
         for step in range(room):
-            lines = torch.tensor(running, device=model.device)
-            tokens = choose(logits, sampling.temperature, sampling.top_p, uniform[lines, step])
-            logps = per_token_logps(logits[:, None], tokens[:, None], sampling.temperature)[:, 0]
-            entropy = per_token_entropy(logits, sampling.temperature)
+            lines = torch.tensor(batch.running, device=model.device)
+            tokens = choose(batch.logits, sampling.temperature, sampling.top_p, uniform[lines, step])
+            logps = per_token_logps(batch.logits[:, None], tokens[:, None], sampling.temperature)[:, 0]
+            entropy = per_token_entropy(batch.logits, sampling.temperature)
             for line, values in enumerate(zip(tokens.tolist(), logps, entropy, strict=True)):
-                rows[running[line]].add(*values, ends)
-            active = [line for line, row in enumerate(running) if not rows[row].ended]
+                rows[batch.running[line]].add(*values, ends)
+            active = [line for line, row in enumerate(batch.running) if not rows[row].ended]
             if not active or step == room - 1:
                 break
-            if len(active) <= (1 - IDLE) * len(running):
-                selected = torch.tensor(active, device=model.device)
-                cache.batch_select_indices(selected)
-                tokens, mask, padding = tokens[selected], mask[selected], padding[selected]
-                running = [running[line] for line in active]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = model(
-                input_ids=tokens[:, None],
-                attention_mask=mask,
-                position_ids=(width + step - padding)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            batch.advance(tokens, active, step)
             if hidden_state_hook is not None:
-                for row, state in zip(running, outputs.pop(), strict=True):
+                for row, state in zip(batch.running, outputs.pop(), strict=True):
                     rows[row].add_state(state)
     completions = []
     for number, row_so_far in enumerate(rows):
         prompt = number // g
-        states = None if hidden_state_hook is None else prompt_states[prompt][width - len(prompts[prompt]) :]
+        states = None if hidden_state_hook is None else prompt_states[prompt][batch.width - len(prompts[prompt]) :]
         completions.append(row_so_far.completion(states))
     return [completions[i * g : (i + 1) * g] for i in range(len(prompts))]
+
+
+class _Batch:
+    """Lines that are decoded together, with their cache of keys and values.
+
+    Args:
+        model: A causal LM in evaluation mode.
+        prompts: Token ids of the N prompts.
+        g: Number of lines of each prompt.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], g: int) -> None:
+        self.model, self.width, self.cache = model, max(map(len, prompts)), DynamicCache()
+        width, device = self.width, model.device
+        padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        columns = torch.arange(width, device=device)
+        mask = (columns >= padding[:, None]).long()  # (N, P)
+        # a tensor: a slice would give the output head strided rows, many times slower
+        logits = self._logits(ids, mask, (columns - padding[:, None]).clamp_min(0), columns[-1:])  # (N, V)
+        self.cache.batch_repeat_interleave(g)
+        self.logits, self.mask, self.padding = (x.repeat_interleave(g, dim=0) for x in (logits, mask, padding))
+        self.running = list(range(len(prompts) * g))  # row number of each line
+
+    def advance(self, tokens: Tensor, active: list[int], step: int) -> None:
+        """Compute the logits after one more token of each line.
+
+        Args:
+            tokens: Token of each line, (B,).
+            active: Lines that have not ended. The others are removed once they are many enough.
+            step: Number of tokens that each line had before.
+        """
+        if len(active) <= (1 - IDLE) * len(self.running):
+            selected = torch.tensor(active, device=tokens.device)
+            self.cache.batch_select_indices(selected)
+            tokens, self.mask, self.padding = tokens[selected], self.mask[selected], self.padding[selected]
+            self.running = [self.running[line] for line in active]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        positions = (self.width + step - self.padding)[:, None]
+        self.logits = self._logits(tokens[:, None], self.mask, positions, 1)
+
+    def _logits(self, ids: Tensor, mask: Tensor, positions: Tensor, logits_to_keep: Tensor | int) -> Tensor:
+        """Return the logits after the last of the ids, (B, T) -> (B, V), and extend the cache."""
+        output = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache,
+                            use_cache=True, logits_to_keep=logits_to_keep)  # fmt: skip
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
 
 class _Row:
@@ -284,7 +301,7 @@ def _recorded_outputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
         yield outputs
         return
 
-    def keep(_: nn.Module, __: Any, output: Any) -> None:
+    def keep(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
         outputs.append(output[0] if isinstance(output, tuple) else output)
 
     handle = module.register_forward_hook(keep)

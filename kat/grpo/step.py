@@ -5,25 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
+from kat.grpo.actor import Actor
 from kat.grpo.data import TokenPrompt
 from kat.grpo.objective import GRPOObjective, advantages, degenerate_groups, grpo_loss, loss_weights
-from kat.grpo.policy import Policy, PolicyRow, micro_batches
-from kat.grpo.rewards import Rewards, check_names
-from kat.grpo.rollout import Sampling, sample
-from kat.grpo.validation import as_sampled
+from kat.grpo.policy import PolicyRow, micro_batches
+from kat.grpo.rewards import check_names
+from kat.grpo.rollout import Sampling
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all
+from latentwire.harness.optimization import Updater, require_finite_loss
 from latentwire.harness.progress import log
-from latentwire.harness.optimization import add_up_gradients, clip_gradients, require_finite_loss
 
 SUMMED = ("loss", "kl", "entropy", "clipped", "sampling_gap")  # metrics summed over the tokens that count
 COUNTED = ("completions", "truncated", "empty", "groups", "degenerate_groups", "steps_without_update")
@@ -89,25 +85,16 @@ class StepOutcome:
     metrics: dict[str, float]  # reproducible
     timings: dict[str, float]  # seconds and tokens per second
     counts: dict[str, int]
-    rewards: list[float]  # reward of each completion
+    rewards: list[tuple[float, ...]]  # of the completions of each drawn prompt
 
 
 @dataclass(frozen=True)
 class GRPOStep:
     """Does the steps of GRPO on a policy."""
 
-    policy: Policy
-    tokenizer: Any
-    ends: frozenset[int]
-    rewards: Rewards
+    actor: Actor
     spec: GrpoSpec
-    optimizer: AdamW
-    scheduler: LambdaLR
-    max_norm: float
-    accelerator: Accelerator
-    state: PartialState
-    batch_tokens: int
-    seed: int
+    updater: Updater
 
     def step(self, number: int, drawn: Sequence[TokenPrompt], doing: str) -> StepOutcome:
         """Sample, reward, and do one optimizer step in each inner epoch.
@@ -125,7 +112,7 @@ class GRPOStep:
         rollout = self._roll_out(number, drawn, doing)
         sampled = time.perf_counter()
         rows = [rollout.rows[i] for i in rollout.counted]
-        a = advantages(rollout.rewards, self.spec.scale_rewards).flatten()[rollout.counted].to(self.state.device)
+        a = advantages(rollout.rewards, self.spec.scale_rewards).flatten()[rollout.counted].to(self.actor.state.device)
         lengths = [len(row.completion.ids) for row in rows]
         tokens, sequences, with_advantage = map(int, self._add_up([sum(lengths), len(rows), int(a.any())]))
         if not with_advantage:  # weight decay and AdamW's momentum would still change the weights
@@ -139,29 +126,29 @@ class GRPOStep:
             "seconds_sampling": sampled - started,  # including rewards
             "tokens_per_second": metrics["length"] * counts["completions"] / seconds,
         }
-        rewards = gather_from_all(self.state, rollout.rewards.flatten().tolist())
-        return StepOutcome(metrics, timings, counts, rewards)
+        return StepOutcome(metrics, timings, counts, self._gathered(rollout.rewards))
+
+    def _own(self, count: int) -> range:
+        """Return this process's share of `count` drawn prompts."""
+        return range(count)[self.actor.state.process_index :: self.actor.state.num_processes]
+
+    def _gathered(self, rewards: Tensor) -> list[tuple[float, ...]]:
+        """Return the rewards of all processes, in the order of the drawn prompts: (P, G) here -> one tuple a prompt."""
+        state = self.actor.state
+        own = zip(self._own(len(rewards) * state.num_processes), rewards.tolist(), strict=True)
+        return [tuple(group) for _, group in sorted(gather_from_all(state, list(own)))]
 
     def _roll_out(self, number: int, drawn: Sequence[TokenPrompt], doing: str) -> _Rollout:
         """Sample and reward completions of this process's share of the prompts."""
-        indices = range(len(drawn))[self.state.process_index :: self.state.num_processes]
+        indices = self._own(len(drawn))
         prompts = [drawn[index] for index in indices]
-        with self.accelerator.autocast():
-            groups = sample(
-                self.policy.model,
-                [prompt.ids for prompt in prompts],
-                [("rollout", number, index) for index in indices],
-                self.spec.sampling(self.spec.num_generations, self.batch_tokens),
-                seed=self.seed,
-                ends=self.ends,
-                hidden_state_hook=self.policy.hidden_state_hook,
-            )
-            flat = [(prompt, c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
-            sampled = [as_sampled(self.tokenizer, prompt, completion) for prompt, completion in flat]
-            total, by_name = self.rewards(sampled, doing)
-        counted = [i for i, (_, c) in enumerate(flat) if c.ended or not self.spec.mask_truncated_completions]
-        rows = [PolicyRow(prompt.ids, completion) for prompt, completion in flat]
-        empty = sum(not row.completion.strip() for row in sampled)
+        sampling = self.spec.sampling(self.spec.num_generations, self.actor.batch_tokens)
+        rows = self.actor.complete(prompts, [("rollout", number, index) for index in indices], sampling)
+        sampled = self.actor.sampled(prompts, rows)
+        total, by_name = self.actor.reward(sampled, doing)
+        masked = self.spec.mask_truncated_completions
+        counted = [i for i, row in enumerate(rows) if row.completion.ended or not masked]
+        empty = sum(not one.completion.strip() for one in sampled)
         return _Rollout(rows, total.view(len(prompts), -1), by_name, counted, empty)
 
     def _update(
@@ -174,22 +161,22 @@ class GRPOStep:
         Returns:
             Sums over this process's tokens, and grad_norm and learning_rate, which all processes share.
         """
-        device = self.state.device
+        policy, device = self.actor.policy, self.actor.state.device
         sums = dict.fromkeys(SUMMED, 0.0)
-        batches = micro_batches(rows, self.batch_tokens)
+        batches = micro_batches(rows, self.actor.batch_tokens)
         old_logps: dict[int, Tensor] = {}  # under the policy that sampled, by micro-batch
         ref_logps: dict[int, Tensor] = {}  # under the reference policy, by micro-batch
-        norms = 0.0
+        norms = rate = 0.0
         for epoch in range(1, self.spec.num_iterations + 1):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.updater.zero_grad()
             for number, batch in enumerate(batches):
                 part = [rows[i] for i in batch]
                 lengths = torch.tensor([len(row.completion.ids) for row in part], device=device)
                 mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]  # (B, C)
-                with self.accelerator.autocast():
-                    logps = self.policy.logps(part)
-                    if epoch == 1 and self.policy.ref_parameters is not None:
-                        ref_logps[number] = self.policy.ref_logps(part)
+                with self.actor.accelerator.autocast():
+                    logps = policy.logps(part)
+                    if epoch == 1 and policy.ref_parameters is not None:
+                        ref_logps[number] = policy.ref_logps(part)
                 if epoch == 1:
                     old_logps[number] = logps.detach()
                     sampled = pad_sequence([row.completion.logps for row in part], batch_first=True)
@@ -199,19 +186,14 @@ class GRPOStep:
                 terms = grpo_loss(logps, old_logps[number], ref_logps.get(number), a[batch], token_weights, self.spec)
                 where = f"{doing}, inner epoch {epoch}, micro-batch {number + 1} of {len(batches)}"
                 require_finite_loss("the loss", terms.loss, where)
-                terms.loss.backward()
+                torch.autograd.backward(terms.loss)
                 sums["loss"] += float(terms.loss.detach()) / self.spec.num_iterations
                 sums["clipped"] += float(terms.clipped.sum()) / self.spec.num_iterations
                 if epoch == 1:
                     sums["kl"] += float(terms.kl.sum())
-            add_up_gradients(self.accelerator, self.policy.parameters.values())
-            where = f"{doing}, inner epoch {epoch}"
-            rate = float(self.scheduler.get_last_lr()[0])
-            if has_signal:
-                norms += clip_gradients(self.policy.parameters.values(), self.max_norm, where)
-                self.optimizer.step()
-                self.scheduler.step()
-        skipped = float(self.state.is_main_process and not has_signal)
+            update = self.updater.update(f"{doing}, inner epoch {epoch}", skip=not has_signal)
+            norms, rate = norms + update.grad_norm, update.learning_rate
+        skipped = float(self.actor.state.is_main_process and not has_signal)
         return {**sums, "steps_without_update": skipped, "grad_norm": norms / self.spec.num_iterations,
                 "learning_rate": rate}  # fmt: skip
 
@@ -242,10 +224,10 @@ class GRPOStep:
             **dict.fromkeys(("reward_std", "degenerate_groups"), counts["groups"]),
         }
         metrics = {name: total / divisors.get(name, counts["completions"]) for name, total in sums.items()}
-        if self.policy.ref_parameters is None:
+        if self.actor.policy.ref_parameters is None:
             del metrics["kl"]
         return {**metrics, **{name: update[name] for name in ("grad_norm", "learning_rate")}}, counts
 
     def _add_up(self, numbers: list[float]) -> list[float]:
         """Return the sums of numbers over the processes, in every process."""
-        return [sum(column) for column in zip(*gather_from_all(self.state, [numbers]), strict=True)]
+        return [sum(column) for column in zip(*gather_from_all(self.actor.state, [numbers]), strict=True)]

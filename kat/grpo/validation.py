@@ -1,4 +1,4 @@
-"""Evaluation on held-out prompts during training. Main entries: `answer()` and `evaluate_policy()`.
+"""Evaluation on held-out prompts during training. Main entries: `HeldOut.answer()` and `evaluate_policy()`.
 
 Every evaluation uses the same prompts and random numbers.
 """
@@ -6,28 +6,20 @@ Every evaluation uses the same prompts and random numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
+from kat.grpo.actor import Actor
 from kat.grpo.data import TokenPrompt
 from kat.grpo.objective import kl_divergence
 from kat.grpo.policy import Policy, PolicyRow, micro_batches
-from kat.grpo.rewards import Rewards, Sampled
-from kat.grpo.rollout import Completion, Sampling, sample
+from kat.grpo.rollout import Sampling
+from kat.records import AnsweredCompletion, AnsweredPrompt, PolicyEvaluation
 from latentwire.harness.gather import gather_from_all
 from latentwire.stats.comparison import compare_paired
 from latentwire.stats.intervals import resampled_means
-
-Answered = list[dict[str, Any]]  # one entry a prompt: id, prompt, and its completions with their rewards
-
-
-def as_sampled(tokenizer: Any, prompt: TokenPrompt, completion: Completion) -> Sampled:
-    """Return a completion with the texts and ids that rewards take."""
-    text = str(tokenizer.decode(completion.ids, skip_special_tokens=True))
-    return Sampled(prompt.text, prompt.ids, text, completion.ids)
 
 
 @torch.no_grad()
@@ -49,71 +41,59 @@ def divergences(policy: Policy, rows: Sequence[PolicyRow], estimator: str, batch
     return found
 
 
-def answer(
-    policy: Policy,
-    tokenizer: Any,
-    prompts: Sequence[TokenPrompt],
-    rewards: Rewards,
-    sampling: Sampling,
-    estimator: str,
-    *,
-    seed: int,
-    ends: frozenset[int],
-    state: PartialState,
-    doing: str,
-) -> Answered:
-    """Sample completions of held-out prompts, reward them, and compute the KL divergence from the reference policy.
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out prompts that a policy answers, always with the same random numbers."""
 
-    The random numbers of a completion depend on the seed and the prompt's id alone. Two evaluations are thus paired
-    draw by draw. The processes share the prompts.
+    actor: Actor
+    prompts: Sequence[TokenPrompt]
+    sampling: Sampling
+    estimator: str  # of the KL divergence, one of KL_ESTIMATORS
 
-    Args:
-        policy: The policy.
-        tokenizer: The policy's tokenizer.
-        prompts: The held-out prompts.
-        rewards: The rewards.
-        sampling: Settings of the sampling.
-        estimator: Estimator of the KL divergence, one of KL_ESTIMATORS.
-        seed: Seed of the draws.
-        ends: Ids that end a completion.
-        state: The processes.
-        doing: What the run is doing, for messages.
+    def answer(self, doing: str) -> list[AnsweredPrompt]:
+        """Sample and reward completions, and compute the KL divergence from the reference policy.
 
-    Returns:
-        An entry for each prompt, in order, the same in every process. With a reference policy its completions have a
-        `kl`, in nats, summed over their tokens.
-    """
-    own = list(range(len(prompts)))[state.process_index :: state.num_processes]
-    keys = [("held-out", prompts[i].id) for i in own]
-    prompt_ids = [prompts[i].ids for i in own]
-    hook = policy.hidden_state_hook
-    groups = sample(policy.model, prompt_ids, keys, sampling, seed=seed, ends=ends, hidden_state_hook=hook)
-    flat = [as_sampled(tokenizer, prompts[i], c) for i, group in zip(own, groups, strict=True) for c in group]
-    totals = rewards(flat, doing)[0].tolist() if flat else []
-    kls: list[dict[str, float]] = [{} for _ in flat]
-    if policy.ref_parameters is not None:
-        sampled = [PolicyRow(ids, c) for ids, group in zip(prompt_ids, groups, strict=True) for c in group]
-        kls = [{"kl": nats} for nats in divergences(policy, sampled, estimator, sampling.batch_tokens)]
-    rows: list[tuple[int, dict[str, Any]]] = []
-    for number, (i, group) in enumerate(zip(own, groups, strict=True)):
-        completions = [
-            {"text": flat[at].completion, "tokens": len(c.ids), "ended": c.ended, "reward": totals[at], **kls[at]}
-            for at, c in enumerate(group, number * sampling.num_generations)
+        The random numbers of a completion depend on the seed and the prompt's id alone. Two evaluations are thus
+        paired draw by draw. The processes share the prompts.
+
+        Args:
+            doing: What the run is doing, for messages.
+
+        Returns:
+            An entry for each prompt, in order, the same in every process.
+        """
+        actor, state, each = self.actor, self.actor.state, self.sampling.num_generations
+        own = list(range(len(self.prompts)))[state.process_index :: state.num_processes]
+        prompts = [self.prompts[i] for i in own]
+        rows = actor.complete(prompts, [("held-out", prompt.id) for prompt in prompts], self.sampling)
+        sampled = actor.sampled(prompts, rows)
+        totals = actor.reward(sampled, doing)[0].tolist() if sampled else []
+        completions: list[AnsweredCompletion] = [
+            {"text": one.completion, "tokens": len(row.completion.ids), "ended": row.completion.ended, "reward": total}
+            for one, row, total in zip(sampled, rows, totals, strict=True)
         ]
-        rows.append((i, {"id": prompts[i].id, "prompt": prompts[i].text, "completions": completions}))
-    return [row for _, row in sorted(gather_from_all(state, rows), key=lambda item: item[0])]
+        if actor.policy.ref_parameters is not None:
+            with actor.accelerator.autocast():
+                kls = divergences(actor.policy, rows, self.estimator, self.sampling.batch_tokens)
+            for completion, nats in zip(completions, kls, strict=True):
+                completion["kl"] = nats
+        answered: list[tuple[int, AnsweredPrompt]] = [
+            (i, {"id": prompt.id, "prompt": prompt.text, "completions": completions[n * each : (n + 1) * each]})
+            for n, (i, prompt) in enumerate(zip(own, prompts, strict=True))
+        ]
+        return [row for _, row in sorted(gather_from_all(state, answered), key=lambda item: item[0])]
 
 
-def mean_rewards(answered: Answered) -> list[float]:
+def mean_rewards(answered: Sequence[AnsweredPrompt]) -> list[float]:
     """Return the mean reward of each prompt's completions, N values."""
     return [float(np.mean([c["reward"] for c in row["completions"]])) for row in answered]
 
 
-def evaluate_policy(answered: Answered, before: Sequence[float], seed: int) -> dict[str, Any]:
+def evaluate_policy(answered: Sequence[AnsweredPrompt], before: Sequence[float], seed: int) -> PolicyEvaluation:
     """Return the mean reward and its paired gain since before training, with 95% bootstrap intervals over prompts.
 
     Args:
-        answered: Result of `answer`.
+        answered: Result of `HeldOut.answer`.
         before: Mean rewards of the same N prompts before training.
         seed: Seed of the resampling.
 
@@ -126,15 +106,16 @@ def evaluate_policy(answered: Answered, before: Sequence[float], seed: int) -> d
     gain = compare_paired(now[None], np.asarray(before, dtype=np.float64), seed)[0]
     completions = [c for row in answered for c in row["completions"]]
     tokens = sum(c["tokens"] for c in completions)
-    divergence = {"kl": sum(c["kl"] for c in completions) / tokens} if "kl" in completions[0] else {}
-    return {
+    found: PolicyEvaluation = {
         "reward": float(now.mean()),
         "reward_interval": [float(low), float(high)],
         "gain": gain.difference,
         "gain_interval": list(gain.interval),
-        **divergence,
         "length": float(np.mean([c["tokens"] for c in completions])),
         "truncated": float(np.mean([not c["ended"] for c in completions])),
         "prompts": len(answered),
         "completions": len(completions),
     }
+    if "kl" in completions[0]:
+        found["kl"] = sum(c["kl"] for c in completions) / tokens
+    return found

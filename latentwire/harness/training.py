@@ -109,7 +109,6 @@ class TrainingJob(Generic[R]):
     Attributes:
         cfg: Config of the run.
         spec: Settings that every run has.
-        accelerator: Device, processes and precision.
         identity: Settings and inputs that decide the result.
         sizes: Settings that decide the memory, with their values, for the message when it runs out.
         product: Word for what is trained, and its folder in the run's: ("policy", "model").
@@ -119,7 +118,6 @@ class TrainingJob(Generic[R]):
 
     cfg: DictConfig
     spec: RunSpec
-    accelerator: Accelerator
     identity: JsonObject
     sizes: Mapping[str, object]
     product: tuple[str, str]

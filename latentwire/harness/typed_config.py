@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from latentwire.harness.errors import UserError
+from latentwire.harness.results import JsonObject
 
 T = TypeVar("T")
 
@@ -43,6 +44,11 @@ def typed(kind: type[T], values: Any, prefix: str = "") -> T:
         raise UserError(f"{prefix}{key}={plain.get(key)}: expected {_KINDS.get(wanted, wanted)}") from error
     assert isinstance(made, kind)
     return made
+
+
+def plain_values(node: DictConfig) -> JsonObject:
+    """Return a config node as plain values, with interpolations resolved."""
+    return cast(JsonObject, OmegaConf.to_container(node, resolve=True))
 
 
 def _number(kind: type, words: str) -> Callable[..., Any]:

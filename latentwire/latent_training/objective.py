@@ -216,17 +216,19 @@ class LatentObjective:
         """Return the sum over rows of the mean loss of their predicted tokens."""
         logits, targets = reader.logits(reader.states(rows)), reader.targets(rows)
         sizes = [sum(branch.predicted for branch in row.branches) for row in rows]
-        return _sum(token_loss(a, b) for a, b in zip(logits.split(sizes), targets.split(sizes), strict=True))
+        return _sum(
+            token_loss(a, b) for a, b in zip(torch.split(logits, sizes), torch.split(targets, sizes), strict=True)
+        )
 
     def _answer_losses(self, passages: list[Passage], latents: list[Tensor], embedded: Passages) -> dict[str, Tensor]:
         """Return the losses `answer` and `distillation`, each if its weight is above 0."""
         branches = [tuple(self.question_branch(example) for example in passage.questions) for passage in passages]
         rows = self.packed_rows(latents, branches)
         sizes = [sum(branch.predicted for branch in own) for own in branches]
-        logits = self.question_reader.logits(self.question_reader.states(rows)).split(sizes)
+        logits = torch.split(self.question_reader.logits(self.question_reader.states(rows)), sizes)
         losses: dict[str, Tensor] = {}
         if self.loss_weights.answer:
-            targets = self.question_reader.targets(rows).split(sizes)
+            targets = torch.split(self.question_reader.targets(rows), sizes)
             masks = [self.answer_mask(p, own) for p, own in zip(passages, branches, strict=True)]
             losses["answer"] = _sum(token_loss(a[m], b[m]) for a, b, m in zip(logits, targets, masks, strict=True))
         if self.loss_weights.distillation:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -56,95 +56,131 @@ class LatentData:
         return sorted(own | {self.wholes[mark] for mark in own & self.wholes.keys()})
 
 
-def load_latent_data(
-    spec: DataSpec,
-    extra: str,
-    extra_words: int | None,
-    samples: int,
-    held_out: float,
-    shots: int,
-    questions_per_shot: int,
-    seed: int,
-) -> LatentData:
+@dataclass(frozen=True)
+class PassageSpec:
+    """Which passages are trained on and which are held out.
+
+    Attributes:
+        samples: Maximum number of questions to train on. Passages are drawn at random, from the extra file last.
+        extra_words: Maximum number of words of the parts into which extra passages are split; None keeps them whole.
+        held_out: Share of the data's passages to hold out, chosen by a hash of their content.
+        shots: Number of passages shown before each question; they are not trained on.
+        questions_per_shot: Number of questions of each shown passage.
+    """
+
+    samples: int
+    extra_words: int | None
+    held_out: float
+    shots: int
+    questions_per_shot: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise UserError(f"held_out={self.held_out}: must be a share of the passages, above 0 and below 1")
+        if self.samples < 1:
+            raise UserError(f"samples={self.samples}: at least 1 question is needed")
+        if self.extra_words is not None and self.extra_words < 1:
+            raise UserError(f"extra_words={self.extra_words}: must be at least 1; null leaves the passages whole")
+
+
+def load_latent_data(data: DataSpec, extra: str, spec: PassageSpec, seed: int) -> LatentData:
     """Read the data, remove the evaluation's passages, and split the rest into training and held-out passages.
 
     If the data have two parts, the second is the evaluation's. Passages that equal or contain one of its passages are
     not trained on. If the data are a single file, the held-out passages serve as the evaluation's.
 
     Args:
-        spec: The data; their first part is trained on.
+        data: The data; their first part is trained on.
         extra: Path of a file with more passages, or "": a .txt (passages between empty lines) or a file for data=file.
-        extra_words: Maximum number of words of the parts into which extra passages are split; None keeps them whole.
-        samples: Maximum number of questions to train on. Passages are drawn at random, from `extra` last.
-        held_out: Share of the data's passages to hold out, chosen by a hash of their content.
-        shots: Number of passages shown before each question; they are not trained on.
-        questions_per_shot: Number of questions of each shown passage.
+        spec: Which passages are trained on.
         seed: Seed for the choice of shots and samples.
 
     Returns:
         The passages, the shots and the counts of what was skipped.
 
     Raises:
-        UserError: A setting is out of range, a file cannot be read, or no training or held-out passages are left.
+        UserError: A file cannot be read, or no training or held-out passages are left.
     """
-    if not 0 < held_out < 1:
-        raise UserError(f"held_out={held_out}: must be a share of the passages, above 0 and below 1")
-    if samples < 1:
-        raise UserError(f"samples={samples}: at least 1 question is needed")
-    if extra_words is not None and extra_words < 1:
-        raise UserError(f"extra_words={extra_words}: must be at least 1; null leaves the passages whole")
-    dataset = load_data(spec)
-    shown, _ = choose_examples(dataset, 1, shots, questions_per_shot, seed)
+    dataset = load_data(data)
+    shown, _ = choose_examples(dataset, 1, spec.shots, spec.questions_per_shot, seed)
     passages, extra_passages = _group_by_context(dataset.train), _extra_passages(extra) if extra else []
-    known_as = {fingerprint(examples[0].context): "shown as shots" for examples in shown}
-    if not _is_one_file(dataset):
-        known_as |= {fingerprint(example.context): "of the evaluation" for example in dataset.validation}
-    counts: Counter[str] = Counter(
-        {f"questions {reason}": number for reason, number in Counter(dataset.left_out).items()}
-    )
-
-    def is_new(passage: Passage) -> bool:
-        mark = fingerprint(passage.text)
-        if mark in known_as:
-            counts[f"passages {known_as[mark]}"] += 1
-            return False
-        known_as[mark] = "twice there"
-        return True
-
+    selection = _Selection(dataset, shown)
     train: list[Passage] = []
     kept_out: list[Passage] = []
-    for passage in filter(is_new, passages):
-        is_held_out = int(fingerprint(passage.text)[:8], 16) / 2**32 < held_out and passage.questions
+    for passage in filter(selection.is_new, passages):
+        is_held_out = int(fingerprint(passage.text)[:8], 16) / 2**32 < spec.held_out and passage.questions
         (kept_out if is_held_out else train).append(passage)
-    parts: list[Passage] = []
-    wholes: dict[str, str] = {}
-    reserved = {examples[0].context for examples in shown}
-    if not _is_one_file(dataset):
-        reserved |= {example.context for example in dataset.validation}
-
-    def is_free_of(passage: Passage, contains_reserved: Callable[[str], bool]) -> bool:
-        if found := contains_reserved(passage.text):
-            counts["passages that hold one of the evaluation, of the shots or of the held out"] += 1
-        return not found
-
-    contains_evaluated = holder(reserved)
-    kept_out = [passage for passage in kept_out if is_free_of(passage, contains_evaluated)]
-    contains_reserved = holder(reserved | {passage.text for passage in kept_out})
-    train = [passage for passage in train if is_free_of(passage, contains_reserved)]
-    for passage in filter(is_new, extra_passages):
-        if not is_free_of(passage, contains_reserved):
-            continue
-        whole = fingerprint(passage.text)
-        split = split_passage(passage, extra_words, counts) if extra_words else [passage]
-        own = [part for part in split if fingerprint(part.text) == whole or is_new(part)]
-        wholes |= {fingerprint(part.text): whole for part in own}
-        parts += own
+    kept_out = selection.free_of_reserved(kept_out)
+    selection.reserve(passage.text for passage in kept_out)
+    train = selection.free_of_reserved(train)
+    parts, wholes = selection.parts(extra_passages, spec.extra_words)
     if (left := len(train) + len(parts)) == 0 or not kept_out:
         raise UserError(
-            f"held_out={held_out}: of {len(passages) + len(extra_passages)} passages {left} are left to train on and "
-            f"{len(kept_out)} are held out; both are needed: give more data, or another held_out"
+            f"held_out={spec.held_out}: of {len(passages) + len(extra_passages)} passages {left} are left to train on "
+            f"and {len(kept_out)} are held out; both are needed: give more data, or another held_out"
         )
-    return LatentData(shown, _draw_samples([train, parts], samples, seed, counts), kept_out, counts, wholes)
+    drawn = _draw_samples([train, parts], spec.samples, seed, selection.counts)
+    return LatentData(shown, drawn, kept_out, selection.counts, wholes)
+
+
+class _Selection:
+    """Leaves out passages that occur twice, and those of the shots, the evaluation and the held-out set.
+
+    Args:
+        dataset: The data.
+        shown: The shots.
+    """
+
+    def __init__(self, dataset: Dataset, shown: list[list[Example]]) -> None:
+        self.known_as = {fingerprint(examples[0].context): "shown as shots" for examples in shown}
+        self.reserved = {examples[0].context for examples in shown}  # texts that no training passage may contain
+        if not _is_one_file(dataset):
+            self.known_as |= {fingerprint(example.context): "of the evaluation" for example in dataset.validation}
+            self.reserved |= {example.context for example in dataset.validation}
+        self.counts = Counter({f"questions {reason}": n for reason, n in Counter(dataset.left_out).items()})
+        self.contains_reserved = holder(self.reserved)
+
+    def is_new(self, passage: Passage) -> bool:
+        """Return whether a passage is seen for the first time; otherwise count it."""
+        mark = fingerprint(passage.text)
+        if mark in self.known_as:
+            self.counts[f"passages {self.known_as[mark]}"] += 1
+            return False
+        self.known_as[mark] = "twice there"
+        return True
+
+    def reserve(self, texts: Iterable[str]) -> None:
+        """Add texts that no further passage may contain."""
+        self.reserved |= set(texts)
+        self.contains_reserved = holder(self.reserved)
+
+    def free_of_reserved(self, passages: Iterable[Passage]) -> list[Passage]:
+        """Return the passages that contain none of the reserved texts; count the others."""
+        return [passage for passage in passages if self._is_free(passage)]
+
+    def _is_free(self, passage: Passage) -> bool:
+        if found := self.contains_reserved(passage.text):
+            self.counts["passages that hold one of the evaluation, of the shots or of the held out"] += 1
+        return not found
+
+    def parts(self, extra: Iterable[Passage], words: int | None) -> tuple[list[Passage], dict[str, str]]:
+        """Return the parts of new extra passages, and the fingerprint of the whole passage of each part.
+
+        Args:
+            extra: Extra passages.
+            words: Maximum number of words of a part; None keeps passages whole.
+        """
+        parts: list[Passage] = []
+        wholes: dict[str, str] = {}
+        for passage in filter(self.is_new, extra):
+            if not self._is_free(passage):
+                continue
+            whole = fingerprint(passage.text)
+            split = split_passage(passage, words, self.counts) if words else [passage]
+            own = [part for part in split if fingerprint(part.text) == whole or self.is_new(part)]
+            wholes |= {fingerprint(part.text): whole for part in own}
+            parts += own
+        return parts, wholes
 
 
 def _is_one_file(dataset: Dataset) -> bool:

@@ -15,48 +15,50 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import cast
 
 from omegaconf import DictConfig
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
+from latentwire.harness.optimization import NonFiniteError
 from latentwire.harness.progress import is_main_process, log
-from latentwire.harness.results import write_json
+from latentwire.harness.results import FORMAT, write_json
 from latentwire.harness.session import Session
-from latentwire.harness.training import NonFiniteError
+from latentwire.latent_training.records import CandidateRow, LatentResult, ScreenedRun, Screening, ScreeningRound
 from latentwire.latent_training.task import latent
+from latentwire.stats.intervals import t_quantile
 
 ETA = 3  # a round keeps one in ETA candidates, as in Hyperband (Li et al. 2018)
-# 97.5% quantiles of Student's t for 1 to 10 degrees of freedom; above that the normal quantile 1.96 is used
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-Run = dict[str, Any]
 
 
-def run(cfg: DictConfig, session: Session | None = None) -> Run:
+def run(cfg: DictConfig, session: Session | None = None) -> LatentResult | ScreenedRun:
     """Train one encoder. In a sweep, a run whose loss or gradient is not finite counts as failed; the sweep continues.
 
     Returns:
-        The result of `latent`; in a sweep also status, name, candidate, seed, until and score.
+        The result of `latent`; in a sweep its place in the screening.
 
     Raises:
         UserError: See `latent`.
     """
     if session is None or not session.sweeping:
-        return latent(cfg)
-    about = {"name": str(cfg.name), "candidate": str(cfg.candidate), "seed": cfg.seed, "until": cfg.stop_epoch}
+        return cast(LatentResult, latent(cfg))
+    name, candidate, seed, stop_epoch = str(cfg.name), str(cfg.candidate), int(cfg.seed), cfg.stop_epoch
+    screened: ScreenedRun = {
+        "name": name, "candidate": candidate, "seed": seed, "stop_epoch": stop_epoch, "status": "ok"
+    }  # fmt: skip
     try:
-        trained = latent(cfg)
+        trained = cast(LatentResult, latent(cfg))
     except NonFiniteError as error:
         log(f"{cfg.name}  FAILED: {error}")
-        return {"status": "failed", "error": str(error), **about}
-    return {"status": "ok", **trained, **about, "score": best_score_up_to(trained, cfg.stop_epoch)}
+        return {**screened, "status": "failed", "error": str(error)}
+    score = best_score_up_to(trained, stop_epoch)
+    return {**screened, "score": score, "scored_by": trained["scored_by"], "encoder": trained["encoder"]}
 
 
 def direct(
     cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], Job], session: Session
-) -> Generator[list[Job], list[Run], list[Run]]:
+) -> Generator[list[Job], list[ScreenedRun], list[ScreenedRun]]:
     """Train all candidates, then continue the best third of them, round by round.
 
     Args:
@@ -91,24 +93,24 @@ def direct(
     return every
 
 
-def finish(cfg: DictConfig, results: list[Run], session: Session) -> None:
+def finish(cfg: DictConfig, results: list[ScreenedRun], session: Session) -> None:
     """Rank the candidates of each round, print the rankings, and write screen.json.
 
     Raises:
         UserError: All candidates failed.
     """
-    rounds = []
-    for stop_epoch in dict.fromkeys(run["until"] for run in results):
-        ranking = rank_candidates([run for run in results if run["until"] == stop_epoch])
+    rounds: list[ScreeningRound] = []
+    for stop_epoch in dict.fromkeys(run["stop_epoch"] for run in results):
+        ranking = rank_candidates([run for run in results if run["stop_epoch"] == stop_epoch])
         if ranking:
-            rounds.append({"until": stop_epoch, "ranking": ranking})
+            rounds.append({"stop_epoch": stop_epoch, "ranking": ranking, "kept": []})
     if not rounds:
         listed = "\n".join(f"  {run['name']}: {run['error']}" for run in results)
         raise UserError(f"all {len(results)} runs failed:\n{listed}")
     for earlier, later in itertools.zip_longest(rounds, rounds[1:]):
         earlier["kept"] = [row["candidate"] for row in (later or earlier)["ranking"]]
     folder = Path(cfg.out).parent
-    screen = {"sweep": cfg.sweep.name, "rounds": rounds, "runs": [_summary(run) for run in results]}
+    screen: Screening = {"format": FORMAT, "sweep": str(cfg.sweep.name), "rounds": rounds, "runs": results}
     if is_main_process():
         write_json(folder / "screen.json", screen)
         print(render_ranking(screen))
@@ -127,7 +129,7 @@ def rounds_of(cfg: DictConfig) -> list[int]:
     return rounds
 
 
-def best_score_up_to(trained: Run, stop_epoch: int | None) -> float:
+def best_score_up_to(trained: LatentResult, stop_epoch: int | None) -> float:
     """Return a run's best score up to an epoch. Later scores do not count: the run may have passed that epoch already.
 
     Args:
@@ -143,7 +145,7 @@ def best_score_up_to(trained: Run, stop_epoch: int | None) -> float:
             f"stop_epoch={stop_epoch}: {Path(trained['encoder']).parent} was trained further and not evaluated at that "
             "epoch; give the sweep.rounds it was trained with, another out=, or force=true to train it anew"
         )
-    return float(max(entry[trained["scored_by"]] for entry in entries))
+    return max(entry["f1"] if trained["scored_by"] == "f1" else entry["cosine"] for entry in entries)
 
 
 def promoted(candidates: int) -> int:
@@ -151,7 +153,7 @@ def promoted(candidates: int) -> int:
     return max(1, math.ceil(candidates / ETA))
 
 
-def rank_candidates(runs: list[Run]) -> list[dict[str, Any]]:
+def rank_candidates(runs: Sequence[ScreenedRun]) -> list[CandidateRow]:
     """Return a row for each candidate, the best mean score first.
 
     A candidate that failed with any seed is left out, because its mean would be over fewer seeds than other means.
@@ -160,12 +162,12 @@ def rank_candidates(runs: list[Run]) -> list[dict[str, Any]]:
         runs: Results of `run`, one for each candidate and seed.
 
     Returns:
-        Rows of candidate, scored_by, mean, interval (95% over seeds; None for one seed), scores by seed and encoders.
+        A row for each candidate without a failed run.
     """
-    groups: dict[str, list[Run]] = defaultdict(list)
+    groups: dict[str, list[ScreenedRun]] = defaultdict(list)
     for run in runs:
         groups[run["candidate"]].append(run)
-    rows = []
+    rows: list[CandidateRow] = []
     for candidate, members in groups.items():
         if any(run["status"] != "ok" for run in members):
             continue
@@ -187,24 +189,18 @@ def interval(scores: list[float]) -> list[float] | None:
     """Return Student's 95% interval of a mean over seeds, clipped to [-1, 1]; None for one seed."""
     if len(scores) < 2:
         return None
-    quantile = STUDENT[len(scores) - 2] if len(scores) - 2 < len(STUDENT) else 1.96
-    half = quantile * stdev(scores) / math.sqrt(len(scores))
+    half = t_quantile(0.95, len(scores) - 1) * stdev(scores) / math.sqrt(len(scores))
     return [max(-1.0, mean(scores) - half), min(1.0, mean(scores) + half)]
 
 
-def _summary(run: Run) -> Run:
-    kept = ("name", "candidate", "seed", "until", "status", "error", "score", "scored_by", "encoder")
-    return {key: run[key] for key in kept if key in run}
-
-
-def render_ranking(screen: dict[str, Any]) -> str:
+def render_ranking(screen: Screening) -> str:
     """Return a screening as text: each round's ranking, failed runs, the best candidate and the next command."""
     lines = [f"Screening {screen['sweep']}"]
     width = max(len(row["candidate"]) for each in screen["rounds"] for row in each["ranking"])
     for number, each in enumerate(screen["rounds"], 1):
         seeds = len(each["ranking"][0]["scores"])
         score_name = {"f1": "F1", "cosine": "cosine"}[each["ranking"][0]["scored_by"]]
-        lines += ["", f"Round {number}" + (f", to epoch {each['until']}" if each["until"] else "")
+        lines += ["", f"Round {number}" + (f", to epoch {each['stop_epoch']}" if each["stop_epoch"] else "")
                   + f": held-out {score_name}, mean over {seeds} seeds, 95% interval over seeds"]  # fmt: skip
         for place, row in enumerate(each["ranking"], 1):
             low, high = row["interval"] or (math.nan, math.nan)
@@ -222,8 +218,8 @@ def render_ranking(screen: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _overlap(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def _overlap(a: CandidateRow, b: CandidateRow) -> bool:
     """Return whether the intervals of a and the lower-ranked b overlap; True if one has no interval."""
     if a["interval"] is None or b["interval"] is None:
         return True
-    return bool(a["interval"][0] <= b["interval"][1])
+    return a["interval"][0] <= b["interval"][1]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from latentwire.harness.errors import UserError
 from latentwire.latent_training.losses import DISTANCES
 from latentwire.latent_training.objective import LossWeights
-from latentwire.latent_training.passages import Passage, order_of
+from latentwire.latent_training.passages import Passage, PassageSpec, order_of
 
 
 @dataclass
@@ -41,6 +41,10 @@ class TrainingSpec:
             raise UserError(f"judge_by={self.judge_by}: unknown; use f1, cosine or null")
         if self.distance not in DISTANCES:
             raise UserError(f"distance={self.distance}: unknown; use one of {', '.join(DISTANCES)}")
+
+    def passages(self) -> PassageSpec:
+        """Return the settings of the choice of passages."""
+        return PassageSpec(self.samples, self.extra_words, self.held_out, self.shots, self.questions_per_shot)
 
 
 @dataclass(frozen=True)

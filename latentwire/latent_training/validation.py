@@ -17,6 +17,7 @@ from latentwire.harness.gather import gather_from_all
 from latentwire.harness.optimization import require_finite_loss
 from latentwire.latent_training.objective import LatentObjective
 from latentwire.latent_training.passages import Passage
+from latentwire.latent_training.records import HeldOutScores
 from latentwire.lm.batching import plan_batches
 from latentwire.lm.decoding import Decoder, encode_prefix
 from latentwire.stats.intervals import bootstrap_interval
@@ -48,7 +49,7 @@ class HeldOut:
         self._decoder: Decoder | None = None
 
     @torch.no_grad()
-    def scores(self, with_answers: bool, state: PartialState) -> dict[str, float]:
+    def scores(self, with_answers: bool, state: PartialState) -> HeldOutScores:
         """Return the scores of the encoder, which must be in evaluation mode.
 
         Args:
@@ -56,9 +57,7 @@ class HeldOut:
             state: The processes, which share the questions.
 
         Returns:
-            cosine: mean over passages of the cosine between latents and the token embeddings that they stand for.
-            mean_pairwise_cosine: mean cosine between latents of different passages at equal positions.
-            f1, f1_low, f1_high, questions: F1 with its 95% interval over questions; only if `with_answers`.
+            The scores; those of the answers only if `with_answers`.
 
         Raises:
             NonFiniteError: A latent is NaN or infinite.
@@ -71,14 +70,18 @@ class HeldOut:
             targets = self.objective.latents.encoder.stands_for(embedded)[0]
             cosines.append(cosine_similarity(latents, targets, dim=-1).mean())
             all_latents.append(latents)
-        scores = {
+        scores: HeldOutScores = {
             "cosine": float(torch.stack(cosines).mean()),
             "mean_pairwise_cosine": mean_pairwise_cosine(all_latents),
         }
-        return {**scores, **self._answer_scores(all_latents, state)} if with_answers else scores
+        if with_answers:
+            f1 = self._answer_scores(all_latents, state)
+            low, high = bootstrap_interval(f1, self.seed)
+            scores |= {"f1": sum(f1) / len(f1), "f1_low": low, "f1_high": high, "questions": len(f1)}
+        return scores
 
-    def _answer_scores(self, latents: list[Tensor], state: PartialState) -> dict[str, float]:
-        """Let the LM answer the questions with latents as context; return F1 with its interval."""
+    def _answer_scores(self, latents: list[Tensor], state: PartialState) -> list[float]:
+        """Let the LM answer the questions with latents as context; return the F1 of each answer."""
         objective, lm, writer = self.objective, self.objective.lm, self.objective.writer
         if self._decoder is None:
             prefix = encode_prefix(lm, writer.shots(self.shots))
@@ -97,6 +100,4 @@ class HeldOut:
             outputs, _ = self._decoder.decode([inputs[index] for index in batch])
             for index, output in zip(batch, outputs, strict=True):
                 scored.append((index, f1_score(output.text, questions[index][1].answers)))
-        f1 = [score for _, score in sorted(gather_from_all(state, scored))]
-        low, high = bootstrap_interval(f1, self.seed)
-        return {"f1": sum(f1) / len(f1), "f1_low": low, "f1_high": high, "questions": len(f1)}
+        return [score for _, score in sorted(gather_from_all(state, scored))]

@@ -15,18 +15,18 @@ from kat.density.estimate import DensitySpec
 from kat.diversity.task import DiversitySpec
 from kat.embedding.registry import EmbedderSpec
 from kat.grpo.step import GrpoSpec
-from kat.reward.task import MemorySpec, RewardSpec
+from kat.reward.settings import CacheSpec, RewardSpec
 from kat.training.state import LoopSpec
 from kat.training.tuning import TuningSpec
 from latentwire.analysis.controls import AnalysisSettings
 from latentwire.data.examples import DataSpec
 from latentwire.evaluation.setup import Settings
-from latentwire.harness.paths import CONF
 from latentwire.harness.optimization import OptimizerSpec
+from latentwire.harness.paths import CONF
 from latentwire.harness.typed_config import typed
 from latentwire.latent_training.objective import LossWeights
+from latentwire.latent_training.settings import LatentRunSpec
 from latentwire.latent_training.step_plan import TrainingSpec
-from latentwire.latent_training.task import LatentRunSpec
 from latentwire.lm.spec import ModelSpec
 from run import TASKS as RUN_TASKS
 from train import TASKS as TRAIN_TASKS
@@ -38,7 +38,7 @@ ROOTS: dict[str, tuple[Any, ...]] = {
     "analyze": (AnalysisSettings,),
     "latent_report": (Settings,),
     "latent": (TrainingSpec,),
-    "reward": (RewardSpec, MemorySpec),
+    "reward": (RewardSpec, CacheSpec),
     "diversity": (DiversitySpec,),
 }
 RUNS = {"grpo": LoopSpec, "reward": LoopSpec, "latent": LatentRunSpec}

@@ -17,7 +17,7 @@ from kat.data.prompts import prompt_id
 from kat.reward.data import RewardPair, describe_counts, encode_all, split_pairs
 from kat.reward.model import load_reward_model
 from kat.reward.scoring import score
-from kat.reward.task import RewardSpec
+from kat.reward.settings import RewardSpec
 from kat.reward.trees import Tree
 from kat.sampling.arms import prompt_weights
 from kat.training.state import LoopSpec
@@ -251,15 +251,15 @@ def test_density_sampling_prefers_rare_prompts(program):
 
 @pytest.mark.slow
 def test_a_nan_loss_stops_the_run_and_keeps_the_checkpoint(program, monkeypatch):
-    from kat.reward import task
+    from kat.reward import learning
 
-    real, seen = task.bradley_terry_loss, []
+    real, seen = learning.bradley_terry_loss, []
 
     def broken(chosen, rejected):
         seen.append(1)
         return real(chosen, rejected) * (float("nan") if len(seen) == 4 else 1.0)
 
-    monkeypatch.setattr(task, "bradley_terry_loss", broken)
+    monkeypatch.setattr(learning, "bradley_terry_loss", broken)
     status, _, said = program(*SMALL)
     assert status == 1 and "the loss is nan at step 4 of uniform_seed0" in said
     assert [path.name for path in (OUT / "checkpoints").iterdir()] == ["step-00000002.pt"]
@@ -272,7 +272,7 @@ def test_out_of_memory_names_the_settings_to_lower(program, monkeypatch):
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("kat.reward.task.bradley_terry_loss", full)
+    monkeypatch.setattr("kat.reward.learning.bradley_terry_loss", full)
     status, _, said = program(*SMALL, "batch_tokens=300", "states_gib=1")
     assert status == 1 and "error: batch_tokens=300, states_gib=1.0: cpu (" in said and "Traceback" not in said
 

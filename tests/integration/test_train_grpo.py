@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from kat.data.heldout import held_out
+from kat.grpo import actor as grpo_actor
+from kat.grpo import learning as grpo_learning
 from kat.grpo import step as grpo_step
-from kat.grpo import task as grpo_task
 from kat.grpo.rollout import Sampling
-from latentwire.harness import checkpoint
+from latentwire.harness import checkpoint, optimization
 from tests.helpers.files import read_rows
 from tests.helpers.programs import start
 from tests.helpers.random import shifted
@@ -100,10 +101,12 @@ def test_one_command_trains_and_writes_every_file(training, here):
     assert sum(row["drawn"] for row in ledger) == 4 * 2
     assert sum(row["intended"] for row in ledger) == pytest.approx(4 * 2)
 
-    looks = read_rows(RUN / "held_out.jsonl")
-    assert [look["step"] for look in looks] == [0, 2, 4] and looks == result["held_out_curve"]
-    assert looks[0]["gain"] == 0 and looks[2]["gain"] == pytest.approx(looks[2]["reward"] - looks[0]["reward"])
-    assert looks[2]["gain_interval"][0] <= looks[2]["gain"] <= looks[2]["gain_interval"][1]
+    evaluations = read_rows(RUN / "held_out.jsonl")
+    assert [found["step"] for found in evaluations] == [0, 2, 4] and evaluations == result["held_out_curve"]
+    assert evaluations[0]["gain"] == 0 and evaluations[2]["gain"] == pytest.approx(
+        evaluations[2]["reward"] - evaluations[0]["reward"]
+    )
+    assert evaluations[2]["gain_interval"][0] <= evaluations[2]["gain"] <= evaluations[2]["gain_interval"][1]
     answered = read_rows(RUN / "completions.jsonl")
     assert [row["step"] for row in answered] == [0] * 4 + [2] * 4 + [4] * 4
     assert {row["id"] for row in answered} <= kept
@@ -112,9 +115,9 @@ def test_one_command_trains_and_writes_every_file(training, here):
 
     kls = [[c["kl"] for row in answered if row["step"] == step for c in row["completions"]] for step in (0, 4)]
     tokens = sum(c["tokens"] for row in answered if row["step"] == 4 for c in row["completions"])
-    assert looks[0]["kl"] == pytest.approx(0, abs=1e-6) and kls[0] == pytest.approx([0.0] * 8, abs=1e-5)
-    assert looks[2]["kl"] == pytest.approx(sum(kls[1]) / tokens) and looks[2]["kl"] > 1e-4
-    assert f"KL {looks[2]['kl']:.4f}" in out and f"KL {looks[1]['kl']:.4f}" in err
+    assert evaluations[0]["kl"] == pytest.approx(0, abs=1e-6) and kls[0] == pytest.approx([0.0] * 8, abs=1e-5)
+    assert evaluations[2]["kl"] == pytest.approx(sum(kls[1]) / tokens) and evaluations[2]["kl"] > 1e-4
+    assert f"KL {evaluations[2]['kl']:.4f}" in out and f"KL {evaluations[1]['kl']:.4f}" in err
 
     counts = result["counts"]
     assert counts["steps_without_update"] == 0 and "nothing to learn" not in out
@@ -292,7 +295,7 @@ def die_at(point: str, step: int) -> None:
     elif point == "right after one":
         checkpoint.Checkpoints.save = then
     else:
-        grpo_task.save_model = die
+        grpo_learning.save_model = die
 
 
 @pytest.mark.slow
@@ -401,7 +404,7 @@ def test_out_of_memory_names_the_settings_to_lower(training, monkeypatch):
         (["grpo.num_iterations=0"], "grpo.num_iterations=0: must be at least 1"),
         (["grpo.eval_every=0"], "grpo.eval_every=0: must be at least 1"),
         (["grpo.eval_generations=0"], "grpo.eval_generations=0: must be at least 1"),
-        (["grpo.prompts_per_step=30"], "there are 1"),
+        (["grpo.prompts_per_step=30"], "grpo.prompts_per_step=30: sampler=uniform can draw 18 of the 18"),
         (["grpo.epsilon=0"], "grpo.epsilon=0"),
         (["grpo.temperature=0"], "grpo.temperature=0"),
         (["grpo.kl=k5"], "grpo.kl=k5"),
@@ -438,13 +441,13 @@ def test_invalid_settings_are_refused_with_a_remedy(training, here, arguments, m
 
 
 def test_a_batch_that_does_not_divide_is_refused(training, monkeypatch):
-    import kat.grpo.task
+    import kat.grpo.settings
 
     class Two:
         num_processes = 2
         device = torch.device("cpu")
 
-    monkeypatch.setattr(kat.grpo.task, "accelerator_state", lambda _: Two())
+    monkeypatch.setattr(kat.grpo.settings, "accelerator_state", lambda _: Two())
     status, _, err = training("grpo.prompts_per_step=3")
     assert status == 1 and "2 processes cannot share them evenly; use a multiple of 2" in err
 
@@ -586,13 +589,13 @@ def test_the_weights_of_a_step_sum_to_one(training, monkeypatch, how):
 
 @pytest.mark.slow
 def test_sampling_uses_the_settings_and_a_key_for_each_group(training, monkeypatch):
-    real, asked = grpo_step.sample, []
+    real, asked = grpo_actor.sample, []
 
     def noted(model, prompts, keys, how, *, seed, **more):
         asked.append((keys, how, seed))
         return real(model, prompts, keys, how, seed=seed, **more)
 
-    monkeypatch.setattr(grpo_step, "sample", noted)
+    monkeypatch.setattr(grpo_actor, "sample", noted)
     given = ["steps=2", "seed=5", "grpo.eval_prompts=0", "grpo.temperature=0.7", "grpo.top_p=0.9", "out=run"]
     assert training(*given)[0] == 0
     assert len({key for keys, *_ in asked for key in keys}) == 4
@@ -603,7 +606,7 @@ def test_sampling_uses_the_settings_and_a_key_for_each_group(training, monkeypat
 @pytest.mark.slow
 def test_the_gradient_is_clipped_before_the_step(training, monkeypatch):
     done, step = [], torch.optim.AdamW.step
-    monkeypatch.setattr(grpo_step, "clip_gradients", lambda parameters, most, where: done.append(most) or 1.0)
+    monkeypatch.setattr(optimization, "clip_gradients", lambda parameters, most, where: done.append(most) or 1.0)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *given: done.append("step") or step(self, *given))
     assert training("steps=1", "grpo.eval_prompts=0", "optimizer.max_grad_norm=0.125")[0] == 0
     assert done == [0.125, "step"] * 2

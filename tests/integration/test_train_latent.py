@@ -15,9 +15,9 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.optimization import OptimizerSpec, learning_rate_share
 from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
+from latentwire.latent_training.gradients import LossSums
 from latentwire.latent_training.objective import LatentObjective, LossWeights
 from latentwire.latent_training.screening import interval, promoted, rank_candidates, render_ranking, rounds_of
-from latentwire.latent_training.task import accumulate_gradients
 from latentwire.latent_training.validation import HeldOut
 from latentwire.transforms.codebook import SoftCodebook
 from tests.helpers.files import read_rows
@@ -237,7 +237,7 @@ def test_no_run_stops_before_the_first_answers(trains, tmp_path):
 
 
 def test_out_of_memory_names_the_settings_to_lower(trains, monkeypatch):
-    monkeypatch.setattr("latentwire.latent_training.task.LatentObjective.losses", full)
+    monkeypatch.setattr("latentwire.latent_training.learning.LatentObjective.losses", full)
     status, _, err = trains(*QUICK, "out=run", "batch_tokens=300")
     assert status == 1
     assert "error: batch_tokens=300, passages_per_step=8: cpu (" in err
@@ -262,7 +262,7 @@ def test_a_screening_promotes_a_third_and_resumes_runs(trains, tmp_path):
     assert [len(judged["ranking"]) for judged in screen["rounds"]] == [4, 2, 1]
     assert [len(judged["kept"]) for judged in screen["rounds"]] == [2, 1, 1]
     assert "2 of 4 candidates go on to epoch 2" in err
-    assert [run["until"] for run in screen["runs"]] == [1] * 8 + [2] * 4 + [3] * 2
+    assert [run["stop_epoch"] for run in screen["runs"]] == [1] * 8 + [2] * 4 + [3] * 2
     for earlier, later in zip(screen["rounds"], screen["rounds"][1:], strict=False):
         best = {row["candidate"] for row in earlier["ranking"][: len(later["ranking"])]}
         assert best == set(earlier["kept"])
@@ -385,12 +385,12 @@ def test_rounds_rise():
 def test_the_screening_text_names_candidates_level_with_the_best():
     ranking = rank_candidates(runs(a=[0.5, 0.5], b=[0.49, 0.51], c=[0.1, 0.1]))
     text = render_ranking(
-        {"sweep": "s", "runs": runs(a=[1]), "rounds": [{"until": None, "ranking": ranking, "kept": ["a"]}]}
+        {"sweep": "s", "runs": runs(a=[1]), "rounds": [{"stop_epoch": None, "ranking": ranking, "kept": ["a"]}]}
     )
     assert "Best: a; not distinguishable from it: b\n" in text
-    wide = [{"until": None, "ranking": rank_candidates(runs(a=[0.4, 0.6], b=[0.45, 0.45])), "kept": ["a"]}]
+    wide = [{"stop_epoch": None, "ranking": rank_candidates(runs(a=[0.4, 0.6], b=[0.45, 0.45])), "kept": ["a"]}]
     assert "Best: a; not distinguishable from it: b\n" in render_ranking({"sweep": "s", "runs": [], "rounds": wide})
-    alone = [{"until": None, "ranking": rank_candidates(runs(a=[0.5])), "kept": ["a"]}]
+    alone = [{"stop_epoch": None, "ranking": rank_candidates(runs(a=[0.5])), "kept": ["a"]}]
     assert "one seed: no interval" in render_ranking({"sweep": "s", "runs": [], "rounds": alone})
 
 
@@ -442,12 +442,13 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_gradients_are_weighted_and_averaged_over_the_step():
-    x, sums = torch.ones(2, requires_grad=True), {}
+    x = torch.ones(2, requires_grad=True)
     weights = LossWeights(**{**OFF, "embedding": 1, "rms": 0.5})
+    sums = LossSums(weights, "")
     for _ in range(2):  # two batches of one step
-        accumulate_gradients({"rms": x.sum()}, weights, 4, sums, "")
+        sums.accumulate({"rms": x.sum()}, 4)
     assert x.grad is not None and x.grad.tolist() == [0.25, 0.25]
-    assert sums == {"rms": 1.0}
+    assert sums.sums == {"rms": 1.0}
 
 
 @pytest.mark.slow

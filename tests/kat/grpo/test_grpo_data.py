@@ -8,14 +8,16 @@ import torch
 from kat.data.chat import encode_prompt
 from kat.data.heldout import held_out
 from kat.data.prompts import Prompt, prompt_id
+from kat.grpo.actor import Actor, as_sampled
 from kat.grpo.data import GrpoData, TokenPrompt, draw_weights, encode_prompts, evaluation_prompts
 from kat.grpo.policy import Policy
 from kat.grpo.rewards import Rewards
 from kat.grpo.rollout import Completion, Sampling, sample
-from kat.grpo.validation import answer, as_sampled, evaluate_policy, mean_rewards
+from kat.grpo.validation import HeldOut, evaluate_policy, mean_rewards
 from kat.training.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
+from latentwire.harness.optimization import make_accelerator
 from latentwire.lm.models import load_model
 from tests.helpers.models import model_spec
 from tests.helpers.random import numbers
@@ -105,13 +107,14 @@ def test_evaluations_are_repeatable_for_each_prompt(tiny):
     """The answers to a prompt do not depend on the other prompts."""
     prompts = encode_prompts(PROMPTS[:6], tiny.tokenizer, 4096, 5, 0.0).train
     rewards = Rewards([f"{__name__}:letters"], [1.0], None, 0, 100)
-    look = {"seed": 0, "ends": frozenset({0}), "state": accelerator_state("cpu"), "doing": "a test"}
     sampling = Sampling(2, 5, 1.0, 1.0, 4096)
     policy = Policy(tiny.model, {}, 1.0, ref_model=False)
-    rows = answer(policy, tiny.tokenizer, prompts, rewards, sampling, "k3", **look)
+    accelerator, state = make_accelerator("cpu", "float32"), accelerator_state("cpu")
+    actor = Actor(policy, tiny.tokenizer, frozenset({0}), rewards, 4096, 0, accelerator, state)
+    rows = HeldOut(actor, prompts, sampling, "k3").answer("a test")
     assert [r["id"] for r in rows] == [p.id for p in prompts]
-    assert rows == answer(policy, tiny.tokenizer, prompts, rewards, sampling, "k3", **look)
-    assert rows[3:4] == answer(policy, tiny.tokenizer, prompts[3:4], rewards, sampling, "k3", **look)
+    assert rows == HeldOut(actor, prompts, sampling, "k3").answer("a test")
+    assert rows[3:4] == HeldOut(actor, prompts[3:4], sampling, "k3").answer("a test")
     assert "kl" not in evaluate_policy(rows, mean_rewards(rows), seed=0)
     for r in rows:
         assert "kl" not in r["completions"][0]
@@ -133,12 +136,13 @@ def test_the_evaluated_kl_compares_current_and_first_weights():
     policy = Policy(model, parameters, 1.0, ref_model=True)
     start = {name: p.detach().clone() for name, p in parameters.items()}
     rewards = Rewards([f"{__name__}:letters"], [1.0], None, 0, 100)
-    look = {"seed": 0, "ends": frozenset({0}), "state": accelerator_state("cpu"), "doing": "a test"}
+    accelerator, state = make_accelerator("cpu", "float32"), accelerator_state("cpu")
+    actor = Actor(policy, lm.tokenizer, frozenset({0}), rewards, 40, 0, accelerator, state)
 
-    def looked(estimator):
-        return answer(policy, lm.tokenizer, prompts, rewards, Sampling(2, 5, 1.0, 1.0, 40), estimator, **look)
+    def answered(estimator):
+        return HeldOut(actor, prompts, Sampling(2, 5, 1.0, 1.0, 40), estimator).answer("a test")
 
-    at_start = evaluate_policy(looked("k3"), [0.0] * 3, seed=0)
+    at_start = evaluate_policy(answered("k3"), [0.0] * 3, seed=0)
     assert at_start["kl"] == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for p in parameters.values():
@@ -153,12 +157,12 @@ def test_the_evaluated_kl_compares_current_and_first_weights():
         for p in parameters.values():
             p.mul_(1.3)
     gaps = [a - b for a, b in zip(then, now, strict=True)]
-    rows = looked("k3")
+    rows = answered("k3")
     shown = [c["kl"] for row in rows for c in row["completions"]]
     assert shown == pytest.approx([float((r.exp() - r - 1).sum()) for r in gaps], rel=1e-3)
     tokens = sum(len(ids) for _, ids in completions)
     assert evaluate_policy(rows, [0.0] * 3, seed=0)["kl"] == pytest.approx(sum(shown) / tokens) and sum(shown) > 0.1
-    squared = [c["kl"] for row in looked("k2") for c in row["completions"]]
+    squared = [c["kl"] for row in answered("k2") for c in row["completions"]]
     assert squared == pytest.approx([float((r * r / 2).sum()) for r in gaps], rel=1e-3)
 
 

@@ -52,33 +52,30 @@ def test_the_journal_keeps_metrics_and_timings_apart(tmp_path, monkeypatch):
     assert told == [(1, {"loss": 0.5, "seconds": 2.0}), (2, {"loss": 0.25, "seconds": 3.0})]
 
 
-def test_checkpoints_are_saved_when_due(tmp_path):
-    """They are due every checkpoint_every steps, after the last step, and on request."""
+def test_checkpoints_are_due_every_few_steps_and_at_the_end(tmp_path):
     run = run_in(tmp_path)
     run.begin({}, 10)
-    for step in range(1, 11):
-        run.save(step, {}, due=step == 3)
-    saved = [3, 4, 8, 10]
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [f"step-{n:08d}.pt" for n in saved]
+    assert [step for step in range(1, 11) if run.is_due(step)] == [4, 8, 10]
 
 
 def test_a_resumed_run_restores_state_and_drops_later_rows(tmp_path, capsys):
     before, after = nn.Linear(2, 2), nn.Linear(2, 2)
     assert not torch.equal(before.weight, after.weight)
     run = run_in(tmp_path)
-    run.begin({"layer": before}, 5, "looks.jsonl")
+    run.begin({"layer": before}, 5, "evaluations.jsonl")
     for step in range(6):
-        run.append("looks.jsonl", [{"step": step}])
+        run.append("evaluations.jsonl", [{"step": step}])
         run.log(step, {}, {})
-        run.save(step, {"layer": before}, due=step == 0, more=[step])
+        if step % 4 == 0:
+            run.save(step, {"layer": before}, {"more": [step]})
         if step == 4:
             break
-    run.append("looks.jsonl", [{"step": 5}, {"step": 6}])
+    run.append("evaluations.jsonl", [{"step": 5}, {"step": 6}])
     run.log(5, {}, {})
-    assert run_in(tmp_path).begin({"layer": after}, 5, "looks.jsonl")[0] == 4
+    assert run_in(tmp_path).begin({"layer": after}, 5, "evaluations.jsonl")[0] == 4
     assert "going on after step 4 of 5" in capsys.readouterr().err
     assert torch.equal(before.weight, after.weight)
-    for name in ("looks", "metrics", "timings"):
+    for name in ("evaluations", "metrics", "timings"):
         assert [row["step"] for row in read_rows(tmp_path / f"{name}.jsonl")] == [0, 1, 2, 3, 4]
     assert run_in(tmp_path).begin({}, 5)[1]["more"] == [4]
 
@@ -87,15 +84,15 @@ def test_rows_before_the_first_checkpoint_are_dropped(tmp_path):
     """A run killed before its first checkpoint starts again."""
     run = run_in(tmp_path)
     run.begin({}, 5)
-    run.append("looks.jsonl", [{"step": 0}])
-    run_in(tmp_path).begin({}, 5, "looks.jsonl")
-    assert read_rows(tmp_path / "looks.jsonl") == []
+    run.append("evaluations.jsonl", [{"step": 0}])
+    run_in(tmp_path).begin({}, 5, "evaluations.jsonl")
+    assert read_rows(tmp_path / "evaluations.jsonl") == []
 
 
 def test_another_configuration_is_refused_before_writing(tmp_path):
     run = run_in(tmp_path)
     run.begin({}, 1)
-    run.save(1, {})
+    run.save(1, {}, {})
     with pytest.raises(OtherConfigurationError, match="id was a and is b"):
         run_in(tmp_path, "b", seed=7).begin({}, 1)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0

@@ -10,13 +10,13 @@ import pytest
 from latentwire.data.examples import DataSpec, Example, choose_examples, load_data
 from latentwire.data.fingerprints import fingerprint, holder
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.passages import Passage, load_latent_data, order_of, split_passage
+from latentwire.latent_training.passages import Passage, PassageSpec, load_latent_data, order_of, split_passage
 
 SHORT_QA = DataSpec("short_qa", "short_qa")
 
 
 def load(spec=SHORT_QA, extra="", samples=10000, held_out=0.1, shots=5, seed=0, extra_words=None):
-    return load_latent_data(spec, extra, extra_words, samples, held_out, shots, 3, seed)
+    return load_latent_data(spec, extra, PassageSpec(samples, extra_words, held_out, shots, 3), seed)
 
 
 def rows(path, *texts):

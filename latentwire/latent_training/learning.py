@@ -1,0 +1,269 @@
+"""What task=latent trains: its passages, its encoder, its steps and its evaluations. Main entry: `LatentLearning`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from latentwire.data.fingerprints import fingerprint
+from latentwire.encoders.checkpoint import save_latents
+from latentwire.encoders.cost import COLLAPSED
+from latentwire.encoders.pipeline import Latents, LatentSpec
+from latentwire.encoders.registry import encoder_lm_config
+from latentwire.harness.optimization import Updater
+from latentwire.harness.progress import log
+from latentwire.harness.random import generator_for
+from latentwire.harness.results import JsonObject
+from latentwire.harness.run import Metrics, Run
+from latentwire.harness.training import Learning, StepReport
+from latentwire.latent_training.gradients import LossSums
+from latentwire.latent_training.objective import LatentObjective, halves
+from latentwire.latent_training.passages import LatentData, Passage, load_latent_data, skipped_lines
+from latentwire.latent_training.records import LatentEvaluation, LatentOutcome
+from latentwire.latent_training.settings import LatentSettings
+from latentwire.latent_training.step_plan import TrainingStep, epochs_before_answers, plan_steps
+from latentwire.latent_training.validation import HeldOut
+from latentwire.lm.batching import pack_padded
+from latentwire.lm.models import LanguageModel, load_model
+from latentwire.lm.vocabulary import Vocabulary
+
+
+@dataclass
+class _Best:
+    """The weights with the best held-out score so far."""
+
+    epoch: int = 0
+    score: float = -math.inf
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+class LatentLearning(Learning[LatentOutcome]):
+    """One run of task=latent.
+
+    Args:
+        run: Folder of the run.
+        settings: All settings.
+        accelerator: Device, processes and precision.
+
+    Raises:
+        UserError: The data, the model or the encoder cannot be used.
+    """
+
+    def __init__(self, run: Run, settings: LatentSettings, accelerator: Accelerator) -> None:
+        super().__init__(run)
+        self.settings, self.spec, self.loss_weights = settings, settings.spec, settings.loss_weights
+        self.seed, self.stop_epoch, spec = settings.run.seed, settings.stop_epoch, settings.spec
+        self.data = load_latent_data(settings.data, settings.run.extra, spec.passages(), self.seed)
+        with self.state.local_main_process_first():
+            self.lm = load_model(settings.model, self.state.device, settings.dtype)
+        vocabulary = Vocabulary(self.lm.token_embeddings(), seed=self.seed)
+        self.latents = _first_latents(settings, self.lm, vocabulary)
+        self.objective = LatentObjective(
+            self.lm, vocabulary, self.latents, self.loss_weights, self.data.shots, spec.answer_tokens, spec.distance
+        )
+        parameters = dict(self.latents.named_parameters())
+        self._leave_out_short_parts()
+        texts = [self.objective.writer.ids(f" {passage.text}") for passage in self.data.train]
+        self.lengths = [len(ids) for ids in texts]
+        self.latents.encoder.learn(texts, self.lm.tokenizer)
+        self._require_readable()
+        self.plan = plan_steps(self.data.train, self.lengths, spec, self.loss_weights, self.seed)
+        self.steps = len(self.plan)
+        self.updater = Updater(parameters, settings.optimizer, self.steps, accelerator)
+        self.learner = {
+            "latents": self.latents, "optimizer": self.updater.optimizer, "scheduler": self.updater.scheduler
+        }  # fmt: skip
+        self.judge_by = spec.judge_by or ("f1" if self.loss_weights.needs_lm() else "cosine")
+        self.held_out = HeldOut(
+            self.objective, self.data.held_out, self.data.shots, spec.max_new_tokens, spec.batch_tokens, self.seed
+        )
+        self.best = _Best()
+        self.history: list[LatentEvaluation] = []
+
+    def _tokens_read(self, passage: Passage) -> int:
+        """Return the number of tokens to encode of a passage: its first half if `continuation` is trained."""
+        text = halves(passage.text)[0] if self.loss_weights.continuation else passage.text
+        return len(self.objective.writer.ids(f" {text}"))
+
+    def _leave_out_short_parts(self) -> None:
+        """Skip parts of split passages that are too short for the ratio, since users cannot fix them."""
+        least, wholes = self.latents.encoder.shortest, self.data.wholes
+        marks = [fingerprint(passage.text) for passage in self.data.train]
+        kept = [
+            passage
+            for passage, mark in zip(self.data.train, marks, strict=True)
+            if wholes.get(mark, mark) == mark or self._tokens_read(passage) >= least
+        ]
+        if kept and len(kept) < len(marks):
+            self.data.counts[f"parts of split passages, too short for ratio={least}"] += len(marks) - len(kept)
+            self.data.train = kept
+
+    def _require_readable(self) -> None:
+        """Check, before any work, that every passage has at least one latent and fits into the LM's context."""
+        for passage in [*self.data.train, *self.data.held_out]:
+            self.latents.encoder.positions(self._tokens_read(passage))
+            self.objective.require_room(passage)
+
+    def saved_values(self) -> JsonObject:
+        """Return the best weights and the scores so far."""
+        return {"best": dict(vars(self.best)), "history": self.history}
+
+    def restore_values(self, saved: JsonObject) -> None:
+        """Take over the best weights and the scores of a checkpoint."""
+        self.best, self.history = _Best(**saved["best"]), saved["history"]
+
+    @property
+    def last_step(self) -> int:
+        """The last step of epoch `stop_epoch`."""
+        return max((n for n, step in enumerate(self.plan, 1) if step.epoch <= self.stop_epoch), default=0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last `patience` evaluations after the first phase brought no better score."""
+        if is_over := self._stopped:
+            log(f"stopped: no better than epoch {self.best.epoch} for {self.spec.patience} evaluations")
+        return is_over
+
+    @property
+    def _stopped(self) -> bool:
+        since = max(self.best.epoch, epochs_before_answers(self.plan))
+        return len([entry for entry in self.history if entry["epoch"] > since]) >= self.spec.patience
+
+    def units(self, first: int, last: int) -> int:
+        """Return the number of passages."""
+        return sum(len(step.passages) for step in self.plan[first - 1 : last])
+
+    def begin(self, done: int) -> None:
+        """Log the data and what was skipped."""
+        _log_data(self.settings, self.data, self.steps, self.updater, str(self.run.cfg.name))
+
+    def step(self, number: int) -> StepReport:
+        """Do one optimizer step on this process's passages, in batches of bounded size."""
+        step = self.plan[number - 1]
+        started, doing = time.perf_counter(), f"step {number} of {self.run.cfg.name}"
+        self.latents.train()
+        self.updater.zero_grad()
+        sums = LossSums(self.loss_weights, doing)
+        for batch in self._batches(step):
+            generator = generator_for(self.seed, "noise", number, batch[0])
+            losses = self.objective.losses(step.kind, [self.data.train[index] for index in batch], generator)
+            sums.accumulate(losses, len(step.passages))
+        if step.kind == "reconstruction" and self.loss_weights.vocabulary and self.state.is_main_process:
+            sums.accumulate({"vocabulary": self.objective.vocabulary_loss(self.seed, number)}, 1)
+        update = self.updater.update(doing)
+        found = sums.over_processes(self.state)
+        loss = sum(getattr(self.loss_weights, name) * value for name, value in found.items())
+        seconds = time.perf_counter() - started
+        tokens = sum(self.lengths[index] for index in step.passages)
+        metrics: Metrics = {"epoch": step.epoch, "kind": step.kind, "loss": loss, **found,
+                            "grad_norm": update.grad_norm, "learning_rate": update.learning_rate,
+                            "tokens": tokens}  # fmt: skip
+        timings = {"seconds": seconds, "tokens_per_second": tokens / seconds}
+        return StepReport(metrics, timings, f"{step.kind} {loss:.3f}{self._last_scores()}", len(step.passages))
+
+    def _last_scores(self) -> str:
+        if not self.history:
+            return ""
+        last = self.history[-1]
+        f1 = f"f1 {last['f1']:.3f}  " if "f1" in last else ""
+        return f"  held-out {f1}cosine {last['cosine']:.3f}"
+
+    def _batches(self, step: TrainingStep) -> list[list[int]]:
+        """Split this process's passages into batches of at most `batch_tokens` positions, padding included."""
+        own = step.passages[self.state.process_index :: self.state.num_processes]
+        costs = [self.objective.cost(step.kind, self.data.train[index]) for index in own]
+        batches = pack_padded(costs, self.spec.batch_tokens, order=range(len(costs)))
+        return [[own[i] for i in batch] for batch in batches]
+
+    def validate(self, number: int) -> Metrics | None:
+        """Return the scores on the held-out passages at the end of an epoch; keep the weights if they are the best."""
+        step = self.plan[number - 1]
+        last = (self.stop_epoch, self.spec.epochs)
+        if not (step.last_of_epoch and (step.epoch % self.spec.evaluate_every == 0 or step.epoch in last)):
+            return None
+        self.latents.eval()
+        scores = self.held_out.scores(self.judge_by == "f1", self.state)
+        score = scores["f1"] if self.judge_by == "f1" else scores["cosine"]
+        self.history.append({"epoch": step.epoch, **scores})
+        if score > self.best.score:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.latents.state_dict().items()}
+            self.best = _Best(step.epoch, score, weights)
+        return {f"held_out_{key}": value for key, value in scores.items() if isinstance(value, int | float)}
+
+    def finish(self) -> LatentOutcome:
+        """Save the best weights."""
+        folder = self.run.folder / "encoder"
+        held_out = next(entry for entry in self.history if entry["epoch"] == self.best.epoch)
+        if self.state.is_main_process:
+            self.latents.load_state_dict(self.best.weights)
+            about = {"trained_on": self.data.marks(), "name": str(self.run.cfg.name), "identity": self.run.identity}
+            save_latents(self.latents, folder, about)
+        return {
+            "encoder": str(folder),
+            "held_out": held_out,
+            "score": self.best.score,
+            "scored_by": self.judge_by,
+            "history": self.history,
+            "stop_epoch": self.stop_epoch,
+            "stopped": self._stopped,
+            "counts": {
+                **self.data.counts,
+                "train_passages": len(self.data.train),
+                "train_questions": sum(len(passage.questions) for passage in self.data.train),
+                "held_out_passages": len(self.data.held_out),
+            },
+            "trained_weights": sum(parameter.numel() for parameter in self.updater.parameters.values()),
+        }
+
+    def report(self, result: LatentOutcome) -> Mapping[str, float]:
+        """Log the scores of the best weights, and return them."""
+        for line in _score_lines(result["held_out"]):
+            log(line)
+        log(f"encoder: {result['encoder']}")
+        log(f"next: python run.py task=latent_report checkpoint={self.run.folder}")
+        return {key: value for key, value in result["held_out"].items() if isinstance(value, int | float)}
+
+
+def _first_latents(settings: LatentSettings, lm: LanguageModel, vocabulary: Vocabulary) -> Latents:
+    """Return the encoder before training. Its weights depend on the seed, but not on the transform."""
+    spec = LatentSpec(
+        encoder=settings.encoder.name, encoder_dials=settings.encoder.dials,
+        adapter_hidden=settings.run.adapter_hidden, transform=settings.transform.name,
+        transform_dials=settings.transform.dials, lm=settings.model.identity(), lm_name=settings.model.name,
+        lm_config=encoder_lm_config(settings.encoder.name, lm.model),
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_for(settings.run.seed, "encoder").initial_seed())
+        latents = Latents(spec, vocabulary)
+    latents.encoder.start_from(lm.model)
+    return latents.to(lm.device)
+
+
+def _log_data(settings: LatentSettings, data: LatentData, steps: int, updater: Updater, name: str) -> None:
+    questions = sum(len(passage.questions) for passage in data.train)
+    log(
+        f"{name}: {len(data.train)} passages with {questions} questions to train on "
+        f"(samples={settings.spec.samples}), {len(data.held_out)} held out; {steps} steps in "
+        f"{settings.spec.epochs} epochs; {sum(p.numel() for p in updater.parameters.values()):,} weights"
+    )
+    for line in skipped_lines(data.counts):
+        log(f"note: {line}")
+
+
+def _score_lines(held_out: LatentEvaluation) -> Iterator[str]:
+    """Yield the held-out scores as a line of text, and a warning if the encoder has collapsed."""
+    yield f"held-out passages, epoch {held_out['epoch']}: cosine with the tokens {held_out['cosine']:.3f}" + (
+        f", F1 {held_out['f1']:.3f} [{held_out['f1_low']:.3f}, {held_out['f1_high']:.3f}]" if "f1" in held_out else ""
+    )
+    if held_out["mean_pairwise_cosine"] > COLLAPSED:
+        yield (
+            f"warning: latents of different passages have a mean cosine of {held_out['mean_pairwise_cosine']:.2f} at "
+            "equal positions, so the encoder has (nearly) collapsed; lower the learning rate, or raise "
+            "weights.embedding"
+        )
