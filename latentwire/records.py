@@ -178,6 +178,7 @@ class ScoredResult(ResultHead):
     warnings: list[Finding]
     fit: Fit | None
     time_sec: float
+    job_sec: NotRequired[float]  # with loading, saving and tracking; 0.1.0 did not measure it
     timing: Timing
     seed: int
     dtype: str

@@ -1,23 +1,25 @@
-"""Question answering examples from the shipped set, a SQuAD file or the hub. Main entry: `load_data()`."""
+"""Question answering examples from the shipped set, files, the hub or a plugin. Main entry: `load_data()`."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from latentwire.data.formats import question_rows
 from latentwire.harness.assets import file_sha256, hub_commit
 from latentwire.harness.errors import UserError, first_line
+from latentwire.harness.registry import Registry
+from latentwire.harness.results import JsonObject
 
-ORIGINS = ("short_qa", "file", "hub")
+F = TypeVar("F", bound="Callable[[DataSpec], Sequence[Part]]")
+Rows = Iterable[tuple[str, JsonObject]]  # the place of each row, for messages, and the row
+Part = tuple[str, Rows]  # a name for messages, and rows
 
 
 @dataclass
@@ -38,27 +40,30 @@ class DataSpec:
     shots_split: str = "train"
     split: str = "validation"
 
-    def identity(self) -> dict[str, Any]:
-        """Return the identity of the data for a config hash: the sha256 of the files, or the hub commit."""
-        if self.origin == "hub":
-            return {
-                "repo": self.repo,
-                "config": self.config,
-                "commit": hub_commit(self.repo, self.revision, "dataset"),
-                "splits": [self.shots_split, self.split],
-            }
-        return {"sha256": [file_sha256(path) for path in self.files()]}
+    def identity(self) -> JsonObject:
+        """Return the identity of the data for a config hash: the sha256 of the files, or the hub commit.
+
+        Of a reader of a plugin it also has the digest of its module and every field that it may read.
+
+        Raises:
+            UserError: No reader has the name `origin`, or a file is missing or not readable.
+        """
+        found = reader_of(self).identity(self)
+        plugins = READERS.plugin_sources([self.origin])
+        if not plugins:
+            return found
+        named = ("name", "path", "shots_path")  # the names do not matter, the content of the files does
+        fields = {key: value for key, value in vars(self).items() if key not in named}
+        return {**fields, **found, "plugins": plugins}
 
     def files(self) -> list[Path]:
-        """Return the paths of the files, with the file of the shots first.
+        """Return the files `shots_path`, if given, and `path`.
 
         Raises:
             UserError: A file is missing or not readable.
         """
-        if self.origin == "short_qa":
-            return [shipped_split_path("train"), shipped_split_path("validation")]
         if not self.path:
-            raise UserError("data=file: no path given; add path=FILE (SQuAD JSON, .json.gz, or JSONL)")
+            raise UserError(f"data={self.origin}: no path given; add path=FILE")
         names = [self.shots_path, self.path] if self.shots_path else [self.path]
         for name in names:
             file = Path(name).expanduser()
@@ -69,6 +74,64 @@ class DataSpec:
             if not os.access(file, os.R_OK):
                 raise UserError(f"data file {name}: no permission to read it; change its permissions")
         return [Path(name).expanduser() for name in names]
+
+
+@dataclass(frozen=True)
+class DataReader:
+    """A way to read data sets, chosen by `data.origin`.
+
+    Attributes:
+        define: Returns the parts of a data set. One part gives shots and evaluated examples; of two, the first gives
+            the shots.
+        identity: Returns what decides the content of a data set.
+    """
+
+    define: Callable[[DataSpec], Sequence[Part]]
+    identity: Callable[[DataSpec], JsonObject]
+
+
+def _node(name: str, reader: DataReader) -> JsonObject:
+    """Return the config of data=NAME for a reader without a file in conf/data."""
+    paths = {"path": "${path}", "shots_path": "${shots_path}"}
+    return {"path": "", "shots_path": "", "data": {"name": name, "origin": name, **paths}}
+
+
+READERS: Registry[DataReader] = Registry("data reader", "data", _node)
+
+
+def reader_of(spec: DataSpec) -> DataReader:
+    """Return the reader of a data set.
+
+    Raises:
+        UserError: No reader has the name `spec.origin`.
+    """
+    if spec.origin not in READERS:
+        raise UserError(f"data.origin={spec.origin}: unknown; use one of {', '.join(READERS)}")
+    return READERS[spec.origin]
+
+
+def file_identity(spec: DataSpec) -> JsonObject:
+    """Return the sha256 of the files of a data set, of the file for the shots first."""
+    return {"sha256": [file_sha256(path) for path in spec.files()] if spec.path else []}
+
+
+def register_reader(name: str, identity: Callable[[DataSpec], JsonObject] = file_identity) -> Callable[[F], F]:
+    """Return a decorator that registers `function(spec) -> parts` as a reader of data sets.
+
+    A part is a name for messages and an iterable of places and rows. A place, such as "line 3", is for messages, and
+    the id of a row without one. A row has context, question and answers, as in SQuAD.
+
+    Args:
+        name: Name of the reader, for data=NAME and data.origin=NAME.
+        identity: Function that returns what decides the content of a data set. The default is for data in the files
+            `path` and `shots_path`.
+    """
+
+    def register(function: F) -> F:
+        READERS.add(name, DataReader(function, identity))
+        return function
+
+    return register
 
 
 @dataclass(frozen=True)
@@ -101,14 +164,21 @@ def load_data(spec: DataSpec) -> Dataset:
     Raises:
         UserError: The data are missing, empty, in another format or faulty. The message gives the place.
     """
-    if spec.origin not in ORIGINS:
-        raise UserError(f"data.origin={spec.origin}: unknown; use one of {', '.join(ORIGINS)}")
     left_out: Counter[str] = Counter()
-    if spec.origin == "hub":
-        splits = [_to_examples(_hub_rows(spec, split), f"{spec.repo} ({split})", left_out)
-                  for split in (spec.shots_split, spec.split)]  # fmt: skip
-    else:
-        splits = [_to_examples(_file_rows(path), str(path), left_out) for path in spec.files()]
+    reader = reader_of(spec)
+    try:
+        splits = [_to_examples(rows, name, left_out) for name, rows in reader.define(spec)]
+    except UserError:
+        raise
+    except Exception as error:  # a plugin's bug is the user's to fix, and a bug of this project has a traceback
+        if READERS.source_digest(spec.origin) is None:
+            raise
+        raise UserError(
+            f"data={spec.name}: the reader raises {type(error).__name__} ({error}); fix "
+            f"{reader.define.__module__}.{reader.define.__qualname__}"
+        ) from error
+    if len(splits) not in (1, 2):
+        raise UserError(f"data={spec.name}: the reader gives {len(splits)} parts; return one, or shots and examples")
     return Dataset(train=splits[0], validation=splits[-1], left_out=left_out)
 
 
@@ -157,10 +227,7 @@ def choose_examples(
     return [passages[context][:questions_per_shot] for context in shot_contexts], candidates[:samples]
 
 
-Row = dict[str, Any]
-
-
-def _to_examples(rows: Iterable[tuple[str, Row]], name: str, left_out: Counter[str]) -> list[Example]:
+def _to_examples(rows: Rows, name: str, left_out: Counter[str]) -> list[Example]:
     """Convert raw rows to examples. Unanswerable rows are left out and counted; faulty rows raise an error."""
     examples: list[Example] = []
     seen: set[str] = set()
@@ -211,66 +278,39 @@ def _answer_texts(answers: Any, place: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.strip() for text in texts))
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield the place and the row of each question of a SQuAD v1.1/v2 JSON or JSONL file, gzipped or not."""
-    raw = path.read_bytes()
-    try:
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-        text = raw.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: a damaged gzip file ({error}); fetch or write it again") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}); give SQuAD JSON, .json.gz, or JSONL") from error
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty; give SQuAD JSON, .json.gz, or JSONL")
-    try:
-        content = json.loads(text)
-    except RecursionError as error:
-        raise UserError(f"{path}: JSON nested too deeply; give SQuAD JSON, .json.gz, or JSONL") from error
-    except ValueError as error:
-        if path.name.removesuffix(".gz").endswith(".json"):
-            raise UserError(
-                f"{path}: not JSON ({error}); fix it, or name it .jsonl if it has one row per line"
-            ) from error
-        yield from _jsonl_rows(path, text)
-        return
-    if isinstance(content, dict) and "data" in content:
-        yield from _squad_rows(path, content["data"])
-    elif isinstance(content, dict) and "context" in content:
-        yield "line 1", content
-    else:
-        raise UserError(
-            f"{path}: JSON, but neither SQuAD's format (an object with 'data') nor JSONL rows with context, question "
-            "and answers; convert it to one of these formats"
-        )
+def _shipped_identity(spec: DataSpec) -> JsonObject:
+    return {"sha256": [file_sha256(shipped_split_path(split)) for split in ("train", "validation")]}
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}); fix or remove that line") from error
+@register_reader("short_qa", _shipped_identity)
+def read_shipped(spec: DataSpec) -> list[Part]:
+    """Return the two splits of short_qa."""
+    paths = [shipped_split_path(split) for split in ("train", "validation")]
+    return [(str(path), question_rows(path)) for path in paths]
 
 
-def _squad_rows(path: Path, articles: Any) -> Iterator[tuple[str, Row]]:
-    try:
-        for a, article in enumerate(articles):
-            for p, paragraph in enumerate(article["paragraphs"]):
-                for q, qa in enumerate(paragraph["qas"]):
-                    place = f"article {a} paragraph {p} question {q}"
-                    yield place, {**qa, "context": paragraph["context"], "id": qa.get("id", place)}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not in SQuAD's format ({type(error).__name__}: {error}); expected "
-            "data[].paragraphs[].{context, qas[].{id, question, answers}}"
-        ) from error
+@register_reader("file")
+def read_file(spec: DataSpec) -> list[Part]:
+    """Return the questions of SQuAD or JSONL files."""
+    return [(str(path), question_rows(path)) for path in spec.files()]
 
 
-def _hub_rows(spec: DataSpec, split: str) -> Iterator[tuple[str, Row]]:
+def _hub_identity(spec: DataSpec) -> JsonObject:
+    return {
+        "repo": spec.repo,
+        "config": spec.config,
+        "commit": hub_commit(spec.repo, spec.revision, "dataset"),
+        "splits": [spec.shots_split, spec.split],
+    }
+
+
+@register_reader("hub", _hub_identity)
+def read_hub(spec: DataSpec) -> list[Part]:
+    """Return two splits of a data set of the hub."""
+    return [(f"{spec.repo} ({split})", _hub_rows(spec, split)) for split in (spec.shots_split, spec.split)]
+
+
+def _hub_rows(spec: DataSpec, split: str) -> Iterator[tuple[str, JsonObject]]:
     import datasets
 
     try:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentwire.analysis.findings import Finding, finding
+from latentwire.analysis.findings import finding
 from latentwire.data.examples import Example
 from latentwire.evaluation.metrics import normalize_answer
 from latentwire.harness.errors import UserError
+from latentwire.records import Finding
 
 SAME = 0.01  # outputs count as equal below this relative standard deviation over examples
 DIFFERENT = 0.05  # inputs count as different above this relative standard deviation

@@ -11,9 +11,11 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from latentwire.data.examples import Example
 from latentwire.data.prompts import PromptWriter
 from latentwire.evaluation.detectors import require_finite_values
 from latentwire.evaluation.setup import Component, EvaluationSetup
+from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all, in_every_process
 from latentwire.harness.progress import Progress
 from latentwire.harness.random import generator_for
@@ -31,6 +33,21 @@ class Likelihood:
 
     nll: float  # mean negative log-likelihood, nats a token
     kl: float  # mean KL(LM given the text || LM given the source), nats a token
+
+
+def first_answer(setup: EvaluationSetup, example: Example) -> list[int]:
+    """Return the token ids of an example's first right answer, at most `max_new_tokens`.
+
+    Raises:
+        UserError: The tokenizer has no token for the answer.
+    """
+    ids = PromptWriter(setup.lm.tokenizer).ids(f" {example.answers[0]}")[: setup.settings.max_new_tokens]
+    if not ids:
+        raise UserError(
+            f"the answer {example.answers[0]!r} of example {example.id} has no tokens, so it has no likelihood; "
+            "choose a model whose tokenizer knows the language of the data"
+        )
+    return ids
 
 
 class Likelihoods:
@@ -72,7 +89,7 @@ class Likelihoods:
     def _branch(self, index: int) -> ReaderBranch:
         """Return the tokens of an example's question and first right answer."""
         example = self.setup.prompts[index].example
-        answer = self.writer.ids(f" {example.answers[0]}")[: self.setup.settings.max_new_tokens]
+        answer = first_answer(self.setup, example)
         return ReaderBranch((*self.writer.asked(example), *answer), len(answer))
 
     def _plan(self) -> list[list[int]]:
@@ -111,9 +128,9 @@ class Likelihoods:
             text_states = states if type(distort) is Source else self.reader.states([self._row(real, group)])
             self._states_over_text[group[0]] = text_states.cpu()
         lengths = [branch.predicted for branch in row.branches]
-        logits = self.reader.logits(states).split(lengths)
-        text_logits = self.reader.logits(self._states_over_text[group[0]].to(states.device)).split(lengths)
-        targets = self.reader.targets([row]).split(lengths)
+        logits = torch.split(self.reader.logits(states), lengths)
+        text_logits = torch.split(self.reader.logits(self._states_over_text[group[0]].to(states.device)), lengths)
+        targets = torch.split(self.reader.targets([row]), lengths)
         return [
             Likelihood(float(token_loss(own, target)), float(distillation_loss(own, text)))
             for own, text, target in zip(logits, text_logits, targets, strict=True)

@@ -6,9 +6,6 @@ Exact match and F1 are as in the official SQuAD v1.1 script.
 from __future__ import annotations
 
 import math
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +13,9 @@ from typing import TypeVar
 from latentwire.harness.errors import UserError
 from latentwire.harness.registry import Registry
 from latentwire.records import MetricScore, ShownMetric
+from latentwire.stats.answers import exact_match as exact_match
+from latentwire.stats.answers import f1_score as f1_score
+from latentwire.stats.answers import normalize_answer as normalize_answer
 from latentwire.stats.intervals import bootstrap_interval, wilson_interval
 
 ALWAYS = ("f1", "em")  # metrics that every result has
@@ -123,6 +123,17 @@ def register_metric(
     return register
 
 
+def shown_metric(name: str) -> ShownMetric:
+    """Return how the analysis shows the metric that the setting `primary_metric` names.
+
+    Raises:
+        UserError: The name is unknown.
+    """
+    if name not in ANSWER_METRICS:
+        raise UserError(f"primary_metric={name}: unknown; use one of {', '.join(ANSWER_METRICS)}")
+    return ANSWER_METRICS[name].shown()
+
+
 @dataclass(frozen=True)
 class Scoring:
     """The answer metrics that an evaluation computes.
@@ -142,8 +153,7 @@ class Scoring:
         Raises:
             UserError: A name is unknown.
         """
-        if primary not in ANSWER_METRICS:
-            raise UserError(f"primary_metric={primary}: unknown; use one of {', '.join(ANSWER_METRICS)}")
+        shown_metric(primary)
         further = sorted({*names, primary} - set(ALWAYS))
         return cls((*ALWAYS, *(ANSWER_METRICS[name].name for name in further)), primary)
 
@@ -157,42 +167,9 @@ class Scoring:
         """Whether any metric needs a forward pass of the model."""
         return any(MODEL in metric.needs for metric in self.metrics)
 
-    def identity(self) -> dict[str, str | None]:
-        """Return the metrics that not every result has, each with the digest of its module if it is a plugin's."""
-        return {name: ANSWER_METRICS.source_digest(name) for name in self.names if name not in ALWAYS}
 
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize_answer(text: str) -> str:
-    """Return a text in lower case without ASCII punctuation, a/an/the and extra spaces (official v1.1 script)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-@register_metric("f1", label="F1")
-def f1_score(prediction: str, references: Iterable[str]) -> float:
-    """Return the highest F1 between the word multisets of the prediction and a reference, in [0, 1].
-
-    An empty prediction scores 0, as in the official script, even if the reference normalizes to nothing.
-    torchmetrics gives 1 in that case.
-    """
-    words = Counter(normalize_answer(prediction).split())
-    best = 0.0
-    for reference in references:
-        expected = Counter(normalize_answer(reference).split())
-        common = (words & expected).total()
-        if common:
-            precision, recall = common / words.total(), common / expected.total()
-            best = max(best, 2 * precision * recall / (precision + recall))
-    return best
-
-
-@register_metric("em", label="EM", binary=True)
-def exact_match(prediction: str, references: Iterable[str]) -> float:
-    """Return 1.0 if the prediction equals a reference after normalization, else 0.0."""
-    return float(any(normalize_answer(prediction) == normalize_answer(reference) for reference in references))
+register_metric("f1", label="F1")(f1_score)
+register_metric("em", label="EM", binary=True)(exact_match)
 
 
 @register_metric("likelihood", label="Likelihood", needs=("model",))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -10,13 +11,20 @@ from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
 import latentwire
+from latentwire.data import prompts as prompt_format
 from latentwire.data.examples import DataSpec
-from latentwire.evaluation.setup import Component, Settings, identity
+from latentwire.encoders.checkpoint import about_latents
+from latentwire.encoders.registry import latents_plugins
+from latentwire.evaluation.metrics import ALWAYS, ANSWER_METRICS, Scoring
+from latentwire.evaluation.setup import FITTED_ON, Component, Settings
 from latentwire.harness.device import choose_dtype
+from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
-from latentwire.harness.results import config_hash
+from latentwire.harness.results import JsonObject, config_hash
 from latentwire.harness.typed_config import typed
 from latentwire.lm.spec import ModelSpec
+from latentwire.sources.registry import SOURCES
+from latentwire.transforms.registry import is_fitted, transform_plugins
 
 
 @dataclass(frozen=True)
@@ -29,16 +37,48 @@ class Request:
     dtype: torch.dtype
     source: Component
     transform: Component
-    passage: bool  # whether the prompts contain their passages
-    block_size: int  # examples in the first block; 0: no blocks
+    passage: bool = True  # whether the prompts contain their passages
+    block_size: int = 0  # examples in the first block; 0: no blocks
+    scoring: Scoring = field(default_factory=Scoring)
 
     @property
     def key(self) -> str:
         """Hash of everything that decides the result, including the version of this project."""
-        about = identity(
-            self.model, self.data, self.settings, self.dtype, self.source, self.transform, self.passage, self.block_size
-        )
-        return config_hash({**about, "version": latentwire.__version__})
+        return config_hash({**self.identity(), "version": latentwire.__version__})
+
+    def identity(self) -> JsonObject:
+        """Return everything that decides a result, for its hash.
+
+        A trained encoder is identified by the hash of its weights, not by its folder. The number of examples evaluated
+        so far does not count: extending a budgeted result keeps its hash.
+
+        Raises:
+            UserError: A trained encoder is missing, or belongs to another model.
+        """
+        source, transform = self.source, self.transform
+        plugins = {
+            **SOURCES.plugin_sources([source.name]),
+            **transform_plugins(transform.name, transform.dials),
+            **ANSWER_METRICS.plugin_sources(self.scoring.names),
+        }
+        if "checkpoint" in source.dials:
+            about = about_latents(source.dials["checkpoint"], self.model.identity())
+            source = Component(source.name, {**source.dials, "checkpoint": about["sha256"]})
+            plugins |= latents_plugins(about["encoder"], about["transform"], about["transform_dials"])
+        further = [name for name in self.scoring.names if name not in ALWAYS]
+        return {
+            "model": self.model.identity(),
+            "data": self.data.identity(),
+            "settings": {**vars(self.settings), "dtype": str(self.dtype)},
+            "prompt_format": prompt_format.FORMAT,
+            "source": vars(source),
+            "transform": vars(transform),
+            **({"fitted_on": FITTED_ON} if is_fitted(transform.name, transform.dials) else {}),
+            **({} if self.passage else {"passage": False}),
+            **({"first": self.block_size} if self.block_size else {}),
+            **({"metrics": further} if further else {}),
+            **({"plugins": plugins} if plugins else {}),
+        }
 
 
 def read_settings(cfg: DictConfig, state: PartialState) -> Settings:
@@ -50,6 +90,22 @@ def read_settings(cfg: DictConfig, state: PartialState) -> Settings:
     values = {field.name: cfg[field.name] for field in fields(Settings)}
     values["batch_tokens"] = choose_batch_tokens(cfg.batch_tokens, state.device)
     return typed(Settings, values)
+
+
+def read_scoring(metrics: Sequence[str] | str, primary: str) -> Scoring:
+    """Return the answer metrics that a config names.
+
+    Args:
+        metrics: Value of the setting `metrics`: names, or one name.
+        primary: Value of the setting `primary_metric`.
+
+    Raises:
+        UserError: A name is unknown, or `metrics` is not a list of names.
+    """
+    names = [metrics] if isinstance(metrics, str) else list(metrics or [])
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"metrics={plain(metrics)}: expected a list of names, such as metrics=[likelihood]")
+    return Scoring.of(names, str(primary))
 
 
 def read(cfg: DictConfig, state: PartialState, block_size: int) -> Request:
@@ -74,6 +130,7 @@ def read(cfg: DictConfig, state: PartialState, block_size: int) -> Request:
         transform=Component(transform.name, plain(transform.dials)),
         passage=cfg.control != "empty",
         block_size=block_size,
+        scoring=read_scoring(cfg.metrics, cfg.primary_metric),
     )
 
 

@@ -1,39 +1,32 @@
-"""The model, prompts and shots that the configurations of a sweep share. Main entry: `prepare()`.
-
-`identity()` returns everything that decides a result.
-"""
+"""The model, prompts and shots that the configurations of a sweep share. Main entry: `prepare()`."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from latentwire.analysis.findings import Finding
-from latentwire.data import prompts as prompt_format
 from latentwire.data.examples import DataSpec, choose_examples, load_data
 from latentwire.data.prompts import FewShotPrompt, PromptWriter
-from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation import detectors
+from latentwire.evaluation.metrics import Scoring
 from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
+from latentwire.harness.results import JsonObject
 from latentwire.lm.batching import plan_batches
 from latentwire.lm.decoding import Decoder, encode_prefix
 from latentwire.lm.models import LanguageModel, load_model
 from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
+from latentwire.records import Finding
 from latentwire.sources.base import Source
 from latentwire.sources.registry import build_source
-from latentwire.transforms.registry import TRANSFORMS
 
 FITTED_ON = 16384  # transforms are fitted on at most this many embeddings; part of the hash
-FITTED = {name for name, kind in TRANSFORMS.items() if kind.fits} | {"chain"}  # a chain may have fitted steps
 WARM_UP = 8  # the model encodes this many tokens of the shots before the timing starts
 FIRST_BLOCK = 4  # examples in the first block of a budgeted result
 
@@ -63,7 +56,7 @@ class Component:
     """Name and dials of a source or a transform."""
 
     name: str
-    dials: dict[str, Any] = field(default_factory=dict)
+    dials: JsonObject = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -88,46 +81,12 @@ class EvaluationSetup:
     settings: Settings
     block_size: int  # examples in the first block; 0: no blocks
     shots_sec: float  # seconds in which the model encoded the shots
+    scoring: Scoring = field(default_factory=Scoring)  # answer metrics to compute
 
     def build_source(self, source: Component) -> Source:
         """Return a source with the random generator that its name and the seed determine."""
         generator = generator_for(self.settings.seed, source.name)
         return build_source(source.name, source.dials, self.vocabulary, generator)
-
-
-def identity(
-    model: ModelSpec,
-    data: DataSpec,
-    settings: Settings,
-    dtype: torch.dtype,
-    source: Component,
-    transform: Component,
-    passage: bool,
-    block_size: int,
-) -> dict[str, Any]:
-    """Return everything that decides a result, for its hash.
-
-    A trained encoder is identified by the hash of its weights, not by its folder. The number of examples evaluated so
-    far does not count: extending a budgeted result keeps its hash.
-
-    Raises:
-        UserError: A trained encoder is missing, or belongs to another model.
-    """
-    source_values = vars(source)
-    if "checkpoint" in source.dials:
-        about = about_latents(source.dials["checkpoint"], model.identity())
-        source_values = {"name": source.name, "dials": {**source.dials, "checkpoint": about["sha256"]}}
-    return {
-        "model": model.identity(),
-        "data": data.identity(),
-        "settings": {**vars(settings), "dtype": str(dtype)},
-        "prompt_format": prompt_format.FORMAT,
-        "source": source_values,
-        "transform": vars(transform),
-        **({"fitted_on": FITTED_ON} if transform.name in FITTED else {}),
-        **({} if passage else {"passage": False}),
-        **({"first": block_size} if block_size else {}),
-    }
 
 
 def prepare(

@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import json
 import traceback
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 from accelerate import PartialState
 from omegaconf import DictConfig
 
 from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.metrics import ANSWER_METRICS, Scoring
 from latentwire.evaluation.request import Request, plain, read
-from latentwire.evaluation.setup import FIRST_BLOCK, Component, EvaluationSetup, prepare, without_passages
+from latentwire.evaluation.setup import FIRST_BLOCK, EvaluationSetup, prepare, without_passages
 from latentwire.harness.device import accelerator_state, describe_machine
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.memory import is_out_of_memory, out_of_memory
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import is_main_process, log
-from latentwire.harness.results import (
-    DamagedResultError,
-    Result,
-    ResultStore,
-    ResultWriteError,
-    config_hash,
-    read_jsonl,
-)
+from latentwire.harness.results import DamagedResultError, ResultStore, ResultWriteError, config_hash
 from latentwire.harness.session import Session
 from latentwire.harness.tracking import Tracker, make_tracker
+from latentwire.records import (
+    FORMAT,
+    EvaluationResult,
+    ExampleRow,
+    Measured,
+    ResultHead,
+    read_example_rows,
+    result_of,
+)
 from latentwire.stats.formatting import format_score
 
-NEEDED = {"name", "experiment", "family", "dials", "source", "group", "config", "num_samples", "identity",
-          "f1", "f1_interval", "em", "empty_rate"}  # fmt: skip  # fields that a finished result must have
 
-
-def run(cfg: DictConfig, session: Session | None = None) -> Result:
+def run(cfg: DictConfig, session: Session | None = None) -> EvaluationResult:
     """Return the result of one configuration: the finished one, or a new one.
 
     Within a sweep, a failed configuration is also a result, with its error.
@@ -53,52 +54,15 @@ def run(cfg: DictConfig, session: Session | None = None) -> Result:
         raise UserError(f"budget_minutes={cfg.budget_minutes}: limits a sweep; add -m, or leave it out")
     state = accelerator_state(cfg.device)
     request = read(cfg, state, FIRST_BLOCK if cfg.num_examples is not None else 0)
-    model, data, settings, source, transform = (
-        request.model, request.data, request.settings, request.source, request.transform,
-    )  # fmt: skip
     store = ResultStore(Path(cfg.out))
-    head: Result = {
-        "name": cfg.name,
-        "experiment": cfg.experiment,
-        "family": transform.name,
-        "dials": transform.dials,
-        "source": source.name,
-        "source_dials": source.dials,
-        "group": cfg.group,
-        "variant": cfg.variant,
-        "control": None if cfg.control == "none" else cfg.control,
-        "config_hash": request.key,
-        "model": model.name,
-        "model_id": model.package or model.repo or model.path or model.name,
-        "data": data.name,
-    }
-    before = _finished(store, head, bool(cfg.force), state)
-    result = before if before is not None and _has_enough_examples(before, cfg.num_examples) else None
-    if result is None:
-        if state.is_main_process:
-            store.require_writable()
-        setup = session.keep("evaluation", _setup_key(request, state), partial(_set_up, request, state))
-        if not request.passage:
-            setup = without_passages(setup)
-        title = _title(cfg.name, session)
-        known = read_jsonl(store.predictions_path(cfg.name)) if before is not None else []
-        body, predictions = _attempt(setup, source, transform, state, title, cfg.num_examples, known)
-        body = broadcast_from_main(state, _add_earlier(before, body, session.lap(count=True)))
-        result = {
-            **head,
-            **body,
-            "asked": cfg.num_examples,
-            "seed": settings.seed,
-            "dtype": str(request.dtype).removeprefix("torch."),
-            **made_on(state),
-            "config": plain(cfg),
-        }
-        if state.is_main_process:
-            store.save(cfg.name, result, predictions)
-        state.wait_for_everyone()
-        log(_line(title, result))
+    before = _finished(store, cfg, request, state)
+    title = _title(cfg.name, session)
+    if before is not None and _has_enough_examples(before, cfg.num_examples):
+        result = before
+        log(_line(title, result, request.scoring) + "  (finished before)")
     else:
-        log(_line(_title(cfg.name, session), result) + "  (finished before)")
+        result = _evaluate(cfg, request, state, session, store, before)
+        log(_line(title, result, request.scoring))
     tracker_of(cfg, session).log_result(result)
     if not session.sweeping:
         if result["status"] != "ok":
@@ -111,6 +75,75 @@ def list_one(cfg: DictConfig, session: Session | None = None) -> None:
     """Print the name of the single configuration; the sweeper prints the names of a sweep."""
     if is_main_process():
         print(cfg.name)
+
+
+class _Status(TypedDict):
+    """What became of a configuration."""
+
+    status: Literal["ok", "failed"]
+    error: NotRequired[str]
+    traceback: NotRequired[str]
+    job_sec: NotRequired[float]
+
+
+def _evaluate(
+    cfg: DictConfig,
+    request: Request,
+    state: PartialState,
+    session: Session,
+    store: ResultStore,
+    before: EvaluationResult | None,
+) -> EvaluationResult:
+    """Evaluate a configuration, or the examples that its earlier result `before` lacks, and store the result."""
+    if state.is_main_process:
+        store.require_writable()
+    setup = session.keep("evaluation", _setup_key(request, state), partial(_set_up, request, state))
+    setup = replace(setup if request.passage else without_passages(setup), scoring=request.scoring)
+    known = [] if before is None else read_example_rows(store.predictions_path(cfg.name))
+    title = _title(cfg.name, session)
+    status, measured, rows = _attempt(setup, request, state, title, cfg.num_examples, known)
+    if status["status"] == "ok":
+        _add_earlier(before, measured)
+    # All the time since the previous result: loading, composing the config, and saving and tracking that result.
+    status["job_sec"] = round((before["job_sec"] if before else 0.0) + session.lap(count=True), 3)
+    status, measured = broadcast_from_main(state, (status, measured))
+    result = _result(cfg, request, state, status, measured)
+    if state.is_main_process:
+        store.save(cfg.name, result, rows)
+    state.wait_for_everyone()
+    return result
+
+
+def _result(
+    cfg: DictConfig, request: Request, state: PartialState, status: _Status, measured: Measured
+) -> EvaluationResult:
+    """Return the result of a configuration, as its file has it."""
+    head: ResultHead = {
+        "format": FORMAT,
+        "name": cfg.name,
+        "experiment": cfg.experiment,
+        "family": request.transform.name,
+        "dials": request.transform.dials,
+        "source": request.source.name,
+        "source_dials": request.source.dials,
+        "group": cfg.group,
+        "variant": cfg.variant,
+        "control": None if cfg.control == "none" else cfg.control,
+        "config_hash": request.key,
+        "model": request.model.name,
+        "model_id": request.model.package or request.model.repo or request.model.path or request.model.name,
+        "data": request.data.name,
+    }
+    return {
+        **head,
+        **status,
+        **measured,
+        "num_examples": cfg.num_examples,
+        "seed": request.settings.seed,
+        "dtype": str(request.dtype).removeprefix("torch."),
+        **made_on(state),
+        "config": plain(cfg),
+    }
 
 
 def _setup_key(request: Request, state: PartialState) -> str:
@@ -144,77 +177,69 @@ def tracker_of(cfg: DictConfig, session: Session) -> Tracker:
     return session.keep("tracker", key, lambda: make_tracker(cfg.tracker.name, **settings))
 
 
-def _finished(store: ResultStore, head: Result, force: bool, state: PartialState) -> Result | None:
+def _finished(store: ResultStore, cfg: DictConfig, request: Request, state: PartialState) -> EvaluationResult | None:
     """Return the finished result of this configuration, or None; a damaged file counts as failed and is kept."""
-    result: Result | None = None
-    if state.is_main_process and not force:
+    result: EvaluationResult | None = None
+    if state.is_main_process and not cfg.force:
         store.sweep_up()
         try:
-            result = store.finished(head["name"], head["config_hash"])
-            if result is not None and (lacking := NEEDED - result.keys()):
-                raise DamagedResultError(
-                    f"{store.path(head['name'])} lacks {', '.join(sorted(lacking))}: restore the file, or delete it to "
-                    "run the configuration again"
-                )
+            found = store.finished(cfg.name, request.key)
+            result = None if found is None else result_of(found, store.path(cfg.name))
         except DamagedResultError as error:
-            result = {**head, "status": "failed", "error": str(error), "config": {}}
-    return broadcast_from_main(state, result)
+            result = _result(cfg, request, state, {"status": "failed", "error": str(error)}, {})
+    found_by_main: EvaluationResult | None = broadcast_from_main(state, result)
+    return found_by_main
 
 
-def _has_enough_examples(result: Result, num_examples: int | None) -> bool:
+def _has_enough_examples(result: EvaluationResult, num_examples: int | None) -> bool:
     """Return whether a result has at least num_examples examples; a failed result is never extended."""
-    return num_examples is None or result["status"] != "ok" or int(result["asked"]) >= num_examples
+    if num_examples is None or result["status"] != "ok":
+        return True
+    return result["num_examples"] is not None and result["num_examples"] >= num_examples
 
 
-def _add_earlier(before: Result | None, body: Result, job_sec: float) -> Result:
-    """Return an extended result with the times and findings of the result that it extends.
-
-    job_sec is all the time since the previous result: loading, composing the config, and saving and tracking that
-    result.
-    """
-    earlier = before or {"time_sec": 0.0, "job_sec": 0.0, "timing": {}, "warnings": []}
-    body = {**body, "job_sec": round(earlier["job_sec"] + job_sec, 3)}
-    if body["status"] != "ok":
-        return body
-    seconds = round(earlier["time_sec"] + body["time_sec"], 3)
-    added = {key: value for key, value in earlier["timing"].items() if not key.startswith("shots_")}
-    timing = {key: value + added.get(key, 0) for key, value in body["timing"].items()}
-    # Findings about all answers come from the extended result alone.
-    kept = [one for one in earlier["warnings"] if one["kind"] in ("same_output", "dtype_changed")]
-    return {
-        **body,
-        "warnings": kept + [one for one in body["warnings"] if one not in kept],
-        "time_sec": seconds,
-        "timing": {"examples_per_sec": round(body["num_samples"] / seconds, 3), **timing},
-    }
+def _add_earlier(before: EvaluationResult | None, measured: Measured) -> None:
+    """Add times and findings of the result that an evaluation extends, if any, and set the examples per second."""
+    timing = measured["timing"]
+    if before is not None:
+        earlier = before["timing"]
+        timing["decoded"] += earlier["decoded"]
+        timing["reused"] += earlier["reused"]
+        timing["decode_sec"] += earlier["decode_sec"]
+        timing["positions"] += earlier["positions"]
+        measured["time_sec"] = round(before["time_sec"] + measured["time_sec"], 3)
+        # Findings about all answers come from the extended result alone.
+        kept = [one for one in before["warnings"] if one["kind"] in ("same_output", "dtype_changed")]
+        measured["warnings"] = kept + [one for one in measured["warnings"] if one not in kept]
+    timing["examples_per_sec"] = round(measured["num_samples"] / measured["time_sec"], 3)
 
 
 def _attempt(
     setup: EvaluationSetup,
-    source: Component,
-    transform: Component,
+    request: Request,
     state: PartialState,
     title: str,
     num_examples: int | None,
-    known: list[dict[str, Any]],
-) -> tuple[Result, list[dict[str, Any]] | None]:
-    """Return the evaluation of a configuration; a failure becomes a result with its error and remedy."""
+    known: list[ExampleRow],
+) -> tuple[_Status, Measured, list[ExampleRow] | None]:
+    """Evaluate a configuration; a failure becomes a status with its error and remedy, without measures and rows."""
     try:
-        scores, predictions = evaluate(setup, source, transform, state, title, num_examples, known)
+        measured, rows = evaluate(setup, request.source, request.transform, state, title, num_examples, known)
     except ResultWriteError:
         raise
     except UserError as error:
-        return {"status": "failed", "error": str(error)}, None
+        return {"status": "failed", "error": str(error)}, {}, None
     except Exception as error:
         reason, remedy = str(error), "see the traceback in the result file"
         if is_out_of_memory(error):
             reason, remedy = out_of_memory(error), "lower batch_tokens, or choose a smaller model"
-        return {
+        status: _Status = {
             "status": "failed",
             "error": f"{type(error).__name__}: {reason}; {remedy}",
             "traceback": traceback.format_exc(),
-        }, None
-    return {"status": "ok", **scores}, predictions
+        }
+        return status, {}, None
+    return {"status": "ok"}, measured, rows
 
 
 def _title(name: str, session: Session) -> str:
@@ -222,20 +247,24 @@ def _title(name: str, session: Session) -> str:
     return name if session.position is None else f"[{session.position[0]}/{session.position[1]}] {name}"
 
 
-def _line(title: str, result: Result) -> str:
-    """Return the line that is logged for a result."""
+def _line(title: str, result: EvaluationResult, scoring: Scoring) -> str:
+    """Return the line that is logged for a result: the primary metric with its interval, then the others."""
     if result["status"] != "ok":
         return f"{title}  FAILED: {result['error']}"
-    low, high = result["f1_interval"]
-    scores = f"F1 {format_score(result['f1'])} [{format_score(low)}, {format_score(high)}]"
-    scores += f"  EM {format_score(result['em'])}  empty {result['empty_rate']:.0%}  n={result['num_samples']}"
+    primary = result["scores"][scoring.primary]
+    low, high = (format_score(end) for end in primary["interval"])
+    scores = f"{ANSWER_METRICS[scoring.primary].label} {format_score(primary['mean'])} [{low}, {high}]"
+    for metric in scoring.metrics:
+        if metric.name != scoring.primary:
+            scores += f"  {metric.label} {format_score(result['scores'][metric.name]['mean'])}"
+    scores += f"  empty {result['empty_rate']:.0%}  n={result['num_samples']}"
     changed = "  changed nothing" if result["identity"] and result["family"] != "baseline" else ""
     return f"{title}  {scores}{changed}{_diagnosis(result)}"
 
 
-def _diagnosis(result: Result) -> str:
+def _diagnosis(result: EvaluationResult) -> str:
     """Return a line with the diagnosis and steps of the automatic repair; "" for other transforms."""
-    found = (result.get("fit") or {}).get("diagnosis", {})
+    found = result["fit"]["diagnosis"] if result["fit"] else {}
     if "chain" not in found:
         return ""
     distortions, steps = (", ".join(found[key]) or "nothing" for key in ("found", "chain"))

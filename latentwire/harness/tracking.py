@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,32 +16,42 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
 
 TRACKERS = ("none", "wandb")
-Table = tuple[list[str], list[list[Any]]]  # columns and rows of plain values
+Table = tuple[list[str], list[list[object]]]  # columns, and rows of plain values
 
 
 class Tracker(Protocol):
     """A receiver of finished results."""
 
-    def log_result(self, result: dict[str, Any]) -> None:
-        """Report the result of one finished configuration."""
+    def log_result(self, result: Mapping[str, Any]) -> None:
+        """Report the result of one finished configuration.
 
-    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table], figures: Sequence[Path]) -> None:
+        Args:
+            result: Result with name, config_hash, family, source, status and config, and its scores if it has any.
+        """
+
+    def log_summary(
+        self, summary: Mapping[str, Any], tables: Mapping[str, Table], figures: Sequence[Path], label: str
+    ) -> None:
         """Report a finished sweep.
 
         Args:
             summary: Counts and other facts of the sweep.
-            tables: Tables of the sweep, by name.
+            tables: Tables of the sweep, by name. The ranking has the columns group, name, score, score_low and
+                score_high.
             figures: Paths of PNG files.
+            label: Label of the score in the ranking.
         """
 
 
 class NoTracker:
     """A tracker that reports nothing."""
 
-    def log_result(self, result: dict[str, Any]) -> None:
+    def log_result(self, result: Mapping[str, Any]) -> None:
         """Do nothing."""
 
-    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table], figures: Sequence[Path]) -> None:
+    def log_summary(
+        self, summary: Mapping[str, Any], tables: Mapping[str, Table], figures: Sequence[Path], label: str
+    ) -> None:
         """Do nothing."""
 
 
@@ -49,7 +60,7 @@ class _Wandb:
 
     broken = False
 
-    def _try(self, report: Callable[[], Any]) -> None:
+    def _try(self, report: Callable[[], object]) -> None:
         if self.broken:
             return
         try:
@@ -57,6 +68,17 @@ class _Wandb:
         except Exception as error:  # a tracker never stops a run
             self.broken = True
             log(f"warning: W&B failed and is off for the rest of this run ({type(error).__name__}: {error})")
+
+
+@dataclass(frozen=True)
+class _WandbRun:
+    """What W&B is to call a run: `key` decides whether it is the same run as an earlier one."""
+
+    name: str
+    key: str
+    job_type: str
+    tags: list[str] = field(default_factory=list)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 class WandbTracker(_Wandb):
@@ -69,86 +91,86 @@ class WandbTracker(_Wandb):
     def __init__(self, folder: Path, group: str, project: str, entity: str | None, tags: list[str]) -> None:
         self.folder, self.group, self.project, self.entity, self.tags = folder, group, project, entity, tags
 
-    def log_result(self, result: dict[str, Any]) -> None:
-        """Report the resolved config, the scores and their intervals of one finished configuration."""
+    def log_result(self, result: Mapping[str, Any]) -> None:
+        """Report the resolved config, every score with its interval, and the numbers of a finished configuration."""
         scores = {
             key: value for key, value in result.items() if isinstance(value, int | float) or key.endswith("_interval")
         }
-        self._run(
+        for name, score in result.get("scores", {}).items():
+            scores |= {name: score["mean"], f"{name}_interval": score["interval"]}
+        run = _WandbRun(
             name=result["name"],
             key=f"{result['name']}/{result['config_hash']}",
             job_type=result["family"],
             tags=[result["family"], result["source"]],
             config=result["config"],
-            summary={**scores, "status": result["status"], "error": result.get("error", "")},
         )
+        self._report(run, {**scores, "status": result["status"], "error": result.get("error", "")}, dict)
 
-    def log_summary(self, summary: dict[str, Any], tables: dict[str, Table], figures: Sequence[Path]) -> None:
+    def log_summary(
+        self, summary: Mapping[str, Any], tables: Mapping[str, Table], figures: Sequence[Path], label: str
+    ) -> None:
         """Report the tables, counts and figures of a sweep, and a bar chart for each group of the ranking.
 
         W&B's bar chart draws no intervals. The chart's table and the figures have them.
         """
-        counts = {key: value for key, value in summary.items() if isinstance(value, int | float)}
-        name = f"{self.group} summary"
-        self._run(name=name, key=name, job_type="summary", tags=[], config={}, summary=counts, tables=tables,
-                  figures=figures)  # fmt: skip
 
-    def _run(
-        self,
-        name: str,
-        key: str,
-        job_type: str,
-        tags: list[str],
-        config: dict[str, Any],
-        summary: dict[str, Any],
-        tables: dict[str, Table] | None = None,
-        figures: Sequence[Path] = (),
-    ) -> None:
-        def report() -> None:
+        def media() -> dict[str, object]:
             import wandb
 
+            found: dict[str, object] = {
+                name: wandb.Table(columns=list(columns), data=rows) for name, (columns, rows) in tables.items()
+            }
+            found |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
+            return found | _bars(*tables["ranking"], label)
+
+        counts = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+        name = f"{self.group} summary"
+        self._report(_WandbRun(name=name, key=name, job_type="summary"), counts, media)
+
+    def _report(self, about: _WandbRun, summary: Mapping[str, Any], media: Callable[[], dict[str, object]]) -> None:
+        """Open a run, set its summary, and log what `media` returns; in the main process."""
+
+        def report() -> None:
             with _init(
                 self.folder,
-                key,
+                about.key,
                 project=self.project,
                 entity=self.entity,
                 group=self.group,
-                job_type=job_type,
-                name=name,
-                tags=[*self.tags, *tags],
-                config=config,
+                job_type=about.job_type,
+                name=about.name,
+                tags=[*self.tags, *about.tags],
+                config=about.config,
             ) as run:
                 run.summary.update(summary)
-                if tables:
-                    logged: dict[str, Any] = {
-                        name: wandb.Table(columns=list(columns), data=rows) for name, (columns, rows) in tables.items()
-                    }
-                    logged |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
-                    run.log(logged | _bars(*tables["ranking"]))
+                if logged := media():
+                    run.log(logged)
 
         if is_main_process():
             self._try(report)
 
 
-def _bars(columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
-    """Return a bar chart of F1 for each group of a ranking. The chart's table also has the intervals.
+def _bars(columns: list[str], rows: list[list[object]], label: str) -> dict[str, object]:
+    """Return a bar chart of the score for each group of a ranking. The chart's table also has the intervals.
 
     Args:
-        columns: Column names of the ranking, with group, name, f1, f1_low and f1_high among them.
+        columns: Column names of the ranking, with group, name, score, score_low and score_high among them.
         rows: Rows of the ranking.
+        label: Label of the score.
     """
     import wandb
 
-    shown = ["name", "f1", "f1_low", "f1_high"]
+    shown = ["name", "score", "score_low", "score_high"]
     indices = [columns.index(column) for column in ("group", *shown)]
-    bars: dict[str, list[list[Any]]] = {}
+    bars: dict[str, list[list[object]]] = {}
     for row in rows:
         group, *bar = (row[index] for index in indices)
         bars.setdefault(str(group), []).append(bar)
-    charts = {}
+    charts: dict[str, object] = {}
     for group, data in bars.items():
-        table = wandb.Table(columns=list(shown), data=data)
-        charts[f"bars/{group}"] = wandb.plot.bar(table, "name", "f1", title=f"F1, {group}")
+        table = wandb.Table(columns=["name", label, "low", "high"], data=data)
+        charts[f"bars/{group}"] = wandb.plot.bar(table, "name", label, title=f"{label}, {group}")
     return charts
 
 

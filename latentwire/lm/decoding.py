@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,7 @@ class Decoder:
         self.shares = bool(prefix.layers) and _can_share(lm, prefix)
         self.added = max_new_tokens + (0 if self.shares else prefix.length)  # positions of a row without its prompt
         self._known: dict[bytes, list[Generated]] = {}
+        self._known_logps: dict[tuple[bytes, str], list[list[float]]] = {}  # by prompts and answers
         self.seconds, self.positions = 0.0, 0  # time and positions of the batches that the cache did not answer
 
     def decode(self, prompts: list[Tensor]) -> tuple[list[Generated], bool]:
@@ -132,6 +133,44 @@ class Decoder:
             for ids, done in zip(token_ids, ended, strict=True)
         ]
 
+    def answer_logps(self, prompts: list[Tensor], answers: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the log-probability of each token of an answer to each prompt.
+
+        Args:
+            prompts: Embeddings of the prompts, (T_i, D) each, in the model's dtype.
+            answers: Token ids of an answer to each prompt, from 1 to max_new_tokens.
+
+        Raises:
+            UserError: The model's logits are NaN.
+        """
+        key = digest(prompts), str([list(answer) for answer in answers])
+        if key not in self._known_logps:
+            self._known_logps[key] = self._answer_logps(prompts, answers)
+        return self._known_logps[key]
+
+    @torch.no_grad()
+    def _answer_logps(self, prompts: list[Tensor], answers: Sequence[Sequence[int]]) -> list[list[float]]:
+        found: list[list[float]] = [[] for _ in prompts]
+        running = list(range(len(prompts)))
+        with _attention(self.lm, attention.SHARED_PREFIX if self.shares else None):
+            rows = DecodingRows(self.lm, self.prefix, prompts, self.max_new_tokens, self.shares)
+            logits = rows.prefill()  # (B, V)
+            for step in range(max(map(len, answers))):
+                tokens = torch.tensor([answers[row][step] for row in running], device=self.lm.device)
+                logps = logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]  # (rows still running,)
+                if bool(torch.isnan(logps).any()):
+                    raise UserError("the model's logits are NaN, so no answer has a probability; use dtype=float32")
+                for row, logp in zip(running, logps.clamp_max(0).tolist(), strict=True):
+                    found[row].append(logp)
+                unfinished = [place for place, row in enumerate(running) if len(answers[row]) > step + 1]
+                if len(unfinished) < len(running) and unfinished:
+                    rows.keep(unfinished)
+                    running = [running[place] for place in unfinished]
+                    tokens = tokens[unfinished]
+                if unfinished:
+                    logits = rows.step(tokens)
+        return found
+
     def _text(self, ids: list[int]) -> str:
         return str(self.lm.tokenizer.decode(ids, skip_special_tokens=True))
 
@@ -156,7 +195,7 @@ class DecodingRows:
         self.total = torch.full((len(prompts),), prefix.length, device=lm.device)  # (B,) positions used so far
         self.mask = torch.ones(len(prompts), 0, dtype=torch.long, device=lm.device)  # (B, columns of the cache)
         self.cache: Cache = DynamicCache()
-        self.options: dict[str, Any] = {"shared_prefix": prefix.layers} if share and prefix.layers else {}
+        self.options = {"shared_prefix": prefix.layers} if share and prefix.layers else {}
 
     def prefill(self) -> Tensor:
         """Run the model over the prompts, and return the logits after the last position of each, (B, V).
@@ -222,7 +261,7 @@ class DecodingRows:
 
     def _forward(self, positions: Tensor, **inputs: Tensor) -> Tensor:
         last = torch.tensor([positions.shape[1] - 1], device=self.lm.device)
-        return self.lm.model(
+        output = self.lm.model(
             attention_mask=self.mask,
             position_ids=positions,
             past_key_values=self.cache,
@@ -230,7 +269,9 @@ class DecodingRows:
             logits_to_keep=last,  # a tensor, as an integer would give the output head strided rows, which are slow
             **self.options,
             **inputs,
-        ).logits[:, -1]
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
 
 class _RowLayer(DynamicLayer):

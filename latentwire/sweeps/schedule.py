@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from omegaconf import DictConfig
 
-from latentwire.analysis.controls import RANDOM
+from latentwire.analysis.controls import RANDOM, oriented
 from latentwire.encoders.checkpoint import about_latents
+from latentwire.evaluation.metrics import shown_metric
 from latentwire.evaluation.request import read
 from latentwire.evaluation.setup import FIRST_BLOCK
 from latentwire.harness.device import accelerator_state
@@ -19,14 +19,24 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.grids import Job
 from latentwire.harness.progress import log
-from latentwire.harness.results import ResultStore, config_hash, read_json, read_jsonl, write_json, writing
+from latentwire.harness.results import ResultStore, config_hash, write_json, writing
 from latentwire.harness.session import Session
 from latentwire.harness.typed_config import typed
 from latentwire.lm.spec import ModelSpec
+from latentwire.records import (
+    Budget,
+    EvaluationResult,
+    Halving,
+    ScoredResult,
+    ShownMetric,
+    read_example_rows,
+    read_record,
+    succeeded,
+)
 from latentwire.sweeps.successive_halving import JobCost, Round, first_round, next_round
 
-Result = dict[str, Any]
-Rounds = Generator[list[Job], list[Result], list[Result]]
+Rounds = Generator[list[Job], list[EvaluationResult], list[EvaluationResult]]
+Standings = dict[str, list[tuple[str, float]]]  # contenders of each source with their mean score, in order of the sweep
 
 PROBE = 16  # examples of the clean control that measure the cost of an example
 ALWAYS = ("baseline", "auto")  # families that are never left out
@@ -36,7 +46,7 @@ TIME_MODEL = (
     "tracking, but not the analysis at the end"
 )
 BIAS = (
-    "The scores are from the same examples that decided which transforms continue. So the best F1 of a source is "
+    "The scores are from the same examples that decided which transforms continue. So the best score of a source is "
     "somewhat too high. Transforms that were left out have fewer examples and wider intervals."
 )
 
@@ -102,13 +112,18 @@ def plan_path(folder: Path) -> Path:
     return folder / "plan.json"
 
 
+def read_plan(folder: Path) -> Budget:
+    """Return the decisions of a budgeted sweep from its file."""
+    return read_record(Budget, plan_path(folder), "restore the file, or delete it to plan the sweep again")
+
+
 def _is_clean(job: Job) -> bool:
     """Return whether a job is the upper control: the baseline on text, with its passages."""
     about = (job.config.embed_source.name, job.config.embed_transform.name)
     return about == ("text", "baseline") and job.config.control != "empty"
 
 
-def measured_cost(results: Sequence[Result], launches: int) -> JobCost:
+def measured_cost(results: Sequence[ScoredResult], launches: int) -> JobCost:
     """Return the mean cost of a job and of an example.
 
     Args:
@@ -138,34 +153,144 @@ def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launchi
     Raises:
         UserError: The budget is not positive or too small, or the sweep has no baseline or uses force.
     """
-    seconds = _seconds(cfg.budget_minutes)
-    if cfg.force:
-        raise UserError("force=true: a budgeted sweep extends its own results; choose another out=FOLDER instead")
-    if not controls:
-        raise UserError("budget_minutes: the sweep has no baseline to measure; include it: only='baseline|...'")
-    state, store = accelerator_state(cfg.device), ResultStore(Path(cfg.out))
-    if not all(isinstance(job.config.samples, int) for job in jobs):
-        raise UserError(f"samples={jobs[0].config.samples}: expected a whole number")
-    most = min(job.config.samples for job in jobs)
-    plan = open_plan(cfg, state, [*controls, *jobs], most)
-    every = {job.config.name: job for job in [*controls, *jobs]}
+    sweep = _BudgetedSweep(cfg, controls, jobs, session)
+    if sweep.plan["first"] is None:
+        yield from sweep.plan_first_round(launching)
+    results = yield from sweep.run_rounds()
+    return [results[job.config.name] for job in [*jobs, *controls]]
 
-    if plan["first"] is None:
-        probes = [job for job in every.values() if _is_clean(job)]
-        probed = yield [_with_examples(job, min(PROBE, most)) for job in probes]
-        if any(result["status"] != "ok" for result in probed):
-            broken = next(result for result in probed if result["status"] != "ok")
+
+class _BudgetedSweep:
+    """The rounds of a sweep with a time limit; arguments and errors as in `within_budget`."""
+
+    def __init__(self, cfg: DictConfig, controls: list[Job], jobs: list[Job], session: Session) -> None:
+        self.seconds = _seconds(cfg.budget_minutes)
+        if cfg.force:
+            raise UserError("force=true: a budgeted sweep extends its own results; choose another out=FOLDER instead")
+        if not controls:
+            raise UserError("budget_minutes: the sweep has no baseline to measure; include it: only='baseline|...'")
+        if not all(isinstance(job.config.samples, int) for job in jobs):
+            raise UserError(f"samples={jobs[0].config.samples}: expected a whole number")
+        self.cfg, self.session = cfg, session
+        self.state, self.store = accelerator_state(cfg.device), ResultStore(Path(cfg.out))
+        self.metric = shown_metric(cfg.primary_metric)
+        self.most = min(job.config.samples for job in jobs)
+        self.plan = open_plan(cfg, self.state, [*controls, *jobs], self.most)
+        self.every = {job.config.name: job for job in [*controls, *jobs]}
+        self.groups = _contenders(jobs)
+        self.contenders = {name for members in self.groups.values() for name in members}
+
+    def plan_first_round(self, launching: float) -> Generator[list[Job], list[EvaluationResult], None]:
+        """Measure the cost of an example on the clean control, and plan the number of examples of the first round."""
+        probes = [job for job in self.every.values() if _is_clean(job)]
+        results = yield [_with_examples(job, min(PROBE, self.most)) for job in probes]
+        probed = [result for result in results if succeeded(result)]
+        if len(probed) < len(results):
+            broken = next(result for result in results if not succeeded(result))
             raise UserError(f"budget_minutes: {broken['name']} failed ({broken.get('error')}); fix that first")
         # The probe's overhead is mostly loading the model, which happens once, so `launching` replaces it.
-        cost = broadcast_from_main(state, JobCost(launching, measured_cost(probed, 1).per_example))
-        plan["estimate"] = {
+        cost: JobCost = broadcast_from_main(self.state, JobCost(launching, measured_cost(probed, 1).per_example))
+        self.plan["estimate"] = {
             "names": [result["name"] for result in probed],
             "samples": min(result["num_samples"] for result in probed),
             "seconds_per_example": cost.per_example,
         }
-        plan["first"] = first_round(len(every), cost, seconds, FIRST_BLOCK, most)
-        _save(cfg, state, plan)
+        self.plan["first"] = first_round(len(self.every), cost, self.seconds, FIRST_BLOCK, self.most)
+        self._save()
 
+    def run_rounds(self) -> Generator[list[Job], list[EvaluationResult], dict[str, EvaluationResult]]:
+        """Run the saved rounds and further ones, and return the last result of each job by name."""
+        assert self.plan["first"] is not None
+        num_examples = dict.fromkeys(self.every, self.plan["first"])
+        for halving in self.plan["halvings"]:
+            self._advance(num_examples, halving)
+        results: dict[str, EvaluationResult] = {}
+        todo = list(self.every)
+        while True:
+            round_jobs = [_with_examples(self.every[name], num_examples[name]) for name in todo]
+            results |= zip(todo, (yield round_jobs), strict=True)
+            now = max(num_examples.values())
+            running = {
+                name: result for name in self.every if num_examples[name] == now and succeeded(result := results[name])
+            }
+            if self.plan["stopped"] or not running:
+                return results
+            spent = sum(result.get("job_sec", 0.0) for result in results.values())
+            decided = self._decide(running, now, spent + self.session.lap(count=False))
+            if decided.kept:
+                self._advance(num_examples, self.plan["halvings"][-1])
+            self.plan["samples"] = max(num_examples.values())
+            self._save()
+            if self.plan["stopped"]:
+                return results
+            todo = [name for name in self.every if num_examples[name] == decided.samples]
+
+    def _decide(self, running: dict[str, ScoredResult], now: int, spent: float) -> Round:
+        """Decide about the next round, and add the decision to the plan.
+
+        Args:
+            running: Results of the last round, by name.
+            now: Their number of examples.
+            spent: Seconds since the sweep began.
+        """
+        plan = self.plan
+        standings: Standings = {
+            group: [
+                (name, score_of_first(self.store, running[name], now, self.metric))
+                for name in members
+                if name in running
+            ]
+            for group, members in self.groups.items()
+        }
+        cost = measured_cost(list(running.values()), 1 + len(plan["halvings"]))
+        cost, spent = broadcast_from_main(self.state, (cost, spent))
+        plan["seconds_spent"] = round(spent, 3)
+        plan["seconds_per_example"] = cost.per_example
+        always, left = len(self.every) - len(self.contenders), self.seconds - plan["seconds_spent"]
+        decided = next_round(standings, always, now, self.most, cost, left, self.metric["label"])
+        if decided.kept:
+            plan["halvings"].append(self._halving(decided, standings))
+            log(f"round {len(plan['halvings']) + 1}: {decided.why}")
+        else:
+            plan["stopped"] = decided.why
+            log(f"the sweep ends: {decided.why}")
+        return decided
+
+    def _advance(self, num_examples: dict[str, int], halving: Halving) -> None:
+        """Set the number of examples of each configuration that a halving keeps."""
+        kept = {name for group in halving["groups"] for name in group["names"]}
+        for name in num_examples:
+            if name in kept or name not in self.contenders:
+                num_examples[name] = halving["samples"]
+
+    def _halving(self, decided: Round, standings: Standings) -> Halving:
+        """Return a decision as plain values, for the plan and the summary."""
+
+        def experiments(names: list[str]) -> list[str]:
+            return [self.every[name].config.experiment for name in names]
+
+        return {
+            "round": len(self.plan["halvings"]) + 1,
+            "samples": decided.samples,
+            "why": decided.why,
+            "groups": [
+                {
+                    "group": group,
+                    "names": names,
+                    "kept": experiments(names),
+                    "left_out": experiments([name for name, _ in standings[group] if name not in names]),
+                }
+                for group, names in decided.kept.items()
+            ],
+        }
+
+    def _save(self) -> None:
+        if self.state.is_main_process:
+            write_json(plan_path(Path(self.cfg.out)), self.plan)
+
+
+def _contenders(jobs: list[Job]) -> dict[str, list[str]]:
+    """Return the configurations of each source that a halving may leave out."""
     groups: dict[str, list[str]] = {job.config.group: [] for job in jobs}
     random: dict[str, str] = {}  # variant -> its first random tokens, a control of every source
     for job in jobs:
@@ -173,59 +298,21 @@ def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launchi
             random.setdefault(job.config.variant, job.config.name)
         if job.config.embed_transform.name not in ALWAYS and job.config.name not in random.values():
             groups[job.config.group].append(job.config.name)
-    contenders = {name for members in groups.values() for name in members}
-    num_examples = dict.fromkeys(every, plan["first"])
-    for halving in plan["halvings"]:
-        _advance(num_examples, contenders, halving)
-
-    results: dict[str, Result] = {}
-    todo = list(every)
-    while True:
-        round_jobs = [_with_examples(every[name], num_examples[name]) for name in todo]
-        results |= zip(todo, (yield round_jobs), strict=True)
-        now = max(num_examples.values())
-        running = {
-            name: results[name] for name in every if num_examples[name] == now and results[name]["status"] == "ok"
-        }
-        if plan["stopped"] or not running:
-            break
-        standings = {
-            group: [(name, score_of_first(store, running[name], now)) for name in members if name in running]
-            for group, members in groups.items()
-        }
-        spent = sum(result.get("job_sec", 0.0) for result in results.values())
-        cost = measured_cost(list(running.values()), 1 + len(plan["halvings"]))
-        cost, spent = broadcast_from_main(state, (cost, spent + session.lap(count=False)))
-        plan["seconds_spent"] = round(spent, 3)
-        plan["seconds_per_example"] = cost.per_example
-        decided = next_round(standings, len(every) - len(contenders), now, most, cost, seconds - plan["seconds_spent"])
-        if decided.kept:
-            plan["halvings"].append(_halving(plan, decided, standings, every))
-            _advance(num_examples, contenders, plan["halvings"][-1])
-            log(f"round {len(plan['halvings']) + 1}: {decided.why}")
-        else:
-            plan["stopped"] = decided.why
-            log(f"the sweep ends: {decided.why}")
-        plan["samples"] = max(num_examples.values())
-        _save(cfg, state, plan)
-        if plan["stopped"]:
-            break
-        todo = [name for name in every if num_examples[name] == decided.samples]
-    return [results[job.config.name] for job in [*jobs, *controls]]
+    return groups
 
 
-def _seconds(minutes: Any) -> float:
+def _seconds(minutes: object) -> float:
     try:
-        seconds = 60 * float(minutes)
-    except (TypeError, ValueError) as error:
+        seconds = 60 * float(str(minutes))
+    except ValueError as error:
         raise UserError(f"budget_minutes={minutes}: expected a number of minutes, or null") from error
     if not 0 < seconds < float("inf"):
         raise UserError(f"budget_minutes={minutes}: must be above 0; null sets no limit")
     return seconds
 
 
-def score_of_first(store: ResultStore, result: Result, count: int) -> float:
-    """Return the mean F1 of a result's first examples; an earlier, larger budget may have added more.
+def score_of_first(store: ResultStore, result: ScoredResult, count: int, metric: ShownMetric) -> float:
+    """Return the mean score of a result's first examples; an earlier, larger budget may have added more.
 
     Rounding makes means of the same scores in another order equal, so that the order of the sweep decides ties.
 
@@ -233,11 +320,12 @@ def score_of_first(store: ResultStore, result: Result, count: int) -> float:
         store: Results of the sweep.
         result: Result with at least `count` examples.
         count: Number of examples.
+        metric: The primary metric. The score is oriented so that higher is better.
     """
     if result["num_samples"] <= count:
-        return round(float(result["f1"]), 9)
-    rows = read_jsonl(store.predictions_path(result["name"]))[:count]
-    return round(sum(row["f1"] for row in rows) / count, 9)
+        return round(oriented(result["scores"][metric["name"]]["mean"], metric), 9)
+    rows = read_example_rows(store.predictions_path(result["name"]))[:count]
+    return round(oriented(sum(row["scores"][metric["name"]] for row in rows) / count, metric), 9)
 
 
 def _with_examples(job: Job, count: int) -> Job:
@@ -245,45 +333,11 @@ def _with_examples(job: Job, count: int) -> Job:
     return Job([*job.overrides, f"num_examples={count}"], job.config)
 
 
-def _advance(num_examples: dict[str, int], contenders: set[str], halving: dict[str, Any]) -> None:
-    """Set the number of examples of each configuration that a halving keeps."""
-    kept = {name for group in halving["groups"] for name in group["names"]}
-    for name in num_examples:
-        if name in kept or name not in contenders:
-            num_examples[name] = halving["samples"]
-
-
-def _halving(
-    plan: dict[str, Any],
-    decided: Round,
-    standings: dict[str, list[tuple[str, float]]],
-    every: dict[str, Job],
-) -> dict[str, Any]:
-    """Return a decision as plain values, for the plan and the summary."""
-
-    def experiments(names: list[str]) -> list[str]:
-        return [every[name].config.experiment for name in names]
-
-    return {
-        "round": len(plan["halvings"]) + 1,
-        "samples": decided.samples,
-        "why": decided.why,
-        "groups": [
-            {
-                "group": group,
-                "names": names,
-                "kept": experiments(names),
-                "left_out": experiments([name for name, _ in standings[group] if name not in names]),
-            }
-            for group, names in decided.kept.items()
-        ],
-    }
-
-
-def open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) -> dict[str, Any]:
+def open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) -> Budget:
     """Return the plan of this sweep, from its file or new; the plan of another sweep moves to replaced/.
 
-    The key of a plan is a hash of the budget and the keys of all results, which cover everything that decides them.
+    The key of a plan is a hash of the budget, the primary metric and the keys of all results, which cover everything
+    that decides the plan.
 
     Args:
         cfg: Config of the sweep.
@@ -292,18 +346,18 @@ def open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) 
         most: Largest number of examples.
     """
     result_keys = [[job.config.name, read(job.config, state, FIRST_BLOCK).key] for job in jobs]
-    key = config_hash([cfg.budget_minutes, result_keys])
+    key = config_hash([cfg.budget_minutes, cfg.primary_metric, result_keys])
     path = plan_path(Path(cfg.out))
-    plan = None
+    plan: Budget | None = None
     if state.is_main_process and path.exists():
-        plan = read_json(path)
+        plan = read_plan(path.parent)
         if plan["key"] != key:
             aside = path.parent / "replaced" / f"plan.{plan['key']}.json"
             with writing(aside):
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(aside)
             plan = None
-    new = {
+    new: Budget = {
         "key": key,
         "minutes": float(cfg.budget_minutes),
         "configurations": sum(job.config.control == "none" for job in jobs),
@@ -318,9 +372,5 @@ def open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) 
         "stopped": None,
         "note": BIAS,
     }
-    return dict(broadcast_from_main(state, plan or new))
-
-
-def _save(cfg: DictConfig, state: PartialState, plan: dict[str, Any]) -> None:
-    if state.is_main_process:
-        write_json(plan_path(Path(cfg.out)), plan)
+    opened: Budget = broadcast_from_main(state, plan or new)
+    return opened

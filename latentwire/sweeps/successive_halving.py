@@ -73,16 +73,19 @@ def next_round(
     most: int,
     cost: JobCost,
     seconds_left: float,
+    label: str,
 ) -> Round:
     """Decide which configurations continue with twice as many examples.
 
     Args:
-        standings: Contenders of each source with their mean F1, in the order of the sweep, which decides ties.
+        standings: Contenders of each source with their mean score, in the order of the sweep, which decides ties.
+            A higher score is better.
         always: Number of configurations that always continue: baselines, automatic repairs and controls.
         num_examples: Examples evaluated so far.
         most: Largest number of examples.
         cost: Costs measured in the last round.
         seconds_left: Seconds left of the budget.
+        label: Label of the score.
     """
     if num_examples >= most:
         return Round(num_examples, {}, f"all {most} examples are evaluated")
@@ -106,5 +109,5 @@ def next_round(
         group: [name for name, _ in sorted(members, key=lambda member: -member[1])[: sizes[group]]]
         for group, members in standings.items()
     }
-    why = f"{what} of the transforms of each source by F1 on {num_examples} examples continue to {samples}"
+    why = f"{what} of the transforms of each source by {label} on {num_examples} examples continue to {samples}"
     return Round(samples, kept, f"{why} ({seconds_left:.0f} s left, {cost.per_example:.3f} s an example)")

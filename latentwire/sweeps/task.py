@@ -4,38 +4,48 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from omegaconf import DictConfig
 
-from latentwire.analysis.controls import AnalysisSettings, ById
-from latentwire.analysis.findings import Finding, too_fast
+from latentwire.analysis.controls import AnalysisSettings, ById, score_of
+from latentwire.analysis.findings import too_fast
 from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import analyze
+from latentwire.analysis.records import SortedByF1, SortedByScore, Summary
+from latentwire.evaluation.metrics import shown_metric
 from latentwire.evaluation.task import tracker_of
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
-from latentwire.harness.results import (
-    DamagedResultError,
-    Result,
-    ResultStore,
-    ResultWriteError,
-    read_json,
-    read_jsonl,
-    write_text_atomically,
-)
+from latentwire.harness.results import DamagedResultError, ResultStore, ResultWriteError, write_text_atomically
 from latentwire.harness.session import Session
 from latentwire.harness.typed_config import typed
+from latentwire.records import (
+    FORMAT,
+    EvaluationResult,
+    ExampleRow,
+    Finding,
+    ScoredResult,
+    ShownMetric,
+    StoredSummary,
+    SummaryResult,
+    read_example_rows,
+    read_summary,
+    succeeded,
+)
 from latentwire.reports.html import write_report
-from latentwire.reports.text import render, tables
+from latentwire.reports.tables import tables
+from latentwire.reports.text import render
+from latentwire.sources.registry import ladders
 from latentwire.sweeps import schedule
 
 NOT_IN_SUMMARY = ("config", "versions", "traceback", "too_long_ids")  # long fields, only in the result's own file
 
 
-def finish(cfg: DictConfig, results: list[Result], session: Session) -> None:
+def finish(cfg: DictConfig, results: list[EvaluationResult], session: Session) -> None:
     """Write the summary and report of a sweep, print its analysis, and log it to the tracker.
 
     Args:
@@ -47,11 +57,19 @@ def finish(cfg: DictConfig, results: list[Result], session: Session) -> None:
         UserError: Configurations failed; the message names them.
     """
     folder = Path(cfg.out)
-    failed = [result for result in results if result["status"] != "ok"]
+    failed = [result for result in results if not succeeded(result)]
     if is_main_process():
-        budget = read_json(schedule.plan_path(folder)) if cfg.budget_minutes is not None else None
-        summary = summarize(cfg.sweep.name, results, folder, _analysis_settings(cfg), budget)
-        summary["command"] = session.command
+        short = [_short(result) for result in results]
+        stored: StoredSummary = {
+            "format": FORMAT,
+            "sweep": cfg.sweep.name,
+            "command": session.command,
+            "primary_metric": shown_metric(cfg.primary_metric),
+            "results": [result for result in short if result["control"] is None],
+            "controls": [result for result in short if result["control"] is not None],
+            "budget": schedule.read_plan(folder) if cfg.budget_minutes is not None else None,
+        }
+        summary = summarize(stored, folder, _analysis_settings(cfg))
         other = ResultStore(folder).save_summary(summary)
         _write_matrix(summary, folder)
         print(render(summary))
@@ -60,82 +78,120 @@ def finish(cfg: DictConfig, results: list[Result], session: Session) -> None:
         if other is not None:
             log(f"note: the previous summary also had other configurations; it is kept as {other}")
         figures = sorted((folder / "figures").glob("*.png"))
-        tracker_of(cfg, session).log_summary(summary, tables(summary, _examples(summary, folder)), figures)
+        found = tables(summary, _examples(summary, folder))
+        tracker_of(cfg, session).log_summary(summary, found, figures, summary["primary_metric"]["label"])
     if failed:
-        listed = "\n".join(f"  {result['name']}: {result['error']}" for result in failed)
-        controls = sum(result.get("control") is not None for result in failed)
-        total = sum(result.get("control") is None for result in results)
+        listed = "\n".join(f"  {result['name']}: {result.get('error')}" for result in failed)
+        controls = sum(result["control"] is not None for result in failed)
+        total = sum(result["control"] is None for result in results)
         what = f"{len(failed) - controls} of {total} configurations" + (f" and {controls} controls" if controls else "")
         raise UserError(f"{what} failed; the other results are kept:\n{listed}")
 
 
+def _short(result: EvaluationResult) -> SummaryResult:
+    """Return a result without its long fields."""
+    return cast(SummaryResult, {key: value for key, value in result.items() if key not in NOT_IN_SUMMARY})
+
+
 def _analysis_settings(cfg: DictConfig) -> AnalysisSettings:
-    settings = typed(AnalysisSettings, {"min_clean_f1": cfg.min_clean_f1, "target_difference": cfg.target_difference})
+    values = {"min_clean_score": cfg.min_clean_score, "target_difference": cfg.target_difference}
+    settings = typed(AnalysisSettings, values)
     settings.check()
     return settings
 
 
-def summarize(
-    sweep: str, results: list[Result], folder: Path, settings: AnalysisSettings, budget: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Return the summary of a sweep with its analysis.
+def summarize(stored: StoredSummary, folder: Path, settings: AnalysisSettings) -> Summary:
+    """Return the summary of a sweep with its analysis by the primary metric.
 
     Args:
-        sweep: Name of the sweep.
-        results: Results of its configurations and controls.
-        folder: Folder with their predictions.
+        stored: Results of the sweep and what else is known of it.
+        folder: Folder with the predictions.
         settings: Settings of the analysis.
-        budget: Plan of a budgeted sweep.
 
     Raises:
         DamagedResultError: Predictions do not match their result.
+        UserError: A result lacks the primary metric.
     """
-    found = too_fast([result for result in results if result["status"] == "ok"])
-    results = [
-        {**result, "warnings": _with(result.get("warnings", []), found.get(result["name"]))} for result in results
-    ]
-    controls = [result for result in results if result.get("control")]
-    results = [result for result in results if not result.get("control")]
-    successful = [result for result in results if result["status"] == "ok"]
-    ranked = sorted(successful, key=lambda result: (-result["f1"], result["name"]))
-    shown = ("name", "experiment", "source", "group", "f1", "f1_interval", "em", "empty_rate")
-    usable = [result for result in controls if result["status"] == "ok"]
-    scores = {result["name"]: _scores(result, folder) for result in [*successful, *usable]}
+    metric = stored["primary_metric"]
+    found = too_fast([result for result in [*stored["results"], *stored["controls"]] if succeeded(result)])
+    results, controls = (
+        [_with_finding(result, found.get(result["name"])) for result in part]
+        for part in (stored["results"], stored["controls"])
+    )
+    successful = [result for result in results if succeeded(result)]
+    usable = [result for result in controls if succeeded(result)]
+    scores = {result["name"]: _scores(result, folder, metric) for result in [*successful, *usable]}
     return {
-        "sweep": sweep,
+        **stored,
+        "results": results,
+        "controls": controls,
         "total_experiments": len(results),
         "successful": len(successful),
         "failed": len(results) - len(successful),
-        "results": [_short(result) for result in results],
-        "controls": [_short(result) for result in controls],
-        "sorted_by_f1": [{key: result[key] for key in shown} for result in ranked],
-        "budget": budget,
-        "analysis": analyze(successful, scores, controls, settings),
+        "sorted_by_f1": _sorted_by_f1(successful),
+        "sorted_by_score": _sorted_by_score(successful, metric),
+        "analysis": analyze(successful, scores, controls, settings, metric, ladders()),
     }
 
 
-def _with(findings: list[Finding], more: Finding | None) -> list[Finding]:
-    return findings if more is None or more in findings else [*findings, more]
+def _with_finding(result: SummaryResult, more: Finding | None) -> SummaryResult:
+    """Return a result with one finding more, unless it has the finding already."""
+    warnings = result.get("warnings", [])
+    return result if more is None or more in warnings else {**result, "warnings": [*warnings, more]}
 
 
-def _short(result: Result) -> Result:
-    return {key: value for key, value in result.items() if key not in NOT_IN_SUMMARY}
-
-
-def _scores(result: Result, folder: Path) -> ById:
-    """Return the ids and F1 of a result's examples from its predictions, (N,) each."""
-    path = ResultStore(folder).predictions_path(result["name"])
-    rows = read_jsonl(path)
-    f1 = np.array([row["f1"] for row in rows])
-    if len(rows) != result["num_samples"] or abs(f1.mean() - result["f1"]) > 1e-9:
-        raise DamagedResultError(
-            f"{path} does not match the summary (n = {len(rows)}, expected {result['num_samples']}; mean F1 "
-            f"{f1.mean():.3f}, expected {result['f1']:.3f}): run the sweep again; finished results are not run twice"
+def _scores(result: ScoredResult, folder: Path, metric: ShownMetric) -> ById:
+    """Return the ids of a result's examples and their scores of the primary metric, higher is better, (N,) each."""
+    name = metric["name"]
+    if name not in result["scores"]:
+        raise UserError(
+            f"primary_metric={name}: {result['name']} has only {', '.join(result['scores'])}; choose one of them, or "
+            f"run the sweep again with metrics=[{name}]"
         )
-    return [row["id"] for row in rows], f1
+    path = ResultStore(folder).predictions_path(result["name"])
+    rows = read_example_rows(path)
+    values = np.array([row["scores"].get(name, np.nan) for row in rows])
+    expected = result["scores"][name]["mean"]
+    if len(rows) != result["num_samples"] or not abs(values.mean() - expected) <= 1e-9:
+        raise DamagedResultError(
+            f"{path} does not match the summary (n = {len(rows)}, expected {result['num_samples']}; mean {name} "
+            f"{values.mean():.3f}, expected {expected:.3f}): run the sweep again; finished results are not run twice"
+        )
+    return [row["id"] for row in rows], values if metric["higher_is_better"] else 1 - values
 
 
-def _write_matrix(summary: dict[str, Any], folder: Path) -> None:
+def _sorted_by_f1(results: Sequence[ScoredResult]) -> list[SortedByF1]:
+    return [
+        {
+            "name": result["name"],
+            "experiment": result["experiment"],
+            "source": result["source"],
+            "group": result["group"],
+            "f1": result["f1"],
+            "f1_interval": result["scores"]["f1"]["interval"],
+            "em": result["em"],
+            "empty_rate": result["empty_rate"],
+        }
+        for result in sorted(results, key=lambda result: (-result["f1"], result["name"]))
+    ]
+
+
+def _sorted_by_score(results: Sequence[ScoredResult], metric: ShownMetric) -> list[SortedByScore]:
+    scored = [(*score_of(result, metric), result) for result in results]
+    return [
+        {
+            "name": result["name"],
+            "experiment": result["experiment"],
+            "source": result["source"],
+            "group": result["group"],
+            "score": score,
+            "score_interval": interval,
+        }
+        for score, interval, result in sorted(scored, key=lambda one: (-one[0], one[2]["name"]))
+    ]
+
+
+def _write_matrix(summary: Summary, folder: Path) -> None:
     """Write matrix.csv with a row for each source and transform, if the sweep has several sources."""
     if summary["analysis"]["atlas"] is not None:
         columns, rows = matrix_table(summary["analysis"]["atlas"])
@@ -144,15 +200,15 @@ def _write_matrix(summary: dict[str, Any], folder: Path) -> None:
         write_text_atomically(folder / "matrix.csv", text.getvalue())
 
 
-def _examples(summary: dict[str, Any], folder: Path) -> list[tuple[Result, list[dict[str, Any]]]]:
+def _examples(summary: Summary, folder: Path) -> list[tuple[SummaryResult, list[ExampleRow]]]:
     """Return the controls, the baselines and the best result of each source, with their predictions."""
     shown = {row["name"] for group in summary["analysis"]["groups"] for row in group["ranking"][:1]}
     every = [result for result in [*summary["controls"], *summary["results"]] if result["status"] == "ok"]
-    chosen = [r for r in every if r.get("control") or r["family"] == "baseline" or r["name"] in shown]
-    return [(r, read_jsonl(ResultStore(folder).predictions_path(r["name"]))) for r in chosen]
+    chosen = [r for r in every if r["control"] or r["family"] == "baseline" or r["name"] in shown]
+    return [(r, read_example_rows(ResultStore(folder).predictions_path(r["name"]))) for r in chosen]
 
 
-def analyze_again(cfg: DictConfig, session: Session | None = None) -> dict[str, Any]:
+def analyze_again(cfg: DictConfig, session: Session | None = None) -> Summary:
     """Print the analysis of a finished sweep and write its report, from its summary and predictions.
 
     Returns:
@@ -165,27 +221,23 @@ def analyze_again(cfg: DictConfig, session: Session | None = None) -> dict[str, 
     path = Path(cfg.summary)
     if not path.is_file():
         raise UserError(f"summary={path}: no such file; run the sweep first, or give summary=FOLDER/summary.json")
-    summary = read_json(path)
-    if not isinstance(summary, dict) or not isinstance(summary.get("results"), list):
-        raise UserError(f"summary={path}: not a summary of a sweep; give the summary.json of an output folder")
-    settings = _analysis_settings(cfg)
+    stored = read_summary(path)
+    chosen = cfg.primary_metric
+    if chosen is not None and chosen != stored["primary_metric"]["name"]:
+        stored["primary_metric"] = shown_metric(chosen)
     try:
-        results = [*summary["results"], *summary.get("controls", [])]
-        again = summarize(summary["sweep"], results, path.parent, settings, summary.get("budget"))
+        summary = summarize(stored, path.parent, _analysis_settings(cfg))
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename}: missing, but the analysis compares examples; keep the predictions in the folder of "
             "their summary, or run the sweep again"
         ) from error
-    except (KeyError, TypeError) as error:
-        raise UserError(f"summary={path}: a result lacks {error}; restore the file, or run the sweep again") from error
-    again["command"] = summary.get("command")
     if is_main_process():
-        print(render(again))
+        print(render(summary))
         try:
-            log(f"report: {write_report(path.parent, again)}")
+            log(f"report: {write_report(path.parent, summary)}")
         except ResultWriteError as error:
             raise ResultWriteError(
                 error.path, error.reason, "summary=FOLDER/summary.json (a copy, with the results in the same folder)"
             ) from error
-    return again
+    return summary

@@ -18,7 +18,8 @@ from latentwire.encoders.cost import LatentCost, account
 from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.encoders.registry import encoder_lm_config
 from latentwire.evaluation.evaluate import evaluate, put_passage
-from latentwire.evaluation.setup import Component, Settings, identity, prepare
+from latentwire.evaluation.request import Request
+from latentwire.evaluation.setup import Component, Settings, prepare
 from latentwire.harness.errors import UserError
 from latentwire.sources.registry import build_source
 from tests.helpers.models import model_spec
@@ -145,8 +146,8 @@ def test_a_result_is_identified_by_the_checkpoints_content(checkpoint, tmp_path,
     """The path of the folder does not matter."""
 
     def key(folder: str) -> dict:
-        return identity(model_spec("tiny_random"), DATA, SETTINGS, torch.float32,
-                        Component("latent", {"checkpoint": folder}), NONE, True, 0)["source"]  # fmt: skip
+        source = Component("latent", {"checkpoint": folder})
+        return Request(model_spec("tiny_random"), DATA, SETTINGS, torch.float32, source, NONE).identity()["source"]
 
     first = key(checkpoint)
     spec = LatentSpec("bottleneck", {"d_z": 5}, 8, "baseline", {}, model_spec("tiny_random").identity(), "tiny_random")
@@ -188,7 +189,8 @@ def test_the_cost_of_latents_by_hand():
     fine = account([LatentCost("ab", 4, 2, 1)] * 2, [a, torch.tensor([[0.0, 1.0]])], ["x", "y"], ["p", "q"])
     assert fine["warnings"] == []
     late = torch.cat([a.repeat(8, 1), torch.tensor([[0.0, 1.0]])])  # only the first positions are compared
-    assert account([LatentCost("ab", 4, 2, 1)], [late, a.repeat(9, 1)], ["x"], ["p"])["likeness"] == pytest.approx(1)
+    beginnings = account([LatentCost("ab", 4, 2, 1)], [late, a.repeat(9, 1)], ["x"], ["p"])
+    assert beginnings["mean_pairwise_cosine"] == pytest.approx(1)
 
 
 def test_transforms_for_latents_are_fitted_to_passages(bench, checkpoint):

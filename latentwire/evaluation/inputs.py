@@ -1,0 +1,150 @@
+"""Inputs of the LM: prompts whose span a source replaces and a transform repairs. Main entry: `RepairedInputs`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from latentwire.data.prompts import FewShotPrompt
+from latentwire.evaluation import detectors
+from latentwire.evaluation.setup import Component, EvaluationSetup
+from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
+from latentwire.records import Finding, Fit
+from latentwire.transforms.base import PAIRS
+from latentwire.transforms.registry import build_transform
+
+BEGINNING = 4  # first positions of a span that `detectors.same_output` compares
+COMPARED = 32  # spans that it compares
+
+
+class RepairedInputs:
+    """Applies a source and a transform to prompts. A transform with a fit is fitted when this object is built.
+
+    Attributes:
+        fit: How the transform was fitted; None for a transform that is not fitted.
+
+    Args:
+        setup: Model, prompts and settings.
+        source: Source that replaces the embeddings of the passage.
+        transform: Transform that repairs them.
+
+    Raises:
+        UserError: A dial is out of range, or the transform cannot be fitted on the embeddings.
+    """
+
+    def __init__(self, setup: EvaluationSetup, source: Component, transform: Component) -> None:
+        self.setup, self.source, self.transform = setup, source, transform
+        self.distort = setup.build_source(source)
+        self.repair = build_transform(transform.name, transform.dials, setup.vocabulary)
+        self.repair.to(setup.lm.device)
+        self.fit = self._fit()
+        self._changed_dtypes: list[Finding] = []
+        self._beginnings: list[tuple[Tensor, Tensor]] = []  # beginnings of spans before and after the repair
+
+    @torch.no_grad()
+    def _fit(self) -> Fit | None:
+        """Fit the transform to the source's embeddings of passages outside the evaluation."""
+        setup, source, transform, repair = self.setup, self.source, self.transform, self.repair
+        if not repair.fits:
+            return None
+        if not setup.fitting:
+            raise UserError(
+                f"embed_transform={transform.name}: is fitted on passages outside the evaluation, and the data have "
+                "none; lower samples, or give another file for the shots (shots_path=FILE)"
+            )
+        seed = setup.settings.seed
+        ids = setup.fitting_passages if self.distort.passage_only else setup.fitting
+        texts = [str(setup.lm.tokenizer.decode(span.tolist())).strip() for span in ids]
+        spans = [setup.lm.embed(span.to(setup.lm.device)).float() for span in ids]
+        seen = [
+            self.distort(span, generator_for(seed, source.name, "fitting", index), text)
+            for index, (span, text) in enumerate(zip(spans, texts, strict=True))
+        ]
+        if not sum(map(len, seen)):
+            raise UserError(
+                f"embed_transform={transform.name}: the source {source.name} gives no embeddings to fit it on; choose "
+                "another source"
+            )
+        truth = torch.cat(spans) if repair.fits == PAIRS else None
+        x = torch.cat(seen)
+        if truth is not None and len(truth) != len(x):
+            raise UserError(
+                f"embed_transform={transform.name}: is fitted to pairs of embedding and token, but the source "
+                f"{source.name} has {len(x)} positions for {len(truth)} tokens; choose a transform that needs no pairs"
+            )
+        repair.fit(x, truth, generator_for(seed, transform.name, "fitting"))
+        return {
+            "embeddings": len(x),
+            "sees": repair.fits,
+            "supervised": repair.fits == PAIRS,
+            "diagnosis": repair.diagnosis,
+        }
+
+    @torch.no_grad()
+    def embed(self, prompt: FewShotPrompt) -> tuple[Tensor, float]:
+        """Return the embeddings of a prompt with its span replaced and repaired, and the change of the repair.
+
+        Returns:
+            The embeddings, (T, D), and |repaired - source| / |source| over the span, which is 0 if both are
+            bit-identical.
+
+        Raises:
+            UserError: A value is not finite, the prompt lacks its source span, or it is too long for the model.
+        """
+        self._check_span(prompt)
+        setup, identifier, seed = self.setup, prompt.example.id, self.setup.settings.seed
+        embeds = setup.lm.embed(prompt.token_ids).clone()
+        span = (prompt.passage_mask if self.distort.passage_only else prompt.source_mask).to(embeds.device)
+        real = embeds[span].float()  # source and transform compute in float32; the result is rounded once, for the LM
+        seen = self.distort(real, generator_for(seed, self.source.name, identifier), prompt.example.context)
+        repaired = self.repair(seen, generator_for(seed, self.transform.name, identifier)) if len(seen) else seen
+        for what, before, after in (
+            (f"the source {self.source.label}", real, seen),
+            (f"the transform {self.transform.label}", seen, repaired),
+        ):
+            detectors.require_finite_values(after, what, identifier)
+            found = detectors.dtype_changed(what, before.dtype, after.dtype)
+            self._changed_dtypes += [finding for finding in found if finding not in self._changed_dtypes]
+        if len(seen) >= BEGINNING and len(self._beginnings) < COMPARED:
+            self._beginnings.append((seen[:BEGINNING].cpu(), repaired[:BEGINNING].cpu()))
+        embeds = put_passage(embeds, span, repaired.to(embeds.dtype))
+        room = setup.lm.context_length - setup.decoder.prefix.length - setup.decoder.max_new_tokens
+        if len(embeds) > room:
+            raise UserError(
+                f"the source {self.source.label} makes {len(repaired)} positions from the passage of example "
+                f"{identifier}, more than the model's context has room for; lower shots, or use fewer positions"
+            )
+        change = (repaired - seen).norm() / seen.norm().clamp_min(1e-30)
+        return embeds, float(change)
+
+    def _check_span(self, prompt: FewShotPrompt) -> None:
+        texts = [prompt.example.question]
+        if prompt.passage:
+            texts.append(prompt.example.context)
+        decoded = str(self.setup.lm.tokenizer.decode(prompt.token_ids[prompt.source_mask].tolist()))
+        detectors.require_span(int(prompt.source_mask.sum()), decoded, texts, prompt.example.id)
+
+    def findings(self) -> list[Finding]:
+        """Return what the detectors found in the prompts so far."""
+        if len(self._beginnings) < 2:
+            return self._changed_dtypes
+        befores, afters = zip(*self._beginnings, strict=True)
+        return [*self._changed_dtypes, *detectors.same_output(befores, afters)]
+
+
+def put_passage(embeds: Tensor, span: Tensor, replacement: Tensor) -> Tensor:
+    """Return the embeddings of a prompt with a span replaced.
+
+    Args:
+        embeds: Embeddings of the prompt, (T, D); changed in place if the span keeps its length.
+        span: Mask of the span, (T,); it must be contiguous if its length changes.
+        replacement: New embeddings of the span, (L, D).
+    """
+    places = span.nonzero().flatten()
+    if len(places) == len(replacement):
+        embeds[span] = replacement
+        return embeds
+    start, end = int(places[0]), int(places[-1]) + 1
+    assert end - start == len(places), "a span in several pieces cannot change its length"
+    return torch.cat([embeds[:start], replacement, embeds[end:]])
