@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
 
+Grid = dict[str, Any]  # setting -> its value, or the list of its values
+
 
 @dataclass
 class Job:
@@ -43,7 +45,7 @@ def variants(jobs: list[Job]) -> list[str]:
     ]
 
 
-def factors(sweep: DictConfig) -> list[list[dict[str, Any]]]:
+def factors(sweep: DictConfig) -> list[list[Grid]]:
     """Return the two unions of grids of a preset. A sweep runs each combination of their points.
 
     The first union is `sources`. The second is `grids`, followed by `added`. A preset that
@@ -54,7 +56,7 @@ def factors(sweep: DictConfig) -> list[list[dict[str, Any]]]:
     return [plain.get("sources", []), [*plain["grids"], *plain.get("added", [])]]
 
 
-def expand(preset: list[list[dict[str, Any]]], command_line: list[Override]) -> list[list[str]]:
+def expand(preset: list[list[Grid]], command_line: list[Override]) -> list[list[str]]:
     """Return the overrides of each job: the product of the command line's values and the preset's unions.
 
     The values of the command line vary slowest.
@@ -94,7 +96,7 @@ def expand(preset: list[list[dict[str, Any]]], command_line: list[Override]) -> 
     ]
 
 
-def _product(grid: dict[str, Any]) -> list[list[str]]:
+def _product(grid: Grid) -> list[list[str]]:
     """Return the overrides of each point of a grid: the product of its lists of values."""
     values = [value if isinstance(value, list) else [value] for value in grid.values()]
     return [

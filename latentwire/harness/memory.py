@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -51,7 +50,7 @@ def out_of_memory(error: BaseException) -> str:
 
 
 @contextmanager
-def within_memory(device: torch.device, settings: dict[str, Any]) -> Iterator[None]:
+def within_memory(device: torch.device, settings: Mapping[str, object]) -> Iterator[None]:
     """Raise an error that names the settings to lower if memory runs out inside the `with` block.
 
     Args:

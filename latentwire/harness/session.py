@@ -57,7 +57,7 @@ class Session:
     remote: bool = False
     _kept: dict[str, tuple[str, Any]] = field(default_factory=dict, repr=False)  # purpose -> (key, object)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "remote": True, "_kept": {}}
 
     def run(self, cfg: DictConfig) -> Any:

@@ -146,7 +146,7 @@ def train(job: TrainingJob[R]) -> JsonObject:
     if found is not None and job.covers(found):
         log(f"{word}: {run.folder / folder}  (finished before; force=true trains it anew)")
         return found
-    with within_memory(run.state.device, dict(job.sizes)):
+    with within_memory(run.state.device, job.sizes):
         return _train(run, job.build(run))
 
 

@@ -282,7 +282,7 @@ class _RowLayer(DynamicLayer):
     """
 
     def __init__(self, keys: Tensor, values: Tensor, padding: list[int], own: int, room: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device = keys.dtype, keys.device
         _, heads, self.used, _ = keys.shape
         self._buffers = [

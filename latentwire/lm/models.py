@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -47,7 +46,8 @@ class LanguageModel:
     @torch.no_grad()
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Return the output of the embedding module, with the model's own scaling: (...) -> (..., D)."""
-        return self.model.get_input_embeddings()(token_ids.to(self.device))
+        embeds: torch.Tensor = self.model.get_input_embeddings()(token_ids.to(self.device))
+        return embeds
 
     @torch.no_grad()
     def token_embeddings(self) -> torch.Tensor:
@@ -95,7 +95,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
+def _locate(spec: ModelSpec) -> tuple[str, dict[str, str]]:
     """Return the arguments of from_pretrained: a folder or a repository, and its options."""
     if spec.origin == "wheel":
         key = f"models/{spec.name}-{spec.sha256[:12]}"

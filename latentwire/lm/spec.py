@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from latentwire.harness.assets import file_sha256, hub_commit
+from latentwire.harness.results import JsonObject
 from latentwire.lm.tiny import TINY
 
 ORIGINS = ("wheel", "hub", "path", "tiny_random")
@@ -29,7 +29,7 @@ class ModelSpec:
     revision: str = "main"
     path: str = ""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """Return plain values that identify the model's weights, without loading them."""
         if self.origin == "wheel":
             return {"package": self.package, "sha256": self.sha256, "member": self.member}

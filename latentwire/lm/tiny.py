@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from latentwire.harness.results import JsonObject
 from latentwire.lm.model_folder import bars_on_terminals_only
 
-TINY: dict[str, Any] = {
+TINY: JsonObject = {
     "version": 1,
     "seed": 0,
     "vocabulary": 2048,

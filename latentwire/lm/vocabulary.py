@@ -52,7 +52,8 @@ class Vocabulary:
     @cached_property
     def principal_axes(self) -> Tensor:
         """Eigenvectors of the covariance as columns, largest variance first: (D, D) float32."""
-        return torch.linalg.eigh(self.covariance).eigenvectors.flip(-1).float()
+        axes: Tensor = torch.linalg.eigh(self.covariance).eigenvectors.flip(-1).float()
+        return axes
 
     def nearest(self, x: Tensor, k: int) -> Tensor:
         """Return the ids of the k nearest tokens by cosine, best first: (..., D) -> (..., k) int64."""

@@ -416,7 +416,7 @@ def test_out_of_memory_names_the_settings_to_lower(training, monkeypatch):
         (["held_out=0"], "holds out none"),
         (["held_out=null"], "held_out=None: expected a number"),
         (["held_out=-0.1"], "held_out=-0.1: must be a share of the prompts"),
-        (["sampler.name=rarest"], "sampler=rarest: unknown; use one of uniform"),
+        (["sampler.name=rarest"], "sampler=rarest: unknown; use one of"),
         (["grpo.eval_prompts=all"], "grpo.eval_prompts=all: expected a whole number"),
         (["grpo.eval_prompts=-1"], "grpo.eval_prompts=-1: must be 0 (no evaluation) or more"),
         (["grpo.num_generations=null"], "grpo.num_generations=None: expected a whole number"),

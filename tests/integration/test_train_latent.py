@@ -70,7 +70,7 @@ def test_reconstruction_learns_and_can_be_evaluated(trains, cli, tmp_path):
     assert "finished before" in err
     status, _, err = trains(*QUICK, "out=run", "evaluate_every=1", "d_z=9")
     assert status == 1
-    assert "encoder.d_z was 8 and is 9" in err
+    assert "encoder.dials.d_z was 8 and is 9" in err
 
 
 @pytest.mark.slow
@@ -555,7 +555,7 @@ def test_a_checkpoint_of_another_version_is_refused(trains, monkeypatch):
     def missing(*_: object) -> None:
         raise RuntimeError("Error(s) in loading\n\tMissing key(s): kappa")
 
-    monkeypatch.setattr("latentwire.latent_training.task.Latents.load_state_dict", missing)
+    monkeypatch.setattr("latentwire.latent_training.learning.Latents.load_state_dict", missing)
     status, _, err = trains(*QUICK, "stop_epoch=2", "out=run")
     assert status == 1
     assert (
