@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from latentwire.harness.config_files import CHOOSERS, choices, included, root_settings, settings_with
 from latentwire.harness.errors import UserError, causes
 from latentwire.harness.paths import CONF
-from latentwire.harness.plugins import plugin_choices
-
-CHOOSERS = ("task", "experiment", "sweep")  # the first of these on the command line chooses the task
+from latentwire.harness.plugins import plugin_dials
 
 
 def explain(error: BaseException, arguments: list[str], entry: str) -> str | None:
@@ -33,8 +31,7 @@ def explain(error: BaseException, arguments: list[str], entry: str) -> str | Non
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_setting(match[1], arguments, entry)
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        files = [path.stem for path in (CONF / match[1]).glob("*.yaml")]
-        known = ", ".join(sorted({*files, *plugin_choices(match[1])}))
+        known = ", ".join(sorted({*choices(match[1]), *plugin_dials(match[1])}))
         return f"{match[1]}={match[2]}: unknown; use one of {known}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -47,11 +44,11 @@ def explain(error: BaseException, arguments: list[str], entry: str) -> str | Non
 def _unknown_setting(key: str, arguments: list[str], entry: str) -> str:
     """Return the message for an unknown setting. A dial of another choice, such as a transform, is named as such."""
     given = next((a for a in arguments if a.startswith(f"{key}=")), key)
-    default = next((choice for group, choice in _included(CONF / f"{entry}.yaml") if group == "task"), "")
+    default = next((choice for group, choice in included(CONF / f"{entry}.yaml") if group == "task"), "")
     task = _chosen("task", arguments, default)
-    of_task = _settings_with(CONF / "task" / f"{task}.yaml")
+    of_task = settings_with(CONF / "task" / f"{task}.yaml")
     for group, default in sorted(_default_choices(task, entry).items(), key=lambda item: item[0] not in of_task):
-        owners = {path.stem: _settings_with(path) for path in sorted((CONF / group).glob("*.yaml"))}
+        owners = {choice: settings_with(path) for choice, path in choices(group).items()} | plugin_dials(group)
         having = [name for name, settings in owners.items() if key in settings]
         chosen = _chosen(group, arguments, default)
         if not having or chosen in having:
@@ -67,9 +64,7 @@ def _unknown_setting(key: str, arguments: list[str], entry: str) -> str:
             f"{given}: {group}={chosen} has no such dial (its dials: {dials}); {key} belongs to "
             f"{' and '.join(f'{group}={name}' for name in having)}"
         )
-    known = ", ".join(
-        sorted({*_root_settings(CONF / f"{entry}.yaml"), *_root_settings(CONF / "task" / f"{task}.yaml")})
-    )
+    known = ", ".join(sorted({*root_settings(CONF / f"{entry}.yaml"), *root_settings(CONF / "task" / f"{task}.yaml")}))
     return f"{given}: no such setting; the settings are {known}, and the groups are {', '.join(_groups())}"
 
 
@@ -80,7 +75,7 @@ def _chosen(group: str, arguments: list[str], default: str) -> str:
         return given[group]
     for chooser in CHOOSERS[1:]:
         path = CONF / chooser / f"{given.get(chooser, '')}.yaml"
-        for name, choice in _included(path) if path.is_file() else []:
+        for name, choice in included(path):
             if name == group:
                 return choice
     return default
@@ -91,38 +86,8 @@ def _default_choices(task: str, entry: str) -> dict[str, str]:
     groups = ("embed_transform", "embed_source", "data", "task", "pairs", "embedder", "encoder", "loss")
     of_tasks = sorted((CONF / "task").glob("*.yaml"), key=lambda path: path.stem != task)
     files = [*of_tasks[:1], CONF / f"{entry}.yaml", *of_tasks[1:]]  # the first file that chooses has precedence
-    found = dict(reversed([chosen for path in files for chosen in _included(path)]))
+    found = dict(reversed([chosen for path in files for chosen in included(path)]))
     return {group: found[group] for group in groups if group in found}
-
-
-def _settings_with(path: Path) -> list[str]:
-    """Return the root settings and groups of a config file and of the files that it includes."""
-    if not path.is_file():
-        return []
-    found = _root_settings(path)
-    for group, choice in _included(path):
-        found += [group, *_root_settings(CONF / group / f"{choice}.yaml")]
-    return found
-
-
-def _included(path: Path) -> list[tuple[str, str]]:
-    """Return each group that a config file includes, with its choice; the first of several choices."""
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    entries = [entry for entry in config.get("defaults", []) if isinstance(entry, DictConfig)]
-    chosen = [(str(group).removeprefix("override "), choice) for entry in entries for group, choice in entry.items()]
-    return [(group.strip("/"), str(choice if isinstance(choice, str) else choice[0])) for group, choice in chosen]
-
-
-def _root_settings(path: Path) -> list[str]:
-    """Return the names of the plain settings that a config file defines at the root."""
-    node = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(node, dict)
-    # a file of a group without this header defines no settings at the root
-    if "@package _global_" not in path.read_text(encoding="utf-8") and path.parent != CONF:
-        return []
-    internal = {"defaults", "hydra", "task", "variant", "num_examples", "name", "group", "experiment"}
-    return [str(key) for key, value in node.items() if key not in internal and not isinstance(value, dict)]
 
 
 def _groups() -> list[str]:

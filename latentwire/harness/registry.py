@@ -6,12 +6,12 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import config_hash
+from latentwire.harness.results import JsonObject, config_hash
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Registry(Generic[T]):
             that has no config group.
     """
 
-    def __init__(self, kind: str, setting: str, node: Callable[[str, T], dict[str, Any]] | None = None) -> None:
+    def __init__(self, kind: str, setting: str, node: Callable[[str, T], JsonObject] | None = None) -> None:
         self.kind, self.setting, self.node = kind, setting, node
         self._things: dict[str, T] = {}
         ALL.append(self)
@@ -126,7 +126,8 @@ class ClassRegistry(Registry[type[L]]):
             if thing is owner:
                 raise UserError(f"{what}: {owner.__qualname__} is registered as {other} already; register a subclass")
             if re.sub(r"{\w+}", "{}", thing.label) == re.sub(r"{\w+}", "{}", label):
-                raise UserError(f"{what}: label={label!r} would give the same names as {other}; choose another label")
+                both = f"{thing.label!r} of {other} and {label!r} of {name}"
+                raise UserError(f"{self.kind}: the labels {both} give the same names to configurations; change one")
         self.add(name, owner)
         owner.label = label
 
@@ -208,7 +209,7 @@ def dials_of(owner: type) -> dict[str, Dial]:
     }
 
 
-def check_dials(name: str, dials: dict[str, Any], owner: type) -> None:
+def check_dials(name: str, dials: Mapping[str, object], owner: type) -> None:
     """Check that dials match the keyword-only arguments of a class.
 
     Args:
@@ -228,7 +229,7 @@ def check_dials(name: str, dials: dict[str, Any], owner: type) -> None:
         raise UserError(f"{name} needs {dial} (its dials: {known}); give it a value")
 
 
-def node_with_dials(group: str, name: str, owner: type, label: str, **further: str) -> dict[str, Any]:
+def node_with_dials(group: str, name: str, owner: type, label: str, **further: str) -> JsonObject:
     """Return the config of a class whose dials stand at the root, as a file of conf/embed_transform would write it.
 
     Args:

@@ -1,0 +1,78 @@
+"""What the files of conf/ define, read without composing them. Main entries: `root_settings()`, `taken_names()`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from latentwire.harness.paths import CONF
+from latentwire.harness.results import JsonObject
+
+CHOOSERS = ("task", "experiment", "sweep")  # the first of these on the command line chooses the task
+INTERNAL = {"defaults", "hydra", "task", "variant", "num_examples", "name", "group", "experiment"}  # set by no user
+
+
+def root_settings(path: Path) -> list[str]:
+    """Return the names of the plain settings that a config file defines at the root."""
+    return [key for key, value in _at_root(path).items() if key not in INTERNAL and not isinstance(value, dict)]
+
+
+def _at_root(path: Path) -> JsonObject:
+    """Return what a config file defines at the root, which it can do with a header; {} for a choice without a file."""
+    if not path.is_file() or (path.parent != CONF and "@package _global_" not in path.read_text(encoding="utf-8")):
+        return {}
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
+
+
+def included(path: Path) -> list[tuple[str, str]]:
+    """Return each group that a config file includes, with its choice; the first of several choices."""
+    config = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    assert isinstance(config, DictConfig)
+    entries = [entry for entry in config.get("defaults", []) if isinstance(entry, DictConfig)]
+    chosen = [(str(group).removeprefix("override "), choice) for entry in entries for group, choice in entry.items()]
+    return [(group.strip("/"), str(choice if isinstance(choice, str) else choice[0])) for group, choice in chosen]
+
+
+def choices(group: str) -> dict[str, Path]:
+    """Return the files of a config group by the names of the choices."""
+    return {path.stem: path for path in sorted((CONF / group).glob("*.yaml"))}
+
+
+def settings_with(path: Path) -> list[str]:
+    """Return the root settings and groups of a config file and of the files that it includes."""
+    found = root_settings(path)
+    for group, choice in included(path):
+        found += [group, *root_settings(CONF / group / f"{choice}.yaml")]
+    return found
+
+
+def companions(group: str) -> list[str]:
+    """Return the groups from which a config can have a choice together with a choice of this group."""
+    found: list[str] = []
+    for path in (CONF / "run.yaml", *choices("task").values()):
+        groups = [name for name, _ in included(path)]
+        found += [name for name in groups if group in groups and name not in (group, *CHOOSERS, "control")]
+    return sorted(set(found))
+
+
+def taken_names(group: str) -> dict[str, str]:
+    """Return the names at the root of a config that has a choice of a group, apart from those of the group itself.
+
+    Args:
+        group: Config group: "embed_transform".
+
+    Returns:
+        The owner of each name: "embed_source=scaled", "task=latent" or "run.py".
+    """
+    owners = {path.name: "the program" for path in CONF.iterdir() if path.is_dir()}
+    owners |= {name: f"{entry}.py" for entry in ("run", "train") for name in _at_root(CONF / f"{entry}.yaml")}
+    for task, path in choices("task").items():
+        if group in dict(included(path)):
+            owners |= dict.fromkeys(_at_root(path), f"task={task}")
+    for other in companions(group):
+        for choice, path in choices(other).items():
+            owners |= dict.fromkeys(_at_root(path), f"{other}={choice}")
+    return owners
