@@ -6,42 +6,72 @@ Main entries: `compare_with_baseline()`, `group_controls()` and `answerable()`.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from latentwire.analysis.records import Configuration, ControlScore, GroupControls, LowerControl, Power
 from latentwire.harness.errors import UserError
+from latentwire.records import ScoredResult, ShownMetric
 from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap, recovered_shares
 from latentwire.stats.formatting import format_score
-from latentwire.stats.intervals import Difference, Scores
+from latentwire.stats.intervals import Difference, Interval, Scores
 from latentwire.stats.power import ALPHA, POWER, POWER_FORMULA, detectable_difference, samples_needed, std
 
-Result = dict[str, Any]
-ById = tuple[list[str], Scores]  # ids of the examples and their F1, both (N,)
+ById = tuple[list[str], Scores]  # ids of the examples and their scores, both (N,)
 
 SEED = 0  # seed of the bootstrap
-RANDOM = "random_interpolation"  # family of the random tokens, a negative control
+
+# The families and the source to which the analysis gives a role. It knows no other names.
+BASELINE = "baseline"  # no repair
+RANDOM = "random_interpolation"  # random tokens, a negative control
+AUTO = "auto"  # the automatic repair
+NOT_SINGLE = (AUTO, "chain", RANDOM)  # families that are not one repair
+CLEAN_SOURCE = "text"  # real token embeddings
+# Family -> observation, meaning and action if it wins.
+WINNERS = {
+    "rms_matching": ("RMS matching wins", "magnitude mismatch", "integrate RMS calibration into the adapter"),
+    "anchor_offset": ("Anchor+offset wins", "inputs must stay near tokens", "add manifold regularization"),
+    "nearest_k": ("K-nearest wins", "arbitrary embeddings fail", "force convex combinations of tokens"),
+}
 
 
-def is_supervised(result: Result) -> bool:
+def is_supervised(result: ScoredResult) -> bool:
     """Return whether a transform was fitted to the true tokens, which makes it a positive control."""
-    return bool((result.get("fit") or {}).get("supervised"))
+    return result["fit"] is not None and result["fit"]["supervised"]
 
 
-def label(row: dict[str, Any]) -> str:
+def is_clean(result: ScoredResult) -> bool:
+    """Return whether a result is the baseline on clean text, the upper control."""
+    return (result["source"], result["family"]) == (CLEAN_SOURCE, BASELINE)
+
+
+def oriented(value: float, metric: ShownMetric) -> float:
+    """Return a value of the metric as a score for which higher is better: the value, or 1 - value."""
+    return value if metric["higher_is_better"] else 1 - value
+
+
+def score_of(result: ScoredResult, metric: ShownMetric) -> tuple[float, Interval]:
+    """Return a result's mean score of the primary metric, oriented so that higher is better, with its 95% interval."""
+    found = result["scores"][metric["name"]]
+    low, high = sorted(oriented(end, metric) for end in found["interval"])
+    return oriented(found["mean"], metric), (low, high)
+
+
+def label(row: Configuration) -> str:
     """Return the name of a configuration, with a mark if it is a supervised control."""
-    return f"{row['experiment']} (control)" if row.get("supervised") else str(row["experiment"])
+    return f"{row['experiment']} (control)" if row["supervised"] else row["experiment"]
 
 
-def common(names: list[str], scores: dict[str, ById]) -> tuple[str, ...]:
+def common(names: Sequence[str], scores: dict[str, ById]) -> tuple[str, ...]:
     """Return the ids of the examples that all named results answered, in the order of the first result."""
     others = [set(scores[name][0]) for name in names[1:]]
     return tuple(i for i in scores[names[0]][0] if all(i in other for other in others))
 
 
 def scores_on(ids: tuple[str, ...], by: ById) -> Scores:
-    """Return a result's F1 on the given examples, (N,)."""
+    """Return a result's scores on the given examples, (N,)."""
     index_of = {identifier: index for index, identifier in enumerate(by[0])}
     return by[1][[index_of[identifier] for identifier in ids]]
 
@@ -50,31 +80,34 @@ def scores_on(ids: tuple[str, ...], by: ById) -> Scores:
 class AnalysisSettings:
     """Settings of the analysis, at the root of the config."""
 
-    min_clean_f1: float  # below this clean F1 a source cannot rank repairs
-    target_difference: float  # F1 difference for which the analysis computes the needed number of examples
+    min_clean_score: float  # below this score of the clean control a source cannot rank repairs
+    target_difference: float  # difference of scores for which the analysis computes the needed number of examples
 
     def check(self) -> None:
         """Raise UserError if a value is out of range."""
-        if not 0 <= self.min_clean_f1 < 1:
-            raise UserError(f"min_clean_f1={self.min_clean_f1}: must be an F1, at least 0 and below 1")
+        if not 0 <= self.min_clean_score < 1:
+            raise UserError(f"min_clean_score={self.min_clean_score}: must be a score, at least 0 and below 1")
         if not 0 < self.target_difference <= 1:
-            raise UserError(f"target_difference={self.target_difference}: must be an F1 difference, above 0, at most 1")
+            raise UserError(
+                f"target_difference={self.target_difference}: must be a difference of scores, above 0, at most 1"
+            )
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Baseline, controls and scores with which the results of one source are compared."""
 
-    baseline: Result | None
-    clean: Result | None  # the upper control
-    empty: Result | None  # a lower control: no passage
-    random: Result | None  # a lower control: random tokens, which are the same on each source
+    baseline: ScoredResult | None
+    clean: ScoredResult | None  # the upper control
+    empty: ScoredResult | None  # a lower control: no passage
+    random: ScoredResult | None  # a lower control: random tokens, which are the same on each source
     controlled: bool  # whether the sweep ran controls, successful or not
-    scores: dict[str, ById]
+    scores: dict[str, ById]  # of every result and control, by its name
     settings: AnalysisSettings
+    metric: ShownMetric
 
     def on(self, name: str, ids: list[str]) -> Scores | None:
-        """Return a result's F1 on the given examples, (N,), or None if it did not answer all of them."""
+        """Return a result's scores on the given examples, (N,), or None if it did not answer all of them."""
         own, values = self.scores[name]
         if own[: len(ids)] == ids:
             return values[: len(ids)]
@@ -136,62 +169,46 @@ def difference_stds(names: list[str], evidence: Evidence) -> dict[str, float]:
     }
 
 
-def detectable(sd: float | None, count: int, comparisons: int) -> dict[str, float | None]:
-    """Return the smallest detectable difference from the baseline, without and with correction.
-
-    Args:
-        sd: Standard deviation of the paired differences.
-        count: Number of examples.
-        comparisons: Number of comparisons to correct for.
-    """
-    if not sd:  # a standard deviation of 0 gives no estimate for other differences
-        return {"detectable": None, "detectable_corrected": None}
-    return {
-        "detectable": detectable_difference(sd, count, ALPHA),
-        "detectable_corrected": detectable_difference(sd, count, ALPHA / comparisons),
-    }
-
-
-def power(sds: list[float], baseline: Result | None, target_difference: float) -> dict[str, Any] | None:
+def power(sds: Iterable[float], baseline: ScoredResult | None, target_difference: float) -> Power | None:
     """Return which differences the examples of a source can show, or None if no result differs from the baseline.
 
     Args:
         sds: Standard deviation of each comparison's paired differences; their median above 0 is used.
         baseline: Result of the baseline.
-        target_difference: F1 difference for which the needed number of examples is computed.
+        target_difference: Difference of scores for which the needed number of examples is computed.
     """
-    comparisons, sds = len(sds), [sd for sd in sds if sd > 0]
-    if baseline is None or not sds:
+    every = list(sds)
+    comparisons, positive = len(every), [sd for sd in every if sd > 0]
+    if baseline is None or not positive:
         return None
-    median_sd, count = float(np.median(sds)), baseline["num_samples"]
+    median_sd, count = float(np.median(positive)), baseline["num_samples"]
     return {
         "num_samples": count,
         "comparisons": comparisons,
         "power": POWER,
         "alpha": ALPHA,
         "alpha_corrected": ALPHA / comparisons,
-        "spread": median_sd,
-        **detectable(median_sd, count, comparisons),
-        "wished": target_difference,
+        "std": median_sd,
+        "detectable": detectable_difference(median_sd, count, ALPHA),
+        "detectable_corrected": detectable_difference(median_sd, count, ALPHA / comparisons),
+        "target_difference": target_difference,
         "samples_needed": samples_needed(median_sd, target_difference, ALPHA),
         "samples_needed_corrected": samples_needed(median_sd, target_difference, ALPHA / comparisons),
         "formula": POWER_FORMULA,
     }
 
 
-def recovered(names: list[str], evidence: Evidence) -> dict[str, dict[str, Any]]:
-    """Return each result's share of the clean score, (F1 - empty) / (clean - empty), with a 95% interval."""
-    found: dict[str, dict[str, Any]] = {name: {"recovered": None, "recovered_interval": None} for name in names}
+def recovered(names: list[str], evidence: Evidence) -> dict[str, tuple[float | None, Interval | None]]:
+    """Return each result's share of the clean score, (score - empty) / (clean - empty), with a 95% interval."""
+    found: dict[str, tuple[float | None, Interval | None]] = dict.fromkeys(names, (None, None))
     if evidence.clean is None or evidence.empty is None:
         return found
     for members, (clean, empty) in evidence.families(names, evidence.clean["name"], evidence.empty["name"]):
-        shares = recovered_shares(evidence.stacked(members), clean, empty, SEED)
-        for name, (share, interval) in zip(members, shares, strict=True):
-            found[name] = {"recovered": share, "recovered_interval": interval}
+        found |= zip(members, recovered_shares(evidence.stacked(members), clean, empty, SEED), strict=True)
     return found
 
 
-def group_controls(results: list[Result], evidence: Evidence) -> dict[str, Any] | None:
+def group_controls(results: list[ScoredResult], evidence: Evidence) -> GroupControls | None:
     """Compare the clean control with each lower control: the empty context and random tokens.
 
     Random tokens come from the same source, or from another source of the sweep if this one has none. Random tokens
@@ -212,33 +229,44 @@ def group_controls(results: list[Result], evidence: Evidence) -> dict[str, Any] 
     if not random and evidence.random is not None:
         random = [evidence.random]
     lower += [result for result in random if result["num_samples"] >= enough]
-    shown = ("name", "f1", "f1_interval", "num_samples")
-    rows = []
-    for control in lower:
-        ids = [i for i in evidence.scores[evidence.clean["name"]][0] if i in set(evidence.scores[control["name"]][0])]
-        clean, own = evidence.on(evidence.clean["name"], ids), evidence.on(control["name"], ids)
-        if not ids or clean is None or own is None:
-            continue
-        (comparison,) = paired_bootstrap(clean[None], own, SEED)
-        rows.append(
-            {key: control[key] for key in shown}
-            | {
-                "control": RANDOM if control["family"] == RANDOM else "empty",
-                "difference": comparison.difference,
-                "difference_interval": comparison.interval,
-                "p_value": comparison.p_value,
-                "clearly_below": comparison.interval[0] > 0,
-            }
-        )
-    return {"clean": {key: evidence.clean[key] for key in shown}, "lower": rows}
+    compared = [_below(control, evidence.clean, evidence) for control in lower]
+    return {
+        "clean": _control_score(evidence.clean, evidence.metric),
+        "lower": [control for control in compared if control is not None],
+    }
 
 
-def answerable(controls: dict[str, Any] | None, min_clean_f1: float) -> tuple[bool | None, str | None]:
+def _control_score(result: ScoredResult, metric: ShownMetric) -> ControlScore:
+    score, interval = score_of(result, metric)
+    return {"name": result["name"], "score": score, "score_interval": interval, "num_samples": result["num_samples"]}
+
+
+def _below(control: ScoredResult, clean: ScoredResult, evidence: Evidence) -> LowerControl | None:
+    """Return a lower control compared with the clean one, or None if they share no examples."""
+    ids = [i for i in evidence.scores[clean["name"]][0] if i in set(evidence.scores[control["name"]][0])]
+    upper, own = evidence.on(clean["name"], ids), evidence.on(control["name"], ids)
+    if not ids or upper is None or own is None:
+        return None
+    (comparison,) = paired_bootstrap(upper[None], own, SEED)
+    return {
+        **_control_score(control, evidence.metric),
+        "control": RANDOM if control["family"] == RANDOM else "empty",
+        "difference": comparison.difference,
+        "difference_interval": comparison.interval,
+        "p_value": comparison.p_value,
+        "clearly_below": comparison.interval[0] > 0,
+    }
+
+
+def answerable(
+    controls: GroupControls | None, min_clean_score: float, metric: ShownMetric
+) -> tuple[bool | None, str | None]:
     """Return whether the controls show that this model, prompt and data can rank repairs.
 
     Args:
         controls: Return value of `group_controls`.
-        min_clean_f1: Smallest F1 of the clean control.
+        min_clean_score: Smallest score of the clean control.
+        metric: Metric of the scores.
 
     Returns:
         True, False, or None without controls; and the reason for False.
@@ -246,18 +274,18 @@ def answerable(controls: dict[str, Any] | None, min_clean_f1: float) -> tuple[bo
     if controls is None:
         return None, None
     clean = controls["clean"]
-    if clean["f1"] < min_clean_f1:
+    if clean["score"] < min_clean_score:
         return False, (
-            f"the clean baseline scores too low: F1 {format_score(clean['f1'])}, below "
-            f"min_clean_f1={format_score(min_clean_f1)}"
+            f"the clean baseline scores too low: {metric['label']} {format_score(clean['score'])}, below "
+            f"min_clean_score={format_score(min_clean_score)}"
         )
     for lower in controls["lower"]:
         if not lower["clearly_below"]:
             low, high = lower["difference_interval"]
             what = "an empty context" if lower["control"] == "empty" else f"random tokens ({lower['name']})"
             return False, (
-                f"{what} scores F1 {format_score(lower['f1'])}, not clearly below the clean baseline's "
-                f"{format_score(clean['f1'])} (difference {format_score(lower['difference'])} "
+                f"{what} scores {metric['label']} {format_score(lower['score'])}, not clearly below the clean "
+                f"baseline's {format_score(clean['score'])} (difference {format_score(lower['difference'])} "
                 f"[{format_score(low)}, {format_score(high)}])"
             )
     return (True if controls["lower"] else None), None
@@ -266,7 +294,7 @@ def answerable(controls: dict[str, Any] | None, min_clean_f1: float) -> tuple[bo
 def above_empty(name: str, evidence: Evidence) -> bool:
     """Return whether a result is clearly above the empty context on the examples that both answered."""
     if evidence.empty is None:
-        return True  # older summaries have no controls; `answerable` handles a missing one
+        return True  # `answerable` handles a missing control
     ids = [i for i in evidence.scores[name][0] if i in set(evidence.scores[evidence.empty["name"]][0])]
     own, empty = evidence.on(name, ids), evidence.on(evidence.empty["name"], ids)
     if not ids or own is None or empty is None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-Finding = dict[str, str]
-
+from latentwire.analysis.records import JoinedFinding
+from latentwire.records import Finding as Finding
+from latentwire.records import ScoredResult, Timing
 
 TOO_FAST = 0.02  # share of the usual time of a position; background load changes it by less than 50 times
 ENOUGH_TO_COMPARE = 4  # decoded configurations that a comparison needs
@@ -14,11 +14,17 @@ ENOUGH_SHOTS = 200  # positions of shots from which their time gives an estimate
 
 
 def finding(kind: str, level: str, message: str) -> Finding:
-    """Return a finding as a dict of kind, level ("note" or "warning") and message."""
+    """Return a finding.
+
+    Args:
+        kind: Name of the detector's rule.
+        level: "note" or "warning".
+        message: What was found.
+    """
     return {"kind": kind, "level": level, "message": message}
 
 
-def too_fast(results: Sequence[dict[str, Any]]) -> dict[str, Finding]:
+def too_fast(results: Sequence[ScoredResult]) -> dict[str, Finding]:
     """Find results whose decoding took far less time than the model needs, which points to a swallowed failure.
 
     The measure is the time of a decoded position; identical inputs are decoded once. Both times that it is compared
@@ -32,12 +38,11 @@ def too_fast(results: Sequence[dict[str, Any]]) -> dict[str, Finding]:
     Returns:
         The findings by name of the result.
     """
-    alike: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    alike: dict[tuple[str | int, ...], dict[str, Timing]] = {}
     for result in results:
-        timing = result.get("timing", {})
-        if timing.get("positions"):
-            key = tuple(result.get(field) for field in ("model", "data", "dtype", "device", "processes"))
-            alike.setdefault(key, {})[result["name"]] = timing
+        if result["timing"]["positions"]:
+            key = (result["model"], result["data"], result["dtype"], result["device"], result["processes"])
+            alike.setdefault(key, {})[result["name"]] = result["timing"]
     found = {}
     for timings in alike.values():
         for name, timing in timings.items():
@@ -53,17 +58,17 @@ def too_fast(results: Sequence[dict[str, Any]]) -> dict[str, Finding]:
     return found
 
 
-def _shots_rate(timing: dict[str, Any]) -> float:
+def _shots_rate(timing: Timing) -> float:
     """Return the seconds for each position of the shots, or 0 if the shots are too short for an estimate."""
-    positions = timing.get("shots_positions", 0)
-    return float(timing["shots_sec"] / positions) if positions >= ENOUGH_SHOTS else 0.0
+    positions = timing["shots_positions"]
+    return timing["shots_sec"] / positions if positions >= ENOUGH_SHOTS else 0.0
 
 
-def joined_findings(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def joined_findings(results: Iterable[ScoredResult]) -> list[JoinedFinding]:
     """Return the findings of all results; equal ones become one, with the names and number of its results."""
     names: dict[tuple[str, str, str], list[str]] = {}
     for result in results:
-        for one in result.get("warnings", []):
+        for one in result["warnings"]:
             names.setdefault((one["kind"], one["level"], one["message"]), []).append(result["name"])
     return [
         {"kind": kind, "level": level, "message": message, "names": having, "count": len(having)}

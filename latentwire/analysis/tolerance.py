@@ -4,97 +4,87 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from latentwire.analysis.controls import SEED, ById, common, is_supervised, scores_on
+from latentwire.analysis.controls import CLEAN_SOURCE, SEED, ById, common, is_supervised, scores_on
+from latentwire.analysis.ladder import Ladder
+from latentwire.analysis.records import (
+    Atlas,
+    GroupAnalysis,
+    GroupControls,
+    LadderEnd,
+    LadderTolerance,
+    Table,
+    ToleranceRow,
+)
+from latentwire.records import ScoredResult, ShownMetric
 from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import FEW, Scores, resampled_means
 
-Result = dict[str, Any]
-
 
 @dataclass(frozen=True)
-class Ladder:
-    """Levels of one source, from mild to severe.
+class _Rungs:
+    """The results on one ladder."""
 
-    Args:
-        source: Name of the source.
-        dial: Dial that sets the level.
-        unit: Unit of the level.
-        axis: "linear" or "log"; F1 between two levels is interpolated linearly on this axis.
-        rising: Whether a higher level distorts more.
-        clean: Level that distorts nothing; None if it is infinite. It does not count among the measured levels.
-        label: Name of the ladder if the source has two.
-    """
+    ladder: Ladder
+    levels: list[float]  # mild to severe
+    on_ladder: dict[str, dict[float, ScoredResult]]  # experiment -> level -> result
+    undistorted: dict[str, ScoredResult]  # experiment -> result on clean text; empty if no level distorts nothing
 
-    source: str
-    dial: str
-    unit: str
-    axis: str
-    rising: bool
-    clean: float | None
-    label: str = ""
+    def complete(self) -> list[str]:
+        """Return the experiments with a result at each level."""
+        return [experiment for experiment, found in self.on_ladder.items() if len(found) == len(self.levels)]
 
-    @property
-    def name(self) -> str:
-        """Name of the ladder."""
-        return self.label or self.source
+    def at_levels(self, experiment: str) -> list[ScoredResult]:
+        """Return the results of a complete experiment, mild to severe."""
+        return [self.on_ladder[experiment][level] for level in self.levels]
 
-    def position(self, level: float) -> float:
-        """Return the position of a level on the axis; a higher position distorts more."""
-        value = math.log(level) if self.axis == "log" else level
-        return value if self.rising else -value
-
-    def level(self, position: float) -> float:
-        """Return the level at a position on the axis."""
-        value = position if self.rising else -position
-        return math.exp(value) if self.axis == "log" else value
+    def on_text(self, experiment: str) -> list[ScoredResult]:
+        """Return the result on clean text, if the ladder begins there and the experiment has one."""
+        return [self.undistorted[experiment]] if experiment in self.undistorted else []
 
 
-LADDERS = (
-    Ladder("noisy", "snr_db", "dB", "linear", rising=False, clean=None),  # decibels are logarithmic
-    Ladder("scaled", "factor", "x", "log", rising=True, clean=1.0, label="scaled up"),
-    Ladder("scaled", "factor", "x", "log", rising=False, clean=1.0, label="scaled down"),
-    Ladder("shifted", "offset", "norms", "linear", rising=True, clean=0.0),
-    Ladder("mixed", "rate", "share", "linear", rising=True, clean=0.0),
-    Ladder("token_scale", "spread", "log sd", "linear", rising=True, clean=0.0),
-    Ladder("anisotropic", "spread", "log sd", "linear", rising=True, clean=0.0),
-    Ladder("low_rank", "rank", "components", "log", rising=False, clean=None),
-)
-
-
-def tolerances(results: list[Result], groups: list[dict[str, Any]], scores: dict[str, ById]) -> list[dict[str, Any]]:
-    """Return for each ladder and transform the level at which F1 falls to half of the clean control's F1.
+def tolerances(
+    results: Sequence[ScoredResult],
+    groups: Sequence[GroupAnalysis],
+    scores: dict[str, ById],
+    ladders: Sequence[Ladder],
+    metric: ShownMetric,
+) -> list[LadderTolerance]:
+    """Return for each ladder and transform the level at which the score falls to half of the clean control's score.
 
     Args:
         results: Successful results.
         groups: Analysis of each source.
-        scores: Example ids and F1 of each result and control, by its name.
+        scores: Example ids and scores of each result and control, by its name.
+        ladders: Ladders of the sources.
+        metric: Metric of the scores.
 
     Returns:
-        A dict for each ladder with at least two levels among the results.
+        The tolerances on each ladder with at least two levels among the results.
     """
     controls_of = {group["group"]: group["controls"] for group in groups if group["controls"]}
     reason_of = {group["group"]: group["reason"] for group in groups if group["reason"]}
     found = []
-    for variant in dict.fromkeys(result.get("variant", "") for result in results):
-        own = [result for result in results if result.get("variant", "") == variant]
-        for ladder in LADDERS:
+    for variant in dict.fromkeys(result["variant"] for result in results):
+        own = [result for result in results if result["variant"] == variant]
+        controls = next((controls_of[r["group"]] for r in own if r["group"] in controls_of), None)
+        if controls is None:
+            continue
+        for ladder in ladders:
             rungs = _rungs(ladder, own)
-            controls = next((controls_of[r["group"]] for r in own if r["group"] in controls_of), None)
-            if len(rungs) > 1 and controls is not None:
+            if len(rungs.levels) > 1:
                 on_it = [r["group"] for r in own if r["source"] == ladder.source]
                 reason = next((reason_of[group] for group in on_it if group in reason_of), None)
-                reason = reason or _half_is_empty(controls, scores)
-                clean = controls["clean"]["name"]
-                found.append(_ladder_tolerance(ladder, variant, rungs, own, clean, scores, reason))
+                reason = reason or _half_is_empty(controls, scores, metric)
+                found.append(_ladder_tolerance(rungs, variant, controls["clean"]["name"], scores, reason))
     return found
 
 
-def _half_is_empty(controls: dict[str, Any], scores: dict[str, ById]) -> str | None:
+def _half_is_empty(controls: GroupControls, scores: dict[str, ById], metric: ShownMetric) -> str | None:
     """Return why half of the clean score is not a usable threshold, or None.
 
     The reason is that the model scores about as much without the passage.
@@ -109,80 +99,39 @@ def _half_is_empty(controls: dict[str, Any], scores: dict[str, ById]) -> str | N
         high = float(np.quantile(resampled_means(above[None], SEED)[0], 0.975))
         if high >= 0:
             return (
-                f"an empty context scores F1 {format_score(lower['f1'])}, not clearly below half of the clean "
-                f"score ({format_score(controls['clean']['f1'] / 2)})"
+                f"an empty context scores {metric['label']} {format_score(lower['score'])}, not clearly below half of "
+                f"the clean score ({format_score(controls['clean']['score'] / 2)})"
             )
     return None
 
 
-def _rungs(ladder: Ladder, results: list[Result]) -> list[float]:
-    """Return the levels of a ladder among the results, mild to severe."""
-    levels = {float(result["source_dials"][ladder.dial]) for result in results if result["source"] == ladder.source}
-    if ladder.clean is not None:
-        levels = {level for level in levels if ladder.position(level) > ladder.position(ladder.clean)}
-    return sorted(levels, key=ladder.position)
+def _rungs(ladder: Ladder, results: list[ScoredResult]) -> _Rungs:
+    """Return the results on a ladder; a level that distorts no more than its clean level does not count."""
+    own = [(float(r["source_dials"][ladder.dial]), r) for r in results if r["source"] == ladder.source]
+    start = -math.inf if ladder.clean is None else ladder.position(ladder.clean)
+    on_ladder: dict[str, dict[float, ScoredResult]] = defaultdict(dict)
+    for level, result in own:
+        if ladder.position(level) > start:
+            on_ladder[result["experiment"]][level] = result
+    levels = sorted({level for found in on_ladder.values() for level in found}, key=ladder.position)
+    on_text = [r for r in results if r["source"] == CLEAN_SOURCE] if ladder.clean is not None else []
+    return _Rungs(ladder, levels, dict(on_ladder), {r["experiment"]: r for r in on_text})
 
 
 def _ladder_tolerance(
-    ladder: Ladder,
-    variant: str,
-    rungs: list[float],
-    results: list[Result],
-    clean: str,
-    scores: dict[str, ById],
-    reason: str | None,
-) -> dict[str, Any]:
+    rungs: _Rungs, variant: str, clean: str, scores: dict[str, ById], reason: str | None
+) -> LadderTolerance:
     """Return the tolerances on one ladder; a reason against the threshold leaves the levels out."""
-    on_ladder: dict[str, dict[float, Result]] = defaultdict(dict)
-    undistorted: dict[str, Result] = {}
-    for result in results:
-        if result["source"] == ladder.source:
-            level = float(result["source_dials"][ladder.dial])
-            if level in rungs:
-                on_ladder[result["experiment"]][level] = result
-        elif result["source"] == "text":
-            undistorted[result["experiment"]] = result
-    start = [] if ladder.clean is None else [ladder.position(ladder.clean)]
-    complete = {name: levels for name, levels in on_ladder.items() if len(levels) == len(rungs)}
-
     # Transforms that answered the same examples are resampled together.
     together: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for experiment, levels in complete.items():
-        names = [levels[rung]["name"] for rung in rungs] + [clean]
-        if start and experiment in undistorted:
-            names.append(undistorted[experiment]["name"])
-        together[common(names, scores)].append(experiment)
-    rows: dict[str, dict[str, Any]] = {}
+    for experiment in rungs.complete():
+        at_levels, on_text = ([r["name"] for r in of(experiment)] for of in (rungs.at_levels, rungs.on_text))
+        together[common([*at_levels, clean, *on_text], scores)].append(experiment)
+    rows: dict[str, ToleranceRow] = {}
     for ids, experiments in together.items():
-        if not ids:
-            continue
-        stack: list[Scores] = [scores_on(ids, scores[clean])]
-        parts = []
-        for experiment in experiments:
-            anchored = [undistorted[experiment]] if start and experiment in undistorted else []
-            members = anchored + [complete[experiment][rung] for rung in rungs]
-            positions = np.array(start * len(anchored) + [ladder.position(rung) for rung in rungs])
-            parts.append((experiment, positions, slice(len(stack), len(stack) + len(members)), len(anchored)))
-            stack += [scores_on(ids, scores[member["name"]]) for member in members]
-        table = np.stack(stack)
-        means = resampled_means(table, SEED)
-        for experiment, positions, part, anchored_count in parts:
-            crossed = crossing(positions, table[part].mean(axis=1)[:, None], table[:1].mean(axis=1) / 2)[0]
-            resampled = crossing(positions, means[part], means[0] / 2)
-            ends = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")  # some may be infinite
-            crossed_at = {"status": "unknown", "level": None} if reason else _end(ladder, float(crossed))
-            interval = [_end(ladder, float(end)) for end in ends] if reason is None and len(ids) >= FEW else None
-            first = next(iter(complete[experiment].values()))
-            rows[experiment] = {
-                "experiment": experiment,
-                "family": first["family"],
-                "supervised": is_supervised(first),
-                "num_samples": len(ids),
-                "f1": [float(f1) for f1 in table[part].mean(axis=1)[anchored_count:]],
-                "anchored": bool(anchored_count),  # whether the transform's F1 on text is the first position
-                **crossed_at,
-                "interval": interval,
-            }
+        if ids:
+            rows |= _tolerance_rows(rungs, experiments, ids, clean, scores, reason is None)
+    ladder = rungs.ladder
     return {
         "ladder": ladder.name,
         "source": ladder.source,
@@ -190,25 +139,71 @@ def _ladder_tolerance(
         "dial": ladder.dial,
         "unit": ladder.unit,
         "axis": ladder.axis,
-        "levels": rungs,
+        "levels": rungs.levels,
         "threshold": float(scores[clean][1].mean() / 2),
         "reason": reason,
-        "transforms": [rows[experiment] for experiment in complete if experiment in rows],
+        "transforms": [rows[experiment] for experiment in rungs.complete() if experiment in rows],
         # A level is missing, or no example was answered at every level.
-        "left_out": [experiment for experiment in on_ladder if experiment not in rows],
+        "left_out": [experiment for experiment in rungs.on_ladder if experiment not in rows],
     }
 
 
+def _tolerance_rows(
+    rungs: _Rungs, experiments: list[str], ids: tuple[str, ...], clean: str, scores: dict[str, ById], usable: bool
+) -> dict[str, ToleranceRow]:
+    """Return the tolerances of transforms that answered the same examples, by experiment.
+
+    Args:
+        rungs: Results on the ladder.
+        experiments: The transforms.
+        ids: Ids of the N examples.
+        clean: Name of the clean control.
+        scores: Example ids and scores of each result and control, by its name.
+        usable: Whether half of the clean score is a threshold.
+    """
+    stack: list[Scores] = [scores_on(ids, scores[clean])]
+    parts: dict[str, slice] = {}
+    for experiment in experiments:
+        members = [*rungs.on_text(experiment), *rungs.at_levels(experiment)]
+        parts[experiment] = slice(len(stack), len(stack) + len(members))
+        stack += [scores_on(ids, scores[member["name"]]) for member in members]
+    table = np.stack(stack)  # (1 + members, N)
+    means = resampled_means(table, SEED)  # (1 + members, R)
+    ladder = rungs.ladder
+    measured = [ladder.position(level) for level in rungs.levels]
+    rows: dict[str, ToleranceRow] = {}
+    for experiment, part in parts.items():
+        first, anchored = rungs.at_levels(experiment)[0], bool(rungs.on_text(experiment))
+        start = [ladder.position(ladder.clean)] if anchored and ladder.clean is not None else []
+        positions = np.array(start + measured)
+        crossed = crossing(positions, table[part].mean(axis=1)[:, None], table[:1].mean(axis=1) / 2)[0]
+        resampled = crossing(positions, means[part], means[0] / 2)
+        ends = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")  # some may be infinite
+        end = _end(ladder, float(crossed))
+        rows[experiment] = {
+            "experiment": experiment,
+            "family": first["family"],
+            "supervised": is_supervised(first),
+            "num_samples": len(ids),
+            "scores": [float(score) for score in table[part].mean(axis=1)[len(start) :]],
+            "anchored": anchored,
+            "status": end["status"] if usable else "unknown",
+            "level": end["level"] if usable else None,
+            "interval": [_end(ladder, float(one)) for one in ends] if usable and len(ids) >= FEW else None,
+        }
+    return rows
+
+
 def crossing(positions: Scores, means: Scores, threshold: Scores) -> Scores:
-    """Return the position where F1 first falls to the threshold, by linear interpolation between two levels.
+    """Return the position where the score first falls to the threshold, by linear interpolation between two levels.
 
     Args:
         positions: Positions of the L levels on their axis, from mild to severe, (L,).
-        means: Mean F1 at each level in R resamples, (L, R).
+        means: Mean score at each level in R resamples, (L, R).
         threshold: Threshold in each resample, (R,).
 
     Returns:
-        Positions, (R,): infinity if F1 stays above the threshold, minus infinity if it starts at or below it.
+        Positions, (R,): infinity if the score stays above the threshold, minus infinity if it starts at or below it.
     """
     below = means <= threshold  # (L, R)
     first = below.argmax(axis=0)  # (R,)
@@ -221,13 +216,13 @@ def crossing(positions: Scores, means: Scores, threshold: Scores) -> Scores:
     return np.where(below.any(axis=0), found, np.inf)
 
 
-def _end(ladder: Ladder, position: float) -> dict[str, Any]:
+def _end(ladder: Ladder, position: float) -> LadderEnd:
     if math.isinf(position):
         return {"status": "beyond" if position > 0 else "before", "level": None}
     return {"status": "crosses", "level": ladder.level(position)}
 
 
-def tolerance_table(atlas: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def tolerance_table(atlas: Atlas) -> Table:
     """Return the names of the columns and the rows of a table of tolerances.
 
     An end of an interval that is beyond the measured levels appears as its status.
@@ -243,5 +238,5 @@ def tolerance_table(atlas: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return columns, rows
 
 
-def _written(end: dict[str, Any]) -> str:
+def _written(end: LadderEnd) -> str:
     return end["status"] if end["level"] is None else f"{end['level']:.3g}"

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
-Row = dict[str, Any]  # a row of a group's ranking
-Group = dict[str, Any]
+from latentwire.analysis.records import DialValue, GroupAnalysis, RankingRow
+from latentwire.reports.records import GridPanel, Line, LinesPanel, Panel, Point, ReferenceLine, SourceMatrix, Tick
 
 LOG_FROM = 5  # the axis is logarithmic if the values of a dial span more than this factor
 EDGE = 0.06  # share of the axis that is free at each end
@@ -36,34 +37,34 @@ LINES = 5  # number of colours for the lines of a panel
 COLOUR_OF = {"better": "better", "worse": "worse", "identity": "identity", "baseline": "baseline"}  # others: noise
 
 
-def scale_top(groups: list[Group]) -> float:
-    """Return the F1 at which axes and colour scales end: the highest interval or control, rounded up to a tenth."""
-    highs = [row["f1_interval"][1] for group in groups for row in group["ranking"]]
-    highs += [line["f1"] for group in groups for line in reference_lines(group)]
+def scale_top(groups: Sequence[GroupAnalysis]) -> float:
+    """Return the score at which axes and colours end: the highest interval or control, rounded up to a tenth."""
+    highs = [row["score_interval"][1] for group in groups for row in group["ranking"]]
+    highs += [line["score"] for group in groups for line in reference_lines(group)]
     return min(1.0, max(0.1, math.ceil(max(highs, default=0.0) * 10 - 1e-9) / 10))
 
 
-def reference_lines(group: Group) -> list[dict[str, Any]]:
+def reference_lines(group: GroupAnalysis) -> list[ReferenceLine]:
     """Return the lines that bars are compared with: the baseline, the clean control and the empty context."""
     baseline = next((row for row in group["ranking"] if row["verdict"] == "baseline"), None)
-    controls = group.get("controls")
-    lines = []
+    controls = group["controls"]
+    lines: list[ReferenceLine] = []
     if baseline is not None:
-        lines.append({"kind": "baseline", "label": "baseline", "f1": baseline["f1"]})
+        lines.append({"kind": "baseline", "label": "baseline", "score": baseline["score"]})
     if controls is not None:
         if baseline is not None and controls["clean"]["name"] == baseline["name"]:
             lines[0]["label"] = "baseline (clean control)"
         else:
-            lines.append({"kind": "clean", "label": "clean control", "f1": controls["clean"]["f1"]})
+            lines.append({"kind": "clean", "label": "clean control", "score": controls["clean"]["score"]})
         lines += [
-            {"kind": "empty", "label": "empty context", "f1": control["f1"]}
+            {"kind": "empty", "label": "empty context", "score": control["score"]}
             for control in controls["lower"]
             if control["control"] == "empty"
         ]
     return lines
 
 
-def dial_panels(rows: list[Row], order: list[str]) -> list[dict[str, Any]]:
+def dial_panels(rows: Sequence[RankingRow], order: Sequence[str]) -> list[Panel]:
     """Return a panel for each family with a varied dial, in the order of the sweep.
 
     The dial with the most values is the axis. A second dial with more than two values makes a grid, such as k by
@@ -73,16 +74,12 @@ def dial_panels(rows: list[Row], order: list[str]) -> list[dict[str, Any]]:
         rows: Rows of a ranking.
         order: Experiments in the order of the sweep.
 
-    Returns:
-        {family, kind: "lines", dial, axis, ticks: [{at, value, lower}], lines: [{label, points: [{at, name}]}]} or
-        {family, kind: "grid", dial, values, row_dial, row_values, cells: rows x columns of names or None}.
-        `at` is the position on the axis, in [0, 1].
     """
-    families: dict[str, list[Row]] = defaultdict(list)
+    families: dict[str, list[RankingRow]] = defaultdict(list)
     rank = {experiment: number for number, experiment in reversed(list(enumerate(order)))}
     for row in sorted(rows, key=lambda row: rank.get(row["experiment"], len(order))):
         families[row["family"]].append(row)
-    panels = []
+    panels: list[Panel] = []
     for family, members in families.items():
         values = {dial: _values(members, dial) for dial in members[0]["dials"]}
         varied = [dial for dial, found in values.items() if len(found) > 1]
@@ -97,23 +94,26 @@ def dial_panels(rows: list[Row], order: list[str]) -> list[dict[str, Any]]:
     return panels
 
 
-def _values(rows: list[Row], dial: str) -> list[Any]:
+def _values(rows: list[RankingRow], dial: str) -> list[DialValue]:
     """Return the distinct values of a dial: numbers in ascending order, other values in their first order."""
-    found: list[Any] = []
+    found: list[DialValue] = []
     for row in rows:
         value = row["dials"].get(dial)
         if value not in found:
             found.append(value)
-    return sorted(found) if all(_is_number(value) for value in found) else found
+    numbers = _numbers(found)
+    return found if numbers is None else [*sorted(numbers)]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _numbers(values: list[DialValue]) -> list[float] | None:
+    """Return the values if all are numbers, else None."""
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return numbers if len(numbers) == len(values) else None
 
 
 def _grid(
-    family: str, rows: list[Row], dial: str, values: list[Any], row_dial: str, row_values: list[Any]
-) -> dict[str, Any]:
+    family: str, rows: list[RankingRow], dial: str, values: list[DialValue], row_dial: str, row_values: list[DialValue]
+) -> GridPanel:
     cells: list[list[str | None]] = [[None] * len(values) for _ in row_values]
     for row in rows:
         cells[row_values.index(row["dials"].get(row_dial))][values.index(row["dials"].get(dial))] = row["name"]
@@ -121,52 +121,51 @@ def _grid(
             "row_values": row_values, "cells": cells}  # fmt: skip
 
 
-def _lines(family: str, rows: list[Row], dial: str, values: list[Any], others: list[str]) -> dict[str, Any]:
+def _lines(family: str, rows: list[RankingRow], dial: str, values: list[DialValue], others: list[str]) -> LinesPanel:
     axis, places = _places(values)
-    lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    points: dict[str, list[Point]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: values.index(row["dials"].get(dial))):
         label = ", ".join(f"{name} {row['dials'].get(name)}" for name in others)
-        lines[label].append({"at": places[values.index(row["dials"].get(dial))], "name": row["name"]})
+        points[label].append({"at": places[values.index(row["dials"].get(dial))], "name": row["name"]})
+    lines: list[Line] = [{"label": label, "points": points[label]} for label in sorted(points)]
     return {
         "family": family,
         "kind": "lines",
         "dial": dial,
         "axis": axis,
         "ticks": _ticks(places, values),
-        "lines": [{"label": label, "points": lines[label]} for label in sorted(lines)],
+        "lines": lines,
     }
 
 
-def _ticks(places: list[float], values: list[Any]) -> list[dict[str, Any]]:
-    ticks: list[dict[str, Any]] = []
+def _ticks(places: list[float], values: list[DialValue]) -> list[Tick]:
+    ticks: list[Tick] = []
     for at, value in zip(places, values, strict=True):
         lower = bool(ticks) and not ticks[-1]["lower"] and at - ticks[-1]["at"] < NEAR
         ticks.append({"at": at, "value": value, "lower": lower})
     return ticks
 
 
-def _places(values: list[Any]) -> tuple[str, list[float]]:
-    """Return the kind of axis ("linear", "log" or "names") and the position of each value on it, in [0, 1]."""
-    if not all(_is_number(value) for value in values):
+def _places(values: list[DialValue]) -> tuple[Literal["linear", "log", "names"], list[float]]:
+    """Return the kind of axis and the position of each value on it, in [0, 1]."""
+    numbers = _numbers(values)
+    if numbers is None:
         return "names", [EDGE + (1 - 2 * EDGE) * i / (len(values) - 1) for i in range(len(values))]
-    log = values[0] > 0 and values[-1] / values[0] > LOG_FROM
-    on = [math.log(value) if log else float(value) for value in values]
+    log = numbers[0] > 0 and numbers[-1] / numbers[0] > LOG_FROM
+    on = [math.log(value) if log else float(value) for value in numbers]
     return "log" if log else "linear", [EDGE + (1 - 2 * EDGE) * (x - on[0]) / (on[-1] - on[0]) for x in on]
 
 
-def matrix(groups: list[Group], order: list[str]) -> dict[str, Any] | None:
+def matrix(groups: Sequence[GroupAnalysis], order: Sequence[str]) -> SourceMatrix | None:
     """Return the matrix of transforms by sources, or None for one source.
 
     Args:
         groups: Analysis of each source.
         order: Experiments in the order of the sweep.
-
-    Returns:
-        {sources: [group], transforms: [experiment], cells: transforms x sources of names or None}.
     """
     if len(groups) < 2:
         return None
     found = [{row["experiment"]: row["name"] for row in group["ranking"]} for group in groups]
     transforms = [experiment for experiment in dict.fromkeys(order) if any(experiment in names for names in found)]
-    cells = [[names.get(experiment) for names in found] for experiment in transforms]
+    cells: list[list[str | None]] = [[names.get(experiment) for names in found] for experiment in transforms]
     return {"sources": [group["group"] for group in groups], "transforms": transforms, "cells": cells}

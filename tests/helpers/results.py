@@ -6,17 +6,37 @@ from typing import Any
 
 import numpy as np
 
+from latentwire.records import FORMAT
+
 COUNT = 200
 IDS = [f"q{i}" for i in range(COUNT)]
 
 
 def result_of(family: str, name: str, values: np.ndarray, group: str, **more: object) -> dict:
-    """Return a result as the analysis reads it."""
+    """Return a result as the analysis reads it: each example has the same F1 and EM, its value."""
     f1 = float(values.mean())
+    scored = {"mean": f1, "interval": (max(0, f1 - 0.1), min(1, f1 + 0.1))}
     return {
-        "name": name, "experiment": name, "family": family, "dials": {}, "source": group, "group": group,
-        "f1": f1, "f1_interval": (max(0, f1 - 0.1), min(1, f1 + 0.1)), "em": f1, "empty_rate": 0.0,
-        "identity": False, "num_samples": len(values), "source_dials": {}, **more,
+        "format": FORMAT, "name": name, "experiment": name, "family": family, "dials": {}, "source": group,
+        "source_dials": {}, "group": group, "variant": "", "control": None, "config_hash": name, "model": "tiny",
+        "model_id": "tiny", "data": "made_up", "status": "ok", "f1": f1, "f1_interval": scored["interval"], "em": f1,
+        "em_interval": scored["interval"], "empty_rate": 0.0, "empty_rate_interval": (0.0, 0.1),
+        "scores": {"f1": scored, "em": scored}, "num_samples": len(values), "num_examples": None, "too_long": 0,
+        "left_out": {}, "cut_off": 0, "relative_change": 0.5, "identity": False, "warnings": [], "fit": None,
+        "latents": None, "time_sec": 60.0, "job_sec": 61.0,
+        "timing": {"decoded": 0, "reused": 0, "decode_sec": 0.0, "positions": 0, "shots_sec": 0.0,
+                   "shots_positions": 0},
+        "seed": 3, "dtype": "float32", "device": "cpu", "processes": 1, "git_commit": None, **more,
+    }  # fmt: skip
+
+
+def summary_with(analysis: dict, results: list[dict] | None = None) -> dict:
+    """Return a summary with an analysis; without `results`, only its counts are as in a real one."""
+    count = sum(len(group["ranking"]) for group in analysis["groups"])
+    return {
+        "format": FORMAT, "sweep": "s", "command": "python run.py", "primary_metric": analysis["metric"],
+        "total_experiments": count, "successful": count, "failed": 0, "results": results or [], "controls": [],
+        "sorted_by_f1": [], "sorted_by_score": [], "budget": None, "analysis": analysis,
     }  # fmt: skip
 
 

@@ -9,12 +9,14 @@ import pytest
 
 from latentwire.analysis.controls import AnalysisSettings
 from latentwire.analysis.ranking import analyze
-from latentwire.reports.text import ranking_table, render
+from latentwire.records import F1
+from latentwire.reports.tables import ranking_table
+from latentwire.reports.text import render
 from latentwire.stats.comparison import compare_paired, recovered_shares
 from latentwire.stats.formatting import format_score
 from latentwire.stats.power import detectable_difference, samples_needed, std
 from tests.helpers.random import numbers
-from tests.helpers.results import result_of
+from tests.helpers.results import result_of, summary_with
 
 COUNT = 60
 IDS = [f"q{i}" for i in range(COUNT)]
@@ -24,10 +26,10 @@ def scores_of(right: int) -> np.ndarray:
     return np.array([1.0] * right + [0.0] * (COUNT - right))
 
 
-JUDGING = AnalysisSettings(min_clean_f1=0.1, target_difference=0.05)
+JUDGING = AnalysisSettings(min_clean_score=0.1, target_difference=0.05)
 
 
-def analysis_of(
+def whole_analysis_of(
     group: str, right: dict[tuple[str, str], int], controls: dict[str, int] | None = None, **flags: bool
 ) -> dict:
     """Analyse made-up configurations: (family, name) -> number of right answers."""
@@ -38,7 +40,12 @@ def analysis_of(
     for control, count in (controls or {}).items():
         scores[f"control_{control}"] = (IDS, scores_of(count))
         control_results.append(result_of("baseline", f"control_{control}", scores_of(count), "text", control=control))
-    return analyze(results, scores, control_results, JUDGING)["groups"][0]
+    return analyze(results, scores, control_results, JUDGING, F1, [])
+
+
+def analysis_of(*arguments: object, **flags: bool) -> dict:
+    """Return the analysis of the only source."""
+    return whole_analysis_of(*arguments, **flags)["groups"][0]
 
 
 def test_a_winner_is_named_with_the_configurations_level_with_it():
@@ -86,14 +93,10 @@ def test_without_a_baseline_nothing_is_compared():
 
 
 def test_the_table_and_the_text_show_the_ranking():
-    group = analysis_of("scaled", {("baseline", "b"): 0, ("rms_matching", "r"): 40})
-    summary = {
-        "sweep": "s", "total_experiments": 2, "successful": 2, "failed": 0, "budget": None, "controls": [],
-        "analysis": {"groups": [group], "warnings": [], "atlas": None, "auto": None},
-    }  # fmt: skip
-    columns, rows = ranking_table(summary)
+    analysis = whole_analysis_of("scaled", {("baseline", "b"): 0, ("rms_matching", "r"): 40})
+    columns, rows = ranking_table(analysis)
     assert [dict(zip(columns, row, strict=True))["name"] for row in rows] == ["r", "b"]
-    text = render(summary)
+    text = render(summary_with(analysis))
     assert "  1 r  .667  [.567  .767 ]  .667    0%               +.667 [" in text
     assert "Verdict: r is best: F1 .667, baseline .000" in text
 
@@ -134,7 +137,7 @@ def test_controls_far_apart_allow_a_winner():
 @pytest.mark.parametrize(
     ("controls", "random", "reason"),
     [
-        ({"clean": 5, "empty": 0}, 0, r"the clean baseline scores too low: F1 \.083, below min_clean_f1=\.100"),
+        ({"clean": 5, "empty": 0}, 0, r"the clean baseline scores too low: F1 \.083, below min_clean_score=\.100"),
         ({"clean": 45, "empty": 45}, 0, r"an empty context scores F1 \.750, not clearly below the clean baseline's"),
         ({"clean": 45, "empty": 44}, 0, r"difference \.017 \[\.000, "),
         ({"clean": 45, "empty": 55}, 0, r"an empty context scores F1 \.917"),
@@ -155,7 +158,7 @@ def test_unsuitable_controls_prevent_a_winner(controls, random, reason):
     assert f"Cannot be answered: {group['reason']}" in render_of(group)
 
 
-def test_a_clean_f1_equal_to_min_clean_f1_is_enough():
+def test_a_clean_score_equal_to_min_clean_score_is_enough():
     right = {("baseline", "b"): 0, ("rms_matching", "r"): 40}
     assert analysis_of("scaled", right, {"clean": 6, "empty": 0})["answerable"] is True
     assert analysis_of("scaled", right)["answerable"] is None
@@ -171,14 +174,15 @@ def test_the_baseline_on_text_is_the_clean_control():
     results = [result_of("baseline", "baseline", values, "text"), result_of("baseline", "b@n", scores_of(10), "odd")]
     empty = result_of("baseline", "control_empty", scores_of(3), "text", control="empty")
     scores = {"baseline": (IDS, values), "b@n": (IDS, scores_of(10)), "control_empty": (IDS, scores_of(3))}
-    text, noisy = analyze(results, scores, [empty], JUDGING)["groups"]
+    text, noisy = analyze(results, scores, [empty], JUDGING, F1, [])["groups"]
     assert text["controls"] == noisy["controls"]
     assert noisy["controls"]["clean"]["name"] == "baseline"
     assert noisy["ranking"][0]["recovered"] == pytest.approx(7 / 42)
 
 
 def test_a_failed_control_run_prevents_a_winner():
-    empty, clean = ({"name": f"control_{name}", "control": name, "status": "failed"} for name in ("empty", "clean"))
+    empty, clean = ({"name": f"control_{name}", "control": name, "variant": "", "status": "failed"}
+                    for name in ("empty", "clean"))  # fmt: skip
     right = {"b@n": ("baseline", "odd", 0), "r@n": ("rms_matching", "odd", 40)}
     text = {"b": ("baseline", "text", 45)}
     for asked, failed, reason in (
@@ -192,7 +196,7 @@ def test_a_failed_control_run_prevents_a_winner():
     ):
         results = [result_of(family, name, scores_of(n), group) for name, (family, group, n) in asked.items()]
         group = analyze(results, {one["name"]: (IDS, scores_of(asked[one["name"]][2])) for one in results},
-                        failed, JUDGING)["groups"][-1]  # fmt: skip
+                        failed, JUDGING, F1, [])["groups"][-1]  # fmt: skip
         assert (group["reason"], group["winner"]) == (reason, None if failed else "r@n")
 
 
@@ -201,7 +205,7 @@ def test_controls_are_matched_by_seed():
     results = [result_of("baseline", f"b@seed{s}", values, f"text@seed{s}", source="text", variant=f"@seed{s}")
                for s in (0, 1)]  # fmt: skip
     scores = {result["name"]: (IDS, values) for result in results}
-    groups = analyze(results, scores, [], JUDGING)["groups"]
+    groups = analyze(results, scores, [], JUDGING, F1, [])["groups"]
     assert [group["controls"]["clean"]["name"] for group in groups] == ["b@seed0", "b@seed1"]
 
 
@@ -216,7 +220,7 @@ def test_scores_are_paired_by_id_in_any_order():
     base, own = scores_of(20), scores_of(35)
     results = [result_of("baseline", "b", base, "x"), result_of("rms_matching", "r", own, "x")]
     straight, turned = (
-        analyze(results, {"b": (IDS, base), "r": asked}, [], JUDGING)["groups"][0]["ranking"][0]
+        analyze(results, {"b": (IDS, base), "r": asked}, [], JUDGING, F1, [])["groups"][0]["ranking"][0]
         for asked in ((IDS, own), (IDS[::-1], own[::-1]))
     )
     assert straight["detectable"] == pytest.approx(turned["detectable"])
@@ -229,15 +233,15 @@ def test_counts_and_means_by_dial():
     for (name, count), empty in zip(right.items(), (0.0, 0.5, 0.6), strict=True):
         family, dials = ("baseline", {}) if name == "b" else ("nearest_k", {"k": 3, "alpha": 0.1 * count})
         results.append(result_of(family, name, scores_of(count), "x", empty_rate=empty, dials=dials))
-    group = analyze(results, {n: (IDS, scores_of(c)) for n, c in right.items()}, [], JUDGING)["groups"][0]
+    group = analyze(results, {n: (IDS, scores_of(c)) for n, c in right.items()}, [], JUDGING, F1, [])["groups"][0]
     assert (group["reached_80_percent"], group["more_than_half_empty"]) == (2, 1)
     results[1]["dials"] = {"k": 3, "alpha": 0.1}
     results[2]["dials"] = {"k": 5, "alpha": 0.1}
     results.append(result_of("nearest_k", "m", scores_of(11), "x", dials={"k": 3, "alpha": 0.2}))
     scores = {n: (IDS, scores_of(c)) for n, c in {**right, "m": 11}.items()}
-    group = analyze(results, scores, [], JUDGING)["groups"][0]
+    group = analyze(results, scores, [], JUDGING, F1, [])["groups"][0]
     by_k = next(dial for dial in group["dial_means"] if dial["dial"] == "k")
-    assert [mean["f1"] for mean in by_k["means"]] == pytest.approx([51 / 2 / COUNT, 39 / COUNT])
+    assert [mean["score"] for mean in by_k["means"]] == pytest.approx([51 / 2 / COUNT, 39 / COUNT])
 
 
 # --- power ------------------------------------------------------------------------------------------------------
@@ -251,7 +255,7 @@ def test_the_analysis_reports_the_detectable_difference():
     scores = {"b": (IDS, base)} | {name: (IDS, values) for name, values in systems.items()}
     results = [result_of("baseline", "b", base, "x")]
     results += [result_of("rms_matching", name, values, "x") for name, values in systems.items()]
-    (group,) = analyze(results, scores, [], JUDGING)["groups"]
+    (group,) = analyze(results, scores, [], JUDGING, F1, [])["groups"]
     sds = {name: std(values - base) for name, values in systems.items()}
     rows = {row["name"]: row for row in group["ranking"]}
     for name in ("r", "s"):
@@ -260,7 +264,7 @@ def test_the_analysis_reports_the_detectable_difference():
     assert rows["t"]["detectable"] is rows["b"]["detectable"] is None
     power = group["power"]
     middle = (sds["r"] + sds["s"]) / 2
-    assert (power["num_samples"], power["comparisons"], power["wished"]) == (COUNT, 3, 0.05)
+    assert (power["num_samples"], power["comparisons"], power["target_difference"]) == (COUNT, 3, 0.05)
     assert power["detectable"] == pytest.approx(detectable_difference(middle, COUNT, 0.05))
     assert power["alpha_corrected"] == pytest.approx(0.05 / 3)
     assert power["samples_needed"] == samples_needed(middle, 0.05, 0.05)
@@ -276,7 +280,7 @@ def test_results_are_compared_on_their_own_examples():
                result_of("rms_matching", "short", short, "x"),
                result_of("rms_matching", "other", short, "x")]  # fmt: skip
     scores = {"b": (IDS, base), "long": (IDS, long), "short": (IDS[:16], short), "other": ([*IDS[:15], "no"], short)}
-    (group,) = analyze(results, scores, [], JUDGING)["groups"]
+    (group,) = analyze(results, scores, [], JUDGING, F1, [])["groups"]
     rows = {row["name"]: row for row in group["ranking"]}
     (alone,) = compare_paired(short[None], base[:16], 0)
     assert rows["short"]["difference"] == pytest.approx((short - base[:16]).mean())
@@ -297,17 +301,14 @@ def test_ties_are_checked_on_common_examples():
     results = [result_of("baseline", "b", base, "x"), result_of("rms_matching", "best", best, "x"),
                result_of("anchor_offset", "level", level, "x"), result_of("nearest_k", "few", few, "x")]  # fmt: skip
     scores = {"b": (IDS, base), "best": (IDS, best), "level": (IDS, level), "few": (IDS[:40], few)}
-    (group,) = analyze(results, scores, [], JUDGING)["groups"]
+    (group,) = analyze(results, scores, [], JUDGING, F1, [])["groups"]
     assert group["winner"] == "best"
     assert group["verdict"].endswith("level with level.")
 
 
 def render_of(group: dict) -> str:
-    summary = {
-        "sweep": "s", "total_experiments": 2, "successful": 2, "failed": 0, "budget": None, "controls": [],
-        "analysis": {"groups": [group], "warnings": [], "atlas": None, "auto": None},
-    }  # fmt: skip
-    return render(summary)
+    analysis = {"groups": [group], "metric": F1, "warnings": [], "atlas": None, "auto": None}
+    return render(summary_with(analysis))
 
 
 def test_controls_and_results_below_the_empty_context_cannot_win():
@@ -327,6 +328,6 @@ def test_results_with_fewer_examples_rank_last():
         result_of(family, name, scores[name][1], "scaled")
         for family, name in (("baseline", "b"), ("rms_matching", "long"), ("nearest_k", "short"))
     ]
-    group = analyze(results, scores, [], JUDGING)["groups"][0]
+    group = analyze(results, scores, [], JUDGING, F1, [])["groups"][0]
     assert [row["name"] for row in group["ranking"]] == ["long", "b", "short"]
     assert group["winner"] == "long"

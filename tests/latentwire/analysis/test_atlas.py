@@ -8,12 +8,23 @@ import numpy as np
 import pytest
 
 from latentwire.analysis.controls import AnalysisSettings
+from latentwire.analysis.ladder import Ladder
 from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import analyze
-from latentwire.analysis.tolerance import LADDERS, crossing, tolerance_table
+from latentwire.analysis.tolerance import crossing, tolerance_table
+from latentwire.records import F1
 from latentwire.reports.text import render, tolerated
 from tests.helpers.random import numbers
-from tests.helpers.results import COUNT, IDS, result_of, right
+from tests.helpers.results import COUNT, IDS, result_of, right, summary_with
+
+LADDERS = (
+    Ladder("snr_db", "dB", "linear", rising=False, clean=None, source="noisy"),
+    Ladder("factor", "x", "log", rising=True, clean=1.0, label="scaled up", source="scaled"),
+    Ladder("factor", "x", "log", rising=False, clean=1.0, label="scaled down", source="scaled"),
+    Ladder("offset", "norms", "linear", rising=True, clean=0.0, source="shifted"),
+    Ladder("rate", "share", "linear", rising=True, clean=0.0, source="mixed"),
+    Ladder("rank", "components", "log", rising=False, clean=None, source="low_rank"),
+)
 
 
 def analysis_of(
@@ -29,12 +40,10 @@ def analysis_of(
             values = right(f1, (counts or {}).get(name, COUNT))
             scores[name] = (IDS[: len(values)], values)
             dials = {} if level is None else {dial[source]: level}
-            results.append(
-                result_of(family, name, values, group, experiment=family, source=source, source_dials=dials, variant="")
-            )
+            results.append(result_of(family, name, values, group, experiment=family, source=source, source_dials=dials))
     control = result_of("baseline", "control_empty", right(empty), "text", control="empty", variant="")
     scores["control_empty"] = (IDS, right(empty))
-    return analyze(results, scores, [control], AnalysisSettings(0.1, 0.05))
+    return analyze(results, scores, [control], AnalysisSettings(0.1, 0.05), F1, LADDERS)
 
 
 def tolerance_of(analysis: dict, ladder: str, transform: str) -> dict:
@@ -44,10 +53,7 @@ def tolerance_of(analysis: dict, ladder: str, transform: str) -> dict:
 
 def said(analysis: dict) -> str:
     """Return the printed analysis in one line."""
-    count = sum(len(group["ranking"]) for group in analysis["groups"])
-    summary = {"sweep": "atlas", "total_experiments": count, "successful": count, "failed": 0, "budget": None,
-               "controls": [], "analysis": analysis}  # fmt: skip
-    return " ".join(render(summary).split())
+    return " ".join(render(summary_with(analysis)).split())
 
 
 NOISY = {
@@ -77,7 +83,7 @@ def test_the_tolerance_is_where_half_of_the_clean_score_is_left():
     assert (ladder["ladder"], ladder["dial"], ladder["levels"]) == ("noisy", "snr_db", [6.0, 0.0, -6.0])
     assert ladder["threshold"] == pytest.approx(0.4)
     baseline = tolerance_of(analysis, "noisy", "baseline")
-    assert baseline["f1"] == pytest.approx([0.6, 0.2, 0.0])
+    assert baseline["scores"] == pytest.approx([0.6, 0.2, 0.0])
     assert baseline["status"] == "crosses"
     assert baseline["level"] == pytest.approx(3.0)  # halfway between .6 at 6 dB and .2 at 0 dB
     mild, severe = (end["level"] for end in baseline["interval"])
@@ -101,7 +107,7 @@ def test_no_tolerance_if_the_empty_context_reaches_the_threshold():
         row = tolerance_of(analysis, "noisy", "baseline")
         assert (row["level"] is not None) == (row["interval"] is not None) == usable
     assert ladder["reason"] == "an empty context scores F1 .500, not clearly below half of the clean score (.400)"
-    assert (row["status"], row["f1"][0]) == ("unknown", pytest.approx(0.6))
+    assert (row["status"], row["scores"][0]) == ("unknown", pytest.approx(0.6))
     assert f"no tolerance: {ladder['reason']}" in said(analysis)
 
 
@@ -120,9 +126,7 @@ def test_no_interval_from_fewer_than_sixteen_examples():
         columns, rows = tolerance_table(analysis["atlas"])
         (written,) = [dict(zip(columns, one, strict=True)) for one in rows if one[2] == "baseline"]
         assert (written["from"] is None) == (written["to"] is None) == (count < 16)
-        summary = {"sweep": "atlas", "total_experiments": 12, "successful": 12, "failed": 0, "budget": None,
-                   "controls": [], "analysis": analysis}  # fmt: skip
-        assert ("no interval below 16 examples  n=15" in render(summary)) == (count < 16)
+        assert ("no interval below 16 examples  n=15" in render(summary_with(analysis))) == (count < 16)
 
 
 def test_a_supervised_chain_does_not_represent_its_family():
@@ -133,7 +137,7 @@ def test_a_supervised_chain_does_not_represent_its_family():
         for family, experiment, f1 in (("baseline", "b", 0.2), ("chain", "seen", 0.9), ("chain", "blind", 0.5))
     ]  # fmt: skip
     scores = {result["name"]: (IDS, right(result["f1"])) for result in results}
-    atlas = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["atlas"]
+    atlas = analyze(results, scores, [], AnalysisSettings(0.1, 0.05), F1, LADDERS)["atlas"]
     assert atlas["columns"] == ["b", "seen", "blind"]
     assert [transform["supervised"] for transform in atlas["transforms"]] == [False, True, False]
     columns, rows = matrix_table(atlas)
@@ -154,7 +158,7 @@ def test_the_interval_covers_the_level_as_often_as_stated():
             results.append(result_of("baseline", name, scores[name][1], f"n{level}", source="noisy", source_dials=dials,
                                      experiment="baseline"))  # fmt: skip
         results[0]["experiment"] = "baseline"
-        analysis = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))
+        analysis = analyze(results, scores, [], AnalysisSettings(0.1, 0.05), F1, LADDERS)
         mild, severe = tolerance_of(analysis, "noisy", "baseline")["interval"]
         levels = [{"before": math.inf, "beyond": -math.inf}.get(end["status"], end["level"]) for end in (mild, severe)]
         held += levels[0] >= 3 >= levels[1]
@@ -231,7 +235,7 @@ def test_the_matrix_holds_every_result_in_its_place():
     assert [source["group"] for source in atlas["sources"]] == ["text", "noisy6.0", "noisy0.0", "noisy-6.0"]
     assert atlas["sources"][1]["source_dials"] == {"snr_db": 6.0}
     assert [transform["experiment"] for transform in atlas["transforms"]] == ["baseline", "anchor_offset", "nearest_k"]
-    f1s = [[cell["f1"] for cell in row] for row in atlas["matrix"]]
+    f1s = [[cell["score"] for cell in row] for row in atlas["matrix"]]
     assert f1s == [pytest.approx(list(row.values())) for row in NOISY.values()]
     cell = atlas["matrix"][2][1]
     assert (cell["name"], cell["verdict"], cell["num_samples"]) == ("anchor_offset@noisy0.0", "better", COUNT)
@@ -241,7 +245,7 @@ def test_the_matrix_holds_every_result_in_its_place():
     columns, rows = matrix_table(atlas)
     assert len(rows) == 12
     row = dict(zip(columns, rows[7], strict=True))
-    assert (row["source"], row["transform"], row["f1"]) == ("noisy0.0", "anchor_offset", cell["f1"])
+    assert (row["source"], row["transform"], row["score"]) == ("noisy0.0", "anchor_offset", cell["score"])
     columns, rows = tolerance_table(atlas)
     assert dict(zip(columns, rows[0], strict=True))["status"] == "crosses"
 
@@ -258,7 +262,7 @@ def test_one_configuration_represents_each_family():
         for family in [{"b": "baseline"}.get(experiment, "nearest_k")]
     ]
     scores = {result["name"]: (IDS, right(result["f1"])) for result in results}
-    assert analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["atlas"]["columns"] == ["b", "k2"]
+    assert analyze(results, scores, [], AnalysisSettings(0.1, 0.05), F1, LADDERS)["atlas"]["columns"] == ["b", "k2"]
 
 
 def test_one_source_makes_no_atlas():
@@ -270,9 +274,7 @@ def test_the_text_is_readable_on_a_hundred_columns():
     families = ["baseline", "rms_matching", "batch_distribution", "nearest_k", "anchor_offset", "soft_codebook",
                 "soft_vocab", "random_interpolation", "auto"]  # fmt: skip
     analysis = analysis_of({source: dict.fromkeys(families, f1) for source, f1 in sources.items()})
-    summary = {"sweep": "atlas", "total_experiments": 72, "successful": 72, "failed": 0, "budget": None,
-               "controls": [], "analysis": analysis}  # fmt: skip
-    text = render(summary)
+    text = render(summary_with(analysis))
     matrix = text[text.index("=== the matrix") :]
     assert max(map(len, matrix.splitlines())) <= 100
     assert "noisy-10.0 .500  .500" in matrix
@@ -291,5 +293,5 @@ def test_the_ladders_of_two_seeds_are_kept_apart():
             scores[name] = (IDS, values)
             about = {"source": "text"} if level is None else {"source": "noisy", "source_dials": {"snr_db": level}}
             results.append(result_of("baseline", name, values, name, experiment="baseline", variant=variant) | about)
-    found = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["atlas"]["tolerance"]
+    found = analyze(results, scores, [], AnalysisSettings(0.1, 0.05), F1, LADDERS)["atlas"]["tolerance"]
     assert [one["transforms"][0]["level"] for one in found] == pytest.approx([3.0, 4.5])

@@ -7,9 +7,11 @@ import pytest
 
 from latentwire.analysis.controls import AnalysisSettings
 from latentwire.analysis.ranking import analyze
-from latentwire.reports.text import auto_table, goal_lines, incomplete, render
+from latentwire.records import F1
+from latentwire.reports.tables import auto_table
+from latentwire.reports.text import goal_lines, incomplete, render
 from tests.helpers.random import numbers
-from tests.helpers.results import COUNT, IDS, result_of, right
+from tests.helpers.results import COUNT, IDS, result_of, right, summary_with
 
 TEXT = {"baseline": 0.8, "nearest_k": 0.8, "auto": 0.8}
 
@@ -23,11 +25,10 @@ def summary_of(f1s: dict[str, dict[str, float]], counts: dict[str, int] | None =
             values = right(f1)[: (counts or {}).get(name, COUNT)]
             scores[name] = (IDS[: len(values)], values)
             fit = {"supervised": True} if "supervised" in experiment else None
-            results.append(result_of(experiment, name, values, source, experiment=experiment, variant="", fit=fit))
-    control = result_of("baseline", "control_empty", right(empty), "text", control="empty", variant="")
-    analysis = analyze(results, scores, [control], AnalysisSettings(0.1, 0.05))
-    return {"sweep": "s", "total_experiments": len(results), "successful": len(results), "failed": 0, "budget": None,
-            "controls": [], "analysis": analysis}  # fmt: skip
+            results.append(result_of(experiment, name, values, source, experiment=experiment, fit=fit))
+    control = result_of("baseline", "control_empty", right(empty), "text", control="empty")
+    analysis = analyze(results, scores, [control], AnalysisSettings(0.1, 0.05), F1, [])
+    return summary_with(analysis)
 
 
 def auto_of(*arguments: object, **more: float) -> dict:
@@ -47,8 +48,8 @@ def test_auto_is_judged_where_a_single_transform_recovers():
     sources = {one["group"]: one for one in auto["sources"]}
     assert list(sources) == ["text", "a", "b", "c", "d"]
     a = sources["a"]
-    assert (a["best"], a["num_samples"], a["clean_f1"]) == ("nearest_k", COUNT, pytest.approx(0.8))
-    assert (a["best_f1"], a["auto_f1"]) == (pytest.approx(0.75), pytest.approx(0.76))
+    assert (a["best"], a["num_samples"], a["clean_score"]) == ("nearest_k", COUNT, pytest.approx(0.8))
+    assert (a["best_score"], a["auto_score"]) == (pytest.approx(0.75), pytest.approx(0.76))
     assert (a["best_share"], a["share"]) == (pytest.approx(0.75 / 0.8), pytest.approx(0.95))
     low, high = a["share_interval"]
     assert 0.85 < low < 0.95 < high < 1.05
@@ -103,8 +104,8 @@ def test_auto_and_the_best_share_their_examples():
     assert (a["best"], a["num_samples"]) == ("nearest_k", COUNT)
     a = auto_of(f1s, {"auto@a": 40})["sources"][1]
     assert a["num_samples"] == 40
-    assert a["auto_f1"] == pytest.approx(right(0.76)[:40].mean())
-    assert a["clean_f1"] == pytest.approx(right(0.8)[:40].mean())
+    assert a["auto_score"] == pytest.approx(right(0.76)[:40].mean())
+    assert a["clean_score"] == pytest.approx(right(0.8)[:40].mean())
 
 
 def test_few_examples_have_no_interval():
@@ -114,7 +115,7 @@ def test_few_examples_have_no_interval():
         auto = auto_of(f1s, dict.fromkeys(names, count))
         found = [auto["sources"][1]["share_interval"], auto["harm"][0]["difference_interval"]]
         assert [interval is None for interval in found] == [count < 16] * 2
-        assert ("no interval" in " ".join(goal_lines(auto))) == (count < 16)
+        assert ("no interval" in " ".join(goal_lines(auto, F1))) == (count < 16)
 
 
 def test_sources_that_cannot_answer_are_not_judged():
@@ -141,7 +142,7 @@ def test_the_verdict_names_failed_sources_and_the_caveat():
     row = dict(zip(columns, rows[1], strict=True))
     assert (row["group"], row["best"], row["met"], row["share"]) == ("a", "nearest_k", False, pytest.approx(0.625))
     assert (row["share_low"], row["share_high"]) == auto["sources"][1]["share_interval"]
-    assert "The goal is met" in " ".join(goal_lines(auto_of({"text": TEXT})))
+    assert "The goal is met" in " ".join(goal_lines(auto_of({"text": TEXT}), F1))
 
 
 def test_sources_recovered_by_auto_alone_are_listed_separately():
@@ -155,17 +156,17 @@ def test_sources_recovered_by_auto_alone_are_listed_separately():
     }
     summary = summary_of(f1s)
     auto = summary["analysis"]["auto"]
-    assert {one["group"]: one["alone"] for one in auto["sources"]} == {
+    assert {one["group"]: one["auto_alone"] for one in auto["sources"]} == {
         "text": False, "alone": True, "nobody": False, "both": False, "single": False
     }  # fmt: skip
-    assert (auto["alone"], auto["recovered"], auto["reached"]) == (["alone"], 3, 2)
+    assert (auto["auto_alone"], auto["recovered"], auto["reached"]) == (["alone"], 3, 2)
     text = render(summary)
     table = text[text.index("=== the goal of auto") :].splitlines()
     goals = {line.split()[0]: line.rsplit("  ", 1)[-1] for line in table if "%]  " in line}
     assert (goals["alone"], goals["nobody"]) == ("by auto alone", "not recovered")
     assert goals["both"].startswith("met") and goals["single"].startswith("NOT met")
-    assert "Beyond the goal, auto alone reaches that share on: alone." in goal_lines(auto)
-    assert not any("Beyond" in line for line in goal_lines(auto_of({"text": TEXT})))
+    assert "Beyond the goal, auto alone reaches that share on: alone." in goal_lines(auto, F1)
+    assert not any("Beyond" in line for line in goal_lines(auto_of({"text": TEXT}), F1))
 
 
 def test_an_incomplete_matrix_is_marked_as_such():
@@ -191,7 +192,7 @@ def test_a_share_is_resampled_with_its_clean_score():
     drawn = generator.random((2, COUNT)) < 0.8
     scores = {"b": (IDS, drawn[0] * 1.0), "auto": (IDS, drawn[1] * 1.0), "n": (IDS, drawn[0] * 1.0)}
     results = [result_of(f, n, scores[n][1], "text") for f, n in (("baseline", "b"), ("auto", "auto"), ("k", "n"))]
-    (one,) = analyze(results, scores, [], AnalysisSettings(0.1, 0.05))["auto"]["sources"]
+    (one,) = analyze(results, scores, [], AnalysisSettings(0.1, 0.05), F1, [])["auto"]["sources"]
     means = drawn[:, generator.integers(COUNT, size=(4000, COUNT))].mean(axis=2)
     expected = np.quantile(means[1] / means[0], [0.025, 0.975])
     assert one["share_interval"] == pytest.approx(expected, abs=0.01)

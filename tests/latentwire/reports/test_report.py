@@ -14,14 +14,19 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from latentwire.analysis.records import Summary
 from latentwire.harness import app
 from latentwire.harness.tracking import NoTracker
+from latentwire.records import F1
+from latentwire.reports import figures
 from latentwire.reports import html as report
 from latentwire.reports.figures import draw_all
 from latentwire.reports.html import choose_shown_examples, collect, page, shared, write_report
 from latentwire.reports.panels import DARK, LIGHT, dial_panels, matrix, reference_lines, scale_top
 from latentwire.stats.formatting import format_score
 from latentwire.sweeps import task
+from tests.helpers.records import mismatches
+from tests.helpers.results import result_of
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror='throw 1'>\u2028<!-- & \"q'"
 COUNT = 16
@@ -35,8 +40,15 @@ KINDS = [
 ]
 
 
-def made_up_sweep() -> tuple[dict, dict[str, list[dict]]]:
-    """Return a summary with every part of an analysis, and its predictions; each F1 is a count over 16 examples."""
+EM = {"name": "em", "label": "exact match", "higher_is_better": True}
+
+
+def made_up_sweep(metric: dict = F1) -> tuple[dict, dict[str, list[dict]]]:
+    """Return a summary with every part of an analysis, and its predictions; each score is a count over 16 examples.
+
+    Args:
+        metric: The primary metric; EM is F1 / 2.
+    """
     results, groups, answers = [], [], {}
     for g, source in enumerate(["text", "scaled117.0"]):
         suffix = "" if source == "text" else f"@{source}"
@@ -45,68 +57,74 @@ def made_up_sweep() -> tuple[dict, dict[str, list[dict]]]:
             name, right = experiment + suffix, (5 * number + 3 * g + 11) % (COUNT + 1)
             if experiment == "baseline":
                 right = 11 if g == 0 else 1
-            f1, identity = right / COUNT, source == "text" and family == "anchor_offset"
+            f1 = right / COUNT
+            score, identity = f1 / 2 if metric == EM else f1, source == "text" and family == "anchor_offset"
             shared_fields = {
                 "name": name, "experiment": experiment, "family": family, "dials": dials, "f1": f1,
-                "f1_interval": [max(0.0, f1 - 0.2), min(0.9, f1 + 0.1)], "em": f1 / 2, "empty_rate": number / 100,
-                "identity": identity, "num_samples": COUNT,
+                "em": f1 / 2, "empty_rate": number / 100, "identity": identity, "num_samples": COUNT, "warnings": [],
             }  # fmt: skip
-            results.append({**shared_fields, "status": "ok", "source": source, "group": source, "model": "tiny",
-                            "data": "made_up", "seed": 3, "time_sec": 60.0, "relative_change": 0.5, "cut_off": 1,
-                            "config_hash": name})  # fmt: skip
+            results.append(result_of(family, name, np.full(COUNT, f1), source) | shared_fields)
+            comparison = dict.fromkeys(("difference", "difference_interval", "p_value", "p_holm"))
             if family == "baseline":
-                verdict = {"verdict": "baseline"}
+                comparison["verdict"] = "baseline"
             elif identity:
-                verdict = {"verdict": "identity"}
+                comparison["verdict"] = "identity"
             else:
-                words = ("worse", "within noise", "better")[number % 3]
-                verdict = {"verdict": words, "difference": f1 - 0.5, "difference_interval": [-0.1, 0.1],
-                           "p_value": 0.01, "p_holm": round(0.001 + number / 100, 3)}  # fmt: skip
-            rows.append({**shared_fields, **verdict, "recovered": f1 / 0.6875, "recovered_interval": [0.0, 1.0]})
+                comparison = {"verdict": ("worse", "within noise", "better")[number % 3], "difference": f1 - 0.5,
+                              "difference_interval": [-0.1, 0.1], "p_value": 0.01,
+                              "p_holm": round(0.001 + number / 100, 3)}  # fmt: skip
+            rows.append({**shared_fields, **comparison, "score": score,
+                         "score_interval": [max(0.0, score - 0.2), min(0.9, score + 0.1)], "supervised": False,
+                         "recovered": f1 / 0.6875, "recovered_interval": [0.0, 1.0], "detectable": None,
+                         "detectable_corrected": None})  # fmt: skip
             answers[name] = [
                 {"id": f"q{i}", "question": f"Question {i}? {HOSTILE}", "references": [f"answer {i}", "other"],
                  "prediction": f"answer {i}" if i < right else ("", f"wrong {HOSTILE}")[number % 2],
-                 "f1": float(i < right), "em": float(i < right)}
+                 "f1": float(i < right), "em": float(i < right) / 2,
+                 "scores": {"f1": float(i < right), "em": float(i < right) / 2}}
                 for i in range(COUNT)
             ]  # fmt: skip
-        rows.sort(key=lambda row: (-row["f1"], row["name"]))
+        rows.sort(key=lambda row: (-row["score"], row["name"]))
         groups.append({
             "group": source, "source": source, "num_samples": COUNT, "ranking": rows, "winner": rows[0]["name"],
             "verdict": f"{rows[0]['experiment']} is best. {HOSTILE}", "next": "Integrate it.", "answerable": True,
             "observations": [{"observation": "o", "holds": "yes", "meaning": "m", "action": "a"}],
             "power": {"num_samples": COUNT, "comparisons": 9, "power": 0.8, "detectable": 0.123,
-                      "detectable_corrected": 0.234, "wished": 0.05, "samples_needed": 1234,
+                      "detectable_corrected": 0.234, "target_difference": 0.05, "samples_needed": 1234,
                       "samples_needed_corrected": 2345},
-            "controls": {"clean": {"name": "baseline", "f1": 0.6875, "f1_interval": [0.5, 0.8]},
-                         "lower": [{"name": "control_empty", "control": "empty", "f1": 0.0625}]},
+            "controls": {"clean": {"name": "baseline", "score": 0.6875, "score_interval": [0.5, 0.8]},
+                         "lower": [{"name": "control_empty", "control": "empty", "score": 0.0625}]},
         })  # fmt: skip
-    answers["control_empty"] = [{**row, "prediction": "", "f1": 0.0} for row in answers["baseline"]]
+    answers["control_empty"] = [
+        {**row, "prediction": "", "scores": {"f1": 0.0, "em": 0.0}} for row in answers["baseline"]
+    ]
     ladder = {
         "ladder": "scaled up", "source": "scaled", "variant": "", "dial": "factor", "unit": "", "axis": "log",
         "levels": [1.0, 117.0], "threshold": 0.34375,
-        "transforms": [{"experiment": "baseline", "family": "baseline", "num_samples": COUNT, "f1": [0.6875, 0.0625],
-                        "status": "crosses", "level": 12.345, "anchored": True,
+        "transforms": [{"experiment": "baseline", "family": "baseline", "num_samples": COUNT,
+                        "scores": [0.6875, 0.0625], "supervised": False, "anchored": True,
+                        "status": "crosses", "level": 12.345,
                         "interval": [{"status": "crosses", "level": 9.0}, {"status": "beyond", "level": None}]}],
-        "left_out": ["random_k3"],
+        "left_out": ["random_k3"], "reason": None,
     }  # fmt: skip
-    source = {"group": "text", "num_samples": COUNT, "clean_f1": 0.6875, "best": "rms_scale1.0", "best_f1": 0.625,
-              "auto_f1": 0.6875, "share": 1.0, "share_interval": None, "recovered": True, "met": True, "clear": None,
-              "alone": False, "reason": None}  # fmt: skip
-    sources = [source, {**source, "group": "alone", "recovered": False, "met": None, "alone": True},
+    source = {"group": "text", "num_samples": COUNT, "clean_score": 0.6875, "best": "rms_scale1.0", "best_score": 0.625,
+              "auto_score": 0.6875, "share": 1.0, "share_interval": None, "recovered": True, "met": True, "clear": None,
+              "auto_alone": False, "reason": None}  # fmt: skip
+    sources = [source, {**source, "group": "alone", "recovered": False, "met": None, "auto_alone": True},
                {**source, "group": "nobody", "recovered": False, "met": None},
                {**source, "group": "tied", "share": None, "reason": "an empty context scores as much"}]  # fmt: skip
     auto = {"share_wanted": 0.9, "harm_allowed": 0.01, "definition": "As defined.", "bias": "Too high.", "met": True,
-            "sources": sources, "recovered": 1, "reached": 1, "failed": [], "alone": ["alone"], "harm": []}  # fmt: skip
-    failed = {"name": "broken", "experiment": "broken", "family": "nearest_k", "source": "text", "group": "text",
-              "status": "failed", "error": f"k=0: {HOSTILE}"}  # fmt: skip
+            "sources": sources, "recovered": 1, "reached": 1, "failed": [], "auto_alone": ["alone"],
+            "harm": []}  # fmt: skip
+    failed = {**results[1], "name": "broken", "experiment": "broken", "status": "failed", "error": f"k=0: {HOSTILE}"}
     control = {**results[0], "name": "control_empty", "control": "empty", "f1": 0.0, "config_hash": "empty"}
     summary = {
         "sweep": "made_up", "total_experiments": len(results) + 1, "successful": len(results), "failed": 1,
         "results": [*results, failed], "controls": [control], "command": "python run.py -m sweep=made_up",
-        "budget": {"minutes": 30, "stopped": "All rounds are done.", "note": "Pruned by F1.", "halvings": [
+        "budget": {"minutes": 30, "wanted": COUNT, "stopped": "All rounds are done.", "note": "Pruned.", "halvings": [
             {"round": 1, "samples": 8, "why": "Time.", "groups": [{"group": "text", "kept": [], "left_out": ["x"]}]}]},
         "analysis": {
-            "groups": groups, "atlas": {"tolerance": [ladder]}, "auto": auto,
+            "metric": metric, "groups": groups, "atlas": {"tolerance": [ladder]}, "auto": auto,
             "warnings": [{"kind": "all_alike", "level": "warning", "message": HOSTILE + tail, "names": ["random_k3"],
                           "count": 1} for tail in ("", *"abcdefg")],
         },
@@ -114,8 +132,8 @@ def made_up_sweep() -> tuple[dict, dict[str, list[dict]]]:
     return summary, answers
 
 
-def content() -> dict:
-    summary, answers = made_up_sweep()
+def content(metric: dict = F1) -> dict:
+    summary, answers = made_up_sweep(metric)
     configs = [{"config": {"samples": 16, "embed": {"name": n, "same": 1}}, "versions": {"torch": "9"}} for n in "ab"]
     return collect(summary, answers, configs)
 
@@ -192,8 +210,8 @@ def test_the_matrix_has_a_blank_for_a_missing_result():
 
 def test_scales_end_at_the_tenth_above_what_is_drawn():
     def group(high: float, clean: float | None = None) -> dict:
-        rows = [{"name": "b", "verdict": "baseline", "f1": 0.0, "f1_interval": [0.0, high]}]
-        controls = clean and {"clean": {"name": "c", "f1": clean}, "lower": []}
+        rows = [{"name": "b", "verdict": "baseline", "score": 0.0, "score_interval": [0.0, high]}]
+        controls = clean and {"clean": {"name": "c", "score": clean}, "lower": []}
         return {"ranking": rows, "controls": controls}
 
     assert scale_top([group(0.41), group(0.32)]) == 0.5
@@ -208,37 +226,38 @@ def test_bars_have_lines_for_the_baseline_and_the_controls():
     summary, _ = made_up_sweep()
     text, scaled = summary["analysis"]["groups"]
     assert reference_lines(text) == [
-        {"kind": "baseline", "label": "baseline (clean control)", "f1": 0.6875},
-        {"kind": "empty", "label": "empty context", "f1": 0.0625},
+        {"kind": "baseline", "label": "baseline (clean control)", "score": 0.6875},
+        {"kind": "empty", "label": "empty context", "score": 0.0625},
     ]
-    assert [(line["kind"], line["f1"]) for line in reference_lines(scaled)] == [
+    assert [(line["kind"], line["score"]) for line in reference_lines(scaled)] == [
         ("baseline", 0.0625), ("clean", 0.6875), ("empty", 0.0625),
     ]  # fmt: skip
-    older = {"ranking": [{"name": "x", "verdict": "not compared", "f1": 0.5}]}
-    assert reference_lines(older) == []
+    alone = {"ranking": [{"name": "x", "verdict": "not compared", "score": 0.5}], "controls": None}
+    assert reference_lines(alone) == []
 
 
 def test_the_page_holds_the_examples_that_differ_most():
     """Their number is bounded, and long texts are cut."""
 
     def answer(number: int, f1: float, text: str = "t") -> dict:
-        return {"id": f"q{number}", "question": "?" * 301, "references": ["r"], "prediction": text, "f1": f1}
+        return {"id": f"q{number}", "question": "?" * 301, "references": ["r"], "prediction": text,
+                "scores": {"f1": f1}}  # fmt: skip
 
     same = [answer(0, 1.0), answer(1, 1.0), answer(2, 0.0), answer(3, 0.5)]
     other = [answer(0, 1.0, "x" * 300), answer(1, 0.0), answer(2, 0.0), answer(3, 1.0, "y" * 301)]
-    found = choose_shown_examples({"a": same, "b": other}, 7)
+    found = choose_shown_examples({"a": same, "b": other}, 7, F1)
     assert [item["id"] for item in found["items"]] == ["q1", "q3", "q0"]  # variances 1/4, 1/16, 0
     assert found["total"] == 4
-    assert found["answers"]["b"] == [["t", 0.0], ["y" * 300 + " \u2026", 1.0], ["x" * 300, 1.0]]
+    assert found["answers"]["b"] == [("t", 0.0), ("y" * 300 + " \u2026", 1.0), ("x" * 300, 1.0)]
     assert found["items"][0]["question"] == "?" * 300 + " \u2026"
     assert found["cut"] == 4  # three questions and an answer
-    assert len(choose_shown_examples({"a": same, "b": other}, 1)["items"]) == 1
-    assert len(choose_shown_examples({"a": same, "b": other}, 8)["items"]) == 4
+    assert len(choose_shown_examples({"a": same, "b": other}, 1, F1)["items"]) == 1
+    assert len(choose_shown_examples({"a": same, "b": other}, 8, F1)["items"]) == 4
     strangers = [answer(7, 0.0), answer(8, 0.0)]
-    found = choose_shown_examples({"a": same, "b": other, "c": strangers}, 5)
+    found = choose_shown_examples({"a": same, "b": other, "c": strangers}, 5, F1)
     assert [item["id"] for item in found["items"]] == ["q1", "q7", "q3"]  # results with other examples take turns
-    assert found["answers"]["c"] == [None, ["t", 0.0], None]
-    assert choose_shown_examples({}, 5) == {"total": 0, "cut": 0, "items": [], "answers": {}}
+    assert found["answers"]["c"] == [None, ("t", 0.0), None]
+    assert choose_shown_examples({}, 5, F1) == {"total": 0, "cut": 0, "items": [], "answers": {}}
 
 
 def test_shared_settings_are_found():
@@ -254,9 +273,9 @@ def test_the_page_describes_the_run():
     run = dict(shown["run"])
     assert run["command"] == "python run.py -m sweep=made_up"
     assert run["time"] == "43.0 minutes for 43 results, without loading"  # 2 x 21 and the control, a minute each
-    assert (run["versions"], run["seed"], run["device"]) == ("torch 9", "3", "not recorded")
+    assert (run["versions"], run["seed"], run["git commit"]) == ("torch 9", "3", "not recorded")
     assert json.loads(shown["config"]) == {"samples": 16, "embed": {"same": 1}}
-    assert shown["asked"] == (
+    assert shown["question"] == (
         "Which of 21 repairs lets tiny answer questions of made_up from embeddings of the source text, scaled117.0?"
     )
     assert shown["failures"] == [{"name": "broken", "error": f"k=0: {HOSTILE}"}]
@@ -312,8 +331,8 @@ def test_text_and_lines_have_enough_contrast(colours):
 @pytest.mark.slow
 def test_figures_replace_earlier_ones(tmp_path):
     summary, _ = made_up_sweep()
-    groups, order = summary["analysis"]["groups"], [kind[0] for kind in KINDS]
-    names = {path.name for path in draw_all(groups, order, 0.9, tmp_path)}
+    analysis, order = summary["analysis"], [kind[0] for kind in KINDS]
+    names = {path.name for path in draw_all(analysis, order, tmp_path)}
     assert names == {"ranking_text.png", "dials_text.png", "ranking_scaled117.0.png", "dials_scaled117.0.png",
                      "matrix.png"}  # fmt: skip
     (tmp_path / "mine.png").write_bytes(b"")
@@ -321,8 +340,20 @@ def test_figures_replace_earlier_ones(tmp_path):
     for name in ("better", "worse", "baseline", "identity"):
         colour = np.array([int(LIGHT[name][i : i + 2], 16) / 255 for i in (1, 3, 5)])
         assert (np.abs(image[..., :3] - colour) < 0.01).all(-1).sum() > 100, name
-    draw_all(groups[:1], order, 0.9, tmp_path)
+    draw_all(analysis | {"groups": analysis["groups"][:1]}, order, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"ranking_text.png", "dials_text.png", "mine.png"}
+
+
+def test_figures_name_the_primary_metric():
+    analysis = made_up_sweep(EM)[0]["analysis"]
+    group, order, score = analysis["groups"][0], [kind[0] for kind in KINDS], analysis["metric"]["label"]
+    (bars,) = figures.ranking(group, score, 1.0).axes
+    assert bars.get_xlabel() == "exact match, 95% interval"
+    assert [bar.get_width() for bar in bars.patches] == [row["em"] for row in group["ranking"]]
+    labels = {axes.get_ylabel() for axes in figures.dials(group, order, score, 1.0).axes}
+    assert "exact match" in labels and "F1" not in labels
+    (heat,) = figures.matrix_figure(analysis["groups"], order, score, 1.0).axes
+    assert heat.get_title(loc="left") == "exact match"
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -408,11 +439,11 @@ def test_the_page_shows_the_numbers_of_the_summary(report_file, tmp_path):
     bars = shown.of("bars")
     assert [attributes["data-name"] for attributes, _ in bars] == [row["name"] for row in ranking]
     for (attributes, words), row in zip(bars, ranking, strict=True):
-        numbers = [float(attributes[f"data-{key}"]) for key in ("f1", "low", "high")]
-        assert numbers == [row["f1"], *row["f1_interval"]]
-        low, high = map(format_score, row["f1_interval"])
-        assert f"{format_score(row['f1'])}  [{low}, {high}]" in words  # ties too: 1/16 is .062
-        if "difference" in row:
+        numbers = [float(attributes[f"data-{key}"]) for key in ("score", "low", "high")]
+        assert numbers == [row["score"], *row["score_interval"]]
+        low, high = map(format_score, row["score_interval"])
+        assert f"{format_score(row['score'])}  [{low}, {high}]" in words  # ties too: 1/16 is .062
+        if row["difference"] is not None:
             sign = "+" if row["difference"] >= 0 else ""
             assert f"{sign}{format_score(row['difference'])} p={row['p_holm']:.3f} {row['verdict']}" in words
 
@@ -425,7 +456,7 @@ def test_the_page_shows_the_numbers_of_the_summary(report_file, tmp_path):
     assert len(table) == len(ranking)
     for attributes, words in [*panels, *cells, *table]:
         f1 = result[attributes["data-name"]]["f1"]
-        assert float(attributes["data-f1"]) == f1
+        assert float(attributes["data-score"]) == f1
         assert "data-low" in attributes or format_score(f1) in words.split()
     for attributes, words in table:
         row = next(row for row in ranking if row["name"] == attributes["data-name"])
@@ -448,6 +479,32 @@ def test_the_page_shows_the_numbers_of_the_summary(report_file, tmp_path):
     assert text.count("&lt;img src=x onerror='throw 1'&gt;") > 5  # texts of the data stay text
 
 
+@pytest.mark.slow
+@needs_chromium
+def test_the_page_names_another_primary_metric(tmp_path):
+    """F1 then is a further column of the table, and EM is not."""
+    file = tmp_path / "report.html"
+    file.write_text(page(content(EM)), encoding="utf-8")
+    text, log = browse(file.as_uri() + "#source=text&sort=em", tmp_path / "one", "--dump-dom")
+    shown, (summary, _) = Document(text), made_up_sweep(EM)
+    assert "CONSOLE" not in log and shown.root["data-errors"] == "0"
+    ranking = summary["analysis"]["groups"][0]["ranking"]
+    assert [float(a["data-score"]) for a, _ in shown.of("bars")] == [row["em"] for row in ranking]
+    assert [float(a["data-score"]) for a, _ in shown.of("rows")] == [row["em"] for row in ranking]
+    body = text[text.index("<body") : text.index('<script id="data"')]
+    heads = re.findall(r'data-sort="\w+">([^<]*)<', body)
+    assert heads[:6] == ["configuration", "family", "exact match", "95% interval", "F1", "empty"]
+    sorted_by = re.search(r'aria-sort="descending"[^>]*><button[^>]*>([^<]*)<', body)
+    assert sorted_by[1] == "exact match"
+    assert re.findall(r"\w*F1\w*", body) == ["F1"]  # the head of the column
+    for words in (
+        "nearest_k3_a0.2 on text: exact match .", "Mean exact match; the colour", '"score">exact match</option>',
+        "half of the clean exact match is .344", "the row's own exact match on text", "clean exact match</th>",
+        "auto's exact match</th>", "clean control exact match .688", "exact match by eps.",
+    ):  # fmt: skip
+        assert words in body, words
+
+
 # Uses the page like a reader and records what it shows in the dataset.
 ACTS = """<script>
 const recorded = root.dataset, drawn = () => [...document.querySelectorAll("#rows tbody tr")];
@@ -463,7 +520,7 @@ const sorted = () => [...document.querySelectorAll("#rows th[aria-sort]")]
   .map(th => th.textContent + " " + th.getAttribute("aria-sort")).join();
 const names = () => [...document.querySelectorAll("#pages .qa:first-child tr")].map(row => row.dataset.name).join();
 const ids = () => [...document.querySelectorAll("#pages .qa")].map(one => one.dataset.id).join();
-recorded.first = upwards(numbers("f1").reverse()); recorded.sorted1 = sorted();
+recorded.first = upwards(numbers("score").reverse()); recorded.sorted1 = sorted();
 document.querySelector("[data-sort=em]").focus(); sort("em");
 recorded.sorted2 = sorted();
 recorded.down = upwards(numbers("em").reverse());
@@ -527,7 +584,8 @@ def test_the_page_sorts_filters_and_turns_pages_when_it_is_used(report_file, tmp
     assert (shown["page2"], shown["page4"], shown["end"]) == ("6 to 10 of 16", "16 to 16 of 16", "true")
     assert shown["back"] == "11 to 15 of 16"
     assert shown["cell"] == "1.000[.000, 1.000]"
-    assert shown["source"] == "Ranking on scaled117.0" and shown["control"].startswith("baseline,baseline@scaled117.0,")
+    assert shown["source"] == "Ranking on scaled117.0 by F1"
+    assert shown["control"].startswith("baseline,baseline@scaled117.0,")
     assert "source=scaled117.0" in shown["link"] and "cell=recovered" in shown["link"]
     text, _ = browse(report_file.as_uri() + shown["link"], tmp_path / "two", "--dump-dom")
     assert "Ranking on scaled117.0" in text and "Recovered: 1 is the clean control" in text
@@ -572,8 +630,9 @@ def test_the_browser_check_detects_requests(report_file, tmp_path):
 @needs_chromium
 def test_a_sweep_without_success_has_a_report_too(tmp_path):
     summary, _ = made_up_sweep()
+    analysis = summary["analysis"] | {"groups": [], "warnings": [], "atlas": None, "auto": None}
     failed = {**summary, "results": summary["results"][-1:], "controls": [], "budget": None, "total_experiments": 1,
-              "successful": 0, "analysis": {"groups": []}}  # fmt: skip
+              "successful": 0, "analysis": analysis}  # fmt: skip
     path = write_report(tmp_path, failed)
     text, log = browse(path.as_uri(), tmp_path / "one", "--dump-dom")
     assert "CONSOLE" not in log and Document(text).root["data-errors"] == "0"
@@ -598,11 +657,12 @@ def test_a_sweep_writes_its_report_and_analyze_rewrites_it(cli, monkeypatch):
     assert logged.figures == sorted((folder / "figures").iterdir())
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["command"].startswith("python run.py -m sweep=smoke 'only=baseline|rms*'")
+    assert mismatches(Summary, summary) == []
     assert {path.name for path in (folder / "figures").iterdir()} >= {"ranking_text.png", "matrix.png"}
     written = (folder / "report.html").read_bytes()
     (block,) = re.findall(rb'<script id="data" type="application/json">(.*?)</script>', written, flags=re.DOTALL)
     shown = json.loads(block)
-    assert {row["name"]: row["f1"] for group in shown["groups"] for row in group["ranking"]} == {
+    assert {row["name"]: row["score"] for group in shown["groups"] for row in group["ranking"]} == {
         result["name"]: result["f1"] for result in summary["results"]
     }
     assert json.loads(shown["config"])["samples"] == 4 and "torch" in dict(shown["run"])["versions"]

@@ -1,0 +1,334 @@
+"""Types of the analysis and the summary of a sweep. Main entries: `Analysis` and `Summary`.
+
+A record is a dict of plain values, as summary.json has it. A score is a mean of the primary metric, oriented so that
+higher is better. An interval is a 95% interval.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from latentwire.harness.results import JsonObject
+from latentwire.records import Finding, ShownMetric, StoredSummary
+from latentwire.stats.intervals import Interval
+
+Verdict = Literal["baseline", "identity", "not compared", "better", "worse", "within noise"]
+Table = tuple[list[str], list[list[object]]]  # names of the columns, and rows of plain values
+DialValue = str | float | None  # value of a dial in a config
+
+
+class Configuration(TypedDict):
+    """What names a configuration for the reader."""
+
+    experiment: str
+    supervised: bool  # whether it was fitted to the true tokens, which makes it a control
+
+
+class RankingRow(TypedDict):
+    """A configuration in the ranking of its source, compared with the baseline."""
+
+    name: str
+    experiment: str
+    family: str
+    dials: JsonObject
+    score: float
+    score_interval: Interval
+    f1: float
+    em: float
+    empty_rate: float
+    identity: bool
+    num_samples: int
+    warnings: list[Finding]
+    supervised: bool
+    verdict: Verdict
+    difference: float | None  # from the baseline; None if the row is not compared
+    difference_interval: Interval | None
+    p_value: float | None
+    p_holm: float | None
+    recovered: float | None  # (score - empty) / (clean - empty); None without both controls
+    recovered_interval: Interval | None
+    detectable: float | None  # smallest detectable difference from the baseline
+    detectable_corrected: float | None
+
+
+class ControlScore(TypedDict):
+    """The score of a control."""
+
+    name: str
+    score: float
+    score_interval: Interval
+    num_samples: int
+
+
+class LowerControl(ControlScore):
+    """A lower control, compared with the clean control."""
+
+    control: str  # "empty" or the family of the random tokens
+    difference: float  # clean - control
+    difference_interval: Interval
+    p_value: float
+    clearly_below: bool
+
+
+class GroupControls(TypedDict):
+    """The controls of a source."""
+
+    clean: ControlScore
+    lower: list[LowerControl]
+
+
+class Power(TypedDict):
+    """Which differences the examples of a source can show."""
+
+    num_samples: int
+    comparisons: int
+    power: float
+    alpha: float
+    alpha_corrected: float
+    std: float  # median over the comparisons of the standard deviation of the paired differences
+    detectable: float
+    detectable_corrected: float
+    target_difference: float
+    samples_needed: int
+    samples_needed_corrected: int
+    formula: str
+
+
+class DialMean(TypedDict):
+    """Mean score of the configurations with one value of a dial."""
+
+    value: DialValue
+    score: float
+    configurations: int
+
+
+class DialMeans(TypedDict):
+    """Mean scores by the values of a varied dial of a family."""
+
+    family: str
+    dial: str
+    means: list[DialMean]
+
+
+class RankingObservation(TypedDict):
+    """A rule that reads the ranking as a whole."""
+
+    observation: str
+    meaning: str  # of a yes
+    action: str
+    holds: str  # begins with yes, no, nearly, undecided or unknown
+
+
+class GroupVerdict(TypedDict):
+    """The winner of a source, if the comparisons show one, and the next step."""
+
+    winner: str | None
+    verdict: str
+    next: str
+
+
+class GroupAnalysis(GroupVerdict):
+    """The analysis of one source."""
+
+    group: str
+    source: str
+    num_samples: int
+    baseline_score: float | None
+    answerable: bool | None  # None without controls
+    reason: str | None  # why the source cannot rank repairs
+    controls: GroupControls | None
+    power: Power | None
+    ranking: list[RankingRow]
+    best_of_family: list[RankingRow]
+    dial_means: list[DialMeans]
+    reached_80_percent: int | None  # configurations with 80% of the baseline's score
+    more_than_half_empty: int
+    observations: list[RankingObservation]
+
+
+class JoinedFinding(Finding):
+    """A finding with all results that have it."""
+
+    names: list[str]
+    count: int
+
+
+class Coverage(TypedDict):
+    """Numbers of examples, which a budget makes unequal."""
+
+    configurations: int
+    most: int
+    fewest: int
+    fewer: int  # configurations with fewer examples than `most`
+
+
+class AtlasSource(TypedDict):
+    """A row of the matrix."""
+
+    group: str
+    source: str
+    source_dials: JsonObject
+    variant: str
+
+
+class AtlasTransform(TypedDict):
+    """A column of the matrix."""
+
+    experiment: str
+    family: str
+    dials: JsonObject
+    supervised: bool
+
+
+class Cell(TypedDict):
+    """A transform on a source."""
+
+    name: str
+    score: float
+    score_interval: Interval
+    num_samples: int
+    recovered: float | None
+    recovered_interval: Interval | None
+    verdict: Verdict
+
+
+class LadderEnd(TypedDict):
+    """Where a score falls to the threshold: at a level, beyond the measured levels, or before them."""
+
+    status: Literal["crosses", "beyond", "before"]
+    level: float | None
+
+
+class ToleranceRow(TypedDict):
+    """How much of a distortion a transform tolerates."""
+
+    experiment: str
+    family: str
+    supervised: bool
+    num_samples: int
+    scores: list[float]  # at each level
+    anchored: bool  # whether the transform's score on clean text is the first position
+    status: Literal["crosses", "beyond", "before", "unknown"]  # unknown if the ladder's threshold is not usable
+    level: float | None
+    interval: list[LadderEnd] | None  # mild end, severe end
+
+
+class LadderTolerance(TypedDict):
+    """The tolerances on one ladder: levels of a source from mild to severe."""
+
+    ladder: str
+    source: str
+    variant: str
+    dial: str
+    unit: str
+    axis: str
+    levels: list[float]
+    threshold: float  # half of the clean control's score
+    reason: str | None  # why the threshold is not usable
+    transforms: list[ToleranceRow]
+    left_out: list[str]  # transforms that lack a level or common examples
+
+
+class Atlas(TypedDict):
+    """Several sources as one matrix, in the order run."""
+
+    sources: list[AtlasSource]
+    transforms: list[AtlasTransform]
+    matrix: list[list[Cell | None]]  # sources x transforms
+    columns: list[str]  # the best configuration of each family
+    tolerance: list[LadderTolerance]
+
+
+class AutoSource(TypedDict):
+    """The automatic repair and the best single transform on one source."""
+
+    group: str
+    num_samples: int | None
+    clean_score: float | None
+    best: str | None  # the best single transform
+    best_score: float | None
+    best_share: float | None  # of the clean score
+    auto: str
+    auto_score: float | None
+    share: float | None  # of the clean score
+    share_interval: Interval | None
+    recovered: bool | None  # whether a single transform reaches the share; None if the source decides nothing
+    met: bool | None
+    auto_alone: bool | None  # whether only the automatic repair reaches the share
+    clear: bool | None  # whether the interval agrees
+    reason: str | None  # why the source decides nothing
+
+
+class Harm(TypedDict):
+    """Difference of the automatic repair from the baseline on clean text."""
+
+    group: str
+    num_samples: int
+    difference: float
+    difference_interval: Interval | None
+    met: bool
+    clear: bool | None
+
+
+class AutoGoal(TypedDict):
+    """The check of the automatic repair."""
+
+    share_wanted: float
+    harm_allowed: float
+    definition: str
+    bias: str
+    sources: list[AutoSource]
+    recovered: int
+    reached: int
+    failed: list[str]
+    auto_alone: list[str]
+    harm: list[Harm]
+    met: bool | None
+
+
+class Analysis(TypedDict):
+    """The analysis of a sweep."""
+
+    metric: ShownMetric
+    min_clean_score: float
+    target_difference: float
+    warnings: list[JoinedFinding]
+    groups: list[GroupAnalysis]
+    coverage: Coverage
+    atlas: Atlas | None
+    auto: AutoGoal | None
+
+
+class SortedByF1(TypedDict):
+    """An entry of the successful configurations sorted by F1."""
+
+    name: str
+    experiment: str
+    source: str
+    group: str
+    f1: float
+    f1_interval: Interval
+    em: float
+    empty_rate: float
+
+
+class SortedByScore(TypedDict):
+    """An entry of the successful configurations sorted by the primary metric."""
+
+    name: str
+    experiment: str
+    source: str
+    group: str
+    score: float
+    score_interval: Interval
+
+
+class Summary(StoredSummary):
+    """summary.json: the results of a sweep and their analysis."""
+
+    total_experiments: int
+    successful: int
+    failed: int
+    sorted_by_f1: list[SortedByF1]
+    sorted_by_score: list[SortedByScore]
+    analysis: Analysis

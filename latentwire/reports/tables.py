@@ -1,0 +1,90 @@
+"""The analysis of a sweep as tables. Main entry: `tables()`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from latentwire.analysis.controls import oriented, score_of
+from latentwire.analysis.matrix import matrix_table
+from latentwire.analysis.records import Analysis, AutoGoal, JoinedFinding, Summary, Table
+from latentwire.analysis.tolerance import tolerance_table
+from latentwire.records import ExampleRow, ScoredResult, ShownMetric, SummaryResult, succeeded
+
+Answers = Sequence[tuple[SummaryResult, Sequence[ExampleRow]]]  # results with their predictions
+
+
+def tables(summary: Summary, examples: Answers) -> dict[str, Table]:
+    """Return the tables of a sweep by name: ranking, controls, warnings, matrix, tolerance, auto, examples.
+
+    Args:
+        summary: Summary of the sweep, with its analysis.
+        examples: Results with their predictions, for the table of examples.
+    """
+    analysis = summary["analysis"]
+    found = {"ranking": ranking_table(analysis)}
+    if controls := [control for control in summary["controls"] if succeeded(control)]:
+        found["controls"] = _controls_table(controls, analysis["metric"])
+    if analysis["warnings"]:
+        found["warnings"] = _warnings_table(analysis["warnings"])
+    if analysis["atlas"] is not None:
+        found["matrix"] = matrix_table(analysis["atlas"])
+        found["tolerance"] = tolerance_table(analysis["atlas"])
+    if analysis["auto"] is not None:
+        found["auto"] = auto_table(analysis["auto"])
+    found["examples"] = _examples_table(examples, analysis["metric"])
+    return found
+
+
+def ranking_table(analysis: Analysis) -> Table:
+    """Return the names of the columns and the rows of a table with the rankings of all sources.
+
+    `score` is the primary metric, oriented so that higher is better.
+    """
+    columns = ["group", "rank", "name", "family", "score", "score_low", "score_high", "num_samples", "f1", "em",
+               "empty_rate", "recovered", "difference", "p_holm", "verdict", "supervised"]  # fmt: skip
+    rows: list[list[object]] = [
+        [group["group"], rank, row["name"], row["family"], row["score"], *row["score_interval"], row["num_samples"],
+         row["f1"], row["em"], row["empty_rate"], row["recovered"], row["difference"], row["p_holm"], row["verdict"],
+         row["supervised"]]
+        for group in analysis["groups"]
+        for rank, row in enumerate(group["ranking"], 1)
+    ]  # fmt: skip
+    return columns, rows
+
+
+def auto_table(auto: AutoGoal) -> Table:
+    """Return the names of the columns and the rows of a table with the automatic repair on each source."""
+    columns = ["group", "num_samples", "clean_score", "best", "best_score", "auto_score", "share", "share_low",
+               "share_high", "recovered", "met", "reason"]  # fmt: skip
+    rows = [
+        [one["group"], one["num_samples"], one["clean_score"], one["best"], one["best_score"], one["auto_score"],
+         one["share"], *(one["share_interval"] or (None, None)), one["recovered"], one["met"], one["reason"]]
+        for one in auto["sources"]
+    ]  # fmt: skip
+    return columns, rows
+
+
+def _controls_table(controls: Sequence[ScoredResult], metric: ShownMetric) -> Table:
+    rows: list[list[object]] = []
+    for control in controls:
+        score, interval = score_of(control, metric)
+        about = [control["name"], control["control"], control["group"]]
+        rows.append([*about, score, *interval, control["num_samples"]])
+    return ["name", "control", "group", "score", "score_low", "score_high", "num_samples"], rows
+
+
+def _warnings_table(warnings: Sequence[JoinedFinding]) -> Table:
+    rows: list[list[object]] = [
+        [one["level"], one["kind"], one["message"], one["count"], ", ".join(one["names"])] for one in warnings
+    ]
+    return ["level", "kind", "message", "count", "names"], rows
+
+
+def _examples_table(examples: Answers, metric: ShownMetric) -> Table:
+    rows: list[list[object]] = [
+        [result["name"], result["group"], row["id"], row["question"], " | ".join(row["references"]), row["prediction"],
+         oriented(row["scores"][metric["name"]], metric)]
+        for result, predictions in examples
+        for row in predictions
+    ]  # fmt: skip
+    return ["name", "group", "id", "question", "references", "prediction", "score"], rows
