@@ -1,0 +1,196 @@
+"""Latents compared with their controls, example by example. Main entries: `compare_with_controls()`, `render_report()`.
+
+Records of the task latent_report: what it stores for each source, and report.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+from latentwire.records import LatentAccount, Measured
+from latentwire.stats.comparison import Comparison, compare_paired
+from latentwire.stats.formatting import format_score
+from latentwire.stats.intervals import Interval, Scores
+from latentwire.stats.power import ALPHA
+
+TITLES = {"text": "whole text", "latent": "latents", "cut": "text cut to as many tokens",
+          "averaged": "averages of neighbouring tokens", "empty": "no passage"}  # fmt: skip
+
+
+class MeanLikelihood(TypedDict):
+    """Likelihood of the first right answers, nats a token: means over the examples with 95% intervals."""
+
+    num_samples: int
+    nll: float  # negative log-likelihood
+    nll_interval: Interval
+    kl: float  # KL(LM given the text || LM given the source)
+    kl_interval: Interval
+
+
+@dataclass(frozen=True)
+class SourceScores:
+    """Scores of one source over N examples."""
+
+    answers: Measured
+    likelihood: MeanLikelihood
+    f1: Scores  # of each example, (N,)
+    nll: Scores  # of each example, (N,)
+
+
+class Against(TypedDict):
+    """The latents minus another source, over the same examples."""
+
+    latents_minus_this: float
+    interval: Interval
+    p_holm: float
+
+
+class ReportRow(TypedDict):
+    """A source in the report."""
+
+    source: str
+    title: str
+    positions: float  # mean number of positions that stand for the passage
+    f1: float
+    f1_interval: Interval
+    em: float
+    nll: float
+    nll_interval: Interval
+    kl: float
+    kl_interval: Interval
+    f1_against: Against | None  # None for the latents
+    nll_against: Against | None
+
+
+class LatentComparison(TypedDict):
+    """The comparison of latents with their controls."""
+
+    encoder: str
+    num_samples: int
+    rows: list[ReportRow]
+    latents: LatentAccount
+    share_of_text: float | None  # F1 of the latents divided by F1 of the text; None if the text has 0
+    beats: list[str]  # controls with at most as many positions whose F1 interval is below the latents' interval
+    beats_all: bool
+    likelier_than: list[str]  # controls under which the right answers are less likely, at a Holm-corrected 5%
+
+
+def compare_with_controls(encoder: str, sources: Mapping[str, SourceScores], seed: int) -> LatentComparison:
+    """Compare the latents with each other source, example by example.
+
+    Args:
+        encoder: Name of the encoder.
+        sources: Scores of each source, by its name, in the same order of examples.
+        seed: Seed of the bootstrap.
+    """
+    others = [name for name in sources if name != "latent"]
+    f1 = _against_latents({name: own.f1 for name, own in sources.items()}, seed)
+    nll = _against_latents({name: own.nll for name, own in sources.items()}, seed)
+    measured = sources["latent"].answers
+    latents = measured["latents"]
+    assert latents is not None, "the source latent replaces only the passage"
+    low = measured["f1_interval"][0]
+    equal = [name for name in others if name != "text"]  # with at most as many positions
+    below = [name for name in equal if sources[name].answers["f1_interval"][1] < low]
+    of_text = sources["text"].answers["f1"]
+    return {
+        "encoder": encoder,
+        "num_samples": measured["num_samples"],
+        "rows": [
+            _row(name, own, latents["text_positions"], f1.get(name), nll.get(name)) for name, own in sources.items()
+        ],
+        "latents": latents,
+        "share_of_text": measured["f1"] / of_text if of_text else None,
+        "beats": below,
+        "beats_all": below == equal,
+        "likelier_than": [name for name in equal if nll[name].difference > 0 and nll[name].p_holm < ALPHA],
+    }
+
+
+def _against_latents(values: Mapping[str, Scores], seed: int) -> dict[str, Comparison]:
+    """Return the comparison of each other source with the latents, by its name."""
+    others = [name for name in values if name != "latent"]
+    compared = compare_paired(np.array([values[name] for name in others]), values["latent"], seed)
+    return dict(zip(others, compared, strict=True))
+
+
+def _row(
+    name: str, own: SourceScores, text_positions: float, f1: Comparison | None, nll: Comparison | None
+) -> ReportRow:
+    answers, likelihood = own.answers, own.likelihood
+    latents = answers["latents"]
+    return {
+        "source": name,
+        "title": TITLES[name],
+        "positions": text_positions if latents is None else latents["positions"],
+        "f1": answers["f1"],
+        "f1_interval": answers["f1_interval"],
+        "em": answers["em"],
+        "nll": likelihood["nll"],
+        "nll_interval": likelihood["nll_interval"],
+        "kl": likelihood["kl"],
+        "kl_interval": likelihood["kl_interval"],
+        "f1_against": _against(f1),
+        "nll_against": _against(nll),
+    }
+
+
+def _against(compared: Comparison | None) -> Against | None:
+    """Return latents minus source, from a comparison of the source with the latents."""
+    if compared is None:
+        return None
+    low, high = compared.interval
+    interval = (0.0 - high, 0.0 - low)
+    return {"latents_minus_this": 0.0 - compared.difference, "interval": interval, "p_holm": compared.p_holm}
+
+
+def render_report(comparison: LatentComparison) -> str:
+    """Return the report as text."""
+    latents = comparison["latents"]
+    lines = [
+        f"{comparison['encoder']}, {comparison['num_samples']} examples; only the passage is encoded, the question "
+        "stays text",
+        "",
+        f"{'':34}{'positions':>10}   F1    95% interval   latents minus this row",
+    ]
+    for row in comparison["rows"]:
+        low, high = (format_score(end) for end in row["f1_interval"])
+        line = f"{row['title']:34}{row['positions']:>10.1f}   {format_score(row['f1'])}  [{low}, {high}]"
+        lines.append(line + _difference(row["f1_against"]))
+    lines += ["", f"{'nats a token of the right answer':34}{'KL to the text':>20}{'NLL':>20}   latents minus this row"]
+    for row in comparison["rows"]:
+        kl = "0" if row["source"] == "text" else _nats(row["kl"], row["kl_interval"])
+        line = f"{row['title']:34}{kl:>20}{_nats(row['nll'], row['nll_interval']):>20}"
+        lines.append(line + _difference(row["nll_against"]))
+    share = comparison["share_of_text"]
+    lines += [
+        "",
+        f"Bytes a passage: latents {latents['bytes']:.0f} (z in float16), text {latents['text_bytes']:.0f}, compressed "
+        f"{latents['text_zlib_bytes']:.0f}"
+        + (": the latents save positions, not bytes" if latents["bytes"] > latents["text_zlib_bytes"] else ""),
+        f"Different passages: mean cosine of their latents {latents['mean_pairwise_cosine']:.2f}; "
+        f"{latents['distinct_answers']} distinct answers, {latents['distinct_references']} distinct references",
+        "Share of the whole text's F1: " + ("undefined, the text has F1 0" if share is None else f"{share:.0%}"),
+        "F1 is higher, without overlap of the intervals, than with: " + _named(comparison["beats"]),
+        "Right answers are likelier, p < .05, than with: " + _named(comparison["likelier_than"]),
+    ]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in latents["warnings"])])
+
+
+def _nats(value: float, interval: Interval) -> str:
+    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _difference(against: Against | None) -> str:
+    if against is None:
+        return ""
+    low, high = against["interval"]
+    return f"   {against['latents_minus_this']:+.3f} [{low:+.3f}, {high:+.3f}] p={against['p_holm']:.3f}"
+
+
+def _named(sources: list[str]) -> str:
+    return ", ".join(TITLES[name] for name in sources) or "none of the controls"
