@@ -81,7 +81,7 @@ def holm(p_values: Scores) -> Scores:
 def recovered_shares(
     systems: Scores, clean: Scores, empty: Scores, seed: int
 ) -> list[tuple[float | None, Interval | None]]:
-    """Return (F1 - empty) / (clean - empty) of each system with its 95% bootstrap interval over examples.
+    """Return (score - empty) / (clean - empty) of each system with its 95% bootstrap interval over examples.
 
     Both are None unless the mean of clean is above the mean of empty in at least 97.5% of the resamples.
 
