@@ -642,7 +642,7 @@ def test_a_sweep_without_success_has_a_report_too(tmp_path):
 class Logged(NoTracker):
     """A tracker that records the figures of a sweep."""
 
-    def log_summary(self, summary, tables, figures):
+    def log_summary(self, summary, tables, figures, label):
         self.figures = figures
 
 
