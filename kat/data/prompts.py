@@ -62,6 +62,10 @@ class Prompt:
             **self.columns,
         }
 
+    def reward_columns(self) -> JsonObject:
+        """Return what reward functions may take: all fields of the row except the messages of the prompt."""
+        return {name: value for name, value in self.row().items() if name != "prompt"}
+
     def add_columns(self, columns: JsonObject) -> None:
         """Take over the columns of another row with this prompt; values that are there stay."""
         for name, value in columns.items():

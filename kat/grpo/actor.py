@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from kat.grpo.data import TokenPrompt
 from kat.grpo.policy import Policy, PolicyRow
-from kat.grpo.rewards import Rewards, Sampled
+from kat.grpo.reward_calls import Sampled
+from kat.grpo.reward_sum import Rewards
 from kat.grpo.rollout import Completion, Sampling, sample
 
 
@@ -61,4 +62,4 @@ class Actor:
 def as_sampled(tokenizer: PreTrainedTokenizerBase, prompt: TokenPrompt, completion: Completion) -> Sampled:
     """Return a completion with the texts and ids that rewards take."""
     text = str(tokenizer.decode(list(completion.ids), skip_special_tokens=True))
-    return Sampled(prompt.text, prompt.ids, text, completion.ids)
+    return Sampled(prompt.text, prompt.ids, text, completion.ids, prompt.columns)

@@ -6,7 +6,7 @@ Main entries: `encode_prompts()` and `draw_weights()`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from kat.data.heldout import held_out
 from kat.data.prompts import Prompt
 from kat.sampling.arms import prompt_weights
 from latentwire.harness.errors import UserError
+from latentwire.harness.results import JsonObject
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class TokenPrompt:
     id: str
     text: str
     ids: tuple[int, ...]
+    columns: JsonObject = field(default_factory=dict, compare=False)  # what reward functions may take
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, context: int, new_
             data.too_long.append(prompt.id)
         else:
             (data.held_out if held_out(prompt.id, share) else data.train).append(
-                TokenPrompt(prompt.id, prompt.text, ids)
+                TokenPrompt(prompt.id, prompt.text, ids, prompt.reward_columns())
             )
     if not data.train and not data.held_out:
         raise UserError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
-from kat.grpo.rewards import MODEL, load_reward_function
+from kat.data.prompts import read_prompts
+from kat.grpo.reward_calls import RewardCall
 from kat.pipeline.ensure import config_of
 from kat.reward.model import TRAINED_BY, load_reward_model
 from kat.reward.task import reward as train_reward
@@ -25,6 +26,7 @@ from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import OtherConfigurationError
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
+from latentwire.harness.registry import OWN_PACKAGES
 from latentwire.harness.results import config_hash
 from latentwire.harness.typed_config import typed
 from latentwire.lm.model_folder import weight_files
@@ -88,28 +90,38 @@ def content_of(folder: Path) -> dict[str, str]:
     return {**weights, "settings": settings_digest(folder)}
 
 
-def sources_of(names: Sequence[str]) -> dict[str, str]:
-    """Return the digest of each reward function's module, by the function's name.
+def sources_of(calls: Mapping[str, RewardCall]) -> dict[str, str]:
+    """Return the digest of the module of each reward function that is not of this project, by the function's name.
 
     Any change of the module changes the digest, also one outside the function.
 
     Raises:
-        UserError: A function cannot be imported, or the source of its module cannot be read.
+        UserError: The source of a module cannot be read.
     """
     found = {}
-    for name in names:
-        if name == MODEL:
+    for name, call in calls.items():
+        module = name.partition(":")[0] if ":" in name else call.reward.define.__module__
+        if module.split(".")[0] in OWN_PACKAGES:
             continue
-        load_reward_function(name)
-        module = sys.modules[name.partition(":")[0]]
         try:
-            found[name] = config_hash(inspect.getsource(module))
-        except (OSError, TypeError) as error:
+            found[name] = config_hash(inspect.getsource(sys.modules[module]))
+        except (OSError, TypeError, KeyError) as error:
             raise UserError(
-                f"grpo.reward_funcs: {name}: {module.__name__} has no source that can be read ({error}), so changes "
-                "would go unnoticed; put the function into a .py file"
+                f"grpo.reward_funcs: {name}: {module} has no source that can be read ({error}), so changes would go "
+                "unnoticed; put the function into a .py file"
             ) from error
     return found
+
+
+def require_reward_columns(calls: Mapping[str, RewardCall], path: Path) -> None:
+    """Check that a prompts file has the columns that the reward functions need.
+
+    Raises:
+        UserError: The file cannot be read, lacks a column, or has no reference answers.
+    """
+    prompts = read_prompts(path)
+    for call in calls.values():
+        call.require_columns(prompts)
 
 
 def differing_tokenizers(one: Any, other: Any) -> list[str]:

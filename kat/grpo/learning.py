@@ -14,7 +14,7 @@ from kat.grpo.data import GrpoData, encode_prompts, evaluation_prompts
 from kat.grpo.given import load_judge
 from kat.grpo.plots import plot_training
 from kat.grpo.policy import Policy
-from kat.grpo.rewards import Rewards
+from kat.grpo.reward_sum import Rewards
 from kat.grpo.rollout import end_tokens
 from kat.grpo.settings import GrpoSettings
 from kat.grpo.step import COUNTED, GRPOStep
@@ -83,7 +83,8 @@ class GrpoLearning(Learning[GrpoOutcome]):
     def _rewards(self, lm: LanguageModel, folder: Path | None) -> Rewards:
         model = None if folder is None else load_judge(folder, lm.tokenizer, self.state.device)
         end, spec = lm.tokenizer.eos_token_id, self.spec
-        return Rewards(spec.reward_funcs, spec.reward_weights, model, end, self.settings.batch_tokens)
+        batch_tokens = self.settings.batch_tokens
+        return Rewards(spec.reward_funcs, spec.reward_weights, model, end, batch_tokens, spec.reward_settings)
 
     def _data(self, lm: LanguageModel, rewards: Rewards) -> GrpoData:
         source, new_tokens = locate(self.run.cfg, "prompts_file"), self.spec.max_completion_length

@@ -1,140 +1,170 @@
-"""Rewards of completions: weighted sums of a reward model and of Python functions. Main entry: `Rewards`."""
+"""Reward functions by name: answers, numbers, patterns and lengths. Main entries: `REWARDS`, `register_reward()`.
+
+A reward function takes lists with one entry for each completion, and returns a list of numbers of the same length.
+None stands for a completion that the function cannot score. See `kat.grpo.reward_calls` for what a function may take.
+"""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
-import torch
-from torch import Tensor
-
-from kat.reward.scoring import score
+from kat.grpo.numbers import are_equal, last_number
 from latentwire.harness.errors import UserError
-from latentwire.harness.optimization import require_finite_loss
+from latentwire.harness.registry import Registry
+from latentwire.stats import answers
 
 MODEL = "model"  # name of the reward model in grpo.reward_funcs
+REFERENCES = "references"  # what a reward needs to get the reference answers of each prompt as a list of texts
 
-Function = Callable[[list[str], list[str]], Sequence[float]]  # texts of prompts and completions -> rewards
+Scores = Iterable[float | None]
+RewardFunction = Callable[..., Scores | Awaitable[Scores]]
+F = TypeVar("F", bound=RewardFunction)
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A sampled completion with its prompt."""
+class Reward:
+    """A reward function.
 
-    prompt: str  # text without a chat template
-    prompt_ids: tuple[int, ...]
-    completion: str  # text without special tokens
-    completion_ids: tuple[int, ...]
+    Attributes:
+        define: The function.
+        needs: Columns that it cannot do without.
+        check: Function of its settings that raises a `UserError` if one is out of range.
+    """
+
+    define: RewardFunction
+    needs: tuple[str, ...] = ()
+    check: Callable[..., None] | None = None
 
 
-class Rewards:
-    """Computes weighted sums of rewards.
+REWARDS: Registry[Reward] = Registry("reward", "grpo.reward_funcs")
+
+
+def register_reward(
+    name: str, *, needs: Sequence[str] = (), check: Callable[..., None] | None = None
+) -> Callable[[F], F]:
+    """Return a decorator that registers a reward function, so that `grpo.reward_funcs=[name]` finds it.
+
+    The keyword-only arguments of the function are its settings, which `grpo.reward_settings` gives. Its other
+    arguments are prompts, completions, completion_ids and columns of the prompts file.
 
     Args:
-        names: `model` for the reward model, or `module:function`. A function receives the lists of prompts and of
-            completions (texts), and returns a list of numbers of the same length.
-        reward_weights: One weight for each name.
-        model: The reward model; needed if it is named.
-        end: Id of the end token. A truncated completion is scored with this token appended, because every completion
-            in the reward model's training ended with it.
-        batch_tokens: Maximum number of positions that the reward model computes at a time.
+        name: Name of the reward.
+        needs: Columns that the function cannot do without. "references" gives it the reference answers of each
+            completion as a list of texts, from the column references, answer or answers. A setting with the name of a
+            need chooses another column.
+        check: Function of the settings, called before anything runs. It raises a `UserError` if one is out of range.
 
     Raises:
-        UserError: A name cannot be imported or is given twice, or the number of weights is not the number of names.
+        UserError: The name is taken or not a name, or the function does not take what it needs.
     """
+    if name == MODEL:
+        raise UserError(f"reward {MODEL}: this name is reserved for the reward model; choose another name")
 
-    def __init__(
-        self, names: Sequence[str], reward_weights: Sequence[float], model: Any, end: int, batch_tokens: int
-    ) -> None:
-        check_names(names, reward_weights)
-        self.names, self.reward_weights, self.model, self.end = list(names), list(reward_weights), model, end
-        self.batch_tokens = batch_tokens
-        self.functions = {name: load_reward_function(name) for name in names if name != MODEL}
+    def register(function: F) -> F:
+        if lacking := [need for need in needs if need not in inspect.signature(function).parameters]:
+            raise UserError(f"reward {name}: needs {lacking[0]}, which is not an argument of its function; add it")
+        REWARDS.add(name, Reward(function, tuple(needs), check))
+        return function
 
-    def __call__(self, sampled: Sequence[Sampled], doing: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted rewards, and each kind of reward by its name, all (B,) float32 on the CPU.
-
-        Args:
-            sampled: B completions.
-            doing: What the run is doing, for messages, such as 'step 12'.
-
-        Raises:
-            UserError: A function does not return one number for each completion.
-            NonFiniteError: A reward is NaN or infinite.
-        """
-        found: dict[str, Tensor] = {}
-        for name in self.names:
-            if name == MODEL:
-                sequences = [(row.prompt_ids, self._ended(row.completion_ids)) for row in sampled]
-                found[name] = score(self.model, sequences, self.batch_tokens).float().cpu()
-            else:
-                found[name] = _call(name, self.functions[name], sampled)
-            require_finite_loss(f"the reward {name}", found[name], doing)
-        total = torch.zeros(len(sampled))
-        for name, weight in zip(self.names, self.reward_weights, strict=True):
-            total += weight * found[name]
-        return total, found
-
-    def _ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        return ids if ids and ids[-1] == self.end else (*ids, self.end)
+    return register
 
 
-def check_names(names: Sequence[str], reward_weights: Sequence[float]) -> None:
-    """Check that there is at least one reward, that each is named once, and that each has a weight.
+def _against_references(score: Callable[[str, Iterable[str]], float]) -> RewardFunction:
+    """Return a reward function that scores each completion against the reference answers of its prompt."""
 
-    Raises:
-        UserError: One of these conditions is not met.
-    """
-    if not names:
-        raise UserError("grpo.reward_funcs=[]: no reward given; name model, or module:function")
-    if len(names) != len(reward_weights):
-        raise UserError(
-            f"grpo.reward_weights={list(reward_weights)}: {len(reward_weights)} weights for {len(names)} rewards "
-            f"({', '.join(names)}); give one for each"
-        )
-    if repeated := next((name for name in names if list(names).count(name) > 1), None):
-        raise UserError(f"grpo.reward_funcs: {repeated} is named twice; name it once and change its weight")
+    def reward(completions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float | None]:
+        return [score(text, right) if right else None for text, right in zip(completions, references, strict=True)]
 
-
-def load_reward_function(name: str) -> Function:
-    """Import a reward function by its name, 'module:function'.
-
-    Raises:
-        UserError: The name has another form, the module or function does not exist, or it is not a function.
-    """
-    setting = f"grpo.reward_funcs: {name}"
-    module, sign, function = name.partition(":")
-    if not (sign and module and function):
-        raise UserError(
-            f"{setting}: not the name of a reward; write model, or module:function, such as my_rewards:brevity"
-        )
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        raise UserError(
-            f"{setting}: {module} cannot be imported ({error}); run in the folder that has it, or set PYTHONPATH"
-        ) from error
-    except AttributeError as error:
-        raise UserError(f"{setting}: {module} has no {function}; check the spelling") from error
-    if not callable(found) or inspect.isclass(found):
-        raise UserError(f"{setting}: not a function; name one that takes prompts and completions")
-    reward: Function = found
     return reward
 
 
-def _call(name: str, function: Function, sampled: Sequence[Sampled]) -> Tensor:
-    values = function([row.prompt for row in sampled], [row.completion for row in sampled])
+# 1.0 where a completion equals a reference answer after the normalization of SQuAD, else 0.0.
+exact_match = register_reward("exact_match", needs=(REFERENCES,))(_against_references(answers.exact_match))
+# The highest F1 between the words of a completion and of a reference answer, as in SQuAD.
+f1 = register_reward("f1", needs=(REFERENCES,))(_against_references(answers.f1_score))
+
+
+def _require_tolerance(tolerance: float = 0.0) -> None:
+    if not 0 <= tolerance < math.inf:
+        raise UserError(f"grpo.reward_settings.number.tolerance={tolerance}: must be 0 (equal) or more")
+
+
+@register_reward("number", needs=(REFERENCES,), check=_require_tolerance)
+def number(
+    completions: Sequence[str], references: Sequence[Sequence[str]], *, tolerance: float = 0.0
+) -> list[float | None]:
+    """Return 1.0 where the last number of a completion equals the last number of a reference answer, else 0.0.
+
+    Numbers are compared by value: 1,000 equals 1000.0, 1/2 equals 0.5, and 50% equals 50 and 0.5.
+
+    Args:
+        completions: B texts.
+        references: Reference answers of each completion. Without a number in them the reward is None.
+        tolerance: Largest difference, as a share of the reference.
+    """
+    found: list[float | None] = []
+    for text, texts in zip(completions, references, strict=True):
+        right = [value for value in map(last_number, texts) if value is not None]
+        said = last_number(text)
+        equal = said is not None and any(are_equal(said, value, tolerance) for value in right)
+        found.append(float(equal) if right else None)
+    return found
+
+
+def _require_pattern(pattern: str) -> None:
     try:
-        rewards = torch.tensor([float(value) for value in values])
-    except (TypeError, ValueError) as error:
+        re.compile(pattern)
+    except re.error as error:
         raise UserError(
-            f"the reward {name} must return a list of numbers, got an error ({error}); fix the function"
+            f"grpo.reward_settings: pattern={pattern!r}: not a regular expression ({error}); correct it"
         ) from error
-    if len(rewards) != len(sampled):
-        raise UserError(
-            f"the reward {name} returned {len(rewards)} numbers for {len(sampled)} completions; fix the function"
-        )
-    return rewards
+
+
+@register_reward("regex", check=_require_pattern)
+def regex(completions: Sequence[str], *, pattern: str) -> list[float]:
+    """Return 1.0 where a completion has a match of a regular expression, else 0.0.
+
+    Args:
+        completions: B texts.
+        pattern: Regular expression of Python.
+    """
+    return [float(re.search(pattern, text) is not None) for text in completions]
+
+
+@register_reward("format", check=_require_pattern)
+def format(completions: Sequence[str], *, pattern: str) -> list[float]:
+    """Return 1.0 where a regular expression matches the whole completion without the white space around it, else 0.0.
+
+    Args:
+        completions: B texts.
+        pattern: Regular expression of Python. A point also matches a line end.
+    """
+    return [float(re.fullmatch(pattern, text.strip(), re.DOTALL) is not None) for text in completions]
+
+
+def _require_length(target: int, unit: str = "words") -> None:
+    if target < 1:
+        raise UserError(f"grpo.reward_settings.length.target={target}: must be at least 1")
+    if unit not in ("words", "tokens"):
+        raise UserError(f"grpo.reward_settings.length.unit={unit}: unknown; use words or tokens")
+
+
+@register_reward("length", check=_require_length)
+def length(
+    completions: Sequence[str], completion_ids: Sequence[Sequence[int]], *, target: int, unit: str = "words"
+) -> list[float]:
+    """Return how close the length of each completion is to a target: 1 at the target, 0 at 0 and at twice the target.
+
+    Args:
+        completions: B texts.
+        completion_ids: Token ids of each completion, with its end token.
+        target: Best length.
+        unit: words, separated by white space, or tokens.
+    """
+    lengths = [len(text.split()) for text in completions] if unit == "words" else list(map(len, completion_ids))
+    return [max(0.0, 1 - abs(count - target) / target) for count in lengths]

@@ -14,12 +14,13 @@ from kat.grpo.actor import Actor
 from kat.grpo.data import TokenPrompt
 from kat.grpo.objective import GRPOObjective, advantages, degenerate_groups, grpo_loss, loss_weights
 from kat.grpo.policy import PolicyRow, micro_batches
-from kat.grpo.rewards import check_names
+from kat.grpo.reward_sum import check_names
 from kat.grpo.rollout import Sampling
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all
 from latentwire.harness.optimization import Updater, require_finite_loss
 from latentwire.harness.progress import log
+from latentwire.harness.results import JsonObject
 
 SUMMED = ("loss", "kl", "entropy", "clipped", "sampling_gap")  # metrics summed over the tokens that count
 COUNTED = ("completions", "truncated", "empty", "groups", "degenerate_groups", "steps_without_update")
@@ -38,6 +39,7 @@ class GrpoSpec(GRPOObjective):
     mask_truncated_completions: bool
     reward_funcs: list[str]
     reward_weights: list[float]
+    reward_settings: dict[str, JsonObject] | None
     eval_every: int
     eval_prompts: int
     eval_generations: int
@@ -204,7 +206,8 @@ class GRPOStep:
         rewards, completions = rollout.rewards, [row.completion for row in rollout.rows]
         own = {
             "reward": float(rewards.sum()),
-            **{f"rewards/{name}": float(values.sum()) for name, values in rollout.by_name.items()},
+            **{f"rewards/{name}": float(values[~values.isnan()].sum()) for name, values in rollout.by_name.items()},
+            **{f"unscored/{name}": int(values.isnan().sum()) for name, values in rollout.by_name.items()},
             "length": sum(len(c.ids) for c in completions),
             "truncated": sum(not c.ended for c in completions),
             "empty": rollout.empty,
@@ -223,6 +226,12 @@ class GRPOStep:
             **dict.fromkeys(("kl", "entropy", "clipped", "sampling_gap"), max(tokens, 1)),
             **dict.fromkeys(("reward_std", "degenerate_groups"), counts["groups"]),
         }
+        for name in rollout.by_name:  # a mean over the completions that this reward scores
+            divisors[f"rewards/{name}"] = counts["completions"] - int(sums[f"unscored/{name}"])
+            if divisors[f"rewards/{name}"] == counts["completions"]:
+                del sums[f"unscored/{name}"]
+            elif divisors[f"rewards/{name}"] == 0:
+                del sums[f"rewards/{name}"]
         metrics = {name: total / divisors.get(name, counts["completions"]) for name, total in sums.items()}
         if self.actor.policy.ref_parameters is None:
             del metrics["kl"]

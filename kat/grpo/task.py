@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from kat.grpo.given import content_of, reward_folder, sources_of
+from kat.grpo.given import content_of, require_reward_columns, reward_folder, sources_of
 from kat.grpo.learning import GrpoLearning
+from kat.grpo.reward_calls import calls_of
 from kat.grpo.rewards import MODEL
 from kat.grpo.settings import GrpoSettings
 from kat.pipeline.artifacts import locate
-from kat.pipeline.ensure import ensure
+from kat.pipeline.ensure import ensure, prompt_tasks
 from kat.sampling.arms import needs_density
 from kat.training.state import arm_identity
 from latentwire.harness.assets import file_sha256
@@ -31,8 +32,11 @@ def grpo(cfg: DictConfig, session: Session | None = None) -> JsonObject:
     accelerator = accelerator_of(cfg)
     settings = GrpoSettings.of(cfg)
     spec = settings.spec
-    functions = sources_of(spec.reward_funcs)
-    ensure(cfg, ["pairs", "prompts", *(["embed", "density"] if needs_density(cfg.sampler.name) else [])])
+    calls = calls_of(spec.reward_funcs, spec.reward_settings)
+    functions = sources_of(calls)
+    ensure(cfg, prompt_tasks(cfg))
+    require_reward_columns(calls, locate(cfg, "prompts_file"))
+    ensure(cfg, ["embed", "density"] if needs_density(cfg.sampler.name) else [])
     judge_folder = reward_folder(cfg) if MODEL in spec.reward_funcs else None
     identity = {
         "task": "grpo",

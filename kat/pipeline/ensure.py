@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kat.pipeline.artifacts import locate
+from kat.pipeline.artifacts import locate, sidecar_path
 from kat.pipeline.density import density
 from kat.pipeline.embed import embed
 from kat.pipeline.prepare import pairs, prompts
@@ -50,6 +50,16 @@ def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
         log(f"{path}: not there yet, so task={name} comes first")
         job(task_cfg)
         state.wait_for_everyone()
+
+
+def prompt_tasks(cfg: DictConfig) -> list[str]:
+    """Return the tasks that make a run's prompts: none but prompts for a prompts file of the user's own.
+
+    Such a file has no prompts.json, and no pairs are needed for it. Call this in every process.
+    """
+    path = locate(cfg, "prompts_file")
+    is_own = path.is_file() and not sidecar_path(path, "prompts.json").is_file()
+    return ["prompts"] if broadcast_from_main(accelerator_state(cfg.device), is_own) else ["pairs", "prompts"]
 
 
 def config_of(cfg: DictConfig, entry: str, task: str, *choices: str, **changes: Any) -> DictConfig:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kat.grpo.given import content_of, differing_tokenizers, sources_of
+from kat.grpo.given import content_of, differing_tokenizers, require_reward_columns, sources_of
+from kat.grpo.reward_calls import calls_of
 from latentwire.harness.errors import UserError
 from latentwire.lm.model_folder import weight_files
 
@@ -62,8 +63,17 @@ def test_reward_functions_are_identified_by_their_source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     for name, number in (("kat_rewards_a", 1), ("kat_rewards_b", 2), ("kat_rewards_c", 1)):
         (tmp_path / f"{name}.py").write_text(f"N = {number}\n\ndef f(prompts, completions):\n    return [N]\n")
-    found = sources_of(["model", "kat_rewards_a:f", "kat_rewards_b:f", "kat_rewards_c:f"])
+    own = ["exact_match", "kat.grpo.rewards:f1"]  # covered by the version of the project
+    found = sources_of(calls_of(["model", "kat_rewards_a:f", "kat_rewards_b:f", "kat_rewards_c:f", *own], None))
     assert list(found) == ["kat_rewards_a:f", "kat_rewards_b:f", "kat_rewards_c:f"]
     assert found["kat_rewards_a:f"] == found["kat_rewards_c:f"] != found["kat_rewards_b:f"]
-    with pytest.raises(UserError, match=r"grpo.reward_funcs: time:sleep: time has no source .*put the function into a"):
-        sources_of(["time:sleep"])
+    with pytest.raises(UserError, match=r"grpo.reward_funcs: math:pow: math has no source .*put the function into a"):
+        sources_of(calls_of(["math:pow"], None))
+
+
+def test_a_prompts_file_must_have_the_columns_of_the_rewards(tmp_path):
+    path = tmp_path / "my.jsonl"
+    path.write_text('{"prompt": "Why?", "solution": "So."}\n')
+    require_reward_columns(calls_of(["exact_match"], {"exact_match": {"references": "solution"}}), path)
+    with pytest.raises(UserError, match=r"exact_match: needs the column references or answer or answers, .* solution;"):
+        require_reward_columns(calls_of(["exact_match"], None), path)

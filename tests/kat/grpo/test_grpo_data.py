@@ -11,7 +11,7 @@ from kat.data.prompts import Prompt, prompt_id
 from kat.grpo.actor import Actor, as_sampled
 from kat.grpo.data import GrpoData, TokenPrompt, draw_weights, encode_prompts, evaluation_prompts
 from kat.grpo.policy import Policy
-from kat.grpo.rewards import Rewards
+from kat.grpo.reward_sum import Rewards
 from kat.grpo.rollout import Completion, Sampling, sample
 from kat.grpo.validation import HeldOut, evaluate_policy, mean_rewards
 from kat.training.tuning import TuningSpec, make_trainable
@@ -25,7 +25,7 @@ from tests.helpers.random import numbers
 
 def prompt_of(text: str) -> Prompt:
     messages = [{"role": "user", "content": text}]
-    return Prompt(prompt_id(messages), messages, text)
+    return Prompt(prompt_id(messages), messages, text, columns={"answer": len(text)})
 
 
 PROMPTS = [prompt_of(f"What is number {i}?" + " And why?" * (i % 4)) for i in range(40)]
@@ -42,6 +42,8 @@ def test_prompts_are_encoded_held_out_or_too_long(tiny):
     first = data.train[0]
     source = next(p for p in PROMPTS if p.id == first.id)
     assert first.text == source.text and list(first.ids) == encode_prompt(tiny.tokenizer, source.prompt)
+    assert first.columns == {"id": first.id, "text": first.text, "source": "", "multiplicity": 0, "sources": {},
+                             "splits": {}, "answer": len(first.text)}  # fmt: skip
 
 
 def test_prompts_of_which_none_fits_are_refused(tiny):
@@ -173,6 +175,6 @@ def test_the_error_names_the_model_with_the_short_context(tiny):
 
 def test_the_end_token_is_not_in_the_text(tiny):
     completion = Completion((50, 60, 0), True, torch.zeros(3), torch.zeros(3), None)
-    found = as_sampled(tiny.tokenizer, TokenPrompt("a", "text", (1,)), completion)
+    found = as_sampled(tiny.tokenizer, TokenPrompt("a", "text", (1,), {"answer": 7}), completion)
     assert found.completion == tiny.tokenizer.decode([50, 60]) and found.completion_ids == (50, 60, 0)
-    assert (found.prompt, found.prompt_ids) == ("text", (1,))
+    assert (found.prompt, found.prompt_ids, found.columns) == ("text", (1,), {"answer": 7})

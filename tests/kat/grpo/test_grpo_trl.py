@@ -13,6 +13,8 @@ from kat.grpo.objective import (
     per_token_entropy,
     per_token_logps,
 )
+from kat.grpo.reward_calls import Sampled
+from kat.grpo.reward_sum import Rewards
 from latentwire.lm.models import load_model
 from tests.helpers.grpo import objective
 from tests.helpers.models import model_spec
@@ -114,6 +116,40 @@ def test_loss_and_gradient_equal_trl(tmp_path, theirs, loss_type, beta, correcti
     assert terms.clipped.sum().item() / int(mask.sum()) == pytest.approx(shown["clip_ratio/region_mean"][0], abs=1e-6)
     if beta and not correction:  # TRL logs the corrected KL
         assert terms.kl[inside].mean().item() == pytest.approx(shown["kl"][0], abs=1e-4)
+
+
+SEEN: list[dict] = []
+
+
+def of_everything(**given):
+    SEEN.append({key: value for key, value in given.items() if key not in ("trainer_state", "log_extra", "log_metric")})
+    return [None if answer is None else float(len(answer)) for answer in given["answer"]]
+
+
+async def of_ids(prompts, completion_ids, level, **_):
+    return [float(len(ids) * one) for ids, one in zip(completion_ids, level, strict=True)]
+
+
+def test_rewards_are_called_as_by_trl(tmp_path):
+    """A function gets the same arguments, and None leaves a completion to the other rewards."""
+    SEEN.clear()
+    trainer = trainer_of(tmp_path, [of_everything, of_ids], reward_weights=[10.0, 1.0])
+    columns = [{"answer": ["x", "y"], "level": 1, "id": "a"}, {"answer": None, "level": 2, "id": "b"}]
+    rows = [{"prompt": text, **each} for text, each in zip(("Why?", "How?"), columns, strict=True) for _ in range(3)]
+    prompts, ids = [row["prompt"] for row in rows], [[7], [8, 9], [7], [5], [6, 6], [1, 2, 3]]
+    texts = [f"text {i}" for i in range(6)]
+    theirs = trainer._calculate_rewards(rows, prompts, texts, ids)
+    ours = Rewards([f"{__name__}:of_everything", f"{__name__}:of_ids"], [10.0, 1.0], None, 0, 1)
+    sampled = [
+        Sampled(row["prompt"], (1,), text, tuple(own), {k: v for k, v in row.items() if k != "prompt"})
+        for row, text, own in zip(rows, texts, ids, strict=True)
+    ]
+    total, by_name = ours(sampled, "a test")
+    assert SEEN[0] == SEEN[1] and SEEN[1].keys() == {
+        "prompts", "completions", "completion_ids", "answer", "level", "id"}  # fmt: skip
+    for i, values in enumerate(by_name.values()):
+        assert torch.equal(values.nan_to_num(-1), theirs[:, i].nan_to_num(-1))
+    assert total.tolist() == (theirs * torch.tensor([10.0, 1.0])).nansum(dim=1).tolist()
 
 
 @pytest.mark.parametrize("scale", ["group", "none"])
