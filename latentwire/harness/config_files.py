@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,18 +21,24 @@ def root_settings(path: Path) -> list[str]:
 
 def _at_root(path: Path) -> JsonObject:
     """Return what a config file defines at the root, which it can do with a header; {} for a choice without a file."""
-    if not path.is_file() or (path.parent != CONF and "@package _global_" not in path.read_text(encoding="utf-8")):
+    if path.parent != CONF and (not path.is_file() or "@package _global_" not in path.read_text(encoding="utf-8")):
         return {}
-    node = OmegaConf.to_container(OmegaConf.load(path))
+    node = OmegaConf.to_container(_load(path))
     assert isinstance(node, dict)
     return {str(key): value for key, value in node.items()}
 
 
-def included(path: Path) -> list[tuple[str, str]]:
-    """Return each group that a config file includes, with its choice; the first of several choices."""
+@cache
+def _load(path: Path) -> DictConfig:
+    """Return the content of a config file; a choice without a file has none."""
     config = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
     assert isinstance(config, DictConfig)
-    entries = [entry for entry in config.get("defaults", []) if isinstance(entry, DictConfig)]
+    return config
+
+
+def included(path: Path) -> list[tuple[str, str]]:
+    """Return each group that a config file includes, with its choice; the first of several choices."""
+    entries = [entry for entry in _load(path).get("defaults", []) if isinstance(entry, DictConfig)]
     chosen = [(str(group).removeprefix("override "), choice) for entry in entries for group, choice in entry.items()]
     return [(group.strip("/"), str(choice if isinstance(choice, str) else choice[0])) for group, choice in chosen]
 

@@ -1,0 +1,40 @@
+"""Plugins in a test's folder, of which nothing remains after the test. Main entry: `forgotten_afterwards()`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hydra.core.config_store import ConfigStore
+
+from latentwire.encoders import registry as encoders  # noqa: F401 (registers what is there without plugins)
+from latentwire.harness import registry
+from latentwire.sources import registry as sources  # noqa: F401
+from latentwire.transforms import registry as transforms  # noqa: F401
+
+
+@contextmanager
+def forgotten_afterwards(folder: Path) -> Iterator[None]:
+    """Let Python import modules in a folder, and undo what they register in the end."""
+    modules = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(folder), *sys.path])
+        before = {each.setting: set(each) for each in registry.ALL}
+        for each in registry.ALL:
+            patch.setattr(each, "_things", dict(each.items()))
+        yield
+        for each in registry.ALL:
+            configs = ConfigStore.instance().repo.get(each.setting, {})
+            for name in set(each) - before.get(each.setting, set(each)):
+                configs.pop(f"{name}.yaml", None)
+    for name in sys.modules.keys() - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+
+
+def forget_module(name: str) -> None:
+    """Let the next command import a module again, as a new process would."""
+    sys.modules.pop(name, None)

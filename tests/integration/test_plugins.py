@@ -1,0 +1,252 @@
+"""A transform, a source and an encoder of a user's own module, from the command line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import pytest
+
+from latentwire.encoders.registry import ENCODERS, latents_plugins
+from latentwire.harness import plugins
+from latentwire.harness.config_files import choices, root_settings, taken_names
+from latentwire.sources.registry import SOURCES, ladders
+from latentwire.transforms.registry import TRANSFORMS, transform_plugins
+from tests.helpers.files import read_json
+from tests.helpers.plugins import forget_module, forgotten_afterwards
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TRANSFORM = '''
+import torch
+from latentwire.transforms.base import Transform, register_transform, require
+
+
+@register_transform("norm_clip", label="norm_clip{limit}")
+class NormClip(Transform):
+    """Shortens every token that is longer than `limit` mean token norms."""
+
+    def __init__(self, vocabulary, *, limit: float = 1.0):
+        super().__init__(vocabulary)
+        require(limit > 0, "limit", limit, "must be above 0")
+        self.longest = limit * float(vocabulary.mean_norm)
+
+    def repair(self, x, generator):
+        return x * (self.longest / x.norm(dim=-1, keepdim=True)).clamp(max=1)
+'''
+SOURCE = '''
+from latentwire.analysis.ladder import Ladder
+from latentwire.sources.base import Source, register_source
+
+LADDER = Ladder("bits", "bits", "linear", rising=False, clean=None)
+
+
+@register_source("quantized", label="quantized{bits}", ladders=(LADDER,))
+class Quantized(Source):
+    """Rounds every number to one of 2^bits levels between the lowest and the highest number of its token."""
+
+    def __init__(self, vocabulary, generator, *, bits: int = 4):
+        super().__init__(vocabulary, generator)
+        self.steps = 2**bits - 1
+
+    def distort(self, x, generator):
+        low, high = x.amin(dim=-1, keepdim=True), x.amax(dim=-1, keepdim=True)
+        step = (high - low) / self.steps
+        return low + ((x - low) / step).round() * step
+'''
+ENCODER = '''
+import math
+from torch import nn
+from latentwire.encoders.base import Encoder, register_encoder
+
+
+@register_encoder("group_means", label="group_means{ratio}")
+class GroupMeans(Encoder):
+    """The mean of `ratio` neighbouring tokens through one trained linear layer."""
+
+    def __init__(self, lm, *, ratio: int = 2):
+        super().__init__(lm)
+        self.ratio, self.shortest, self.z_width = ratio, ratio, lm.width
+        self.linear = nn.Linear(lm.width, lm.width)
+
+    def positions(self, tokens):
+        return math.ceil(tokens / self.ratio)
+
+    def forward(self, passages):
+        return self.linear(self.stands_for(passages) / self.mean_token_rms)
+'''
+SMALL = ["model=tiny_random", "samples=3", "shots=1", "max_new_tokens=2", "plugins=[repairs]"]
+TRAINING = ["task=latent", "model=tiny_random", "samples=24", "shots=1", "adapter_hidden=16", "loss=reconstruction",
+            "epochs=3", "evaluate_every=1", "encoder=group_means", "plugins=[repairs]", "out=run"]  # fmt: skip
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """Return the file of a module with all three, which is gone after the test."""
+    path = tmp_path / "repairs.py"
+    path.write_text(TRANSFORM + SOURCE + ENCODER, encoding="utf-8")
+    with forgotten_afterwards(tmp_path):
+        yield path
+
+
+def results(folder: str = "outputs/single") -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in Path(folder).glob("*@*.json")}
+
+
+def test_a_sweep_over_the_dials_of_a_plugin(cli, plugin):
+    """Names, dials and the ladder are as for the project's own."""
+    status, _, err = cli("-m", *SMALL, "embed_transform=norm_clip", "limit=0.5,1", "embed_source=quantized", "bits=2,4")
+    assert status == 0, err
+    found = results()
+    assert set(found) == {f"norm_clip{limit}@quantized{bits}" for limit in (0.5, 1.0) for bits in (2, 4)}
+    one = found["norm_clip0.5@quantized2"]
+    assert (one["family"], one["dials"], one["source_dials"]) == ("norm_clip", {"limit": 0.5}, {"bits": 2})
+    assert one["relative_change"] > 0
+    assert ladders()[-1].name == "quantized"
+    own = [ladder.name for ladder in ladders()[:-1]]
+    assert own == ["noisy", "scaled up", "scaled down", "shifted", "mixed", "token_scale", "anisotropic", "low_rank"]
+
+
+def test_the_label_of_a_plugin_is_a_step_of_a_chain(cli, plugin):
+    steps = "norm_clip0.5+rms_scale1.0"
+    status, _, err = cli(*SMALL, "embed_transform=chain", f"steps={steps}", "embed_source=scaled")
+    assert status == 0, err
+    assert results()[f"{steps}@scaled117.0"]["dials"] == {"steps": steps}
+    status, _, err = cli(*SMALL, "embed_transform=chain", "steps=norm_clip0.50+baseline")
+    assert status == 1
+    assert "not the name of a configuration; write norm_clip0.5" in err
+
+
+def change(plugin: Path) -> None:
+    plugin.write_text(plugin.read_text(encoding="utf-8") + "\n# another version\n", encoding="utf-8")
+    forget_module(plugin.stem)
+
+
+def test_a_changed_plugin_is_evaluated_again(cli, plugin):
+    command = [*SMALL, "embed_transform=norm_clip", "embed_source=quantized"]
+    assert "finished before" not in cli(*command)[2]
+    assert "finished before" in cli(*command)[2]
+    change(plugin)
+    assert "finished before" not in cli(*command)[2]
+
+
+def test_identities_hold_the_sources_of_the_plugins_used(plugin):
+    """The project's own transforms and sources have none, so a change of the plugin leaves their results valid."""
+
+    def found() -> list[dict[str, str]]:
+        plugins.load_plugins(["repairs"])
+        return [
+            transform_plugins("norm_clip", {"limit": 1.0}),
+            transform_plugins("chain", {"steps": "rms_scale1.0+norm_clip1.0"}),
+            SOURCES.plugin_sources(["quantized"]),
+            latents_plugins("group_means", "baseline", {}),
+            latents_plugins("bottleneck", "norm_clip", {"limit": 1.0}),
+        ]
+
+    before = found()
+    names = ["embed_transform=norm_clip"] * 2 + ["embed_source=quantized", "encoder=group_means"]
+    assert [list(one) for one in before] == [[name] for name in [*names, "embed_transform=norm_clip"]]
+    change(plugin)
+    assert all(one != other for one, other in zip(before, found(), strict=True))
+    assert latents_plugins("bottleneck", "chain", {"steps": "rms_scale1.0+unknown"}) == {}
+
+
+@pytest.mark.slow
+def test_an_encoder_of_a_plugin_is_trained_and_evaluated(trains, cli, plugin, tmp_path):
+    status, _, err = trains(*TRAINING, "embed_transform=norm_clip")
+    assert status == 0, err
+    history = read_json("run/result.json")["history"]
+    assert history[-1]["cosine"] > history[0]["cosine"]
+    about = read_json("run/encoder/config.json")
+    assert (about["encoder"], about["encoder_dials"], about["lm_config"]) == ("group_means", {"ratio": 2}, {})
+    assert "finished before" in trains(*TRAINING, "embed_transform=norm_clip")[2]
+
+    command = [*SMALL, "embed_source=latent", "checkpoint=run"]
+    assert cli(*command)[0] == 0
+    latents = results()["baseline@latent"]["latents"]
+    assert latents["positions"] < 0.6 * latents["text_positions"]
+    change(plugin)
+    assert "finished before" not in cli(*command)[2]
+    status, _, err = trains(*TRAINING, "embed_transform=norm_clip")
+    assert status == 1
+    assert "encoder=group_means" in err  # the folder holds the run of another source
+
+
+@pytest.mark.slow
+def test_an_encoder_needs_its_plugin(trains, cli, plugin, monkeypatch):
+    assert trains(*TRAINING, "epochs=1")[0] == 0
+    forget_module("repairs")
+    monkeypatch.setattr(ENCODERS, "_things", {k: v for k, v in ENCODERS.items() if k != "group_means"})
+    status, _, err = cli("model=tiny_random", "samples=2", "embed_source=latent", "checkpoint=run")
+    assert status == 1
+    assert "checkpoint=run: was trained with encoder=group_means, which is unknown; name its module in plugins" in err
+
+
+def test_installed_packages_name_their_plugins(cli, plugin, monkeypatch):
+    point = importlib.metadata.EntryPoint("repairs", "repairs", "latentwire.plugins")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point] if group == point.group else [])
+    status, out, _ = cli("-m", "task=list", "embed_transform=norm_clip", "limit=2,3")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["norm_clip2.0", "norm_clip3.0"]
+
+
+@pytest.mark.parametrize("group", ["experiment", "sweep"])
+def test_experiments_and_presets_name_their_plugins(plugin, tmp_path, monkeypatch, group):
+    (tmp_path / "conf" / group).mkdir(parents=True)
+    (tmp_path / "conf" / group / "mine.yaml").write_text("# @package _global_\nplugins: [repairs]\n")
+    monkeypatch.setattr("latentwire.harness.config_files.CONF", tmp_path / "conf")
+    assert plugins.named_plugins([f"{group}=mine"]) == ["repairs"]
+    assert plugins.named_plugins([f"{group}=mine", "plugins=[others,more.of_them]"]) == ["others", "more.of_them"]
+    assert plugins.named_plugins([f"{group}=mine", "plugins=others"]) == ["others"]
+    assert plugins.named_plugins([f"{group}=other"]) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "message"),
+    [
+        ("", ["plugins=nosuch"], "plugins=nosuch: no module of this name; run in the folder that has it"),
+        ("", ["plugins=repairs,more"], "plugins=repairs,more: not a list of modules; write plugins=[my_module]"),
+        ("", ["plugins=[1]"], "plugins=[1]: not a list of modules"),
+        ("import nosuch", [], "plugins=repairs: needs a module that is not there (No module named 'nosuch')"),
+        ("1 / 0", [], "plugins=repairs: raises ZeroDivisionError when it is imported (division by zero); fix repairs"),
+        (TRANSFORM.replace(" = 1.0", ""), [], "embed_transform=norm_clip: its dial limit has no default; write limit="),
+        (TRANSFORM.replace("limit", "seed"), [], "embed_transform=norm_clip: its dial seed is also a setting of train"),
+        (TRANSFORM.replace("limit", "factor"), [], "its dial factor is also a setting of embed_source=scaled; rename"),
+        (TRANSFORM.replace("limit", "bits") + SOURCE, [], "its dial bits is also a setting of embed_source=quantized"),
+        (TRANSFORM.replace('"norm_clip"', '"auto"'), [], "transform auto: latentwire.transforms.auto.Auto and repairs"),
+        (TRANSFORM.replace("norm_clip{", "random_k{"), [], "the labels 'random_k{k}' of random_interpolation and"),
+        (TRANSFORM, ["limit=2"], "limit=2: embed_transform=baseline has no such dial (its dials: none); limit belongs"
+                                 " to embed_transform=norm_clip"),
+        (TRANSFORM, ["embed_transform=norm_clip", "eps=1"], "eps=1: embed_transform=norm_clip has no such dial (its "
+                                                            "dials: limit); eps belongs to"),
+        (TRANSFORM, ["embed_transform=norm_clip", "limit=big"], "limit=big: expected a number"),
+        (TRANSFORM, ["embed_transform=norm_clip", "limit=0"], "norm_clip0.0: limit=0.0: must be above 0"),
+        (TRANSFORM, ["embed_transform=clip"], "embed_transform=clip: unknown; use one of anchor_offset, auto, baseline,"
+                                              " batch_distribution, chain, moment_matching, nearest_k, norm_clip,"),
+    ],
+)  # fmt: skip
+def test_errors_of_a_plugin_are_one_line(cli, plugin, source, arguments, message):
+    plugin.write_text(source, encoding="utf-8")
+    given = arguments if any(word.startswith("plugins=") for word in arguments) else [SMALL[-1], *arguments]
+    status, out, err = cli(*SMALL[:-1], *given)
+    assert (status, out) == (1, "")
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_our_own_dials_hide_no_setting():
+    for group in ("embed_transform", "embed_source", "encoder"):
+        taken = taken_names(group)
+        assert not [name for path in choices(group).values() for name in root_settings(path) if name in taken]
+    assert taken_names("embed_transform")["ratio"] == "encoder=lm_layers"
+    assert "ratio" not in taken_names("embed_source")  # no config has a source and an encoder
+
+
+def test_nothing_of_a_plugin_remains(tmp_path):
+    (tmp_path / "repairs.py").write_text(TRANSFORM, encoding="utf-8")
+    with forgotten_afterwards(tmp_path):
+        plugins.load_plugins(["repairs"])
+        assert plugins.plugin_dials("embed_transform") == {"norm_clip": ["limit"]}
+    assert plugins.plugin_dials("embed_transform") == {}
+    assert "norm_clip" not in TRANSFORMS
