@@ -41,15 +41,19 @@ def test_one_configuration_writes_its_result_and_predictions(cli):
     assert result["config"]["samples"] == 6
     rows = [json.loads(line) for line in Path("outputs/single/rms_scale1.0.predictions.jsonl").read_text().splitlines()]
     assert [set(row) for row in rows] == [
-        {"id", "question", "references", "prediction", "f1", "em", "cut_off", "change"}
+        {"id", "question", "references", "prediction", "f1", "em", "scores", "cut_off", "change"}
     ] * 6
     assert all(row["f1"] == f1_score(row["prediction"], row["references"]) for row in rows)
+    assert all(row["scores"] == {"f1": row["f1"], "em": row["em"]} for row in rows)
     assert result["f1"] == pytest.approx(np.mean([row["f1"] for row in rows]))
     assert result["em"] == pytest.approx(np.mean([row["em"] for row in rows]))
     assert result["empty_rate"] == pytest.approx(np.mean([not row["prediction"] for row in rows]))
     for score in ("f1", "em", "empty_rate"):
         low, high = result[f"{score}_interval"]
         assert 0 <= low <= result[score] <= high <= 1
+    assert result["scores"] == {
+        name: {"mean": result[name], "interval": result[f"{name}_interval"]} for name in ("f1", "em")
+    }
 
 
 @pytest.mark.slow
@@ -158,7 +162,7 @@ def test_the_analysis_refuses_predictions_of_another_run(cli):
     cli(*PAIR, *SMALL)
     path = Path("outputs/smoke/baseline.predictions.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[0]["f1"] = 1 - rows[0]["f1"]
+    rows[0]["scores"]["f1"] = 1 - rows[0]["scores"]["f1"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, out, err = cli("task=analyze", "summary=outputs/smoke/summary.json")
     assert status == 1
@@ -262,7 +266,7 @@ def test_the_baseline_on_text_is_its_own_clean_control(cli):
 @pytest.mark.slow
 def test_random_tokens_are_a_control_unless_in_the_sweep(cli):
     """The control gives the same answers as the sweep's own random tokens."""
-    arguments = [*SMALL, "embed_source=text,scaled", "min_clean_f1=0"]
+    arguments = [*SMALL, "embed_source=text,scaled", "min_clean_score=0"]
     assert cli("-m", *arguments, "embed_transform=baseline,rms_matching")[0] == 0
     summary = read_json("outputs/single/summary.json")
     assert [(c["name"], c["control"], c["source"]) for c in summary["controls"]] == [
@@ -301,12 +305,12 @@ def test_job_seconds_include_saving_the_previous_result(cli, monkeypatch):
 
 @pytest.mark.slow
 def test_analyze_applies_new_thresholds(cli):
-    """The thresholds are min_clean_f1 and target_difference."""
+    """The thresholds are min_clean_score and target_difference."""
     cli(*PAIR, *SMALL)
     _, out, _ = cli("task=analyze", "sweep=smoke")
-    assert "Cannot be answered: the clean baseline scores too low: F1 .000, below min_clean_f1=.100" in out
-    assert "scores too low" not in cli("task=analyze", "sweep=smoke", "min_clean_f1=0")[1]
-    assert "min_clean_f1=1.5: must be an F1" in cli("task=analyze", "sweep=smoke", "min_clean_f1=1.5")[2]
+    assert "Cannot be answered: the clean baseline scores too low: F1 .000, below min_clean_score=.100" in out
+    assert "scores too low" not in cli("task=analyze", "sweep=smoke", "min_clean_score=0")[1]
+    assert "min_clean_score=1.5: must be a score" in cli("task=analyze", "sweep=smoke", "min_clean_score=1.5")[2]
     assert "target_difference=0.0: must be" in cli("task=analyze", "sweep=smoke", "target_difference=0")[2]
 
 

@@ -14,12 +14,13 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from latentwire.data.examples import DataSpec, choose_examples, load_data
 from latentwire.data.prompts import PromptWriter
-from latentwire.evaluation.latent_report import compare_with_controls, control_configs, render_report
+from latentwire.evaluation.latent_comparison import MeanLikelihood, SourceScores, compare_with_controls, render_report
+from latentwire.evaluation.latent_report import control_configs
 from latentwire.evaluation.likelihood import Likelihoods
 from latentwire.evaluation.setup import Component, EvaluationSetup, Settings, prepare
 from latentwire.harness.errors import UserError
+from latentwire.records import LatentAccount, Measured
 from latentwire.sources.base import Source
-from latentwire.sources.registry import SOURCES
 from latentwire.stats.intervals import percentile_interval
 from tests.helpers.models import model_spec
 from tests.helpers.random import numbers
@@ -144,7 +145,9 @@ class RecordingSource(Source):
 
 def test_a_source_receives_the_passage_in_float32(bench, monkeypatch):
     """The LM computes in bfloat16."""
-    monkeypatch.setitem(SOURCES, "received", RecordingSource)
+    monkeypatch.setattr(
+        EvaluationSetup, "build_source", lambda self, source: RecordingSource(self.vocabulary, torch.Generator())
+    )
     settings = replace(bench.settings, dtype="bfloat16")
     rounded = prepare(model_spec("tiny_random"), DataSpec("short_qa", "short_qa"), settings, STATE)
     found = Likelihoods(replace(rounded, prompts=bench.prompts), STATE).over(Component("received"), "")
@@ -169,8 +172,17 @@ def test_an_interval_of_any_numbers():
     assert percentile_interval(np.full(5, 2.5), 0) == (2.5, 2.5)
 
 
-SPANS = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "text_bytes": 50, "text_zlib_bytes": 40,
+SPANS: LatentAccount = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "text_bytes": 50, "text_zlib_bytes": 40,
          "mean_pairwise_cosine": 0.1, "distinct_answers": 2, "distinct_references": 2, "warnings": []}  # fmt: skip
+
+
+def scores(f1: tuple[float, float, float], nll: np.ndarray, nll_interval: tuple[float, float]) -> SourceScores:
+    """Return the scores of a source whose examples all have the same F1; f1 is mean, low and high."""
+    mean, low, high = f1
+    answers: Measured = {"f1": mean, "f1_interval": (low, high), "em": 0.5, "num_samples": len(nll), "latents": SPANS}
+    likelihood: MeanLikelihood = {"num_samples": len(nll), "nll": float(nll.mean()), "nll_interval": nll_interval,
+                                  "kl": 0.25, "kl_interval": (0.2, 0.3)}  # fmt: skip
+    return SourceScores(answers, likelihood, np.full(len(nll), mean), nll)
 
 
 @pytest.mark.statistical
@@ -181,17 +193,13 @@ def test_the_report_names_controls_with_less_likely_answers():
     apart -= apart.mean()
     nll = {"text": noise + 0.5, "latent": noise + 1.5, "cut": noise + 1.52 + apart, "averaged": noise + 1.4,
            "empty": noise + 2.0 + apart}  # fmt: skip
-    results = {
-        name: {"f1": 0.5, "f1_interval": (0.4, 0.6), "em": 0.5, "num_samples": 40, "latents": SPANS,
-               "nll": own.mean(), "nll_interval": (1.25, 1.75), "kl": 0.25, "kl_interval": (0.2, 0.3)}
-        for name, own in nll.items()
-    }  # fmt: skip
-    rows = {name: [{"f1": 0.5, "nll": value} for value in own] for name, own in nll.items()}
-    judged = compare_with_controls({"name": "some", "encoder_dials": {}}, results, rows, 0)
+    judged = compare_with_controls(
+        "some", {name: scores((0.5, 0.4, 0.6), own, (1.25, 1.75)) for name, own in nll.items()}, 0
+    )
     assert judged["likelier_than"] == ["empty"]  # the cut is within noise; with the averages, answers are likelier
     assert judged["beats"] == []
-    against = {row["source"]: row.get("nll_against") for row in judged["rows"]}
-    assert against["latent"] is None
+    against = {row["source"]: row["nll_against"] for row in judged["rows"]}
+    assert against["latent"] is None and against["empty"] is not None
     difference = float((nll["latent"] - nll["empty"]).mean())
     assert against["empty"]["latents_minus_this"] == pytest.approx(difference)
     low, high = against["empty"]["interval"]
@@ -208,28 +216,22 @@ def test_the_report_names_controls_with_less_likely_answers():
 def test_the_report_compares_f1():
     f1 = {"text": (0.8, 0.75, 0.85), "latent": (0.4, 0.3, 0.5), "cut": (0.35, 0.25, 0.45),
           "averaged": (0.1, 0.05, 0.2), "empty": (0.0, 0.0, 0.3)}  # fmt: skip
-    results = {
-        name: {"f1": mean, "f1_interval": (low, high), "em": 0.0, "num_samples": 8, "latents": SPANS, "nll": 1.0,
-               "nll_interval": (1.0, 1.0), "kl": 0.0, "kl_interval": (0.0, 0.0)}
-        for name, (mean, low, high) in f1.items()
-    }  # fmt: skip
-    judged = compare_with_controls(
-        {"name": "s"}, results, {name: [{"f1": own[0], "nll": 1.0}] * 8 for name, own in f1.items()}, 0
-    )
+    judged = compare_with_controls("s", {name: scores(own, np.ones(8), (1.0, 1.0)) for name, own in f1.items()}, 0)
     assert judged["beats"] == ["averaged"]
     assert not judged["beats_all"]
     assert judged["share_of_text"] == pytest.approx(0.5)
-    assert judged["rows"][2]["latents_minus_this"] == pytest.approx(0.05)
+    against = judged["rows"][2]["f1_against"]
+    assert against is not None and against["latents_minus_this"] == pytest.approx(0.05)
 
 
 def test_controls_have_as_many_positions_as_the_latents():
-    assert [choice.name for choice in control_configs({"encoder_dials": {"d_z": 8}}, "x")] == [
+    assert [choice.name for choice in control_configs({"d_z": 8}, "x")] == [
         "text",
         "latent",
         "empty",
     ]
-    same = control_configs({"encoder_dials": {"layers": 1, "ratio": 1}}, "x")
+    same = control_configs({"layers": 1, "ratio": 1}, "x")
     assert [choice.name for choice in same] == ["text", "latent", "empty"]
-    byte = control_configs({"encoder_dials": {"latent_len": 3, "byte_width": 8, "byte_layers": 1}}, "x")
+    byte = control_configs({"latent_len": 3, "byte_width": 8, "byte_layers": 1}, "x")
     assert [choice.name for choice in byte] == ["text", "latent", "cut", "averaged", "empty"]
     assert [choice.dials for choice in byte[2:4]] == [{"ratio": 1.0, "positions": 3}] * 2

@@ -26,11 +26,12 @@ RESULT = {
     "status": "ok",
     "f1": 0.5,
     "f1_interval": [0.4, 0.625],
+    "scores": {"f1": {"mean": 0.5, "interval": [0.4, 0.625]}, "wer": {"mean": 0.25, "interval": [0.2, 0.3]}},
     "num_samples": 100,
     "config": {"seed": 3, "embed_transform": {"name": "anchor_offset", "dials": {"eps": 0.05}}},
 }
 SUMMARY = {"sweep": "embed35", "total_experiments": 35, "failed": 1, "results": [RESULT]}
-COLUMNS = ["group", "rank", "name", "f1", "em", "f1_low", "f1_high"]
+COLUMNS = ["group", "rank", "name", "score", "em", "score_low", "score_high"]
 ROWS = [
     ["text", 1, "anchor_eps0.05", 0.5, 0.1, 0.375, 0.625],
     ["text", 2, "baseline", 0.25, 0.2, 0.125, 0.5],
@@ -58,7 +59,7 @@ def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
         Image.new("RGB", (30 + number, 20)).save(figure)
     reporter = tracker(tmp_path)
     reporter.log_result(RESULT)
-    reporter.log_summary(SUMMARY, TABLES, figures)
+    reporter.log_summary(SUMMARY, TABLES, figures, "1 - WER")
     assert not reporter.broken
     assert "warning" not in capsys.readouterr().err
     runs = logged(tmp_path)
@@ -69,7 +70,10 @@ def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
     assert list(one.run.tags) == ["mine", "anchor_offset", "scaled"]
     assert {key: one.config[key] for key in RESULT["config"]} == RESULT["config"]
     scores = {key: value for key, value in one.summary.items() if not key.startswith("_")}
-    assert scores == {"f1": 0.5, "f1_interval": [0.4, 0.625], "num_samples": 100, "status": "ok", "error": ""}
+    assert scores == {
+        "f1": 0.5, "f1_interval": [0.4, 0.625], "wer": 0.25, "wer_interval": [0.2, 0.3], "num_samples": 100,
+        "status": "ok", "error": "",
+    }  # fmt: skip
 
     all_of_them = runs["embed35 summary"]
     assert (all_of_them.run.run_group, all_of_them.run.job_type) == ("embed35", "summary")
@@ -86,7 +90,7 @@ def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
         )
     # Each source has a chart and a table with the intervals.
     assert read_table(all_of_them, "bars/text_table") == {
-        "columns": ["name", "f1", "f1_low", "f1_high"],
+        "columns": ["name", "1 - WER", "low", "high"],
         "data": [["anchor_eps0.05", 0.5, 0.375, 0.625], ["baseline", 0.25, 0.125, 0.5]],
     }
     assert read_table(all_of_them, "bars/noisy_table")["data"] == [["baseline@noisy", 0.125, 0.0, 0.25]]
@@ -94,8 +98,8 @@ def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
     assert set(charts) == {"bars/text", "bars/noisy"}
     chart = charts["bars/text"]["panel_config"]
     assert chart["panelDefId"] == "wandb/bar/v0"
-    assert chart["fieldSettings"] == {"label": "name", "value": "f1"}
-    assert chart["stringSettings"]["title"] == "F1, text"
+    assert chart["fieldSettings"] == {"label": "name", "value": "1 - WER"}
+    assert chart["stringSettings"]["title"] == "1 - WER, text"
 
 
 def test_equal_results_share_a_run(tmp_path, monkeypatch):
@@ -116,7 +120,7 @@ def test_run_ids_depend_on_the_absolute_folder(tmp_path, monkeypatch, init):
         (tmp_path / here).mkdir()
         monkeypatch.chdir(tmp_path / here)
         for folder in (Path("outputs/embed35"), Path("outputs/embed35").resolve()):
-            tracker(folder).log_summary(SUMMARY, TABLES, [])
+            tracker(folder).log_summary(SUMMARY, TABLES, [], "F1")
             tracker(folder).log_result(RESULT)
     ids = [call["id"] for call in init.calls]
     assert ids[:2] == ids[2:4] and ids[4:6] == ids[6:]  # relative or absolute
@@ -135,7 +139,7 @@ def test_no_tracker_does_nothing(tmp_path, monkeypatch, capsys):
     reporter = make_tracker("none")
     assert isinstance(reporter, NoTracker)
     reporter.log_result(RESULT)
-    reporter.log_summary(SUMMARY, TABLES, [])
+    reporter.log_summary(SUMMARY, TABLES, [], "F1")
     assert capsys.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -168,7 +172,7 @@ def test_a_failing_tracker_warns_once_and_is_not_used_again(tmp_path, init, caps
     reporter = tracker(tmp_path)
     for _ in range(3):
         reporter.log_result(RESULT)
-    reporter.log_summary(SUMMARY, TABLES, [])
+    reporter.log_summary(SUMMARY, TABLES, [], "F1")
     assert len(init.calls) == 1
     said = capsys.readouterr().err
     assert said.count("warning") == 1

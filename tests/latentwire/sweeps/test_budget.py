@@ -65,20 +65,20 @@ def test_the_better_half_of_each_source_is_kept():
         "text": [("a", 0.1), ("b", 0.5), ("c", 0.5), ("d", 0.2), ("e", 0.0)],
         "noisy": [("a@n", 0.0), ("b@n", 0.0)],
     }
-    decided = next_round(standings, 3, 4, 100, A_SECOND, 1000)
+    decided = next_round(standings, 3, 4, 100, A_SECOND, 1000, "EM")
     assert decided.samples == 8
     assert decided.kept == {"text": ["b", "c", "d"], "noisy": ["a@n"]}  # of equal scores, the earlier one
-    assert decided.why.startswith("the better half of the transforms of each source by F1 on 4 examples continue to 8")
+    assert decided.why.startswith("the better half of the transforms of each source by EM on 4 examples continue to 8")
 
 
 def test_less_time_keeps_fewer_and_none_ends_the_sweep():
     standings = {"text": [(str(i), i / 10) for i in range(8)], "noisy": [(f"n{i}", 0.0) for i in range(8)]}
     # 4 more examples each cost 28 s for 3 fixed configurations and 2 + 2 contenders.
-    decided = next_round(standings, 3, 4, 100, A_SECOND, 28)
+    decided = next_round(standings, 3, 4, 100, A_SECOND, 28, "F1")
     assert decided.kept == {"text": ["7", "6"], "noisy": ["n0", "n1"]}
     assert "the best 2 of the transforms" in decided.why
-    assert next_round(standings, 3, 4, 100, A_SECOND, 27.9).kept["text"] == ["7"]
-    ended = next_round(standings, 3, 4, 100, A_SECOND, 19)
+    assert next_round(standings, 3, 4, 100, A_SECOND, 27.9, "F1").kept["text"] == ["7"]
+    ended = next_round(standings, 3, 4, 100, A_SECOND, 19, "F1")
     assert ended.kept == {}
     assert ended.why == (
         "the budget is used up: 8 examples of one transform for each source need about 20 s more, 19 s are left"
@@ -86,12 +86,12 @@ def test_less_time_keeps_fewer_and_none_ends_the_sweep():
 
 
 def test_the_last_examples_end_the_sweep():
-    assert next_round({"text": [("a", 1.0)]}, 1, 64, 100, A_SECOND, 1e6).samples == 100
-    assert next_round({"text": [("a", 1.0)]}, 1, 100, 100, A_SECOND, 1e6).why == "all 100 examples are evaluated"
+    assert next_round({"text": [("a", 1.0)]}, 1, 64, 100, A_SECOND, 1e6, "F1").samples == 100
+    assert next_round({"text": [("a", 1.0)]}, 1, 100, 100, A_SECOND, 1e6, "F1").why == "all 100 examples are evaluated"
 
 
 SWEEP = ["-m", "embed_transform=baseline,rms_matching,nearest_k,random_interpolation", "embed_source=text,scaled",
-         "model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "min_clean_f1=0"]  # fmt: skip
+         "model=tiny_random", "samples=20", "shots=1", "max_new_tokens=2", "min_clean_score=0"]  # fmt: skip
 
 
 @pytest.fixture
@@ -206,8 +206,8 @@ def played(cfg, jobs, finished, calls=None):
                 finished[name] = asked
             count = finished[name]
             f1 = (len(name) * 7 + count) % 10 / 10  # the best transform differs between 4 and 8 examples
-            answers.append({"name": name, "status": "ok", "f1": f1, "num_samples": count, "time_sec": float(count),
-                            "job_sec": float(count)})  # fmt: skip
+            answers.append({"name": name, "status": "ok", "scores": {"f1": {"mean": f1, "interval": (0.0, 1.0)}},
+                            "num_samples": count, "time_sec": float(count), "job_sec": float(count)})  # fmt: skip
 
 
 @pytest.mark.slow
@@ -260,11 +260,17 @@ def test_auto_is_never_left_out(tmp_path, monkeypatch):
     assert (finished["auto"], finished["anchor_eps0.05"]) == (8, 4)  # both have the same F1 on four examples
 
 
-def test_a_round_is_scored_on_its_first_examples(tmp_path):
-    store = ResultStore(tmp_path)
-    write_jsonl(store.predictions_path("a"), [{"f1": f1} for f1 in (1.0, 0.0, 1.0, 1.0)])
-    found = [schedule.score_of_first(store, {"name": "a", "num_samples": 4, "f1": 0.75}, count) for count in (2, 4)]
-    assert found == [0.5, 0.75]
+@pytest.mark.parametrize(("higher_is_better", "expected"), [(True, [0.25, 0.5]), (False, [0.75, 0.5])])
+def test_a_round_is_scored_on_its_first_examples(tmp_path, higher_is_better, expected):
+    """By the primary metric, oriented so that higher is better."""
+    store, metric = ResultStore(tmp_path), {"name": "wer", "label": "WER", "higher_is_better": higher_is_better}
+    rows = [
+        {"id": "q", "question": "", "references": [], "prediction": "", "f1": 1.0, "em": 0.0, "scores": {"wer": wer}}
+        for wer in (0.5, 0.0, 1.0, 0.5)
+    ]
+    write_jsonl(store.predictions_path("a"), rows)
+    result = {"name": "a", "num_samples": 4, "scores": {"wer": {"mean": 0.5, "interval": (0.0, 1.0)}}}
+    assert [schedule.score_of_first(store, result, count, metric) for count in (2, 4)] == expected
 
 
 @pytest.mark.slow
@@ -325,7 +331,7 @@ def test_invalid_budgets_are_refused(cli, arguments, message):
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_budgeted_sweep_resumes_its_plan(cli, tmp_path):
     sweeping = ["-m", "embed_transform=baseline,rms_matching", "embed_source=scaled", "model=tiny_random", "samples=20",
-                "shots=1", "max_new_tokens=2", "min_clean_f1=0", "budget_minutes=30"]  # fmt: skip
+                "shots=1", "max_new_tokens=2", "min_clean_score=0", "budget_minutes=30"]  # fmt: skip
     # The budget suffices for all five jobs, so the plan does not depend on times.
     out = tmp_path / "killed"
     killed = start("run", *sweeping, "out=killed", folder=tmp_path)
@@ -383,7 +389,8 @@ def test_a_plan_depends_on_settings_that_affect_results(change, tmp_path, monkey
         return schedule.open_plan(with_budget, state, [job], 20)["key"]
 
     before = key()
-    assert before == key("only=base*", "target_difference=0.1")  # settings that decide no result
+    assert before == key("only=base*", "target_difference=0.1", "metrics=[em]")  # settings that decide no result
+    assert before != key("primary_metric=em")  # by which the rounds rank
     if change == "version":
         monkeypatch.setattr(request.latentwire, "__version__", "9")
         assert key() != before
