@@ -1,7 +1,7 @@
-"""A transform of your own in a sweep: its class, its name, its YAML file, and the ranking against two others.
+"""A transform of your own in a sweep: one decorated class, and the ranking against two others.
 
-`snap` takes the nearest token where its cosine is high enough. To keep such a transform, put the class and both
-registrations into latentwire, and conf/embed_transform/snap.yaml into conf/; docs/extending.md has the steps.
+`snap` takes the nearest token where its cosine is high enough. In a module of your own the class is a plugin:
+`python run.py plugins=[my_module] embed_transform=snap least=0.5`; docs/extending.md has the steps.
 
 python examples/02_own_transform.py                                   20 questions on the embedded model
 python examples/02_own_transform.py samples=2 model=tiny_random       any setting of run.py
@@ -28,19 +28,19 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for run.py, which is in no package
 
-from latentwire import Transform, UserError, Vocabulary  # noqa: E402
+from latentwire import Transform, Vocabulary  # noqa: E402
 from latentwire.harness.app import launch  # noqa: E402
-from latentwire.transforms.registry import LABELS, TRANSFORMS  # noqa: E402
+from latentwire.transforms.base import register_transform, require  # noqa: E402
 from run import TASKS  # noqa: E402
 
 
+@register_transform("snap", label="snap{least}")  # embed_transform=snap; configurations are named snap0.5, snap0.9
 class Snap(Transform):
     """The nearest token where its cosine is at least `least`; elsewhere the embedding stays."""
 
-    def __init__(self, vocabulary: Vocabulary, *, least: float) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, least: float = 0.5) -> None:
         super().__init__(vocabulary)
-        if not -1 <= least <= 1:
-            raise UserError(f"least={least}: is a cosine, between -1 and 1")
+        require(-1 <= least <= 1, "least", least, "is a cosine, between -1 and 1")
         self.least = least
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -49,9 +49,6 @@ class Snap(Transform):
         near = torch.cosine_similarity(x, token, dim=-1) >= self.least  # (..., T)
         return torch.where(near[..., None], token, x)
 
-
-TRANSFORMS["snap"] = Snap  # embed_transform=snap
-LABELS["snap"] = "snap{least}"  # the name of a configuration, as in the YAML file
 
 if __name__ == "__main__":
     settings = [f"hydra.searchpath=[file://{ROOT / 'examples' / 'conf'}]", "sweep=own_transform", "samples=20"]

@@ -94,6 +94,7 @@ def results(folder: str = "outputs/single") -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in Path(folder).glob("*@*.json")}
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_dials_of_a_plugin(cli, plugin):
     """Names, dials and the ladder are as for the project's own."""
     status, _, err = cli("-m", *SMALL, "embed_transform=norm_clip", "limit=0.5,1", "embed_source=quantized", "bits=2,4")
@@ -103,6 +104,9 @@ def test_a_sweep_over_the_dials_of_a_plugin(cli, plugin):
     one = found["norm_clip0.5@quantized2"]
     assert (one["family"], one["dials"], one["source_dials"]) == ("norm_clip", {"limit": 0.5}, {"bits": 2})
     assert one["relative_change"] > 0
+    assert cli("-m", *SMALL, "embed_source=quantized", "bits=2,4", "out=ladder")[0] == 0
+    tolerance = read_json("ladder/summary.json")["analysis"]["atlas"]["tolerance"]
+    assert [(ladder["ladder"], ladder["levels"]) for ladder in tolerance] == [("quantized", [4.0, 2.0])]
     assert ladders()[-1].name == "quantized"
     own = [ladder.name for ladder in ladders()[:-1]]
     assert own == ["noisy", "scaled up", "scaled down", "shifted", "mixed", "token_scale", "anisotropic", "low_rank"]
