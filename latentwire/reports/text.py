@@ -126,9 +126,10 @@ def _render_group(group: GroupAnalysis, metric: ShownMetric) -> list[str]:
         lines.append(f"{group['reached_80_percent']} of {len(rows)} reached {level}")
     lines.append(f"{group['more_than_half_empty']} of {len(rows)} gave more than 50% empty answers")
     lines += _render_power(group["power"])
-    lines += ["", "Observation           holds | meaning | action"]
+    width = max(20, *(len(one["observation"]) for one in group["observations"]))
+    lines += ["", f"{'Observation':{width + 2}}holds | meaning | action"]
     for one in group["observations"]:
-        lines.append(f"  {one['observation']:20} {one['holds']} | {one['meaning']} | {one['action']}")
+        lines.append(f"  {one['observation']:{width}} {one['holds']} | {one['meaning']} | {one['action']}")
     lines += ["", f"Verdict: {group['verdict']}", f"Next: {group['next']}"]
     return lines
 
