@@ -1,7 +1,4 @@
-"""Prompts of GRPO as tokens, split into training and held-out prompts, with sampling weights.
-
-Main entries: `encode_prompts()` and `draw_weights()`.
-"""
+"""Prompts of GRPO as tokens, split into training and held-out prompts. Main entry: `encode_prompts()`."""
 
 from __future__ import annotations
 
@@ -9,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from kat.data.chat import encode_prompt
 from kat.data.heldout import held_out
 from kat.data.prompts import Prompt
-from kat.sampling.arms import prompt_weights
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import JsonObject
 
@@ -71,31 +65,6 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, context: int, new_
             f"{context}; lower grpo.max_completion_length, or use a {whose} with a longer context"
         )
     return data
-
-
-def draw_weights(
-    data: GrpoData, arm: str, measured: dict[str, float], too_long: Sequence[str], prompts_per_step: int, seed: int
-) -> tuple[Tensor, int]:
-    """Return the sampling weight of each training prompt, (N,) float64 of sum 1, and how many are never drawn.
-
-    Args:
-        data: The prompts.
-        arm: uniform | density | reversed | shuffled, applied to the training prompts.
-        measured: Weights of task=density by prompt id; ignored by the uniform arm.
-        too_long: Ids of prompts that are too long for the embedder; their weight is 0, except in the uniform arm.
-        prompts_per_step: Number of prompts in a step.
-        seed: Seed of the arm `shuffled`.
-
-    Raises:
-        UserError: There are fewer prompts than a step needs.
-    """
-    never_drawn = len(set(too_long) & {prompt.id for prompt in data.train}) if arm != "uniform" else 0
-    if len(data.train) - never_drawn < prompts_per_step:
-        raise UserError(
-            f"grpo.prompts_per_step={prompts_per_step}: there are {len(data.train) - never_drawn} prompts to train on "
-            f"({len(data.held_out)} are held out, {len(data.too_long)} too long); use more data or fewer prompts a step"
-        )
-    return prompt_weights([prompt.id for prompt in data.train], arm, measured, too_long, seed)
 
 
 def evaluation_prompts(data: GrpoData, count: int) -> list[TokenPrompt]:

@@ -147,7 +147,7 @@ def _drawable(arm: type[Arm], inputs: ArmInputs) -> tuple[Tensor, Tensor]:
     ids = inputs.ids
     if DENSITY not in arm.needs:
         return torch.arange(len(ids)), torch.full((len(ids),), 1 / max(len(ids), 1), dtype=torch.float64)
-    left_out = set(inputs.too_long) - inputs.measured.keys()
+    left_out = set(inputs.too_long)
     if unknown := [name for name in ids if name not in inputs.measured and name not in left_out]:
         raise UserError(
             f"sampler={arm.name}: {len(unknown)} of {len(ids)} prompts have pairs but no weight, {unknown[0]} for "

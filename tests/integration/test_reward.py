@@ -19,7 +19,6 @@ from kat.reward.model import load_reward_model
 from kat.reward.scoring import score
 from kat.reward.settings import RewardSpec
 from kat.reward.trees import Tree
-from kat.sampling.arms import prompt_weights
 from kat.training.state import LoopSpec
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import read_jsonl
@@ -397,19 +396,3 @@ def test_cut_and_dropped_pairs_are_counted(tiny, tmp_path):
     assert said == (f"2 pairs; 1 dropped: an answer of 50 tokens or more; 1 prompts cut from the left to fit "
                     f"max_length=50 ({cut} tokens)")  # fmt: skip
     assert describe_counts({"pairs": 3, "too_long": 0, "trimmed": 0, "tokens_trimmed": 0}, 9) == "3 pairs"
-
-
-def test_weights_of_the_arms_are_made_among_the_training_prompts():
-    measured = {"a": 0.1, "b": 0.2, "c": 0.3, "held": 0.4}
-    weights, without = prompt_weights(["c", "a", "b"], "density", measured, [], 0)
-    assert weights.tolist() == pytest.approx([0.5, 1 / 6, 1 / 3]) and without == 0
-    weights, _ = prompt_weights(["c", "a", "b"], "reversed", measured, [], 0)
-    assert weights.tolist() == pytest.approx([1 / 6, 0.5, 1 / 3])
-    weights, _ = prompt_weights(["c", "a", "b"], "uniform", {}, [], 0)
-    assert weights.tolist() == pytest.approx([1 / 3] * 3)
-    weights, without = prompt_weights(["c", "x", "a"], "density", measured, ["x", "y"], 0)
-    assert weights.tolist() == pytest.approx([0.75, 0, 0.25]) and without == 1
-    with pytest.raises(UserError, match=r"sampler=density: 1 of 2 prompts have pairs but no weight, x for instance"):
-        prompt_weights(["c", "x"], "density", measured, [], 0)
-    shuffled = {prompt_weights(["c", "a", "b"], "shuffled", measured, [], seed)[0].argmax().item() for seed in range(9)}
-    assert len(shuffled) > 1

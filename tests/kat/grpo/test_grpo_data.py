@@ -9,7 +9,7 @@ from kat.data.chat import encode_prompt
 from kat.data.heldout import held_out
 from kat.data.prompts import Prompt, prompt_id
 from kat.grpo.actor import Actor, as_sampled
-from kat.grpo.data import GrpoData, TokenPrompt, draw_weights, encode_prompts, evaluation_prompts
+from kat.grpo.data import GrpoData, TokenPrompt, encode_prompts, evaluation_prompts
 from kat.grpo.policy import Policy
 from kat.grpo.reward_sum import Rewards
 from kat.grpo.rollout import Completion, Sampling, sample
@@ -54,21 +54,6 @@ def test_prompts_of_which_none_fits_are_refused(tiny):
 def some(count: int, held: int = 2) -> GrpoData:
     made = [TokenPrompt(name, name, (1,)) for name in "hgfedcba"]
     return GrpoData(made[:count], made[count : count + held], ["long"])
-
-
-def test_sampling_weights_are_normalized_over_train_prompts():
-    measured = {"h": 1.0, "g": 3.0, "e": 9.0}
-    weights, without = draw_weights(some(3), "density", measured, ["f"], 2, 0)
-    assert weights.tolist() == pytest.approx([0.25, 0.75, 0.0]) and without == 1
-    weights, without = draw_weights(some(3), "uniform", {}, ["f"], 3, 0)
-    assert weights.tolist() == pytest.approx([1 / 3] * 3) and without == 0
-
-
-def test_fewer_prompts_than_a_batch_are_refused():
-    with pytest.raises(UserError, match=r"prompts_per_step=4: there are 3 .*2 are held out, 1 too long"):
-        draw_weights(some(3), "uniform", {}, [], 4, 0)
-    with pytest.raises(UserError, match=r"prompts_per_step=3: there are 2 prompts"):
-        draw_weights(some(3), "density", {"h": 1.0, "g": 3.0}, ["f"], 3, 0)
 
 
 def test_evaluation_prompts_are_the_first_by_id():

@@ -77,14 +77,14 @@ def test_every_file_has_an_arm():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_an_arm_resumes_with_the_same_draws_and_ledger(name):
-    """It stops after every number of steps, and its state goes through a file."""
+    """It stops after every number of steps. Its state goes through a file into an arm that has drawn already."""
     steps, per_step, count = 7, 3, 5
 
     def steps_of(arm: Arm, first: int, last: int) -> list[list[int]]:
         drawn = []
         for step in range(first, last):
             rows = arm.next(per_step)
-            arm.observe([Observation(row, (float(row < 2), (step % 2) / 2)) for row in rows])
+            arm.observe([Observation(row, (0.5, (row < 2) * (step - 2.0))) for row in rows])
             drawn.append(rows)
         return drawn
 
@@ -92,9 +92,11 @@ def test_an_arm_resumes_with_the_same_draws_and_ledger(name):
     expected = steps_of(whole, 0, steps)
     for stop in range(steps + 1):
         first = some(name, count)
-        drawn = steps_of(first, 0, stop)
+        drawn, state = steps_of(first, 0, stop), first.state_dict()
+        steps_of(first, stop, steps)  # changes no state that was taken before
         resumed = some(name, count)
-        resumed.load_state_dict(through_a_file(first.state_dict()))
+        steps_of(resumed, 5, 6)
+        resumed.load_state_dict(through_a_file(state))
         assert drawn + steps_of(resumed, stop, steps) == expected
         assert resumed.metrics() == whole.metrics()
         for ours, theirs in zip(resumed.ledger(), whole.ledger(), strict=True):
@@ -254,6 +256,8 @@ def test_success_rates_begin_again_when_rewards_leave_the_unit_interval():
     arm.observe(solved((2, 1.5)))  # above the mean: .95, then half-way to 1.5
     assert arm.metrics()["sampler/seen"] == 0.25
     assert arm.metrics()["sampler/success_rate"] == 0.75
+    weights = 0.2 + 0.8 * torch.tensor([1.0, 1.0, 0.75, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(arm.sampling_weights, weights / weights.sum())
     arm.observe(solved((3, 1.0)))  # a success before, now below the mean
     assert arm.metrics()["sampler/success_rate"] == pytest.approx((0.75 + 0.25) / 2)
 

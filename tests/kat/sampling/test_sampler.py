@@ -279,6 +279,16 @@ def test_a_state_with_other_weights_or_none_at_all_is_refused():
         make().state_dict(consumed=11)
 
 
+def test_all_ranks_share_a_state():
+    first, second = make(0, 2, num_samples=20), make(1, 2, num_samples=20)
+    expected = list(second)
+    iterator = iter(first)
+    assert len([next(iterator) for _ in range(4)]) == 4
+    resumed = make(1, 2, num_samples=20)
+    resumed.load_state_dict(first.state_dict())
+    assert list(resumed) == expected[4:]
+
+
 def test_regrouping_after_a_draw_is_refused():
     groups = {"num_generations": 2, "prompts_per_batch": 2, "batch_repeats": 1}
     assert make(num_samples=10).regrouped(**groups).plan.draws == 10
