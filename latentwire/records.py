@@ -306,10 +306,13 @@ def read_example_rows(path: Path) -> list[ExampleRow]:
         DamagedResultError: A line cannot be read or lacks a field.
     """
     rows = read_jsonl(path)
+    needed = required_fields(ExampleRow)
     for row in rows:
         if "scores" not in row and {"f1", "em"} <= row.keys():
             row["scores"] = {"f1": row["f1"], "em": row["em"]}
-    return [checked(ExampleRow, row, path, RESTORE) for row in rows]
+        if lacking := needed - row.keys():
+            raise DamagedResultError(f"{path} lacks {', '.join(sorted(lacking))}: {RESTORE}")
+    return cast(list[ExampleRow], rows)
 
 
 def read_result(path: Path) -> EvaluationResult:
