@@ -48,6 +48,8 @@ def task(job: Callable[[DictConfig], T]) -> Callable[..., T]:
 def locate(cfg: DictConfig, name: str) -> Path:
     """Return the path of a file of kat. A name without a folder is placed in cfg.folder.
 
+    A file of the user's own in the working folder is found there, if cfg.folder has no file of that name.
+
     Args:
         cfg: The config.
         name: The setting with the path, such as pairs_file.
@@ -60,7 +62,8 @@ def locate(cfg: DictConfig, name: str) -> Path:
         raise UserError(f"{name}: no file given; write {name}=FILE")
     path = Path(value).expanduser()
     if len(path.parts) == 1 and not value.startswith("."):
-        path = Path(cfg.folder).expanduser() / path
+        shared = Path(cfg.folder).expanduser() / path
+        path = path if name.endswith("_file") and path.is_file() and not shared.exists() else shared
     if path.is_dir():
         raise UserError(f"{name}={value}: is a folder; write {name}=FILE")
     return path
