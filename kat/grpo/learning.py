@@ -18,7 +18,7 @@ from kat.grpo.reward_sum import Rewards
 from kat.grpo.rollout import end_tokens
 from kat.grpo.settings import GrpoSettings
 from kat.grpo.step import COUNTED, GRPOStep
-from kat.grpo.validation import HeldOut, evaluate_policy, mean_rewards
+from kat.grpo.validation import HeldOutPrompts, evaluate_policy, mean_rewards
 from kat.pipeline.artifacts import locate
 from kat.records import AnsweredPrompt, GrpoCounts, GrpoOutcome, HeldOutEvaluation, PolicyEvaluation
 from kat.reward.scoring import max_sequence_length
@@ -74,7 +74,7 @@ class GrpoLearning(Learning[GrpoOutcome]):
         )
         self.grpo_step = GRPOStep(self.actor, self.spec, self.updater)
         sampling = self.spec.sampling(self.spec.eval_generations, settings.batch_tokens)
-        self.held_out = HeldOut(self.actor, prompts, sampling, self.spec.kl)
+        self.held_out = HeldOutPrompts(self.actor, prompts, sampling, self.spec.kl)
         self.before: list[float] = []  # mean reward of each held-out prompt before training
         self.totals = dict.fromkeys(COUNTED, 0)
         self.last: dict[str, float] = {}  # metrics of the last step

@@ -1,4 +1,4 @@
-"""Evaluation on held-out prompts during training. Main entries: `HeldOut.answer()` and `evaluate_policy()`.
+"""Evaluation on held-out prompts during training. Main entries: `HeldOutPrompts.answer()` and `evaluate_policy()`.
 
 Every evaluation uses the same prompts and random numbers.
 """
@@ -42,7 +42,7 @@ def divergences(policy: Policy, rows: Sequence[PolicyRow], estimator: str, batch
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutPrompts:
     """Held-out prompts that a policy answers, always with the same random numbers."""
 
     actor: Actor
@@ -93,7 +93,7 @@ def evaluate_policy(answered: Sequence[AnsweredPrompt], before: Sequence[float],
     """Return the mean reward and its paired gain since before training, with 95% bootstrap intervals over prompts.
 
     Args:
-        answered: Result of `HeldOut.answer`.
+        answered: Result of `HeldOutPrompts.answer`.
         before: Mean rewards of the same N prompts before training.
         seed: Seed of the resampling.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from accelerate import PartialState
 from torch import Tensor
 
-from latentwire.data.examples import DataSpec, choose_examples, load_data
+from latentwire.data.examples import Dataset, DataSpec, choose_examples, load_data
 from latentwire.data.prompts import FewShotPrompt, PromptWriter
 from latentwire.evaluation import detectors
 from latentwire.evaluation.metrics import Scoring
@@ -106,12 +106,17 @@ def prepare(
         UserError: Model, data or settings are invalid.
     """
     settings.check()
-    dataset = load_data(data)
+    dataset = load_data(data)  # before the model, whose loading takes longer
+    with state.local_main_process_first():
+        lm = load_model(model, state.device, choose_dtype(settings.dtype, state.device))
+    return prepare_with(lm, dataset, settings, block_size)
+
+
+def prepare_with(lm: LanguageModel, dataset: Dataset, settings: Settings, block_size: int = 0) -> EvaluationSetup:
+    """Write the prompts for a loaded model, and encode the shots once; arguments and errors as in `prepare`."""
     shots, examples = choose_examples(
         dataset, settings.samples, settings.shots, settings.questions_per_shot, settings.seed
     )
-    with state.local_main_process_first():
-        lm = load_model(model, state.device, choose_dtype(settings.dtype, state.device))
     writer = PromptWriter(lm.tokenizer)
     shot_ids = writer.shots(shots)
     room = lm.context_length - len(shot_ids) - settings.max_new_tokens

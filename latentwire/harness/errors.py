@@ -8,6 +8,12 @@ class UserError(Exception):
 
     The message gives the value, the reason and the remedy. The entry points print it without a traceback and exit
     with a non-zero status.
+
+    >>> from latentwire import Vocabulary, build_transform, load_model_by_name
+    >>> vocabulary = Vocabulary(load_model_by_name("tiny_random").token_embeddings())
+    >>> build_transform("anchor_offset", {"eps": -1.0}, vocabulary)
+    Traceback (most recent call last):
+    latentwire.harness.errors.UserError: eps=-1.0: must be 0 (the anchor alone) or more
     """
 
 

@@ -1,8 +1,8 @@
 """The loop of every training task: resume, steps, evaluations, checkpoints, journal and result. Main entry: `train()`.
 
 A task supplies a `TrainingJob`: what identifies the run, and how its `Learning` is built. `Learning` does one step,
-evaluates, and makes the result. Everything else is here, once: a finished run is not trained again, a killed run
-resumes at its last checkpoint with the same numbers, and memory that runs out names the settings to lower.
+evaluates, and makes the result. Everything else is here, once. A finished run is not trained again. A killed run
+resumes at its last checkpoint with the same numbers. If memory runs out, the message names the settings to lower.
 """
 
 from __future__ import annotations

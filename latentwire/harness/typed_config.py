@@ -20,6 +20,7 @@ _KINDS = {
     "float": "a number",
     "str": "a text",
     "bool": "true or false",
+    "dict[str, JsonObject] | None": "settings by name, such as {NAME: {SETTING: VALUE}}, or null",
 }
 
 

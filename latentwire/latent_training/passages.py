@@ -124,7 +124,7 @@ def load_latent_data(data: DataSpec, extra: str, spec: PassageSpec, seed: int) -
 
 
 class _Selection:
-    """Leaves out passages that occur twice, and those of the shots, the evaluation and the held-out set.
+    """Leaves out duplicate passages, and passages of the shots, the evaluation and the held-out set.
 
     Args:
         dataset: The data.

@@ -57,7 +57,7 @@ class HeldOut:
             state: The processes, which share the questions.
 
         Returns:
-            The scores; those of the answers only if `with_answers`.
+            The scores; F1 and its interval only if `with_answers`.
 
         Raises:
             NonFiniteError: A latent is NaN or infinite.

@@ -26,6 +26,9 @@ def load_model_by_name(
 
     Raises:
         UserError: The name is unknown, or the model does not load.
+
+    >>> load_model_by_name("tiny_random").model.config.num_hidden_layers
+    2
     """
     path = config_file("model", name)
     return load_model(typed(ModelSpec, OmegaConf.load(path).model, "model."), torch.device(device), dtype)

@@ -23,7 +23,13 @@ from latentwire.lm.tiny import TINY, build_tiny
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A frozen causal LM on its device, in evaluation mode."""
+    """A frozen causal LM on its device, in evaluation mode.
+
+    >>> from latentwire import LanguageModel, load_model_by_name
+    >>> lm = load_model_by_name("tiny_random")
+    >>> LanguageModel(lm.model, lm.tokenizer).token_embeddings().shape
+    torch.Size([2048, 64])
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase

@@ -18,6 +18,10 @@ class Vocabulary:
         embeddings: Output of the model's embedding module for every token, (V, D), any float dtype. The module's weight
             is not enough: some models scale inside the module.
         seed: Seed of the k-means initialisation.
+
+    >>> vocabulary = Vocabulary(torch.eye(4))
+    >>> vocabulary.nearest(torch.tensor([[0.1, 3.0, 0.0, 0.0]]), k=1)
+    tensor([[1]])
     """
 
     def __init__(self, embeddings: Tensor, seed: int = 0) -> None:

@@ -17,7 +17,11 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(prediction: str, references: Iterable[str]) -> float:
-    """Return 1.0 if the prediction equals a reference after normalization, else 0.0."""
+    """Return 1.0 if the prediction equals a reference after normalization, else 0.0.
+
+    >>> exact_match("The Rhine.", ["rhine", "Rhine river"])
+    1.0
+    """
     return float(any(normalize_answer(prediction) == normalize_answer(reference) for reference in references))
 
 
@@ -26,6 +30,9 @@ def f1_score(prediction: str, references: Iterable[str]) -> float:
 
     An empty prediction scores 0, as in the official script, even if the reference normalizes to nothing.
     torchmetrics gives 1 in that case.
+
+    >>> f1_score("the river Rhine", ["Rhine"])  # precision 1/2, recall 1
+    0.6666666666666666
     """
     words = Counter(normalize_answer(prediction).split())
     best = 0.0

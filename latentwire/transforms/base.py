@@ -32,6 +32,12 @@ class Transform(nn.Module, ABC):
 
     Args:
         vocabulary: The token embeddings to repair towards.
+
+    >>> class Halved(Transform):
+    ...     def repair(self, x, generator):
+    ...         return x / 2
+    >>> Halved(Vocabulary(torch.eye(4)))(torch.ones(1, 4, dtype=torch.bfloat16))
+    tensor([[0.5000, 0.5000, 0.5000, 0.5000]], dtype=torch.bfloat16)
     """
 
     label: ClassVar[str]  # pattern of a configuration's name, set by `register_transform`

@@ -32,6 +32,11 @@ def build_transform(name: str, dials: JsonObject, vocabulary: Vocabulary) -> Tra
 
     Raises:
         UserError: The name is unknown, or a dial is unknown, missing or out of range.
+
+    >>> import torch
+    >>> vocabulary = Vocabulary(torch.eye(4))
+    >>> build_transform("rms_matching", {"target_scale": 1.0}, vocabulary)(torch.full((1, 4), 3.0))
+    tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
     """
     transform = TRANSFORMS[name]
     check_dials(name, dials, transform)

@@ -31,6 +31,7 @@ BANNED = {
     r"values? that (is|are) none": "invalid value",
 }
 PATTERN = re.compile(r"\b(?:" + "|".join(f"(?:{pattern})" for pattern in BANNED) + r")\b", flags=re.IGNORECASE)
+EXAMPLE = re.compile(r"^ *>>> .*\n(?: *\S.*\n)*", flags=re.MULTILINE)  # an example in a docstring, with its output
 LONGEST = 25  # words of a sentence
 SUFFIXES = {".py", ".md", ".yaml", ".cff", ".toml"}
 
@@ -62,7 +63,8 @@ def _of_python(text: str) -> Iterator[tuple[int, str]]:
             parts = [part.value if isinstance(part, ast.Constant) else "X" for part in node.values]
             yield node.lineno, "".join(map(str, parts))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            yield from [(node.lineno, node.value)] if " " in node.value.strip() else []
+            text = EXAMPLE.sub(lambda match: "\n" * match[0].count("\n"), node.value)  # keeps the numbers of the lines
+            yield from [(node.lineno, text)] if " " in text.strip() else []
 
 
 def _of_markdown(text: str) -> Iterator[tuple[int, str]]:

@@ -13,7 +13,7 @@ from kat.grpo.data import GrpoData, TokenPrompt, encode_prompts, evaluation_prom
 from kat.grpo.policy import Policy
 from kat.grpo.reward_sum import Rewards
 from kat.grpo.rollout import Completion, Sampling, sample
-from kat.grpo.validation import HeldOut, evaluate_policy, mean_rewards
+from kat.grpo.validation import HeldOutPrompts, evaluate_policy, mean_rewards
 from kat.training.tuning import TuningSpec, make_trainable
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
@@ -98,10 +98,10 @@ def test_evaluations_are_repeatable_for_each_prompt(tiny):
     policy = Policy(tiny.model, {}, 1.0, ref_model=False)
     accelerator, state = make_accelerator("cpu", "float32"), accelerator_state("cpu")
     actor = Actor(policy, tiny.tokenizer, frozenset({0}), rewards, 4096, 0, accelerator, state)
-    rows = HeldOut(actor, prompts, sampling, "k3").answer("a test")
+    rows = HeldOutPrompts(actor, prompts, sampling, "k3").answer("a test")
     assert [r["id"] for r in rows] == [p.id for p in prompts]
-    assert rows == HeldOut(actor, prompts, sampling, "k3").answer("a test")
-    assert rows[3:4] == HeldOut(actor, prompts[3:4], sampling, "k3").answer("a test")
+    assert rows == HeldOutPrompts(actor, prompts, sampling, "k3").answer("a test")
+    assert rows[3:4] == HeldOutPrompts(actor, prompts[3:4], sampling, "k3").answer("a test")
     assert "kl" not in evaluate_policy(rows, mean_rewards(rows), seed=0)
     for r in rows:
         assert "kl" not in r["completions"][0]
@@ -127,7 +127,7 @@ def test_the_evaluated_kl_compares_current_and_first_weights():
     actor = Actor(policy, lm.tokenizer, frozenset({0}), rewards, 40, 0, accelerator, state)
 
     def answered(estimator):
-        return HeldOut(actor, prompts, Sampling(2, 5, 1.0, 1.0, 40), estimator).answer("a test")
+        return HeldOutPrompts(actor, prompts, Sampling(2, 5, 1.0, 1.0, 40), estimator).answer("a test")
 
     at_start = evaluate_policy(answered("k3"), [0.0] * 3, seed=0)
     assert at_start["kl"] == pytest.approx(0, abs=1e-6)
