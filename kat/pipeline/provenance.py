@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
+from kat.density.records import DensityOrigin
 from kat.pipeline.artifacts import locate, sidecar_path
 from kat.pipeline.density import density_spec
 from kat.pipeline.embed import plan
 from kat.pipeline.origin import check_origin
 from kat.pipeline.prepare import requested_sets
+from kat.records import EmbeddingsRecord, PairsRecord, PromptsRecord, read_kat_record
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
-from latentwire.harness.results import config_hash, read_json
+from latentwire.harness.results import config_hash
+
+SIDECAR = {"pairs": "pairs.json", "prompts": "prompts.json", "density": "density.json"}  # record of each task's file
 
 
 def require_same_origin(task: str, path: Path, task_cfg: DictConfig, cfg: DictConfig) -> None:
@@ -34,25 +37,25 @@ def require_same_origin(task: str, path: Path, task_cfg: DictConfig, cfg: DictCo
     Raises:
         UserError: The file was made from other data, another embedder or other files.
     """
-    records = {"pairs": "pairs.json", "prompts": "prompts.json", "density": "density.json"}
-    record_path = path.with_suffix(".json") if task == "embed" else sidecar_path(path, records[task])
-    record = read_json(record_path) if record_path.is_file() else None
-    if not isinstance(record, dict):
-        log(f"note: {record_path} does not exist, so the origin of {path} is unknown; it is used unchecked")
+    record = path.with_suffix(".json") if task == "embed" else sidecar_path(path, SIDECAR[task])
+    if not record.is_file():
+        log(f"note: {record} does not exist, so the origin of {path} is unknown; it is used unchecked")
         return
     check = {"pairs": _check_pairs, "prompts": _check_prompts, "embed": _check_embeddings, "density": _check_weights}
     check[task](path, record, task_cfg, cfg)
 
 
+def _remedy(task: str) -> str:
+    return f"make it again with run.py task={task}, or use other files with folder=FOLDER"
+
+
 def _reject(path: Path, task: str, recorded: str, needed: str, remedy: str = "") -> None:
-    raise UserError(
-        f"{path}: was made from {recorded}, but this run needs {needed}; {remedy}make it again with run.py "
-        f"task={task}, or use other files with folder=FOLDER"
-    )
+    raise UserError(f"{path}: was made from {recorded}, but this run needs {needed}; {remedy}{_remedy(task)}")
 
 
-def _check_pairs(path: Path, record: dict[str, Any], task_cfg: DictConfig, _: DictConfig) -> None:
-    recorded = {name: entry.get("origin") or {} for name, entry in (record.get("sets") or {}).items()}
+def _check_pairs(path: Path, record: Path, task_cfg: DictConfig, _: DictConfig) -> None:
+    sets = read_kat_record(PairsRecord, record, _remedy("pairs"))["sets"]
+    recorded = {name: entry["origin"] for name, entry in sets.items()}
     needed = requested_sets(task_cfg)
     remedy = "give the same pairs=NAME (and path=FILE) here, "
     if recorded.keys() != needed.keys():
@@ -66,23 +69,21 @@ def _check_pairs(path: Path, record: dict[str, Any], task_cfg: DictConfig, _: Di
             _reject(path, "pairs", f"{name} with {key} {recorded[name].get(key)}", f"{key} {origin.get(key)}", remedy)
 
 
-def _check_prompts(path: Path, record: dict[str, Any], task_cfg: DictConfig, cfg: DictConfig) -> None:
-    pairs = locate(task_cfg, "pairs_file")
-    if record.get("prompts_sha256") != file_sha256(path):
-        raise UserError(
-            f"{path}: is not the file that {sidecar_path(path, 'prompts.json')} describes; make it again with run.py "
-            "task=prompts"
-        )
-    if pairs.is_file() and record.get("pairs_sha256") != file_sha256(pairs):
+def _check_prompts(path: Path, record: Path, task_cfg: DictConfig, cfg: DictConfig) -> None:
+    found, pairs = read_kat_record(PromptsRecord, record, _remedy("prompts")), locate(task_cfg, "pairs_file")
+    if found["prompts_sha256"] != file_sha256(path):
+        raise UserError(f"{path}: is not the file that {record} describes; make it again with run.py task=prompts")
+    if pairs.is_file() and found["pairs_sha256"] != file_sha256(pairs):
         _reject(path, "prompts", "other pairs", f"the pairs in {pairs}")
-    if "split" in cfg and record.get("split") != cfg.split:
-        recorded, needed = (split or "null" for split in (record.get("split"), cfg.split))
+    if "split" in cfg and found["split"] != cfg.split:
+        recorded, needed = (split or "null" for split in (found["split"], cfg.split))
         _reject(path, "prompts", f"split={recorded}", f"split={needed}", f"add split={recorded}, ")
 
 
-def _check_embeddings(path: Path, record: dict[str, Any], task_cfg: DictConfig, _: DictConfig) -> None:
+def _check_embeddings(path: Path, record: Path, task_cfg: DictConfig, _: DictConfig) -> None:
     work = plan(task_cfg, accelerator_state(task_cfg.device))
-    recorded, needed = record.get("embedder") or {}, dict(work.about)
+    found = read_kat_record(EmbeddingsRecord, record, _remedy("embed"))
+    recorded, needed = found["embedder"], work.about
     differing = [key for key in sorted({*recorded, *needed}) if recorded.get(key) != needed.get(key)]
     if differing == ["dtype"]:
         log(f"note: {path} was computed in {recorded.get('dtype')}, and this run would compute it in {needed['dtype']}")
@@ -90,14 +91,14 @@ def _check_embeddings(path: Path, record: dict[str, Any], task_cfg: DictConfig, 
         key = differing[0]
         remedy = "give the same embedder=NAME and model=NAME here, "
         _reject(path, "embed", f"{key} {recorded.get(key)}", f"{key} {needed.get(key)}", remedy)
-    if record.get("key") != config_hash([recorded, [[prompt.id, prompt.text] for prompt in work.prompts]]):
+    if found["key"] != config_hash([recorded, [[prompt.id, prompt.text] for prompt in work.prompts]]):
         _reject(path, "embed", "other prompts", f"the prompts in {locate(task_cfg, 'prompts_file')}")
 
 
-def _check_weights(path: Path, record: dict[str, Any], task_cfg: DictConfig, _: DictConfig) -> None:
+def _check_weights(path: Path, record: Path, task_cfg: DictConfig, _: DictConfig) -> None:
     check_origin(path, locate(task_cfg, "embeddings_file"))
     defaults = vars(density_spec(task_cfg))
-    recorded = record.get("settings") or {}
+    recorded = read_kat_record(DensityOrigin, record, _remedy("density"))["settings"]
     differing = [name for name in defaults if name in recorded and recorded[name] != defaults[name]]
     if differing:
         settings = ", ".join(f"sampler.{name}={recorded[name]}" for name in differing)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -12,18 +11,18 @@ from omegaconf import DictConfig
 from kat.data.prompts import normalise, read_prompts, render_conversation
 from kat.data.tables import same_ids
 from kat.embedding.pooling import embed_texts
-from kat.embedding.registry import EmbedderSpec, load_embedder
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import locate, record_of, task
-from latentwire.harness.device import accelerator_state, choose_dtype
+from kat.pipeline.embedders import chosen_embedder
+from kat.records import RetrievedPrompt
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process
-from latentwire.harness.typed_config import typed
-from latentwire.lm.spec import ModelSpec
+from latentwire.harness.results import JsonObject
 
 
 @task
-def retrieve(cfg: DictConfig) -> list[dict[str, Any]] | None:
+def retrieve(cfg: DictConfig) -> list[RetrievedPrompt] | None:
     """Print the prompts nearest to a query, by cosine.
 
     Returns:
@@ -46,16 +45,12 @@ def retrieve(cfg: DictConfig) -> list[dict[str, Any]] | None:
     texts = {prompt.id: prompt for prompt in read_prompts(locate(cfg, "prompts_file"))}
     remedy = "run task=embed for these prompts, or give their file with prompts_file=FILE"
     same_ids(ids, texts, str(path), str(locate(cfg, "prompts_file")), remedy)
-    spec = typed(EmbedderSpec, cfg.embedder, "embedder.")
-    spec.check()
-    if spec.name == "file":
-        raise UserError("embedder=file: a file cannot embed a query; give the file's embedder, such as embedder=hidden")
-    model = typed(ModelSpec, cfg.model, "model.")
-    dtype = choose_dtype(cfg.dtype, state.device)
-    _check_embedder(path, spec.identity(model, dtype))
-    vector = embed_texts(load_embedder(spec, model, state.device, dtype), [query])[0]
+    embedder = chosen_embedder(cfg, state.device)
+    embedder.require_texts("a query")
+    _check_embedder(path, embedder.identity())
+    vector = embed_texts(embedder.load(), [query])[0]
     best = torch.topk(emb @ vector, top_k)
-    found = [
+    found: list[RetrievedPrompt] = [
         {"id": ids[row], "score": score, "text": texts[ids[row]].text, "source": texts[ids[row]].source}
         for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
@@ -65,28 +60,28 @@ def retrieve(cfg: DictConfig) -> list[dict[str, Any]] | None:
     return found
 
 
-def _listed(found: list[dict[str, Any]]) -> Iterator[str]:
+def _listed(found: list[RetrievedPrompt]) -> Iterator[str]:
     for rank, row in enumerate(found, 1):
         text = " ".join(row["text"].split())
         yield f"{rank:>3}  {row['score']:.4f}  {row['id']}  {text if len(text) <= 160 else text[:157] + '...'}"
 
 
-def _check_embedder(path: Path, identity: dict[str, Any]) -> None:
+def _check_embedder(path: Path, identity: JsonObject) -> None:
     """Raise UserError if another embedder made the embeddings."""
     record = record_of(path)
-    recorded = record.get("embedder")
-    if not isinstance(recorded, dict):
+    if record is None:
         raise UserError(
             f"{path}: {path.stem}.json does not name the embedder, so the query cannot be embedded in the same way; "
             "make the embeddings again with task=embed"
         )
+    recorded = record["embedder"]
     differing = [name for name in {**recorded, **identity} if recorded.get(name) != identity.get(name)]
     if differing:
         listed = ", ".join(
             f"another {name}" if isinstance(recorded.get(name), dict) else f"{name}={recorded.get(name)}"
             for name in differing
         )
-        settings = {**recorded, "model": record.get("model")}
+        settings = {**recorded, "model": record["model"]}
         given = [f"{name}={settings[name]}" for name in ("embedder", "model", "dtype") if settings.get(name)]
         raise UserError(
             f"{path} was made with {listed}, so the query would be embedded differently; give task=retrieve the "

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kat.data.heldout import require_share
 from kat.data.tables import read_weights
-from kat.pipeline.artifacts import locate, record_of, sampler_settings
+from kat.pipeline.artifacts import locate, sampler_settings, too_long_ids
 from kat.sampling.arms import ARMS, Arm, ArmInputs, arm_settings, build_arm, needs_density
 from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.assets import file_sha256
@@ -137,7 +137,7 @@ def measured_weights(cfg: DictConfig) -> tuple[dict[str, float], list[str]]:
     if not needs_density(cfg.sampler.name):
         return {}, []
     ids, _, sampling_weights = read_weights(locate(cfg, "weights_file"))
-    too_long = record_of(locate(cfg, "embeddings_file")).get("too_long") or []
+    too_long = too_long_ids(locate(cfg, "embeddings_file"))
     return dict(zip(ids, sampling_weights.tolist(), strict=True)), too_long
 
 

@@ -16,7 +16,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kat.data.pairs import PairsSpec, readings
-from kat.embedding.registry import EmbedderSpec
+from kat.embedding.registry import EMBEDDERS, EmbedderSpec
+from kat.pipeline.embedders import chosen_embedder
 from latentwire.data.examples import DataSpec
 from latentwire.encoders.base import LMFacts
 from latentwire.encoders.registry import ENCODERS, build_encoder, encoder_lm_config
@@ -24,7 +25,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job, expand, factors, select_jobs, variants
 from latentwire.harness.paths import CONF
 from latentwire.harness.registry import config_label, dials_of
-from latentwire.harness.typed_config import typed
+from latentwire.harness.typed_config import plain_values, typed
 from latentwire.latent_training.objective import LossWeights
 from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
@@ -319,9 +320,15 @@ def test_several_sets_of_pairs_can_be_chosen():
 
 @pytest.mark.parametrize("name", options("embedder"))
 def test_every_embedder_file_is_a_spec(name):
-    spec = typed(EmbedderSpec, compose("run", overrides=["task=embed", f"embedder={name}"]).embedder)
-    spec.check()
-    assert spec.name == name
+    """The file has the settings of its embedder, all of which are needed; their defaults stand in the file alone."""
+    cfg = compose("run", overrides=["task=embed", f"embedder={name}"])
+    spec = chosen_embedder(cfg, torch.device("cpu"))
+    assert {"name": spec.name, **spec.settings} == plain_values(cfg.embedder)
+    for setting in spec.settings:
+        others = {other: value for other, value in spec.settings.items() if other != setting}
+        with pytest.raises(UserError, match=f"embedder.{setting}: embedder={name} needs a value"):
+            EmbedderSpec.of(name, others, spec.inputs)
+    assert options("embedder") == sorted(EMBEDDERS)
 
 
 @pytest.mark.parametrize("task", ["pairs", "prompts", "embed", "retrieve"])

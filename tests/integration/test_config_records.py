@@ -7,14 +7,15 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from kat.data.pairs import PairsSpec
 from kat.density.estimate import DensitySpec
-from kat.diversity.task import DiversitySpec
-from kat.embedding.registry import EmbedderSpec
+from kat.diversity.plan import DiversitySpec
 from kat.grpo.step import GrpoSpec
+from kat.pipeline.embedders import chosen_embedder
 from kat.reward.settings import CacheSpec, RewardSpec
 from kat.training.state import LoopSpec
 from kat.training.tuning import TuningSpec
@@ -31,7 +32,7 @@ from latentwire.lm.spec import ModelSpec
 from run import TASKS as RUN_TASKS
 from train import TASKS as TRAIN_TASKS
 
-NODES = {"data": DataSpec, "embedder": EmbedderSpec, "grpo": GrpoSpec, "model": ModelSpec, "optimizer": OptimizerSpec,
+NODES = {"data": DataSpec, "grpo": GrpoSpec, "model": ModelSpec, "optimizer": OptimizerSpec,
          "tuning": TuningSpec}  # fmt: skip
 ROOTS: dict[str, tuple[Any, ...]] = {
     "evaluate": (Settings, AnalysisSettings),
@@ -69,6 +70,8 @@ def of_sweep_or_experiment(group: str, choice: str) -> str:
 def records(cfg: DictConfig) -> list[Any]:
     """Build each typed record of a task's config; `typed` refuses unknown names and wrong types."""
     found = [typed(kind, cfg[name], f"{name}.") for name, kind in NODES.items() if name in cfg]
+    if "embedder" in cfg:
+        found.append(chosen_embedder(cfg, torch.device("cpu")))
     found += [typed(PairsSpec, node) for node in cfg.get("pairs", {}).values()]
     if "estimator" in cfg.get("sampler", {}):
         found.append(typed(DensitySpec, {field.name: cfg.sampler[field.name] for field in fields(DensitySpec)}))
