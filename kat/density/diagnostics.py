@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kat.density.estimate import effective_sample_size
+from kat.density.records import ClusterMass, SourceMass, WeightDiagnostics
 from latentwire.harness.errors import UserError
 
 DECILES = 10
@@ -21,7 +22,7 @@ NOISE = -1  # label of a prompt outside all clusters
 
 def diagnose_weights(
     density: Tensor, weights: Tensor, gamma: float, sources: Sequence[str], clusters: Tensor | None = None
-) -> dict[str, Any]:
+) -> WeightDiagnostics:
     """Return numbers that describe sampling weights, and warnings.
 
     Args:
@@ -38,7 +39,7 @@ def diagnose_weights(
     ess = effective_sample_size(weights) / n
     low, high = torch.quantile(_sample(weights), torch.tensor([0.01, 0.99], dtype=weights.dtype)).tolist()
     ratio = high / low if low > 0 else None
-    result = {
+    result: WeightDiagnostics = {
         "prompts": n,
         "ess": ess * n,
         "ess_share": ess,
@@ -46,10 +47,11 @@ def diagnose_weights(
         "largest_times_uniform": float(weights.max()) * n,
         "mass_by_source": _by_source(weights, sources),
         "mass_by_decile": mass_by_decile(density, weights),
+        "warnings": _warnings(ess, ratio, gamma),
     }
     if clusters is not None:
         result["clusters"] = on_clusters(weights, clusters)
-    return {**result, "warnings": _warnings(ess, ratio, gamma)}
+    return result
 
 
 def _sample(weights: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ def mass_by_decile(density: Tensor, weights: Tensor) -> list[float]:
     return [float(weights[part].sum()) for part in order.tensor_split(DECILES)]
 
 
-def _by_source(weights: Tensor, sources: Sequence[str]) -> dict[str, dict[str, float]]:
+def _by_source(weights: Tensor, sources: Sequence[str]) -> dict[str, SourceMass]:
     names, number = _numbered(sources)
     mass = torch.zeros(len(names), dtype=weights.dtype).index_add(0, number, weights)
     count = torch.bincount(number, minlength=len(names))
@@ -100,7 +102,7 @@ def _numbered(names: Sequence[str]) -> tuple[list[str], Tensor]:
     return known, torch.tensor([number[name] for name in names])
 
 
-def on_clusters(weights: Tensor, clusters: Tensor) -> dict[str, float]:
+def on_clusters(weights: Tensor, clusters: Tensor) -> ClusterMass:
     """Compare the mass of known clusters with equal shares, for uniform and for the given weights.
 
     All masses except noise are relative to the prompts in clusters. Total variation is half the sum of the absolute
@@ -117,7 +119,7 @@ def on_clusters(weights: Tensor, clusters: Tensor) -> dict[str, float]:
     inside = clusters != NOISE
     if not inside.any():
         raise UserError("clusters: every prompt is noise (-1); give the cluster of at least one")
-    _, number = clusters[inside].unique(return_inverse=True)
+    number = torch.from_numpy(np.unique(clusters[inside].numpy(), return_inverse=True)[1])
     sizes = torch.bincount(number).double()
     mass = torch.zeros(len(sizes), dtype=torch.float64).index_add(0, number, weights[inside].double())
     rare = sizes.argsort(stable=True)[: len(sizes) // 2]

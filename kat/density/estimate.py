@@ -164,14 +164,14 @@ def kernel_sums_in_lists(x: Tensor, copies: Tensor, bandwidth: float, lists: Lis
         searched.fill_(False)[others] = True
         far = drawn[~searched[drawn]]
         scale = (copies.sum() - copies[others].sum()) / copies[far].sum().clamp(min=1)
-        for rows in queries.split(BLOCK // 4):
+        for rows in torch.split(queries, BLOCK // 4):
             kernel = gaussian_kernel(x[rows], x[others], bandwidth)
             kernel[rows[:, None] == others] = 1
             far_sums = gaussian_kernel(x[rows], x[far], bandwidth) @ counts[far]
             sums[rows] = (kernel @ counts[others]).double() + scale * far_sums.double()
     sample = torch.randperm(len(x), generator=generator)[:ERROR_ROWS]
     exact = torch.zeros(len(sample), dtype=torch.float64)
-    for columns in torch.arange(len(x)).split(BLOCK):
+    for columns in torch.split(torch.arange(len(x)), BLOCK):
         kernel = gaussian_kernel(x[sample], x[columns], bandwidth)
         kernel[sample[:, None] == columns] = 1
         exact += (kernel @ counts[columns]).double()

@@ -36,7 +36,7 @@ class Lists:
         for own, probed in zip(self.members, self.near, strict=True):
             if len(own):
                 others = torch.cat([self.members[number] for number in probed])
-                for queries in own.split(QUERIES):
+                for queries in torch.split(own, QUERIES):
                     yield queries, others
 
 
@@ -113,7 +113,7 @@ def _in_lists(rows: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, Lists]:
     )
     kmeans.train(reduced.numpy())
     list_of = torch.from_numpy(kmeans.index.search(reduced.numpy(), 1)[1][:, 0])
-    members = list_of.argsort(stable=True).split(torch.bincount(list_of, minlength=count).tolist())
+    members = torch.split(list_of.argsort(stable=True), torch.bincount(list_of, minlength=count).tolist())
     centroids = torch.from_numpy(kmeans.centroids)
     near = torch.cdist(centroids, centroids).topk(min(PROBES, count), largest=False).indices.tolist()
     lists = Lists(list(members), near)
@@ -126,7 +126,9 @@ def _in_lists(rows: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, Lists]:
         # The nearest y of a row x maximises <x, y> - |y|^2 / 2.
         closeness = torch.addmm(-half_squares[others], reduced[queries], reduced[others].T)
         candidates = others[closeness.topk(min(KEPT * (k + 1), len(others)), sorted=False).indices]
-        blocks = zip(candidates.split(64), queries.split(64), strict=True)  # small blocks stay in the CPU cache
+        blocks = zip(
+            torch.split(candidates, 64), torch.split(queries, 64), strict=True
+        )  # small blocks stay in the CPU cache
         cosine = torch.cat([(_gathered(x, i) * x[q, None]).sum(-1) for i, q in blocks])
         best = candidates.gather(1, cosine.topk(k + 1).indices)
         found[queries] = _without_self(best.numpy(), queries.numpy())
@@ -144,14 +146,16 @@ def _main_axes(x: Tensor, seed: int) -> Tensor:
         axes = torch.linalg.svd(centred, full_matrices=False).Vh[:AXES].T
     else:
         axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -AXES:]
-    return (x @ axes - mean @ axes).contiguous()
+    coordinates: Tensor = x @ axes - mean @ axes
+    return coordinates.contiguous()
 
 
 def _without_self(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Drop each query's own row from its K + 1 nearest, or the last one if its own is not among them: (N, K)."""
     is_self = ids == own[:, None]
     is_self[~is_self.any(1), -1] = True
-    return ids[~is_self].reshape(len(ids), -1)
+    others: np.ndarray = ids[~is_self].reshape(len(ids), -1)
+    return others
 
 
 def _recall(rows: np.ndarray, found: np.ndarray, seed: int) -> float:
@@ -163,7 +167,7 @@ def _recall(rows: np.ndarray, found: np.ndarray, seed: int) -> float:
 def _measured(rows: np.ndarray, found: np.ndarray, index: str, recall: float, lists: Lists | None = None) -> Neighbours:
     """Compute the distances from differences, because 2 - 2 cos loses half of the digits for close neighbours."""
     x, ids = torch.from_numpy(rows), torch.from_numpy(found)
-    blocks = zip(ids.split(64), x.split(64), strict=True)
+    blocks = zip(torch.split(ids, 64), torch.split(x, 64), strict=True)
     distances = torch.cat([(_gathered(x, i) - row[:, None]).square_().sum(-1).sqrt_() for i, row in blocks])
     distances, order = distances.sort(dim=-1, stable=True)
     return Neighbours(distances, ids.gather(1, order), index, recall, lists)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -34,4 +33,4 @@ def plot_weights(density: Tensor, weights: Tensor, path: Path) -> None:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     with open_atomically(path) as file, writing(path):
-        FigureCanvasAgg(figure).print_png(file)
+        figure.savefig(file, format="png")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from kat.density.records import MapPoint
 from latentwire.harness.errors import UserError
 from latentwire.harness.pages import fill
 
 METHODS = ("pca", "umap")
+Column = Literal["id", "x", "y", "z", "density", "weight", "source", "text"]
+COLUMNS: tuple[Column, ...] = ("id", "x", "y", "z", "density", "weight", "source", "text")  # of the page's data
 
 
 def project(emb: Tensor, method: str, seed: int) -> tuple[Tensor, list[float]]:
@@ -76,7 +80,7 @@ def _umap(emb: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(mapper.fit_transform(emb.float().numpy()))
 
 
-def map_page(points: list[dict[str, Any]], title: str, axes: list[str]) -> str:
+def map_page(points: Sequence[MapPoint], title: str, axes: list[str]) -> str:
     """Return the map as one HTML page without external scripts, fonts or images; its policy forbids them.
 
     Args:
@@ -84,6 +88,6 @@ def map_page(points: list[dict[str, Any]], title: str, axes: list[str]) -> str:
         title: The title in the corner.
         axes: The names of the three axes.
     """
-    columns = ("id", "x", "y", "z", "density", "weight", "source", "text")
-    data = {"title": title, "axes": axes, **{name: [point[name] for point in points] for name in columns}}
+    columns: dict[str, list[str | float]] = {name: [point[name] for point in points] for name in COLUMNS}
+    data = {"title": title, "axes": axes, **columns}
     return fill(files("kat.density").joinpath("map.html").read_text(encoding="utf-8"), data)

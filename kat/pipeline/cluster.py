@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from omegaconf import DictConfig
 
 from kat.density.clusters import closest_to_centroid, cluster
+from kat.density.records import ClusterRecord, ClustersResult
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import destination, locate, task
-from kat.pipeline.origin import density_of, prompts_of
+from kat.pipeline.origin import prompts_of, recorded_density
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import write_json
+from latentwire.records import FORMAT
 
 SHOWN = 5  # prompts nearest to each centroid in clusters.json
 
 
 @task
-def clusters(cfg: DictConfig) -> dict[str, Any]:
+def clusters(cfg: DictConfig) -> ClustersResult:
     """Group the prompts by k-means, and write clusters.json.
 
     Returns:
@@ -30,9 +31,9 @@ def clusters(cfg: DictConfig) -> dict[str, Any]:
     weights_file, out, source = locate(cfg, "weights_file"), destination(cfg), locate(cfg, "embeddings_file")
     ids, emb = load_embeddings(source)
     prompts = prompts_of(ids, locate(cfg, "prompts_file"), source)
-    known = density_of(ids, weights_file, source) if weights_file.is_file() else None
+    known = recorded_density(ids, weights_file, source) if weights_file.is_file() else None
     found = cluster(emb, cfg.clusters, cfg.seed)
-    described: list[dict[str, Any]] = []
+    described: list[ClusterRecord] = []
     for number, rows in enumerate(closest_to_centroid(emb, found, SHOWN)):
         members = (found.labels == number).nonzero()[:, 0]
         described.append(
@@ -45,7 +46,12 @@ def clusters(cfg: DictConfig) -> dict[str, Any]:
                 "nearest": [{"id": ids[row], "text": prompts[row].text} for row in rows],
             }
         )
-    result = {"clusters": described, "labels": dict(zip(ids, found.labels.tolist(), strict=True)), "seed": cfg.seed}
+    result: ClustersResult = {
+        "format": FORMAT,
+        "clusters": described,
+        "labels": dict(zip(ids, found.labels.tolist(), strict=True)),
+        "seed": cfg.seed,
+    }
     if is_main_process():
         write_json(out, result)
         for entry in described:

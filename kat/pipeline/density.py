@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -13,6 +12,7 @@ from kat.data.tables import read_clusters
 from kat.density.diagnostics import diagnose_weights
 from kat.density.estimate import Density, DensitySpec, estimate
 from kat.density.plots import plot_weights
+from kat.density.records import DensityRecord, DensityReport, WeightRow
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import destination, locate, sidecar_path, task
 from kat.pipeline.origin import prompts_of
@@ -22,10 +22,11 @@ from latentwire.harness.origin import made_by
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import write_json, write_jsonl
 from latentwire.harness.typed_config import typed
+from latentwire.records import FORMAT
 
 
 @task
-def density(cfg: DictConfig) -> dict[str, Any]:
+def density(cfg: DictConfig) -> DensityReport:
     """Compute the sampling weights, and write weights.jsonl with density.json and density.png.
 
     Returns:
@@ -47,11 +48,15 @@ def density(cfg: DictConfig) -> dict[str, Any]:
     started = time.monotonic()
     found = estimate(emb, spec, cfg.seed)
     seconds = time.monotonic() - started
-    report = {
-        **vars(spec),
+    report: DensityReport = {
+        "estimator": spec.estimator,
+        "k": spec.k,
         "gamma": found.gamma,
-        "bandwidth": found.bandwidth,
+        "target_ess": spec.target_ess,
+        "cap": spec.cap,
         "index": found.index,
+        "min_recall": spec.min_recall,
+        "bandwidth": found.bandwidth,
         "recall": found.recall,
         "error": found.error,
         "distinct_embeddings": found.distinct,
@@ -60,14 +65,17 @@ def density(cfg: DictConfig) -> dict[str, Any]:
     }
     if is_main_process():
         write_jsonl(out, _weight_rows(ids, found))
-        origin = {
+        record: DensityRecord = {
+            **report,
+            "format": FORMAT,
+            "seconds": seconds,
             "settings": dict(vars(spec)),
             "embeddings_sha256": file_sha256(source),
             "weights_sha256": file_sha256(out),
             "seed": cfg.seed,
             **made_by(),
         }
-        write_json(sidecar_path(out, "density.json"), {**report, "seconds": seconds, **origin})
+        write_json(sidecar_path(out, "density.json"), record)
         plot_weights(found.density, found.weights, sidecar_path(out, "density.png"))
         _print_summary(report, seconds, out)
     return report
@@ -82,12 +90,12 @@ def density_spec(cfg: DictConfig) -> DensitySpec:
     return typed(DensitySpec, {f.name: cfg.sampler[f.name] for f in fields(DensitySpec)}, "sampler.")
 
 
-def _weight_rows(ids: list[str], found: Density) -> list[dict[str, Any]]:
+def _weight_rows(ids: list[str], found: Density) -> list[WeightRow]:
     numbers = zip(ids, found.density.tolist(), found.weights.tolist(), strict=True)
     return [{"id": name, "density": value, "weight": weight} for name, value, weight in numbers]
 
 
-def _print_summary(report: dict[str, Any], seconds: float, out: Path) -> None:
+def _print_summary(report: DensityReport, seconds: float, out: Path) -> None:
     n = report["prompts"]
     print(
         f"{n} prompts, estimator {report['estimator']}, k {report['k']}, bandwidth {report['bandwidth']:.3f}, "

@@ -1,4 +1,4 @@
-"""Checks that weights, embeddings and prompts belong together. Main entries: `prompts_of()` and `density_of()`."""
+"""Checks that weights, embeddings and prompts belong together. Main entries: `prompts_of()`, `recorded_density()`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import read_weights, same_ids
-from kat.pipeline.artifacts import record_of, sidecar_path
+from kat.density.records import DensityOrigin
+from kat.pipeline.artifacts import sidecar_path, too_long_ids
+from kat.records import read_kat_record
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
-from latentwire.harness.results import read_json
 
 
 def check_origin(weights: Path, embeddings: Path | None = None) -> None:
@@ -31,9 +32,9 @@ def check_origin(weights: Path, embeddings: Path | None = None) -> None:
     if not record.is_file():
         log(f"note: {record} does not exist, so the origin of {weights} is unknown")
         return
-    found = read_json(record)
-    for name, path in {"weights_sha256": weights, "embeddings_sha256": embeddings}.items():
-        if path is not None and (not isinstance(found, dict) or found.get(name) != file_sha256(path)):
+    found = read_kat_record(DensityOrigin, record, "run task=density again")
+    for path, digest in ((weights, found["weights_sha256"]), (embeddings, found["embeddings_sha256"])):
+        if path is not None and digest != file_sha256(path):
             raise UserError(f"{path}: is not the file that {record} describes; run task=density again")
 
 
@@ -51,7 +52,7 @@ def prompts_of(ids: list[str], path: Path, embeddings: Path) -> list[Prompt]:
     prompts = {prompt.id: prompt for prompt in read_prompts(path)}
     found = [prompts[name] for name in same_ids(ids, prompts, "the embeddings", str(path))]
     without = prompts.keys() - set(ids)
-    too_long = without & set(record_of(embeddings).get("too_long") or ())
+    too_long = without & set(too_long_ids(embeddings))
     here = f"{path} (prompts without an embedding)"
     same_ids(sorted(without), too_long, here, str(embeddings), "run task=embed again")
     if too_long:
@@ -59,7 +60,7 @@ def prompts_of(ids: list[str], path: Path, embeddings: Path) -> list[Prompt]:
     return found
 
 
-def density_of(ids: Sequence[str], path: Path, embeddings: Path) -> tuple[Tensor, Tensor]:
+def recorded_density(ids: Sequence[str], path: Path, embeddings: Path) -> tuple[Tensor, Tensor]:
     """Return the densities and weights of embeddings, in the order of the ids.
 
     Args:

@@ -116,15 +116,18 @@ def edit(path: Path, change) -> None:
 IDS = [f"p{i:03d}" for i in range(N)]
 BAD = {
     "no prompts": (lambda f: (f / "prompts_all.jsonl").unlink(), "no such file; make it with task=prompts"),
-    "empty prompts": (lambda f: (f / "prompts_all.jsonl").write_text("\n\n"), "is empty"),
-    "a broken line": (lambda f: (f / "prompts_all.jsonl").write_text('{"id": "p'), "line 1, is not readable as JSON"),
+    "empty prompts": (lambda f: (f / "prompts_all.jsonl").write_text("\n\n"), "the file has no rows"),
+    "a broken line": (lambda f: (f / "prompts_all.jsonl").write_text('{"id": "p'), "line 1: is not valid JSON"),
     "a missing column": (
-        lambda f: edit(f / "prompts_all.jsonl", lambda r: r[3].pop("text")),
-        "line 4: not a row of a prompts file (KeyError: 'text')",
+        lambda f: edit(f / "prompts_all.jsonl", lambda r: r[3].pop("prompt")),
+        "line 4: not a row of a prompts file, which is a JSON object with a prompt",
     ),
-    "no object": (lambda f: (f / "prompts_all.jsonl").write_text("[1]\n"), "line 1, is not a JSON object"),
-    "a duplicate id": (lambda f: edit(f / "prompts_all.jsonl", lambda r: r.append(r[0])), "the id p239 occurs twice"),
-    "no text at all": (lambda f: (f / "prompts_all.jsonl").write_bytes(b"\xff\xfe"), "line 1, is not UTF-8 text"),
+    "no object": (lambda f: (f / "prompts_all.jsonl").write_text("[1]\n"), "row 0: not a row of a prompts file"),
+    "a duplicate id": (
+        lambda f: edit(f / "prompts_all.jsonl", lambda r: r.append(r[0])),
+        "has the id p239, as line 1 has",
+    ),
+    "no text at all": (lambda f: (f / "prompts_all.jsonl").write_bytes(b"\xff\xfe"), "line 1: is not UTF-8 text"),
     "other ids": (
         lambda f: edit(f / "prompts_all.jsonl", lambda r: r[0].update(id="x")),
         "do not match: 1 of 240",
@@ -227,12 +230,17 @@ def test_settings_that_do_not_fit_are_refused(folder, cli, arguments, reason):
 def test_only_recorded_long_prompts_may_lack_embeddings(folder, cli):
     """The task counts them; any other prompt without an embedding is an error."""
     break_embeddings(folder, ids=IDS[2:], emb=torch.eye(N)[2:])
-    (folder / "embeddings.json").write_text(json.dumps({"too_long": IDS[:1]}))
+    record = {"key": "k", "embedder": {}, "model": None, "n": 238, "dim": N, "prompts_file": "", "time_sec": 1.0,
+              "texts": "", "device": "cpu", "processes": 1, "versions": {}, "git_commit": None}  # fmt: skip
+    (folder / "embeddings.json").write_text(json.dumps({**record, "too_long": IDS[:1]}))
     status, _, said = cli("task=density")
     assert status == 1 and "1 of 2 ids are only in the first, p001 for instance; run task=embed again" in said, said
-    (folder / "embeddings.json").write_text(json.dumps({"too_long": IDS[:2]}))
+    (folder / "embeddings.json").write_text(json.dumps({**record, "too_long": IDS[:2]}))
     status, _, said = cli("task=density", "sampler.gamma=0", "sampler.target_ess=null")
     assert status == 0 and "note: 2 of 240 prompts are too long" in said, said
+    (folder / "embeddings.json").write_text(json.dumps({"too_long": IDS[:2]}))
+    status, _, said = cli("task=density", "sampler.gamma=0", "sampler.target_ess=null")
+    assert status == 1 and "embeddings.json lacks device, dim, embedder" in said, said
 
 
 @pytest.mark.slow
