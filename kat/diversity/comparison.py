@@ -14,23 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kat.diversity.bleu import Tokens
+from kat.diversity.kernel import Array, cosines
 from kat.diversity.metrics import (
-    SET_METRICS,
-    Array,
-    Metric,
-    cosines,
-    em_dashes,
+    PromptCompletions,
+    Ratio,
+    TextSet,
+    completion_metrics,
     measure,
     measure_without,
-    not_just_but,
-    words,
+    require_numbers,
 )
+from kat.diversity.records import ArmRow, DensityThresholds
 from latentwire.harness.errors import UserError
 from latentwire.stats.comparison import compare_paired
 
@@ -39,24 +39,6 @@ LEVELS = {
     "within": "K completions of one prompt",
     "across": "one completion of each prompt",
     "each": "each completion",
-}
-EACH_METRICS = {
-    "length": Metric("length", 0, "tokens of a completion, without the end token"),
-    "ended": Metric("ended", 0, "share of the completions that ended within the token limit"),
-    "policy_entropy": Metric(
-        "policy entropy", 1,
-        "mean entropy of the distribution of each drawn token, including end tokens, in nats, with temperature and "
-        "before top_p",
-    ),
-    "em_dashes": Metric("em-dashes", 0, "em-dashes (not en-dashes) per 1,000 words of the completions"),
-    "not_just_but": Metric(
-        "not just X but Y", 0, 'phrases "not just (n\'t just) ... but" within a sentence, per 1,000 words',
-    ),
-}  # fmt: skip
-METRICS = {
-    **{("within", name): metric for name, metric in SET_METRICS.items()},
-    **{("across", name): metric for name, metric in SET_METRICS.items()},
-    **{("each", name): metric for name, metric in EACH_METRICS.items()},
 }
 Key = tuple[str, str]  # level and metric
 
@@ -73,9 +55,23 @@ class Samples:
     ids: list[list[Tokens]]
     strings: list[list[str]]
     emb: Array
-    empty: Any
+    empty: NDArray[np.bool_]
     entropy: list[list[Sequence[float]]]
     ended: list[list[bool]]
+
+    def prompt(self, row: int) -> PromptCompletions:
+        """Return the completions of one prompt."""
+        return PromptCompletions(self.ids[row], self.strings[row], self.entropy[row], self.ended[row])
+
+    def one_each(self, group: Sequence[int], number: int, vocabulary: int) -> TextSet:
+        """Return completion `number` of each prompt of a group as a set."""
+        rows = list(group)
+        return TextSet(
+            [self.ids[row][number] for row in rows],
+            [self.strings[row][number] for row in rows],
+            cosines(self.emb[rows, number], self.empty[rows, number]),
+            vocabulary,
+        )
 
 
 def common_lengths(arms: Sequence[Sequence[Sequence[Tokens]]]) -> list[list[int]]:
@@ -101,7 +97,7 @@ def cut(ids: Sequence[Sequence[Tokens]], lengths: Sequence[Sequence[int]]) -> li
 
 def groups_by_density(
     prompt_ids: Sequence[str], ids: Sequence[str], density: Tensor, rare_share: float, common_share: float
-) -> tuple[dict[str, list[int]], dict[str, Any]]:
+) -> tuple[dict[str, list[int]], DensityThresholds]:
     """Return the rare and the common prompts, and the thresholds.
 
     A rare prompt has a density up to the quantile `rare_share` of all N densities. A common prompt has a density from
@@ -132,18 +128,17 @@ def groups_by_density(
         "rare": [row for row, value in enumerate(sampled) if value is not None and value <= low],
         "common": [row for row, value in enumerate(sampled) if value is not None and value >= high],
     }
-    thresholds = {"rare_at_most": low, "common_at_least": high, "without_density": sampled.count(None)}
-    return groups, thresholds
+    return groups, {"rare_at_most": low, "common_at_least": high, "without_density": sampled.count(None)}
 
 
 def within(samples: Samples, vocabulary: int) -> dict[Key, Array]:
     """Return the diversity of the completions of each prompt, (M,) for each metric."""
     kernels = cosines(samples.emb, samples.empty)  # (M, K, K)
     rows = [
-        measure(ids, strings, kernel, vocabulary)
+        measure(TextSet(ids, strings, kernel, vocabulary))
         for ids, strings, kernel in zip(samples.ids, samples.strings, kernels, strict=True)
     ]
-    return {("within", name): np.array([row[name] for row in rows]) for name in SET_METRICS}
+    return {("within", name): np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def across(samples: Samples, group: Sequence[int], vocabulary: int) -> dict[Key, Array]:
@@ -157,15 +152,12 @@ def across(samples: Samples, group: Sequence[int], vocabulary: int) -> dict[Key,
     Returns:
         The values for each metric, (n,). Their mean is the metric, averaged over the K sets.
     """
-    found: dict[str, list[Array]] = {name: [] for name in SET_METRICS}
+    found: dict[str, list[Array]] = {}
     for number in range(len(samples.ids[0])):
-        ids = [samples.ids[row][number] for row in group]
-        strings = [samples.strings[row][number] for row in group]
-        kernel = cosines(samples.emb[list(group), number], samples.empty[list(group), number])
-        whole = measure(ids, strings, kernel, vocabulary)
-        left_out = measure_without(ids, strings, kernel, vocabulary)
-        for name in SET_METRICS:
-            found[name].append(pseudo_values(whole[name], left_out[name]))
+        texts = samples.one_each(group, number, vocabulary)
+        left_out = measure_without(texts)
+        for name, whole in measure(texts).items():
+            found.setdefault(name, []).append(pseudo_values(whole, left_out[name]))
     return {("across", name): np.mean(values, axis=0) for name, values in found.items()}
 
 
@@ -175,23 +167,22 @@ def each(samples: Samples, group: Sequence[int], matched: bool) -> dict[Key, Arr
     Args:
         samples: The completions.
         group: The indices of the n prompts.
-        matched: Whether lengths are matched. Then length and ended are left out.
+        matched: Whether lengths are matched. Metrics that are not compared with matched lengths are then left out.
 
     Returns:
         The values for each metric, (n,). Their mean is the metric.
     """
-    strings = [samples.strings[row] for row in group]
-    entropies = [[float(value) for values in samples.entropy[row] for value in values] for row in group]
-    sizes = [1e-3 * sum(map(words, texts)) for texts in strings]
-    found = {
-        "policy_entropy": rate(list(map(sum, entropies)), list(map(len, entropies))),
-        "em_dashes": rate([sum(map(em_dashes, texts)) for texts in strings], sizes),
-        "not_just_but": rate([sum(map(not_just_but, texts)) for texts in strings], sizes),
-    }
-    if not matched:
-        found["length"] = np.array([np.mean([len(ids) for ids in samples.ids[row]]) for row in group])
-        found["ended"] = np.array([np.mean(samples.ended[row]) for row in group])
-    return {("each", name): found[name] for name in EACH_METRICS if name in found}
+    prompts = [samples.prompt(row) for row in group]
+    found: dict[Key, Array] = {}
+    for name, metric in completion_metrics().items():
+        if matched and not metric.matched:
+            continue
+        values = [metric.value(prompt) for prompt in prompts]
+        ratios = [value for value in values if isinstance(value, Ratio)]
+        if ratios:
+            values = list(rate([ratio.count for ratio in ratios], [ratio.size for ratio in ratios]))
+        found["each", name] = require_numbers(name, metric, values, (len(prompts),))
+    return found
 
 
 def pseudo_values(whole: float, left_out: Array) -> Array:
@@ -222,7 +213,7 @@ def rate(counts: Sequence[float], sizes: Sequence[float]) -> Array:
     )
 
 
-def compare_arms(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: int) -> list[dict[str, Any]]:
+def compare_arms(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: int) -> list[ArmRow]:
     """Return the metrics of two arms over the same n prompts, and second minus first, all with intervals.
 
     The 95% intervals come from a paired bootstrap over prompts. Holm's correction covers the given metrics. A bootstrap

@@ -1,260 +1,381 @@
-"""Metrics of the diversity of a set of texts. Main entries: `measure()` and `measure_without()`.
+"""Metrics of diversity, and the registry to which your own module adds more.
 
-A set is the K completions of one prompt, or one completion of each of M prompts. Empty texts count as copies of one
-another, so a model that has collapsed to silence scores like one that repeats itself.
+Main entries: `register_diversity_metric()`, `register_completion_metric()`, `measure()` and `measure_without()`.
+
+A metric of sets measures n texts: the K completions of one prompt, or one completion of each of n prompts. Empty texts
+count as copies of one another, so a model that has collapsed to silence scores like one that repeats itself. A metric
+of completions measures the single completions.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import zlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kat.diversity.bleu import Tokens, self_bleu, self_bleu_without
+from kat.diversity.kernel import Array, mean_distance, mean_distance_without, vendi
+from kat.diversity.phrases import em_dashes, not_just_but, words
+from kat.diversity.records import MetricRecord
+from kat.diversity.repetition import compression_ratio, ead, ead_without, token_entropy, token_entropy_without
+from latentwire.harness.errors import UserError
+from latentwire.harness.registry import Registry
 
-Array = NDArray[np.float64]
-ORDERS = 5  # n-grams in the expectation-adjusted distinct-n
+Define = TypeVar("Define", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """A set of n texts, n at least 2.
+
+    `ids` are the token ids without end tokens, and `strings` the same texts as strings. `kernel` are their cosines,
+    (n, n), from `kat.diversity.kernel.cosines`. `vocabulary` is the number of tokens in the vocabulary.
+    """
+
+    ids: Sequence[Tokens]
+    strings: Sequence[str]
+    kernel: Array
+    vocabulary: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def without(self, i: int) -> TextSet:
+        """Return the set without text i."""
+        return TextSet(
+            [*self.ids[:i], *self.ids[i + 1 :]],
+            [*self.strings[:i], *self.strings[i + 1 :]],
+            np.delete(np.delete(self.kernel, i, 0), i, 1),
+            self.vocabulary,
+        )
+
+
+@dataclass(frozen=True)
+class PromptCompletions:
+    """The K completions of one prompt.
+
+    `ids` are the token ids without end tokens, and `strings` their texts. `entropy` has the entropy of the distribution
+    of each drawn token in nats, including end tokens. `ended` marks completions that ended within the token limit.
+    """
+
+    ids: Sequence[Tokens]
+    strings: Sequence[str]
+    entropy: Sequence[Sequence[float]]
+    ended: Sequence[bool]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A count and its size; a metric of ratios is the sum of the counts over the sum of the sizes, 0 for 0/0."""
+
+    count: float
+    size: float
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: its name, the direction of more diversity (1: higher, -1: lower, 0: neither), and its definition."""
+    """What a metric is called and what it shows; `define` is the class or function that computes it."""
 
     label: str
-    direction: int
+    higher_is_more_diverse: bool | None
     definition: str
+    define: Callable[..., Any]
 
 
-SET_METRICS = {
-    "ead": Metric(
-        "expectation-adjusted distinct-n", 1,
-        "distinct n-grams divided by the expected number for uniform draws from all possible n-grams, mean over n = 1 "
-        "to 5 (Liu et al. 2022, averaged as in Kirk et al. 2023). Empty texts have 0, and texts without repetition "
-        "about 1. Values slightly above 1 occur, because uniform draws also repeat",
-    ),
-    "self_bleu": Metric(
-        "self-BLEU", -1,
-        "mean BLEU-4 of each text with the others as references (Zhu et al. 2018), 0 to 1; copies have 1",
-    ),
-    "embedding_distance": Metric(
-        "embedding distance", 1, "mean of 1 - cosine over all pairs of texts, 0 to 2; copies have 0",
-    ),
-    "vendi": Metric(
-        "Vendi score", 1,
-        "effective number of texts, from 1 for copies to n: the exponential of the entropy of the eigenvalues of the "
-        "cosine matrix over n (Friedman and Dieng 2023)",
-    ),
-    "compression_ratio": Metric(
-        "compression ratio", -1,
-        "bytes of the texts, one a line, divided by their bytes after zlib at level 9 (Shaib et al. 2024). Repetition "
-        "raises it. Values below 1 are possible, because very short texts do not compress",
-    ),
-    "token_entropy": Metric(
-        "token entropy", 1, "entropy of the distribution of tokens in the texts, in nats; 0 for a single token",
-    ),
-}  # fmt: skip
+@dataclass(frozen=True)
+class SetMetric(Metric):
+    """A metric of a set of texts: its value, and its values without each text in turn, (n,)."""
+
+    value: Callable[[TextSet], float]
+    without: Callable[[TextSet], Sequence[float] | Array]
 
 
-def measure(texts: Sequence[Tokens], strings: Sequence[str], kernel: Array, vocabulary: int) -> dict[str, float]:
-    """Return all metrics of one set.
+@dataclass(frozen=True)
+class CompletionMetric(Metric):
+    """A metric of single completions: the value of each prompt, whose mean is the metric, or a ratio.
+
+    `matched` tells whether it is compared with lengths matched too, and `counts` whether it is a ratio whose total
+    count is shown for each checkpoint.
+    """
+
+    value: Callable[[PromptCompletions], float | Ratio]
+    matched: bool
+    counts: bool
+
+
+METRICS: Registry[SetMetric | CompletionMetric] = Registry("diversity metric", "metric")
+
+
+def register_diversity_metric(
+    name: str, *, label: str, higher_is_more_diverse: bool | None, definition: str
+) -> Callable[[Define], Define]:
+    """Return a decorator that registers a metric of sets of texts.
+
+    It takes a function from a `TextSet` to a finite number. A class with the method `value` for that may also have a
+    method `without`, which returns the values without each text in turn, (n,), faster than n calls of `value`.
 
     Args:
-        texts: The token ids of n texts, without end tokens; n at least 2.
-        strings: The same texts as strings.
-        kernel: Their cosines, (n, n), from `cosines`.
-        vocabulary: The number of tokens in the vocabulary.
+        name: Name of the metric in the results.
+        label: Name of the metric for readers.
+        higher_is_more_diverse: Whether a higher value is more diverse; None if neither direction is.
+        definition: Definition for readers: the formula, its source and its range.
+
+    Raises:
+        UserError: The name is taken, or a class has no method `value`.
+    """
+
+    def register(define: Define) -> Define:
+        owner = define() if isinstance(define, type) else None
+        if isinstance(define, type) and not hasattr(owner, "value"):
+            raise UserError(f"diversity metric {name}: {define.__qualname__} has no method value; write "
+                            "def value(self, texts), which returns a number")  # fmt: skip
+        value = getattr(owner, "value", define)
+        without = getattr(owner, "without", None) or partial(_without_each, value)
+        METRICS.add(name, SetMetric(label, higher_is_more_diverse, definition, define, value, without))
+        return define
+
+    return register
+
+
+def register_completion_metric(
+    name: str,
+    *,
+    label: str,
+    higher_is_more_diverse: bool | None,
+    definition: str,
+    matched: bool = True,
+    counts: bool = False,
+) -> Callable[[Define], Define]:
+    """Return a decorator that registers a metric of single completions.
+
+    It takes a function from the `PromptCompletions` of one prompt to a number, or to a `Ratio`.
+
+    Args:
+        name: Name of the metric in the results.
+        label: Name of the metric for readers.
+        higher_is_more_diverse: Whether a higher value is more diverse; None if neither direction is.
+        definition: Definition for readers: the formula, its source and its range.
+        matched: Whether it is compared with lengths matched too.
+        counts: Whether it is a ratio whose total count is shown for each checkpoint.
+
+    Raises:
+        UserError: The name is taken.
+    """
+
+    def register(define: Define) -> Define:
+        metric = CompletionMetric(label, higher_is_more_diverse, definition, define, define, matched, counts)
+        METRICS.add(name, metric)
+        return define
+
+    return register
+
+
+def set_metrics() -> dict[str, SetMetric]:
+    """Return the metrics of sets by name."""
+    return {name: metric for name, metric in METRICS.items() if isinstance(metric, SetMetric)}
+
+
+def completion_metrics() -> dict[str, CompletionMetric]:
+    """Return the metrics of single completions by name."""
+    return {name: metric for name, metric in METRICS.items() if isinstance(metric, CompletionMetric)}
+
+
+def metric_records() -> dict[str, MetricRecord]:
+    """Return the descriptions of all metrics by name, for a result.
+
+    Raises:
+        UserError: The source of a plugin's metric cannot be read.
     """
     return {
-        "ead": ead(texts, vocabulary),
-        "self_bleu": self_bleu(texts),
-        "embedding_distance": mean_distance(kernel),
-        "vendi": vendi(kernel),
-        "compression_ratio": compression_ratio(strings),
-        "token_entropy": token_entropy(texts),
+        name: {
+            "label": metric.label,
+            "higher_is_more_diverse": metric.higher_is_more_diverse,
+            "definition": metric.definition,
+            "source": METRICS.source_digest(name),
+        }
+        for name, metric in METRICS.items()
     }
 
 
-def measure_without(
-    texts: Sequence[Tokens], strings: Sequence[str], kernel: Array, vocabulary: int
-) -> dict[str, Array]:
+def measure(texts: TextSet) -> dict[str, float]:
+    """Return all metrics of a set.
+
+    Raises:
+        UserError: A metric is not a finite number.
+    """
+    return {
+        name: float(require_numbers(name, metric, metric.value(texts), ())) for name, metric in set_metrics().items()
+    }
+
+
+def measure_without(texts: TextSet) -> dict[str, Array]:
     """Return all metrics of a set without each text in turn, (n,) for each metric; n at least 3.
 
-    Args:
-        texts: See `measure`.
-        strings: See `measure`.
-        kernel: See `measure`.
-        vocabulary: See `measure`.
+    Raises:
+        UserError: A metric does not return n finite numbers.
     """
-    n = len(texts)
     return {
-        "ead": np.asarray(ead_without(texts, vocabulary)),
-        "self_bleu": np.asarray(self_bleu_without(texts)),
-        "embedding_distance": mean_distance_without(kernel),
-        "vendi": np.asarray([vendi(np.delete(np.delete(kernel, i, 0), i, 1)) for i in range(n)]),
-        "compression_ratio": np.asarray([compression_ratio([*strings[:i], *strings[i + 1 :]]) for i in range(n)]),
-        "token_entropy": np.asarray(token_entropy_without(texts)),
+        name: require_numbers(name, metric, metric.without(texts), (len(texts),))
+        for name, metric in set_metrics().items()
     }
 
 
-def ead(texts: Sequence[Tokens], vocabulary: int) -> float:
-    """Return the expectation-adjusted distinct-n of a set, the mean over n = 1 to 5.
+def require_numbers(name: str, metric: Metric, values: object, shape: tuple[int, ...]) -> Array:
+    """Return what a metric returned as float64, after a check of its shape.
 
-    Source: Liu et al. 2022, N / (V (1 - ((V - 1) / V)^C)) for N distinct tokens among C and a vocabulary of V. For
-    n-grams, V is replaced by V^n, the number of possible n-grams. Liu et al. keep V, which gives values far above 1
-    once C exceeds V. N-grams do not cross texts. Orders for which every text is too short are left out, and a set
-    without tokens has 0.
-
-    For sets much smaller than the vocabulary the expected number is nearly C, so the adjustment for length is small.
-    Compare texts of matched lengths.
-
-    Args:
-        texts: The token ids of the texts.
-        vocabulary: V, the number of tokens in the vocabulary.
+    Raises:
+        UserError: The values are not finite numbers of this shape.
     """
-    return _ead(list(map(_Counts, _n_grams(texts))), None, vocabulary)
+    try:
+        found = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.asarray(math.nan)
+    if found.shape != shape or not np.isfinite(found).all():
+        needed = "one finite number" if shape == () else f"{shape[0]} finite numbers"
+        raise UserError(f"diversity metric {name}: returned {str(values)[:80]} instead of {needed}; fix "
+                        f"{metric.define.__module__}.{metric.define.__qualname__}")  # fmt: skip
+    return found
 
 
-def ead_without(texts: Sequence[Tokens], vocabulary: int) -> list[float]:
-    """Return the expectation-adjusted distinct-n of the set without each text in turn, n values."""
-    orders = list(map(_Counts, _n_grams(texts)))
-    return [_ead(orders, i, vocabulary) for i in range(len(texts))]
+def _without_each(value: Callable[[TextSet], float], texts: TextSet) -> list[float]:
+    return [value(texts.without(i)) for i in range(len(texts))]
 
 
-def _n_grams(texts: Sequence[Tokens]) -> list[list[Counter[tuple[int, ...]]]]:
-    """Return the n-gram counts of each text, for each n."""
-    return [
-        [Counter(tuple(text[start : start + n]) for start in range(len(text) - n + 1)) for text in texts]
-        for n in range(1, ORDERS + 1)
-    ]
+@register_diversity_metric(
+    "ead",
+    label="expectation-adjusted distinct-n",
+    higher_is_more_diverse=True,
+    definition="distinct n-grams divided by the expected number for uniform draws from all possible n-grams, mean over "
+    "n = 1 to 5 (Liu et al. 2022, averaged as in Kirk et al. 2023). Empty texts have 0, and texts without repetition "
+    "about 1. Values slightly above 1 occur, because uniform draws also repeat",
+)
+class _DistinctNGrams:
+    def value(self, texts: TextSet) -> float:
+        return ead(texts.ids, texts.vocabulary)
+
+    def without(self, texts: TextSet) -> list[float]:
+        return ead_without(texts.ids, texts.vocabulary)
 
 
-class _Counts:
-    """The n-gram counts of a set, with and without one of its texts."""
+@register_diversity_metric(
+    "self_bleu",
+    label="self-BLEU",
+    higher_is_more_diverse=False,
+    definition="mean BLEU-4 of each text with the others as references (Zhu et al. 2018), 0 to 1; copies have 1",
+)
+class _SelfBleu:
+    def value(self, texts: TextSet) -> float:
+        return self_bleu(texts.ids)
 
-    def __init__(self, own: Sequence[Counter[tuple[int, ...]]]) -> None:
-        self.own = own
-        self.all: Counter[tuple[int, ...]] = Counter()
-        for counts in own:
-            self.all.update(counts)
-
-    def total(self, without: int | None) -> int:
-        """Return the number of n-grams, without one text if given."""
-        return self.all.total() - (0 if without is None else self.own[without].total())
-
-    def distinct(self, without: int | None) -> int:
-        """Return the number of different n-grams, without one text if given."""
-        removed = {} if without is None else self.own[without]
-        return len(self.all) - sum(self.all[gram] == count for gram, count in removed.items())
+    def without(self, texts: TextSet) -> list[float]:
+        return self_bleu_without(texts.ids)
 
 
-def _ead(orders: Sequence[_Counts], without: int | None, vocabulary: int) -> float:
-    ratios = []
-    for n, counts in enumerate(orders, 1):
-        if total := counts.total(without):
-            possible = float(vocabulary) ** n
-            expected = -possible * math.expm1(total * math.log1p(-1 / possible))
-            ratios.append(counts.distinct(without) / expected)
-    return sum(ratios) / len(ratios) if ratios else 0.0
+@register_diversity_metric(
+    "embedding_distance",
+    label="embedding distance",
+    higher_is_more_diverse=True,
+    definition="mean of 1 - cosine over all pairs of texts, 0 to 2; copies have 0",
+)
+class _EmbeddingDistance:
+    def value(self, texts: TextSet) -> float:
+        return mean_distance(texts.kernel)
+
+    def without(self, texts: TextSet) -> Array:
+        return mean_distance_without(texts.kernel)
 
 
-def token_entropy(texts: Sequence[Tokens]) -> float:
-    """Return the entropy of the C tokens of all texts together, in nats, from 0 to log C; 0 without tokens."""
-    return _entropy(Counter(token for text in texts for token in text))
+@register_diversity_metric(
+    "vendi",
+    label="Vendi score",
+    higher_is_more_diverse=True,
+    definition="effective number of texts, from 1 for copies to n: the exponential of the entropy of the eigenvalues "
+    "of the cosine matrix over n (Friedman and Dieng 2023)",
+)
+def _vendi(texts: TextSet) -> float:
+    return vendi(texts.kernel)
 
 
-def token_entropy_without(texts: Sequence[Tokens]) -> list[float]:
-    """Return the token entropy of the set without each text in turn, n values."""
-    together = Counter(token for text in texts for token in text)
-    return [_entropy(together - Counter(text)) for text in texts]
+@register_diversity_metric(
+    "compression_ratio",
+    label="compression ratio",
+    higher_is_more_diverse=False,
+    definition="bytes of the texts, one a line, divided by their bytes after zlib at level 9 (Shaib et al. 2024). "
+    "Repetition raises it. Values below 1 are possible, because very short texts do not compress",
+)
+def _compression(texts: TextSet) -> float:
+    return compression_ratio(texts.strings)
 
 
-def _entropy(counts: Counter[int]) -> float:
-    total = counts.total()
-    return math.log(total) - sum(c * math.log(c) for c in counts.values()) / total if total else 0.0
+@register_diversity_metric(
+    "token_entropy",
+    label="token entropy",
+    higher_is_more_diverse=True,
+    definition="entropy of the distribution of tokens in the texts, in nats; 0 for a single token",
+)
+class _TokenEntropy:
+    def value(self, texts: TextSet) -> float:
+        return token_entropy(texts.ids)
+
+    def without(self, texts: TextSet) -> list[float]:
+        return token_entropy_without(texts.ids)
 
 
-def compression_ratio(strings: Sequence[str]) -> float:
-    """Return the bytes of the texts, one a line in UTF-8, divided by their bytes after zlib at level 9.
-
-    zlib finds repetition up to 32 KiB back. The order of the texts, which is the order of the prompts, matters
-    slightly. n empty texts have the ratio n, like n copies stored once.
-    """
-    if not any(strings):
-        return float(len(strings))
-    raw = "\n".join(strings).encode()
-    return len(raw) / len(zlib.compress(raw, 9))
-
-
-def cosines(emb: Array, empty: NDArray[np.bool_]) -> Array:
-    """Return the cosines of all pairs of texts in a set, (..., n, n).
-
-    Args:
-        emb: Unit rows, (..., n, D). The rows of empty texts are ignored.
-        empty: Marks for empty texts, (..., n). They have cosine 1 with one another and 0 with other texts.
-    """
-    rows = np.where(empty[..., None], 0.0, emb)
-    kernel: Array = rows @ rows.swapaxes(-1, -2) + (empty[..., None] & empty[..., None, :])
-    return kernel
+@register_completion_metric(
+    "length",
+    label="length",
+    higher_is_more_diverse=None,
+    definition="tokens of a completion, without the end token",
+    matched=False,
+)
+def _length(prompt: PromptCompletions) -> float:
+    return float(np.mean([len(ids) for ids in prompt.ids]))
 
 
-def mean_distance(kernel: Array) -> float:
-    """Return the mean of 1 - cosine over all pairs of texts in a set, in [0, 2].
-
-    Args:
-        kernel: The cosines, (n, n), n at least 2.
-    """
-    n = len(kernel)
-    return float((1 - kernel)[~np.eye(n, dtype=bool)].sum() / (n * (n - 1)))
-
-
-def mean_distance_without(kernel: Array) -> Array:
-    """Return the mean distance of the set without each text in turn, (n,)."""
-    n = len(kernel)
-    distances = np.where(np.eye(n, dtype=bool), 0.0, 1 - kernel)
-    result: Array = (distances.sum() - 2 * distances.sum(axis=1)) / ((n - 1) * (n - 2))
-    return result
+@register_completion_metric(
+    "ended",
+    label="ended",
+    higher_is_more_diverse=None,
+    definition="share of the completions that ended within the token limit",
+    matched=False,
+)
+def _ended(prompt: PromptCompletions) -> float:
+    return float(np.mean(prompt.ended))
 
 
-def vendi(kernel: Array) -> float:
-    """Return the Vendi score of a set, the effective number of different texts, in [1, n].
-
-    Source: Friedman and Dieng 2023, exp(-sum of p log p) over the eigenvalues p of kernel / n.
-
-    Args:
-        kernel: The cosines, (n, n), positive semi-definite, with 1 on the diagonal.
-    """
-    eigenvalues = np.linalg.eigvalsh(kernel / len(kernel))
-    p = eigenvalues[eigenvalues > 0]
-    return float(np.exp(-(p * np.log(p)).sum()))
-
-
-_WORD = re.compile(r"\w+(?:['’-]\w+)*")
-_NOT_JUST = re.compile(r"(?:\bnot|n['’]t) just\b[^.!?;\n]*?\bbut\b", re.IGNORECASE)
+@register_completion_metric(
+    "policy_entropy",
+    label="policy entropy",
+    higher_is_more_diverse=True,
+    definition="mean entropy of the distribution of each drawn token, including end tokens, in nats, with temperature "
+    "and before top_p",
+)
+def _policy_entropy(prompt: PromptCompletions) -> Ratio:
+    entropies = [float(value) for values in prompt.entropy for value in values]
+    return Ratio(sum(entropies), len(entropies))
 
 
-def words(text: str) -> int:
-    """Return the number of words; "don't" and "well-known" count as one word each."""
-    return len(_WORD.findall(text))
+@register_completion_metric(
+    "em_dashes",
+    label="em-dashes",
+    higher_is_more_diverse=None,
+    definition="em-dashes (not en-dashes) per 1,000 words of the completions",
+    counts=True,
+)
+def _em_dashes(prompt: PromptCompletions) -> Ratio:
+    return Ratio(sum(map(em_dashes, prompt.strings)), 1e-3 * sum(map(words, prompt.strings)))
 
 
-def em_dashes(text: str) -> int:
-    """Return the number of em-dashes, U+2014.
-
-    En-dashes do not count, because ranges such as 1914–1918 contain them. Divide the number by words: sentence ends
-    cannot be distinguished from abbreviations and decimals. Count in completions without their prompts.
-    """
-    return text.count("\N{EM DASH}")
-
-
-def not_just_but(text: str) -> int:
-    """Return the number of phrases "not just X but Y", also with "n't", within one sentence.
-
-    Only the whole phrase counts, not a "not" in a text with the letters "but", as in "button".
-    """
-    return len(_NOT_JUST.findall(text))
+@register_completion_metric(
+    "not_just_but",
+    label="not just X but Y",
+    higher_is_more_diverse=None,
+    definition='phrases "not just (n\'t just) ... but" within a sentence, per 1,000 words',
+    counts=True,
+)
+def _not_just_but(prompt: PromptCompletions) -> Ratio:
+    return Ratio(sum(map(not_just_but, prompt.strings)), 1e-3 * sum(map(words, prompt.strings)))

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
-from kat.diversity.comparison import LEVELS, METRICS
+from kat.diversity.comparison import LEVELS
+from kat.diversity.records import ArmComparison, ArmPair, DifferenceRow, DiversityResult, MetricRecord
 
 FORMS = {"matched": "lengths matched", "raw": "as sampled"}
 GROUPS = {"all": "all", "rare": "rare", "common": "common"}
 SIGNIFICANCE = 0.05  # a difference is shown if its Holm-corrected p-value is lower
+Metrics = Mapping[str, MetricRecord]  # by name
+Row = TypeVar("Row", bound=DifferenceRow)
 
 
-def report_markdown(result: Mapping[str, Any]) -> str:
+def report_markdown(result: DiversityResult) -> str:
     """Return the report of task=diversity.
 
     Args:
         result: The content of diversity.json.
     """
     first, *others = [checkpoint["label"] for checkpoint in result["checkpoints"]]
-    prompts, settings = result["prompts"], result["settings"]
+    prompts, settings, metrics = result["prompts"], result["settings"], result["metrics"]
+    counted = list(dict.fromkeys(name for each in result["checkpoints"] for name in each["totals"]))
     lines = [
         f"# Diversity: {', '.join(others)} against {first}",
         "",
@@ -33,31 +37,38 @@ def report_markdown(result: Mapping[str, Any]) -> str:
         "## What was sampled",
         "",
         *table(
-            ["checkpoint", "completions", "empty", "ended", "tokens", "cut to match", "tokens cut off", "em-dashes",
-             "not just X but Y"],
+            ["checkpoint", "completions", "empty", "ended", "tokens", "cut to match", "tokens cut off",
+             *(metrics[name]["label"] for name in counted)],
             [
                 [each["label"], each["completions"], each["empty"], each["ended"], each["tokens"], each["cut"],
-                 each["tokens_cut"], each["em_dashes"], each["not_just_but"]]
+                 each["tokens_cut"], *(each["totals"][name] for name in counted)]
                 for each in result["checkpoints"]
             ],
         ),
         "",
     ]  # fmt: skip
     for comparison in result["comparisons"]:
-        lines += [*_comparison(comparison), ""]
+        lines += [*_comparison(comparison, metrics), ""]
     lines += ["## Metrics", ""]
-    lines += [f"- **{metric.label}** ({_directions(metric.direction)}): {metric.definition}."
-              for metric in dict.fromkeys(METRICS.values())]  # fmt: skip
+    lines += [
+        f"- **{metric['label']}** ({_directions(metric)}): {metric['definition']}." for metric in metrics.values()
+    ]
     lines += ["", *_method(result), ""]
     return "\n".join(lines)
 
 
-def _directions(direction: int) -> str:
-    return {1: "higher: more diverse", -1: "lower: more diverse", 0: "no direction is better"}[direction]
+def direction(metric: MetricRecord) -> int:
+    """Return 1 if higher values are more diverse, -1 if lower values are, and 0 if neither is."""
+    return {True: 1, False: -1, None: 0}[metric["higher_is_more_diverse"]]
 
 
-def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
-    yield from section(comparison, f"n = {comparison['prompts']}", [
+def _directions(metric: MetricRecord) -> str:
+    return {1: "higher: more diverse", -1: "lower: more diverse", 0: "no direction is better"}[direction(metric)]
+
+
+def _comparison(comparison: ArmComparison, metrics: Metrics) -> Iterator[str]:
+    yield heading(comparison, f"n = {comparison['prompts']}")
+    yield from section(comparison["rows"], metrics, [
         (comparison["first"], lambda row: with_interval(row["first"]["value"], row["first"]["interval"])),
         (comparison["second"], lambda row: with_interval(row["second"]["value"], row["second"]["interval"])),
         ("difference", difference_text),
@@ -65,30 +76,34 @@ def _comparison(comparison: Mapping[str, Any]) -> Iterator[str]:
     ])  # fmt: skip
 
 
-def section(
-    comparison: Mapping[str, Any], size: str, columns: Sequence[tuple[str, Callable[[Any], str]]]
-) -> Iterator[str]:
-    """Yield a heading and the table of one comparison, level by level.
-
-    Args:
-        comparison: The comparison.
-        size: The sample size, for the heading.
-        columns: The columns after the name of the metric, each with its title and a function from a row to its cell.
-    """
-    yield (
+def heading(comparison: ArmPair, size: str) -> str:
+    """Return the heading of a comparison, with the sample size."""
+    return (
         f"## {comparison['second']} against {comparison['first']}: {GROUPS[comparison['group']]} prompts, "
         f"{FORMS[comparison['form']]} ({size})"
     )
+
+
+def section(
+    rows: Sequence[Row], metrics: Metrics, columns: Sequence[tuple[str, Callable[[Row], str]]]
+) -> Iterator[str]:
+    """Yield an empty line and the table of one comparison, level by level.
+
+    Args:
+        rows: The rows of the comparison.
+        metrics: The descriptions of the metrics.
+        columns: The columns after the name of the metric, each with its title and a function from a row to its cell.
+    """
     yield ""
-    rows: list[list[object]] = []
+    cells: list[list[object]] = []
     for level, title in LEVELS.items():
-        rows.append([f"*{title}*", *("" for _ in columns)])
-        rows += [[METRICS[level, row["metric"]].label, *(cell(row) for _, cell in columns)]
-                 for row in comparison["rows"] if row["level"] == level]  # fmt: skip
-    yield from table(["metric", *(title for title, _ in columns)], rows)
+        cells.append([f"*{title}*", *("" for _ in columns)])
+        cells += [[metrics[row["metric"]]["label"], *(cell(row) for _, cell in columns)]
+                  for row in rows if row["level"] == level]  # fmt: skip
+    yield from table(["metric", *(title for title, _ in columns)], cells)
 
 
-def _method(result: Mapping[str, Any]) -> Iterator[str]:
+def _method(result: DiversityResult) -> Iterator[str]:
     prompts, embedder = result["prompts"], result["embedder"]
     yield "## Method"
     yield ""
@@ -110,11 +125,14 @@ def _method(result: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def report_summary(comparisons: Sequence[Mapping[str, Any]], warnings: Sequence[str], generations: int) -> list[str]:
+def report_summary(
+    comparisons: Sequence[ArmComparison], metrics: Metrics, warnings: Sequence[str], generations: int
+) -> list[str]:
     """Return what the comparisons show and do not show, one paragraph for each pair of arms.
 
     Args:
         comparisons: The comparisons of all pairs, groups and forms.
+        metrics: The descriptions of the metrics.
         warnings: The warnings about the comparisons.
         generations: The number of completions of each prompt.
     """
@@ -122,10 +140,10 @@ def report_summary(comparisons: Sequence[Mapping[str, Any]], warnings: Sequence[
     for first, second in dict.fromkeys((each["first"], each["second"]) for each in comparisons):
         pair = {(each["group"], each["form"]): each for each in comparisons
                 if (each["first"], each["second"]) == (first, second)}  # fmt: skip
-        sentences = [_differences(pair["all", "matched"], generations)]
+        sentences = [_differences(pair["all", "matched"], metrics, generations)]
         groups = [group for group in ("rare", "common") if (group, "matched") in pair]
-        sentences += [_differences(pair[group, "matched"], generations) for group in groups]
-        sentences.append(_lengths(pair["all", "raw"], pair["all", "matched"]))
+        sentences += [_differences(pair[group, "matched"], metrics, generations) for group in groups]
+        sentences.append(_lengths(pair["all", "raw"], pair["all", "matched"], metrics))
         sentences += _unfinished(pair["all", "raw"])
         if len(groups) == 2:
             sentences.append("No test compares rare with common prompts.")
@@ -139,18 +157,18 @@ def report_summary(comparisons: Sequence[Mapping[str, Any]], warnings: Sequence[
     return paragraphs
 
 
-def is_shown(row: Mapping[str, Any]) -> bool:
+def is_shown(row: DifferenceRow) -> bool:
     """Return whether a difference is shown: the corrected p-value is below .05 and the interval excludes 0."""
-    return bool(row["p_holm"] < SIGNIFICANCE and excludes_0(row))
+    return row["p_holm"] < SIGNIFICANCE and excludes_0(row)
 
 
-def excludes_0(row: Mapping[str, Any]) -> bool:
+def excludes_0(row: DifferenceRow) -> bool:
     """Return whether the interval of a difference excludes 0."""
     low, high = row["interval"]
     return not low <= 0 <= high
 
 
-def _differences(comparison: Mapping[str, Any], generations: int) -> str:
+def _differences(comparison: ArmComparison, metrics: Metrics, generations: int) -> str:
     """Return a sentence with the metrics in which two arms differ."""
     rows, n = comparison["rows"], comparison["prompts"]
     second = comparison["second"]
@@ -164,28 +182,28 @@ def _differences(comparison: Mapping[str, Any], generations: int) -> str:
         return f"{scope}, no difference is shown in any of the {len(rows)} metrics."
     parts = []
     for change, adjective in ((1, "more diverse"), (-1, "less diverse"), (0, "different")):
-        matching = [row for row in differing if change_in_diversity(row) == change]
+        matching = [row for row in differing if change_in_diversity(row, metrics) == change]
         if matching:
-            parts.append(f"{adjective} in {joined(map(described, matching))}")
+            parts.append(f"{adjective} in {joined(described(row, metrics) for row in matching)}")
     rest = len(rows) - len(differing)
     others = f"; in the other {rest} no difference is shown" if rest else ""
     return f"{scope}, {second} is {joined(parts)}{others}."
 
 
-def change_in_diversity(row: Mapping[str, Any]) -> int:
+def change_in_diversity(row: DifferenceRow, metrics: Metrics) -> int:
     """Return 1 if the second arm is more diverse, -1 if it is less diverse, 0 if the metric has no direction."""
-    direction = METRICS[row["level"], row["metric"]].direction
-    return direction if row["difference"] > 0 else -direction
+    sign = direction(metrics[row["metric"]])
+    return sign if row["difference"] > 0 else -sign
 
 
-def described(row: Mapping[str, Any], note: str = "") -> str:
+def described(row: DifferenceRow, metrics: Metrics, note: str = "") -> str:
     """Return the name of a metric with its level, and in brackets its difference and a note."""
     level = {"within": " within prompts", "across": " across prompts", "each": ""}[row["level"]]
-    label = METRICS[row["level"], row["metric"]].label
+    label = metrics[row["metric"]]["label"]
     return f"{label}{level} ({with_interval(row['difference'], row['interval'], sign=True)}{note})"
 
 
-def _lengths(raw: Mapping[str, Any], matched: Mapping[str, Any]) -> str:
+def _lengths(raw: ArmComparison, matched: ArmComparison, metrics: Metrics) -> str:
     """Return a sentence about the lengths as sampled, and about differences that vanish with matched lengths."""
     length = next(row for row in raw["rows"] if row["metric"] == "length")
     by = with_interval(length["difference"], length["interval"], sign=True)
@@ -199,14 +217,15 @@ def _lengths(raw: Mapping[str, Any], matched: Mapping[str, Any]) -> str:
     vanished = [row for row in raw["rows"]
                 if is_shown(row) and (row["level"], row["metric"]) in compared - remaining]  # fmt: skip
     if vanished:
-        return f"{sentence}; shown as sampled but not with lengths matched: {joined(map(described, vanished))}."
+        listed = joined(described(row, metrics) for row in vanished)
+        return f"{sentence}; shown as sampled but not with lengths matched: {listed}."
     return f"{sentence}."
 
 
-def _unfinished(raw: Mapping[str, Any]) -> Iterator[str]:
+def _unfinished(raw: ArmComparison) -> Iterator[str]:
     """Yield a sentence if the token limit cut most completions of an arm."""
     ended = next(row for row in raw["rows"] if row["metric"] == "ended")
-    shares = {raw[arm]: ended[arm]["value"] for arm in ("first", "second")}
+    shares = {raw["first"]: ended["first"]["value"], raw["second"]: ended["second"]["value"]}
     if min(shares.values()) < 0.5:
         yield (
             "Most completions did not end within the token limit "
@@ -233,12 +252,12 @@ def p_text(value: float) -> str:
     return "< .001" if value < 0.001 else f"{value:.3f}"
 
 
-def p_holm_text(row: Mapping[str, Any]) -> str:
+def p_holm_text(row: DifferenceRow) -> str:
     """Return a row's corrected p-value, with a star if its difference is shown."""
     return p_text(row["p_holm"]) + (" *" if is_shown(row) else "")
 
 
-def difference_text(row: Mapping[str, Any]) -> str:
+def difference_text(row: DifferenceRow) -> str:
     """Return a row's difference with its interval."""
     return with_interval(row["difference"], row["interval"], sign=True)
 

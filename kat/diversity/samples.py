@@ -5,19 +5,41 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kat.grpo.rollout import Completion, Sampling, sample
 from latentwire.harness.results import numbered_rows, writing
 from latentwire.lm.batching import largest_first
+from latentwire.records import checked
 
 PIECE = 8  # prompts in a piece; a killed run keeps its finished pieces
-Row = dict[str, Any]
+REMEDY = "move the file away to sample again"
+
+
+class SampledText(TypedDict):
+    """A completion without its end token."""
+
+    ids: list[int]
+    ended: bool  # whether it ended within the token limit
+    entropy: list[float]  # of the distribution of each drawn token in nats, including the end token
+    text: str
+
+
+class SampledRow(SampledText):
+    """A line of samples.jsonl."""
+
+    key: str  # hash of everything that the completion depends on
+    checkpoint: str
+    prompt_id: str
+    number: int  # of the completion, from 0
 
 
 class SampleFile:
-    """A file of completions, one row each. The `key` of a row is a hash of everything that the completion depends on.
+    """A file of completions, one `SampledRow` each.
 
     Args:
         path: The JSONL file. An incomplete last line from a killed run is removed.
@@ -30,14 +52,19 @@ class SampleFile:
                 content = file.read()
                 file.truncate(content.rfind(b"\n") + 1)
 
-    def read(self, key: str) -> dict[tuple[str, int], Row]:
-        """Return the rows with a key, by prompt id and completion number."""
+    def read(self, key: str) -> dict[tuple[str, int], SampledRow]:
+        """Return the rows with a key, by prompt id and completion number.
+
+        Raises:
+            DamagedResultError: A line cannot be read, or a row with this key lacks a field.
+        """
         if not self.path.is_file():
             return {}
-        rows = (row for _, row in numbered_rows(self.path, "move the file away to sample again"))
-        return {(row["prompt_id"], row["number"]): row for row in rows if row.get("key") == key}
+        rows = [row for _, row in numbered_rows(self.path, REMEDY) if row.get("key") == key]
+        sampled = [checked(SampledRow, row, self.path, REMEDY) for row in rows]
+        return {(row["prompt_id"], row["number"]): row for row in sampled}
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[SampledRow]) -> None:
         """Append rows and flush them to the disk."""
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,48 +74,49 @@ class SampleFile:
                 os.fsync(file.fileno())
 
 
-def pieces(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the prompts in pieces of similar length. Finished work does not change the pieces.
+@dataclass(frozen=True)
+class SampleJob:
+    """The completions of one model that a file should have.
 
-    Args:
-        prompts: The token ids of each prompt.
-
-    Returns:
-        Indices into `prompts`, piece by piece.
+    Attributes:
+        key: Hash of everything that the completions depend on.
+        label: Name of the model, for readers.
+        ids: Ids of the M prompts.
+        prompts: Token ids of each prompt.
+        sampling: Settings of the sampling.
+        seed: Seed of all draws.
     """
-    order = largest_first([len(prompt) for prompt in prompts])
-    return [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
 
+    key: str
+    label: str
+    ids: Sequence[str]
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    seed: int
 
-def missing(file: SampleFile, key: str, ids: Sequence[str], prompts: Sequence[Sequence[int]], count: int) -> list[int]:
-    """Return the numbers of the pieces with missing completions.
+    def pieces(self) -> list[list[int]]:
+        """Return the indices of the prompts in pieces of similar length. Finished work does not change the pieces."""
+        order = largest_first([len(prompt) for prompt in self.prompts])
+        return [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
 
-    Args:
-        file: The file of completions.
-        key: The key of the completions.
-        ids: The ids of the prompts.
-        prompts: The token ids of each prompt.
-        count: The number of completions for each prompt.
-    """
-    rows = file.read(key)
-    return [
-        number
-        for number, piece in enumerate(pieces(prompts))
-        if not all((ids[i], g) in rows for i in piece for g in range(count))
-    ]
+    def missing(self, file: SampleFile) -> list[list[int]]:
+        """Return the pieces with missing completions."""
+        rows, count = file.read(self.key), self.sampling.num_generations
+        return [
+            piece for piece in self.pieces() if not all((self.ids[i], g) in rows for i in piece for g in range(count))
+        ]
+
+    def rows(self, file: SampleFile) -> list[list[SampledRow]]:
+        """Return the completions by prompt and number, all of which the file must have."""
+        rows = file.read(self.key)
+        return [[rows[name, number] for number in range(self.sampling.num_generations)] for name in self.ids]
 
 
 def sample_into(
     file: SampleFile,
-    key: str,
-    label: str,
-    model: Any,
-    tokenizer: Any,
-    ids: Sequence[str],
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    *,
-    seed: int,
+    job: SampleJob,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     ends: frozenset[int],
     advance: Callable[[int, str], None],
 ) -> None:
@@ -99,38 +127,37 @@ def sample_into(
 
     Args:
         file: The file of completions.
-        key: The hash of everything that the completions depend on.
-        label: The name of the model, for readers.
+        job: The completions that it should have.
         model: A causal LM of transformers, in evaluation mode.
         tokenizer: Its tokenizer.
-        ids: The ids of the M prompts.
-        prompts: The token ids of each prompt.
-        sampling: The sampling settings.
-        seed: The seed of all draws.
         ends: The token ids that end a completion.
         advance: A function that is called after each piece with its number of completions and their mean length.
     """
-    all_pieces = pieces(prompts)
-    for number in missing(file, key, ids, prompts, sampling.num_generations):
-        piece = all_pieces[number]
-        keys = [("diversity", ids[i]) for i in piece]
-        sampled = sample(model, [prompts[i] for i in piece], keys, sampling, seed=seed, ends=ends)
+    for piece in job.missing(file):
+        keys = [("diversity", job.ids[i]) for i in piece]
+        sampled = sample(model, [job.prompts[i] for i in piece], keys, job.sampling, seed=job.seed, ends=ends)
         file.add(
             [
-                {"key": key, "checkpoint": label, "prompt_id": ids[i], "number": g, **_row(completion, tokenizer)}
+                {
+                    "key": job.key,
+                    "checkpoint": job.label,
+                    "prompt_id": job.ids[i],
+                    "number": number,
+                    **_sampled_text(completion, tokenizer),
+                }
                 for i, completions in zip(piece, sampled, strict=True)
-                for g, completion in enumerate(completions)
+                for number, completion in enumerate(completions)
             ]
         )
         tokens = sum(len(completion.ids) for completions in sampled for completion in completions)
-        advance(len(piece) * sampling.num_generations, f"{tokens / len(piece) / len(sampled[0]):.1f} tokens each")
+        advance(len(piece) * job.sampling.num_generations, f"{tokens / len(piece) / len(sampled[0]):.1f} tokens each")
 
 
-def _row(completion: Completion, tokenizer: Any) -> Row:
+def _sampled_text(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> SampledText:
     ids = list(completion.ids[:-1] if completion.ended else completion.ids)
     return {
         "ids": ids,
         "ended": completion.ended,
         "entropy": [round(value, 6) for value in completion.entropy.tolist()],
-        "text": tokenizer.decode(ids, skip_special_tokens=True),
+        "text": str(tokenizer.decode(ids, skip_special_tokens=True)),
     }

@@ -5,23 +5,25 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from kat.diversity.files import read_diversity
 from kat.diversity.plots import plot_differences
-from kat.diversity.verdict import Report, arms_of, pool, require_alike, verdict_markdown, verdict_summary
+from kat.diversity.records import VerdictResult
+from kat.diversity.verdict import arms_of, pool, require_alike, verdict_markdown, verdict_summary
 from kat.pipeline.artifacts import output_folder, task
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
-from latentwire.harness.results import read_json, write_json, write_text_atomically
+from latentwire.harness.results import write_json, write_text_atomically
+from latentwire.records import FORMAT
 
 FILE = "diversity.json"
 
 
 @task
-def verdict(cfg: DictConfig) -> dict[str, Any] | None:
+def verdict(cfg: DictConfig) -> VerdictResult | None:
     """Combine the comparisons, and write verdict.json, verdict.md and the plots into a folder.
 
     Returns:
@@ -34,22 +36,25 @@ def verdict(cfg: DictConfig) -> dict[str, Any] | None:
         return None
     if not isinstance(cfg.reports, ListConfig):
         raise UserError(f"reports={cfg.reports}: expected a list; write 'reports=[FOLDER,FOLDER]'")
-    reports = {str(path.parent): _read(path) for path in _files([str(entry) for entry in cfg.reports])}
+    reports = {str(path.parent): read_diversity(path) for path in _files([str(entry) for entry in cfg.reports])}
     require_alike(reports)
-    arms = arms_of(next(iter(reports.values())))
+    one = next(iter(reports.values()))
+    arms, metrics = arms_of(one), one["metrics"]
     comparisons = pool(list(reports.values()))
-    result: dict[str, Any] = {
+    result: VerdictResult = {
+        "format": FORMAT,
         "arms": arms,
         "reports": list(reports),
         "warnings": [f"{name}: {warning}" for name, report in reports.items() for warning in report["warnings"]],
-        "reading": verdict_summary(comparisons, len(reports)),
+        "reading": verdict_summary(comparisons, metrics, len(reports)),
+        "metrics": metrics,
         "comparisons": comparisons,
     }
     out = output_folder(cfg, Path("outputs", "verdict", "_vs_".join(arms)))
     for arm in arms[1:]:
         pair = [each for each in comparisons if each["second"] == arm]
-        plot_differences(pair, out / ("verdict.png" if len(arms) == 2 else f"verdict_{arm}.png"),
-                         f"{len(reports)} pairs of runs")  # fmt: skip
+        name = "verdict.png" if len(arms) == 2 else f"verdict_{arm}.png"
+        plot_differences(pair, metrics, out / name, f"{len(reports)} pairs of runs")
     write_text_atomically(out / "verdict.md", verdict_markdown(result))
     write_json(out / "verdict.json", result)
     for paragraph in result["reading"]:
@@ -69,11 +74,3 @@ def _files(entries: Sequence[str]) -> list[Path]:
             raise UserError(f"reports: {entry}: no such folder with a {FILE}; make it with run.py task=diversity")
         found += [path for path in files if path not in found]
     return found
-
-
-def _read(path: Path) -> Report:
-    report = read_json(path)
-    needed = {"checkpoints", "comparisons", "settings", "seed", "prompts", "embedder", "dtype", "warnings"}
-    if not isinstance(report, dict) or not needed <= report.keys():
-        raise UserError(f"{path}: is not a report of task=diversity; make it again with force=true")
-    return report

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kat.diversity.comparison import (
-    METRICS,
+    LEVELS,
     Samples,
     across,
     common_lengths,
@@ -19,7 +19,8 @@ from kat.diversity.comparison import (
     rate,
     within,
 )
-from kat.diversity.metrics import cosines, measure
+from kat.diversity.kernel import cosines
+from kat.diversity.metrics import TextSet, measure, metric_records
 from latentwire.harness.errors import UserError
 from tests.helpers.random import numbers
 
@@ -60,7 +61,7 @@ def test_within_is_the_diversity_of_each_prompts_completions():
     made = samples(0)
     found = within(made, VOCABULARY)
     kernel = cosines(made.emb[4], made.empty[4])
-    for name, value in measure(made.ids[4], made.strings[4], kernel, VOCABULARY).items():
+    for name, value in measure(TextSet(made.ids[4], made.strings[4], kernel, VOCABULARY)).items():
         assert found["within", name].shape == (PROMPTS,)
         assert found["within", name][4] == value
 
@@ -70,10 +71,12 @@ def test_across_has_the_mean_of_the_sets_of_one_completion_each():
     found = across(made, group, VOCABULARY)
     sets = [
         measure(
-            [made.ids[row][number] for row in group],
-            [made.strings[row][number] for row in group],
-            cosines(made.emb[group, number], made.empty[group, number]),
-            VOCABULARY,
+            TextSet(
+                [made.ids[row][number] for row in group],
+                [made.strings[row][number] for row in group],
+                cosines(made.emb[group, number], made.empty[group, number]),
+                VOCABULARY,
+            )
         )
         for number in range(COMPLETIONS)
     ]
@@ -201,5 +204,12 @@ def test_every_metric_has_its_definition():
         **across(made, range(PROMPTS), VOCABULARY),
         **each(made, range(PROMPTS), False),
     }
-    assert found.keys() == METRICS.keys()
-    assert all(metric.definition and metric.direction in (-1, 0, 1) for metric in METRICS.values())
+    records = metric_records()
+    assert {name for _, name in found} == records.keys() and {level for level, _ in found} == LEVELS.keys()
+    assert all(one["definition"] and one["label"] and one["source"] is None for one in records.values())
+    directions = {name: one["higher_is_more_diverse"] for name, one in records.items()}
+    assert directions == {
+        "ead": True, "self_bleu": False, "embedding_distance": True, "vendi": True, "compression_ratio": False,
+        "token_entropy": True, "length": None, "ended": None, "policy_entropy": True, "em_dashes": None,
+        "not_just_but": None,
+    }  # fmt: skip

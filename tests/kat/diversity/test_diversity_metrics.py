@@ -11,23 +11,10 @@ import numpy as np
 import pytest
 
 from kat.diversity.bleu import self_bleu, self_bleu_without
-from kat.diversity.metrics import (
-    SET_METRICS,
-    compression_ratio,
-    cosines,
-    ead,
-    ead_without,
-    em_dashes,
-    mean_distance,
-    mean_distance_without,
-    measure,
-    measure_without,
-    not_just_but,
-    token_entropy,
-    token_entropy_without,
-    vendi,
-    words,
-)
+from kat.diversity.kernel import cosines, mean_distance, mean_distance_without, vendi
+from kat.diversity.metrics import TextSet, measure, measure_without, set_metrics
+from kat.diversity.phrases import em_dashes, not_just_but, words
+from kat.diversity.repetition import compression_ratio, ead, ead_without, token_entropy, token_entropy_without
 from tests.helpers.random import numbers, shifted
 
 VOCABULARY = 100
@@ -148,7 +135,7 @@ def test_empty_texts_equal_each_other_and_no_other_text():
     assert kernel == pytest.approx(np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 1, 0, 1]]))
     stacked = cosines(np.stack([rows, rows[::-1]]), np.zeros((2, 4), dtype=bool))
     assert stacked[1] == pytest.approx(rows[::-1] @ rows[::-1].T)
-    nothing = measure([()] * 3, [""] * 3, cosines(np.zeros((3, 2)), ~NONE), VOCABULARY)
+    nothing = measure(TextSet([()] * 3, [""] * 3, cosines(np.zeros((3, 2)), ~NONE), VOCABULARY))
     assert nothing == {"ead": 0, "self_bleu": 1, "embedding_distance": 0, "vendi": pytest.approx(1),
                        "compression_ratio": 3, "token_entropy": 0}  # fmt: skip
 
@@ -172,10 +159,12 @@ def test_copies_score_low_and_different_texts_high():
     spread = numbers(0).normal(size=(6, 4))
     scores = [
         measure(
-            texts,
-            [" ".join(f"{t * 7919 % 99991:05d}" for t in text) for text in texts],
-            cosines(unit(rows), np.zeros(6, bool)),
-            1000,
+            TextSet(
+                texts,
+                [" ".join(f"{t * 7919 % 99991:05d}" for t in text) for text in texts],
+                cosines(unit(rows), np.zeros(6, bool)),
+                1000,
+            )
         )
         for texts, rows in (
             (copies, np.ones((6, 4))),
@@ -183,8 +172,9 @@ def test_copies_score_low_and_different_texts_high():
             (strangers, np.eye(6)),
         )
     ]
-    for name, metric in SET_METRICS.items():
-        low, middle, high = (metric.direction * score[name] for score in scores)
+    for name, metric in set_metrics().items():
+        sign = 1 if metric.higher_is_more_diverse else -1
+        low, middle, high = (sign * score[name] for score in scores)
         assert low < middle < high, name
 
 
@@ -196,10 +186,10 @@ def test_without_each_is_the_metric_of_the_others():
         assert ead_without(texts, VOCABULARY) == pytest.approx([ead(others, VOCABULARY) for others in rest])
         assert token_entropy_without(texts) == pytest.approx([token_entropy(others) for others in rest])
         rows, strings = unit(draws.normal(size=(len(texts), 3))), [str(text) for text in texts]
-        found = measure_without(texts, strings, rows @ rows.T, VOCABULARY)
+        found = measure_without(TextSet(texts, strings, rows @ rows.T, VOCABULARY))
         for i, (others, lines) in enumerate(zip(rest, left_out(strings), strict=True)):
             kept = np.delete(rows, i, axis=0)
-            for name, value in measure(others, lines, kept @ kept.T, VOCABULARY).items():
+            for name, value in measure(TextSet(others, lines, kept @ kept.T, VOCABULARY)).items():
                 assert found[name][i] == pytest.approx(value, abs=1e-9), name
 
 

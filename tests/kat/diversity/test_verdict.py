@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 from scipy import stats
 
 from kat.diversity.comparison import compare_arms
+from kat.diversity.files import read_diversity
+from kat.diversity.metrics import metric_records
 from kat.diversity.verdict import arms_of, pool, require_alike, verdict_markdown, verdict_summary
 from latentwire.harness.errors import UserError
 from latentwire.stats.intervals import mean_over_runs, t_quantile, t_within
 from tests.helpers.random import numbers
 
 KEYS = [("within", "ead"), ("within", "self_bleu"), ("each", "policy_entropy"), ("each", "not_just_but")]
+METRICS = {name: metric for name, metric in metric_records().items() if name in dict(map(reversed, KEYS))}
 UNLIKE_0 = {("within", "ead"): 0.2, ("each", "policy_entropy"): -0.1}  # by how much the second arm differs
 
 
@@ -32,14 +36,23 @@ def report(seed: int, *others: str) -> dict:
             about = {"first": labels[0], "second": label, "group": group, "form": form, "prompts": 12}
             comparisons.append({**about, "rows": compare_arms(base, second, 0)})
     return {
-        "checkpoints": [{"label": label, "weights": f"{label} weights"} for label in labels],
+        "format": 2,
+        "key": f"key of {seed}",
+        "checkpoints": [{"label": label, "weights": f"{label} weights", "totals": {}} for label in labels],
         "settings": {"prompts": 12, "temperature": 1.0},
         "seed": 0,
         "prompts": {"all": 100, "rare_at_most": 0.5},
         "embedder": "hidden of tiny_random",
         "dtype": "float32",
         "warnings": [],
+        "reading": [],
+        "metrics": METRICS,
         "comparisons": comparisons,
+        "seconds": 1.0,
+        "device": "cpu",
+        "processes": 1,
+        "versions": {},
+        "git_commit": None,
     }
 
 
@@ -86,13 +99,13 @@ def test_the_differences_of_the_runs_are_pooled_metric_by_metric():
 
 
 def test_the_reading_names_differences_and_few_runs():
-    (said,) = verdict_summary(pool([report(seed) for seed in range(3)]), 3)
+    (said,) = verdict_summary(pool([report(seed) for seed in range(3)]), METRICS, 3)
     assert said.startswith("3 pairs of runs, density against uniform, lengths matched. Over all 12 prompts a")
     assert "the 12 rare prompts a difference is shown in expectation-adjusted distinct-n within prompts (+0." in said
     assert "more diverse) and policy entropy (-0." in said
     assert "less diverse) (Holm's correction over 4 metrics)" in said
     assert "3 runs of each arm are few: the interval extends 4.3 standard errors" in said
-    (many,) = verdict_summary(pool([report(seed) for seed in range(10)]), 10)
+    (many,) = verdict_summary(pool([report(seed) for seed in range(10)]), METRICS, 10)
     assert "few" not in many and "the same prompts" in many
 
 
@@ -102,7 +115,7 @@ def test_intervals_significant_only_uncorrected_are_listed():
            "runs": [0.1, 0.2, 0.3]}  # fmt: skip
     other = {**row, "metric": "ead", "interval": [-0.1, 0.5], "p_holm": 1.0, "runs": [-0.1, 0.2, 0.5]}
     one = {"first": "u", "second": "d", "group": "all", "form": "matched", "prompts": 64, "rows": [row, other]}
-    (said,) = verdict_summary([one, {**one, "form": "raw"}], 3)
+    (said,) = verdict_summary([one, {**one, "form": "raw"}], metric_records(), 3)
     expected = (
         "Over all 64 prompts no difference is shown (Holm's correction over 2 metrics). Without the correction, 1 of "
         "the intervals excludes 0, about 0.1 expected by chance: Vendi score within prompts (+0.200 [+0.100, +0.300], "
@@ -113,7 +126,7 @@ def test_intervals_significant_only_uncorrected_are_listed():
 
 
 def changed(name: str, value) -> dict:
-    other = report(1)
+    other = copy.deepcopy(report(1))
     node, *rest = name.split(".")
     if rest:
         other[node][rest[0]] = value
@@ -130,6 +143,12 @@ def changed(name: str, value) -> dict:
         (changed("seed", 3), "seed is 0 and 3"),
         (changed("embedder", "sentence"), "embedder is hidden of tiny_random and sentence"),
         (changed("dtype", "bfloat16"), "dtype is float32 and bfloat16"),
+        (
+            changed("metrics", {**METRICS, "vendi": metric_records()["vendi"]}),
+            "different metrics: one has ead, not_just_but, policy_entropy and self_bleu, the other ead, not_just_but, "
+            "policy_entropy, self_bleu and vendi; run task=diversity on all pairs with the same plugins",
+        ),
+        (changed("metrics.ead", {**METRICS["ead"], "source": "edited"}), "one has other code or another order"),
         (report(1, "reversed"), "one compares uniform and density, two uniform and reversed"),
         (report(0), "uniform_seed0 of two has the weights of uniform_seed0 of one, so one run would count as two"),
     ],
@@ -149,9 +168,52 @@ def test_one_report_is_not_enough():
     assert arms_of({"checkpoints": labels}) == ["long_uniform", "x_b"]
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def write(folder: str, content: object) -> None:
     Path(folder).mkdir(parents=True)
     Path(folder, "diversity.json").write_text(json.dumps(content))
+
+
+def first_format(one: dict) -> dict:
+    """Return a report as version 0.2.0 wrote it."""
+    old = {name: value for name, value in copy.deepcopy(one).items() if name not in ("format", "metrics")}
+    for number, checkpoint in enumerate(old["checkpoints"]):
+        del checkpoint["totals"]
+        checkpoint |= {"em_dashes": number, "not_just_but": 7}
+    return old
+
+
+def test_a_report_of_format_1_is_upgraded():
+    write("old", first_format(report(0)))
+    found = read_diversity(Path("old/diversity.json"))
+    assert found["format"] == 1 and found["metrics"] == METRICS
+    assert [one["totals"] for one in found["checkpoints"]] == [
+        {"em_dashes": 0, "not_just_but": 7}, {"em_dashes": 1, "not_just_but": 7},
+    ]  # fmt: skip
+    assert all("em_dashes" not in one for one in found["checkpoints"])
+    require_alike({"old": found, "new": report(1)})
+    assert pool([found, report(1)]) == pool([report(0), report(1)])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda old: old["comparisons"][0]["rows"][0].update(metric="gone"), "has the metric gone, which this version"),
+        (lambda old: old.pop("embedder"), "lacks embedder: make it again with task=diversity and force=true"),
+        (lambda old: old.update(format=99), "has format 99, and this version reads up to"),
+        (lambda old: old.update(comparisons=[{}]), "is damaged"),
+    ],
+)
+def test_a_report_that_cannot_be_read_is_refused(change, reason):
+    old = first_format(report(0))
+    change(old)
+    write("old", old)
+    with pytest.raises(UserError, match=f"old/diversity.json:? {reason}"):
+        read_diversity(Path("old/diversity.json"))
 
 
 @pytest.mark.slow
@@ -187,7 +249,7 @@ def test_the_task_reads_folders_by_pattern_and_writes_a_verdict(cli):
         ([], "reports: 0 given"),
         (["reports=here"], "reports=here: expected a list"),
         (["reports=[nowhere*]"], "reports: nowhere*: no such folder with a diversity.json"),
-        (["reports=[bad,bad]"], "bad/diversity.json: is not a report of task=diversity"),
+        (["reports=[bad,bad]"], "bad/diversity.json lacks comparisons, device"),
         (["reports=[one,two]", "out=bad/diversity.json"], "is a file; write out=FOLDER"),
     ],
 )
