@@ -92,7 +92,7 @@ def read_settings(cfg: DictConfig, state: PartialState) -> Settings:
     return typed(Settings, values)
 
 
-def read_scoring(metrics: Sequence[str] | str, primary: str) -> Scoring:
+def read_scoring(metrics: object, primary: str) -> Scoring:
     """Return the answer metrics that a config names.
 
     Args:
@@ -102,9 +102,9 @@ def read_scoring(metrics: Sequence[str] | str, primary: str) -> Scoring:
     Raises:
         UserError: A name is unknown, or `metrics` is not a list of names.
     """
-    names = [metrics] if isinstance(metrics, str) else list(metrics or [])
-    if not all(isinstance(name, str) for name in names):
-        raise UserError(f"metrics={plain(metrics)}: expected a list of names, such as metrics=[likelihood]")
+    names = [metrics] if isinstance(metrics, str) else metrics
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"metrics={metrics}: expected a list of names, such as metrics=[likelihood]")
     return Scoring.of(names, str(primary))
 
 
