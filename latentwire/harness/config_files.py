@@ -66,7 +66,7 @@ def companions(group: str) -> list[str]:
 
 
 def taken_names(group: str) -> dict[str, str]:
-    """Return the names at the root of a config that has a choice of a group, apart from those of the group itself.
+    """Return the names at the root of a config that has a choice of a group, without the group's own names.
 
     Args:
         group: Config group: "embed_transform".

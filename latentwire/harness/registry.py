@@ -36,11 +36,14 @@ class Registry(Generic[T]):
         setting: Setting that chooses a thing, for messages: "embed_transform".
         node: Returns the config of a thing that has no file in conf/, from its name and the thing. None for a kind
             that has no config group.
+
+    Attributes:
+        things: The things by name.
     """
 
     def __init__(self, kind: str, setting: str, node: Callable[[str, T], JsonObject] | None = None) -> None:
         self.kind, self.setting, self.node = kind, setting, node
-        self._things: dict[str, T] = {}
+        self.things: dict[str, T] = {}
         ALL.append(self)
 
     def add(self, name: str, thing: T) -> None:
@@ -51,13 +54,13 @@ class Registry(Generic[T]):
         """
         if not name.isidentifier():
             raise UserError(f"{self.kind} {name!r}: not a name; use letters, digits and _, such as my_{self.kind}")
-        known = self._things.get(name)
+        known = self.things.get(name)
         if known is not None and _origin(known) != _origin(thing):
             raise UserError(
                 f"{self.kind} {name}: {' and '.join(_origin(one) for one in (known, thing))} both register this name; "
                 "rename one"
             )
-        self._things[name] = thing
+        self.things[name] = thing
 
     def __getitem__(self, name: str) -> T:
         """Return a thing.
@@ -65,25 +68,25 @@ class Registry(Generic[T]):
         Raises:
             UserError: No thing has this name. The message lists the valid ones.
         """
-        if name not in self._things:
-            raise UserError(f"{self.setting}={name}: unknown; use one of {', '.join(self._things)}")
-        return self._things[name]
+        if name not in self.things:
+            raise UserError(f"{self.setting}={name}: unknown; use one of {', '.join(self.things)}")
+        return self.things[name]
 
     def __contains__(self, name: object) -> bool:
         """Return whether a thing has this name."""
-        return name in self._things
+        return name in self.things
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names."""
-        return iter(self._things)
+        return iter(self.things)
 
     def __len__(self) -> int:
         """Return the number of things."""
-        return len(self._things)
+        return len(self.things)
 
     def items(self) -> list[tuple[str, T]]:
         """Return the names with their things."""
-        return list(self._things.items())
+        return list(self.things.items())
 
     def source_digest(self, name: str) -> str | None:
         """Return the digest of the module that defines a thing, or None for a thing of this project.

@@ -24,7 +24,7 @@ def forgotten_afterwards(folder: Path) -> Iterator[None]:
         patch.setattr(sys, "path", [str(folder), *sys.path])
         before = {each.setting: set(each) for each in registry.ALL}
         for each in registry.ALL:
-            patch.setattr(each, "_things", dict(each.items()))
+            patch.setattr(each, "things", dict(each.items()))
         yield
         for each in registry.ALL:
             configs = ConfigStore.instance().repo.get(each.setting, {})

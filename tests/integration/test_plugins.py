@@ -181,7 +181,7 @@ def test_an_encoder_of_a_plugin_is_trained_and_evaluated(trains, cli, plugin, tm
 def test_an_encoder_needs_its_plugin(trains, cli, plugin, monkeypatch):
     assert trains(*TRAINING, "epochs=1")[0] == 0
     forget_module("repairs")
-    monkeypatch.setattr(ENCODERS, "_things", {k: v for k, v in ENCODERS.items() if k != "group_means"})
+    monkeypatch.setattr(ENCODERS, "things", {k: v for k, v in ENCODERS.items() if k != "group_means"})
     status, _, err = cli("model=tiny_random", "samples=2", "embed_source=latent", "checkpoint=run")
     assert status == 1
     assert "checkpoint=run: was trained with encoder=group_means, which is unknown; name its module in plugins" in err
