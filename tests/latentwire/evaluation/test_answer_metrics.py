@@ -12,7 +12,8 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from latentwire.data.examples import DataSpec
+from latentwire.data.examples import DataSpec, choose_examples, load_data
+from latentwire.data.prompts import PromptWriter
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.likelihood import Likelihoods, first_answer
 from latentwire.evaluation.metrics import ANSWER_METRICS, Scoring, register_metric, shown_metric
@@ -21,6 +22,7 @@ from latentwire.evaluation.setup import Component, EvaluationSetup, Settings, pr
 from latentwire.harness.errors import UserError
 from latentwire.lm.decoding import Decoder
 from tests.helpers.models import model_spec
+from tests.helpers.plugins import forgotten_afterwards
 
 STATE = PartialState(cpu=True)
 TEXT, BASELINE = Component("text"), Component("baseline")
@@ -40,10 +42,10 @@ def setup() -> EvaluationSetup:
 
 
 @pytest.fixture
-def registered(monkeypatch) -> Iterator[None]:
+def registered(tmp_path) -> Iterator[None]:
     """Forget what a test registers."""
-    monkeypatch.setattr(ANSWER_METRICS, "things", dict(ANSWER_METRICS.items()))
-    yield
+    with forgotten_afterwards(tmp_path):
+        yield
 
 
 def test_f1_and_em_are_always_computed():
@@ -180,9 +182,6 @@ def test_the_likelihood_equals_the_models_own(setup, source, transform, monkeypa
 
 
 def shots_of(setup: EvaluationSetup) -> torch.Tensor:
-    from latentwire.data.examples import choose_examples, load_data
-    from latentwire.data.prompts import PromptWriter
-
     s = SETTINGS
     shots, _ = choose_examples(load_data(DATA), s.samples, s.shots, s.questions_per_shot, s.seed)
     return PromptWriter(setup.lm.tokenizer).shots(shots)
