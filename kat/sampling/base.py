@@ -33,7 +33,7 @@ class Observation:
             pairs that the model puts in the right order.
 
     Raises:
-        UserError: There is no reward, or a reward is not finite.
+        UserError: Rewards are missing, or a reward is not finite.
     """
 
     row: int
@@ -76,7 +76,7 @@ class Arm(ABC):
         needs: What the class needs besides the prompts; `register_arm` sets it.
         rows: Rows that can be drawn, (M,) int64. A prompt that was too long for the embedder is not among them if the
             arm needs density.
-        base_weights: Weights of these rows, (M,) float64, sum 1: those of task=density if the arm needs them, else
+        base_weights: Weights of these rows, (M,) float64, sum 1: from task=density if the arm needs them, else
             equal weights.
         never_drawn: Number of training prompts that cannot be drawn, N - M.
 

@@ -91,7 +91,7 @@ class DrawPlan:
         return self.draws // self.num_replicas * self.num_generations * self.batch_repeats
 
     def draw_at(self, position: int) -> int:
-        """Return the number of the draw, among those of one rank, that is yielded at `position` of the epoch."""
+        """Return which of its draws a rank yields at `position` of the epoch, counted from 0."""
         block, within = divmod(position, self._block * self.batch_repeats)
         return block * self.prompts_per_batch + within % self._block // self.num_generations
 

@@ -17,7 +17,6 @@ from kat.data.heldout import require_share
 from kat.data.tables import read_weights
 from kat.pipeline.artifacts import locate, sampler_settings, too_long_ids
 from kat.sampling.arms import ARMS, Arm, ArmInputs, arm_settings, build_arm, needs_density
-from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import State
 from latentwire.harness.errors import UserError
@@ -120,13 +119,14 @@ def arm_of(cfg: DictConfig, ids: Sequence[str], prompts_per_step: int, setting: 
         UserError: The weights are missing or damaged, a prompt has no weight, or fewer prompts can be drawn than a step
             needs.
     """
-    inputs = ArmInputs(ids, cfg.seed, *measured_weights(cfg), prompts_per_step, setting)
+    inputs = ArmInputs(ids, cfg.seed, *_measured_weights(cfg), prompts_per_step, setting)
     arm = build_arm(cfg.sampler.name, sampler_settings(cfg), inputs)
-    warn_never_drawn(arm.never_drawn)
+    if arm.never_drawn:
+        log(f"warning: {arm.never_drawn} training prompts were too long for the embedder; they are never drawn")
     return arm
 
 
-def measured_weights(cfg: DictConfig) -> tuple[dict[str, float], list[str]]:
+def _measured_weights(cfg: DictConfig) -> tuple[dict[str, float], list[str]]:
     """Return the sampling weights of task=density by prompt id, and the ids of prompts too long for the embedder.
 
     Both are empty for a sampler that does not need them.
@@ -141,18 +141,12 @@ def measured_weights(cfg: DictConfig) -> tuple[dict[str, float], list[str]]:
     return dict(zip(ids, sampling_weights.tolist(), strict=True)), too_long
 
 
-def warn_never_drawn(count: int) -> None:
-    """Log a warning if some training prompts have no embedding, so that they are never drawn."""
-    if count:
-        log(f"warning: {count} training prompts were too long for the embedder; they are never drawn")
-
-
-def save_ledger(folder: Path, sampler: Arm | DensityAwareSampler, ids: Sequence[str]) -> None:
+def save_ledger(folder: Path, arm: Arm, ids: Sequence[str]) -> None:
     """Write ledger.jsonl: the intended and the real number of draws of each training prompt so far.
 
     Call it before writing a checkpoint, so that every checkpoint has its ledger. A run killed between the two repeats
     the same draws and writes the ledger again.
     """
-    intended, drawn = (numbers.tolist() for numbers in sampler.ledger())
+    intended, drawn = (numbers.tolist() for numbers in arm.ledger())
     rows = zip(ids, intended, drawn, strict=True)
     write_jsonl(folder / "ledger.jsonl", ({"id": id_, "intended": i, "drawn": d} for id_, i, d in rows))

@@ -153,7 +153,7 @@ def test_two_processes_observe_as_one_does(here, trains, tmp_path_factory):
 
 
 def test_the_reward_model_may_have_the_arm_too(here, trains):
-    """It gets the settings of the arm's file, and the policy learns from scores, which are no success rates."""
+    """It gets the settings of the arm's file, and the policy learns from scores, not from shares of success."""
     command = [*GRPO, "steps=2", "sampler.floor=0.3", "reward_sampler=difficulty", "grpo.reward_funcs=[model]"]
     status, _, said = trains(*command)
     assert status == 0, said

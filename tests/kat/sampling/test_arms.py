@@ -148,7 +148,7 @@ def test_weights_are_made_among_the_training_prompts(name):
     assert some(name).sampling_weights.tolist() == pytest.approx(EXPECTED[name])
 
 
-def test_shuffled_weights_are_the_density_weights_in_another_order():
+def test_shuffled_weights_are_density_weights_in_another_order():
     drawn = [some("shuffled", 30, seed=seed).sampling_weights for seed in (0, 1)]
     assert not torch.equal(*drawn)
     for weights in drawn:
@@ -249,7 +249,7 @@ def test_other_rewards_succeed_above_their_running_mean(scale):
     assert arm.metrics()["sampler/success_rate"] == pytest.approx((0.375 + 0.25 + 0.5 + 0.75) / 4)
 
 
-def test_success_rates_begin_again_when_rewards_leave_the_unit_interval():
+def test_rates_begin_again_when_rewards_leave_the_unit_interval():
     arm = some("difficulty", 4, rate=0.5, floor=0.2)
     arm.observe(solved((0, 1.0), (1, 0.9)))
     assert arm.metrics()["sampler/seen"] == 0.5
@@ -263,7 +263,7 @@ def test_success_rates_begin_again_when_rewards_leave_the_unit_interval():
 
 
 @pytest.mark.parametrize("reward", [-0.1, -1.0, 7.3])
-def test_equal_rewards_outside_the_unit_interval_change_no_weight(reward):
+def test_equal_rewards_outside_0_to_1_change_no_weight(reward):
     arm = some("difficulty", 4)
     for size in (1, 3, 7):
         arm.observe([Observation(row, (reward,) * size) for row in (0, 2)])
@@ -352,7 +352,7 @@ def test_own_adaptive_weights_skip_prompts_without_density():
     assert set(arm.next(50)) <= {0, 2}
 
 
-def test_an_arm_without_a_file_takes_its_config_from_its_signature():
+def test_an_arm_without_a_file_is_configured_by_its_signature():
     assert ARMS.node is not None
     assert ARMS.node("root", Root) == {"sampler": {"name": "root", "power": 0.5, "rounds": 1}}
     with pytest.raises(UserError, match="its setting bonus has no default; write bonus=VALUE in the signature of Uns"):
