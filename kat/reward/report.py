@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kat.records import Calibration, CalibrationBin, PairsReport, RewardReport
 from latentwire.stats.intervals import Interval, Scores, resampled_means, wilson_interval
 
 BINS = 10  # bins of the confidence, from .5 to 1
@@ -80,7 +80,7 @@ def log_loss(margins: Scores) -> Scores:
     return np.logaddexp(0.0, -margins)
 
 
-def calibration(margins: Scores) -> dict[str, Any]:
+def calibration(margins: Scores) -> Calibration:
     """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599) with its bins.
 
     The confidence of a pair is sigmoid(|margin|), from .5 to 1, in BINS bins of equal width. The error is the mean of
@@ -92,19 +92,26 @@ def calibration(margins: Scores) -> dict[str, Any]:
     confidence: NDArray[np.float64] = 1 / (1 + np.exp(-np.abs(margins)))
     right = points(margins)
     number = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
-    bins, error = [], 0.0
+    bins: list[CalibrationBin] = []
+    error = 0.0
     for index in range(BINS):
         inside = number == index
-        entry: dict[str, Any] = {"from": 0.5 + index / (2 * BINS), "to": 0.5 + (index + 1) / (2 * BINS),
-                                 "pairs": int(inside.sum()), "confidence": None, "accuracy": None}  # fmt: skip
+        entry: CalibrationBin = {
+            "from": 0.5 + index / (2 * BINS),
+            "to": 0.5 + (index + 1) / (2 * BINS),
+            "pairs": int(inside.sum()),
+            "confidence": None,
+            "accuracy": None,
+        }
         if inside.any():
-            entry |= {"confidence": float(confidence[inside].mean()), "accuracy": float(right[inside].mean())}
-            error += inside.mean() * abs(entry["accuracy"] - entry["confidence"])
+            expected, found = float(confidence[inside].mean()), float(right[inside].mean())
+            entry["confidence"], entry["accuracy"] = expected, found
+            error += inside.mean() * abs(found - expected)
         bins.append(entry)
     return {"error": float(error), "bins": bins}
 
 
-def evaluate_pairs(pairs: Sequence[ScoredPair], longer: bool | None, seed: int) -> dict[str, Any]:
+def evaluate_pairs(pairs: Sequence[ScoredPair], longer: bool | None, seed: int) -> PairsReport:
     """Return accuracy, log-loss and calibration of pairs, and the accuracy of a length-only rule on the same pairs.
 
     Args:
@@ -120,7 +127,7 @@ def evaluate_pairs(pairs: Sequence[ScoredPair], longer: bool | None, seed: int) 
         by_length = points(lengths if longer else -lengths)
         rows += [by_length, right - by_length]
     found = intervals_over_prompts(np.stack(rows), [pair.prompt_id for pair in pairs], seed)
-    report: dict[str, Any] = {
+    report: PairsReport = {
         "pairs": len(pairs),
         "prompts": len({pair.prompt_id for pair in pairs}),
         "ties": int((margins == 0).sum()),
@@ -142,7 +149,7 @@ def evaluate_pairs(pairs: Sequence[ScoredPair], longer: bool | None, seed: int) 
     return report
 
 
-def evaluate_by_part(pairs: Sequence[ScoredPair], longer: bool | None, seed: int) -> dict[str, Any]:
+def evaluate_by_part(pairs: Sequence[ScoredPair], longer: bool | None, seed: int) -> RewardReport:
     """Return `evaluate_pairs` for all pairs, and in by_source and by_density_decile for each part of them."""
     sources = sorted({pair.source for pair in pairs})
     known_deciles = sorted({pair.decile for pair in pairs if pair.decile is not None})
@@ -155,7 +162,7 @@ def evaluate_by_part(pairs: Sequence[ScoredPair], longer: bool | None, seed: int
     }
 
 
-def render_reward_report(report: dict[str, Any], title: str) -> str:
+def render_reward_report(report: RewardReport, title: str) -> str:
     """Return a report of `evaluate_by_part` as a table with at most 100 columns; deciles are deciles of density."""
     rule = report.get("length_only")
     width = max(18, *(len(name) + 2 for name in report["by_source"]))
@@ -174,7 +181,7 @@ def render_reward_report(report: dict[str, Any], title: str) -> str:
     return "\n".join(lines)
 
 
-def _line(name: str, part: dict[str, Any], width: int) -> str:
+def _line(name: str, part: PairsReport, width: int) -> str:
     cells = f"{name:<{width}} {part['pairs']:>6} {part['prompts']:>7} {part['ties']:>5} "
     cells += _with_interval(part["accuracy"], part["accuracy_interval"])
     if rule := part.get("length_only"):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 from kat.data.heldout import LEDGER
 from kat.data.tables import read_rows
 from kat.training.model_folder import run_folder, weights_folder
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
-from latentwire.harness.results import read_json
+from latentwire.harness.results import JsonObject, read_json
 from latentwire.lm.spec import ModelSpec
 
 
@@ -77,7 +76,7 @@ def _start_of(model: Path) -> Path | None:
     """Return the folder of the model that a run started from; None if it was not a folder."""
     path = run_folder(model) / "config.json"
     found = read_json(path) if model.name == "model" and path.is_file() else {}
-    config: dict[str, Any] = found if isinstance(found, dict) else {}
+    config: JsonObject = found if isinstance(found, dict) else {}
     base = config.get("model") or {}
     start = config.get("policy") or (base.get("path") if base.get("origin") == "path" else None)
     return weights_folder(str(start)) if start else None

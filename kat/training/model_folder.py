@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import config_hash, read_json
+from latentwire.harness.results import JsonObject, config_hash, read_json
 from latentwire.lm.model_folder import weight_files
 
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.txt")  # files of a model's settings and tokenizer
@@ -41,7 +40,7 @@ class TrainedModel:
     folder: Path  # the folder that transformers loads
     weights: str  # digest of the weights alone
     identity: str  # digest of weights, settings and tokenizer
-    config: dict[str, Any] | None  # None if unknown
+    config: JsonObject | None  # None if unknown
 
     @property
     def held_out(self) -> float | None:
@@ -159,7 +158,7 @@ def beyond_training(models: Sequence[TrainedModel], tokens: int) -> list[str]:
     return found
 
 
-def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def differing_settings(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
     """Return the settings in which two runs differ as 'name (x, y)', without those in NOT_COMPARED."""
     a, b = dict(_flat(one)), dict(_flat(other))
     names = sorted({*a, *b} - {name for name in (*a, *b) if name.split(".")[0] in NOT_COMPARED})
@@ -171,7 +170,7 @@ def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list
     ]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield the settings of a config with their dotted names."""
     for name, value in config.items():
         if isinstance(value, Mapping):
