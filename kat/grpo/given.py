@@ -113,15 +113,25 @@ def sources_of(calls: Mapping[str, RewardCall]) -> dict[str, str]:
     return found
 
 
-def require_reward_columns(calls: Mapping[str, RewardCall], path: Path) -> None:
+def require_reward_columns(calls: Mapping[str, RewardCall], path: Path, *, has_model: bool) -> None:
     """Check that a prompts file has the columns that the reward functions need.
 
+    Args:
+        calls: The reward functions.
+        path: The prompts file.
+        has_model: Whether a reward model scores every completion as well.
+
     Raises:
-        UserError: The file cannot be read, lacks a column, or has no reference answers.
+        UserError: The file cannot be read, lacks a column, or has a prompt whose completions no reward scores.
     """
     prompts = read_prompts(path)
-    for call in calls.values():
-        call.require_columns(prompts)
+    without = [call.require_columns(prompts) for call in calls.values()]
+    if not has_model and without and (unscored := set.intersection(*without)):
+        raise UserError(
+            f"grpo.reward_funcs=[{','.join(calls)}]: none of them scores {len(unscored)} of {len(prompts)} prompts in "
+            f"{path}, {min(unscored)} for instance, which have no reference answer; remove these prompts, or add a "
+            "reward that needs none"
+        )
 
 
 def differing_tokenizers(one: Any, other: Any) -> list[str]:

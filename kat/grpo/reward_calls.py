@@ -48,7 +48,7 @@ class RewardCall:
         settings: Values of the function's settings.
 
     Raises:
-        UserError: There is no such function, or a setting is unknown, missing, of another type or out of range.
+        UserError: The function does not exist, or a setting is unknown, missing, of another type or out of range.
     """
 
     def __init__(self, name: str, settings: Mapping[str, object]) -> None:
@@ -175,32 +175,37 @@ class RewardCall:
     def _value(self, argument: str, value: object) -> object:
         return reference_texts(value) if argument == REFERENCES and argument in self.reward.needs else value
 
-    def require_columns(self, prompts: Sequence[Prompt]) -> None:
-        """Check that the prompts have the columns that the function needs, and count those without references.
+    def require_columns(self, prompts: Sequence[Prompt]) -> set[str]:
+        """Check that the prompts have the columns that the function needs.
+
+        Returns:
+            The ids of the prompts that the function cannot score, because they have no reference answer.
 
         Raises:
             UserError: A column is missing, no prompt has a reference answer, or one has an unreadable one.
         """
         column = self.columns(prompts[0].reward_columns()).get(REFERENCES)
+        without: set[str] = set()
         if column is None or REFERENCES not in self.reward.needs:
-            return
-        without = 0
+            return without
         for prompt in prompts:
             try:
-                without += not reference_texts(prompt.reward_columns()[column])
+                if not reference_texts(prompt.reward_columns()[column]):
+                    without.add(prompt.id)
             except ValueError as error:
                 raise UserError(
                     f"grpo.reward_funcs: {self.name}: the column {column} of the prompt {prompt.id} {error}; write a "
                     "text, a number, or a list of them"
                 ) from error
-        if without == len(prompts):
+        if len(without) == len(prompts):
             raise UserError(
                 f"grpo.reward_funcs: {self.name}: the column {column} has no reference answer for any prompt; name "
                 f"another one with 'grpo.reward_settings={{{self.name}: {{{REFERENCES}: COLUMN}}}}'"
             )
         if without:
-            log(f"warning: {without} of {len(prompts)} prompts have no reference answer in the column {column}, so "
-                f"{self.name} does not score their completions")  # fmt: skip
+            log(f"warning: {len(without)} of {len(prompts)} prompts have no reference answer in the column {column}, "
+                f"so {self.name} does not score their completions")  # fmt: skip
+        return without
 
 
 def reference_texts(value: object) -> list[str]:

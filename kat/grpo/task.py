@@ -35,7 +35,7 @@ def grpo(cfg: DictConfig, session: Session | None = None) -> JsonObject:
     calls = calls_of(spec.reward_funcs, spec.reward_settings)
     functions = sources_of(calls)
     ensure(cfg, prompt_tasks(cfg))
-    require_reward_columns(calls, locate(cfg, "prompts_file"))
+    require_reward_columns(calls, locate(cfg, "prompts_file"), has_model=MODEL in spec.reward_funcs)
     ensure(cfg, ["embed", "density"] if needs_density(cfg.sampler.name) else [])
     judge_folder = reward_folder(cfg) if MODEL in spec.reward_funcs else None
     identity = {

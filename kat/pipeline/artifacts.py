@@ -49,7 +49,7 @@ def task(job: Callable[[DictConfig], T]) -> Callable[..., T]:
 def locate(cfg: DictConfig, name: str) -> Path:
     """Return the path of a file of kat. A name without a folder is placed in cfg.folder.
 
-    A file of the user's own in the working folder is found there, if cfg.folder has no file of that name.
+    A prompts file of the user's own is also found in the working folder, if cfg.folder has no file of that name.
 
     Args:
         cfg: The config.
@@ -64,7 +64,8 @@ def locate(cfg: DictConfig, name: str) -> Path:
     path = Path(value).expanduser()
     if len(path.parts) == 1 and not value.startswith("."):
         shared = Path(cfg.folder).expanduser() / path
-        path = path if name.endswith("_file") and path.is_file() and not shared.exists() else shared
+        may_be_own = name == "prompts_file" and path.name not in SIDECARS.values()
+        path = path if may_be_own and path.is_file() and not shared.exists() else shared
     if path.is_dir():
         raise UserError(f"{name}={value}: is a folder; write {name}=FILE")
     return path

@@ -85,6 +85,7 @@ def needs_more(completions, proof):
 HERE = __name__
 
 
+@pytest.mark.slow
 def test_every_completion_comes_with_its_own_columns(train):
     functions = f"grpo.reward_funcs=[{HERE}:own_answer,{HERE}:also]"
     status, _, err = train("pairs=file", "path=pairs.jsonl", functions, "grpo.reward_weights=[1,1]")
@@ -119,6 +120,7 @@ def test_rows_of_nq_open_work_with_exact_match(train):
     assert "rewards/exact_match" in read_rows(RUN / "metrics.jsonl")[0]
 
 
+@pytest.mark.slow
 def test_a_prompts_file_of_ones_own_needs_nothing_else(train, cli):
     """The prompts are in the working folder, and a setting names the column of the references."""
     settings = "grpo.reward_settings={number: {references: solution}, regex: {pattern: '[0-9]+$'}}"
@@ -150,7 +152,7 @@ def test_a_prompts_file_of_ones_own_needs_nothing_else(train, cli):
             "regex: needs the setting pattern; write 'grpo.reward_settings={regex: {pattern:",
         ),
         (["grpo.reward_funcs=[f1]", "grpo.reward_settings={f1: {column: x}}"], "f1.column=x: f1 has no such setting"),
-        (["grpo.reward_funcs=[f1]", "grpo.reward_settings=3"], "grpo.reward_settings=3: expected"),
+        (["grpo.reward_funcs=[f1]", "grpo.reward_settings=3"], "grpo.reward_settings=3: expected settings by name"),
     ],
 )
 def test_what_a_reward_lacks_is_reported_before_training(train, arguments, message):
@@ -166,6 +168,7 @@ def test_a_broken_row_of_a_prompts_file_is_named(train):
     assert status == 1 and "error: prompts_file=my.jsonl, line 17: not a row of a prompts file" in err, err
 
 
+@pytest.mark.slow
 def test_an_exception_in_a_reward_keeps_the_checkpoint(train):
     functions = [f"grpo.reward_funcs=[{HERE}:fails_in_step_two]"]
     status, _, err = train("prompts_file=my.jsonl", *functions)

@@ -74,6 +74,17 @@ def test_reward_functions_are_identified_by_their_source(tmp_path, monkeypatch):
 def test_a_prompts_file_must_have_the_columns_of_the_rewards(tmp_path):
     path = tmp_path / "my.jsonl"
     path.write_text('{"prompt": "Why?", "solution": "So."}\n')
-    require_reward_columns(calls_of(["exact_match"], {"exact_match": {"references": "solution"}}), path)
+    named = calls_of(["exact_match"], {"exact_match": {"references": "solution"}})
+    require_reward_columns(named, path, has_model=False)
     with pytest.raises(UserError, match=r"exact_match: needs the column references or answer or answers, .* solution;"):
-        require_reward_columns(calls_of(["exact_match"], None), path)
+        require_reward_columns(calls_of(["exact_match"], None), path, has_model=False)
+
+
+def test_prompts_that_no_reward_scores_are_refused(tmp_path):
+    path = tmp_path / "my.jsonl"
+    path.write_text('{"prompt": "Why?", "answer": "So."}\n{"prompt": "How?", "id": "q2"}\n')
+    calls = calls_of(["exact_match", "f1"], None)
+    with pytest.raises(UserError, match=r"none of them scores 1 of 2 prompts in .*, q2 for instance, .* add a reward"):
+        require_reward_columns(calls, path, has_model=False)
+    require_reward_columns(calls, path, has_model=True)
+    require_reward_columns(calls_of(["exact_match", "length"], {"length": {"target": 3}}), path, has_model=False)

@@ -286,9 +286,9 @@ def prompts_with(*answers):
 
 def test_references_are_checked_before_training(capfd):
     call = RewardCall("exact_match", {})
-    call.require_columns(prompts_with("a", ["b"]))
+    assert call.require_columns(prompts_with("a", ["b"])) == set()
     assert "warning" not in capfd.readouterr().err
-    call.require_columns(prompts_with("a", None, []))
+    assert call.require_columns(prompts_with("a", None, [])) == {"p1", "p2"}
     assert "2 of 3 prompts have no reference answer in the column answer, so exact_match" in capfd.readouterr().err
     with pytest.raises(UserError, match="the column answer has no reference answer for any prompt; name another one"):
         call.require_columns(prompts_with(None, []))

@@ -8,7 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from kat.pipeline import ensure as prepared
-from kat.pipeline.ensure import config_of, ensure
+from kat.pipeline.artifacts import locate
+from kat.pipeline.ensure import config_of, ensure, prompt_tasks
 from latentwire.harness.paths import CONF
 
 
@@ -62,6 +63,28 @@ def test_tasks_receive_the_settings_of_the_run(jobs):
 def test_a_users_pairs_file_is_passed_with_its_path(jobs):
     ensure(config("pairs=file", "path=mine.jsonl"), ["pairs"])
     assert jobs[0].pairs.file.splits == {"train": "mine.jsonl"}
+
+
+def test_a_prompts_file_of_ones_own_needs_no_pairs(jobs):
+    cfg = config("folder=here", "prompts_file=my.jsonl")
+    assert prompt_tasks(cfg) == ["pairs", "prompts"]  # no such file yet
+    Path("my.jsonl").write_text('{"prompt": "Why?"}')
+    assert prompt_tasks(cfg) == ["prompts"] and locate(cfg, "prompts_file") == Path("my.jsonl")
+    ensure(cfg, prompt_tasks(cfg))
+    assert jobs == []
+    Path("here").mkdir()
+    Path("here/my.jsonl").write_text("made by task=prompts")
+    Path("here/my_prompts.json").write_text("{}")
+    assert prompt_tasks(cfg) == ["pairs", "prompts"] and locate(cfg, "prompts_file") == Path("here/my.jsonl")
+
+
+def test_results_are_never_written_next_to_the_command(jobs):
+    """A prompts file in the working folder is read; `out` and the default names are of the shared folder."""
+    for name in ("my.jsonl", "prompts_all.jsonl", "weights.jsonl"):
+        Path(name).write_text('{"prompt": "Why?"}')
+    cfg = config("folder=here", "out=my.jsonl", "weights_file=my.jsonl")
+    assert locate(cfg, "out") == locate(cfg, "weights_file") == Path("here/my.jsonl")
+    assert locate(cfg, "prompts_file") == Path("here/prompts_all.jsonl")
 
 
 def test_the_config_of_another_task_accepts_changes():
