@@ -75,7 +75,7 @@ class LMLayers(Encoder):
             config["layer_types"] = config["layer_types"][:layers]
         self.ratio, self.shortest, self.z_width, self.reads_ids = ratio, ratio, lm.width, groups == "words"
         body_config = AutoConfig.for_model(**config)
-        self.body: PreTrainedModel = AutoModel.from_config(body_config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        self.body: PreTrainedModel = AutoModel.from_config(body_config, dtype=torch.float32)
         self.body.set_input_embeddings(nn.Identity())  # inputs are embeddings, so the table is not needed
         self.gate, self.addition = zeros(nn.Linear(lm.width, 1)), zeros(nn.Linear(lm.width, lm.width))
         self.pooling = QueryPooling(lm.width) if pool == "query" else None

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig
 from latentwire.encoders.base import Adapter, LMFacts, make_passages, sinusoids
 from latentwire.encoders.bottleneck import Bottleneck
 from latentwire.encoders.byte import ByteEncoder
-from latentwire.encoders.grouping import group_bounds, group_means, information, word_begins
+from latentwire.encoders.grouping import FORMAT, group_bounds, group_means, information, word_begins
 from latentwire.encoders.lm_layers import LMLayers, QueryPooling
-from latentwire.encoders.registry import build_encoder, encoder_lm_config
+from latentwire.encoders.registry import ENCODERS, build_encoder, encoder_identity, encoder_lm_config
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import LanguageModel
 
@@ -278,6 +278,28 @@ def test_the_adapter_ends_in_a_layer_norm():
     assert torch.allclose(same(z), nn.functional.layer_norm(z, (64,)), atol=1e-6)  # z of the LM's width is unchanged
     nn.init.zeros_(adapter.line.weight)  # the input goes through both paths
     assert not torch.allclose(adapter(torch.randn(1, 5)), adapter(torch.randn(1, 5)))
+
+
+def test_the_identity_of_an_encoder_names_its_grouping():
+    """A change of the grouping by words trains other weights; the other encoders have no such version."""
+    words = encoder_identity("lm_layers", {**LAYERS, "groups": "words"})
+    assert words == {"name": "lm_layers", "dials": {**LAYERS, "groups": "words"}, "versions": {"words": FORMAT}}
+    assert encoder_identity("lm_layers", LAYERS)["versions"] == {}
+    assert encoder_identity("bottleneck", {"d_z": 4}) == {"name": "bottleneck", "dials": {"d_z": 4}, "versions": {}}
+
+
+def test_only_encoders_that_need_it_get_the_lms_config(tiny):
+    assert encoder_lm_config("lm_layers", tiny.model)["num_hidden_layers"] == 2
+    assert encoder_lm_config("bottleneck", tiny.model) == encoder_lm_config("byte", tiny.model) == {}
+
+
+def test_single_tokens_are_encoded_without_their_text(tiny):
+    """An encoder that claims it gives each token the latent that it has in any passage."""
+    x = embeds_of(tiny, TEXTS[0])
+    encoder = build_encoder("bottleneck", {"d_z": 4}, LMFacts(64, 0.3))
+    assert encoder.encodes_tokens
+    assert torch.equal(encoder(make_passages([""], [x]))[:, :1], encoder(make_passages([TEXTS[0]], [x]))[:, :1])
+    assert not any(ENCODERS[name].encodes_tokens for name in ("byte", "lm_layers"))
 
 
 @pytest.mark.parametrize(

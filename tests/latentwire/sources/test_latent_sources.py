@@ -17,7 +17,8 @@ from latentwire.encoders.checkpoint import save_latents
 from latentwire.encoders.cost import LatentCost, account
 from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.encoders.registry import encoder_lm_config
-from latentwire.evaluation.evaluate import evaluate, put_passage
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.inputs import put_passage
 from latentwire.evaluation.request import Request
 from latentwire.evaluation.setup import Component, Settings, prepare
 from latentwire.harness.errors import UserError
