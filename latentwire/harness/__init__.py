@@ -3,4 +3,4 @@
 Begin with `app.launch()`, which runs the task that a command line names.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
