@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kat.diversity.bleu import Tokens
 from kat.diversity.comparison import Samples, common_lengths, cut
-from kat.diversity.samples import SampledRow
+from kat.diversity.samples import SampledText
 from kat.embedding.pooling import Embedder, embed_texts
 
 Forms = dict[str, list[Samples]]  # the completions of every checkpoint, by form
@@ -21,7 +21,7 @@ Texts = list[list[str]]  # by prompt and number
 
 
 def forms_of(
-    rows: Sequence[Sequence[Sequence[SampledRow]]],
+    rows: Sequence[Sequence[Sequence[SampledText]]],
     tokenizer: PreTrainedTokenizerBase,
     embedder: Embedder,
     batch_tokens: int,
@@ -62,7 +62,7 @@ def forms_of(
 
 
 def _cut_texts(
-    model: Sequence[Sequence[SampledRow]], lengths: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+    model: Sequence[Sequence[SampledText]], lengths: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
 ) -> Texts:
     """Return the texts of completions that are cut to their lengths."""
     return [
@@ -75,7 +75,7 @@ def _cut_texts(
 
 
 def _entropies(
-    model: Sequence[Sequence[SampledRow]], lengths: Sequence[Sequence[int]] | None
+    model: Sequence[Sequence[SampledText]], lengths: Sequence[Sequence[int]] | None
 ) -> list[list[Sequence[float]]]:
     """Return the entropies of the drawn tokens, cut to lengths if they are given."""
     if lengths is None:

@@ -1,4 +1,4 @@
-"""The file embeddings.pt, with checks of its ids and rows. Main entries: `save_embeddings()`, `load_embeddings()`."""
+"""The file embeddings.pt, with checks of its ids and rows, and its record. Main entry: `load_embeddings()`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kat.records import EmbeddingsRecord, read_kat_record
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import open_atomically, writing
 
@@ -64,3 +65,20 @@ def load_embeddings(path: Path | str) -> tuple[list[str], Tensor]:
             f"its length, or {remedy}"
         )
     return ids, emb
+
+
+def record_of(embeddings: Path) -> EmbeddingsRecord | None:
+    """Return the record that task=embed wrote for its embeddings; None for embeddings without a record.
+
+    Raises:
+        UserError: The file next to the embeddings is not such a record.
+    """
+    path = embeddings.with_suffix(".json")
+    remedy = f"make the embeddings again with task=embed, or move {path.name} away to use them without a record"
+    return read_kat_record(EmbeddingsRecord, path, remedy) if path.is_file() else None
+
+
+def too_long_ids(embeddings: Path) -> list[str]:
+    """Return the ids of the prompts that were too long for the embedder of a file of embeddings, as recorded."""
+    record = record_of(embeddings)
+    return [] if record is None else record["too_long"]

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from kat.records import EmbeddingsRecord, read_kat_record
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import JsonObject, ResultWriteError
 from latentwire.harness.session import Session
@@ -130,20 +129,3 @@ def output_folder(cfg: DictConfig, default: Path) -> Path:
     if out.is_file():
         raise UserError(f"out={cfg.out or out}: is a file; write out=FOLDER")
     return out
-
-
-def record_of(embeddings: Path) -> EmbeddingsRecord | None:
-    """Return the record that task=embed wrote for its embeddings; None for embeddings without a record.
-
-    Raises:
-        UserError: The file next to the embeddings is not such a record.
-    """
-    path = embeddings.with_suffix(".json")
-    remedy = f"make the embeddings again with task=embed, or move {path.name} away to use them without a record"
-    return read_kat_record(EmbeddingsRecord, path, remedy) if path.is_file() else None
-
-
-def too_long_ids(embeddings: Path) -> list[str]:
-    """Return the ids of the prompts that were too long for the embedder of a file of embeddings, as recorded."""
-    record = record_of(embeddings)
-    return [] if record is None else record["too_long"]

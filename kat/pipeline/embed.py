@@ -14,12 +14,12 @@ from accelerate import PartialState
 from omegaconf import DictConfig
 
 from kat.data.prompts import Prompt, read_prompts
-from kat.embedding.registry import EmbeddedPrompts, EmbedderSpec
+from kat.embedding.base import EmbeddedPrompts, EmbedderSpec
 from kat.embedding.shards import Shards
-from kat.embedding.store import load_embeddings, save_embeddings
-from kat.pipeline.artifacts import destination, locate, record_of, task
+from kat.embedding.store import load_embeddings, record_of, save_embeddings
+from kat.embedding.stored import text_digests
+from kat.pipeline.artifacts import destination, locate, task
 from kat.pipeline.embedders import chosen_embedder
-from kat.pipeline.stored import text_digests
 from kat.records import EmbeddingsRecord
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError

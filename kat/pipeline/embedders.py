@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from omegaconf import DictConfig
 
-import kat.pipeline.stored  # noqa: F401 (registers embedder=file)
 from kat.embedding.registry import EmbedderInputs, EmbedderSpec
 from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError

@@ -11,7 +11,8 @@ from torch import Tensor
 from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import read_weights, same_ids
 from kat.density.records import DensityOrigin
-from kat.pipeline.artifacts import sidecar_path, too_long_ids
+from kat.embedding.store import too_long_ids
+from kat.pipeline.artifacts import sidecar_path
 from kat.records import read_kat_record
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from kat.data.prompts import normalise, read_prompts, render_conversation
 from kat.data.tables import same_ids
 from kat.embedding.pooling import embed_texts
-from kat.embedding.store import load_embeddings
-from kat.pipeline.artifacts import locate, record_of, task
+from kat.embedding.store import load_embeddings, record_of
+from kat.pipeline.artifacts import locate, task
 from kat.pipeline.embedders import chosen_embedder
 from kat.records import RetrievedPrompt
 from latentwire.harness.device import accelerator_state

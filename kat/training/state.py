@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kat.data.heldout import require_share
 from kat.data.tables import read_weights
-from kat.pipeline.artifacts import locate, sampler_settings, too_long_ids
+from kat.embedding.store import too_long_ids
+from kat.pipeline.artifacts import locate, sampler_settings
 from kat.sampling.arms import ARMS, Arm, ArmInputs, arm_settings, build_arm, needs_density
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import State

@@ -7,16 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from kat.data.heldout import held_out
-from kat.data.prompts import prompt_id
 from kat.diversity import samples
 from kat.training.model_folder import beyond_training, differing_settings, find_models
 from latentwire.harness.errors import UserError
-from latentwire.lm.models import load_model
+from tests.helpers.checkpoints import make_checkpoints, write_prompts_and_weights
 from tests.helpers.files import read_rows, write_rows
-from tests.helpers.models import model_spec
 from tests.helpers.random import shifted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,18 +23,8 @@ OUT = Path("outputs/diversity/one_vs_two")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    """Three runs: one; two, whose answers are all equal because its distribution is sharp; copy, a copy of one."""
-    folder = tmp_path_factory.mktemp("models")
-    lm = load_model(model_spec("tiny_random"), torch.device("cpu"), torch.float32)
-    for name in ("one", "two"):
-        lm.model.save_pretrained(folder / name / "model")
-        lm.tokenizer.save_pretrained(folder / name / "model")
-        config = {"sampler": {"name": name}, "held_out": 0.5, "grpo": {"beta": 0.04}, "out": name}
-        (folder / name / "config.json").write_text(json.dumps(config))
-        with torch.no_grad():
-            lm.model.model.norm.weight.mul_(300)
-    shutil.copytree(folder / "one", folder / "copy")
-    return folder
+    """The runs one, two and copy, see `make_checkpoints`."""
+    return make_checkpoints(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
@@ -45,15 +32,7 @@ def work(tmp_path, monkeypatch, models) -> Path:
     """A working folder with prompts, their weights and the runs."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(models, tmp_path / "runs")
-    kat = tmp_path / "outputs" / "kat"
-    kat.mkdir(parents=True)
-    conversations = [[{"role": "user", "content": f"what is number {i} of {i * i % 97}?"}] for i in range(80)]
-    ids = [prompt_id(messages) for messages in conversations]
-    rows = [{"id": name, "prompt": messages, "text": messages[0]["content"], "source": "made"}
-            for name, messages in zip(ids, conversations, strict=True)]  # fmt: skip
-    write_rows(kat / "prompts_all.jsonl", rows)
-    weights = [{"id": name, "density": float(i), "weight": 1 / 80} for i, name in enumerate(ids)]
-    write_rows(kat / "weights.jsonl", weights)
+    write_prompts_and_weights(tmp_path / "outputs" / "kat")
     return tmp_path
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kat.diversity import metrics
 from kat.diversity.comparison import Samples, across, each, pseudo_values, within
 from kat.diversity.metrics import (
+    METRICS,
     PromptCompletions,
     Ratio,
     TextSet,
@@ -16,9 +16,7 @@ from kat.diversity.metrics import (
     register_completion_metric,
     register_diversity_metric,
 )
-from latentwire.harness import registry as registries
 from latentwire.harness.errors import UserError
-from latentwire.harness.registry import Registry
 from tests.helpers.random import numbers
 
 ABOUT = {"label": "mine", "higher_is_more_diverse": True, "definition": "made here"}
@@ -26,12 +24,9 @@ IDS = [[(1, 2), (3,), (1, 1)], [(2,), (2, 2, 2), ()], [(5, 6), (7,), (7,)], [(1,
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch) -> Registry:
-    """A registry of its own for each test, so that its metrics do not stay."""
-    monkeypatch.setattr(registries, "ALL", list(registries.ALL))
-    fresh = Registry("diversity metric", "metric")
-    monkeypatch.setattr(metrics, "METRICS", fresh)
-    return fresh
+def no_metrics(monkeypatch) -> None:
+    """Begin each test without metrics, and restore them afterwards."""
+    monkeypatch.setattr(METRICS, "things", {})
 
 
 def samples() -> Samples:

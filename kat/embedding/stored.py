@@ -8,9 +8,8 @@ from pathlib import Path
 
 from kat.data.prompts import Prompt
 from kat.data.tables import same_ids
-from kat.embedding.registry import EmbeddedPrompts, EmbedderInputs, register_stored
-from kat.embedding.store import load_embeddings
-from kat.pipeline.artifacts import record_of
+from kat.embedding.base import EmbeddedPrompts, EmbedderInputs, register_stored
+from kat.embedding.store import load_embeddings, record_of
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
