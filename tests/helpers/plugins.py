@@ -18,10 +18,10 @@ from latentwire.transforms import registry as transforms  # noqa: F401
 
 @contextmanager
 def forgotten_afterwards(folder: Path) -> Iterator[None]:
-    """Let Python import modules in a folder, and undo what they register in the end."""
+    """Undo in the end what modules in a folder register."""
     modules = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(folder), *sys.path])
+        patch.setattr(sys, "path", list(sys.path))
         before = {each.setting: set(each) for each in registry.ALL}
         for each in registry.ALL:
             patch.setattr(each, "things", dict(each.items()))

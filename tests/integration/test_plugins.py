@@ -7,13 +7,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from latentwire.data.examples import DataSpec
 from latentwire.encoders.registry import ENCODERS, latents_plugins
+from latentwire.evaluation.request import Request
+from latentwire.evaluation.setup import Component, Settings
 from latentwire.harness import plugins
 from latentwire.harness.config_files import choices, root_settings, taken_names
 from latentwire.sources.registry import SOURCES, ladders
 from latentwire.transforms.registry import TRANSFORMS, transform_plugins
 from tests.helpers.files import read_json
+from tests.helpers.models import model_spec
 from tests.helpers.plugins import forget_module, forgotten_afterwards
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,8 +87,9 @@ TRAINING = ["task=latent", "model=tiny_random", "samples=24", "shots=1", "adapte
 
 
 @pytest.fixture
-def plugin(tmp_path):
-    """Return the file of a module with all three, which is gone after the test."""
+def plugin(tmp_path, monkeypatch):
+    """Return the file of a module with all three, in the working folder; it is gone after the test."""
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "repairs.py"
     path.write_text(TRANSFORM + SOURCE + ENCODER, encoding="utf-8")
     with forgotten_afterwards(tmp_path):
@@ -138,9 +144,20 @@ def test_a_changed_plugin_is_evaluated_again(cli, plugin):
 def test_identities_hold_the_sources_of_the_plugins_used(plugin):
     """The project's own transforms and sources have none, so a change of the plugin leaves their results valid."""
 
+    clip, text = Component("norm_clip", {"limit": 1.0}), Component("text")
+
+    def of_result(source: Component, transform: Component) -> dict[str, str]:
+        settings = Settings(3, 0, 1, 1, 2, 64, "float32")
+        request = Request(
+            model_spec("tiny_random"), DataSpec("short_qa", "short_qa"), settings, torch.float32, source, transform
+        )
+        return request.identity().get("plugins", {})
+
     def found() -> list[dict[str, str]]:
         plugins.load_plugins(["repairs"])
         return [
+            of_result(text, clip),
+            of_result(Component("quantized", {"bits": 4}), Component("baseline")),
             transform_plugins("norm_clip", {"limit": 1.0}),
             transform_plugins("chain", {"steps": "rms_scale1.0+norm_clip1.0"}),
             SOURCES.plugin_sources(["quantized"]),
@@ -149,11 +166,13 @@ def test_identities_hold_the_sources_of_the_plugins_used(plugin):
         ]
 
     before = found()
-    names = ["embed_transform=norm_clip"] * 2 + ["embed_source=quantized", "encoder=group_means"]
-    assert [list(one) for one in before] == [[name] for name in [*names, "embed_transform=norm_clip"]]
+    transform, source = "embed_transform=norm_clip", "embed_source=quantized"
+    names = [transform, source, transform, transform, source, "encoder=group_means", transform]
+    assert [list(one) for one in before] == [[name] for name in names]
     change(plugin)
     assert all(one != other for one, other in zip(before, found(), strict=True))
     assert latents_plugins("bottleneck", "chain", {"steps": "rms_scale1.0+unknown"}) == {}
+    assert of_result(text, Component("auto")) == {}
 
 
 @pytest.mark.slow
@@ -188,6 +207,7 @@ def test_an_encoder_needs_its_plugin(trains, cli, plugin, monkeypatch):
 
 
 def test_installed_packages_name_their_plugins(cli, plugin, monkeypatch):
+    monkeypatch.syspath_prepend(plugin.parent)
     point = importlib.metadata.EntryPoint("repairs", "repairs", "latentwire.plugins")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point] if group == point.group else [])
     status, out, _ = cli("-m", "task=list", "embed_transform=norm_clip", "limit=2,3")
@@ -247,7 +267,8 @@ def test_our_own_dials_hide_no_setting():
     assert "ratio" not in taken_names("embed_source")  # no config has a source and an encoder
 
 
-def test_nothing_of_a_plugin_remains(tmp_path):
+def test_nothing_of_a_plugin_remains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "repairs.py").write_text(TRANSFORM, encoding="utf-8")
     with forgotten_afterwards(tmp_path):
         plugins.load_plugins(["repairs"])

@@ -106,9 +106,10 @@ def test_the_config_of_a_class_reads_its_dials_from_the_root():
         node_with_dials("clipping", "clip", Clip, "clip{limit}")
 
 
-def test_a_plugin_is_identified_by_its_source(classes, tmp_path):
+def test_a_plugin_is_identified_by_its_source(classes, tmp_path, monkeypatch):
     """Our own things have no digest, because the version of this project covers them."""
     path = tmp_path / "clips.py"
+    monkeypatch.syspath_prepend(tmp_path)
     with forgotten_afterwards(tmp_path):
         path.write_text("class Mine:\n    pass\n")
         import clips  # type: ignore[import-not-found]

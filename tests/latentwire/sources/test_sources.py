@@ -7,9 +7,12 @@ import torch
 from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
+from latentwire.analysis.ladder import Ladder
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 from latentwire.lm.vocabulary import Vocabulary
+from latentwire.sources.base import register_source
+from latentwire.sources.distortions import Scaled
 from latentwire.sources.registry import SOURCES, build_source
 from tests.helpers.choices import default_dials
 from tests.helpers.random import draws, shifted
@@ -289,6 +292,19 @@ def test_stray_and_missing_dials_are_named(name):
         with pytest.raises(UserError) as caught:
             build_source(name, {}, VOCABULARY, draws(0))
         assert str(caught.value) == f"{name} needs {dial} {its_dials}; give it a value"
+
+
+@pytest.mark.parametrize(
+    ("ladder", "message"),
+    [
+        (Ladder("rate", "share", "linear", rising=True, clean=0.0), "ladder has the dial rate, but its dials are factor"),
+        (Ladder("factor", "x", "log", rising=True, clean=0.0), "a ladder has clean=0.0 on a log axis; use one above 0"),
+    ],
+)  # fmt: skip
+def test_a_ladder_must_fit_its_source(ladder, message):
+    with pytest.raises(UserError, match=message):
+        register_source("stretched", label="stretched{factor}", ladders=(ladder,))(type("Stretched", (Scaled,), {}))
+    assert "stretched" not in SOURCES
 
 
 def test_an_unknown_source_is_an_error_that_lists_the_known_ones():
