@@ -67,6 +67,10 @@ class AdaptiveWeights(Arm):
             rows.append(row)
         return rows
 
+    def metrics(self) -> dict[str, float]:
+        """Return the effective sample size of the weights, as a share of N."""
+        return {"sampler/ess_share": effective_sample_size(self.sampling_weights) / self.num_prompts}
+
     def ledger(self) -> tuple[Tensor, Tensor]:
         """Return the intended and the real draws of each prompt so far.
 
@@ -195,6 +199,6 @@ class Difficulty(AdaptiveWeights):
         return {
             "sampler/seen": float(seen.double().mean()),
             **known,
-            "sampler/ess_share": effective_sample_size(self.sampling_weights) / self.num_prompts,
+            **super().metrics(),
             "sampler/relative": float(self.memory["relative"]),
         }

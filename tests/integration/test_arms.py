@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kat.sampling.arms import arm_settings
 from tests.helpers.files import read_json, read_rows, write_rows
+from tests.helpers.plugins import forget_module, forgotten_afterwards
 from tests.helpers.programs import start
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
@@ -69,20 +70,19 @@ def here(tmp_path):
 
 
 @pytest.fixture
-def plugin(here, monkeypatch):
-    """Return the file of a plugin with an arm, which Python can import for the time of the test."""
-    monkeypatch.syspath_prepend(here)
-    monkeypatch.delitem(sys.modules, "plugin_in_turn", raising=False)
+def plugin(here) -> Iterator[Path]:
+    """Yield the file of a plugin with an arm, which Python can import for the time of the test."""
     path = here / "plugin_in_turn.py"
     path.write_text(PLUGIN, encoding="utf-8")
-    return path
+    with forgotten_afterwards(here):
+        yield path
 
 
 def run_folder(task: str, name: str = "difficulty") -> Path:
     return Path("outputs") / task / f"{name}_seed0"
 
 
-def test_a_plugins_arm_needs_no_file(here, trains, plugin, monkeypatch):
+def test_a_plugins_arm_needs_no_file(here, trains, plugin):
     """The sampler's settings are its keyword arguments, and a change of its module makes another run."""
     command = [*GRPO, "plugins=[plugin_in_turn]", "sampler=in_turn", "sampler.first=1000000"]
     status, _, said = trains(*command)
@@ -100,7 +100,7 @@ def test_a_plugins_arm_needs_no_file(here, trains, plugin, monkeypatch):
     turns = [row["sampler/turns"] for row in read_rows(folder / "metrics.jsonl")]
     assert turns[-1] == sum(row["drawn"] > 0 for row in ledger) >= 7  # no prompt came back in a later step
 
-    monkeypatch.delitem(sys.modules, "plugin_in_turn")
+    forget_module("plugin_in_turn")
     plugin.write_text(PLUGIN.replace("*= self.first", "*= self.first + 1"), encoding="utf-8")
     status, _, said = trains(*command)
     assert status == 1 and f"sampler_source was {identity['sampler_source']} and is " in said, said
@@ -177,3 +177,9 @@ def test_a_bad_setting_is_refused_before_training(here, trains, setting, reason)
     status, _, said = trains(*GRPO, "grpo.reward_funcs=[model]", setting)
     assert status == 1 and reason in said, said
     assert not Path("outputs/grpo").exists() and not Path("outputs/reward").exists()
+
+
+def test_a_plugins_setting_needs_a_default(trains, plugin):
+    plugin.write_text(PLUGIN.replace("first: float = 1.0", "first: float"), encoding="utf-8")
+    status, _, said = trains(*GRPO, "plugins=[plugin_in_turn]", "sampler=in_turn")
+    assert status == 1 and "sampler=in_turn: its setting first has no default; write first=VALUE" in said, said

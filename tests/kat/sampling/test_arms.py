@@ -335,9 +335,6 @@ class Unseen(AdaptiveWeights):
         for result in results:
             self.memory["seen"][result.row] += len(result.rewards)
 
-    def metrics(self) -> dict[str, float]:
-        return {"sampler/most_seen": float(self.memory["seen"].max())}
-
 
 def test_own_fixed_weights_need_not_sum_to_one():
     arm = Root(ArmInputs(["a", "x", "held"], 0, MEASURED, ["x"]), power=0.5)
@@ -349,6 +346,7 @@ def test_own_adaptive_weights_skip_prompts_without_density():
     assert (arm.never_drawn, arm.sampling_weights.tolist()) == (1, [0.5, 0, 0.5])
     arm.observe([Observation(0, (1.0, 1.0))])
     assert arm.sampling_weights.tolist() == pytest.approx([0.1, 0, 0.9])
+    assert arm.metrics() == {"sampler/ess_share": pytest.approx(1 / 0.82 / 3)}
     assert set(arm.next(50)) <= {0, 2}
 
 
