@@ -100,6 +100,11 @@ def test_a_collapsed_model_is_found_and_a_killed_run_resumes(work, cli, monkeypa
     status, printed, said = cli(*command)
     assert status == 0 and "finished before" in said and printed.strip() == "\n".join(found["reading"])
     assert (OUT / "diversity.json").stat().st_mtime_ns == before and len(sizes) == 5
+    old = {name: value for name, value in again.items() if name not in ("format", "metrics")}
+    old["checkpoints"] = [{**one, **one.pop("totals")} for one in old["checkpoints"]]  # as version 0.2.0 wrote it
+    (OUT / "diversity.json").write_text(json.dumps(old))
+    status, printed, said = cli(*command)
+    assert status == 0 and "finished before" in said and printed.strip() == "\n".join(found["reading"])
 
 
 @pytest.mark.slow

@@ -96,6 +96,29 @@ def test_files_of_another_origin_are_refused(here, change, overrides, message):
     assert {path: path.read_bytes() for path in FILES.iterdir()} == before  # no file is made again
 
 
+def test_records_of_format_1_are_read(here, capfd):
+    """Version 0.2.0 and earlier wrote neither a format nor the columns."""
+    for name in ("pairs.json", "prompts.json", "embeddings.json", "density.json"):
+        record = json.loads((FILES / name).read_text())
+        for key in ("format", "columns", "column_conflicts"):
+            record.pop(key, None)
+        for one in record.get("sets", {}).values():
+            one.pop("columns")
+        (FILES / name).write_text(json.dumps(record))
+    ensure(config(), ALL)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["pairs.json", "prompts.json", "embeddings.json", "density.json"])
+def test_records_that_cannot_be_read_are_refused(here, name):
+    rewrite(name, format=99)
+    with pytest.raises(UserError, match=rf"{name} has format 99, and this version reads up to"):
+        ensure(config(), ALL)
+    (FILES / name).write_text('{"format": 2}')
+    with pytest.raises(UserError, match=rf"{name} lacks .*: (make (it|the embeddings)|run task=density) again"):
+        ensure(config(), ALL)
+
+
 def test_minor_differences_give_a_message(here, capfd):
     rewrite("density.json", settings={"k": 3, "cap": 0.95})
     ensure(config("dtype=bfloat16"), ALL)
