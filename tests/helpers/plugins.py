@@ -35,6 +35,10 @@ def forgotten_afterwards(folder: Path) -> Iterator[None]:
             del sys.modules[name]
 
 
-def forget_module(name: str) -> None:
-    """Let the next command import a module again, as a new process would."""
+def forget(name: str) -> None:
+    """Forget a module and the classes that it registered, so that the next command is as in a new process."""
     sys.modules.pop(name, None)
+    for each in registry.ALL:
+        for key, thing in each.items():
+            if getattr(thing, "__module__", None) == name:
+                del each.things[key]

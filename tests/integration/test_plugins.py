@@ -8,18 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from latentwire.data.examples import DataSpec
-from latentwire.encoders.registry import ENCODERS, latents_plugins
+from latentwire.encoders.registry import latents_plugins
 from latentwire.evaluation.request import Request
 from latentwire.evaluation.setup import Component, Settings
 from latentwire.harness import plugins
+from latentwire.harness.app import JobFunction
 from latentwire.harness.config_files import choices, root_settings, taken_names
+from latentwire.harness.session import Session
 from latentwire.sources.registry import SOURCES, ladders
 from latentwire.transforms.registry import TRANSFORMS, transform_plugins
 from tests.helpers.files import read_json
 from tests.helpers.models import model_spec
-from tests.helpers.plugins import forget_module, forgotten_afterwards
+from tests.helpers.plugins import forget, forgotten_afterwards
+from tests.helpers.programs import TASKS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,9 +132,19 @@ def test_the_label_of_a_plugin_is_a_step_of_a_chain(cli, plugin):
     assert "not the name of a configuration; write norm_clip0.5" in err
 
 
+def test_a_job_in_another_process_imports_the_plugin(cli, plugin):
+    assert cli(*SMALL, "embed_transform=norm_clip", "embed_source=scaled")[0] == 0
+    before = results()["norm_clip1.0@scaled117.0"]
+    forget("repairs")
+    cfg = OmegaConf.create({**before["config"], "out": "again", "plugins": "repairs"})  # one name needs no brackets
+    JobFunction(Session("run", dict(TASKS["run"]), remote=True))(cfg)
+    after = results("again")["norm_clip1.0@scaled117.0"]
+    assert (after["relative_change"], after["config_hash"]) == (before["relative_change"], before["config_hash"])
+
+
 def change(plugin: Path) -> None:
     plugin.write_text(plugin.read_text(encoding="utf-8") + "\n# another version\n", encoding="utf-8")
-    forget_module(plugin.stem)
+    forget(plugin.stem)
 
 
 def test_a_changed_plugin_is_evaluated_again(cli, plugin):
@@ -197,10 +211,9 @@ def test_an_encoder_of_a_plugin_is_trained_and_evaluated(trains, cli, plugin, tm
 
 
 @pytest.mark.slow
-def test_an_encoder_needs_its_plugin(trains, cli, plugin, monkeypatch):
+def test_an_encoder_needs_its_plugin(trains, cli, plugin):
     assert trains(*TRAINING, "epochs=1")[0] == 0
-    forget_module("repairs")
-    monkeypatch.setattr(ENCODERS, "things", {k: v for k, v in ENCODERS.items() if k != "group_means"})
+    forget("repairs")
     status, _, err = cli("model=tiny_random", "samples=2", "embed_source=latent", "checkpoint=run")
     assert status == 1
     assert "checkpoint=run: was trained with encoder=group_means, which is unknown; name its module in plugins" in err

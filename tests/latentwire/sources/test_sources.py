@@ -297,7 +297,7 @@ def test_stray_and_missing_dials_are_named(name):
 @pytest.mark.parametrize(
     ("ladder", "message"),
     [
-        (Ladder("rate", "share", "linear", rising=True, clean=0.0), "ladder has the dial rate, but its dials are factor"),
+        (Ladder("rate", "share", "linear", rising=True, clean=0.0), "has the dial rate, but its dials are factor"),
         (Ladder("factor", "x", "log", rising=True, clean=0.0), "a ladder has clean=0.0 on a log axis; use one above 0"),
     ],
 )  # fmt: skip
