@@ -25,7 +25,7 @@ class Labelled(Protocol):
 L = TypeVar("L", bound=Labelled)
 
 OWN_PACKAGES = ("latentwire", "kat")  # covered by the version of this project in every identity
-ALL: list[Registry[Any]] = []  # every registry whose module is imported, for `plugins.add_config_nodes`
+ALL: list[Registry[Any]] = []  # every registry whose module is imported, for `plugins.load_plugins`
 
 
 class Registry(Generic[T]):
