@@ -84,7 +84,7 @@ def report(cfg: DictConfig, session: Session | None = None) -> LatentReport:
     state = accelerator_state(cfg.device)
     request = read(cfg, state, 0)
     about = about_latents(cfg.checkpoint, request.model.identity())
-    store = ResultStore(Path(cfg.out))
+    store = ResultStore(Path(str(cfg.out)))
     if state.is_main_process:
         store.require_writable()
     evaluations = _Evaluations(request, store, state, cfg.force)

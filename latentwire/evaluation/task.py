@@ -54,7 +54,7 @@ def run(cfg: DictConfig, session: Session | None = None) -> EvaluationResult:
         raise UserError(f"budget_minutes={cfg.budget_minutes}: limits a sweep; add -m, or leave it out")
     state = accelerator_state(cfg.device)
     request = read(cfg, state, FIRST_BLOCK if cfg.num_examples is not None else 0)
-    store = ResultStore(Path(cfg.out))
+    store = ResultStore(Path(str(cfg.out)))
     before = _finished(store, cfg, request, state)
     title = _title(cfg.name, session)
     if before is not None and _has_enough_examples(before, cfg.num_examples):
@@ -172,7 +172,7 @@ def tracker_of(cfg: DictConfig, session: Session) -> Tracker:
     """Return the tracker that a config names; all configurations of a sweep share it."""
     settings = {key: value for key, value in plain(cfg.tracker).items() if key != "name"}
     if cfg.tracker.name != "none":
-        settings |= {"folder": Path(cfg.out), "group": str(cfg.sweep.name)}
+        settings |= {"folder": Path(str(cfg.out)), "group": str(cfg.sweep.name)}
     key = json.dumps([cfg.tracker.name, settings], default=str)
     return session.keep("tracker", key, lambda: make_tracker(cfg.tracker.name, **settings))
 

@@ -172,7 +172,7 @@ class _BudgetedSweep:
         if not all(isinstance(job.config.samples, int) for job in jobs):
             raise UserError(f"samples={jobs[0].config.samples}: expected a whole number")
         self.cfg, self.session = cfg, session
-        self.state, self.store = accelerator_state(cfg.device), ResultStore(Path(cfg.out))
+        self.state, self.store = accelerator_state(cfg.device), ResultStore(Path(str(cfg.out)))
         self.metric = shown_metric(cfg.primary_metric)
         self.most = min(job.config.samples for job in jobs)
         self.plan = open_plan(cfg, self.state, [*controls, *jobs], self.most)
@@ -286,7 +286,7 @@ class _BudgetedSweep:
 
     def _save(self) -> None:
         if self.state.is_main_process:
-            write_json(plan_path(Path(self.cfg.out)), self.plan)
+            write_json(plan_path(self.store.folder), self.plan)
 
 
 def _contenders(jobs: list[Job]) -> dict[str, list[str]]:
@@ -347,7 +347,7 @@ def open_plan(cfg: DictConfig, state: PartialState, jobs: list[Job], most: int) 
     """
     result_keys = [[job.config.name, read(job.config, state, FIRST_BLOCK).key] for job in jobs]
     key = config_hash([cfg.budget_minutes, cfg.primary_metric, result_keys])
-    path = plan_path(Path(cfg.out))
+    path = plan_path(Path(str(cfg.out)))
     plan: Budget | None = None
     if state.is_main_process and path.exists():
         plan = read_plan(path.parent)

@@ -56,7 +56,7 @@ def finish(cfg: DictConfig, results: list[EvaluationResult], session: Session) -
     Raises:
         UserError: Configurations failed; the message names them.
     """
-    folder = Path(cfg.out)
+    folder = Path(str(cfg.out))
     failed = [result for result in results if not succeeded(result)]
     if is_main_process():
         short = [_short(result) for result in results]

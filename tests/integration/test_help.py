@@ -107,7 +107,8 @@ def test_a_stray_dial_is_held_against_the_experiments_choice(cli, arguments, mes
 @pytest.mark.parametrize(
     ("argument", "instead"),
     [
-        ("floor=0.2", "min_clean_f1=0.2"),
+        ("floor=0.2", "min_clean_score=0.2"),
+        ("min_clean_f1=0.2", "min_clean_score=0.2"),
         ("wished=0.02,0.03", "target_difference=0.02,0.03"),
         ("until=3", "stop_epoch=3"),
         ("keep=4", "keep_checkpoints=4"),

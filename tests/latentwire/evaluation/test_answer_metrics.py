@@ -217,15 +217,17 @@ def test_two_processes_give_the_same_likelihoods(setup, monkeypatch):
         state: Any = SimpleNamespace(process_index=rank, num_processes=2)
         _, rows = evaluate(fresh, NOISY, NEAREST, state, "")
     assert all(0 < len(share) < len(alone) for share in shares)
-    assert {row["id"]: row["scores"]["likelihood"] for row in rows} == alone
+    # A BLAS library may round differently where a buffer begins elsewhere in memory.
+    assert {row["id"]: row["scores"]["likelihood"] for row in rows} == pytest.approx(alone, rel=1e-4)
 
 
 def test_equal_inputs_with_other_answers_have_their_own_likelihood(setup):
     prompt = setup.lm.embed(setup.prompts[0].token_ids)
-    first, second = ([[token]] for token in (5, 6))
-    assert setup.decoder.answer_logps([prompt], first) != setup.decoder.answer_logps([prompt], second)
+    (first,), (second,) = (setup.decoder.answer_logps([prompt], [[token]]) for token in (5, 6))
+    assert first != pytest.approx(second, abs=1e-2)
     (logps,) = setup.decoder.answer_logps([prompt], [[5, 6]])
-    assert [logps[:1]] == setup.decoder.answer_logps([prompt], first)
+    assert logps[:1] == pytest.approx(first, abs=1e-4)
+    assert logps[1:] != pytest.approx(second, abs=1e-2)  # the answer's tokens are read one after the other
 
 
 def test_an_answer_without_tokens_is_named(setup):

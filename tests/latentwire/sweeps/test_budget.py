@@ -206,8 +206,9 @@ def played(cfg, jobs, finished, calls=None):
                 finished[name] = asked
             count = finished[name]
             f1 = (len(name) * 7 + count) % 10 / 10  # the best transform differs between 4 and 8 examples
-            answers.append({"name": name, "status": "ok", "scores": {"f1": {"mean": f1, "interval": (0.0, 1.0)}},
-                            "num_samples": count, "time_sec": float(count), "job_sec": float(count)})  # fmt: skip
+            found = {name: {"mean": mean, "interval": (0.0, 1.0)} for name, mean in (("f1", f1), ("em", 1 - f1))}
+            answers.append({"name": name, "status": "ok", "scores": found, "num_samples": count,
+                            "time_sec": float(count), "job_sec": float(count)})  # fmt: skip
 
 
 @pytest.mark.slow
@@ -247,6 +248,23 @@ def test_an_interrupted_sweep_follows_the_same_plan(tmp_path, monkeypatch):
     assert (more["stopped"], more["halvings"]) == ("all 20 examples are evaluated", [])
     assert set(finished.values()) == {20}
     assert read_json(tmp_path / f"whole/replaced/plan.{whole['key']}.json") == whole
+
+
+@pytest.mark.parametrize(("metric", "best"), [("f1", 0.9), ("em", 0.2)])
+def test_rounds_rank_by_the_primary_metric(tmp_path, monkeypatch, metric, best):
+    """In `played`, the EM of a configuration is 1 - F1."""
+    monkeypatch.setattr(session.Session, "lap", lambda self, *, count: 0.0)
+    asked = [["control=empty"], ["embed_transform=baseline"]]
+    asked += [["embed_transform=anchor_offset", f"eps={eps}"] for eps in (0.1, 0.25, 1.125)]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        jobs = [Job(one, compose("run", overrides=["model=tiny_random", "samples=20", *one])) for one in asked]
+    first = {job.config.experiment: (len(job.config.name) * 7 + 4) % 10 / 10 for job in jobs[2:]}  # F1 on four examples
+    assert (min(first.values()), max(first.values())) == (0.2, 0.9)
+    given = {"budget_minutes": 1, "out": str(tmp_path), "primary_metric": metric}
+    plan = played(OmegaConf.merge(jobs[0].config, given), jobs, {})
+    (group,) = plan["halvings"][0]["groups"]
+    assert first[group["kept"][0]] == best
+    assert f"transforms of each source by {metric.upper()} on 4 examples" in plan["halvings"][0]["why"]
 
 
 def test_auto_is_never_left_out(tmp_path, monkeypatch):
