@@ -64,21 +64,12 @@ def evaluate(
             f"num_examples={num_examples}: must be the end of a block of examples "
             f"({setup.block_size} times 1, 2, 4, ...)"
         )
-    decoder = setup.decoder
-    before = decoder.seconds, decoder.positions
+    before = setup.decoder.seconds, setup.decoder.positions
     share = _Share()
     wanted = range(len(known), end)
     in_every_process(state, lambda: _evaluate_share(setup, source, transform, state, title, wanted, share))
     answers = sorted(gather_from_all(state, share.answers), key=lambda answer: answer.index)
-    costs = gather_from_all(state, [(decoder.seconds - before[0], decoder.positions - before[1])])
-    timing: Timing = {
-        "decoded": sum(not answer.reused for answer in answers),
-        "reused": sum(answer.reused for answer in answers),
-        "decode_sec": round(sum(seconds for seconds, _ in costs), 6),
-        "positions": sum(positions for _, positions in costs),
-        "shots_sec": round(setup.shots_sec, 6),
-        "shots_positions": decoder.prefix.length,
-    }
+    timing = _timing(setup, state, answers, before)
     rows = [*known, *(answer.row for answer in answers)]
     findings = [*setup.warnings, *gather_from_all(state, share.findings)]
     findings += detectors.changes_nothing(transform.name, [row["change"] for row in rows])
@@ -110,6 +101,20 @@ class _Share:
     answers: list[_Answer] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     fit: Fit | None = None
+
+
+def _timing(setup: EvaluationSetup, state: PartialState, answers: list[_Answer], before: tuple[float, int]) -> Timing:
+    """Return the cost of the answers in all processes, from the decoder's seconds and positions before them."""
+    decoder = setup.decoder
+    costs = gather_from_all(state, [(decoder.seconds - before[0], decoder.positions - before[1])])
+    return {
+        "decoded": sum(not answer.reused for answer in answers),
+        "reused": sum(answer.reused for answer in answers),
+        "decode_sec": round(sum(seconds for seconds, _ in costs), 6),
+        "positions": sum(positions for _, positions in costs),
+        "shots_sec": round(setup.shots_sec, 6),
+        "shots_positions": decoder.prefix.length,
+    }
 
 
 def _distinct(findings: list[Finding]) -> list[Finding]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
+from latentwire.harness.results import JsonObject
 
 TRACKERS = ("none", "wandb")
 Table = tuple[list[str], list[list[object]]]  # columns, and rows of plain values
@@ -228,7 +229,7 @@ class TrainingRun:
 class WandbTrainingRun(_Wandb, TrainingRun):
     """One W&B run for one training run. A resumed training run continues it. Offline below `folder` without a login."""
 
-    def __init__(self, folder: Path, name: str, config: dict[str, Any], **settings: Any) -> None:
+    def __init__(self, folder: Path, name: str, config: JsonObject, **settings: Any) -> None:
         self.broken = not is_main_process()
         self.run: Any = None
         self._try(lambda: self._open(folder, name, config, settings))
@@ -262,13 +263,13 @@ class WandbTrainingRun(_Wandb, TrainingRun):
         self._try(lambda: self.run.summary.update(dict(summary)))
         self._try(lambda: self.run.finish())
 
-    def _open(self, folder: Path, name: str, config: dict[str, Any], settings: dict[str, Any]) -> None:
+    def _open(self, folder: Path, name: str, config: JsonObject, settings: JsonObject) -> None:
         self.run = _init(folder, name, name=name, config=config, **settings)
         # A resumed run repeats the steps after its checkpoint. With the axis `step` they overlap in the charts.
         self.run.define_metric("*", step_metric="step")
 
 
-def start_run(tracker: Mapping[str, Any], folder: Path, group: str, name: str, config: dict[str, Any]) -> TrainingRun:
+def start_run(tracker: Mapping[str, Any], folder: Path, group: str, name: str, config: JsonObject) -> TrainingRun:
     """Return the receiver of the metrics of a training run.
 
     Args:
