@@ -235,7 +235,7 @@ F1: ShownMetric = {"name": "f1", "label": "F1", "higher_is_better": True}
 
 
 class StoredSummary(TypedDict):
-    """What summary.json says of a sweep, apart from its analysis."""
+    """The content of summary.json, apart from the analysis."""
 
     format: int
     sweep: str

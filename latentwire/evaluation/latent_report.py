@@ -185,7 +185,7 @@ class _Evaluations:
         """Return the means of the likelihoods with intervals, and a row for each example."""
         found = self.likelihoods.over(source, title)
         nll, kl = np.array([own.nll for own in found]), np.array([own.kl for own in found])
-        nll_interval, kl_interval = (self._interval(values) for values in (nll, kl))
+        nll_interval, kl_interval = (self._over_examples(values) for values in (nll, kl))
         scores: MeanLikelihood = {
             "num_samples": len(found),
             "nll": float(nll.mean()),
@@ -196,7 +196,7 @@ class _Evaluations:
         prompts = self.likelihoods.setup.prompts
         return scores, [{"id": p.example.id, **vars(own)} for p, own in zip(prompts, found, strict=True)]
 
-    def _interval(self, values: Scores) -> Interval:
+    def _over_examples(self, values: Scores) -> Interval:
         return percentile_interval(values, self.request.settings.seed)
 
     def _stored(

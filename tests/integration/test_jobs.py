@@ -74,7 +74,7 @@ def content(path: Path) -> list[Any]:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """Return the working folder of the fresh process, with the same files as that of the command line."""
+    """Return the working folder of the fresh process, with the same files as the command line has."""
     rows = [{"prompt": f"Name {n}.", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(6)]
     folder = tmp_path / "elsewhere"
     folder.mkdir()

@@ -74,7 +74,7 @@ def test_one_metric_needs_no_list():
 
 
 def test_the_interval_belongs_to_the_metric(registered):
-    """Wilson's for scores of 0 or 1, by hand; else the bootstrap, whose spread is that of the mean."""
+    """Wilson's for scores of 0 or 1, by hand; else the bootstrap, whose width follows from the standard error."""
     mean, interval = ANSWER_METRICS["em"].summarize([1.0, 0.0, 0.0, 0.0], 0).values()
     z, p, n = 1.959964, 0.25, 4
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -221,7 +221,7 @@ def test_two_processes_give_the_same_likelihoods(setup, monkeypatch):
     assert {row["id"]: row["scores"]["likelihood"] for row in rows} == pytest.approx(alone, rel=1e-4)
 
 
-def test_equal_inputs_with_other_answers_have_their_own_likelihood(setup):
+def test_equal_inputs_have_a_likelihood_for_each_answer(setup):
     prompt = setup.lm.embed(setup.prompts[0].token_ids)
     (first,), (second,) = (setup.decoder.answer_logps([prompt], [[token]]) for token in (5, 6))
     assert first != pytest.approx(second, abs=1e-2)
