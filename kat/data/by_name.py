@@ -21,6 +21,10 @@ def load_pairs_by_name(name: str = "nq_open") -> list[PreferencePair]:
 
     Raises:
         UserError: The name is unknown, or the data cannot be read.
+
+    >>> load_pairs_by_name("nothing")
+    Traceback (most recent call last):
+    latentwire.harness.errors.UserError: pairs=nothing: unknown; use one of ...
     """
     path = config_file("pairs", name)
     spec = typed(PairsSpec, OmegaConf.load(path), f"pairs.{name}.")

@@ -117,6 +117,12 @@ def unique_prompts(
     Returns:
         The prompts in order of first appearance, and (pair id, prompt id) for every pair of the split. All prompts
         have the same columns; a value that no row gives is None.
+
+    >>> pairs = [PreferencePair(str(n), [{"role": "user", "content": text}], [], [], "mine", "train")
+    ...          for n, text in enumerate(["Why?", "  Why?", "How?"])]
+    >>> prompts, _ = unique_prompts(pairs)
+    >>> [(prompt.text, prompt.multiplicity) for prompt in prompts]
+    [('Why?', 2), ('How?', 1)]
     """
     prompts: dict[str, Prompt] = {}
     pair_to_prompt: list[tuple[str, str]] = []

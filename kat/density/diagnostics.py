@@ -34,6 +34,11 @@ def diagnose_weights(
 
     Returns:
         The diagnostics of density.json. The effective sample size is `ess`, and its share of N is `ess_share`.
+
+    >>> density, weights = torch.tensor([1.0, 1.0, 4.0, 4.0]), torch.tensor([0.4, 0.4, 0.1, 0.1])
+    >>> found = diagnose_weights(density, weights, 1.0, ["mine"] * 4)
+    >>> round(found["ess"], 2), found["warnings"]  # 1 / (0.4^2 + 0.4^2 + 0.1^2 + 0.1^2)
+    (2.94, [])
     """
     n = len(weights)
     ess = effective_sample_size(weights) / n

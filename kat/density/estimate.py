@@ -27,6 +27,9 @@ class DensitySpec:
     Give either `gamma`, or `target_ess` (a share of N), for which gamma is solved; the other one is null. Above the
     quantile `cap` all weights are equal; 1 caps nothing. `kat.density.nearest.nearest` explains `index` and
     `min_recall`.
+
+    >>> DensitySpec(k=5, gamma=1.0, target_ess=None).estimator
+    'kde'
     """
 
     estimator: str = "kde"
@@ -79,6 +82,13 @@ def estimate(emb: Tensor, spec: DensitySpec, seed: int = 0) -> Density:
     Raises:
         UserError: A row is not finite or not of length 1, N <= k, or a setting is out of range. Or the error of the
             approximate search or sums is too large.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> crowd = torch.tensor([1.0, 0.0, 0.0]) + 0.1 * torch.randn(30, 3, generator=generator)
+    >>> emb = torch.nn.functional.normalize(torch.cat([crowd, torch.tensor([[0.0, 1.0, 0.0]])]))
+    >>> found = estimate(emb, DensitySpec(k=3))
+    >>> bool(found.density[-1] == found.density.min()), bool(found.weights[-1] == found.weights.max())
+    (True, True)
     """
     _check(emb, spec)
     places, place_of, copies = distinct_rows(emb)

@@ -32,6 +32,10 @@ def project(emb: Tensor, method: str, seed: int) -> tuple[Tensor, list[float]]:
 
     Raises:
         UserError: The method is unknown, N < 4, D < 3, or umap-learn is not installed.
+
+    >>> xyz, shares = project(torch.eye(5), "pca", seed=0)
+    >>> xyz.shape, len(shares)
+    (torch.Size([5, 3]), 3)
     """
     if method not in METHODS:
         raise UserError(f"method={method}: unknown; use one of {', '.join(METHODS)}")

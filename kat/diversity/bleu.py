@@ -22,6 +22,9 @@ def self_bleu(texts: Sequence[Tokens]) -> float:
 
     Args:
         texts: At least two token sequences.
+
+    >>> self_bleu([[1, 2, 3, 4, 5]] * 3), self_bleu([[1, 2, 3, 4], [5, 6, 7, 8]]) < 0.2
+    (1.0, True)
     """
     overlap = _Overlap(texts)
     return sum(overlap.bleu(i) for i in range(len(texts))) / len(texts)

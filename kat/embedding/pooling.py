@@ -268,5 +268,11 @@ def embed_hidden(
 
     Raises:
         UserError: The texts cannot be embedded, see `embed_texts`.
+
+    >>> from latentwire import load_model_by_name
+    >>> lm = load_model_by_name("tiny_random")
+    >>> emb = embed_hidden(lm.model, lm.tokenizer, ["Why is the sky blue?", "Why?"])
+    >>> emb.shape, bool(torch.allclose(emb.norm(dim=1), torch.ones(2)))
+    (torch.Size([2, 64]), True)
     """
     return embed_texts(HiddenEmbedder(model, tokenizer), texts, batch_tokens)

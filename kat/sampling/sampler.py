@@ -55,6 +55,9 @@ class DensityAwareSampler(Sampler[int]):
     Raises:
         UserError: A weight is negative or not finite, all weights are 0, or a setting is out of range. Or the draws
             without replacement exceed the prompts, or take all of them so that weights have no effect.
+
+    >>> set(DensityAwareSampler([0.0, 3.0, 1.0], num_samples=50, seed=1))
+    {1, 2}
     """
 
     def __init__(self, weights: Tensor | Sequence[float], **settings: Unpack[DrawSettings]) -> None:

@@ -49,6 +49,10 @@ def attach(trainer: Any, sampler: DensityAwareSampler) -> DensityAwareSampler:
     Raises:
         UserError: The sampler has another number of rows than the data set, divides the draws among ranks, or has
             drawn already. Or the trainer has no sampler to replace.
+
+    >>> attach(object(), DensityAwareSampler([1.0, 2.0]))
+    Traceback (most recent call last):
+    latentwire.harness.errors.UserError: object: takes no sampler; use a trainer of TRL or transformers
     """
     if not hasattr(trainer, "_get_train_sampler"):
         raise UserError(f"{type(trainer).__name__}: takes no sampler; use a trainer of TRL or transformers")
