@@ -15,7 +15,7 @@ from latentwire.evaluation.metrics import ANSWER_METRICS
 from latentwire.records import EvaluationResult, ExampleRow
 from latentwire.stats.formatting import format_score
 from tests.helpers.files import read_json, read_rows
-from tests.helpers.plugins import forget_module, forgotten_afterwards
+from tests.helpers.plugins import forget, forgotten_afterwards
 from tests.helpers.programs import start
 from tests.helpers.records import mismatches
 from tests.helpers.results import without_timings
@@ -89,7 +89,7 @@ def test_a_metric_of_a_plugin_is_the_primary_one(cli, plugin):
     assert "1 - Noise" in out
     assert mismatches(EvaluationResult, read_json("outputs/single/rms_scale1.0@scaled117.0.json")) == []
     # The summary names the metric, so that the analysis needs neither the setting nor the module.
-    forget_module("scores")
+    forget("scores")
     ANSWER_METRICS.things.pop("noise")
     assert cli("task=analyze", "sweep=none", "summary=outputs/single/summary.json", "min_clean_score=0")[1] == out
     _, by_f1, _ = cli("task=analyze", "summary=outputs/single/summary.json", "primary_metric=f1", "min_clean_score=0")
@@ -106,7 +106,7 @@ def test_a_changed_metric_is_computed_again(cli, plugin):
     assert list(result["scores"]) == ["f1", "em", "noise"]
     assert result["scores"]["f1"] == read_json("0/baseline.json")["scores"]["f1"]
     plugin.write_text(METRIC.replace("not character", "character") + READER, encoding="utf-8")
-    forget_module("scores")
+    forget("scores")
     assert "finished before" in cli(*SMALL, "plugins=[scores]", "out=0")[2]
     before = read_json("1/baseline.json")["scores"]["noise"]["mean"]
     assert "finished before" not in cli(*SMALL, "plugins=[scores]", "out=1", "metrics=noise")[2]
@@ -122,6 +122,8 @@ def test_a_changed_metric_is_computed_again(cli, plugin):
         ("1.0", ["metrics=[bleu]"], "metrics=bleu: unknown; use one of f1, em, likelihood, noise"),
         ("1.0", ["primary_metric=bleu"], "primary_metric=bleu: unknown; use one of f1, em, likelihood, noise"),
         ("1.0", ["metrics=[[f1]]"], "metrics=[['f1']]: expected a list of names, such as metrics=[likelihood]"),
+        ("1.0", ["task=latent_report", "metrics=[noise]"], "task=latent_report compares by F1 and by the likelihood"),
+        ("1.0", ["task=latent_report", "primary_metric=em"], "primary_metric=em: task=latent_report compares by F1"),
         ("1.0", ["min_clean_f1=0.2"], "min_clean_f1=0.2: this setting has a new name; use min_clean_score=0.2"),
     ],
 )
@@ -196,7 +198,7 @@ def test_a_reader_of_a_plugin_reads_the_data(cli, plugin, chosen):
     Path("mine.csv").write_text(TABLE + "Number 9 is here.,Which number?,9\n")
     assert "finished before" not in cli(*command, "max_new_tokens=2")[2]
     plugin.write_text(METRIC + READER + "\n# changed\n", encoding="utf-8")
-    forget_module("scores")
+    forget("scores")
     assert "finished before" not in cli(*command, "max_new_tokens=2")[2]
     Path("mine.csv").write_text(TABLE.replace("here.,Which number?,2", "here.,Which number?,7"))
     status, _, err = cli(*command, "max_new_tokens=2")
