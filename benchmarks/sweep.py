@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from latentwire.harness.typed_config import typed
 from latentwire.lm.decoding import Decoder
 from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
+from latentwire.records import Measured
 from latentwire.sources.registry import build_source
 from latentwire.transforms.registry import build_transform
 
@@ -195,7 +196,7 @@ class Ours:
         settings = Settings(samples, 0, 5, 3, 12, choose_batch_tokens("auto", device), name)
         self.setup = prepare(model, data_spec(cfg), settings, self.state)
 
-    def evaluate(self, component: Component) -> tuple[dict[str, Any], list[str]]:
+    def evaluate(self, component: Component) -> tuple[Measured, list[str]]:
         """Return the scores of a transform and its predictions in the order of the prompts."""
         scores, rows = evaluate(self.setup, Component("text"), component, self.state, "")
         return scores, [row["prediction"] for row in rows]
@@ -227,7 +228,7 @@ def growth(cfg: DictConfig) -> dict[str, Any]:
 
 def memory() -> float:
     """Return the current resident memory of this process in GiB."""
-    return round(psutil.Process().memory_info().rss / 2**30, 2)
+    return round(float(psutil.Process().memory_info().rss) / 2**30, 2)
 
 
 def peak_memory() -> float:
@@ -356,7 +357,7 @@ def agreement(one: list[list[str]], other: list[list[str]]) -> float:
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
-def within(auto: dict[str, Any], exact: dict[str, Any]) -> float:
+def within(auto: Mapping[str, Measured], exact: Mapping[str, Measured]) -> float:
     """Return the share of configurations whose F1 in dtype=auto is inside the interval of their F1 in float32."""
     inside = [exact[name]["f1_interval"][0] <= auto[name]["f1"] <= exact[name]["f1_interval"][1] for name in auto]
     return sum(inside) / len(inside)
