@@ -40,5 +40,5 @@ def forget(name: str) -> None:
     sys.modules.pop(name, None)
     for each in registry.ALL:
         for key, thing in each.items():
-            if getattr(thing, "__module__", None) == name:
+            if getattr(getattr(thing, "define", thing), "__module__", None) == name:
                 del each.things[key]

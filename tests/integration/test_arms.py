@@ -10,7 +10,7 @@ import pytest
 
 from kat.sampling.arms import arm_settings
 from tests.helpers.files import read_json, read_rows, write_rows
-from tests.helpers.plugins import forget_module, forgotten_afterwards
+from tests.helpers.plugins import forget, forgotten_afterwards
 from tests.helpers.programs import start
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
@@ -100,7 +100,7 @@ def test_a_plugins_arm_needs_no_file(here, trains, plugin):
     turns = [row["sampler/turns"] for row in read_rows(folder / "metrics.jsonl")]
     assert turns[-1] == sum(row["drawn"] > 0 for row in ledger) >= 7  # no prompt came back in a later step
 
-    forget_module("plugin_in_turn")
+    forget("plugin_in_turn")
     plugin.write_text(PLUGIN.replace("*= self.first", "*= self.first + 1"), encoding="utf-8")
     status, _, said = trains(*command)
     assert status == 1 and f"sampler_source was {identity['sampler_source']} and is " in said, said

@@ -56,18 +56,10 @@ def test_an_example_opens_with_command_time_and_output(path):
     assert "\nMeasured: " in about and "Output" in about
 
 
-def test_public_names_exist_and_are_imported_lazily():
+def test_the_packages_import_nothing_heavy():
     code = "import latentwire, kat, sys; print(sorted({'torch', 'hydra', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-    import kat
-    import latentwire
-
-    for package in (kat, latentwire):
-        assert 8 <= len(package.__all__) <= 12
-        assert all(getattr(package, name).__doc__ for name in package.__all__ if name.islower() and "_" in name[1:])
-        with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
-            package.nonsense  # noqa: B018
 
 
 def test_models_and_pairs_have_names():

@@ -16,7 +16,7 @@ from kat.embedding.store import load_embeddings
 from kat.records import EmbeddingsRecord
 from tests.helpers.checkpoints import make_checkpoints, write_prompts_and_weights
 from tests.helpers.files import read_json, read_rows
-from tests.helpers.plugins import forget_module, forgotten_afterwards
+from tests.helpers.plugins import forget, forgotten_afterwards
 from tests.helpers.records import mismatches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -85,7 +85,7 @@ def change(plugin: Path, old: str, new: str) -> None:
     content = plugin.read_text(encoding="utf-8")
     assert old in content
     plugin.write_text(content.replace(old, new), encoding="utf-8")
-    forget_module(plugin.stem)
+    forget(plugin.stem)
 
 
 def rows_of(result: dict, metric: str, form: str = "raw") -> dict[str, dict]:

@@ -123,6 +123,11 @@ def test_a_run_learns_writes_its_files_and_is_not_repeated(program):
     status, printed, said = program("task=score", model_alone, "path=others.jsonl", "out=x.json", of="run")
     assert status == 0 and "no length-only baseline" in said and "shorter" not in printed
     assert json.loads(Path("x.json").read_text())["accuracy"] == 1.0
+    result = read_json(OUT / "replaced/1/result.json")
+    del result["identity"]["max_length"]
+    (OUT / "replaced/1/result.json").write_text(json.dumps(result))
+    status, _, said = program("task=score", first, "path=others.jsonl", of="run")
+    assert status == 1 and "result.json lacks identity.max_length: train the reward model again" in said
 
 
 def die_at_step_5() -> None:

@@ -20,7 +20,7 @@ from latentwire.latent_training.objective import LatentObjective, LossWeights
 from latentwire.latent_training.screening import interval, promoted, rank_candidates, render_ranking, rounds_of
 from latentwire.latent_training.validation import HeldOut
 from latentwire.transforms.codebook import SoftCodebook
-from tests.helpers.files import read_rows
+from tests.helpers.files import read_json, read_rows, write_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,10 +114,10 @@ def test_each_loss_is_logged_and_the_report_has_controls(trains, cli, tmp_path, 
     assert [step["epoch"] for step in steps if "held_out_f1" in step] == [1, 2]
 
     with monkeypatch.context() as patch:  # another version of the word selection
-        patch.setattr("latentwire.encoders.grouping.FORMAT", 3)
+        patch.setattr("latentwire.encoders.lm_layers.FORMAT", 3)
         status, _, err = trains(*WHOLE, "out=run")
     assert status == 1
-    assert "encoder.words was 2 and is 3" in err
+    assert "encoder.versions.words was 2 and is 3" in err
     with monkeypatch.context() as patch:  # another version of the passage selection
         patch.setattr("latentwire.latent_training.passages.FORMAT", 2)
         status, _, err = trains(*WHOLE, "out=run")
@@ -158,6 +158,11 @@ def test_each_loss_is_logged_and_the_report_has_controls(trains, cli, tmp_path, 
     after = {path: path.stat().st_mtime_ns for path in before}
     made = {path.name for path in before if after[path] != before[path]}
     assert made == {"cut_likelihood.json", "report.json"}  # existing results are not evaluated again
+    for row in kept:
+        del row["nll"]
+    write_rows(tmp_path / "report/cut_likelihood.predictions.jsonl", kept)
+    status, _, err = cli(*asking)
+    assert status == 1 and "cut_likelihood.predictions.jsonl lacks nll: restore the file" in err
     again = json.loads((tmp_path / "report/report.json").read_text())
     assert [row["nll"] for row in again["rows"]] == [row["nll"] for row in report["rows"]]
 
@@ -477,6 +482,10 @@ def test_the_weights_of_the_best_epoch_are_saved(trains, tmp_path, monkeypatch):
     assert trains(*QUICK, "evaluate_every=1", "stop_epoch=1", "out=one")[0] == 0
     ours, theirs = weights_in(tmp_path / "all"), weights_in(tmp_path / "one")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    result = read_json(tmp_path / "one/result.json")
+    (tmp_path / "one/result.json").write_text(json.dumps({k: v for k, v in result.items() if k != "stop_epoch"}))
+    status, _, err = trains(*QUICK, "evaluate_every=1", "stop_epoch=1", "out=one")
+    assert status == 1 and "one/result.json lacks stop_epoch: train anew with force=true" in err
 
 
 def test_training_starts_from_the_lms_layers(trains, tiny, tmp_path):

@@ -47,7 +47,7 @@ def test_a_share_out_of_range_is_refused(share):
         held_out("abc", share)
 
 
-def run_folder(path: Path, drawn: dict[str, int], **config) -> Path:
+def run_folder(path: Path, drawn: dict[str, float], **config) -> Path:
     """Write the folder of a run's model, with its ledger and config."""
     (path / "model").mkdir(parents=True)
     (path / "ledger.jsonl").write_text("".join(json.dumps({"id": i, "drawn": n}) + "\n" for i, n in drawn.items()))
@@ -68,6 +68,9 @@ def test_a_model_trained_on_held_out_prompts_is_refused(tmp_path, capfd):
     ) as error:
         require_unseen("reward=x", folder, {"a", "c"})
     assert "started from" not in str(error.value)
+    half = run_folder(tmp_path / "half", {"a": 0.5})
+    with pytest.raises(UserError, match=r"ledger.jsonl, line 1: has no drawn, or one of another type"):
+        require_unseen("reward=x", half, {"a"})
     shutil.copy(tmp_path / "run" / "ledger.jsonl", tmp_path / "model")
     with pytest.raises(UserError, match="was trained on 1 of"):
         require_unseen("reward=x", tmp_path / "model" / ".." / "run", {"c"})

@@ -194,6 +194,8 @@ def test_a_weights_file_with_broken_rows_is_rejected(tmp_path):
     for rows, expected in (
         ([good, {"id": "2", "density": 1.0}], "line 2: has no weight.*task=density"),
         ([{**good, "id": 1}], "line 1: has no id"),
+        ([{**good, "density": True}], "line 1: has no density"),
+        ([{**good, "weight": -1}], "weight -1 of 1: must be finite and not negative"),
         ([good, good], "line 2: the id 1 is also on line 1"),
         ([], "is empty"),
     ):

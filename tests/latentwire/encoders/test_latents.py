@@ -101,6 +101,23 @@ def test_transforms_fitted_to_a_source_are_refused(vocabulary, name):
         Latents(replace(SPEC, transform=name), vocabulary)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"vocab_size": "many"}, "vocab_size='many'"), ({"num_hidden_layers": None}, "num_hidden_layers=None")],
+)
+def test_a_wrong_size_of_the_lm_is_named(tiny, vocabulary, tmp_path, change, reason):
+    dials = {"layers": 1, "ratio": 2, "groups": "words", "pool": "mean"}
+    config = encoder_lm_config("lm_layers", tiny.model)
+    save_latents(
+        Latents(replace(SPEC, encoder="lm_layers", encoder_dials=dials, lm_config=config), vocabulary),
+        tmp_path, {"trained_on": []},
+    )  # fmt: skip
+    about = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**about, "lm_config": {**config, **change}}))
+    with pytest.raises(UserError, match=f"{reason} of the LM's config is not a whole number.*; train it again"):
+        load_latents(str(tmp_path), vocabulary)
+
+
 @pytest.mark.parametrize("encoder", ["bottleneck", "lm_layers", "byte"])
 def test_saved_latents_equal_the_loaded_ones(tiny, vocabulary, passages, tmp_path, encoder):
     dials = {"bottleneck": {"d_z": 4},
@@ -141,7 +158,7 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="checkpoint=FOLDER"):
         find_latents("")
     with pytest.raises(UserError, match="checkpoint=12: no such folder"):
-        find_latents(12)  # type: ignore[arg-type]  # as YAML reads it
+        find_latents(12)  # as YAML reads it
     with pytest.raises(UserError, match="nowhere: no such folder"):
         find_latents(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"holds no trained encoder \(encoder/model.safetensors\)"):

@@ -235,3 +235,5 @@ def test_controls_have_as_many_positions_as_the_latents():
     byte = control_configs({"latent_len": 3, "byte_width": 8, "byte_layers": 1}, "x")
     assert [choice.name for choice in byte] == ["text", "latent", "cut", "averaged", "empty"]
     assert [choice.dials for choice in byte[2:4]] == [{"ratio": 1.0, "positions": 3}] * 2
+    with pytest.raises(UserError, match=r"^ratio=many: not a number of tokens for each latent"):
+        control_configs({"ratio": "many"}, "x")

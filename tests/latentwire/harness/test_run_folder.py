@@ -14,7 +14,7 @@ from torch import nn
 from latentwire.harness import run as module
 from latentwire.harness.checkpoint import OtherConfigurationError
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import truncate_jsonl
+from latentwire.harness.results import DamagedResultError, truncate_jsonl
 from latentwire.harness.run import Run, RunSpec
 from latentwire.harness.tracking import TrainingRun
 from tests.helpers.files import read_rows
@@ -119,5 +119,8 @@ def test_a_truncated_line_is_removed_when_a_run_resumes(tmp_path):
     path.write_text('{"st')
     truncate_jsonl(path, 2)
     assert path.read_text() == ""
+    path.write_text('{"step": 1}\n{"loss": 0.5}\n')
+    with pytest.raises(DamagedResultError, match=r"metrics.jsonl, line 2, has no step: delete it"):
+        truncate_jsonl(path, 2)
     truncate_jsonl(tmp_path / "none.jsonl", 2)
     assert not (tmp_path / "none.jsonl").exists()

@@ -13,7 +13,7 @@ import wandb
 from PIL import Image
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.tracking import NoTracker, WandbTracker, make_tracker
+from latentwire.harness.tracking import NoTracker, TrackerSpec, WandbTracker, make_tracker
 from tests.helpers.tracking import logged
 
 pytestmark = pytest.mark.usefixtures("logged_out")
@@ -136,7 +136,7 @@ class StubRun:
 def test_no_tracker_does_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(wandb, "init", None)
-    reporter = make_tracker("none")
+    reporter = make_tracker(TrackerSpec("none"), tmp_path, "g")
     assert isinstance(reporter, NoTracker)
     reporter.log_result(RESULT)
     reporter.log_summary(SUMMARY, TABLES, [], "F1")
@@ -145,10 +145,11 @@ def test_no_tracker_does_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_a_tracker_is_chosen_by_name(tmp_path):
-    settings = {"folder": tmp_path, "group": "g", "project": "p", "entity": None, "tags": []}
-    assert isinstance(make_tracker("wandb", **settings), WandbTracker)
+    made = make_tracker(TrackerSpec("wandb", "p", None, ["t"]), tmp_path, "g")
+    assert isinstance(made, WandbTracker)
+    assert (made.folder, made.group, made.project, made.entity, made.tags) == (tmp_path, "g", "p", None, ["t"])
     with pytest.raises(UserError, match=r"^tracker=mlflow: unknown; use none or wandb$"):
-        make_tracker("mlflow", **settings)
+        make_tracker(TrackerSpec("mlflow"), tmp_path, "g")
 
 
 class Recorder:

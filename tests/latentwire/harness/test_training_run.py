@@ -109,3 +109,5 @@ def test_no_tracker_and_an_unknown_one(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="tracker=mlflow: unknown"):
         start_run({"name": "mlflow"}, tmp_path, "grpo", "a", {})
+    with pytest.raises(UserError, match=r"tracker.tags=mine: expected a list of texts"):
+        start_run({**TRACKER, "tags": "mine"}, tmp_path, "grpo", "a", {})

@@ -162,6 +162,8 @@ def test_one_dial_is_a_line_on_an_axis_that_fits_its_values():
     assert [tick["at"] for tick in panel["ticks"]] == [0.06, pytest.approx(0.94)]
     (panel,) = dial_panels([row("a", db=-6.0), row("b", db=60.0)], [])
     assert panel["axis"] == "linear"
+    (panel,) = dial_panels([row("a", layers=[1, 2]), row("b", layers=None)], [])
+    assert panel["axis"] == "names" and [tick["value"] for tick in panel["ticks"]] == ["[1, 2]", None]
 
 
 def test_values_near_each_other_are_written_on_two_lines():
