@@ -11,7 +11,6 @@ import pytest
 
 from latentwire.analysis.records import Summary
 from latentwire.data import examples  # noqa: F401 (registers what is there without plugins)
-from latentwire.evaluation.metrics import ANSWER_METRICS
 from latentwire.records import EvaluationResult, ExampleRow
 from latentwire.stats.formatting import format_score
 from tests.helpers.files import read_json, read_rows
@@ -90,7 +89,6 @@ def test_a_metric_of_a_plugin_is_the_primary_one(cli, plugin):
     assert mismatches(EvaluationResult, read_json("outputs/single/rms_scale1.0@scaled117.0.json")) == []
     # The summary names the metric, so that the analysis needs neither the setting nor the module.
     forget("scores")
-    ANSWER_METRICS.things.pop("noise")
     assert cli("task=analyze", "sweep=none", "summary=outputs/single/summary.json", "min_clean_score=0")[1] == out
     _, by_f1, _ = cli("task=analyze", "summary=outputs/single/summary.json", "primary_metric=f1", "min_clean_score=0")
     assert "Noise" not in by_f1 and "F1" in by_f1

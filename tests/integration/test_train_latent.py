@@ -158,11 +158,12 @@ def test_each_loss_is_logged_and_the_report_has_controls(trains, cli, tmp_path, 
     after = {path: path.stat().st_mtime_ns for path in before}
     made = {path.name for path in before if after[path] != before[path]}
     assert made == {"cut_likelihood.json", "report.json"}  # existing results are not evaluated again
-    for row in kept:
-        del row["nll"]
-    write_rows(tmp_path / "report/cut_likelihood.predictions.jsonl", kept)
+    rows_file = tmp_path / "report/cut_likelihood.predictions.jsonl"
+    whole = rows_file.read_text()
+    write_rows(rows_file, [{key: value for key, value in row.items() if key != "nll"} for row in kept])
     status, _, err = cli(*asking)
     assert status == 1 and "cut_likelihood.predictions.jsonl lacks nll: restore the file" in err
+    rows_file.write_text(whole)
     again = json.loads((tmp_path / "report/report.json").read_text())
     assert [row["nll"] for row in again["rows"]] == [row["nll"] for row in report["rows"]]
 
