@@ -50,7 +50,7 @@ class GridUnionSweeper(BasicSweeper):
         self.session = task_function.session
         self.session.sweeping = True
 
-    def sweep(self, arguments: list[str]) -> list[Any]:
+    def sweep(self, arguments: list[str]) -> list[object]:
         """Run the jobs of the preset and the command line, and return their results in order."""
         assert self.config is not None
         assert self.hydra_context is not None
@@ -72,15 +72,15 @@ class GridUnionSweeper(BasicSweeper):
             while True:
                 batch = rounds.send(self._run(batch))
         except StopIteration as end:
-            results: list[Any] = end.value
+            results: list[object] = end.value
         self.session.finish(self.config, results)
         return results
 
-    def _run(self, jobs: list[Job]) -> list[Any]:
+    def _run(self, jobs: list[Job]) -> list[object]:
         """Run jobs and return their results in order."""
         assert self.launcher is not None
         size = self.max_batch_size or max(1, len(jobs))
-        returns: list[Any] = []
+        returns: list[object] = []
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
             self.session.position = (start + 1, len(jobs)) if len(batch) == 1 else None

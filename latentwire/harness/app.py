@@ -7,7 +7,6 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -85,7 +84,7 @@ class JobFunction:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def __call__(self, cfg: DictConfig) -> Any:
+    def __call__(self, cfg: DictConfig) -> object:
         """Run the task of a config and return its result."""
         try:
             if self.session.remote:

@@ -176,7 +176,7 @@ class Dial:
 
     name: str
     kind: type
-    default: Any
+    default: object
 
     def config_value(self) -> str:
         """Return the interpolation that reads the dial from the root of the config: '${float:${eps}}'."""

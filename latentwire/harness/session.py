@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
 from latentwire.harness.errors import UserError
+from latentwire.harness.grids import Job
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class Session:
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "remote": True, "_kept": {}}
 
-    def run(self, cfg: DictConfig) -> Any:
+    def run(self, cfg: DictConfig) -> object:
         """Run the task of a config and return its result.
 
         Raises:
@@ -96,20 +97,20 @@ class Session:
             self.lap_started = now
         return seconds
 
-    def finish(self, cfg: DictConfig, results: list[Any]) -> None:
+    def finish(self, cfg: DictConfig, results: list[object]) -> None:
         """Call the task's `finish` with the results of all jobs of a sweep."""
         name = self.tasks[cfg.task].finish
         if name is not None:
             load_function(name)(cfg, results, self)
 
     def direct(
-        self, cfg: DictConfig, jobs: list[Any], compose: Callable[..., Any]
-    ) -> Generator[list[Any], list[Any], list[Any]]:
+        self, cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], Job]
+    ) -> Generator[list[Job], list[object], list[object]]:
         """Yield the jobs of each round of a sweep, receive their results, and return the final results."""
         task = self.tasks.get(cfg.task)
         if task is None or task.direct is None:
             return (yield jobs)
-        results: list[Any] = yield from load_function(task.direct)(cfg, jobs, compose, self)
+        results: list[object] = yield from load_function(task.direct)(cfg, jobs, compose, self)
         return results
 
     def takes_sweeps(self, task: str) -> bool:
