@@ -83,7 +83,7 @@ class Metric:
     label: str
     higher_is_more_diverse: bool | None
     definition: str
-    define: Callable[..., Any]
+    define: Callable[..., object]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -19,7 +18,7 @@ from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.paths import CONF
 from latentwire.harness.progress import log
 
-JOBS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {  # each task, and the setting with its file
+JOBS: dict[str, tuple[Callable[[DictConfig], object], str]] = {  # each task, and the setting with its file
     "pairs": (pairs, "pairs_file"),
     "prompts": (prompts, "prompts_file"),
     "embed": (embed, "embeddings_file"),
@@ -62,7 +61,7 @@ def prompt_tasks(cfg: DictConfig) -> list[str]:
     return ["prompts"] if broadcast_from_main(accelerator_state(cfg.device), is_own) else ["pairs", "prompts"]
 
 
-def config_of(cfg: DictConfig, entry: str, task: str, *choices: str, **changes: Any) -> DictConfig:
+def config_of(cfg: DictConfig, entry: str, task: str, *choices: str, **changes: object) -> DictConfig:
     """Return the config of another task, with the shared settings of this run.
 
     Args:
@@ -87,5 +86,5 @@ def config_of(cfg: DictConfig, entry: str, task: str, *choices: str, **changes: 
     return task_cfg
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -153,8 +153,9 @@ class Difficulty(AdaptiveWeights):
             UserError: A setting is out of range.
         """
         for name in ("rate", "floor"):
-            if not 0 < settings[name] <= 1:
-                raise UserError(f"sampler.{name}={settings[name]}: must be above 0 and at most 1")
+            value = settings[name]
+            if not isinstance(value, int | float) or not 0 < value <= 1:
+                raise UserError(f"sampler.{name}={value}: must be above 0 and at most 1")
 
     def weigh(self) -> Tensor:
         """Return the weight of each prompt, (N,), from `floor` to 1."""
