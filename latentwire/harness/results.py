@@ -9,13 +9,13 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import BinaryIO, TypedDict
 
 from latentwire.harness.errors import UserError
 
 FORMAT = 2  # of results, summaries and training results; 0.2.0 and earlier wrote format 1, without a number
 
-JsonObject = dict[str, Any]  # a JSON object whose fields its writer decides, such as a config
+JsonObject = dict[str, object]  # a JSON object whose fields its writer decides, such as a config
 Result = JsonObject
 
 
