@@ -48,7 +48,7 @@ def task(job: Callable[[DictConfig], T]) -> Callable[..., T]:
 def locate(cfg: DictConfig, name: str) -> Path:
     """Return the path of a file of kat. A name without a folder is placed in cfg.folder.
 
-    A prompts file of the user's own is also found in the working folder, if cfg.folder has no file of that name.
+    A prompts file of the user's own is looked for in the working folder first.
 
     Args:
         cfg: The config.
@@ -64,7 +64,7 @@ def locate(cfg: DictConfig, name: str) -> Path:
     if len(path.parts) == 1 and not value.startswith("."):
         shared = Path(cfg.folder).expanduser() / path
         may_be_own = name == "prompts_file" and path.name not in SIDECARS.values()
-        path = path if may_be_own and path.is_file() and not shared.exists() else shared
+        path = path if may_be_own and path.is_file() else shared
     if path.is_dir():
         raise UserError(f"{name}={value}: is a folder; write {name}=FILE")
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -14,6 +15,7 @@ from kat.pipeline.embed import embed
 from kat.pipeline.prepare import pairs, prompts
 from kat.pipeline.provenance import require_same_origin
 from latentwire.harness.device import accelerator_state
+from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.paths import CONF
 from latentwire.harness.progress import log
@@ -37,9 +39,14 @@ def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
         names: The tasks in order, keys of `JOBS`: pairs, prompts, embed, density.
 
     Raises:
-        UserError: A task fails, or an existing file has another origin (see `kat.pipeline.provenance`).
+        UserError: A task fails, an existing file has another origin (see `kat.pipeline.provenance`), or a file that
+            the user named does not exist.
     """
     state = accelerator_state(cfg.device)
+    for name in names:
+        path, setting = locate(cfg, JOBS[name][1]), JOBS[name][1]
+        if not broadcast_from_main(state, path.is_file() or _has_default_name(cfg, setting, path)):
+            raise UserError(_missing(cfg, name, setting, path))
     for name in names:
         job, setting = JOBS[name]
         path, task_cfg = locate(cfg, setting), config_of(cfg, "run", name)
@@ -49,6 +56,25 @@ def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
         log(f"{path}: not there yet, so task={name} comes first")
         job(task_cfg)
         state.wait_for_everyone()
+
+
+def _has_default_name(cfg: DictConfig, setting: str, path: Path) -> bool:
+    """Return whether a path is the one that the setting has by default in the folder of the run."""
+    return path.resolve() == (Path(cfg.folder).expanduser() / _default_name(setting)).resolve()
+
+
+def _default_name(setting: str) -> str:
+    return str(OmegaConf.select(OmegaConf.load(CONF / "kat" / "files.yaml"), setting))
+
+
+def _missing(cfg: DictConfig, task: str, setting: str, path: Path) -> str:
+    """Return the message about a file that the user named and that does not exist."""
+    given = f"{setting}={cfg[setting]}"
+    also = ", and the working folder has none of this name" if setting == "prompts_file" else ""
+    return (
+        f"{given}: {path} does not exist{also}; correct the name, or make the file with run.py task={task} {given}. "
+        f"A training run makes only {_default_name(setting)}"
+    )
 
 
 def prompt_tasks(cfg: DictConfig) -> list[str]:
