@@ -32,12 +32,17 @@ def load_plugins(names: Iterable[str]) -> None:
             setting.
     """
     for name in names:
-        if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
+        search_working_folder()
         _import(name, f"plugins={name}", "run in the folder that has it, set PYTHONPATH, or install it")
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         _import(point.value.partition(":")[0], f"the entry point {point.name} of {ENTRY_POINTS}", "repair or remove it")
     _add_config_nodes()
+
+
+def search_working_folder() -> None:
+    """Let imports find modules in the working folder too, after all other places."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def _import(module: str, what: str, remedy: str) -> None:
