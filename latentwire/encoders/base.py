@@ -139,19 +139,20 @@ ENCODERS: ClassRegistry[Encoder] = ClassRegistry("encoder", "encoder", _node)
 E = TypeVar("E", bound=Encoder)
 
 
-def register_encoder(name: str, *, label: str) -> Callable[[type[E]], type[E]]:
+def register_encoder(name: str, *, label: str, unlabelled: tuple[str, ...] = ()) -> Callable[[type[E]], type[E]]:
     """Return a decorator that registers an encoder.
 
     Args:
         name: Name of the encoder, for encoder=NAME.
         label: Pattern of a configuration's name, with dials in braces: "bottleneck{d_z}".
+        unlabelled: Dials that no name can show, such as paths. The label has every other dial.
 
     Raises:
         UserError: The decorator raises it if the name or the label is taken, or the label is invalid.
     """
 
     def register(encoder: type[E]) -> type[E]:
-        ENCODERS.add_class(name, encoder, label)
+        ENCODERS.add_class(name, encoder, label, unlabelled)
         return encoder
 
     return register
