@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kat.density.estimate import effective_sample_size
-from kat.sampling.base import Arm, ArmInputs, Observation, register_arm
-from kat.sampling.draws import checked_weights, draw
+from kat.sampling.base import DENSITY, Arm, ArmInputs, Observation, register_arm
+from kat.sampling.draws import draw
 from latentwire.harness.checkpoint import State
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
@@ -23,7 +23,8 @@ UNSEEN = 0.5  # success rate of a prompt without observations: it weighs most
 class AdaptiveWeights(Arm):
     """Draws with replacement by weights that may change between steps. A subclass gives `weigh` and `observe`.
 
-    A draw depends only on the seed, its number, and the weights at that time.
+    A draw depends only on the seed, its number, and the weights at that time. An arm that is registered with
+    needs=("density",) finds the weights of task=density in `density_weights`.
 
     Attributes:
         memory: What the arm has learnt from observations, as tensors by name. A checkpoint holds them.
@@ -42,6 +43,22 @@ class AdaptiveWeights(Arm):
         self._intended = torch.zeros(self.num_prompts, dtype=torch.float64)
         self._drawn = torch.zeros(self.num_prompts, dtype=torch.int64)
 
+    @property
+    def density_weights(self) -> Tensor:
+        """The weights of task=density of all prompts, (N,) float64, sum 1; 0 for a prompt too long for the embedder.
+
+        Raises:
+            UserError: The arm is not registered with needs=("density",).
+        """
+        if DENSITY not in self.needs:
+            raise UserError(
+                f"sampler={self.name}: {type(self).__qualname__} has no density_weights; register it with "
+                f'needs=("{DENSITY}",)'
+            )
+        weights = torch.zeros(self.num_prompts, dtype=torch.float64)
+        weights[self.rows] = self.base_weights
+        return weights
+
     @abstractmethod
     def weigh(self) -> Tensor:
         """Return the weight of each prompt at the next draw, (N,), at least 0. They need not sum to 1.
@@ -53,8 +70,8 @@ class AdaptiveWeights(Arm):
     def sampling_weights(self) -> Tensor:
         """The probability of each prompt at the next draw, (N,) float64, sum 1."""
         weights = torch.zeros(self.num_prompts, dtype=torch.float64)
-        weights[self.rows] = self.weigh().double()[self.rows]
-        return checked_weights(weights)
+        weights[self.rows] = self.require_weights(self.weigh(), self.num_prompts)[self.rows]
+        return self.require_valid(weights)
 
     def next(self, n: int) -> list[int]:
         """Return the rows of the next `n` draws."""

@@ -363,3 +363,64 @@ def test_registration_refuses_unknown_needs_and_taken_names():
     with pytest.raises(UserError, match=r"uniform: .* both register this name"):
         register_arm("uniform")(Root)
     assert (Root.name, ARMS["uniform"].name) == ("", "uniform")
+
+
+# What an arm of a user's own may return.
+
+
+@pytest.fixture
+def own_arms(monkeypatch) -> None:
+    """Forget what a test registers."""
+    monkeypatch.setattr(ARMS, "things", dict(ARMS.items()))
+
+
+@pytest.mark.parametrize("base", [FixedWeights, AdaptiveWeights])
+@pytest.mark.parametrize(
+    ("returned", "fault"),
+    [
+        (torch.ones(2), r"returned \(2,\), expected a tensor of shape \(3,\)"),
+        (torch.ones(3, 1), r"returned \(3, 1\), expected a tensor of shape \(3,\)"),
+        ([1.0, 1.0, 1.0], r"returned list, expected a tensor of shape \(3,\)"),
+        (torch.tensor([1.0, -1.0, 1.0]), r"weight -1\.0 of row 1: must be finite and not negative; correct it$"),
+        (torch.tensor([1.0, 1.0, float("nan")]), r"weight nan of row 2: must be finite"),
+        (torch.zeros(3), "all weights are 0, so nothing can be drawn; correct it$"),
+    ],
+)
+def test_invalid_weights_name_the_arm_and_weigh(own_arms, base, returned, fault):
+    body = {"weigh": lambda self, *_: returned, "observe": lambda self, results: None}
+    register_arm("odd")(type("Odd", (base,), body))
+    with pytest.raises(UserError, match=f"^sampler=odd: weigh of Odd: {fault}"):
+        some_own("odd")
+
+
+def test_a_fixed_arm_may_have_settings(own_arms):
+    """Although they are set after the constructor of the base class."""
+
+    @register_arm("tempered", needs=("density",))
+    class Tempered(FixedWeights):
+        def __init__(self, inputs, *, power: float = 1.0):
+            super().__init__(inputs)
+            self.power = power
+
+        def weigh(self, weights):
+            return weights**self.power
+
+    squares = torch.tensor([9.0, 1.0, 4.0], dtype=torch.float64) / 14
+    assert torch.allclose(some_own("tempered", power=2.0).sampling_weights, squares)
+    assert some_own("tempered").next(20) == some("density").next(20)
+
+
+def test_an_adaptive_arm_finds_the_density(own_arms):
+    body = {"weigh": lambda self: self.density_weights, "observe": lambda self, results: None}
+    register_arm("rare", needs=("density",))(type("Rare", (AdaptiveWeights,), dict(body)))
+    inputs = ArmInputs(["c", "a", "huge", "b"], 0, MEASURED, ["huge"])
+    weights = torch.tensor([0.5, 1 / 6, 0.0, 1 / 3], dtype=torch.float64)
+    assert torch.allclose(build_arm("rare", {}, inputs).sampling_weights, weights)
+    register_arm("blind")(type("Blind", (AdaptiveWeights,), dict(body)))
+    with pytest.raises(UserError, match=r'^sampler=blind: Blind has no density_weights; .* needs=\("density",\)'):
+        some_own("blind")
+
+
+def some_own(name: str, **settings: float) -> Arm:
+    """Return an arm of a test for the prompts c, a and b."""
+    return build_arm(name, settings, ArmInputs(["c", "a", "b"], 0, MEASURED))
