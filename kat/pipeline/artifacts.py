@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import JsonObject, ResultWriteError
-from latentwire.harness.session import Session
+from latentwire.harness.session import JobOf, Session, job
 
 T = TypeVar("T")
 
@@ -27,18 +27,19 @@ SIDECARS = {
 WRITTEN_BY = {"pairs_file": "pairs", "prompts_file": "prompts", "embeddings_file": "embed", "weights_file": "density"}
 
 
-def task(job: Callable[[DictConfig], T]) -> Callable[..., T]:
+def task(function: Callable[[DictConfig], T]) -> JobOf[T]:
     """Return a function as a task of kat, which rejects trackers and explains files that cannot be written."""
 
-    @functools.wraps(job)
-    def run(cfg: DictConfig, session: Session | None = None) -> T:
+    @job
+    @functools.wraps(function)
+    def run(cfg: DictConfig, session: Session | None) -> T:
         if cfg.tracker.name != "none":
             raise UserError(
                 f"tracker={cfg.tracker.name}: task={cfg.task} does not use a tracker, and its files contain all "
                 "numbers; leave tracker out"
             )
         try:
-            return job(cfg)
+            return function(cfg)
         except ResultWriteError as error:
             raise ResultWriteError(error.path, error.reason, "folder=FOLDER (or out=FILE)") from error
 

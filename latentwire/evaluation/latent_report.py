@@ -34,7 +34,7 @@ from latentwire.harness.memory import within_memory
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import DamagedResultError, JsonObject, ResultStore, config_hash, read_jsonl, write_json
-from latentwire.harness.session import Session
+from latentwire.harness.session import Session, job
 from latentwire.harness.typed_config import plain_values
 from latentwire.records import FORMAT, RESTORE, MadeOn, Measured, checked, read_example_rows
 from latentwire.stats.formatting import format_score
@@ -72,6 +72,7 @@ class _StoredLikelihood(_StoredHead, MeanLikelihood):
     """Likelihood of the right answers with one source."""
 
 
+@job
 def report(cfg: DictConfig, session: Session | None = None) -> LatentReport:
     """Evaluate the latents and each control on the same examples, and write report.json.
 

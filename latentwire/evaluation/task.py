@@ -23,7 +23,7 @@ from latentwire.harness.memory import is_out_of_memory, out_of_memory
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import DamagedResultError, ResultStore, ResultWriteError, config_hash
-from latentwire.harness.session import Session
+from latentwire.harness.session import Session, job
 from latentwire.harness.tracking import Tracker, TrackerSpec, make_tracker
 from latentwire.harness.typed_config import plain_values, typed
 from latentwire.records import (
@@ -38,6 +38,7 @@ from latentwire.records import (
 from latentwire.stats.formatting import format_score
 
 
+@job
 def run(cfg: DictConfig, session: Session | None = None) -> EvaluationResult:
     """Return the result of one configuration: the finished one, or a new one.
 
@@ -72,6 +73,7 @@ def run(cfg: DictConfig, session: Session | None = None) -> EvaluationResult:
     return result
 
 
+@job
 def list_one(cfg: DictConfig, session: Session | None = None) -> None:
     """Print the name of the single configuration; the sweeper prints the names of a sweep."""
     if is_main_process():
