@@ -22,6 +22,7 @@ from omegaconf import DictConfig, open_dict
 
 from latentwire.harness.app import JobFunction
 from latentwire.harness.grids import Job, expand, factors, print_jobs, select_jobs, variants
+from latentwire.harness.plugins import require_choices
 
 
 @dataclass
@@ -108,4 +109,5 @@ class GridUnionSweeper(BasicSweeper):
                 del self.composed[files]["hydra"]
         config = copy.deepcopy(self.composed[files])
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        require_choices(config)
         return Job(list(overrides), config)

@@ -16,7 +16,7 @@ from latentwire.harness import processes, typed_config  # noqa: F401 (typed_conf
 from latentwire.harness.config_errors import explain, refuse_additions, refuse_renamed, require_task
 from latentwire.harness.help import help_text
 from latentwire.harness.paths import CONF
-from latentwire.harness.plugins import load_plugins, named_plugins
+from latentwire.harness.plugins import load_plugins, named_plugins, require_choices
 from latentwire.harness.progress import is_main_process, rank
 from latentwire.harness.session import Session, Task
 
@@ -103,6 +103,7 @@ class JobFunction:
     def __call__(self, cfg: DictConfig) -> object:
         """Run the task of a config and return its result."""
         try:
+            require_choices(cfg)
             return self.session.run(cfg)
         except Exception as error:
             if self.session.remote:
