@@ -118,7 +118,12 @@ class AdaptiveWeights(Arm):
                 "would not continue; resume with the saved settings, or start again"
             )
         self._intended, self._drawn = state["intended"].clone(), state["drawn"].clone()
-        self.memory = {name: state["memory"][name].clone() for name in self.memory}
+        if missing := self.memory.keys() - state["memory"].keys():
+            raise UserError(
+                f"the saved state of sampler={self.name} lacks {', '.join(sorted(missing))}, so it is from another "
+                "version of the arm; start again"
+            )
+        self.memory = {name: tensor.clone() for name, tensor in state["memory"].items()}
 
     def _identity(self) -> JsonObject:
         return {"arm": self.name, "seed": self.seed, "prompts": self._prompts}
@@ -133,10 +138,13 @@ class Difficulty(AdaptiveWeights):
     running success rate p. It begins at 1/2, so a prompt without observations weighs most, and an observation of
     success s moves it by rate (s - p).
 
-    Rewards in [0, 1] are shares of success: s is their mean. Other rewards, such as a reward model's scores, have no
-    scale on which a prompt is solved. From the first one on, a success is a reward above the running mean of all
-    rewards, and a reward equal to it is half a success. All success rates then begin again, because they would mean
-    different things. The running mean moves by `rate` in each step, too, since a policy that learns raises all rewards.
+    Rewards in [0, 1] are shares of success: s is their mean. The weight is the variance of a group for rewards of 0 and
+    1 alone. For other shares, such as F1, it shows how far the mean is from 0 and 1, whether the group differs or not.
+
+    Other rewards, such as a reward model's scores, have no scale on which a prompt is solved. From the first one on, a
+    success is a reward above the running mean of all rewards, and a reward equal to it is half a success. All success
+    rates then begin again, because they would mean different things. The running mean moves by `rate` in each step, too,
+    since a policy that learns raises all rewards.
 
     The idea is sampling for learnability: Foster et al. (2025), "Learning to Reason at the Frontier of Learnability",
     and Bae et al. (2025), "Online Difficulty Filtering for Reasoning Oriented Reinforcement Learning".

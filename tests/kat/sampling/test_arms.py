@@ -120,6 +120,28 @@ def test_an_arm_refuses_fewer_prompts_than_a_step_needs(name):
         build_arm(name, _defaults(name), ArmInputs(["a", "b", "c"], 0, MEASURED, (), 4, "grpo.prompts_per_step"))
 
 
+def test_an_arm_remembers_what_it_learns_later():
+    """A checkpoint restores tensors that the arm added after it was built; one that lacks a tensor is refused."""
+
+    class Lazy(AdaptiveWeights):
+        name = "lazy"
+
+        def weigh(self) -> torch.Tensor:
+            return 1 + self.memory.get("seen", torch.zeros(self.num_prompts))
+
+        def observe(self, results) -> None:
+            seen = self.memory.setdefault("seen", torch.zeros(self.num_prompts))
+            for result in results:
+                seen[result.row] += 1
+
+    one, other = (Lazy(ArmInputs(["a", "b", "c"], 0, {})) for _ in range(2))
+    one.observe([Observation(1, (1.0,))])
+    other.load_state_dict(through_a_file(one.state_dict()))
+    assert other.sampling_weights.tolist() == one.sampling_weights.tolist() == [0.25, 0.5, 0.25]
+    with pytest.raises(UserError, match="lacks seen, so it is from another version"):
+        other.load_state_dict(Lazy(ArmInputs(["a", "b", "c"], 0, {})).state_dict())
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_state_of_another_arm_is_refused(name):
     other = build_arm(name, _defaults(name), ArmInputs(["a", "b", "c", "held"], 0, MEASURED))
