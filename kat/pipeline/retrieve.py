@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from kat.data.prompts import normalise, read_prompts, render_conversation
 from kat.data.tables import same_ids
+from kat.embedding.base import EMBEDDERS
 from kat.embedding.pooling import embed_texts
 from kat.embedding.store import load_embeddings, record_of
 from kat.pipeline.artifacts import locate, task
@@ -77,13 +78,36 @@ def _check_embedder(path: Path, identity: JsonObject) -> None:
     recorded = record["embedder"]
     differing = [name for name in {**recorded, **identity} if recorded.get(name) != identity.get(name)]
     if differing:
-        listed = ", ".join(
-            f"another {name}" if isinstance(recorded.get(name), dict) else f"{name}={recorded.get(name)}"
-            for name in differing
-        )
         settings = {**recorded, "model": record["model"]}
         given = [f"{name}={settings[name]}" for name in ("embedder", "model", "dtype") if settings.get(name)]
+        given += [f"embedder.{name}={value}" for name, value in _own_settings(recorded).items()]
+        if "source" in recorded and recorded["embedder"] not in EMBEDDERS:
+            given.append("plugins=[MODULE] with the module that registers it")
         raise UserError(
-            f"{path} was made with {listed}, so the query would be embedded differently; give task=retrieve the "
-            f"settings of task=embed ({', '.join(given)}, path or full if they were set), or run task=embed again"
+            f"{path} was made with {_listed_differences(differing, recorded, identity)}, so the query would be "
+            f"embedded differently; give task=retrieve the settings of task=embed ({', '.join(given)}, path or full "
+            "if they were set), or run task=embed again"
         )
+
+
+def _own_settings(identity: JsonObject) -> dict[str, object]:
+    """Return the settings of a user's embedder in its identity."""
+    settings = identity.get("settings", {})
+    assert isinstance(settings, dict)
+    return settings
+
+
+def _listed_differences(differing: list[str], recorded: JsonObject, identity: JsonObject) -> str:
+    """Return what embeddings were made with that is different here, in words."""
+    same_embedder = "embedder" not in differing
+    words = []
+    for name in differing:
+        if name == "source" and same_embedder:
+            words.append("an earlier version of the embedder's module")
+        elif name == "settings":
+            here = _own_settings(identity)
+            words += [f"embedder.{key}={value}" for key, value in _own_settings(recorded).items()
+                      if here.get(key) != value]  # fmt: skip
+        elif name != "source" and (same_embedder or name in recorded):
+            words.append(f"another {name}" if isinstance(recorded.get(name), dict) else f"{name}={recorded.get(name)}")
+    return ", ".join(words)

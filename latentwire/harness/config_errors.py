@@ -9,8 +9,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from latentwire.harness import registry
 from latentwire.harness.config_files import CHOOSERS, choices, included, root_settings, settings_with
 from latentwire.harness.errors import UserError, causes
+from latentwire.harness.overrides import Grid, grids_override
 from latentwire.harness.paths import CONF
 from latentwire.harness.plugins import plugin_dials
 
@@ -32,7 +34,8 @@ def explain(error: BaseException, arguments: list[str], entry: str) -> str | Non
         return _unknown_setting(match[1], arguments, entry)
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         known = ", ".join(sorted({*choices(match[1]), *plugin_dials(match[1])}))
-        return f"{match[1]}={match[2]}: unknown; use one of {known}"
+        hint = next((each.plugin_hint() for each in registry.ALL if each.node and each.setting == match[1]), "")
+        return f"{match[1]}={match[2]}: unknown; use one of {known}{hint}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return "; ".join(lines) or type(error).__name__
@@ -59,13 +62,45 @@ def _unknown_setting(key: str, arguments: list[str], entry: str) -> str:
                 f"{given}: the configurations of sweep={preset} set {key} themselves; leave it out and choose among "
                 "them with only='PATTERN', or leave out sweep=..."
             )
+        belongs = f"{key} belongs to {' and '.join(f'{group}={name}' for name in having)}"
+        if set(having) & set(chosen.split(",")):
+            return f"{given}: not every one of {group}={chosen} has this dial; {belongs}; give each its own dials: " + (
+                _grids(group, chosen.split(","), owners, arguments)
+            )
         dials = ", ".join(name for name in owners.get(chosen, []) if name != "kat") or "none"
-        return (
-            f"{given}: {group}={chosen} has no such dial (its dials: {dials}); {key} belongs to "
-            f"{' and '.join(f'{group}={name}' for name in having)}"
-        )
+        return f"{given}: {group}={chosen} has no such dial (its dials: {dials}); {belongs}"
+    if nested := _nested_settings(key.partition(".")[0], task, arguments, entry):
+        return f"{given}: no such setting; {nested}"
     known = ", ".join(sorted({*root_settings(CONF / f"{entry}.yaml"), *root_settings(CONF / "task" / f"{task}.yaml")}))
     return f"{given}: no such setting; the settings are {known}, and the groups are {', '.join(_groups())}"
+
+
+def _nested_settings(group: str, task: str, arguments: list[str], entry: str) -> str:
+    """Return the settings that the choice in a group has under the group's name, in words; "" without such ones."""
+    files = (CONF / "task" / f"{task}.yaml", CONF / f"{entry}.yaml")
+    default = next((choice for path in files for name, choice in included(path) if name == group), "")
+    choice = _chosen(group, arguments, default)
+    if path := choices(group).get(choice):
+        node = OmegaConf.to_container(OmegaConf.load(path))
+    else:
+        things = ((each.node, each[choice]) for each in registry.ALL if each.setting == group and choice in each)
+        node = next((make(choice, thing) for make, thing in things if make is not None), {})
+    settings = node.get(group) if isinstance(node, dict) else None
+    if not isinstance(settings, dict):
+        return ""
+    of_task = OmegaConf.select(OmegaConf.load(files[0]), group, default={})
+    names = ", ".join(f"{group}.{name}" for name in {**settings, **of_task} if name != "name")
+    return f"{group}={choice} has {names or 'no settings'}"
+
+
+def _grids(group: str, chosen: list[str], owners: dict[str, list[str]], arguments: list[str]) -> str:
+    """Return the override that sweeps over choices of a group, each with those given dials that it has."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    grids: list[Grid] = [
+        {group: name, **{dial: list(given[dial].split(",")) for dial in owners.get(name, []) if dial in given}}
+        for name in chosen
+    ]
+    return f"{grids_override(grids)} in place of these settings"
 
 
 def _chosen(group: str, arguments: list[str], default: str) -> str:

@@ -169,7 +169,7 @@ def test_the_reward_model_may_have_the_arm_too(here, trains):
     [
         ("sampler.rate=2", "sampler.rate=2.0: must be above 0 and at most 1"),
         ("sampler.floor=low", "sampler.floor=low: expected a number"),
-        ("sampler.k=3", "sampler.k=3: no such setting"),
+        ("sampler.k=3", "sampler.k=3: no such setting; sampler=difficulty has sampler.rate, sampler.floor\n"),
         ("reward_sampler=rarest", "reward_sampler=rarest: unknown; use one of "),
     ],
 )

@@ -163,7 +163,7 @@ def test_a_metric_without_a_finite_number_is_an_error(cli, plugin):
 
 
 @pytest.mark.slow
-def test_a_plugins_embedder_embeds_and_retrieves(cli, plugin):
+def test_a_plugins_embedder_embeds_and_retrieves(cli, plugin, monkeypatch):
     """Its settings and its module decide whether embeddings are made again."""
     command = ["task=embed", *SMALL, "embedder.size=16"]
     status, _, said = cli(*command)
@@ -182,10 +182,18 @@ def test_a_plugins_embedder_embeds_and_retrieves(cli, plugin):
     status, printed, said = cli("task=retrieve", *SMALL, "embedder.size=16", "query=what is number 7 of 49?", "top_k=1")
     assert status == 0 and printed.split()[1] == "1.0000" and "what is number 7 of 49?" in printed, said
     status, _, said = cli("task=retrieve", *SMALL, "query=x")
-    assert status == 1 and "embeddings.pt was made with another settings" in said
+    assert status == 1 and "embeddings.pt was made with embedder.size=16, so the query" in said
+    assert "(embedder=letters, dtype=float32, embedder.size=16, path or full" in said
+    with monkeypatch.context() as patch:  # as in a new process without plugins=
+        patch.setattr(EMBEDDERS, "things", {name: kind for name, kind in EMBEDDERS.items() if name != "letters"})
+        status, _, said = cli("task=retrieve", "model=tiny_random", "query=x")
+    assert status == 1 and "was made with embedder=letters, embedder.size=16, so the" in said, said
+    assert "embedder.size=16, plugins=[MODULE] with the module that registers it, path" in said
 
     assert "finished before" in cli(*command)[2]
     change(plugin, "ord(character) %", "3 * ord(character) %")
+    status, _, said = cli("task=retrieve", *SMALL, "embedder.size=16", "query=x")
+    assert status == 1 and "was made with an earlier version of the embedder's module, so" in said
     assert "finished before" not in cli(*command)[2]
     assert not torch.equal(load_embeddings(OUT)[1], first)
     assert (OUT.parent / "replaced" / f"embeddings.{record['key']}.pt").is_file()
@@ -196,7 +204,7 @@ def test_a_plugins_embedder_embeds_and_retrieves(cli, plugin):
     [
         (["embedder.size=wide"], "embedder.size=wide: expected a whole number"),
         (["embedder.size=2.5"], "embedder.size=2.5: expected a whole number"),
-        (["embedder.width=3"], "embedder.width=3: no such setting"),
+        (["embedder.width=3"], "embedder.width=3: no such setting; embedder=letters has embedder.size\n"),
         (["embedder.name=none"], "embedder=none: unknown; use one of file, hidden, logits, sentence, letters"),
     ],
 )

@@ -209,6 +209,7 @@ def test_an_id_with_a_line_break_is_refused(folder, cli):
         (["task=density", "sampler=uniform"], "sampler=uniform: task=density computes the weights"),
         (["task=density", "sampler=reversed"], "sampler=reversed: task=density computes the weights"),
         (["task=subsample", "sampler.k=5"], "sampler.k=5: no such setting"),
+        (["task=density", "sampler.size=5"], "sampler.size=5: no such setting; sampler=density has sampler.estimator,"),
         (["task=subsample", "sampler=difficulty"], "sampler=difficulty: its weights follow the rewards of a training"),
         (["task=density", "tracker=wandb"], "tracker=wandb: task=density does not use a tracker"),
         (["task=density", "out=density.json"], "out=density.json: this name is reserved for files"),
