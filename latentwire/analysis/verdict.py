@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from latentwire.analysis.controls import BASELINE, CLEAN_SOURCE, WINNERS, score_of
 from latentwire.analysis.records import GroupVerdict, RankingObservation, RankingRow
+from latentwire.harness.overrides import Grid, grids_override
 from latentwire.records import ScoredResult, ShownMetric
 from latentwire.stats.formatting import format_score
 
@@ -102,7 +103,7 @@ def conclude(ranked: Ranked) -> GroupVerdict:
         return {
             "winner": None,
             "verdict": "These results have no baseline to compare with.",
-            "next": f"Include it: only='{BASELINE}|...'.",
+            "next": f"Include it: only='{BASELINE}|...' with a preset, otherwise {_with_baseline(ranked.rows)}.",
         }
     if not ranked.winners:
         return _no_winner(ranked, ranked.baseline["source"] == CLEAN_SOURCE)
@@ -118,6 +119,18 @@ def conclude(ranked: Ranked) -> GroupVerdict:
         + (", or the cheapest configuration level with it" if ranked.level else "")
         + "; confirm it first on more examples (samples=...).",
     }
+
+
+def _with_baseline(rows: Sequence[RankingRow]) -> str:
+    """Return the override that sweeps over the baseline and the ranked transforms, each with its dials."""
+    grids: dict[str, Grid] = {BASELINE: {"embed_transform": BASELINE}}
+    for row in rows:
+        grid = grids.setdefault(row["family"], {"embed_transform": row["family"]})
+        for dial, value in row["dials"].items():
+            values = grid.setdefault(dial, [])
+            assert isinstance(values, list)
+            values += [value] if value not in values else []
+    return grids_override(list(grids.values()))
 
 
 def _no_winner(ranked: Ranked, clean: bool) -> GroupVerdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import cache
 from pathlib import Path
 
@@ -83,3 +84,16 @@ def taken_names(group: str) -> dict[str, str]:
         for choice, path in choices(other).items():
             owners |= dict.fromkeys(_at_root(path), f"{other}={choice}")
     return owners
+
+
+def repeated_choices(cfg: DictConfig) -> str:
+    """Return the overrides with which another command has the model and the plugins of a config, each after a space."""
+    name, plugins = str(cfg.model.name), cfg.plugins
+    path = CONF / "model" / f"{name}.yaml"
+    written = OmegaConf.to_container(_load(path).get("model", OmegaConf.create()))
+    assert isinstance(written, dict)
+    found = [f"model={name}"] if ("model", name) not in included(CONF / "run.yaml") else []
+    found += [f"model.{key}={value}" for key, value in cfg.model.items() if written.get(key) != value]
+    if plugins:
+        found.append(f"plugins=[{plugins if isinstance(plugins, str) else ','.join(plugins)}]")
+    return "".join(f" {shlex.quote(override) if ' ' in override else override}" for override in found)

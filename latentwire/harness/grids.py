@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,9 +11,8 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from latentwire.harness.errors import UserError
+from latentwire.harness.overrides import Grid, override_value
 from latentwire.harness.progress import is_main_process, log
-
-Grid = dict[str, object]  # setting -> its value, or the list of its values
 
 
 @dataclass
@@ -99,13 +97,9 @@ def _product(grid: Grid) -> list[list[str]]:
     """Return the overrides of each point of a grid: the product of its lists of values."""
     values = [value if isinstance(value, list) else [value] for value in grid.values()]
     return [
-        [f"{key}={_override_value(value)}" for key, value in zip(grid, point, strict=True)]
+        [f"{key}={override_value(value)}" for key, value in zip(grid, point, strict=True)]
         for point in itertools.product(*values)
     ]
-
-
-def _override_value(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def select_jobs(jobs: list[Job], only: str | None) -> list[Job]:

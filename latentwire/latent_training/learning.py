@@ -17,6 +17,7 @@ from latentwire.encoders.cost import COLLAPSED
 from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.encoders.registry import encoder_lm_config
 from latentwire.harness.checkpoint import State
+from latentwire.harness.config_files import repeated_choices
 from latentwire.harness.optimization import Updater
 from latentwire.harness.progress import log
 from latentwire.harness.random import generator_for
@@ -226,7 +227,8 @@ class LatentLearning(Learning[LatentOutcome]):
         for line in _score_lines(result["held_out"]):
             log(line)
         log(f"encoder: {result['encoder']}")
-        log(f"next: python run.py task=latent_report checkpoint={self.run.folder}")
+        choices = repeated_choices(self.run.cfg)
+        log(f"next: python run.py task=latent_report checkpoint={self.run.folder}{choices}")
         return {key: value for key, value in result["held_out"].items() if isinstance(value, int | float)}
 
 

@@ -19,6 +19,7 @@ from typing import cast
 
 from omegaconf import DictConfig
 
+from latentwire.harness.config_files import repeated_choices
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.optimization import NonFiniteError
@@ -114,7 +115,7 @@ def finish(cfg: DictConfig, results: list[ScreenedRun], session: Session) -> Non
     screen: Screening = {"format": FORMAT, "sweep": str(cfg.sweep.name), "rounds": rounds, "runs": results}
     if is_main_process():
         write_json(folder / "screen.json", screen)
-        print(render_ranking(screen))
+        print(render_ranking(screen, repeated_choices(cfg)))
         log(f"screening: {folder / 'screen.json'}")
 
 
@@ -194,8 +195,13 @@ def interval(scores: list[float]) -> list[float] | None:
     return [max(-1.0, mean(scores) - half), min(1.0, mean(scores) + half)]
 
 
-def render_ranking(screen: Screening) -> str:
-    """Return a screening as text: each round's ranking, failed runs, the best candidate and the next command."""
+def render_ranking(screen: Screening, choices: str = "") -> str:
+    """Return a screening as text: each round's ranking, failed runs, the best candidate and the next command.
+
+    Args:
+        screen: The screening.
+        choices: Overrides of the next command that choose its model and plugins, each after a space.
+    """
     lines = [f"Screening {screen['sweep']}"]
     width = max(len(row["candidate"]) for each in screen["rounds"] for row in each["ranking"])
     for number, each in enumerate(screen["rounds"], 1):
@@ -214,8 +220,9 @@ def render_ranking(screen: Screening) -> str:
     best = last[0]
     level = [row["candidate"] for row in last[1:] if _overlap(best, row)]
     also = f"; not distinguishable from it: {', '.join(level)}" if level else ""
+    checkpoint = Path(best["encoders"][0]).parent
     lines += ["", f"Best: {best['candidate']}{also}",
-              f"Next: python run.py task=latent_report checkpoint={Path(best['encoders'][0]).parent}"]  # fmt: skip
+              f"Next: python run.py task=latent_report checkpoint={checkpoint}{choices}"]  # fmt: skip
     return "\n".join(lines)
 
 

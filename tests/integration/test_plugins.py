@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -16,8 +17,9 @@ from latentwire.evaluation.request import Request
 from latentwire.evaluation.setup import Component, Settings
 from latentwire.harness import plugins
 from latentwire.harness.app import JobFunction
-from latentwire.harness.config_files import choices, root_settings, taken_names
+from latentwire.harness.config_files import choices, repeated_choices, root_settings, taken_names
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
 from latentwire.harness.session import Session
 from latentwire.sources.registry import SOURCES, ladders
 from latentwire.transforms.registry import TRANSFORMS, transform_plugins
@@ -194,6 +196,7 @@ def test_identities_hold_the_sources_of_the_plugins_used(plugin):
 def test_an_encoder_of_a_plugin_is_trained_and_evaluated(trains, cli, plugin, tmp_path):
     status, _, err = trains(*TRAINING, "embed_transform=norm_clip")
     assert status == 0, err
+    assert "next: python run.py task=latent_report checkpoint=run model=tiny_random plugins=[repairs]\n" in err
     history = read_json("run/result.json")["history"]
     assert history[-1]["cosine"] > history[0]["cosine"]
     about = read_json("run/encoder/config.json")
@@ -301,6 +304,31 @@ def test_an_experiment_with_a_plain_choice_is_one_line(cli, plugin, sweeps):
     assert status == 1
     assert "embed_transform=norm_clip: is a plain value" in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_dials_and_the_baseline_are_swept_as_the_message_says(cli, plugin):
+    status, _, err = cli("-m", "task=list", SMALL[-1], "embed_transform=baseline,norm_clip", "limit=2,3")
+    assert status == 1
+    grids = "sweep.grids=[{embed_transform: baseline},{embed_transform: norm_clip, limit: [2,3]}]"
+    assert f"limit belongs to embed_transform=norm_clip; give each its own dials: '{grids}' in place of" in err
+    status, out, err = cli("-m", "task=list", SMALL[-1], grids)
+    assert status == 0, err
+    assert [line.split()[0] for line in out.splitlines()] == ["baseline", "norm_clip2.0", "norm_clip3.0"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "repeated"),
+    [
+        ([], ""),
+        (["model=tiny_random", "plugins=[a.b,c]"], " model=tiny_random plugins=[a.b,c]"),
+        (["model=path", "model.path=my models/one"], " model=path 'model.path=my models/one'"),
+        (["model=smollm2_hub", "model.revision=v2", "plugins=a"], " model=smollm2_hub model.revision=v2 plugins=[a]"),
+    ],
+)
+def test_the_next_command_has_the_model_and_the_plugins(monkeypatch, overrides, repeated):
+    monkeypatch.delenv("MODEL_ID", raising=False)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert repeated_choices(hydra.compose("run", overrides=overrides)) == repeated
 
 
 def test_our_own_dials_hide_no_setting():

@@ -331,3 +331,16 @@ def test_results_with_fewer_examples_rank_last():
     group = analyze(results, scores, [], JUDGING, F1, [])["groups"][0]
     assert [row["name"] for row in group["ranking"]] == ["long", "b", "short"]
     assert group["winner"] == "long"
+
+
+def test_without_a_baseline_the_next_step_has_the_sweep_with_it():
+    results = [
+        {**result_of("clip", name, scores_of(right), "scaled"), "dials": {"limit": limit}}
+        for name, limit, right in (("clip2.0", 2.0, 40), ("clip0.5", 0.5, 20))
+    ]
+    scores = {result["name"]: (IDS, scores_of(30)) for result in results}
+    [group] = analyze(results, scores, [], JUDGING, F1, [])["groups"]
+    assert group["next"] == (
+        "Include it: only='baseline|...' with a preset, otherwise "
+        "'sweep.grids=[{embed_transform: baseline},{embed_transform: clip, limit: [2.0,0.5]}]'."
+    )
