@@ -69,9 +69,20 @@ class Latents(nn.Module):
 
         Returns:
             Embeddings of each passage, (L_i, D) float32. The transform gets each passage separately.
+
+        Raises:
+            UserError: The encoder returns another shape than (B, L, Z).
         """
-        adapted = self.adapter(self.encoder(passages))  # (B, L, D)
         counts = [self.encoder.positions(tokens) for tokens in passages.lengths]
+        z = self.encoder(passages)
+        wanted = (len(counts), max(counts), self.encoder.z_width)
+        if not isinstance(z, Tensor) or z.ndim != 3 or (len(z), z.shape[2]) != wanted[::2] or z.shape[1] < wanted[1]:
+            shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise UserError(
+                f"encoder={self.spec.encoder}: forward returned {shape}, expected {wanted}: passages, positions, "
+                "z_width; correct forward, positions or z_width"
+            )
+        adapted = self.adapter(z)  # (B, L, D)
         return [self.repair(rows[:n], generator) for rows, n in zip(adapted, counts, strict=True)]
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:

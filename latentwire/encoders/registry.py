@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from latentwire.encoders import bottleneck, byte, lm_layers  # noqa: F401 (they register encoders)
 from latentwire.encoders.base import ENCODERS, Encoder, LMFacts
+from latentwire.harness.errors import UserError
 from latentwire.harness.registry import check_dials
 from latentwire.harness.results import JsonObject
 from latentwire.transforms.registry import transform_plugins
@@ -31,11 +32,29 @@ def build_encoder(name: str, dials: Mapping[str, object], lm: LMFacts) -> Encode
         lm: What the encoder may know of the LM.
 
     Raises:
-        UserError: The encoder is unknown, or a dial is unknown, missing or out of range.
+        UserError: The encoder is unknown, a dial is unknown, missing or out of range, or the encoder's `z_width` or
+            `positions` is invalid.
     """
     encoder = ENCODERS[name]
     check_dials(name, dials, encoder)
-    return encoder(lm, **dials)
+    built = encoder(lm, **dials)
+    width, given = getattr(built, "z_width", None), "".join(f" {dial}={value}" for dial, value in dials.items())
+    if not isinstance(width, int) or width < 1:
+        what = "has no z_width" if width is None else f"z_width={width} is not a width"
+        raise UserError(f"encoder={name}{given}: {what}; set self.z_width in __init__ to the width of a latent")
+    tokens = max(1, built.shortest)
+    try:
+        count = built.positions(tokens)
+    except ArithmeticError as error:
+        raise UserError(
+            f"encoder={name}{given}: positions({tokens}) raises {type(error).__name__} ({error}); change the dials, or "
+            "check them in __init__"
+        ) from error
+    if not isinstance(count, int) or count < 1:
+        raise UserError(
+            f"encoder={name}{given}: positions({tokens}) is {count}; it must return a whole number, at least 1"
+        )
+    return built
 
 
 def encoder_lm_config(name: str, lm: PreTrainedModel) -> JsonObject:

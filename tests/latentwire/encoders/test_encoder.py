@@ -325,3 +325,24 @@ def test_invalid_dials_are_named(tiny, name, dials, message):
 def test_an_adapter_of_no_width_is_refused():
     with pytest.raises(UserError, match="adapter_hidden=0"):
         Adapter(5, 64, 0)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("z_width", None, "encoder=bottleneck d_z=4: has no z_width; set self.z_width in __init__"),
+        ("z_width", 0, "z_width=0 is not a width"),
+        ("positions", lambda tokens: tokens // 0, r"positions\(1\) raises ZeroDivisionError .*; change the dials"),
+        ("positions", lambda tokens: tokens / 2, r"positions\(1\) is 0.5; it must return a whole number, at least 1"),
+        ("positions", lambda tokens: 0, r"positions\(1\) is 0; it must"),
+    ],
+)
+def test_an_encoder_without_valid_sizes_is_refused(monkeypatch, attribute, value, message):
+    class Broken(Bottleneck):
+        def __init__(self, lm, *, d_z: int):
+            super().__init__(lm, d_z=d_z)
+            setattr(self, attribute, value)
+
+    monkeypatch.setitem(ENCODERS.things, "bottleneck", Broken)
+    with pytest.raises(UserError, match=message):
+        build_encoder("bottleneck", {"d_z": 4}, LMFacts(64, 0.3))

@@ -179,3 +179,22 @@ def test_a_damaged_checkpoint_is_refused(vocabulary, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "sha256": "0" * 64}))
     with pytest.raises(UserError, match="does not match the checksum"):
         load_latents(str(tmp_path), vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("forward", "shape"),
+    [
+        (lambda z: z[..., :3], r"\(2, 5, 3\)"),
+        (lambda z: z[:, :4], r"\(2, 4, 4\)"),
+        (lambda z: z[:1], r"\(1, 5, 4\)"),
+        (lambda z: z[0], r"\(5, 4\)"),
+        (lambda _: None, "NoneType"),
+    ],
+)
+def test_an_encoder_returns_latents_of_its_width(vocabulary, monkeypatch, forward, shape):
+    latents = Latents(SPEC, vocabulary)
+    real = latents.encoder.forward
+    monkeypatch.setattr(latents.encoder, "forward", lambda batch: forward(real(batch)))
+    batch = make_passages(["a", "b"], [torch.ones(5, vocabulary.width), torch.ones(3, vocabulary.width)])
+    with pytest.raises(UserError, match=rf"^encoder=bottleneck: forward returned {shape}, expected \(2, 5, 4\): "):
+        latents(batch)
