@@ -143,8 +143,8 @@ class Difficulty(AdaptiveWeights):
 
     Other rewards, such as a reward model's scores, have no scale on which a prompt is solved. From the first one on, a
     success is a reward above the running mean of all rewards, and a reward equal to it is half a success. All success
-    rates then begin again, because they would mean different things. The running mean moves by `rate` in each step, too,
-    since a policy that learns raises all rewards.
+    rates then begin again, because they would mean different things. The running mean moves by `rate` in each step,
+    too, since a policy that learns raises all rewards.
 
     The idea is sampling for learnability: Foster et al. (2025), "Learning to Reason at the Frontier of Learnability",
     and Bae et al. (2025), "Online Difficulty Filtering for Reasoning Oriented Reinforcement Learning".

@@ -178,8 +178,8 @@ def _account_for_latents(setup: EvaluationSetup, source: Component, rows: list[E
         for text, prompt in list(dict(zip(contexts, prompts, strict=True)).items())[:COMPARED]
     ]
     found = account(costs, latents, [row["prediction"] for row in rows], [row["references"][0] for row in rows])
-    if "checkpoint" in source.dials:
-        known = set(about_latents(source.dials["checkpoint"])["trained_on"])
+    if (folder := distort.encoder_folder(source.dials)) is not None:
+        known = set(about_latents(folder)["trained_on"])
         found["seen_in_training"] = sum(fingerprint(text) in known for text in contexts)
         if found["seen_in_training"]:
             found["warnings"].append(

@@ -60,9 +60,10 @@ class Request:
             **transform_plugins(transform.name, transform.dials),
             **ANSWER_METRICS.plugin_sources(self.scoring.names),
         }
-        if "checkpoint" in source.dials:
-            about = about_latents(source.dials["checkpoint"], self.model.identity())
-            source = Component(source.name, {**source.dials, "checkpoint": about["sha256"]})
+        if (folder := SOURCES[source.name].encoder_folder(source.dials)) is not None:
+            about = about_latents(folder, self.model.identity())
+            dials = {dial: about["sha256"] if str(value) == folder else value for dial, value in source.dials.items()}
+            source = Component(source.name, dials)
             plugins |= latents_plugins(about["encoder"], about["transform"], about["transform_dials"])
         further = [name for name in self.scoring.names if name not in ALWAYS]
         return {

@@ -104,7 +104,7 @@ def _evaluate(
     setup = replace(setup if request.passage else without_passages(setup), scoring=request.scoring)
     known = [] if before is None else read_example_rows(store.predictions_path(cfg.name))
     title = _title(cfg.name, session)
-    status, measured, rows = _attempt(setup, request, state, title, cfg.num_examples, known)
+    status, measured, rows = _attempt(setup, request, state, title, cfg.num_examples, known, store.path(cfg.name))
     if status["status"] == "ok":
         _add_earlier(before, measured)
     # All the time since the previous result: loading, composing the config, and saving and tracking that result.
@@ -222,8 +222,12 @@ def _attempt(
     title: str,
     num_examples: int | None,
     known: list[ExampleRow],
+    path: Path,
 ) -> tuple[_Status, Measured, list[ExampleRow] | None]:
-    """Evaluate a configuration; a failure becomes a status with its error and remedy, without measures and rows."""
+    """Evaluate a configuration; a failure becomes a status with its error and remedy, without measures and rows.
+
+    The other arguments are those of `evaluate`; `path` is the file of the result.
+    """
     try:
         measured, rows = evaluate(setup, request.source, request.transform, state, title, num_examples, known)
     except ResultWriteError:
@@ -231,7 +235,7 @@ def _attempt(
     except UserError as error:
         return {"status": "failed", "error": str(error)}, {}, None
     except Exception as error:
-        reason, remedy = str(error), "see the traceback in the result file"
+        reason, remedy = str(error), f"see the traceback in {path}"
         if is_out_of_memory(error):
             reason, remedy = out_of_memory(error), "lower batch_tokens, or choose a smaller model"
         status: _Status = {

@@ -12,7 +12,15 @@ import torch
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
-from latentwire.harness.results import DamagedResultError, JsonObject, open_atomically, read_json, write_json, writing
+from latentwire.harness.results import (
+    FORMAT,
+    DamagedResultError,
+    JsonObject,
+    open_atomically,
+    read_json,
+    write_json,
+    writing,
+)
 
 State = dict[str, Any]  # nested dicts and lists of tensors and plain values
 CHECKPOINT = re.compile(r"step-(\d{8})\.pt")
@@ -46,7 +54,7 @@ class Checkpoints:
         path = self.folder / f"step-{step:08d}.pt"
         with open_atomically(path) as file, writing(path):
             try:
-                torch.save({"step": step, "identity": self.identity, "state": state}, file)
+                torch.save({"format": FORMAT, "step": step, "identity": self.identity, "state": state}, file)
             except RuntimeError as error:  # torch's file writer hides the cause, such as a full disk
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from error
@@ -69,10 +77,11 @@ class Checkpoints:
         for step, path in reversed(saved):
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True)
-                found, state = content["identity"], content["state"]
+                found, state, written_as = content["identity"], content["state"], content.get("format", 1)
             except Exception as error:  # a damaged archive raises many kinds of errors
                 log(f"warning: {path} is damaged ({type(error).__name__}); loading the previous one")
                 continue
+            _require_format(written_as, str(path))
             require_same(found, self.identity, str(path))
             return step, state
         if saved:
@@ -102,8 +111,19 @@ def finished_run(folder: Path, identity: JsonObject) -> JsonObject | None:
         raise DamagedResultError(
             f"{path} is not the result of a training run: move it away, or give another out=FOLDER"
         )
+    _require_format(result.get("format", 1), str(path))
     require_same(result["identity"], identity, str(path))
     return result
+
+
+def _require_format(written_as: object, where: str) -> None:
+    """Refuse files of a run of another version, whose identity cannot be compared with this version's."""
+    if written_as != FORMAT:
+        raise OtherConfigurationError(
+            f"{where} was written by another version of this project (format {written_as}, now {FORMAT}), which this "
+            "version does not continue: give another out=FOLDER, or start anew with force=true (the old files move to "
+            "replaced/)"
+        )
 
 
 def start_anew_once(folder: Path, checkpoints: Checkpoints) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeVar, get_args
 
 import torch
@@ -31,6 +31,14 @@ class Source:
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator) -> None:
         self.vocabulary = vocabulary
+
+    @classmethod
+    def encoder_folder(cls, dials: Mapping[str, object]) -> str | None:
+        """Return the folder of the trained encoder that the dials name; None for a source without one.
+
+        Such a source is identified by the encoder's weights, and is refused for another LM than the encoder's.
+        """
+        return None
 
     def __call__(self, x: Tensor, generator: torch.Generator, passage: str = "") -> Tensor:
         """Distort or replace the embeddings of one example.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,11 @@ class Latent(Source):
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, checkpoint: str) -> None:
         super().__init__(vocabulary, generator)
         self.latents = load_latents(checkpoint, vocabulary)
+
+    @classmethod
+    def encoder_folder(cls, dials: Mapping[str, object]) -> str | None:
+        """Return the folder of the encoder."""
+        return str(dials["checkpoint"])
 
     def replace(self, x: Tensor, generator: torch.Generator, passage: str) -> Tensor:
         """Return the latents of the passage, (L, D); the encoder uses its embeddings, token ids or text."""

@@ -33,6 +33,7 @@ from latentwire.records import (
     read_record,
     succeeded,
 )
+from latentwire.sources.registry import SOURCES
 from latentwire.sweeps.successive_halving import JobCost, Round, first_round, next_round
 
 Rounds = Generator[list[Job], list[EvaluationResult], list[EvaluationResult]]
@@ -68,9 +69,9 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
             control runs: a trained encoder is missing or belongs to another model.
     """
     for job in jobs:
-        dials = job.config.embed_source.dials
-        if "checkpoint" in dials:
-            about_latents(dials["checkpoint"], typed(ModelSpec, job.config.model, "model.").identity())
+        source = job.config.embed_source
+        if (folder := SOURCES[source.name].encoder_folder(source.dials)) is not None:
+            about_latents(folder, typed(ModelSpec, job.config.model, "model.").identity())
     began = time.monotonic()
     controls = control_jobs(jobs, compose)
     if cfg.budget_minutes is not None:

@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.harness.checkpoint import Checkpoints, finished_run, require_same, start_anew, start_anew_once
+from latentwire.harness.checkpoint import (
+    Checkpoints,
+    OtherConfigurationError,
+    finished_run,
+    require_same,
+    start_anew,
+    start_anew_once,
+)
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import DamagedResultError, ResultWriteError, write_json
+from latentwire.harness.results import FORMAT, DamagedResultError, ResultWriteError, write_json
 from tests.helpers.paths import ROOT
 
 IDENTITY = {"seed": 0, "optimizer": {"learning_rate": 1e-4, "schedule": "cosine"}}
@@ -124,13 +131,23 @@ def test_a_full_disk_keeps_the_older_checkpoint(tmp_path, monkeypatch):
 
 def test_a_finished_run_is_found_by_its_configuration(tmp_path):
     assert finished_run(tmp_path, IDENTITY) is None
-    write_json(tmp_path / "result.json", {"identity": IDENTITY, "accuracy": 0.5})
+    write_json(tmp_path / "result.json", {"format": FORMAT, "identity": IDENTITY, "accuracy": 0.5})
     assert finished_run(tmp_path, IDENTITY)["accuracy"] == 0.5
     with pytest.raises(UserError, match="seed was 0 and is 1"):
         finished_run(tmp_path, {**IDENTITY, "seed": 1})
     write_json(tmp_path / "result.json", [1])
     with pytest.raises(DamagedResultError, match="not the result of a training run"):
         finished_run(tmp_path, IDENTITY)
+
+
+def test_runs_of_another_version_are_named_as_such(tmp_path):
+    write_json(tmp_path / "result.json", {"identity": IDENTITY, "accuracy": 0.5})  # as 0.2.0 wrote it
+    refused = "was written by another version of this project .format 1, now 2., .* force=true"
+    with pytest.raises(OtherConfigurationError, match=refused):
+        finished_run(tmp_path, IDENTITY)
+    torch.save({"step": 1, "identity": IDENTITY, "state": {}}, tmp_path / "step-00000001.pt")
+    with pytest.raises(OtherConfigurationError, match=refused):
+        Checkpoints(tmp_path, IDENTITY).latest()
 
 
 def test_starting_anew_keeps_earlier_files(tmp_path):
