@@ -70,7 +70,8 @@ def _default_name(setting: str) -> str:
 def _missing(cfg: DictConfig, task: str, setting: str, path: Path) -> str:
     """Return the message about a file that the user named and that does not exist."""
     given = f"{setting}={cfg[setting]}"
-    also = ", and the working folder has none of this name" if setting == "prompts_file" else ""
+    in_both = setting == "prompts_file" and len(Path(str(cfg[setting])).parts) == 1
+    also = ", and the working folder has none of this name" if in_both else ""
     return (
         f"{given}: {path} does not exist{also}; correct the name, or make the file with run.py task={task} {given}. "
         f"A training run makes only {_default_name(setting)}"

@@ -85,10 +85,10 @@ def test_a_prompts_file_of_ones_own_needs_no_pairs(jobs):
 def test_a_missing_file_of_another_name_is_an_error(jobs, setting):
     """Else a mistyped name would be made from the default data, and the run would train on it."""
     task = {"pairs_file": "pairs", "embeddings_file": "embed", "weights_file": "density"}.get(setting, "prompts")
-    for name, place in (("typo.jsonl", "here/typo.jsonl"), (f"{Path.cwd()}/typo.jsonl", f"{Path.cwd()}/typo.jsonl")):
-        message = (
-            f"^{setting}={name}: {place} does not exist.*; correct the name, or make the file with run.py task={task}"
-        )
+    also = ", and the working folder has none of this name" if setting == "prompts_file" else ""
+    away = f"{Path.cwd()}/typo.jsonl"
+    for name, missing in (("typo.jsonl", f"here/typo.jsonl does not exist{also}"), (away, f"{away} does not exist")):
+        message = f"^{setting}={name}: {missing}; correct the name, or make the file with run.py task={task} {setting}"
         with pytest.raises(UserError, match=message):
             ensure(config("folder=here", f"{setting}={name}"), ["pairs", "prompts", "embed", "density"])
     assert jobs == [] and list(Path().iterdir()) == []
