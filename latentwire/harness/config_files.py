@@ -73,10 +73,12 @@ def taken_names(group: str) -> dict[str, str]:
         group: Config group: "embed_transform".
 
     Returns:
-        The owner of each name: "embed_source=scaled", "task=latent" or "run.py".
+        The owner of each name: "embed_source=scaled", "task=latent", "run.py" or "run.py and train.py".
     """
     owners = {path.name: "the program" for path in CONF.iterdir() if path.is_dir()}
-    owners |= {name: f"{entry}.py" for entry in ("run", "train") for name in _at_root(CONF / f"{entry}.yaml")}
+    for entry in ("run", "train"):
+        names = _at_root(CONF / f"{entry}.yaml")
+        owners |= {name: f"run.py and {entry}.py" if owners.get(name) == "run.py" else f"{entry}.py" for name in names}
     for task, path in choices("task").items():
         if group in dict(included(path)):
             owners |= dict.fromkeys(_at_root(path), f"task={task}")

@@ -90,10 +90,10 @@ def read_label(label: str) -> tuple[str, JsonObject]:
     """
     found = _read(label)
     if found is None:
-        raise UserError(
-            f"steps=...{label}...: no configuration has this name; join names that task=list sweep=embed_plus prints, "
-            "such as rms_scale1.0+anchor_eps0.05"
-        )
+        remedy = "join names that task=list prints, such as rms_scale1.0+anchor_eps0.05" + TRANSFORMS.plugin_hint()
+        if label in TRANSFORMS:
+            remedy = f"its configurations are named {TRANSFORMS[label].label}"
+        raise UserError(f"steps=...{label}...: no configuration has this name; {remedy}")
     if (written := TRANSFORMS[found[0]].label.format(**found[1])) != label:
         raise UserError(f"steps=...{label}...: not the name of a configuration; write {written}")
     return found

@@ -252,7 +252,8 @@ def test_experiments_and_presets_name_their_plugins(plugin, tmp_path, monkeypatc
         ("import nosuch", [], "plugins=repairs: needs a module that is not there (No module named 'nosuch')"),
         ("1 / 0", [], "plugins=repairs: raises ZeroDivisionError when it is imported (division by zero); fix repairs"),
         (TRANSFORM.replace(" = 1.0", ""), [], "embed_transform=norm_clip: its dial limit has no default; write limit="),
-        (TRANSFORM.replace("limit", "seed"), [], "embed_transform=norm_clip: its dial seed is also a setting of train"),
+        (TRANSFORM.replace("limit", "seed"), [],
+         "embed_transform=norm_clip: its dial seed is also a setting of run.py and train.py; rename the dial"),
         (TRANSFORM.replace("limit", "factor"), [], "its dial factor is also a setting of embed_source=scaled; rename"),
         ("", ["plugins=[repairs.py]"], "plugins=[repairs.py]: not a list of modules; write plugins=[repairs]"),
         (TRANSFORM.replace("limit", "bits") + SOURCE, ["embed_transform=norm_clip", "embed_source=quantized"],
@@ -263,6 +264,10 @@ def test_experiments_and_presets_name_their_plugins(plugin, tmp_path, monkeypatc
                                  " to embed_transform=norm_clip"),
         (TRANSFORM, ["embed_transform=norm_clip", "eps=1"], "eps=1: embed_transform=norm_clip has no such dial (its "
                                                             "dials: limit); eps belongs to"),
+        (TRANSFORM, ["embed_transform=chain", "steps=norm_clip+baseline"],
+         "steps=...norm_clip...: no configuration has this name; its configurations are named norm_clip{limit}"),
+        (TRANSFORM.replace("x * (", "(x, "), ["embed_transform=norm_clip"],
+         "see the traceback in outputs/single/norm_clip1.0.json"),
         (TRANSFORM, ["embed_transform=norm_clip", "limit=big"], "limit=big: expected a number"),
         (TRANSFORM, ["embed_transform=norm_clip", "limit=0"], "norm_clip0.0: limit=0.0: must be above 0"),
         (TRANSFORM, ["embed_transform=clip"], "embed_transform=clip: unknown; use one of anchor_offset, auto, baseline,"
