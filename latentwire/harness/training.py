@@ -65,9 +65,9 @@ class Learning(ABC, Generic[R]):
         return self.steps
 
     @property
-    def is_over(self) -> bool:
-        """Whether the run stops before `last_step`, as after early stopping."""
-        return False
+    def stop_reason(self) -> str | None:
+        """Why the run stops before `last_step`, as after early stopping; None if it goes on."""
+        return None
 
     def units(self, first: int, last: int) -> int:
         """Return the units of work of the steps from `first` to `last`, for the progress bar."""
@@ -161,7 +161,8 @@ def _train(run: Run, learning: Learning[R]) -> JsonObject:
     last = learning.last_step
     with Progress(f"{run.cfg.task} {run.cfg.name}", max(1, learning.units(done + 1, last))) as progress:
         for number in range(done + 1, last + 1):
-            if learning.is_over:
+            if (reason := learning.stop_reason) is not None:
+                log(f"stopped: {reason}")
                 break
             report = learning.step(number)
             evaluated = learning.validate(number)

@@ -125,11 +125,10 @@ class LatentLearning(Learning[LatentOutcome]):
         return max((n for n, step in enumerate(self.plan, 1) if step.epoch <= self.stop_epoch), default=0)
 
     @property
-    def is_over(self) -> bool:
-        """Whether the last `patience` evaluations after the first phase brought no better score."""
-        if is_over := self._stopped:
-            log(f"stopped: no better than epoch {self.best.epoch} for {self.spec.patience} evaluations")
-        return is_over
+    def stop_reason(self) -> str | None:
+        """Why the run stops: the last `patience` evaluations after the first phase brought no better score."""
+        reason = f"no better than epoch {self.best.epoch} for {self.spec.patience} evaluations"
+        return reason if self._stopped else None
 
     @property
     def _stopped(self) -> bool:

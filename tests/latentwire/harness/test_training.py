@@ -35,8 +35,8 @@ class Counting(Learning):
         return self.last or self.steps
 
     @property
-    def is_over(self):
-        return self.enough is not None and self.total >= self.enough
+    def stop_reason(self):
+        return "it is enough" if self.enough is not None and self.total >= self.enough else None
 
     def saved_values(self):
         return {"total": self.total}
@@ -119,8 +119,9 @@ def test_a_finished_run_is_not_trained_again_but_with_force(tmp_path, capsys):
     assert (tmp_path / "replaced/1/result.json").is_file()
 
 
-def test_a_run_stops_early_and_goes_on_if_more_is_wanted(tmp_path):
+def test_a_run_stops_early_and_goes_on_if_more_is_wanted(tmp_path, capsys):
     assert run_job(tmp_path / "early", enough=6)["total"] == 6
+    assert "stopped: it is enough" in capsys.readouterr().err
     assert run_job(tmp_path, last=3)["total"] == 6
     assert run_job(tmp_path, covers=lambda result: result["total"] > 6)["total"] == 21
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
