@@ -12,6 +12,7 @@ import torch
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
+from latentwire.harness.registry import is_plugin_source
 from latentwire.harness.results import (
     FORMAT,
     DamagedResultError,
@@ -174,12 +175,19 @@ def require_same(found: object, wanted: JsonObject, where: str) -> None:
     names = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
     if not names:
         return
-    differences = "; ".join(f"{n} was {theirs.get(n, 'not set')} and is {ours.get(n, 'not set')}" for n in names[:3])
+    differences = "; ".join(_difference(name, theirs, ours) for name in names[:3])
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
     raise OtherConfigurationError(
         f"{where} belongs to another configuration ({differences}{more}): use the settings that made it, give another "
         "out=FOLDER, or start anew with force=true (the old files move to replaced/)"
     )
+
+
+def _difference(name: str, theirs: dict[str, object], ours: dict[str, object]) -> str:
+    """Return how a setting differs; a plugin's digests say nothing to the user, only that they differ."""
+    if name in theirs and name in ours and None not in (theirs[name], ours[name]) and is_plugin_source(name):
+        return f"{name}: its module was edited"
+    return f"{name} was {theirs.get(name, 'not set')} and is {ours.get(name, 'not set')}"
 
 
 def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:

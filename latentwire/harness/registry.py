@@ -27,7 +27,7 @@ class Labelled(Protocol):
 
 L = TypeVar("L", bound=Labelled)
 
-OWN_PACKAGES = ("latentwire", "kat")  # covered by the version of this project in every identity
+OWN_PACKAGES = ("latentwire", "kat")  # their version is in the results; only plugins are identified by their source
 ALL: list[Registry[Any]] = []  # every registry whose module is imported, for `plugins.load_plugins`
 
 
@@ -111,6 +111,11 @@ class Registry(Generic[T]):
         """Return the digests of the named things that plugins define, as {"embed_transform=norm_clip": digest}."""
         digests = {f"{self.setting}={name}": self.source_digest(name) for name in names}
         return {choice: digest for choice, digest in digests.items() if digest is not None}
+
+
+def is_plugin_source(key: str) -> bool:
+    """Return whether a key of an identity holds the digest of a plugin's source: "embed_transform=norm_clip"."""
+    return "=" in key or key.rpartition(".")[2].endswith("_source")
 
 
 class ClassRegistry(Registry[type[L]]):

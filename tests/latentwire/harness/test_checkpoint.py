@@ -69,6 +69,14 @@ def test_differences_are_named_three_at_a_time():
     require_same({"a": [1, 2]}, {"a": (1, 2)}, "here")
 
 
+@pytest.mark.parametrize("key", ["encoder=group_means", "sampler_source"])
+def test_an_edited_plugin_is_named_as_such(key):
+    with pytest.raises(OtherConfigurationError, match=rf"\({key}: its module was edited\)"):
+        require_same({key: "d3fe"}, {key: "f2e4"}, "here")
+    with pytest.raises(OtherConfigurationError, match=rf"\({key} was None and is f2e4\)"):
+        require_same({key: None}, {key: "f2e4"}, "here")
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no archive at all"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_older(tmp_path, damage, capsys):
     saved = Checkpoints(tmp_path, IDENTITY)
