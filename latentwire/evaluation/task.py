@@ -226,7 +226,7 @@ def _attempt(
 ) -> tuple[_Status, Measured, list[ExampleRow] | None]:
     """Evaluate a configuration; a failure becomes a status with its error and remedy, without measures and rows.
 
-    The other arguments are those of `evaluate`; `path` is the file of the result.
+    `path` is the file of the result; the other arguments are as in `evaluate`.
     """
     try:
         measured, rows = evaluate(setup, request.source, request.transform, state, title, num_examples, known)

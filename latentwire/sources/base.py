@@ -64,7 +64,7 @@ class Source:
         return found.to(x.dtype)
 
     def _fits(self, shape: torch.Size, before: torch.Size) -> bool:
-        """Return whether embeddings of a shape can take the place of those of the shape `before`, (T, D)."""
+        """Return whether embeddings of a shape can replace embeddings of the shape `before`, (T, D)."""
         if self.passage_only:
             return len(shape) == 2 and shape[-1] == before[-1]
         return shape == before

@@ -68,7 +68,7 @@ def test_the_messages_name_the_source_of_the_folder(tmp_path):
 
 
 def test_runs_of_two_versions_differ_in_what_was_set():
-    """Plugins, and settings that an earlier version lacks, are no difference; a value that only one run has is one."""
+    """Plugins and settings that an earlier version lacks do not count; a value that only one run has is one."""
     old = {"grpo": {"beta": 0.04}, "seed": 0}
     new = {"grpo": {"beta": 0.04, "reward_settings": None}, "plugins": ["mine"], "extra": [], "seed": 0}
     assert differing_settings(old, new) == []
