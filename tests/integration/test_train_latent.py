@@ -395,7 +395,9 @@ def test_the_screening_text_names_candidates_level_with_the_best():
     )
     assert "Best: a; not distinguishable from it: b\n" in text
     wide = [{"stop_epoch": None, "ranking": rank_candidates(runs(a=[0.4, 0.6], b=[0.45, 0.45])), "kept": ["a"]}]
-    assert "Best: a; not distinguishable from it: b\n" in render_ranking({"sweep": "s", "runs": [], "rounds": wide})
+    ranked = render_ranking({"sweep": "s", "runs": [], "rounds": wide}, " model=tiny_random")
+    assert "Best: a; not distinguishable from it: b\n" in ranked
+    assert ranked.endswith(" model=tiny_random")
     alone = [{"stop_epoch": None, "ranking": rank_candidates(runs(a=[0.5])), "kept": ["a"]}]
     assert "one seed: no interval" in render_ranking({"sweep": "s", "runs": [], "rounds": alone})
 

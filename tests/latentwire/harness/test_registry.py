@@ -192,6 +192,21 @@ def test_installed_modules_do_not_count(tmp_path, monkeypatch):
         assert module.source_digest(ours.Mine) == before
 
 
+def test_an_installed_plugin_counts_with_its_package(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "clipping"
+    package.mkdir(parents=True)
+    monkeypatch.syspath_prepend(package.parent)
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("x = 1\n")
+    (package / "ours.py").write_text("from clipping.helper import x\nclass Mine:\n    pass\n")
+    with forgotten_afterwards(tmp_path):
+        from clipping import ours  # type: ignore[import-not-found]
+
+        before = module.source_digest(ours.Mine)
+        (package / "helper.py").write_text("x = 2\n")
+        assert module.source_digest(ours.Mine) != before
+
+
 def test_an_unknown_name_asks_for_plugins_without_one(classes):
     own = Registry("error", "errors")
     own.add("user", UserError)
