@@ -14,7 +14,16 @@ from latentwire.harness.config_files import CHOOSERS, choices, included, root_se
 from latentwire.harness.errors import UserError, causes
 from latentwire.harness.overrides import Grid, grids_override
 from latentwire.harness.paths import CONF
-from latentwire.harness.plugins import plugin_dials
+from latentwire.harness.plugins import named_plugins, plugin_dials
+
+PLUGIN_GROUPS = (
+    "embed_transform",
+    "embed_source",
+    "encoder",
+    "data",
+    "sampler",
+    "embedder",
+)  # groups that plugins add to
 
 
 def explain(error: BaseException, arguments: list[str], entry: str) -> str | None:
@@ -34,7 +43,7 @@ def explain(error: BaseException, arguments: list[str], entry: str) -> str | Non
         return _unknown_setting(match[1], arguments, entry)
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         known = ", ".join(sorted({*choices(match[1]), *plugin_dials(match[1])}))
-        hint = next((each.plugin_hint() for each in registry.ALL if each.node and each.setting == match[1]), "")
+        hint = registry.PLUGIN_HINT if match[1] in PLUGIN_GROUPS and not named_plugins(arguments) else ""
         return f"{match[1]}={match[2]}: unknown; use one of {known}{hint}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

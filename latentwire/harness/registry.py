@@ -28,6 +28,7 @@ class Labelled(Protocol):
 L = TypeVar("L", bound=Labelled)
 
 OWN_PACKAGES = ("latentwire", "kat")  # their version is in the results; only plugins are identified by their source
+PLUGIN_HINT = ", or add plugins=[MODULE] that registers it"  # end of a message about an unknown name
 ALL: list[Registry[Any]] = []  # every registry whose module is imported, for `plugins.load_plugins`
 
 
@@ -78,7 +79,7 @@ class Registry(Generic[T]):
     def plugin_hint(self) -> str:
         """Return the remedy for an unknown name when no plugin has added to this registry, else ""."""
         own = all(_origin(thing).split(".")[0] in OWN_PACKAGES for thing in self.things.values())
-        return ", or add plugins=[MODULE] that registers it" if own else ""
+        return PLUGIN_HINT if own else ""
 
     def name_of(self, thing: object) -> str | None:
         """Return the name of a registered thing, or None."""

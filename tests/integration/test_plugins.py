@@ -11,15 +11,19 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from kat.embedding.base import EMBEDDERS  # noqa: F401 (imports the registries of kat)
+from kat.sampling.base import ARMS  # noqa: F401
 from latentwire.data.examples import DataSpec
 from latentwire.encoders.registry import latents_plugins
 from latentwire.evaluation.request import Request
 from latentwire.evaluation.setup import Component, Settings
 from latentwire.harness import plugins
 from latentwire.harness.app import JobFunction
+from latentwire.harness.config_errors import PLUGIN_GROUPS
 from latentwire.harness.config_files import choices, repeated_choices, root_settings, taken_names
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
+from latentwire.harness.registry import ALL
 from latentwire.harness.session import Session
 from latentwire.sources.registry import SOURCES, ladders
 from latentwire.transforms.registry import TRANSFORMS, transform_plugins
@@ -334,6 +338,13 @@ def test_the_next_command_has_the_model_and_the_plugins(monkeypatch, overrides, 
     monkeypatch.delenv("MODEL_ID", raising=False)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         assert repeated_choices(hydra.compose("run", overrides=overrides)) == repeated
+
+
+def test_an_unknown_choice_asks_for_plugins_without_one(cli):
+    hint = "or add plugins=[MODULE] that registers it"
+    assert hint in cli("embed_transform=norm_clip")[2].splitlines()[-1]
+    assert hint not in cli("model=norm_clip")[2]
+    assert set(PLUGIN_GROUPS) == {each.setting for each in ALL if each.node is not None}
 
 
 def test_our_own_dials_hide_no_setting():
