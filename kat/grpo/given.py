@@ -5,8 +5,6 @@ Main entries: `policy_spec()`, `reward_folder()` and `load_judge()`.
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,8 +23,7 @@ from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import OtherConfigurationError
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
-from latentwire.harness.registry import OWN_PACKAGES
-from latentwire.harness.results import config_hash
+from latentwire.harness.registry import module_digest
 from latentwire.harness.typed_config import typed
 from latentwire.lm.model_folder import weight_files
 from latentwire.lm.spec import ModelSpec
@@ -92,23 +89,20 @@ def content_of(folder: Path) -> dict[str, str]:
 def sources_of(calls: Mapping[str, RewardCall]) -> dict[str, str]:
     """Return the digest of the module of each reward function that is not of this project, by the function's name.
 
-    Any change of the module changes the digest, also one outside the function.
+    Any change of the module, or of the user's modules that it imports, changes the digest.
 
     Raises:
         UserError: The source of a module cannot be read.
     """
     found = {}
     for name, call in calls.items():
-        module = name.partition(":")[0] if ":" in name else call.reward.define.__module__
-        if module.split(".")[0] in OWN_PACKAGES:
-            continue
+        module, _, function = name.rpartition(":")
         try:
-            found[name] = config_hash(inspect.getsource(sys.modules[module]))
-        except (OSError, TypeError, KeyError) as error:
-            raise UserError(
-                f"grpo.reward_funcs: {name}: {module} has no source that can be read ({error}), so changes would go "
-                "unnoticed; put the function into a .py file"
-            ) from error
+            digest = module_digest(module or call.reward.define.__module__, function)
+        except UserError as error:
+            raise UserError(f"grpo.reward_funcs: {name}: {error}") from error
+        if digest is not None:
+            found[name] = digest
     return found
 
 

@@ -187,7 +187,21 @@ def source_digest(definition: object) -> str | None:
     Raises:
         UserError: The source cannot be read, so changes would go unnoticed.
     """
-    name = str(getattr(definition, "__module__", ""))
+    return module_digest(
+        str(getattr(definition, "__module__", "")), str(getattr(definition, "__qualname__", definition))
+    )
+
+
+def module_digest(name: str, defined: str) -> str | None:
+    """Return the digest of a module, as in `source_digest`.
+
+    Args:
+        name: Full name of the module.
+        defined: What it defines, for the message.
+
+    Raises:
+        UserError: The source cannot be read, so changes would go unnoticed.
+    """
     if name.split(".")[0] in OWN_PACKAGES:
         return None
     try:
@@ -195,8 +209,8 @@ def source_digest(definition: object) -> str | None:
         sources = {name: inspect.getsource(module)}
     except (OSError, TypeError, KeyError) as error:
         raise UserError(
-            f"{name}: has no source that can be read ({error}), so changes would go unnoticed; put "
-            f"{getattr(definition, '__qualname__', definition)} into a .py file"
+            f"{name}: has no source that can be read ({error}), so changes would go unnoticed; put {defined} into a "
+            ".py file"
         ) from error
     _add_imported(sources, sources[name], str(getattr(module, "__package__", None) or ""), name.split(".")[0])
     return config_hash(sources)

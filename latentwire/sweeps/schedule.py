@@ -169,7 +169,10 @@ class _BudgetedSweep:
         if cfg.force:
             raise UserError("force=true: a budgeted sweep extends its own results; choose another out=FOLDER instead")
         if not controls:
-            raise UserError("budget_minutes: the sweep has no baseline to measure; include it: only='baseline|...'")
+            raise UserError(
+                "budget_minutes: the sweep has no baseline to measure; add it: only='baseline|...', or "
+                "{embed_transform: baseline} in sweep.grids"
+            )
         if not all(isinstance(job.config.samples, int) for job in jobs):
             raise UserError(f"samples={jobs[0].config.samples}: expected a whole number")
         self.cfg, self.session = cfg, session

@@ -61,13 +61,19 @@ def test_pickled_weights_are_refused(tmp_path, name):
 
 def test_reward_functions_are_identified_by_their_source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    for name, number in (("kat_rewards_a", 1), ("kat_rewards_b", 2), ("kat_rewards_c", 1)):
-        (tmp_path / f"{name}.py").write_text(f"N = {number}\n\ndef f(prompts, completions):\n    return [N]\n")
+    body = "from kat_reward_tools import N\n\ndef f(prompts, completions):\n    return [N]\n"
+    (tmp_path / "kat_rewards_a.py").write_text(body)
+    (tmp_path / "kat_rewards_b.py").write_text(body.replace("return [N]", "return [N + 1]"))
+    (tmp_path / "kat_reward_tools.py").write_text("N = 1\n")
     own = ["exact_match", "kat.grpo.rewards:f1"]  # covered by the version of the project
-    found = sources_of(calls_of(["model", "kat_rewards_a:f", "kat_rewards_b:f", "kat_rewards_c:f", *own], None))
-    assert list(found) == ["kat_rewards_a:f", "kat_rewards_b:f", "kat_rewards_c:f"]
-    assert found["kat_rewards_a:f"] == found["kat_rewards_c:f"] != found["kat_rewards_b:f"]
-    with pytest.raises(UserError, match=r"grpo.reward_funcs: math:pow: math has no source .*put the function into a"):
+    calls = calls_of(["model", "kat_rewards_a:f", "kat_rewards_b:f", *own], None)
+    before = sources_of(calls)
+    assert list(before) == ["kat_rewards_a:f", "kat_rewards_b:f"]
+    assert before["kat_rewards_a:f"] != before["kat_rewards_b:f"]
+    (tmp_path / "kat_reward_tools.py").write_text("N = 2\n")
+    after = sources_of(calls)
+    assert all(after[name] != before[name] for name in before)  # a helper module was edited
+    with pytest.raises(UserError, match=r"grpo.reward_funcs: math:pow: math: has no source .*put pow into a .py file"):
         sources_of(calls_of(["math:pow"], None))
 
 
