@@ -7,7 +7,6 @@ of them if it takes **kwargs. A function that names none of these three gets pro
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from kat.data.columns import ARGUMENTS
 from kat.data.prompts import Prompt
 from kat.grpo.rewards import MODEL, REFERENCES, REWARDS, Reward, Scores
 from latentwire.harness.errors import UserError
-from latentwire.harness.plugins import search_working_folder
+from latentwire.harness.plugins import import_user_module, search_working_folder
 from latentwire.harness.progress import log
 from latentwire.harness.results import JsonObject
 
@@ -265,14 +264,10 @@ def load_reward(name: str) -> Reward:
             "my_rewards:brevity"
         )
     search_working_folder()
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        raise UserError(
-            f"{setting}: {module} cannot be imported ({error}); run in the folder that has it, or set PYTHONPATH"
-        ) from error
-    except AttributeError as error:
-        raise UserError(f"{setting}: {module} has no {function}; check the spelling") from error
+    imported = import_user_module(module, setting, "run in the folder that has it, or set PYTHONPATH")
+    found = getattr(imported, function, None)
+    if found is None:
+        raise UserError(f"{setting}: {module} has no {function}; check the spelling")
     if not callable(found) or inspect.isclass(found):
         raise UserError(f"{setting}: not a function; name one that takes prompts and completions")
     return next((reward for _, reward in REWARDS.items() if reward.define is found), Reward(found))

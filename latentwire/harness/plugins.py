@@ -7,6 +7,7 @@ import importlib.metadata
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -35,9 +36,11 @@ def load_plugins(names: Iterable[str]) -> None:
     """
     for name in names:
         search_working_folder()
-        _import(name, f"plugins={name}", "run in the folder that has it, set PYTHONPATH, or install it")
+        import_user_module(name, f"plugins={name}", "run in the folder that has it, set PYTHONPATH, or install it")
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        _import(point.value.partition(":")[0], f"the entry point {point.name} of {ENTRY_POINTS}", "repair or remove it")
+        import_user_module(
+            point.value.partition(":")[0], f"the entry point {point.name} of {ENTRY_POINTS}", "repair or remove it"
+        )
     _add_config_nodes()
 
 
@@ -47,14 +50,24 @@ def search_working_folder() -> None:
         sys.path.append(str(Path.cwd()))
 
 
-def _import(module: str, what: str, remedy: str) -> None:
+def import_user_module(module: str, what: str, remedy: str) -> ModuleType:
+    """Import a module of the user and return it.
+
+    Args:
+        module: Full name of the module.
+        what: The setting that names it, for messages.
+        remedy: What to do if there is no such module, for messages.
+
+    Raises:
+        UserError: There is no such module, it needs one that is not there, or its own code raises.
+    """
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except UserError:
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
-            raise UserError(f"{what}: no module of this name; {remedy}") from error
+            raise UserError(f"{what}: there is no module {module}; {remedy}") from error
         raise UserError(f"{what}: needs a module that is not there ({error}); install it, or fix {module}") from error
     except Exception as error:  # the module is the user's, so any error in it is the user's to fix
         raise UserError(f"{what}: raises {type(error).__name__} when it is imported ({error}); fix {module}") from error

@@ -101,7 +101,7 @@ def test_the_reward_model_is_given_tokens(monkeypatch):
         (["model", "model"], [1.0, 1.0], "model is named twice"),
         (["brevity"], [1.0], "brevity: not the name of a reward; write model, exact_match, f1, number, regex"),
         ([":f"], [1.0], "not the name of a reward"),
-        (["nowhere.at_all:f"], [1.0], "nowhere.at_all cannot be imported"),
+        (["nowhere.at_all:f"], [1.0], "nowhere.at_all:f: there is no module nowhere.at_all; run in"),
         ([f"{HERE}:absent"], [1.0], "has no absent"),
         ([f"{HERE}:NOT_CALLABLE"], [1.0], "not a function"),
         ([f"{HERE}:Judge"], [1.0], "not a function"),
@@ -118,6 +118,21 @@ def test_a_function_is_found_by_its_name():
     assert load_reward("kat.grpo.rewards:number") is REWARDS["number"] is load_reward("number")
     assert load_reward("kat.grpo.rewards:exact_match") is REWARDS["exact_match"]
     assert REWARDS["format"].define is shipped.format
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def f(:\n", "raises SyntaxError when it is imported"),
+        ("import absent_module\n", "needs a module that is not there"),
+        ("SCALE = {}.nothing\n", "raises AttributeError when it is imported"),
+    ],
+)
+def test_an_error_in_the_users_module_is_named(tmp_path, monkeypatch, text, message):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_rewards.py").write_text(text)
+    with pytest.raises(UserError, match=f"grpo.reward_funcs: broken_rewards:f: {message}"):
+        load_reward("broken_rewards:f")
 
 
 def test_a_function_in_the_working_folder_is_found(tmp_path, monkeypatch):
