@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -443,9 +444,15 @@ def has_a_message(completions):
         ("has_a_message", "^key: missing; set it$"),
     ],
 )
-def test_an_exception_names_the_first_row_that_fails(name, message):
+def test_an_exception_names_the_row_that_fails(name, message):
     with pytest.raises(UserError, match=message):
         rewards(name)(SAMPLED, "step 4")
+
+
+def test_an_exception_names_the_first_of_several_rows():
+    last = replace(SAMPLED[1], completion="the last")
+    with pytest.raises(UserError, match="for the prompt p2 'r' and the completion 'abcd'"):
+        rewards("fails_at_none")([*SAMPLED, last], "step 4")
 
 
 def test_long_texts_are_shortened_in_messages():

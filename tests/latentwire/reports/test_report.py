@@ -260,6 +260,8 @@ def test_the_page_holds_the_examples_that_differ_most():
     assert [item["id"] for item in found["items"]] == ["q1", "q7", "q3"]  # results with other examples take turns
     assert found["answers"]["c"] == [None, ("t", 0.0), None]
     assert choose_shown_examples({}, 5, F1) == {"total": 0, "cut": 0, "items": [], "answers": {}}
+    wrong = {"name": "f1", "label": "1 - errors", "higher_is_better": False}
+    assert choose_shown_examples({"b": other[:1]}, 5, wrong)["answers"]["b"] == [("x" * 300, 0.0)]
 
 
 def test_shared_settings_are_found():
