@@ -56,10 +56,10 @@ def import_user_module(module: str, what: str, remedy: str) -> ModuleType:
     Args:
         module: Full name of the module.
         what: The setting that names it, for messages.
-        remedy: What to do if there is no such module, for messages.
+        remedy: What to do if no module has this name, for messages.
 
     Raises:
-        UserError: There is no such module, it needs one that is not there, or its own code raises.
+        UserError: No module has this name, it needs one that is not there, or its own code raises.
     """
     try:
         return importlib.import_module(module)
@@ -67,7 +67,7 @@ def import_user_module(module: str, what: str, remedy: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
-            raise UserError(f"{what}: there is no module {module}; {remedy}") from error
+            raise UserError(f"{what}: no module is named {module}; {remedy}") from error
         raise UserError(f"{what}: needs a module that is not there ({error}); install it, or fix {module}") from error
     except Exception as error:  # the module is the user's, so any error in it is the user's to fix
         raise UserError(f"{what}: raises {type(error).__name__} when it is imported ({error}); fix {module}") from error

@@ -13,3 +13,8 @@ def vowels(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
 def constant(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     """Return the same reward for every completion."""
     return [0.1] * len(completions)
+
+
+def of_place(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Return a reward that only the prompt decides, from 0 for "A?" to 7/8 for "H?": no rounding can change it."""
+    return ["ABCDEFGH".index(prompt.strip()[-2]) / 8 for prompt in prompts]

@@ -139,9 +139,11 @@ def test_a_killed_run_draws_as_an_undisturbed_one(task, here, trains, tmp_path_f
 @pytest.mark.float_path
 def test_two_processes_observe_as_one_does(here, trains, tmp_path_factory):
     """The first step's rewards must reach the right prompts in both processes, or the second step draws others."""
-    command = [*GRPO, "steps=3", "sampler.rate=1.0"]
+    rewards = "grpo.reward_funcs=[tests.helpers.rewards:of_place]"
+    command = [*GRPO, "grpo.prompts_per_step=4", "steps=3", "sampler.rate=1.0", rewards]
     status, _, said = trains(*command)
     assert status == 0, said
+    assert len({row["intended"] for row in read_rows(run_folder("grpo") / "ledger.jsonl")}) >= 3  # by reward
     other = tmp_path_factory.mktemp("two")
     shutil.copy(here / "pairs.jsonl", other)
     shutil.copytree(here / "outputs" / "kat", other / "outputs" / "kat")
@@ -149,7 +151,7 @@ def test_two_processes_observe_as_one_does(here, trains, tmp_path_factory):
     assert started.wait() == [0, 0], started.told()
     for one, two in zip(*(read_rows(top / run_folder("grpo") / "ledger.jsonl") for top in (here, other)), strict=True):
         assert one["drawn"] == two["drawn"]
-        assert one["intended"] == pytest.approx(two["intended"], rel=1e-3)
+        assert one["intended"] == pytest.approx(two["intended"], rel=1e-6)
 
 
 def test_the_reward_model_may_have_the_arm_too(here, trains):

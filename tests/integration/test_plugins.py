@@ -250,7 +250,7 @@ def test_experiments_and_presets_name_their_plugins(plugin, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("source", "arguments", "message"),
     [
-        ("", ["plugins=nosuch"], "plugins=nosuch: there is no module nosuch; run in the folder that has it"),
+        ("", ["plugins=nosuch"], "plugins=nosuch: no module is named nosuch; run in the folder that has it"),
         ("", ["plugins=repairs,more"], "plugins=repairs,more: not a list of modules; write plugins=[my_module]"),
         ("", ["plugins=[1]"], "plugins=[1]: not a list of modules"),
         ("import nosuch", [], "plugins=repairs: needs a module that is not there (No module named 'nosuch')"),

@@ -428,7 +428,7 @@ def test_out_of_memory_names_the_settings_to_lower(training, monkeypatch):
         (["policy=outputs"], "policy=outputs: holds no model"),
         (["grpo.reward_funcs=[model]", "reward=nowhere"], "reward=nowhere: no such folder"),
         (["grpo.reward_funcs=[model]", "reward=outputs"], "holds no model"),
-        (["grpo.reward_funcs=[nothing_there:f]"], "there is no module nothing_there"),
+        (["grpo.reward_funcs=[nothing_there:f]"], "no module is named nothing_there"),
         (["grpo.reward_weights=[1,2]"], "2 weights for 1 rewards"),
         (["grpo.beta=much"], "grpo.beta=much: expected a number"),
     ],

@@ -102,7 +102,7 @@ def test_the_reward_model_is_given_tokens(monkeypatch):
         (["model", "model"], [1.0, 1.0], "model is named twice"),
         (["brevity"], [1.0], "brevity: not the name of a reward; write model, exact_match, f1, number, regex"),
         ([":f"], [1.0], "not the name of a reward"),
-        (["nowhere.at_all:f"], [1.0], "nowhere.at_all:f: there is no module nowhere.at_all; run in"),
+        (["nowhere.at_all:f"], [1.0], "nowhere.at_all:f: no module is named nowhere.at_all; run in"),
         ([f"{HERE}:absent"], [1.0], "has no absent"),
         ([f"{HERE}:NOT_CALLABLE"], [1.0], "not a function"),
         ([f"{HERE}:Judge"], [1.0], "not a function"),
