@@ -14,7 +14,8 @@ from accelerate import PartialState
 from omegaconf import DictConfig
 
 from kat.data.prompts import Prompt, read_prompts
-from kat.embedding.base import EmbeddedPrompts, EmbedderSpec
+from kat.embedding.base import EmbeddedPrompts
+from kat.embedding.registry import EmbedderSpec
 from kat.embedding.shards import Shards
 from kat.embedding.store import load_embeddings, record_of, save_embeddings
 from kat.embedding.stored import text_digests

@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 from kat.data.prompts import normalise, read_prompts, render_conversation
 from kat.data.tables import same_ids
-from kat.embedding.base import EMBEDDERS
 from kat.embedding.pooling import embed_texts
+from kat.embedding.registry import EMBEDDERS
 from kat.embedding.store import load_embeddings, record_of
 from kat.pipeline.artifacts import locate, task
 from kat.pipeline.embedders import chosen_embedder
