@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from torch import Tensor
 from kat.sampling.draws import checked_weights
 from latentwire.harness.checkpoint import State
 from latentwire.harness.errors import UserError
-from latentwire.harness.registry import Registry, dials_of
+from latentwire.harness.registry import Registry, defaults_of
 from latentwire.harness.results import JsonObject
 
 A = TypeVar("A", bound="Arm")
@@ -198,14 +197,7 @@ def _config_of(name: str, arm: type[Arm]) -> JsonObject:
     Raises:
         UserError: A setting has no default.
     """
-    settings = dials_of(arm)
-    for setting in settings.values():
-        if setting.default is inspect.Parameter.empty:
-            raise UserError(
-                f"sampler={name}: its setting {setting.name} has no default; write {setting.name}=VALUE in the "
-                f"signature of {arm.__qualname__}, or add conf/sampler/{name}.yaml"
-            )
-    return {"sampler": {"name": name, **{setting.name: setting.default for setting in settings.values()}}}
+    return {"sampler": {"name": name, **defaults_of(arm, "sampler", name, "setting")}}
 
 
 ARMS: Registry[type[Arm]] = Registry("sampler arm", "sampler", _config_of)

@@ -336,6 +336,28 @@ def check_dials(name: str, dials: Mapping[str, object], owner: type) -> None:
         raise UserError(f"{name} needs {dial} (its dials: {known}); give it a value")
 
 
+def defaults_of(owner: type, group: str, name: str, word: str) -> JsonObject:
+    """Return the default of each dial of a class that has no YAML file.
+
+    Args:
+        owner: The class.
+        group: Config group of the class.
+        name: Name of the class in the group.
+        word: What a dial is called there, for the message.
+
+    Raises:
+        UserError: A dial has no default.
+    """
+    dials = dials_of(owner)
+    for dial in dials.values():
+        if dial.default is inspect.Parameter.empty:
+            raise UserError(
+                f"{group}={name}: its {word} {dial.name} has no default; write {dial.name}=VALUE in the signature of "
+                f"{owner.__qualname__}, or add conf/{group}/{name}.yaml"
+            )
+    return {dial.name: dial.default for dial in dials.values()}
+
+
 def node_with_dials(group: str, name: str, owner: type, label: str, **further: str) -> JsonObject:
     """Return the config of a class whose dials stand at the root, as a file of conf/embed_transform would write it.
 
@@ -349,20 +371,13 @@ def node_with_dials(group: str, name: str, owner: type, label: str, **further: s
     Raises:
         UserError: A dial has no default.
     """
-    dials = dials_of(owner)
-    for dial in dials.values():
-        if dial.default is inspect.Parameter.empty:
-            raise UserError(
-                f"{group}={name}: its dial {dial.name} has no default; write {dial.name}=VALUE in the signature of "
-                f"{owner.__qualname__}, or add conf/{group}/{name}.yaml"
-            )
     return {
-        **{dial.name: dial.default for dial in dials.values()},
+        **defaults_of(owner, group, name, "dial"),
         group: {
             "name": name,
             "label": config_label(label),
             **further,
-            "dials": {dial.name: dial.config_value() for dial in dials.values()},
+            "dials": {dial.name: dial.config_value() for dial in dials_of(owner).values()},
         },
     }
 
