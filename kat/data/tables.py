@@ -66,6 +66,15 @@ def read_weights(path: Path | str) -> tuple[list[str], Tensor, Tensor]:
     return [row["id"] for row in rows], numbers[:, 0], numbers[:, 1]
 
 
+def read_groups(path: Path | str) -> dict[str, int]:
+    """Return the group of near-duplicates of each id in a weights.jsonl.
+
+    Raises:
+        UserError: The file cannot be read (see `read_rows`), or a row has no group.
+    """
+    return {row["id"]: row["group"] for row in read_rows(path, {"group": int}, "density")}
+
+
 def read_clusters(path: Path | str, ids: Sequence[str]) -> Tensor:
     """Return the known cluster of each id.
 
