@@ -54,8 +54,9 @@ def check_crowd_gate(weights: Path, force: bool) -> None:
     if not record.is_file():
         log(f"note: {record} does not exist, so it is unknown whether {weights} feeds crowds")
         return
+    gates = read_kat_record(GatedWeights, record, "run task=density again")["gates"]
     try:
-        require_crowd_gate(read_kat_record(GatedWeights, record, "run task=density again")["gates"], str(weights))
+        require_crowd_gate(gates, str(weights))
     except UserError as error:
         if not force:
             raise

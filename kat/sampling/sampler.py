@@ -93,9 +93,8 @@ class DensityAwareSampler(Sampler[int]):
             tokenizer: Its tokenizer.
             k: The number of neighbours that sets the scale of the density.
             **settings: Settings of the sampler; `seed` is also the seed of the approximate search. Attributes of
-                `kat.density.estimate.DensitySpec`: estimator, gamma, target_ess, cap, crowd_cap, index, min_recall; to
-                set gamma, also set target_ess=None. And batch_tokens, the largest number of positions in one forward
-                pass (8192).
+                `kat.density.estimate.DensitySpec` but k; to set gamma, also set target_ess=None. And batch_tokens,
+                the largest number of positions in one forward pass (8192).
 
         Raises:
             UserError: A prompt has no text, there are too few prompts, or a setting is out of range.

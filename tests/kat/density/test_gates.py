@@ -13,19 +13,10 @@ from kat.density.estimate import Density, DensitySpec, effective_sample_size, es
 from kat.density.gates import crowd_ratios, gate_warnings, measure_gates, require_crowd_gate, stability_over_halves
 from kat.density.ranks import rank_correlation
 from latentwire.harness.errors import UserError
+from tests.helpers.lifelike import lifelike
 from tests.helpers.random import draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def lifelike(seed: int = 0, n: int = 800, width: int = 96, topics: int = 40) -> torch.Tensor:
-    """Return unit rows (N, D) of topics with sizes by 1/rank; the spectrum falls as 1/i, around a common direction."""
-    generator = draws(seed)
-    spread = torch.arange(1, width + 1) ** -0.5
-    centres = torch.randn(topics, width, generator=generator)
-    topic = torch.multinomial(1 / torch.arange(1, topics + 1.0), n, replacement=True, generator=generator)
-    x = (0.7 * centres[topic] + torch.randn(n, width, generator=generator)) * spread
-    return normalize(x + torch.eye(width)[0], dim=1)
 
 
 def gates_of(x: torch.Tensor, **changes) -> dict:

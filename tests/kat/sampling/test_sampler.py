@@ -22,6 +22,7 @@ from kat.sampling.plan import DrawPlan, DrawSettings
 from kat.sampling.sampler import DensityAwareSampler, ModelSettings
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
+from tests.helpers.lifelike import lifelike
 from tests.helpers.random import draws, shifted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -419,6 +420,15 @@ def test_from_model_keeps_its_density_and_warns(tiny):
     assert [str(warning.message).split(":")[0].split(" is ")[0] for warning in found] == [
         "the weights explode",
     ]
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(("estimator", "feeds"), [("whitened_knn", False), ("kde_global", True)])
+def test_from_model_warns_about_weights_that_feed_crowds(tiny, monkeypatch, estimator, feeds):
+    monkeypatch.setattr("kat.sampling.from_model.embed_hidden", lambda *_: lifelike())
+    with pytest.warns(UserWarning) as found:
+        DensityAwareSampler.from_model(["text"] * 800, tiny.model, tiny.tokenizer, estimator=estimator)
+    assert any(str(warning.message).startswith("a crowd of 20 near copies") for warning in found) == feeds
 
 
 def test_the_tokenizer_gives_the_maximum_length(tiny):
