@@ -100,5 +100,6 @@ def test_the_files_of_all_tasks_are_as_their_records_state(entry):
         if hasattr(one, "__required_keys__") and one.__module__ == module.__name__
     }  # fmt: skip
     parts = {"TakenFrom", "PolicyEvaluation", "GrpoOutcome", "RewardOutcome", "WeightDiagnostics", "DensityReport",
-             "DensityOrigin", "GatedWeights", "DifferenceRow", "ArmPair", "DensityThresholds", "RetrievedPrompt"}  # fmt: skip
+             "DensityOrigin", "GatedWeights", "DifferenceRow", "ArmPair", "DensityThresholds",
+             "RetrievedPrompt"}  # fmt: skip
     assert {kind.__name__ for kind in defined - met} == parts  # fields of other records, and what is only printed
