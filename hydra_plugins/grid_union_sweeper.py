@@ -22,6 +22,7 @@ from omegaconf import DictConfig, open_dict
 
 from latentwire.harness.app import JobFunction
 from latentwire.harness.grids import Job, expand, factors, print_jobs, select_jobs, variants
+from latentwire.harness.plugins import require_choices
 
 
 @dataclass
@@ -50,7 +51,7 @@ class GridUnionSweeper(BasicSweeper):
         self.session = task_function.session
         self.session.sweeping = True
 
-    def sweep(self, arguments: list[str]) -> list[Any]:
+    def sweep(self, arguments: list[str]) -> list[object]:
         """Run the jobs of the preset and the command line, and return their results in order."""
         assert self.config is not None
         assert self.hydra_context is not None
@@ -72,15 +73,15 @@ class GridUnionSweeper(BasicSweeper):
             while True:
                 batch = rounds.send(self._run(batch))
         except StopIteration as end:
-            results: list[Any] = end.value
+            results: list[object] = end.value
         self.session.finish(self.config, results)
         return results
 
-    def _run(self, jobs: list[Job]) -> list[Any]:
+    def _run(self, jobs: list[Job]) -> list[object]:
         """Run jobs and return their results in order."""
         assert self.launcher is not None
         size = self.max_batch_size or max(1, len(jobs))
-        returns: list[Any] = []
+        returns: list[object] = []
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
             self.session.position = (start + 1, len(jobs)) if len(batch) == 1 else None
@@ -108,4 +109,5 @@ class GridUnionSweeper(BasicSweeper):
                 del self.composed[files]["hydra"]
         config = copy.deepcopy(self.composed[files])
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        require_choices(config)
         return Job(list(overrides), config)

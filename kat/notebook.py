@@ -6,24 +6,30 @@ All names are public names of the package: `from kat import weigh_prompts`. None
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kat.density.estimate import DensitySpec
 from kat.diversity.comparison import across, compare_arms, within
 from kat.diversity.forms import forms_of
 from kat.diversity.records import ArmRow
 from kat.diversity.samples import SampledText
 from kat.embedding.pooling import HiddenEmbedder
-from kat.sampling.sampler import DensityAwareSampler
+from kat.sampling.from_model import PromptText
+from kat.sampling.sampler import DensityAwareSampler, ModelSettings
 from latentwire.harness.errors import UserError
 
 BATCH_TOKENS = 8192  # positions embedded at a time
 
 
 def weigh_prompts(
-    prompts: Sequence[Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **settings: Any
+    prompts: Sequence[PromptText],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    k: int = DensitySpec.k,
+    **settings: Unpack[ModelSettings],
 ) -> Tensor:
     """Return sampling weights of prompts: a rare prompt weighs more, a crowded one less.
 
@@ -31,7 +37,8 @@ def weigh_prompts(
         prompts: Texts, or lists of messages, N of them.
         model: A causal LM of transformers, whose hidden states embed the prompts.
         tokenizer: Its tokenizer.
-        **settings: Further arguments of `DensityAwareSampler.from_model`, such as k=5.
+        k: The number of neighbours that sets the scale of the density.
+        **settings: Further arguments of `DensityAwareSampler.from_model`, such as gamma=1.0.
 
     Returns:
         The weights, (N,) float64 of sum 1.
@@ -47,7 +54,7 @@ def weigh_prompts(
     >>> weights.shape, round(float(weights.sum()), 6), bool(weights[-1] > 1 / 21)
     (torch.Size([21]), 1.0, True)
     """
-    weights = DensityAwareSampler.from_model(prompts, model, tokenizer, **settings).weights
+    weights = DensityAwareSampler.from_model(prompts, model, tokenizer, k, **settings).weights
     return weights / weights.sum()
 
 

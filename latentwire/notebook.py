@@ -22,6 +22,7 @@ from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.random import generator_for
+from latentwire.harness.results import JsonObject
 from latentwire.lm.models import LanguageModel
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.records import ExampleRow, Measured
@@ -61,7 +62,7 @@ def repair(
     >>> bool(torch.allclose(repaired, tokens))
     True
     """
-    name, dials = ("chain", {"steps": transform}) if "+" in transform else read_label(transform)
+    name, dials = _named(transform)
     built = build_transform(name, dials, vocabulary)
     if built.fits:
         if built.fits == PAIRS and truth is None:
@@ -73,6 +74,11 @@ def repair(
         built.fit(rows, pairs, generator_for(seed, name, "fitting"))
     repaired: Tensor = built(x, generator_for(seed, name))
     return repaired
+
+
+def _named(transform: str) -> tuple[str, JsonObject]:
+    """Return the name and the dials of a configuration, which may be a chain of others."""
+    return ("chain", {"steps": transform}) if "+" in transform else read_label(transform)
 
 
 @dataclass(frozen=True)
@@ -154,8 +160,7 @@ def evaluate_model(
     spec = DataSpec("short_qa", "short_qa") if data == "short_qa" else DataSpec("file", "file", path=data)
     setup = prepare_with(LanguageModel(model, tokenizer), load_data(spec), settings)
     setup = replace(setup, scoring=Scoring.of(options.metrics, "f1"))
-    name, dials = ("chain", {"steps": transform}) if "+" in transform else read_label(transform)
-    chosen = Component(source, dict(source_dials or {})), Component(name, dials)
+    chosen = Component(source, dict(source_dials or {})), Component(*_named(transform))
     measured, rows = evaluate(setup, *chosen, state, f"{transform} on {source}")
     return Evaluation(measured, rows)
 

@@ -7,7 +7,7 @@ earlier format is upgraded when it is read, or refused with the reason.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, TypeVar, cast, get_origin, get_type_hints
+from typing import Literal, NotRequired, TypedDict, TypeGuard, TypeVar, cast, get_origin, get_type_hints
 
 from latentwire.harness.results import FORMAT as FORMAT
 from latentwire.harness.results import DamagedResultError, JsonObject, read_json, read_jsonl
@@ -271,7 +271,7 @@ def required_fields(kind: type) -> set[str]:
     return {name for name in required if get_origin(hints[name]) is not NotRequired}
 
 
-def checked(kind: type[R], content: Any, path: Path, remedy: str) -> R:
+def checked(kind: type[R], content: object, path: Path, remedy: str) -> R:
     """Return the content of a file as a record.
 
     Args:
@@ -324,7 +324,7 @@ def read_result(path: Path) -> EvaluationResult:
     return result_of(read_json(path), path)
 
 
-def result_of(content: Any, path: Path) -> EvaluationResult:
+def result_of(content: object, path: Path) -> EvaluationResult:
     """Return the content of a NAME.json as a result; errors as in `read_result`."""
     return checked(EvaluationResult, _complete(content, path, RESTORE, MEASURED), path, RESTORE)
 
@@ -349,7 +349,7 @@ def read_summary(path: Path) -> StoredSummary:
     return cast(StoredSummary, summary)
 
 
-def _complete(result: Any, path: Path, remedy: str, needed: frozenset[str]) -> Any:
+def _complete(result: object, path: Path, remedy: str, needed: frozenset[str]) -> object:
     """Return a result, upgraded from format 1, after checking that a successful one has the `needed` fields."""
     if not isinstance(result, dict):
         return result  # `checked` raises the error
@@ -368,12 +368,14 @@ def _upgraded(old: JsonObject) -> JsonObject:
     if result.get("status") != "ok":
         return result
     result = {"warnings": [], "fit": None, "latents": None, **result}
-    if result["latents"] is not None and "likeness" in result["latents"]:
-        latents = dict(result["latents"])
-        result["latents"] = {"mean_pairwise_cosine": latents.pop("likeness"), **latents}
+    latents, timing = result["latents"], result.get("timing", {})
+    if isinstance(latents, dict) and "likeness" in latents:
+        others = {name: value for name, value in latents.items() if name != "likeness"}
+        result["latents"] = {"mean_pairwise_cosine": latents["likeness"], **others}
     if {"f1", "f1_interval", "em", "em_interval"} <= result.keys():
         names = ("f1", "em")
         result["scores"] = {name: {"mean": result[name], "interval": result[f"{name}_interval"]} for name in names}
-    unmeasured = {"decode_sec": 0.0, "positions": 0, "shots_sec": 0.0, "shots_positions": 0}
-    result["timing"] = {**unmeasured, **result.get("timing", {})}
+    if isinstance(timing, dict):
+        unmeasured = {"decode_sec": 0.0, "positions": 0, "shots_sec": 0.0, "shots_positions": 0}
+        result["timing"] = {**unmeasured, **timing}
     return result

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kat.data.prompts import render_conversation
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def encode_prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Return the token ids of a conversation, up to the beginning of the answer.
 
     The tokenizer's chat template is used with its generation prompt. A tokenizer without a template gets the
@@ -19,12 +22,14 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list
         messages: The messages, each with a role and a content.
     """
     if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer(f"{render_conversation(messages)}\n\nassistant: ")["input_ids"])
 
 
-def encode_completion(tokenizer: Any, text: str) -> list[int]:
+def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the token ids of an answer, followed by the end-of-sequence token."""
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 

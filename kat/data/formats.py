@@ -97,8 +97,15 @@ def _kinds(row: Row) -> tuple[type, ...]:
 
 def _are_dialogues(row: Row) -> bool:
     """Return whether a row has HH dialogues. One of the two texts is enough, because the other may be empty."""
-    texts = row["chosen"], row["rejected"]
-    return all(isinstance(text, str) for text in texts) and any(map(MARKERS.match, texts))
+    texts = [text for text in (row["chosen"], row["rejected"]) if isinstance(text, str)]
+    return len(texts) == len(ANSWERS) and any(MARKERS.match(text) for text in texts)
+
+
+def _texts(row: Row) -> tuple[str, str]:
+    """Return the chosen and the rejected text of a row whose format names both in `texts`."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    assert isinstance(chosen, str) and isinstance(rejected, str), "`drafts` has checked the columns in `texts`"
+    return chosen, rejected
 
 
 PREFERENCE = ("prompt", "chosen", "rejected")
@@ -188,7 +195,8 @@ def shp(row: Row) -> Iterator[Draft]:
     a, b = row["human_ref_A"], row["human_ref_B"]
     if row["labels"] not in (0, 1):
         raise UnusableRowError("labels is neither 0 nor 1")
-    scores = [row[name] for name in ("score_A", "score_B") if isinstance(row.get(name), int | float)]
+    found = row.get("score_A"), row.get("score_B")
+    scores = [score for score in found if isinstance(score, int | float)]
     if len(scores) == 2 and (scores[0] > scores[1]) != row["labels"]:
         raise UnusableRowError("labels and scores contradict each other")
     chosen, rejected = (a, b) if row["labels"] else (b, a)
@@ -240,7 +248,7 @@ def split_dialogue(text: str) -> list[Message]:
 @register_format("hh", columns=ANSWERS, fits=lambda row: "prompt" not in row and _are_dialogues(row), texts=ANSWERS)
 def hh(row: Row) -> Iterator[Draft]:
     """Yield the pair of a row of Anthropic's HH-RLHF: two whole dialogues that differ only in the last answer."""
-    chosen, rejected = split_dialogue(row["chosen"]), split_dialogue(row["rejected"])
+    chosen, rejected = map(split_dialogue, _texts(row))
     if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
         raise UnusableRowError("does not end with an answer")
     if chosen[:-1] != rejected[:-1]:
@@ -266,7 +274,7 @@ def implicit_texts(row: Row) -> Iterator[Draft]:
 
     The prompt is the common beginning of both texts without its final space, as in TRL.
     """
-    chosen, rejected = row["chosen"], row["rejected"]
+    chosen, rejected = _texts(row)
     if MARKERS.search(chosen) or MARKERS.search(rejected):
         raise UnusableRowError("is a dialogue of Human: and Assistant:; read the file with pairs.file.format=hh")
     shared = common_beginning((chosen, rejected))

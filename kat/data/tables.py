@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import JsonObject, numbered_rows
+from latentwire.harness.results import numbered_rows
 
 
-def read_rows(path: Path | str, columns: dict[str, type | tuple[type, ...]], made_by: str) -> list[JsonObject]:
-    """Return the rows of a JSONL file, one object with a unique id per line.
+def read_numbers(
+    path: Path | str, columns: Mapping[str, type[int] | type[float]], made_by: str
+) -> dict[str, list[float]]:
+    """Return the numbers in columns of a JSONL file, one object with a unique id per line.
 
     Args:
         path: The file.
-        columns: The names and types of the columns that every row must have in addition to `id`.
+        columns: The columns that every row must have in addition to `id`: int for whole numbers, float for any.
         made_by: The task that writes this kind of file, for error messages.
+
+    Returns:
+        By id, the numbers of a row in the order of `columns`.
 
     Raises:
         UserError: The file is missing or empty, a line is not an object with these columns, or an id occurs twice.
@@ -29,17 +34,21 @@ def read_rows(path: Path | str, columns: dict[str, type | tuple[type, ...]], mad
     file, remedy = Path(path), f"make it again with: python run.py task={made_by}"
     if not file.is_file():
         raise UserError(f"{file}: no such file; make it with: python run.py task={made_by}")
-    rows: list[JsonObject] = []
-    seen: dict[str, int] = {}
-    required = {"id": str, **columns}
-    for number, row in numbered_rows(file, remedy):
-        for name, kind in required.items():
-            if not isinstance(row.get(name), kind) or isinstance(row[name], bool):
-                raise UserError(f"{file}, line {number}: has no {name}, or one of another type; {remedy}")
-        if row["id"] in seen:
-            raise UserError(f"{file}, line {number}: the id {row['id']} is also on line {seen[row['id']]}; {remedy}")
-        seen[row["id"]] = number
-        rows.append(row)
+    rows: dict[str, list[float]] = {}
+    line_of: dict[str, int] = {}
+    for line, row in numbered_rows(file, remedy):
+        place, identifier, numbers = f"{file}, line {line}", row.get("id"), []
+        if not isinstance(identifier, str):
+            raise UserError(f"{place}: has no id, or one of another type; {remedy}")
+        for name, kind in columns.items():
+            number = row.get(name)
+            fits = kind is float or isinstance(number, int)
+            if not isinstance(number, int | float) or isinstance(number, bool) or not fits:
+                raise UserError(f"{place}: has no {name}, or one of another type; {remedy}")
+            numbers.append(number)
+        if identifier in rows:
+            raise UserError(f"{place}: the id {identifier} is also on line {line_of[identifier]}; {remedy}")
+        rows[identifier], line_of[identifier] = numbers, line
     if not rows:
         raise UserError(f"{file}: is empty; {remedy}")
     return rows
@@ -52,18 +61,19 @@ def read_weights(path: Path | str) -> tuple[list[str], Tensor, Tensor]:
         N ids, the densities (N,) float64 and the sampling weights (N,) float64.
 
     Raises:
-        UserError: The file cannot be read (see `read_rows`), or a number is negative or not finite.
+        UserError: The file cannot be read (see `read_numbers`), or a number is negative or not finite.
     """
-    rows = read_rows(path, {"density": (int, float), "weight": (int, float)}, "density")
-    for row in rows:
-        for name in ("density", "weight"):
-            if not 0 <= row[name] < math.inf:
+    columns = {"density": float, "weight": float}
+    rows = read_numbers(path, columns, "density")
+    for identifier, numbers in rows.items():
+        for name, number in zip(columns, numbers, strict=True):
+            if not 0 <= number < math.inf:
                 raise UserError(
-                    f"{path}: {name} {row[name]} of {row['id']}: must be finite and not negative; make it again with: "
+                    f"{path}: {name} {number} of {identifier}: must be finite and not negative; make it again with: "
                     "python run.py task=density"
                 )
-    numbers = torch.tensor([[row["density"], row["weight"]] for row in rows], dtype=torch.float64)
-    return [row["id"] for row in rows], numbers[:, 0], numbers[:, 1]
+    table = torch.tensor(list(rows.values()), dtype=torch.float64)  # (N, 2)
+    return list(rows), table[:, 0], table[:, 1]
 
 
 def read_groups(path: Path | str) -> dict[str, int]:

@@ -30,14 +30,23 @@ def read_diversity(path: Path) -> DiversityResult:
 
 def _upgraded(content: JsonObject, path: Path) -> JsonObject:
     """Return a report of format 1 in the current format."""
-    names = {row["metric"] for comparison in content["comparisons"] for row in comparison["rows"]}
+    comparisons = _objects(content, "comparisons")
+    names = {str(row["metric"]) for comparison in comparisons for row in _objects(comparison, "rows")}
     if unknown := sorted(names - set(METRICS)):
         raise UserError(f"{path}: has the metric {unknown[0]}, which this version does not know; {REMEDY}")
     counts = ("em_dashes", "not_just_but")
     checkpoints = [
         {**{key: value for key, value in checkpoint.items() if key not in counts},
          "totals": {name: checkpoint[name] for name in counts if name in checkpoint}}
-        for checkpoint in content.get("checkpoints", [])
+        for checkpoint in (_objects(content, "checkpoints") if "checkpoints" in content else [])
     ]  # fmt: skip
     metrics = {name: metric for name, metric in metric_records().items() if name in names}
     return {**content, "format": 1, "checkpoints": checkpoints, "metrics": metrics}
+
+
+def _objects(content: JsonObject, name: str) -> list[JsonObject]:
+    """Return a field that must be a list of objects."""
+    value = content[name]
+    if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
+        raise TypeError(f"{name} is not a list of objects")
+    return value

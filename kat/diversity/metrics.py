@@ -22,6 +22,7 @@ from kat.diversity.kernel import Array, mean_distance, mean_distance_without, ve
 from kat.diversity.phrases import em_dashes, not_just_but, words
 from kat.diversity.records import MetricRecord
 from kat.diversity.repetition import compression_ratio, ead, ead_without, token_entropy, token_entropy_without
+from kat.diversity.user_errors import explaining, place_of
 from latentwire.harness.errors import UserError
 from latentwire.harness.registry import Registry
 
@@ -83,7 +84,7 @@ class Metric:
     label: str
     higher_is_more_diverse: bool | None
     definition: str
-    define: Callable[..., Any]
+    define: Callable[..., object]
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,9 @@ def register_diversity_metric(
             raise UserError(f"diversity metric {name}: {define.__qualname__} has no method value; write "
                             "def value(self, texts), which returns a number")  # fmt: skip
         value = getattr(owner, "value", define)
-        without = getattr(owner, "without", None) or partial(_without_each, value)
+        value = explaining(name, define, value)
+        own = getattr(owner, "without", None)
+        without = partial(_without_each, value) if own is None else explaining(name, define, own)
         METRICS.add(name, SetMetric(label, higher_is_more_diverse, definition, define, value, without))
         return define
 
@@ -167,7 +170,8 @@ def register_completion_metric(
     """
 
     def register(define: Define) -> Define:
-        metric = CompletionMetric(label, higher_is_more_diverse, definition, define, define, matched, counts)
+        value = explaining(name, define, define)
+        metric = CompletionMetric(label, higher_is_more_diverse, definition, define, value, matched, counts)
         METRICS.add(name, metric)
         return define
 
@@ -237,7 +241,7 @@ def require_numbers(name: str, metric: Metric, values: object, shape: tuple[int,
     if found.shape != shape or not np.isfinite(found).all():
         needed = "one finite number" if shape == () else f"{shape[0]} finite numbers"
         raise UserError(f"diversity metric {name}: returned {str(values)[:80]} instead of {needed}; fix "
-                        f"{metric.define.__module__}.{metric.define.__qualname__}")  # fmt: skip
+                        f"{place_of(metric.define)}")  # fmt: skip
     return found
 
 

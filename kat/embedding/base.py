@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kat.data.prompts import TEXT_FORMAT, Prompt
+from kat.embedding.checked import CheckedEmbedder
 from kat.embedding.pooling import Embedder
 from latentwire.harness.errors import UserError
 from latentwire.harness.registry import Registry
@@ -210,11 +211,11 @@ class EmbedderSpec:
         """Load the embedder.
 
         Raises:
-            UserError: The model cannot be loaded, or does not suit the embedder.
+            UserError: The model cannot be loaded or does not suit the embedder, or the embedder lacks an attribute.
         """
         kind = EMBEDDERS[self.name]
         assert isinstance(kind, TextEmbedderKind), self.name
-        return kind.define(self.inputs, **self.settings)
+        return CheckedEmbedder(self.name, kind.define(self.inputs, **self.settings))
 
     def stored(self) -> StoredEmbeddings:
         """Return the stored embeddings of a file."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kat.data.chat import encode_prompt
 from kat.data.heldout import held_out
 from kat.data.prompts import Prompt
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import JsonObject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,14 @@ class GrpoData:
     too_long: list[str]  # ids of prompts that leave no room for a completion; in neither list
 
 
-def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any, context: int, new_tokens: int, share: float,
-                   whose: str = "policy") -> GrpoData:  # fmt: skip
+def encode_prompts(
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    new_tokens: int,
+    share: float,
+    whose: str = "policy",
+) -> GrpoData:
     """Encode prompts, and split them into training, held-out and too long prompts.
 
     The context must hold the prompt, a completion of full length, and one end token: the reward model scores a

@@ -9,11 +9,10 @@ import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kat.data.prompts import read_prompts
 from kat.grpo.reward_calls import RewardCall
@@ -69,7 +68,7 @@ def reward_folder(cfg: DictConfig) -> Path:
     return Path(reward_cfg.out) / "model"
 
 
-def _model_folder(setting: str, value: Any, source: str, out: str) -> Path:
+def _model_folder(setting: str, value: str | Path, source: str, out: str) -> Path:
     """Return the folder of a model that is outside the folder `out`, which this run writes."""
     folder = require_model(setting, value, source)
     if Path(out).expanduser().resolve() in folder.resolve().parents:
@@ -134,7 +133,7 @@ def require_reward_columns(calls: Mapping[str, RewardCall], path: Path, *, has_m
         )
 
 
-def differing_tokenizers(one: Any, other: Any) -> list[str]:
+def differing_tokenizers(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> list[str]:
     """Return the differences of two tokenizers in words; an empty list if both give ids the same meaning."""
     vocabularies = [tokenizer.get_vocab() for tokenizer in (one, other)]
     found = []
@@ -149,7 +148,7 @@ def differing_tokenizers(one: Any, other: Any) -> list[str]:
     return found
 
 
-def load_judge(folder: Path, tokenizer: Any, device: torch.device) -> PreTrainedModel:
+def load_judge(folder: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
     """Load a reward model that scores the token ids of a policy.
 
     Args:

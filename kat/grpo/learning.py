@@ -26,9 +26,10 @@ from kat.sampling.arms import Observation
 from kat.training.lineage import require_unseen, require_unseen_start
 from kat.training.state import arm_of, learner_of, save_ledger
 from kat.training.tuning import make_trainable, whole_model
+from latentwire.harness.checkpoint import State
 from latentwire.harness.optimization import Updater
 from latentwire.harness.progress import log
-from latentwire.harness.results import JsonObject, read_jsonl
+from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Metrics, Run
 from latentwire.harness.training import Learning, StepReport
 from latentwire.lm.model_folder import save_model
@@ -110,11 +111,11 @@ class GrpoLearning(Learning[GrpoOutcome]):
         if not self.settings.is_continued:
             require_unseen_start(policy, held_out_ids)
 
-    def saved_values(self) -> JsonObject:
+    def saved_values(self) -> State:
         """Return the sums and evaluations so far."""
         return {"before": self.before, "totals": self.totals, "last": self.last, "evaluations": self.evaluations}
 
-    def restore_values(self, saved: JsonObject) -> None:
+    def restore_values(self, saved: State) -> None:
         """Take over the sums and evaluations of a checkpoint."""
         self.before, self.totals = saved["before"], saved["totals"]
         self.last, self.evaluations = saved["last"], saved["evaluations"]
@@ -172,7 +173,8 @@ class GrpoLearning(Learning[GrpoOutcome]):
         folder, policy = self.run.folder, self.actor.policy
         if self.state.is_main_process:
             save_model(whole_model(policy.model), self.actor.tokenizer, folder / "model")
-            steps = read_jsonl(folder / "metrics.jsonl")
+            rows = read_jsonl(folder / "metrics.jsonl")
+            steps = [{name: v for name, v in row.items() if isinstance(v, int | float)} for row in rows]
             plot_training(steps, self.evaluations, f"GRPO, {self.run.cfg.name}", folder / "curves.png")
         return {
             "steps": self.steps,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
+from kat.records import HeldOutEvaluation
 from latentwire.harness.palette import BLUE, GREY
 from latentwire.harness.results import open_atomically, writing
 
 
 def plot_training(
-    steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], title: str, path: Path
+    steps: Sequence[Mapping[str, float]], evaluations: Sequence[HeldOutEvaluation], title: str, path: Path
 ) -> None:
     """Draw reward, KL divergence and entropy of each step, and reward and KL divergence of the held-out prompts.
 
@@ -39,8 +39,8 @@ def plot_training(
     for axes, name, label in ((middle, "kl", "KL from the start, nats a token"), (right, "entropy", "entropy, nats")):
         if name in steps[0]:
             axes.plot(x, [row[name] for row in steps], color=GREY, linewidth=1)
-        if evaluations and name in evaluations[0]:
-            axes.plot([row["step"] for row in evaluations], [row[name] for row in evaluations], color=BLUE, marker="o")
+        if name == "kl" and (held_out := [(row["step"], row["kl"]) for row in evaluations if "kl" in row]):
+            axes.plot(*zip(*held_out, strict=True), color=BLUE, marker="o")
         axes.set(title=label, xlabel="step")
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)

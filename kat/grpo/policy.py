@@ -11,7 +11,7 @@ sampling.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -172,7 +172,7 @@ def frozen_blocks(model: Any) -> list[nn.Module]:
 def _can_skip(model: Any, frozen: list[nn.Module]) -> bool:
     """Return whether the model gives the same logits when recorded outputs replace its frozen blocks."""
     ids = torch.arange(1, 6, device=model.device)[None]
-    returned: list[Any] = []
+    returned: list[object] = []
     handle = frozen[-1].register_forward_hook(lambda _, __, output: returned.append(output))
     try:
         expected = model(input_ids=ids, use_cache=False).logits
@@ -194,7 +194,8 @@ def _skipping(frozen: list[nn.Module], states: Tensor | None) -> Iterator[None]:
     if states is None:
         yield
         return
-    passes: list[Any] = [lambda hidden, *_, **__: hidden] * (len(frozen) - 1) + [lambda *_, **__: states]
+    passes: list[Callable[..., object]] = [lambda hidden, *_, **__: hidden] * (len(frozen) - 1)
+    passes.append(lambda *_, **__: states)
     for block, forward in zip(frozen, passes, strict=True):
         block.forward = forward
     try:

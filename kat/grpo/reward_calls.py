@@ -17,6 +17,7 @@ from kat.data.columns import ARGUMENTS
 from kat.data.prompts import Prompt
 from kat.grpo.rewards import MODEL, REFERENCES, REWARDS, Reward, Scores
 from latentwire.harness.errors import UserError
+from latentwire.harness.plugins import search_working_folder
 from latentwire.harness.progress import log
 from latentwire.harness.results import JsonObject
 
@@ -249,6 +250,8 @@ def calls_of(names: Sequence[str], settings: Mapping[str, Mapping[str, object]] 
 def load_reward(name: str) -> Reward:
     """Return a reward by its name, or the function called 'module:function' as a reward.
 
+    Modules in the working folder are found too.
+
     Raises:
         UserError: The name has another form, the module or function does not exist, or it is not a function.
     """
@@ -261,6 +264,7 @@ def load_reward(name: str) -> Reward:
             f"{setting}: not the name of a reward; write model, {', '.join(REWARDS)}, or module:function, such as "
             "my_rewards:brevity"
         )
+    search_working_folder()
     try:
         found = getattr(importlib.import_module(module), function)
     except ImportError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all
 from latentwire.harness.optimization import Updater, require_finite_loss
 from latentwire.harness.progress import log
-from latentwire.harness.results import JsonObject
 
 SUMMED = ("loss", "kl", "entropy", "clipped", "sampling_gap")  # metrics summed over the tokens that count
 COUNTED = ("completions", "truncated", "empty", "groups", "degenerate_groups", "steps_without_update")
@@ -39,7 +39,7 @@ class GrpoSpec(GRPOObjective):
     mask_truncated_completions: bool
     reward_funcs: list[str]
     reward_weights: list[float]
-    reward_settings: dict[str, JsonObject] | None
+    reward_settings: dict[str, dict[str, Any]] | None  # Any, because OmegaConf refuses lists for object
     eval_every: int
     eval_prompts: int
     eval_generations: int

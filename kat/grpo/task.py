@@ -15,10 +15,11 @@ from kat.sampling.arms import needs_density
 from kat.training.state import arm_identity
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.results import JsonObject
-from latentwire.harness.session import Session
+from latentwire.harness.session import Session, job
 from latentwire.harness.training import TrainingJob, accelerator_of, train
 
 
+@job
 def grpo(cfg: DictConfig, session: Session | None = None) -> JsonObject:
     """Train a policy by GRPO, or continue a run that was interrupted; missing inputs are made first.
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import JsonObject, ResultWriteError
-from latentwire.harness.session import Session
+from latentwire.harness.session import JobOf, Session, job
 
 T = TypeVar("T")
 
@@ -27,18 +27,19 @@ SIDECARS = {
 WRITTEN_BY = {"pairs_file": "pairs", "prompts_file": "prompts", "embeddings_file": "embed", "weights_file": "density"}
 
 
-def task(job: Callable[[DictConfig], T]) -> Callable[..., T]:
+def task(function: Callable[[DictConfig], T]) -> JobOf[T]:
     """Return a function as a task of kat, which rejects trackers and explains files that cannot be written."""
 
-    @functools.wraps(job)
-    def run(cfg: DictConfig, session: Session | None = None) -> T:
+    @job
+    @functools.wraps(function)
+    def run(cfg: DictConfig, session: Session | None) -> T:
         if cfg.tracker.name != "none":
             raise UserError(
                 f"tracker={cfg.tracker.name}: task={cfg.task} does not use a tracker, and its files contain all "
                 "numbers; leave tracker out"
             )
         try:
-            return job(cfg)
+            return function(cfg)
         except ResultWriteError as error:
             raise ResultWriteError(error.path, error.reason, "folder=FOLDER (or out=FILE)") from error
 
@@ -48,7 +49,7 @@ def task(job: Callable[[DictConfig], T]) -> Callable[..., T]:
 def locate(cfg: DictConfig, name: str) -> Path:
     """Return the path of a file of kat. A name without a folder is placed in cfg.folder.
 
-    A prompts file of the user's own is also found in the working folder, if cfg.folder has no file of that name.
+    A prompts file of the user's own is looked for in the working folder first.
 
     Args:
         cfg: The config.
@@ -64,7 +65,7 @@ def locate(cfg: DictConfig, name: str) -> Path:
     if len(path.parts) == 1 and not value.startswith("."):
         shared = Path(cfg.folder).expanduser() / path
         may_be_own = name == "prompts_file" and path.name not in SIDECARS.values()
-        path = path if may_be_own and path.is_file() and not shared.exists() else shared
+        path = path if may_be_own and path.is_file() else shared
     if path.is_dir():
         raise UserError(f"{name}={value}: is a folder; write {name}=FILE")
     return path

@@ -181,7 +181,7 @@ def _embedded(cfg: DictConfig, work: Plan, state: PartialState) -> EmbeddedPromp
                         "tokens; choose a model with a longer context")  # fmt: skip
     texts = [work.prompts[i].text for i in fitting]
     shards = Shards(_shards_folder(work), [lengths[i] for i in fitting], work.batch_tokens)
-    missing = broadcast_from_main(state, shards.missing() if state.is_main_process else None)
+    missing = broadcast_from_main(state, shards.missing() if state.is_main_process else [])
     if done := len(shards.pieces) - len(missing):
         log(f"{done} of {len(shards.pieces)} pieces are finished from before")
     own_pieces = missing[state.process_index :: state.num_processes]

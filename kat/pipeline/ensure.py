@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,11 +15,12 @@ from kat.pipeline.embed import embed
 from kat.pipeline.prepare import pairs, prompts
 from kat.pipeline.provenance import require_same_origin
 from latentwire.harness.device import accelerator_state
+from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.paths import CONF
 from latentwire.harness.progress import log
 
-JOBS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {  # each task, and the setting with its file
+JOBS: dict[str, tuple[Callable[[DictConfig], object], str]] = {  # each task, and the setting with its file
     "pairs": (pairs, "pairs_file"),
     "prompts": (prompts, "prompts_file"),
     "embed": (embed, "embeddings_file"),
@@ -38,9 +39,14 @@ def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
         names: The tasks in order, keys of `JOBS`: pairs, prompts, embed, density.
 
     Raises:
-        UserError: A task fails, or an existing file has another origin (see `kat.pipeline.provenance`).
+        UserError: A task fails, an existing file has another origin (see `kat.pipeline.provenance`), or a file that
+            the user named does not exist.
     """
     state = accelerator_state(cfg.device)
+    for name in names:
+        path, setting = locate(cfg, JOBS[name][1]), JOBS[name][1]
+        if not broadcast_from_main(state, path.is_file() or _has_default_name(cfg, setting, path)):
+            raise UserError(_missing(cfg, name, setting, path))
     for name in names:
         job, setting = JOBS[name]
         path, task_cfg = locate(cfg, setting), config_of(cfg, "run", name)
@@ -50,6 +56,25 @@ def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
         log(f"{path}: not there yet, so task={name} comes first")
         job(task_cfg)
         state.wait_for_everyone()
+
+
+def _has_default_name(cfg: DictConfig, setting: str, path: Path) -> bool:
+    """Return whether a path is the one that the setting has by default in the folder of the run."""
+    return path.resolve() == (Path(cfg.folder).expanduser() / _default_name(setting)).resolve()
+
+
+def _default_name(setting: str) -> str:
+    return str(OmegaConf.select(OmegaConf.load(CONF / "kat" / "files.yaml"), setting))
+
+
+def _missing(cfg: DictConfig, task: str, setting: str, path: Path) -> str:
+    """Return the message about a file that the user named and that does not exist."""
+    given = f"{setting}={cfg[setting]}"
+    also = ", and the working folder has none of this name" if setting == "prompts_file" else ""
+    return (
+        f"{given}: {path} does not exist{also}; correct the name, or make the file with run.py task={task} {given}. "
+        f"A training run makes only {_default_name(setting)}"
+    )
 
 
 def prompt_tasks(cfg: DictConfig) -> list[str]:
@@ -62,7 +87,7 @@ def prompt_tasks(cfg: DictConfig) -> list[str]:
     return ["prompts"] if broadcast_from_main(accelerator_state(cfg.device), is_own) else ["pairs", "prompts"]
 
 
-def config_of(cfg: DictConfig, entry: str, task: str, *choices: str, **changes: Any) -> DictConfig:
+def config_of(cfg: DictConfig, entry: str, task: str, *choices: str, **changes: object) -> DictConfig:
     """Return the config of another task, with the shared settings of this run.
 
     Args:
@@ -87,5 +112,5 @@ def config_of(cfg: DictConfig, entry: str, task: str, *choices: str, **changes: 
     return task_cfg
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from kat.data.formats import FORMATS
 from kat.data.pairs import Dropped, PairsSpec, PreferencePair, Reading, read_pairs, readings, rows_of
 from kat.data.prompts import Prompt, unique_prompts
 from kat.pipeline.artifacts import destination, locate, sidecar_path, task
@@ -98,6 +99,7 @@ def _named_after_file(spec: PairsSpec) -> PairsSpec:
 
 
 def _record_of(reading: Reading, number: int, reasons: Counter[str]) -> PairSetRecord:
+    source = FORMATS.source_digest(reading.format) if reading.format in FORMATS else None
     return {
         "format": reading.format,
         "rows": reading.rows,
@@ -105,7 +107,7 @@ def _record_of(reading: Reading, number: int, reasons: Counter[str]) -> PairSetR
         "dropped": dict(reasons),
         "columns": list(reading.columns),
         "columns_left_out": dict(reading.left_out),
-        "origin": reading.origin,
+        "origin": {**reading.origin, **({"format_source": source} if source is not None else {})},
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from kat.data.formats import FORMATS
 from kat.density.records import DensityOrigin
 from kat.pipeline.artifacts import locate, sidecar_path
 from kat.pipeline.density import density_spec
@@ -67,6 +68,9 @@ def _check_pairs(path: Path, record: Path, task_cfg: DictConfig, _: DictConfig) 
         if differing := [key for key in keys if recorded[name].get(key) != origin.get(key)]:
             key = differing[0]
             _reject(path, "pairs", f"{name} with {key} {recorded[name].get(key)}", f"{key} {origin.get(key)}", remedy)
+        form, source = sets[name]["format"], recorded[name].get("format_source")
+        if form in FORMATS and FORMATS.source_digest(form) != source:
+            _reject(path, "pairs", f"{name} by another version of the format {form}", "the module as it is now")
 
 
 def _check_prompts(path: Path, record: Path, task_cfg: DictConfig, cfg: DictConfig) -> None:

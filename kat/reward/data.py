@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kat.data.chat import completion_text
 from kat.data.heldout import held_out
@@ -16,6 +16,9 @@ from kat.data.pairs import PreferencePair
 from kat.data.prompts import prompt_id
 from kat.reward.trees import Tree, encode_pair
 from latentwire.harness.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class RewardData:
 
 
 def encode_all(
-    tokenizer: Any, pairs: Iterable[PreferencePair], max_length: int
+    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[PreferencePair], max_length: int
 ) -> tuple[list[RewardPair], Counter[str]]:
     """Return pairs as tokens, and counts of pairs.
 

@@ -24,7 +24,7 @@ from latentwire.harness.device import accelerator_state, choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.progress import Progress, log
-from latentwire.harness.results import JsonObject, write_json, write_jsonl
+from latentwire.harness.results import DamagedResultError, JsonObject, write_json, write_jsonl
 from latentwire.harness.typed_config import typed
 from latentwire.records import FORMAT
 
@@ -117,9 +117,12 @@ def _training_settings(folder: Path) -> tuple[int | None, bool | None]:
     if not path.is_file():
         log(f"note: {folder} has no result of task=reward, so the report has no length-only baseline")
         return None, None
-    result = read_kat_record(_Trained, path, "train the reward model again, or move this file away")
-    rule = result["held_out"].get("length_only")
-    return int(result["identity"]["max_length"]), None if rule is None else rule["rule"] == "longer"
+    remedy = "train the reward model again, or move this file away"
+    result = read_kat_record(_Trained, path, remedy)
+    max_length, rule = result["identity"].get("max_length"), result["held_out"].get("length_only")
+    if not isinstance(max_length, int):
+        raise DamagedResultError(f"{path} lacks identity.max_length: {remedy}")
+    return max_length, None if rule is None else rule["rule"] == "longer"
 
 
 def _read(spec: PairsSpec, path: Path) -> tuple[list[PreferencePair], Counter[str]]:

@@ -20,7 +20,7 @@ from latentwire.harness.errors import UserError
 BATCH_TOKENS = 4096
 
 
-def max_sequence_length(model: Any) -> int | None:
+def max_sequence_length(model: PreTrainedModel) -> int | None:
     """Return the maximum number of tokens of a sequence, or None; the masks here do not support sliding windows."""
     text = model.config.get_text_config()
     limits = [getattr(text, name, None) for name in ("max_position_embeddings", "sliding_window")]

@@ -13,10 +13,11 @@ from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import JsonObject
-from latentwire.harness.session import Session
+from latentwire.harness.session import Session, job
 from latentwire.harness.training import TrainingJob, accelerator_of, train
 
 
+@job
 def reward(cfg: DictConfig, session: Session | None = None) -> JsonObject:
     """Train a reward model, or continue a run that was interrupted; evaluate it on the held-out pairs.
 

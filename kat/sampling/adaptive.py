@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kat.density.estimate import effective_sample_size
-from kat.sampling.base import Arm, ArmInputs, Observation, register_arm
-from kat.sampling.draws import checked_weights, draw
+from kat.sampling.base import DENSITY, Arm, ArmInputs, Observation, register_arm
+from kat.sampling.draws import draw
 from latentwire.harness.checkpoint import State
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
@@ -23,7 +23,8 @@ UNSEEN = 0.5  # success rate of a prompt without observations: it weighs most
 class AdaptiveWeights(Arm):
     """Draws with replacement by weights that may change between steps. A subclass gives `weigh` and `observe`.
 
-    A draw depends only on the seed, its number, and the weights at that time.
+    A draw depends only on the seed, its number, and the weights at that time. An arm that is registered with
+    needs=("density",) finds the weights of task=density in `density_weights`.
 
     Attributes:
         memory: What the arm has learnt from observations, as tensors by name. A checkpoint holds them.
@@ -42,6 +43,22 @@ class AdaptiveWeights(Arm):
         self._intended = torch.zeros(self.num_prompts, dtype=torch.float64)
         self._drawn = torch.zeros(self.num_prompts, dtype=torch.int64)
 
+    @property
+    def density_weights(self) -> Tensor:
+        """The weights of task=density of all prompts, (N,) float64, sum 1; 0 for a prompt too long for the embedder.
+
+        Raises:
+            UserError: The arm is not registered with needs=("density",).
+        """
+        if DENSITY not in self.needs:
+            raise UserError(
+                f"sampler={self.name}: {type(self).__qualname__} has no density_weights; register it with "
+                f'needs=("{DENSITY}",)'
+            )
+        weights = torch.zeros(self.num_prompts, dtype=torch.float64)
+        weights[self.rows] = self.base_weights
+        return weights
+
     @abstractmethod
     def weigh(self) -> Tensor:
         """Return the weight of each prompt at the next draw, (N,), at least 0. They need not sum to 1.
@@ -53,8 +70,8 @@ class AdaptiveWeights(Arm):
     def sampling_weights(self) -> Tensor:
         """The probability of each prompt at the next draw, (N,) float64, sum 1."""
         weights = torch.zeros(self.num_prompts, dtype=torch.float64)
-        weights[self.rows] = self.weigh().double()[self.rows]
-        return checked_weights(weights)
+        weights[self.rows] = self.require_weights(self.weigh(), self.num_prompts)[self.rows]
+        return self.require_valid(weights)
 
     def next(self, n: int) -> list[int]:
         """Return the rows of the next `n` draws."""
@@ -101,7 +118,12 @@ class AdaptiveWeights(Arm):
                 "would not continue; resume with the saved settings, or start again"
             )
         self._intended, self._drawn = state["intended"].clone(), state["drawn"].clone()
-        self.memory = {name: state["memory"][name].clone() for name in self.memory}
+        if missing := self.memory.keys() - state["memory"].keys():
+            raise UserError(
+                f"the saved state of sampler={self.name} lacks {', '.join(sorted(missing))}, so it is from another "
+                "version of the arm; start again"
+            )
+        self.memory = {name: tensor.clone() for name, tensor in state["memory"].items()}
 
     def _identity(self) -> JsonObject:
         return {"arm": self.name, "seed": self.seed, "prompts": self._prompts}
@@ -116,10 +138,13 @@ class Difficulty(AdaptiveWeights):
     running success rate p. It begins at 1/2, so a prompt without observations weighs most, and an observation of
     success s moves it by rate (s - p).
 
-    Rewards in [0, 1] are shares of success: s is their mean. Other rewards, such as a reward model's scores, have no
-    scale on which a prompt is solved. From the first one on, a success is a reward above the running mean of all
-    rewards, and a reward equal to it is half a success. All success rates then begin again, because they would mean
-    different things. The running mean moves by `rate` in each step, too, since a policy that learns raises all rewards.
+    Rewards in [0, 1] are shares of success: s is their mean. The weight is the variance of a group for rewards of 0 and
+    1 alone. For other shares, such as F1, it shows how far the mean is from 0 and 1, whether the group differs or not.
+
+    Other rewards, such as a reward model's scores, have no scale on which a prompt is solved. From the first one on, a
+    success is a reward above the running mean of all rewards, and a reward equal to it is half a success. All success
+    rates then begin again, because they would mean different things. The running mean moves by `rate` in each step, too,
+    since a policy that learns raises all rewards.
 
     The idea is sampling for learnability: Foster et al. (2025), "Learning to Reason at the Frontier of Learnability",
     and Bae et al. (2025), "Online Difficulty Filtering for Reasoning Oriented Reinforcement Learning".
@@ -153,8 +178,9 @@ class Difficulty(AdaptiveWeights):
             UserError: A setting is out of range.
         """
         for name in ("rate", "floor"):
-            if not 0 < settings[name] <= 1:
-                raise UserError(f"sampler.{name}={settings[name]}: must be above 0 and at most 1")
+            value = settings[name]
+            if not isinstance(value, int | float) or not 0 < value <= 1:
+                raise UserError(f"sampler.{name}={value}: must be above 0 and at most 1")
 
     def weigh(self) -> Tensor:
         """Return the weight of each prompt, (N,), from `floor` to 1."""

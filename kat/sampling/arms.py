@@ -47,10 +47,12 @@ def build_arm(name: str, settings: Mapping[str, object], inputs: ArmInputs) -> A
         inputs: The prompts, their measured weights and the seed.
 
     Raises:
-        UserError: The arm is unknown, a setting is unknown, missing or out of range, a prompt lacks a weight, or fewer
-            prompts can be drawn than a step needs.
+        UserError: The arm is unknown, a setting is unknown, missing or out of range, a prompt lacks a weight, fewer
+            prompts can be drawn than a step needs, or the arm's first weights are invalid.
     """
-    return ARMS[name](inputs, **arm_settings(name, settings))
+    arm = ARMS[name](inputs, **arm_settings(name, settings))
+    arm.require_valid(arm.sampling_weights)  # before any training
+    return arm
 
 
 def arm_settings(name: str, settings: Mapping[str, object]) -> JsonObject:

@@ -112,6 +112,36 @@ class Arm(ABC):
             UserError: A setting is out of range.
         """
 
+    def require_weights(self, returned: object, count: int) -> Tensor:
+        """Return what the arm's `weigh` returned as (count,) float64, after a check of its shape.
+
+        Raises:
+            UserError: It is not a tensor of `count` weights.
+        """
+        if isinstance(returned, Tensor) and returned.shape == (count,):
+            return returned.double()
+        shape = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
+        raise UserError(
+            f"{self._weigh}: returned {shape}, expected a tensor of shape ({count},), one weight for each prompt; "
+            "correct it"
+        )
+
+    def require_valid(self, weights: Tensor) -> Tensor:
+        """Return weights of all prompts normalised to sum 1, (N,) float64.
+
+        Raises:
+            UserError: A weight is negative or not finite, or all are 0.
+        """
+        try:
+            return checked_weights(weights)
+        except UserError as error:
+            raise UserError(f"{self._weigh}: {error.args[0].partition(';')[0]}; correct it") from error
+
+    @property
+    def _weigh(self) -> str:
+        """The method that gives the weights, for messages."""
+        return f"sampler={self.name}: weigh of {type(self).__qualname__}"
+
     @abstractmethod
     def next(self, n: int) -> list[int]:
         """Return the rows of the next `n` draws."""

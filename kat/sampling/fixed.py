@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,19 +17,30 @@ from latentwire.harness.checkpoint import State
 class FixedWeights(Arm):
     """Draws of a `DensityAwareSampler`, with replacement and without end. A subclass gives the weights.
 
+    `weigh` is called once, after `__init__`, so it can use all that a subclass sets there.
+
     Args:
         inputs: The prompts, their measured weights and the seed.
 
     Raises:
-        UserError: A prompt lacks a weight, a weight is invalid, or fewer prompts can be drawn than a step needs.
+        UserError: A prompt lacks a weight, or fewer prompts can be drawn than a step needs.
     """
 
     def __init__(self, inputs: ArmInputs) -> None:
         super().__init__(inputs)
-        weights = torch.zeros(self.num_prompts, dtype=torch.float64)
-        weights[self.rows] = self.weigh(self.base_weights)
-        self.sampler = DensityAwareSampler(weights, seed=self.seed)
         self._draws = self._endless()
+
+    @cached_property
+    def sampler(self) -> DensityAwareSampler:
+        """The sampler, made at its first use.
+
+        Raises:
+            UserError: A weight is invalid.
+        """
+        weights = torch.zeros(self.num_prompts, dtype=torch.float64)
+        weights[self.rows] = self.require_weights(self.weigh(self.base_weights), len(self.rows))
+        self.require_valid(weights)
+        return DensityAwareSampler(weights, seed=self.seed)
 
     @abstractmethod
     def weigh(self, weights: Tensor) -> Tensor:

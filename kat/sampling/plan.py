@@ -13,10 +13,9 @@ from kat.sampling.draws import draw
 from latentwire.harness.errors import UserError
 
 
-class DrawSettings(TypedDict, total=False):
-    """Keyword arguments of `kat.sampling.sampler.DensityAwareSampler`; `DrawPlan` explains them."""
+class OrderSettings(TypedDict, total=False):
+    """Settings of `DrawPlan` besides the number of draws."""
 
-    num_samples: int | None
     replacement: bool
     seed: int
     num_generations: int
@@ -24,6 +23,12 @@ class DrawSettings(TypedDict, total=False):
     batch_repeats: int
     rank: int
     num_replicas: int
+
+
+class DrawSettings(OrderSettings, total=False):
+    """Keyword arguments of `kat.sampling.sampler.DensityAwareSampler`; `DrawPlan` explains them."""
+
+    num_samples: int | None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Unpack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -12,10 +12,9 @@ from torch.utils.data import Sampler
 
 from kat.density.estimate import Density, DensitySpec
 from kat.sampling.draws import checked_weights, expected_draws
-from kat.sampling.plan import DrawPlan, DrawSettings
+from kat.sampling.plan import DrawPlan, DrawSettings, OrderSettings
 from latentwire.harness.checkpoint import State
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import JsonObject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 STATE_VERSION = 1
 
 
-class ModelSettings(DrawSettings, total=False):
-    """Keyword arguments of `DensityAwareSampler.from_model`: of the sampler and of `DensitySpec`, and a batch size."""
+class DensitySettings(TypedDict, total=False):
+    """Settings of `DensitySpec` besides k."""
 
     estimator: str
     gamma: float | None
@@ -35,7 +34,19 @@ class ModelSettings(DrawSettings, total=False):
     crowd_cap: float
     index: str
     min_recall: float
+
+
+class ModelSettings(DrawSettings, DensitySettings, total=False):
+    """Keyword arguments of `DensityAwareSampler.from_model`: of the sampler and of `DensitySpec`, and a batch size."""
+
     batch_tokens: int
+
+
+def _divided(settings: ModelSettings) -> tuple[DensitySettings, DrawSettings]:
+    """Return the settings of the density and of the sampler."""
+    given = {name: value for name, value in settings.items() if name != "batch_tokens"}
+    density = {name: given.pop(name) for name in DensitySettings.__annotations__ if name in given}
+    return cast(DensitySettings, density), cast(DrawSettings, given)
 
 
 class DensityAwareSampler(Sampler[int]):
@@ -49,9 +60,10 @@ class DensityAwareSampler(Sampler[int]):
 
     Args:
         weights: The weights of the rows, (N,), at least 0. They need not sum to 1.
-        **settings: Attributes of `DrawPlan`: num_samples (N by default), replacement (True), seed (0), num_generations,
-            prompts_per_batch, batch_repeats, rank and num_replicas. With Accelerate or TRL keep the defaults of the
-            last two: these libraries divide the whole order among the processes themselves.
+        num_samples: Number of draws in an epoch over all ranks; None: N.
+        **settings: Further attributes of `DrawPlan`: replacement (True), seed (0), num_generations, prompts_per_batch,
+            batch_repeats, rank and num_replicas. With Accelerate or TRL keep the defaults of the last two: these
+            libraries divide the whole order among the processes themselves.
 
     Raises:
         UserError: A weight is negative or not finite, all weights are 0, or a setting is out of range. Or the draws
@@ -61,12 +73,11 @@ class DensityAwareSampler(Sampler[int]):
     {1, 2}
     """
 
-    def __init__(self, weights: Tensor | Sequence[float], **settings: Unpack[DrawSettings]) -> None:
+    def __init__(
+        self, weights: Tensor | Sequence[float], *, num_samples: int | None = None, **settings: Unpack[OrderSettings]
+    ) -> None:
         self.weights = checked_weights(weights)
-        given: JsonObject = {"num_samples": None, **settings}
-        if given["num_samples"] is None:
-            given["num_samples"] = len(self.weights)
-        self.plan = DrawPlan(**given)
+        self.plan = DrawPlan(len(self.weights) if num_samples is None else num_samples, **settings)
         self.plan.check(self.weights)
         self.density: Density | None = None
         self.epoch = self.position = 0
@@ -104,12 +115,11 @@ class DensityAwareSampler(Sampler[int]):
         """
         from kat.sampling.from_model import density_of
 
-        given: JsonObject = dict(settings)
-        spec = DensitySpec(k=k, **{field.name: given.pop(field.name) for field in fields(DensitySpec)
-                                   if field.name in given})  # fmt: skip
-        batch_tokens = given.pop("batch_tokens", 8192)
-        found = density_of(prompts, model, tokenizer, spec, batch_tokens=batch_tokens, seed=given.get("seed", 0))
-        sampler = cls(found.weights, **given)
+        density, draws = _divided(settings)
+        batch_tokens, seed = settings.get("batch_tokens", 8192), settings.get("seed", 0)
+        spec = DensitySpec(k=k, **density)
+        found = density_of(prompts, model, tokenizer, spec, batch_tokens=batch_tokens, seed=seed)
+        sampler = cls(found.weights, **draws)
         sampler.density = found
         return sampler
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.errors import UserError
@@ -21,7 +21,9 @@ class _Epochs(TrainerCallback):
     def __init__(self, sampler: DensityAwareSampler) -> None:
         self.sampler = sampler
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         """Set the epoch before its first row is drawn."""
         self.sampler.set_epoch(int(state.epoch or 0))  # 1.25 means that a quarter of the second epoch is done
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from kat.data.heldout import LEDGER
-from kat.data.tables import read_rows
+from kat.data.tables import read_numbers
 from kat.training.model_folder import run_folder, weights_folder
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
@@ -29,8 +29,8 @@ def require_unseen(setting: str, folder: Path, held_out_ids: Collection[str]) ->
         UserError: A held-out prompt was trained on; the message gives the number of such prompts and the run.
     """
     for run in _lineage(setting, folder):
-        rows = read_rows(run / LEDGER, {"drawn": int}, "grpo (or task=reward) in train.py")
-        if seen := [row["id"] for row in rows if row["drawn"] and row["id"] in held_out_ids]:
+        draws = read_numbers(run / LEDGER, {"drawn": int}, "grpo (or task=reward) in train.py")
+        if seen := [name for name, (drawn,) in draws.items() if drawn and name in held_out_ids]:
             where = "" if run == run_folder(folder) else f" in {run}, which it started from"
             raise UserError(
                 f"{setting}: was trained on {len(seen)} of the {len(held_out_ids)} prompts that are held out here, "
@@ -77,6 +77,7 @@ def _start_of(model: Path) -> Path | None:
     path = run_folder(model) / "config.json"
     found = read_json(path) if model.name == "model" and path.is_file() else {}
     config: JsonObject = found if isinstance(found, dict) else {}
-    base = config.get("model") or {}
-    start = config.get("policy") or (base.get("path") if base.get("origin") == "path" else None)
+    base = config.get("model")
+    from_path = base.get("path") if isinstance(base, dict) and base.get("origin") == "path" else None
+    start = config.get("policy") or from_path
     return weights_folder(str(start)) if start else None

@@ -25,6 +25,7 @@ NOT_COMPARED = (
     "force",
     "only",
     "tracker",
+    "plugins",
     "keep",
     "keep_checkpoints",
     "checkpoint_every",
@@ -159,15 +160,23 @@ def beyond_training(models: Sequence[TrainedModel], tokens: int) -> list[str]:
 
 
 def differing_settings(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
-    """Return the settings in which two runs differ as 'name (x, y)', without those in NOT_COMPARED."""
+    """Return the settings in which two runs differ as 'name (x, y)', without those in NOT_COMPARED.
+
+    A setting that one run lacks, since it is from an earlier version, equals null or an empty list in the other.
+    """
     a, b = dict(_flat(one)), dict(_flat(other))
     names = sorted({*a, *b} - {name for name in (*a, *b) if name.split(".")[0] in NOT_COMPARED})
     missing = object()
+    a, b = ({name: missing if value in (None, []) else value for name, value in own.items()} for own in (a, b))
     return [
-        f"{name} ({a.get(name, '-')}, {b.get(name, '-')})"
+        f"{name} ({_shown(a.get(name, missing), missing)}, {_shown(b.get(name, missing), missing)})"
         for name in names
         if a.get(name, missing) != b.get(name, missing)
     ]
+
+
+def _shown(value: object, missing: object) -> object:
+    return "-" if value is missing else value
 
 
 def _flat(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 METHODS = ("last_blocks", "lora", "all")
 NORMS = ("norm", "ln_f", "final_layer_norm")  # names of the norm after the last block
@@ -27,7 +30,7 @@ class TuningSpec:
 
 
 def make_trainable(
-    model: Any, spec: TuningSpec, seed: int, heads: Sequence[str] = ()
+    model: PreTrainedModel, spec: TuningSpec, seed: int, heads: Sequence[str] = ()
 ) -> tuple[Any, dict[str, nn.Parameter]]:
     """Freeze all weights of a model except those that the spec makes trainable.
 
@@ -58,9 +61,10 @@ def make_trainable(
     return model, {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def whole_model(model: Any) -> Any:
+def whole_model(model: Any) -> PreTrainedModel:
     """Return the model with LoRA adapters merged into its weights, so that transformers saves and loads it."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    whole: PreTrainedModel = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    return whole
 
 
 def find_blocks(decoder: Any) -> tuple[str, nn.ModuleList] | None:
@@ -69,7 +73,7 @@ def find_blocks(decoder: Any) -> tuple[str, nn.ModuleList] | None:
     return next(((n, m) for n, m in decoder.named_children() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
 
 
-def _last_blocks(model: Any, count: int) -> list[nn.Module]:
+def _last_blocks(model: PreTrainedModel, count: int) -> list[nn.Module]:
     """Return the last `count` blocks of a decoder and the norm after them."""
     found = find_blocks(model.base_model)
     if found is None:
@@ -83,7 +87,7 @@ def _last_blocks(model: Any, count: int) -> list[nn.Module]:
     return [*found[1][-count:], *norms]
 
 
-def _with_lora(model: Any, spec: TuningSpec, seed: int, heads: Sequence[str]) -> Any:
+def _with_lora(model: PreTrainedModel, spec: TuningSpec, seed: int, heads: Sequence[str]) -> Any:
     from peft import LoraConfig, get_peft_model
 
     if spec.rank < 1:

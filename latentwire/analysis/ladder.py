@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+Axis = Literal["linear", "log"]
+
 
 @dataclass(frozen=True)
 class Ladder:
@@ -23,7 +25,7 @@ class Ladder:
 
     dial: str
     unit: str
-    axis: Literal["linear", "log"]
+    axis: Axis
     rising: bool
     clean: float | None
     label: str = ""

@@ -107,7 +107,7 @@ def _half_is_empty(controls: GroupControls, scores: dict[str, ById], metric: Sho
 
 def _rungs(ladder: Ladder, results: list[ScoredResult]) -> _Rungs:
     """Return the results on a ladder; a level that distorts no more than its clean level does not count."""
-    own = [(float(r["source_dials"][ladder.dial]), r) for r in results if r["source"] == ladder.source]
+    own = [(_level(r, ladder.dial), r) for r in results if r["source"] == ladder.source]
     start = -math.inf if ladder.clean is None else ladder.position(ladder.clean)
     on_ladder: dict[str, dict[float, ScoredResult]] = defaultdict(dict)
     for level, result in own:
@@ -116,6 +116,12 @@ def _rungs(ladder: Ladder, results: list[ScoredResult]) -> _Rungs:
     levels = sorted({level for found in on_ladder.values() for level in found}, key=ladder.position)
     on_text = [r for r in results if r["source"] == CLEAN_SOURCE] if ladder.clean is not None else []
     return _Rungs(ladder, levels, dict(on_ladder), {r["experiment"]: r for r in on_text})
+
+
+def _level(result: ScoredResult, dial: str) -> float:
+    level = result["source_dials"][dial]
+    assert isinstance(level, int | float), f"{dial}={level!r}: the dial of a ladder is a number"
+    return float(level)
 
 
 def _ladder_tolerance(

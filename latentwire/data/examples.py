@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -235,9 +235,7 @@ def _to_examples(rows: Rows, name: str, left_out: Counter[str]) -> list[Example]
         if not isinstance(row, dict):
             raise UserError(f"{name}, {place}: expected an object with context, question and answers, got "
                             f"{type(row).__name__}; fix that row")  # fmt: skip
-        for key in ("context", "question"):
-            if not isinstance(row.get(key), str) or not row[key].strip() or not _is_unicode(row[key]):
-                raise UserError(f"{name}, {place}: {key} is missing, empty or not a text; fix or remove that row")
+        context, question = (_text(row, key, f"{name}, {place}") for key in ("context", "question"))
         identifier = place if row.get("id") is None else str(row["id"])
         if identifier in seen:
             raise UserError(f"{name}, {place}: the id {identifier!r} occurs twice; ids must differ")
@@ -247,16 +245,24 @@ def _to_examples(rows: Rows, name: str, left_out: Counter[str]) -> list[Example]
             left_out["unanswerable"] += 1
             continue
         for answer in answers:
-            if answer not in row["context"]:
+            if answer not in context:
                 raise UserError(
                     f"{name}, {place} (id {identifier}): the answer {answer!r} is not in its context; "
                     "fix the answer (case and spaces count) or remove the row"
                 )
-        examples.append(Example(identifier, row["context"].strip(), row["question"].strip(), answers))
+        examples.append(Example(identifier, context.strip(), question.strip(), answers))
     if not examples:
         reason = f" ({left_out['unanswerable']} unanswerable)" if left_out["unanswerable"] else ""
         raise UserError(f"{name}: has no question with an answer{reason}; give a file with answers")
     return examples
+
+
+def _text(row: JsonObject, key: str, place: str) -> str:
+    """Return a field of a row that must be a text."""
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip() or not _is_unicode(value):
+        raise UserError(f"{place}: {key} is missing, empty or not a text; fix or remove that row")
+    return value
 
 
 def _is_unicode(text: str) -> bool:
@@ -264,7 +270,7 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _answer_texts(answers: Any, place: str) -> tuple[str, ...]:
+def _answer_texts(answers: object, place: str) -> tuple[str, ...]:
     """Return the distinct answers, in order, of 'text', ['text', ...], {'text': [...]} or [{'text': ...}, ...]."""
     if isinstance(answers, dict):
         answers = answers.get("text")
@@ -272,10 +278,13 @@ def _answer_texts(answers: Any, place: str) -> tuple[str, ...]:
         answers = [answers]
     if answers is None or not isinstance(answers, Sequence):
         raise UserError(f"{place}: answers are missing or not a list; expected texts, or SQuAD's text and answer_start")
-    texts: list[Any] = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UserError(f"{place}: an answer is empty or not a text; fix or remove that row")
-    return tuple(dict.fromkeys(text.strip() for text in texts))
+    texts: dict[str, None] = {}
+    for answer in answers:
+        text = answer.get("text") if isinstance(answer, dict) else answer
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{place}: an answer is empty or not a text; fix or remove that row")
+        texts[text.strip()] = None
+    return tuple(texts)
 
 
 def _shipped_identity(spec: DataSpec) -> JsonObject:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
@@ -63,7 +63,7 @@ class LMFacts:
 
     width: int  # width of the LM's embeddings, D
     mean_token_rms: float  # mean RMS of the LM's token embeddings
-    config: JsonObject = field(default_factory=dict)  # the LM's config, for encoders with `needs_lm_config`
+    config: Mapping[str, object] = field(default_factory=dict)  # the LM's config, for encoders with `needs_lm_config`
 
 
 class Encoder(nn.Module, ABC):
@@ -98,7 +98,7 @@ class Encoder(nn.Module, ABC):
         """
 
     @classmethod
-    def versions(cls, dials: JsonObject) -> dict[str, int]:
+    def versions(cls, dials: Mapping[str, object]) -> dict[str, int]:
         """Return the versions of algorithms that decide the weights besides the dials, for the identity of a run."""
         return {}
 
@@ -139,19 +139,20 @@ ENCODERS: ClassRegistry[Encoder] = ClassRegistry("encoder", "encoder", _node)
 E = TypeVar("E", bound=Encoder)
 
 
-def register_encoder(name: str, *, label: str) -> Callable[[type[E]], type[E]]:
+def register_encoder(name: str, *, label: str, unlabelled: tuple[str, ...] = ()) -> Callable[[type[E]], type[E]]:
     """Return a decorator that registers an encoder.
 
     Args:
         name: Name of the encoder, for encoder=NAME.
         label: Pattern of a configuration's name, with dials in braces: "bottleneck{d_z}".
+        unlabelled: Dials that no name can show, such as paths. The label has every other dial.
 
     Raises:
         UserError: The decorator raises it if the name or the label is taken, or the label is invalid.
     """
 
     def register(encoder: type[E]) -> type[E]:
-        ENCODERS.add_class(name, encoder, label)
+        ENCODERS.add_class(name, encoder, label, unlabelled)
         return encoder
 
     return register

@@ -24,7 +24,7 @@ class _LayerOptions(TypedDict):
     norm_first: bool
 
 
-@register_encoder("byte", label="byte{latent_len}")
+@register_encoder("byte", label="byte{latent_len}", unlabelled=("byte_layers", "byte_width"))
 class ByteEncoder(Encoder):
     """Encodes the bytes of the text with a small transformer; `latent_len` learned queries attend to its output."""
 

@@ -62,11 +62,11 @@ def save_latents(latents: Latents, folder: Path, about: Mapping[str, object]) ->
         file.write(content)
 
 
-def find_latents(checkpoint: str) -> Path:
+def find_latents(checkpoint: object) -> Path:
     """Return the folder of a trained encoder: `checkpoint` itself, or the folder `encoder` in it.
 
     Args:
-        checkpoint: Folder of the encoder, or of the run that trained it.
+        checkpoint: Folder of the encoder, or of the run that trained it, as a config gives it.
 
     Raises:
         UserError: `checkpoint` is empty, or holds no trained encoder.
@@ -83,7 +83,7 @@ def find_latents(checkpoint: str) -> Path:
     raise UserError(f"checkpoint={checkpoint}: {reason}; give the folder of a finished train.py task=latent")
 
 
-def about_latents(checkpoint: str, lm: JsonObject | None = None) -> EncoderRecord:
+def about_latents(checkpoint: object, lm: JsonObject | None = None) -> EncoderRecord:
     """Return a trained encoder's config.json.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from latentwire.encoders.grouping import (
     word_begins,
 )
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import JsonObject
 from latentwire.transforms.base import require
 
 GROUPS = ("equal", "words")
@@ -67,20 +67,20 @@ class LMLayers(Encoder):
         for dial, value, known in (("groups", groups, GROUPS), ("pool", pool, POOLS)):
             if value not in known:
                 raise UserError(f"{dial}={value}: unknown; use one of {', '.join(known)}")
-        lm_layers = int(lm.config["num_hidden_layers"])
+        lm_layers = _size(lm.config, "num_hidden_layers")
         require(1 <= layers <= lm_layers, "layers", layers, f"must be between 1 and the LM's {lm_layers} layers")
-        config = copy.deepcopy(lm.config)
+        config = copy.deepcopy(dict(lm.config))
         config["num_hidden_layers"] = layers
-        if config.get("layer_types"):
-            config["layer_types"] = config["layer_types"][:layers]
+        if isinstance(kinds := config.get("layer_types"), list):
+            config["layer_types"] = kinds[:layers]
         self.ratio, self.shortest, self.z_width, self.reads_ids = ratio, ratio, lm.width, groups == "words"
-        body_config = AutoConfig.for_model(**config)
+        body_config = AutoConfig.for_model(str(config.pop("model_type")), **config)
         self.body: PreTrainedModel = AutoModel.from_config(body_config, dtype=torch.float32)
         self.body.set_input_embeddings(nn.Identity())  # inputs are embeddings, so the table is not needed
         self.gate, self.addition = zeros(nn.Linear(lm.width, 1)), zeros(nn.Linear(lm.width, lm.width))
         self.pooling = QueryPooling(lm.width) if pool == "query" else None
         if self.reads_ids:
-            size = int(lm.config["vocab_size"])
+            size = _size(lm.config, "vocab_size")
             self.register_buffer("information", torch.zeros(size))
             self.register_buffer("begins", torch.ones(size, dtype=torch.bool))
 
@@ -97,7 +97,7 @@ class LMLayers(Encoder):
             self.information.copy_(information(texts, self.begins))
 
     @classmethod
-    def versions(cls, dials: JsonObject) -> dict[str, int]:
+    def versions(cls, dials: Mapping[str, object]) -> dict[str, int]:
         """Return the version of the grouping by words, for `groups=words`."""
         return {"words": FORMAT} if dials["groups"] == "words" else {}
 
@@ -157,6 +157,14 @@ class LMLayers(Encoder):
         groups = [bounds_around(own, tokens) for own, tokens in zip(chosen_heads, passages.lengths, strict=True)]
         means = pooling_matrix(longest, groups).to(device)
         return heads, means.sign(), means
+
+
+def _size(config: Mapping[str, object], name: str) -> int:
+    """Return a size in the LM's config."""
+    size = config[name]
+    if not isinstance(size, int):
+        raise TypeError(f"{name}={size!r} of the LM's config is not a whole number")
+    return size
 
 
 class QueryPooling(nn.Module):

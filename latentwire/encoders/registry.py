@@ -7,6 +7,8 @@ A sender would transmit z; the adapter runs on the LM's side. `Encoder.positions
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from transformers import PreTrainedModel
 
 from latentwire.encoders import bottleneck, byte, lm_layers  # noqa: F401 (they register encoders)
@@ -18,7 +20,7 @@ from latentwire.transforms.registry import transform_plugins
 __all__ = ["ENCODERS", "build_encoder", "encoder_identity", "encoder_lm_config", "latents_plugins"]
 
 
-def build_encoder(name: str, dials: JsonObject, lm: LMFacts) -> Encoder:
+def build_encoder(name: str, dials: Mapping[str, object], lm: LMFacts) -> Encoder:
     """Build an encoder with random weights from torch's global generator.
 
     Before training, the caller calls `Encoder.start_from` and `Encoder.learn`.
@@ -52,11 +54,11 @@ def encoder_lm_config(name: str, lm: PreTrainedModel) -> JsonObject:
     return {key: value for key, value in config.items() if not key.startswith("_") and key != "dtype"}
 
 
-def encoder_identity(name: str, dials: JsonObject) -> JsonObject:
+def encoder_identity(name: str, dials: Mapping[str, object]) -> JsonObject:
     """Return what decides the architecture and the first weights of an encoder, for the identity of a run."""
     return {"name": name, "dials": dials, "versions": ENCODERS[name].versions(dials)}
 
 
-def latents_plugins(encoder: str, transform: str, transform_dials: JsonObject) -> dict[str, str]:
+def latents_plugins(encoder: str, transform: str, transform_dials: Mapping[str, object]) -> dict[str, str]:
     """Return the digests of the plugins that define an encoder and the transform after it, for identities."""
     return {**ENCODERS.plugin_sources([encoder]), **transform_plugins(transform, transform_dials)}

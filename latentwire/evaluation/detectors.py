@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from latentwire.data.examples import Example
 from latentwire.evaluation.metrics import normalize_answer
 from latentwire.harness.errors import UserError
 from latentwire.records import Finding
+
+T = TypeVar("T")
 
 SAME = 0.01  # outputs count as equal below this relative standard deviation over examples
 DIFFERENT = 0.05  # inputs count as different above this relative standard deviation
@@ -144,7 +146,7 @@ def odd_predictions(predictions: Sequence[str], references: Sequence[Sequence[st
     return [finding("all_alike", "warning", f"{what} are the same: {answer!r}")]
 
 
-def _most_common(values: Sequence[Any]) -> tuple[Any, float]:
+def _most_common(values: Sequence[T]) -> tuple[T, float]:
     """Return the most common value and its share."""
     value, count = Counter(values).most_common(1)[0]
     return value, count / len(values)

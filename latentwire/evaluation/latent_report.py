@@ -25,7 +25,7 @@ from latentwire.evaluation.latent_comparison import (
 )
 from latentwire.evaluation.likelihood import Likelihoods
 from latentwire.evaluation.metrics import Scoring
-from latentwire.evaluation.request import Request, plain, read, read_scoring
+from latentwire.evaluation.request import Request, read, read_scoring
 from latentwire.evaluation.setup import Component, prepare
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
@@ -33,8 +33,9 @@ from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.memory import within_memory
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import is_main_process, log
-from latentwire.harness.results import JsonObject, ResultStore, config_hash, read_jsonl, write_json
-from latentwire.harness.session import Session
+from latentwire.harness.results import DamagedResultError, JsonObject, ResultStore, config_hash, read_jsonl, write_json
+from latentwire.harness.session import Session, job
+from latentwire.harness.typed_config import plain_values
 from latentwire.records import FORMAT, RESTORE, MadeOn, Measured, checked, read_example_rows
 from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import Interval, Scores, percentile_interval
@@ -71,6 +72,7 @@ class _StoredLikelihood(_StoredHead, MeanLikelihood):
     """Likelihood of the right answers with one source."""
 
 
+@job
 def report(cfg: DictConfig, session: Session | None = None) -> LatentReport:
     """Evaluate the latents and each control on the same examples, and write report.json.
 
@@ -100,7 +102,7 @@ def report(cfg: DictConfig, session: Session | None = None) -> LatentReport:
         "checkpoint": str(cfg.checkpoint),
         "sha256": about["sha256"],
         **made_on(state),
-        "config": plain(cfg),
+        "config": plain_values(cfg),
     }
     if is_main_process():
         write_json(store.folder / "report.json", written)
@@ -120,12 +122,12 @@ def _require_defaults(cfg: DictConfig) -> None:
             )
     if read_scoring(cfg.metrics, cfg.primary_metric) != Scoring():
         raise UserError(
-            f"metrics={plain(cfg.metrics)} primary_metric={cfg.primary_metric}: task=latent_report compares by F1 and "
+            f"metrics={cfg.metrics} primary_metric={cfg.primary_metric}: task=latent_report compares by F1 and "
             "by the likelihood; leave both settings out, or use run.py embed_source=latent"
         )
 
 
-def control_configs(encoder_dials: JsonObject, checkpoint: str) -> list[Component]:
+def control_configs(encoder_dials: Mapping[str, object], checkpoint: str) -> list[Component]:
     """Return the sources to compare: the whole text, the latents, and controls with at most as many positions.
 
     The controls are the cut text, averages of neighbouring tokens, and no passage. For an encoder with one
@@ -134,12 +136,30 @@ def control_configs(encoder_dials: JsonObject, checkpoint: str) -> list[Componen
     Args:
         encoder_dials: Dials of the encoder.
         checkpoint: Folder of the encoder.
+
+    Raises:
+        UserError: The encoder is a plugin's and has a dial `ratio` that is not a number.
     """
+    ratio = encoder_dials.get("ratio", 1)
+    if not isinstance(ratio, int | float):
+        raise UserError(
+            f"ratio={ratio}: not a number of tokens for each latent, so the controls cannot get equal positions; give "
+            "this dial of the encoder another name"
+        )
     chosen = [Component("text"), Component("latent", {"checkpoint": checkpoint})]
-    if "latent_len" in encoder_dials or encoder_dials.get("ratio", 1) > 1:
-        equal = {"ratio": float(encoder_dials.get("ratio", 1)), "positions": encoder_dials.get("latent_len")}
+    if "latent_len" in encoder_dials or ratio > 1:
+        equal: JsonObject = {"ratio": float(ratio), "positions": encoder_dials.get("latent_len")}
         chosen += [Component("cut", dict(equal)), Component("averaged", dict(equal))]
     return [*chosen, Component("empty")]
+
+
+def _read_nll(path: Path) -> list[float]:
+    """Return the likelihood of each example in the predictions of a likelihood."""
+    found = [row.get("nll") for row in read_jsonl(path)]
+    numbers = [float(nll) for nll in found if isinstance(nll, int | float)]
+    if len(numbers) < len(found):
+        raise DamagedResultError(f"{path} lacks nll: {RESTORE}")
+    return numbers
 
 
 @dataclass
@@ -178,7 +198,7 @@ class _Evaluations:
             lambda: self._mean_likelihoods(source, title),
         )
         f1 = [row["f1"] for row in read_example_rows(self.store.predictions_path(source.name))]
-        nll = [float(row["nll"]) for row in read_jsonl(self.store.predictions_path(name))]
+        nll = _read_nll(self.store.predictions_path(name))
         return SourceScores(answers, likelihoods, np.array(f1), np.array(nll))
 
     def _mean_likelihoods(self, source: Component, title: str) -> tuple[MeanLikelihood, Rows]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import latentwire
 from latentwire.data import prompts as prompt_format
@@ -21,7 +20,7 @@ from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.results import JsonObject, config_hash
-from latentwire.harness.typed_config import typed
+from latentwire.harness.typed_config import plain_values, typed
 from latentwire.lm.spec import ModelSpec
 from latentwire.sources.registry import SOURCES
 from latentwire.transforms.registry import is_fitted, transform_plugins
@@ -126,14 +125,9 @@ def read(cfg: DictConfig, state: PartialState, block_size: int) -> Request:
         data=typed(DataSpec, cfg.data, "data."),
         settings=settings,
         dtype=choose_dtype(settings.dtype, state.device),
-        source=Component(source.name, plain(source.dials)),
-        transform=Component(transform.name, plain(transform.dials)),
+        source=Component(source.name, plain_values(source.dials)),
+        transform=Component(transform.name, plain_values(transform.dials)),
         passage=cfg.control != "empty",
         block_size=block_size,
         scoring=read_scoring(cfg.metrics, cfg.primary_metric),
     )
-
-
-def plain(node: Any) -> Any:
-    """Return a config node as plain Python values, with interpolations resolved."""
-    return OmegaConf.to_container(node, resolve=True)

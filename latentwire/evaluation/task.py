@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.metrics import ANSWER_METRICS, Scoring
-from latentwire.evaluation.request import Request, plain, read
+from latentwire.evaluation.request import Request, read
 from latentwire.evaluation.setup import FIRST_BLOCK, EvaluationSetup, prepare, without_passages
 from latentwire.harness.device import accelerator_state, describe_machine
 from latentwire.harness.errors import UserError
@@ -23,8 +23,9 @@ from latentwire.harness.memory import is_out_of_memory, out_of_memory
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import DamagedResultError, ResultStore, ResultWriteError, config_hash
-from latentwire.harness.session import Session
-from latentwire.harness.tracking import Tracker, make_tracker
+from latentwire.harness.session import Session, job
+from latentwire.harness.tracking import Tracker, TrackerSpec, make_tracker
+from latentwire.harness.typed_config import plain_values, typed
 from latentwire.records import (
     FORMAT,
     EvaluationResult,
@@ -37,6 +38,7 @@ from latentwire.records import (
 from latentwire.stats.formatting import format_score
 
 
+@job
 def run(cfg: DictConfig, session: Session | None = None) -> EvaluationResult:
     """Return the result of one configuration: the finished one, or a new one.
 
@@ -71,6 +73,7 @@ def run(cfg: DictConfig, session: Session | None = None) -> EvaluationResult:
     return result
 
 
+@job
 def list_one(cfg: DictConfig, session: Session | None = None) -> None:
     """Print the name of the single configuration; the sweeper prints the names of a sweep."""
     if is_main_process():
@@ -142,7 +145,7 @@ def _result(
         "seed": request.settings.seed,
         "dtype": str(request.dtype).removeprefix("torch."),
         **made_on(state),
-        "config": plain(cfg),
+        "config": plain_values(cfg),
     }
 
 
@@ -170,11 +173,9 @@ def _set_up(request: Request, state: PartialState) -> EvaluationSetup:
 
 def tracker_of(cfg: DictConfig, session: Session) -> Tracker:
     """Return the tracker that a config names; all configurations of a sweep share it."""
-    settings = {key: value for key, value in plain(cfg.tracker).items() if key != "name"}
-    if cfg.tracker.name != "none":
-        settings |= {"folder": Path(str(cfg.out)), "group": str(cfg.sweep.name)}
-    key = json.dumps([cfg.tracker.name, settings], default=str)
-    return session.keep("tracker", key, lambda: make_tracker(cfg.tracker.name, **settings))
+    spec, folder, group = typed(TrackerSpec, cfg.tracker, "tracker."), Path(str(cfg.out)), str(cfg.sweep.name)
+    key = json.dumps([vars(spec), str(folder), group])
+    return session.keep("tracker", key, lambda: make_tracker(spec, folder, group))
 
 
 def _finished(store: ResultStore, cfg: DictConfig, request: Request, state: PartialState) -> EvaluationResult | None:
@@ -265,8 +266,8 @@ def _line(title: str, result: EvaluationResult, scoring: Scoring) -> str:
 def _diagnosis(result: EvaluationResult) -> str:
     """Return a line with the diagnosis and steps of the automatic repair; "" for other transforms."""
     found = result["fit"]["diagnosis"] if result["fit"] else {}
-    if "chain" not in found:
+    distortions, steps = found.get("found"), found.get("chain")
+    if not isinstance(distortions, list) or not isinstance(steps, list):
         return ""
-    distortions, steps = (", ".join(found[key]) or "nothing" for key in ("found", "chain"))
     reason = f" ({found['reason']})" if "reason" in found else ""
-    return f"\n    found {distortions}{reason}; steps: {steps}"
+    return f"\n    found {', '.join(distortions) or 'nothing'}{reason}; steps: {', '.join(steps) or 'nothing'}"

@@ -6,8 +6,8 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -16,7 +16,7 @@ from latentwire.harness import processes, typed_config  # noqa: F401 (typed_conf
 from latentwire.harness.config_errors import explain, refuse_additions, refuse_renamed, require_task
 from latentwire.harness.help import help_text
 from latentwire.harness.paths import CONF
-from latentwire.harness.plugins import load_plugins, named_plugins, plugin_names
+from latentwire.harness.plugins import load_plugins, named_plugins, require_choices
 from latentwire.harness.progress import is_main_process, rank
 from latentwire.harness.session import Session, Task
 
@@ -75,6 +75,21 @@ class _StoppedError(BaseException):
         self.error = error
 
 
+def compose_config(entry: str, overrides: Sequence[str]) -> DictConfig:
+    """Return the config of one job, with the plugins that it names, for a task's function in any process.
+
+    Args:
+        entry: Root of the config tree, `run` or `train`.
+        overrides: Command line without the program's name: ["embed_transform=anchor_offset", "eps=0.1"].
+
+    Raises:
+        UserError: A plugin cannot be imported.
+    """
+    load_plugins(named_plugins(overrides))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(entry, overrides=list(overrides))
+
+
 class JobFunction:
     """The function that Hydra calls with the config of each job, in this process or in a launcher's worker.
 
@@ -85,11 +100,10 @@ class JobFunction:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def __call__(self, cfg: DictConfig) -> Any:
+    def __call__(self, cfg: DictConfig) -> object:
         """Run the task of a config and return its result."""
         try:
-            if self.session.remote:
-                load_plugins(plugin_names(cfg.plugins))
+            require_choices(cfg)
             return self.session.run(cfg)
         except Exception as error:
             if self.session.remote:

@@ -139,7 +139,7 @@ def start_anew(folder: Path) -> None:
     log(f"note: moved the files of {folder} to {target}")
 
 
-def require_same(found: Any, wanted: JsonObject, where: str) -> None:
+def require_same(found: object, wanted: JsonObject, where: str) -> None:
     """Check that files were made with the identity of this run.
 
     Args:
@@ -162,7 +162,7 @@ def require_same(found: Any, wanted: JsonObject, where: str) -> None:
     )
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield the dotted name and the value of each leaf of nested dicts."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():

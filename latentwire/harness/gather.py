@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+T = TypeVar("T")
 
-def gather_from_all(state: PartialState, items: list[Any]) -> list[Any]:
+
+def gather_from_all(state: PartialState, items: list[T]) -> list[T]:
     """Return, in every process, the items of all processes in the order of their ranks."""
     if state.num_processes == 1:
         return items
@@ -28,7 +30,7 @@ def in_every_process(state: PartialState, work: Callable[[], None]) -> None:
         raise error or failures[0]
 
 
-def broadcast_from_main(state: PartialState, value: Any) -> Any:
+def broadcast_from_main(state: PartialState, value: T) -> T:
     """Return, in every process, the value of the main process. Use it for values that depend on files."""
     if state.num_processes == 1:
         return value

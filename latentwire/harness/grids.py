@@ -7,7 +7,6 @@ import json
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
 
-Grid = dict[str, Any]  # setting -> its value, or the list of its values
+Grid = dict[str, object]  # setting -> its value, or the list of its values
 
 
 @dataclass
@@ -105,7 +104,7 @@ def _product(grid: Grid) -> list[list[str]]:
     ]
 
 
-def _override_value(value: Any) -> str:
+def _override_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 

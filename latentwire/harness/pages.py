@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
-from typing import Any
 
 HEAD = """<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'">"""  # noqa: E501
 
 
-def fill(template: str, data: Any, **parts: str) -> str:
+def fill(template: str, data: object, **parts: str) -> str:
     """Fill a template and return the page. Its security policy forbids scripts, fonts and images from elsewhere.
 
     Args:

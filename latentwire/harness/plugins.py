@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from latentwire.harness import registry
-from latentwire.harness.config_files import choices, companions, taken_names
+from latentwire.harness.config_files import choices, taken_names
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
 from latentwire.harness.results import JsonObject
 
+PLAIN_GROUPS = ("task", "experiment", "control")  # groups whose choices set a plain value of the same name
 ENTRY_POINTS = "latentwire.plugins"  # group in which an installed package names its module
 
 
@@ -32,12 +34,17 @@ def load_plugins(names: Iterable[str]) -> None:
             setting.
     """
     for name in names:
-        if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
+        search_working_folder()
         _import(name, f"plugins={name}", "run in the folder that has it, set PYTHONPATH, or install it")
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         _import(point.value.partition(":")[0], f"the entry point {point.name} of {ENTRY_POINTS}", "repair or remove it")
     _add_config_nodes()
+
+
+def search_working_folder() -> None:
+    """Let imports find modules in the working folder too, after all other places."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def _import(module: str, what: str, remedy: str) -> None:
@@ -62,15 +69,38 @@ def _own_nodes() -> Iterator[tuple[str, str, JsonObject]]:
 
 
 def _add_config_nodes() -> None:
-    nodes = list(_own_nodes())
-    for group, name, node in nodes:
-        taken, others = taken_names(group), companions(group)
-        for other, choice, further in nodes:
-            taken |= dict.fromkeys(_dials(further) if other in others else [], f"{other}={choice}")
+    for group, name, node in _own_nodes():
+        taken = taken_names(group)
         for dial in _dials(node):
             if dial in taken:
-                raise UserError(f"{group}={name}: its dial {dial} is also a setting of {taken[dial]}; rename the dial")
+                raise _taken_dial(group, name, dial, taken[dial])
         ConfigStore.instance().store(group=group, name=name, node=node, package="_global_")
+
+
+def _taken_dial(group: str, name: str, dial: str, owner: str) -> UserError:
+    return UserError(f"{group}={name}: its dial {dial} is also a setting of {owner}; rename the dial")
+
+
+def require_choices(cfg: DictConfig) -> None:
+    """Check what a composed config has chosen in the config groups.
+
+    Raises:
+        UserError: A group has a plain value in place of a choice, or two chosen plugins have a dial of one name.
+    """
+    for group in sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in PLAIN_GROUPS):
+        if group in cfg and not isinstance(cfg[group], DictConfig):
+            raise UserError(
+                f"{group}={cfg[group]}: is a plain value in a file, not a choice of the group; write it under "
+                f"defaults: - override /{group}: {cfg[group]}"
+            )
+    owners: dict[str, str] = {}
+    for group, name, node in _own_nodes():
+        if group not in cfg or cfg[group].get("name") != name:
+            continue
+        for dial in _dials(node):
+            if dial in owners:
+                raise _taken_dial(group, name, dial, owners[dial])
+            owners[dial] = f"{group}={name}"
 
 
 def _dials(node: JsonObject) -> list[str]:
@@ -115,11 +145,20 @@ def plugin_names(value: object) -> list[str]:
         UserError: It is something else.
     """
     names: list[object] = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    found = [name for name in names if isinstance(name, str) and all(part.isidentifier() for part in name.split("."))]
+    found = [name for name in names if isinstance(name, str) and _is_module(name)]
     if len(found) < len(names):
         raise _not_a_list(value)
     return found
 
 
+def _is_module(name: str) -> bool:
+    """Return whether a text can be the name of a module, and is not the name of a file."""
+    return all(part.isidentifier() for part in name.split(".")) and not name.endswith(".py")
+
+
 def _not_a_list(value: object) -> UserError:
-    return UserError(f"plugins={value}: not a list of modules; write plugins=[my_module]")
+    given = str(value).replace("'", "")
+    name = given.strip("[] ").removesuffix(".py")
+    return UserError(
+        f"plugins={given}: not a list of modules; write plugins=[{name if _is_module(name) else 'my_module'}]"
+    )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from latentwire.harness.errors import UserError
@@ -69,8 +72,17 @@ class Registry(Generic[T]):
             UserError: No thing has this name. The message lists the valid ones.
         """
         if name not in self.things:
-            raise UserError(f"{self.setting}={name}: unknown; use one of {', '.join(self.things)}")
+            raise UserError(f"{self.setting}={name}: unknown; use one of {', '.join(self.things)}{self.plugin_hint()}")
         return self.things[name]
+
+    def plugin_hint(self) -> str:
+        """Return the remedy for an unknown name when no plugin has added to this registry, else ""."""
+        own = all(_origin(thing).split(".")[0] in OWN_PACKAGES for thing in self.things.values())
+        return ", or add plugins=[MODULE] that registers it" if own else ""
+
+    def name_of(self, thing: object) -> str | None:
+        """Return the name of a registered thing, or None."""
+        return next((name for name, one in self.things.items() if one is thing), None)
 
     def __contains__(self, name: object) -> bool:
         """Return whether a thing has this name."""
@@ -104,25 +116,32 @@ class Registry(Generic[T]):
 class ClassRegistry(Registry[type[L]]):
     """Classes by name, whose configurations have names too."""
 
-    def add_class(self, name: str, owner: type[L], label: str) -> None:
+    def add_class(self, name: str, owner: type[L], label: str, unlabelled: Iterable[str] = ()) -> None:
         """Register a class and set its `label`.
 
         Args:
             name: Name of the class.
             owner: The class.
             label: Pattern of a configuration's name, with dials in braces: "anchor_eps{eps}".
+            unlabelled: Dials that no name can show, such as paths. The label has every other dial.
 
         Raises:
-            UserError: The name or the label is taken, the label has a dial that the class lacks or a character that
-                file names or chains cannot have, or the class has another name already.
+            UserError: The name or the label is taken, the label lacks a dial, has a dial that the class lacks or a
+                character that file names or chains cannot have, or the class has another name already.
         """
         what, dials = f"{self.kind} {name}", dials_of(owner)
         if not label or re.search(r"[^\w.-]", re.sub(r"{\w+}", "", label)):
             raise UserError(f"{what}: label={label!r} is not a name; use letters, digits, _, ., - and {{dial}}")
-        for dial in re.findall(r"{(\w+)}", label):
+        shown = re.findall(r"{(\w+)}", label)
+        for dial in shown:
             if dial not in dials:
-                known = ", ".join(dials) or "none"
+                known = ", ".join(dials) or _no_dials(owner)
                 raise UserError(f"{what}: label={label!r} has {{{dial}}}, but its dials are {known}; correct the label")
+        for dial in dials.keys() - {*shown, *unlabelled}:
+            raise UserError(
+                f"{what}: label={label!r} lacks the dial {dial}, so configurations would share a name; write "
+                f"label='{label}_{dial}{{{dial}}}', or unlabelled=({dial!r},) for a dial such as a path"
+            )
         for other, thing in self.items():
             if other == name:
                 continue
@@ -133,6 +152,13 @@ class ClassRegistry(Registry[type[L]]):
                 raise UserError(f"{self.kind}: the labels {both} give the same names to configurations; change one")
         self.add(name, owner)
         owner.label = label
+
+
+def _no_dials(owner: type) -> str:
+    """Return "none", with the remedy if the constructor has settings that are not keyword-only."""
+    known = inspect.signature(owner).parameters.values()
+    plain = [one.name for one in known if one.kind is one.POSITIONAL_OR_KEYWORD and one.default is not one.empty]
+    return f"none (write * before {plain[0]} in its __init__)" if plain else "none"
 
 
 def _definition(thing: object) -> object:
@@ -147,7 +173,10 @@ def _origin(thing: object) -> str:
 
 
 def source_digest(definition: object) -> str | None:
-    """Return the digest of the source of the module that defines a class or function; None for this project's own.
+    """Return the digest of the source that defines a class or function; None for this project's own.
+
+    The digest covers the module and the modules that its import statements name, in turn. Installed packages, the
+    standard library and this project are left out. A module that is imported by a computed name is not seen.
 
     Raises:
         UserError: The source cannot be read, so changes would go unnoticed.
@@ -156,12 +185,67 @@ def source_digest(definition: object) -> str | None:
     if name.split(".")[0] in OWN_PACKAGES:
         return None
     try:
-        return config_hash(inspect.getsource(sys.modules[name]))
+        module = sys.modules[name]
+        sources = {name: inspect.getsource(module)}
     except (OSError, TypeError, KeyError) as error:
         raise UserError(
             f"{name}: has no source that can be read ({error}), so changes would go unnoticed; put "
             f"{getattr(definition, '__qualname__', definition)} into a .py file"
         ) from error
+    _add_imported(sources, sources[name], str(getattr(module, "__package__", None) or ""), name.split(".")[0])
+    return config_hash(sources)
+
+
+def _add_imported(sources: dict[str, str], source: str, package: str, own: str) -> None:
+    """Add the sources of the user's modules that a source imports, by name.
+
+    Args:
+        sources: Sources by module; the new ones are added, and the known ones are not read again.
+        source: Source of the importing module.
+        package: Package of the importing module; "" without one.
+        own: Top-level package of the plugin, whose modules count even if it is installed.
+    """
+    for name in _imported_names(source, package):
+        spec = None if name in sources else _find_spec(name, own)
+        if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+            continue
+        sources[name] = Path(spec.origin).read_bytes().decode("utf-8", "backslashreplace")
+        if spec.origin.endswith(".py"):
+            inner = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+            _add_imported(sources, sources[name], inner, own)
+
+
+def _imported_names(source: str, package: str) -> list[str]:
+    """Return the full names that the import statements of a source may import as modules, with their packages."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = [*above, *([node.module] if node.module else [])]
+            found += [".".join([*base, alias.name]) for alias in node.names]
+    return sorted({name.rsplit(".", depth)[0] for name in found for depth in range(name.count(".") + 1)})
+
+
+def _find_spec(name: str, own: str) -> ModuleSpec | None:
+    """Return where a module of the user is, without importing it; None for any other module and for no module."""
+    top, *rest = name.split(".")
+    if top in OWN_PACKAGES or top in sys.stdlib_module_names:
+        return None
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # a module that was made without a file
+        return None
+    places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or [])]
+    if top != own and any({"site-packages", "dist-packages"} & set(Path(place).parts) for place in places):
+        return None
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        top = f"{top}.{part}"
+        spec = PathFinder.find_spec(top, list(spec.submodule_search_locations))
+    return spec
 
 
 @dataclass(frozen=True)
@@ -176,7 +260,7 @@ class Dial:
 
     name: str
     kind: type
-    default: Any
+    default: object
 
     def config_value(self) -> str:
         """Return the interpolation that reads the dial from the root of the config: '${float:${eps}}'."""

@@ -9,13 +9,13 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import BinaryIO, TypedDict
 
 from latentwire.harness.errors import UserError
 
 FORMAT = 2  # of results, summaries and training results; 0.2.0 and earlier wrote format 1, without a number
 
-JsonObject = dict[str, Any]  # a JSON object whose fields its writer decides, such as a config
+JsonObject = dict[str, object]  # a JSON object whose fields its writer decides, such as a config
 Result = JsonObject
 
 
@@ -51,7 +51,7 @@ class DamagedResultError(UserError):
     """A result file cannot be read. The file is kept unchanged."""
 
 
-def config_hash(identity: Any) -> str:
+def config_hash(identity: object) -> str:
     """Return 16 hexadecimal digits of the sha256 of a plain structure: dicts, lists, numbers, strings."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
@@ -123,7 +123,7 @@ def _umask() -> int:
     return mask
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write JSON completely or not at all.
 
     Raises:
@@ -142,18 +142,19 @@ def json_line(row: Mapping[str, object]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> object:
     """Return the content of a JSON file of this project.
 
     Raises:
         DamagedResultError: The file is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: object = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise DamagedResultError(
             f"{path} is not readable as JSON ({error}): restore it, or delete it to run that configuration again"
         ) from error
+    return content
 
 
 def read_jsonl(path: Path) -> list[JsonObject]:
@@ -192,14 +193,25 @@ def numbered_rows(path: Path, remedy: str) -> Iterator[tuple[int, JsonObject]]:
 
 
 def truncate_jsonl(path: Path, step: int) -> None:
-    """Remove the rows of a JSONL file after `step`, and a last line that was not completely written."""
+    """Remove the rows of a JSONL file after `step`, and a last line that was not completely written.
+
+    Raises:
+        DamagedResultError: A line cannot be read or has no step.
+    """
     if not path.is_file():
         return
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         write_lines_atomically(path, [content[: content.rfind(b"\n") + 1].decode("utf-8")])
     remedy = "delete it; the run then writes only its later rows"
-    write_jsonl(path, [row for _, row in numbered_rows(path, remedy) if row["step"] <= step])
+    kept = []
+    for number, row in numbered_rows(path, remedy):
+        at = row.get("step")
+        if not isinstance(at, int):
+            raise DamagedResultError(f"{path}, line {number}, has no step: {remedy}")
+        if at <= step:
+            kept.append(row)
+    write_jsonl(path, kept)
 
 
 class ResultStore:
@@ -312,9 +324,10 @@ class ResultStore:
     def _may_overwrite(self, name: str, new: Mapping[str, object]) -> bool:
         """Return whether the old result has the same configuration as the new one and nothing that it lacks."""
         old = _read_or_default(self.path(name), {})
-        same = isinstance(old, dict) and old.get("config_hash") == new["config_hash"]
-        grown = same and old.get("num_samples") != new.get("num_samples")
-        return same and (old.get("status") != "ok" or (new["status"] == "ok" and not grown))
+        if not isinstance(old, dict) or old.get("config_hash") != new["config_hash"]:
+            return False
+        grown = old.get("num_samples") != new.get("num_samples")
+        return old.get("status") != "ok" or (new["status"] == "ok" and not grown)
 
     def _key(self, name: str) -> str:
         """Return the config hash of the result called `name`, or 'damaged' or 'foreign'."""
@@ -340,7 +353,7 @@ class ResultStore:
         return path.parent / "replaced" / f"{path.stem}.{key}.json"
 
 
-def _read_or_default(path: Path, default: Any) -> Any:
+def _read_or_default(path: Path, default: object) -> object:
     """Return the content of a JSON file, or `default` if the file is damaged."""
     try:
         return read_json(path)
@@ -348,7 +361,7 @@ def _read_or_default(path: Path, default: Any) -> Any:
         return default
 
 
-def _covered_results(summary: Any) -> set[tuple[str, str]]:
+def _covered_results(summary: object) -> set[tuple[str, str]]:
     """Return the name and the config hash of each result in a summary; an empty set for other content."""
     results = summary.get("results") if isinstance(summary, dict) else None
     if not isinstance(results, list):

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Protocol, Self, cast
+from typing import Protocol, Self
 
 from accelerate import PartialState
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from latentwire.harness.checkpoint import Checkpoints, State, finished_run, start_anew_once
 from latentwire.harness.errors import UserError
@@ -18,7 +18,7 @@ from latentwire.harness.origin import made_on
 from latentwire.harness.progress import log
 from latentwire.harness.results import FORMAT, JsonObject, json_line, truncate_jsonl, write_json, writing
 from latentwire.harness.tracking import TrainingRun, start_run
-from latentwire.harness.typed_config import typed
+from latentwire.harness.typed_config import plain_values, typed
 
 Metrics = Mapping[str, float | int | str | None]  # reproducible numbers of a step
 Timings = Mapping[str, float]  # seconds and rates of a step
@@ -79,7 +79,7 @@ class Run:
 
     def __init__(self, cfg: DictConfig, spec: RunSpec, identity: JsonObject, state: PartialState) -> None:
         self.cfg, self.spec, self.identity, self.state = cfg, spec, identity, state
-        self.config = cast(JsonObject, OmegaConf.to_container(cfg, resolve=True))
+        self.config = plain_values(cfg)
         self.folder = Path(cfg.out).expanduser()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", identity, spec.keep_checkpoints)
 
@@ -123,7 +123,7 @@ class Run:
         if self.state.is_main_process:
             write_json(self.folder / "config.json", self.config)
         task = str(self.cfg.task)
-        self.tracker = start_run(self.config["tracker"], self.folder, task, str(self.cfg.name), self.config)
+        self.tracker = start_run(plain_values(self.cfg.tracker), self.folder, task, str(self.cfg.name), self.config)
         if self.state.is_main_process:
             for name in (*JOURNAL, *files):
                 truncate_jsonl(self.folder / name, step if saved else -1)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from omegaconf import DictConfig
 
 from latentwire.harness.errors import UserError
+from latentwire.harness.grids import Job
+from latentwire.harness.plugins import load_plugins, plugin_names
 
 T = TypeVar("T")
+R = TypeVar("R", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,11 @@ class Session:
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "remote": True, "_kept": {}}
 
-    def run(self, cfg: DictConfig) -> Any:
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self.lap_started = time.monotonic()  # clocks of two processes do not compare
+
+    def run(self, cfg: DictConfig) -> object:
         """Run the task of a config and return its result.
 
         Raises:
@@ -96,25 +104,47 @@ class Session:
             self.lap_started = now
         return seconds
 
-    def finish(self, cfg: DictConfig, results: list[Any]) -> None:
+    def finish(self, cfg: DictConfig, results: list[object]) -> None:
         """Call the task's `finish` with the results of all jobs of a sweep."""
         name = self.tasks[cfg.task].finish
         if name is not None:
             load_function(name)(cfg, results, self)
 
     def direct(
-        self, cfg: DictConfig, jobs: list[Any], compose: Callable[..., Any]
-    ) -> Generator[list[Any], list[Any], list[Any]]:
+        self, cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], Job]
+    ) -> Generator[list[Job], list[object], list[object]]:
         """Yield the jobs of each round of a sweep, receive their results, and return the final results."""
         task = self.tasks.get(cfg.task)
         if task is None or task.direct is None:
             return (yield jobs)
-        results: list[Any] = yield from load_function(task.direct)(cfg, jobs, compose, self)
+        results: list[object] = yield from load_function(task.direct)(cfg, jobs, compose, self)
         return results
 
     def takes_sweeps(self, task: str) -> bool:
         """Return whether a preset makes several jobs of this task. It does not for task=analyze, which runs once."""
         return task == "list" or self.entry == "train" or (task in self.tasks and self.tasks[task].finish is not None)
+
+
+class JobOf(Protocol[R]):
+    """A function of a config and, in a sweep, its session."""
+
+    def __call__(self, cfg: DictConfig, session: Session | None = None) -> R:
+        """Run the job of a config and return its result."""
+
+
+def job(function: Callable[[DictConfig, Session | None], T]) -> JobOf[T]:
+    """Return a task's function as a job that needs nothing but its config, in any process: it imports its plugins.
+
+    Within a command, `launch` has imported them.
+    """
+
+    @functools.wraps(function)
+    def run(cfg: DictConfig, session: Session | None = None) -> T:
+        if session is None or session.remote:
+            load_plugins(plugin_names(cfg.get("plugins", [])))
+        return function(cfg, session)
+
+    return run
 
 
 def load_function(name: str) -> Callable[..., Any]:

@@ -15,9 +15,20 @@ from typing import Any, Protocol
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import JsonObject
+from latentwire.harness.typed_config import typed
 
 TRACKERS = ("none", "wandb")
 Table = tuple[list[str], list[list[object]]]  # columns, and rows of plain values
+
+
+@dataclass
+class TrackerSpec:
+    """Settings of the tracker; the `tracker` node of the config. Only W&B has project, entity and tags."""
+
+    name: str  # one of TRACKERS
+    project: str = ""
+    entity: str | None = None  # None: the default of the login
+    tags: list[str] = field(default_factory=list)  # of every run
 
 
 class Tracker(Protocol):
@@ -31,7 +42,7 @@ class Tracker(Protocol):
         """
 
     def log_summary(
-        self, summary: Mapping[str, Any], tables: Mapping[str, Table], figures: Sequence[Path], label: str
+        self, summary: Mapping[str, object], tables: Mapping[str, Table], figures: Sequence[Path], label: str
     ) -> None:
         """Report a finished sweep.
 
@@ -51,7 +62,7 @@ class NoTracker:
         """Do nothing."""
 
     def log_summary(
-        self, summary: Mapping[str, Any], tables: Mapping[str, Table], figures: Sequence[Path], label: str
+        self, summary: Mapping[str, object], tables: Mapping[str, Table], figures: Sequence[Path], label: str
     ) -> None:
         """Do nothing."""
 
@@ -79,7 +90,7 @@ class _WandbRun:
     key: str
     job_type: str
     tags: list[str] = field(default_factory=list)
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
 
 
 class WandbTracker(_Wandb):
@@ -109,7 +120,7 @@ class WandbTracker(_Wandb):
         self._report(run, {**scores, "status": result["status"], "error": result.get("error", "")}, dict)
 
     def log_summary(
-        self, summary: Mapping[str, Any], tables: Mapping[str, Table], figures: Sequence[Path], label: str
+        self, summary: Mapping[str, object], tables: Mapping[str, Table], figures: Sequence[Path], label: str
     ) -> None:
         """Report the tables, counts and figures of a sweep, and a bar chart for each group of the ranking.
 
@@ -129,7 +140,7 @@ class WandbTracker(_Wandb):
         name = f"{self.group} summary"
         self._report(_WandbRun(name=name, key=name, job_type="summary"), counts, media)
 
-    def _report(self, about: _WandbRun, summary: Mapping[str, Any], media: Callable[[], dict[str, object]]) -> None:
+    def _report(self, about: _WandbRun, summary: Mapping[str, object], media: Callable[[], dict[str, object]]) -> None:
         """Open a run, set its summary, and log what `media` returns; in the main process."""
 
         def report() -> None:
@@ -175,18 +186,21 @@ def _bars(columns: list[str], rows: list[list[object]], label: str) -> dict[str,
     return charts
 
 
-def make_tracker(name: str, **settings: Any) -> Tracker:
-    """Return the tracker called `name`.
+def make_tracker(spec: TrackerSpec, folder: Path, group: str) -> Tracker:
+    """Return the tracker of a sweep.
 
     Args:
-        name: One of TRACKERS.
-        **settings: Arguments of `WandbTracker`.
+        spec: Settings of the tracker.
+        folder: Folder of the sweep.
+        group: W&B group of its runs: the name of the sweep.
 
     Raises:
         UserError: The name is unknown.
     """
-    _check_name(name)
-    return WandbTracker(**settings) if name == "wandb" else NoTracker()
+    _check_name(spec.name)
+    if spec.name == "none":
+        return NoTracker()
+    return WandbTracker(folder, group, spec.project, spec.entity, spec.tags)
 
 
 def _check_name(name: str) -> None:
@@ -213,28 +227,28 @@ def _init(folder: Path, key: str, **settings: Any) -> Any:
 class TrainingRun:
     """A receiver of training metrics that reports nothing."""
 
-    def log(self, step: int, numbers: Mapping[str, Any]) -> None:
+    def log(self, step: int, numbers: Mapping[str, object]) -> None:
         """Report the metrics of a step."""
 
     def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
         """Report a distribution of numbers."""
 
-    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Report a table: column names and rows of plain values."""
 
-    def close(self, summary: Mapping[str, Any]) -> None:
+    def close(self, summary: Mapping[str, object]) -> None:
         """Report the summary and close the run."""
 
 
 class WandbTrainingRun(_Wandb, TrainingRun):
     """One W&B run for one training run. A resumed training run continues it. Offline below `folder` without a login."""
 
-    def __init__(self, folder: Path, name: str, config: JsonObject, **settings: Any) -> None:
+    def __init__(self, folder: Path, name: str, config: JsonObject, group: str, spec: TrackerSpec) -> None:
         self.broken = not is_main_process()
         self.run: Any = None
-        self._try(lambda: self._open(folder, name, config, settings))
+        self._try(lambda: self._open(folder, name, config, group, spec))
 
-    def log(self, step: int, numbers: Mapping[str, Any]) -> None:
+    def log(self, step: int, numbers: Mapping[str, object]) -> None:
         """Report the metrics of a step."""
         self._try(lambda: self.run.log({"step": step, **numbers}))
 
@@ -248,7 +262,7 @@ class WandbTrainingRun(_Wandb, TrainingRun):
 
         self._try(report)
 
-    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Report a table: column names and rows of plain values."""
 
         def report() -> None:
@@ -258,32 +272,35 @@ class WandbTrainingRun(_Wandb, TrainingRun):
 
         self._try(report)
 
-    def close(self, summary: Mapping[str, Any]) -> None:
+    def close(self, summary: Mapping[str, object]) -> None:
         """Report the summary and close the run."""
         self._try(lambda: self.run.summary.update(dict(summary)))
         self._try(lambda: self.run.finish())
 
-    def _open(self, folder: Path, name: str, config: JsonObject, settings: JsonObject) -> None:
-        self.run = _init(folder, name, name=name, config=config, **settings)
+    def _open(self, folder: Path, name: str, config: JsonObject, group: str, spec: TrackerSpec) -> None:
+        self.run = _init(
+            folder, name, name=name, config=config, group=group, job_type=group, project=spec.project,
+            entity=spec.entity, tags=spec.tags,
+        )  # fmt: skip
         # A resumed run repeats the steps after its checkpoint. With the axis `step` they overlap in the charts.
         self.run.define_metric("*", step_metric="step")
 
 
-def start_run(tracker: Mapping[str, Any], folder: Path, group: str, name: str, config: JsonObject) -> TrainingRun:
+def start_run(tracker: Mapping[str, object], folder: Path, group: str, name: str, config: JsonObject) -> TrainingRun:
     """Return the receiver of the metrics of a training run.
 
     Args:
-        tracker: Config node `tracker`: name, and for W&B project, entity and tags.
+        tracker: Config node `tracker`, see `TrackerSpec`.
         folder: Folder of the training run.
         group: W&B group of related runs: the name of the task.
         name: Name of the training run.
         config: Resolved config, as plain values.
 
     Raises:
-        UserError: The tracker is unknown.
+        UserError: The tracker is unknown, or a setting has the wrong type.
     """
-    _check_name(tracker["name"])
-    if tracker["name"] == "none":
+    spec = typed(TrackerSpec, dict(tracker), "tracker.")
+    _check_name(spec.name)
+    if spec.name == "none":
         return TrainingRun()
-    settings = {key: tracker[key] for key in ("project", "entity")}
-    return WandbTrainingRun(folder, name, config, group=group, job_type=group, tags=list(tracker["tags"]), **settings)
+    return WandbTrainingRun(folder, name, config, group, spec)

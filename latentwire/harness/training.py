@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from accelerate import Accelerator, PartialState
 from omegaconf import DictConfig
 
+from latentwire.harness.checkpoint import State
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.memory import within_memory
 from latentwire.harness.optimization import make_accelerator
@@ -72,11 +73,11 @@ class Learning(ABC, Generic[R]):
         """Return the units of work of the steps from `first` to `last`, for the progress bar."""
         return last - first + 1
 
-    def saved_values(self) -> JsonObject:
-        """Return what a checkpoint holds besides the learner, as plain values and tensors."""
+    def saved_values(self) -> State:
+        """Return what a checkpoint holds besides the learner."""
         return {}
 
-    def restore_values(self, saved: JsonObject) -> None:
+    def restore_values(self, saved: State) -> None:
         """Take over the `saved_values` of a checkpoint."""
 
     def begin(self, done: int) -> None:

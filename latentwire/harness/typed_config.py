@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from latentwire.harness.errors import UserError
@@ -20,11 +20,13 @@ _KINDS = {
     "float": "a number",
     "str": "a text",
     "bool": "true or false",
-    "dict[str, JsonObject] | None": "settings by name, such as {NAME: {SETTING: VALUE}}, or null",
+    "str | None": "a text or null",
+    "list[str]": "a list of texts",
+    "dict[str, dict[str, Any]] | None": "settings by name, such as {NAME: {SETTING: VALUE}}, or null",
 }
 
 
-def typed(kind: type[T], values: Any, prefix: str = "") -> T:
+def typed(kind: type[T], values: object, prefix: str = "") -> T:
     """Return config values as a dataclass, after checking their names and types.
 
     Args:
@@ -52,10 +54,10 @@ def plain_values(node: DictConfig) -> JsonObject:
     return cast(JsonObject, OmegaConf.to_container(node, resolve=True))
 
 
-def _number(kind: type, words: str) -> Callable[..., Any]:
+def _number(kind: type[int] | type[float], words: str) -> Callable[..., object]:
     """Return an OmegaConf resolver that converts a dial to a number, so that 1 and 1.0 give one configuration."""
 
-    def convert(value: Any, *, _node_: Any) -> Any:
+    def convert(value: Any, *, _node_: Node) -> object:
         try:
             number = kind(value)
             if isinstance(value, bool) or number != float(value):

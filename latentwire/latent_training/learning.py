@@ -16,10 +16,10 @@ from latentwire.encoders.checkpoint import save_latents
 from latentwire.encoders.cost import COLLAPSED
 from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.encoders.registry import encoder_lm_config
+from latentwire.harness.checkpoint import State
 from latentwire.harness.optimization import Updater
 from latentwire.harness.progress import log
 from latentwire.harness.random import generator_for
-from latentwire.harness.results import JsonObject
 from latentwire.harness.run import Metrics, Run
 from latentwire.harness.training import Learning, StepReport
 from latentwire.latent_training.gradients import LossSums
@@ -110,11 +110,11 @@ class LatentLearning(Learning[LatentOutcome]):
             self.latents.encoder.positions(self._tokens_read(passage))
             self.objective.require_room(passage)
 
-    def saved_values(self) -> JsonObject:
+    def saved_values(self) -> State:
         """Return the best weights and the scores so far."""
         return {"best": dict(vars(self.best)), "history": self.history}
 
-    def restore_values(self, saved: JsonObject) -> None:
+    def restore_values(self, saved: State) -> None:
         """Take over the best weights and the scores of a checkpoint."""
         self.best, self.history = _Best(**saved["best"]), saved["history"]
 

@@ -24,7 +24,7 @@ from latentwire.harness.grids import Job
 from latentwire.harness.optimization import NonFiniteError
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import FORMAT, write_json
-from latentwire.harness.session import Session
+from latentwire.harness.session import Session, job
 from latentwire.latent_training.records import CandidateRow, LatentResult, ScreenedRun, Screening, ScreeningRound
 from latentwire.latent_training.task import latent
 from latentwire.stats.intervals import t_quantile
@@ -32,6 +32,7 @@ from latentwire.stats.intervals import t_quantile
 ETA = 3  # a round keeps one in ETA candidates, as in Hyperband (Li et al. 2018)
 
 
+@job
 def run(cfg: DictConfig, session: Session | None = None) -> LatentResult | ScreenedRun:
     """Train one encoder. In a sweep, a run whose loss or gradient is not finite counts as failed; the sweep continues.
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TypedDict
+
 from omegaconf import DictConfig
 
 from latentwire.harness.results import JsonObject
 from latentwire.harness.training import TrainingJob, accelerator_of, train
 from latentwire.latent_training.learning import LatentLearning
 from latentwire.latent_training.settings import LatentSettings
+from latentwire.records import checked
+
+
+class _Reached(TypedDict):
+    """How far a finished run has come."""
+
+    stop_epoch: int
+    stopped: bool
 
 
 def latent(cfg: DictConfig) -> JsonObject:
@@ -31,6 +42,12 @@ def latent(cfg: DictConfig) -> JsonObject:
             sizes={"batch_tokens": spec.batch_tokens, "passages_per_step": spec.passages_per_step},
             product=("encoder", "encoder"),
             build=lambda run: LatentLearning(run, settings, accelerator),
-            covers=lambda result: bool(result["stop_epoch"] >= settings.stop_epoch or result["stopped"]),
+            covers=lambda result: _covers(result, settings.stop_epoch, Path(cfg.out).expanduser() / "result.json"),
         )
     )
+
+
+def _covers(result: JsonObject, stop_epoch: int, path: Path) -> bool:
+    """Return whether a finished run has reached an epoch, or stopped before it because it no longer improved."""
+    reached = checked(_Reached, result, path, "train anew with force=true, or give another out=FOLDER")
+    return reached["stop_epoch"] >= stop_epoch or reached["stopped"]

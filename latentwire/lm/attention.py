@@ -52,7 +52,7 @@ def shared_prefix_attention(
     attention_mask: Tensor | None,
     scaling: float,
     shared_prefix: PrefixLayers = (),
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attend to the whole shared prefix and, under the mask, to each row's own columns.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from latentwire.harness.errors import UserError
@@ -82,7 +82,7 @@ def bars_on_terminals_only() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def save_model(model: Any, tokenizer: Any, target: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
     """Write a model and its tokenizer in the format of transformers, completely or not at all.
 
     Args:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 
-def common_beginning(sequences: Sequence[Sequence[Any]]) -> int:
+def common_beginning(sequences: Sequence[Sequence[object]]) -> int:
     """Return the length of the beginning that all sequences share; each keeps at least one element after it.
 
     Args:

@@ -8,11 +8,10 @@ computed once, without gradients. The LM's own weights are never trained.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig
 
 from latentwire.harness.errors import UserError
 from latentwire.lm.attention import additive
@@ -178,7 +177,7 @@ class Reader:
         )  # fmt: skip
 
 
-def slides_window(config: Any) -> bool:
+def slides_window(config: PretrainedConfig) -> bool:
     """Return whether any layer of a model attends only to a sliding window."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:

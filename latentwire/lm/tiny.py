@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from latentwire.harness.results import JsonObject
 from latentwire.lm.model_folder import bars_on_terminals_only
 
-TINY: JsonObject = {
+
+class TinyConfig(TypedDict):
+    """Arguments of `transformers.LlamaConfig`."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int
+    initializer_range: float
+    tie_word_embeddings: bool
+
+
+class TinyModel(TypedDict):
+    """What decides the model: the version of its recipe, its seed and its sizes."""
+
+    version: int
+    seed: int
+    vocabulary: int
+    config: TinyConfig
+
+
+TINY: TinyModel = {
     "version": 1,
     "seed": 0,
     "vocabulary": 2048,

@@ -76,7 +76,7 @@ def ranking(group: GroupAnalysis, score: str, top: float) -> Figure:
     axes.set(xlim=(0, top), ylim=(len(rows) - 0.4, -0.6), xlabel=f"{score}, 95% interval")
     axes.set_title(f"{group['group']}, {group['num_samples']} examples", loc="left", fontsize=10)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
+        figure.legend(fontsize=8, frameon=False, loc="outside lower right", ncols=3)  # below the bars
     _bare(axes)
     return figure
 

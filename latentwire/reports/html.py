@@ -243,8 +243,8 @@ def shared(configs: Sequence[JsonObject]) -> JsonObject:
             continue
         if all(other == value for other in others):
             common[key] = value
-        elif isinstance(value, dict) and all(isinstance(other, dict) for other in others):
-            common[key] = shared([value, *others])
+        elif len(nodes := [one for one in (value, *others) if isinstance(one, dict)]) == len(configs):
+            common[key] = shared(nodes)
     return common
 
 

@@ -98,11 +98,17 @@ def _values(rows: list[RankingRow], dial: str) -> list[DialValue]:
     """Return the distinct values of a dial: numbers in ascending order, other values in their first order."""
     found: list[DialValue] = []
     for row in rows:
-        value = row["dials"].get(dial)
+        value = _value(row, dial)
         if value not in found:
             found.append(value)
     numbers = _numbers(found)
     return found if numbers is None else [*sorted(numbers)]
+
+
+def _value(row: RankingRow, dial: str) -> DialValue:
+    """Return a dial of a row; a list of a plugin's dial as text."""
+    value = row["dials"].get(dial)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _numbers(values: list[DialValue]) -> list[float] | None:
@@ -116,7 +122,7 @@ def _grid(
 ) -> GridPanel:
     cells: list[list[str | None]] = [[None] * len(values) for _ in row_values]
     for row in rows:
-        cells[row_values.index(row["dials"].get(row_dial))][values.index(row["dials"].get(dial))] = row["name"]
+        cells[row_values.index(_value(row, row_dial))][values.index(_value(row, dial))] = row["name"]
     return {"family": family, "kind": "grid", "dial": dial, "values": values, "row_dial": row_dial,
             "row_values": row_values, "cells": cells}  # fmt: skip
 
@@ -124,9 +130,9 @@ def _grid(
 def _lines(family: str, rows: list[RankingRow], dial: str, values: list[DialValue], others: list[str]) -> LinesPanel:
     axis, places = _places(values)
     points: dict[str, list[Point]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: values.index(row["dials"].get(dial))):
+    for row in sorted(rows, key=lambda row: values.index(_value(row, dial))):
         label = ", ".join(f"{name} {row['dials'].get(name)}" for name in others)
-        points[label].append({"at": places[values.index(row["dials"].get(dial))], "name": row["name"]})
+        points[label].append({"at": places[values.index(_value(row, dial))], "name": row["name"]})
     lines: list[Line] = [{"label": label, "points": points[label]} for label in sorted(points)]
     return {
         "family": family,

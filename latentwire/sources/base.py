@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from latentwire.analysis.ladder import Ladder
+from latentwire.analysis.ladder import Axis, Ladder
 from latentwire.encoders.cost import BYTES_PER_NUMBER
 from latentwire.harness.errors import UserError
 from latentwire.harness.registry import ClassRegistry, dials_of, node_with_dials
@@ -42,9 +42,24 @@ class Source:
 
         Returns:
             Embeddings (T, D), or (L, D) with L >= 0 if `passage_only`, in the dtype and on the device of x.
+
+        Raises:
+            UserError: The source returns another shape.
         """
         x32 = x.to(torch.promote_types(x.dtype, torch.float32))
-        return self.replace(x32, generator, passage).to(x.dtype)
+        found = self.replace(x32, generator, passage)
+        if not isinstance(found, Tensor) or not self._fits(found.shape, x.shape):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            wanted = f"(L, {x.shape[-1]})" if self.passage_only else tuple(x.shape)
+            name = SOURCES.name_of(type(self)) or type(self).__name__
+            raise UserError(f"source {name}: returned {shape}, expected {wanted}; return embeddings of this shape")
+        return found.to(x.dtype)
+
+    def _fits(self, shape: torch.Size, before: torch.Size) -> bool:
+        """Return whether embeddings of a shape can take the place of those of the shape `before`, (T, D)."""
+        if self.passage_only:
+            return len(shape) == 2 and shape[-1] == before[-1]
+        return shape == before
 
     def replace(self, x: Tensor, generator: torch.Generator, passage: str) -> Tensor:
         """Distort or replace x, float32 or float64; a source that needs the passage as text overrides this method."""
@@ -71,13 +86,16 @@ SOURCES: ClassRegistry[Source] = ClassRegistry("source", "embed_source", _node)
 S = TypeVar("S", bound=Source)
 
 
-def register_source(name: str, *, label: str, ladders: tuple[Ladder, ...] = ()) -> Callable[[type[S]], type[S]]:
+def register_source(
+    name: str, *, label: str, ladders: tuple[Ladder, ...] = (), unlabelled: tuple[str, ...] = ()
+) -> Callable[[type[S]], type[S]]:
     """Return a decorator that registers a source.
 
     Args:
         name: Name of the source, for embed_source=NAME.
         label: Pattern of the source's name in results, with dials in braces: "scaled{factor}".
         ladders: Levels at which the analysis finds how much of the distortion a transform tolerates.
+        unlabelled: Dials that no name can show, such as paths. The label has every other dial.
 
     Raises:
         UserError: The decorator raises it if the name or the label is taken, or the label or a ladder is invalid.
@@ -88,9 +106,11 @@ def register_source(name: str, *, label: str, ladders: tuple[Ladder, ...] = ()) 
             if ladder.dial not in dials_of(source):
                 known = ", ".join(dials_of(source)) or "none"
                 raise UserError(f"source {name}: a ladder has the dial {ladder.dial}, but its dials are {known}")
+            if ladder.axis not in get_args(Axis):
+                raise UserError(f"source {name}: a ladder has axis={ladder.axis!r}; use 'linear' or 'log'")
             if ladder.axis == "log" and ladder.clean is not None and ladder.clean <= 0:
                 raise UserError(f"source {name}: a ladder has clean={ladder.clean} on a log axis; use one above 0")
-        SOURCES.add_class(name, source, label)
+        SOURCES.add_class(name, source, label, unlabelled)
         source.ladders = tuple(dataclasses.replace(ladder, source=name) for ladder in ladders)
         return source
 

@@ -13,7 +13,7 @@ from latentwire.sources.base import Source, register_source
 from latentwire.transforms.base import require
 
 
-@register_source("cut", label="cut{ratio}")
+@register_source("cut", label="cut{ratio}", unlabelled=("positions",))
 class Cut(Source):
     """Control: the first tokens of the passage, ceil(T / ratio) of them, or `positions` if that is given."""
 
@@ -36,7 +36,7 @@ class Cut(Source):
         return x[: self.positions(len(x))]
 
 
-@register_source("averaged", label="averaged{ratio}")
+@register_source("averaged", label="averaged{ratio}", unlabelled=("positions",))
 class Averaged(Cut):
     """Control: means of neighbouring tokens, without training; as many positions as `Cut` keeps tokens.
 

@@ -12,7 +12,7 @@ from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.base import Source, register_source
 
 
-@register_source("latent", label="latent")
+@register_source("latent", label="latent", unlabelled=("checkpoint",))
 class Latent(Source):
     """Replaces the passage by a trained encoder's output, after the transform that the encoder was trained with.
 

@@ -8,11 +8,12 @@ tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from latentwire.analysis.ladder import Ladder
 from latentwire.harness.registry import check_dials
-from latentwire.harness.results import JsonObject
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources import controls, distortions, latent  # noqa: F401 (they register sources)
 from latentwire.sources.base import SOURCES, Source
@@ -20,7 +21,7 @@ from latentwire.sources.base import SOURCES, Source
 __all__ = ["SOURCES", "build_source", "ladders"]
 
 
-def build_source(name: str, dials: JsonObject, vocabulary: Vocabulary, generator: torch.Generator) -> Source:
+def build_source(name: str, dials: Mapping[str, object], vocabulary: Vocabulary, generator: torch.Generator) -> Source:
     """Build a source.
 
     Args:

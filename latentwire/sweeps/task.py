@@ -21,7 +21,7 @@ from latentwire.evaluation.task import tracker_of
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import DamagedResultError, ResultStore, ResultWriteError, write_text_atomically
-from latentwire.harness.session import Session
+from latentwire.harness.session import Session, job
 from latentwire.harness.typed_config import typed
 from latentwire.records import (
     FORMAT,
@@ -208,6 +208,7 @@ def _examples(summary: Summary, folder: Path) -> list[tuple[SummaryResult, list[
     return [(r, read_example_rows(ResultStore(folder).predictions_path(r["name"]))) for r in chosen]
 
 
+@job
 def analyze_again(cfg: DictConfig, session: Session | None = None) -> Summary:
     """Print the analysis of a finished sweep and write its report, from its summary and predictions.
 

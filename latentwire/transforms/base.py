@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -75,13 +75,21 @@ class Transform(nn.Module, ABC):
 
         Raises:
             ValueError: x has another shape, or is not of a float dtype.
+            UserError: `repair` returns another shape.
         """
         if x.ndim not in (2, 3) or x.shape[-1] != self.vocabulary.width or not x.is_floating_point():
             raise ValueError(
                 f"expected floats of shape (T, {self.vocabulary.width}) or (B, T, {self.vocabulary.width}), "
                 f"got {x.dtype} {tuple(x.shape)}"
             )
-        return self.repair(x.to(torch.promote_types(x.dtype, torch.float32)), generator).to(x.dtype)
+        found = self.repair(x.to(torch.promote_types(x.dtype, torch.float32)), generator)
+        if not isinstance(found, Tensor) or found.shape != x.shape:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(
+                f"transform {TRANSFORMS.name_of(type(self)) or type(self).__name__}: repair returned {shape}, expected "
+                f"{tuple(x.shape)}; return a tensor of the shape of x"
+            )
+        return found.to(x.dtype)
 
     @abstractmethod
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -100,19 +108,24 @@ TRANSFORMS: ClassRegistry[Transform] = ClassRegistry("transform", "embed_transfo
 T = TypeVar("T", bound=Transform)
 
 
-def register_transform(name: str, *, label: str) -> Callable[[type[T]], type[T]]:
+def register_transform(name: str, *, label: str, unlabelled: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
     """Return a decorator that registers a transform.
 
     Args:
         name: Name of the transform, for embed_transform=NAME.
         label: Pattern of a configuration's name, with dials in braces: "anchor_eps{eps}".
+        unlabelled: Dials that no name can show, such as paths. The label has every other dial.
 
     Raises:
-        UserError: The decorator raises it if the name or the label is taken, or the label is invalid.
+        UserError: The decorator raises it if the name or the label is taken, or the label or
+            `gradient` is invalid.
     """
 
     def register(transform: type[T]) -> type[T]:
-        TRANSFORMS.add_class(name, transform, label)
+        if transform.gradient not in get_args(Gradient):
+            known = ", ".join(get_args(Gradient))
+            raise UserError(f"transform {name}: gradient={transform.gradient!r}: unknown; use one of {known}")
+        TRANSFORMS.add_class(name, transform, label, unlabelled)
         return transform
 
     return register

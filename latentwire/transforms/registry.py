@@ -8,6 +8,7 @@ from row to row. "Nearest" always means the largest cosine.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from latentwire.transforms.base import EMBEDDINGS, PAIRS, TRANSFORMS, Transform,
 __all__ = ["TRANSFORMS", "Chain", "build_transform", "is_fitted", "read_label", "transform_plugins"]
 
 
-def build_transform(name: str, dials: JsonObject, vocabulary: Vocabulary) -> Transform:
+def build_transform(name: str, dials: Mapping[str, object], vocabulary: Vocabulary) -> Transform:
     """Build a transform in evaluation mode, on the vocabulary's device.
 
     Args:
@@ -114,7 +115,7 @@ def _read(label: str) -> tuple[str, JsonObject] | None:
     return None
 
 
-def _parts(name: str, dials: JsonObject) -> list[str]:
+def _parts(name: str, dials: Mapping[str, object]) -> list[str]:
     """Return the names of the transforms that a configuration uses: its own, and of a chain also the steps'.
 
     Unknown names are left out: building the transform raises the error.
@@ -125,11 +126,11 @@ def _parts(name: str, dials: JsonObject) -> list[str]:
     return [name, *(found[0] for step in steps if (found := _read(step)))]
 
 
-def is_fitted(name: str, dials: JsonObject) -> bool:
+def is_fitted(name: str, dials: Mapping[str, object]) -> bool:
     """Return whether a configuration, or a step of a chain, is fitted to the source."""
     return any(TRANSFORMS[part].fits for part in _parts(name, dials))
 
 
-def transform_plugins(name: str, dials: JsonObject) -> dict[str, str]:
+def transform_plugins(name: str, dials: Mapping[str, object]) -> dict[str, str]:
     """Return the digests of the plugins that define a configuration's transform or its steps, for its identity."""
     return TRANSFORMS.plugin_sources(_parts(name, dials))

@@ -17,6 +17,7 @@ from latentwire.harness.app import JobFunction
 from latentwire.harness.paths import CONF
 from latentwire.harness.session import Session
 from tests.helpers.files import read_json
+from tests.helpers.plugins import forgotten_afterwards
 from tests.helpers.programs import environment
 from tests.helpers.results import without_timings
 
@@ -25,14 +26,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 # Composes a config and calls the function of its task: no command line, no session, no sweeper.
 JOB = """
 import sys
-from hydra import compose, initialize_config_dir
-from latentwire.harness.paths import CONF
+from latentwire.harness.app import compose_config
 from latentwire.harness.session import load_function
 
 entry, function, *overrides = sys.argv[1:]
-with initialize_config_dir(str(CONF), version_base="1.3"):
-    cfg = compose(entry, overrides=overrides)
-load_function(function)(cfg)
+load_function(function)(compose_config(entry, overrides))
 """
 # Calls a pickled function with a pickled config, and writes what it returns.
 PICKLED = """
@@ -112,6 +110,61 @@ def test_a_config_alone_gives_the_result_of_the_command_line(entry, elsewhere, e
         one, other = content(Path(file)), content(elsewhere / file)
         assert len(one) > 0
         assert numbers_close(one, other), file
+
+
+PLUGIN = """
+import torch
+from kat.grpo.rewards import register_reward
+from kat.sampling.arms import AdaptiveWeights, register_arm
+from latentwire.transforms.base import Transform, register_transform
+
+@register_transform("halve", label="halve{part}")
+class Halve(Transform):
+    def __init__(self, vocabulary, *, part: float = 0.5):
+        super().__init__(vocabulary)
+        self.part = part
+    def repair(self, x, generator):
+        return x * self.part
+
+@register_arm("turns")
+class Turns(AdaptiveWeights):
+    def __init__(self, inputs):
+        super().__init__(inputs)
+        self.memory = {"seen": torch.zeros(self.num_prompts)}
+    def weigh(self):
+        return 1 / (1 + self.memory["seen"])
+    def observe(self, results):
+        for result in results:
+            self.memory["seen"][result.row] += 1
+
+@register_reward("says_it")
+def says_it(completions, answer):
+    return [float(a in text) for text, a in zip(completions, answer)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry_name", "function", "overrides", "file"),
+    [
+        ("run", "latentwire.evaluation.task:run",
+         [*EVALUATE[:4], "embed_source=scaled", "embed_transform=halve", "part=0.25"],
+         "outputs/single/halve0.25@scaled117.0.predictions.jsonl"),
+        ("train", "kat.grpo.task:grpo",
+         ["sampler=turns", "model=tiny_random", "prompts_file=sums.jsonl", "grpo.reward_funcs=[says_it]", "steps=2",
+          "grpo.num_generations=2", "grpo.eval_prompts=0", "held_out=0", "out=policy"], "policy/ledger.jsonl"),
+    ],
+    ids=["evaluate", "grpo"],
+)  # fmt: skip
+def test_a_config_alone_finds_its_plugins(entry, elsewhere, tmp_path, entry_name, function, overrides, file):
+    for folder in (tmp_path, elsewhere):
+        (folder / "mine.py").write_text(PLUGIN, encoding="utf-8")
+        rows = [{"prompt": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(8)]
+        (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    own_process(JOB, entry_name, function, *overrides, "plugins=[mine]", folder=elsewhere)
+    with forgotten_afterwards(tmp_path):
+        status, _, err = entry(entry_name, *overrides, "plugins=[mine]")
+    assert status == 0, err
+    assert numbers_close(content(Path(file)), content(elsewhere / file))
 
 
 def test_a_pickled_job_gives_the_same_result(cli, elsewhere, tmp_path):

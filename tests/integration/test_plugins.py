@@ -17,6 +17,7 @@ from latentwire.evaluation.setup import Component, Settings
 from latentwire.harness import plugins
 from latentwire.harness.app import JobFunction
 from latentwire.harness.config_files import choices, root_settings, taken_names
+from latentwire.harness.errors import UserError
 from latentwire.harness.session import Session
 from latentwire.sources.registry import SOURCES, ladders
 from latentwire.transforms.registry import TRANSFORMS, transform_plugins
@@ -250,7 +251,9 @@ def test_experiments_and_presets_name_their_plugins(plugin, tmp_path, monkeypatc
         (TRANSFORM.replace(" = 1.0", ""), [], "embed_transform=norm_clip: its dial limit has no default; write limit="),
         (TRANSFORM.replace("limit", "seed"), [], "embed_transform=norm_clip: its dial seed is also a setting of train"),
         (TRANSFORM.replace("limit", "factor"), [], "its dial factor is also a setting of embed_source=scaled; rename"),
-        (TRANSFORM.replace("limit", "bits") + SOURCE, [], "its dial bits is also a setting of embed_source=quantized"),
+        ("", ["plugins=[repairs.py]"], "plugins=[repairs.py]: not a list of modules; write plugins=[repairs]"),
+        (TRANSFORM.replace("limit", "bits") + SOURCE, ["embed_transform=norm_clip", "embed_source=quantized"],
+         "embed_source=quantized: its dial bits is also a setting of embed_transform=norm_clip; rename the dial"),
         (TRANSFORM.replace('"norm_clip"', '"auto"'), [], "transform auto: latentwire.transforms.auto.Auto and repairs"),
         (TRANSFORM.replace("norm_clip{", "random_k{"), [], "the labels 'random_k{k}' of random_interpolation and"),
         (TRANSFORM, ["limit=2"], "limit=2: embed_transform=baseline has no such dial (its dials: none); limit belongs"
@@ -269,6 +272,34 @@ def test_errors_of_a_plugin_are_one_line(cli, plugin, source, arguments, message
     status, out, err = cli(*SMALL[:-1], *given)
     assert (status, out) == (1, "")
     assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_plugins_that_share_a_dial_work_apart(cli, plugin):
+    plugin.write_text(TRANSFORM.replace("limit", "bits") + SOURCE, encoding="utf-8")
+    status, out, err = cli("-m", "task=list", SMALL[-1], "embed_transform=norm_clip", "bits=2,3")
+    assert (status, [line.split()[0] for line in out.splitlines()]) == (0, ["norm_clip2.0", "norm_clip3.0"]), err
+    status, _, err = cli("-m", "task=list", SMALL[-1], "embed_transform=norm_clip", "embed_source=text,quantized")
+    assert status == 1
+    assert "its dial bits is also a setting of embed_" in err
+
+
+def test_a_plain_value_is_no_choice_of_a_group(plugin):
+    config = OmegaConf.create({"embed_transform": "norm_clip", "task": "evaluate"})
+    with pytest.raises(
+        UserError, match=r"embed_transform=norm_clip: is a plain .*: - override /embed_transform: norm_"
+    ):
+        plugins.require_choices(config)
+
+
+@pytest.mark.parametrize("sweeps", [[], ["-m"]])
+def test_an_experiment_with_a_plain_choice_is_one_line(cli, plugin, sweeps):
+    folder = plugin.parent / "more" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\nembed_transform: norm_clip\n")
+    status, _, err = cli(*sweeps, *SMALL, f"hydra.searchpath=[file://{folder.parent}]", "experiment=mine")
+    assert status == 1
+    assert "embed_transform=norm_clip: is a plain value" in err.splitlines()[-1]
     assert "Traceback" not in err
 
 

@@ -233,6 +233,11 @@ def test_a_plugins_format_is_detected_and_named(plugin):
     assert [pair["chosen"][0]["content"] for pair in (first, second)] == ["It is 0.", "No."]
     assert first["prompt"][0]["content"] == "up? 00" and first["answers"] == ["0"]
     assert Path("again/pairs_all.jsonl").read_bytes() == Path("outputs/kat/pairs_all.jsonl").read_bytes()
+    Path("my_plugin.py").write_text(PLUGIN.replace('== "up"', '== "down"'))
+    started = start("train", *SMALL, "pairs=file", "path=thumbs.jsonl", "plugins=[my_plugin]", folder=plugin,
+                    before=find_modules_here)  # fmt: skip
+    assert started.wait() == [1]
+    assert "made from thumbs/train by another version of the format thumbs, but this run needs" in started.told()
 
 
 @pytest.mark.slow
@@ -259,6 +264,7 @@ def test_a_plugins_reward_is_found_by_name(plugin):
     identity = json.loads((RUN / "result.json").read_text())["identity"]
     assert identity["reward_functions"].keys() == {"contains"}  # the digest of the plugin
     Path("my_plugin.py").write_text(PLUGIN + "\n# another version\n")
+    run_with_plugin(plugin, "run", "task=pairs", *chosen[:2])  # the module also reads the pairs
     started = start("train", *SMALL, *chosen, "grpo.reward_settings={contains: {bonus: 0.25}}", "plugins=[my_plugin]",
                     folder=plugin, before=find_modules_here)  # fmt: skip
     assert started.wait() == [1] and "reward_functions" in started.told(), started.told()

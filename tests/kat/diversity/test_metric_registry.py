@@ -87,6 +87,29 @@ def test_values_that_are_no_finite_number_are_refused(value):
         measure_without(one)
 
 
+def test_a_metric_that_raises_is_named():
+    """Whether it measures sets, sets without each text, or completions."""
+
+    def failing(*_):
+        return 1 / 0
+
+    register_diversity_metric("failing", **ABOUT)(failing)
+    one = samples().one_each([0, 1, 2], 0, 100)
+    message = r"^diversity metric failing: raised ZeroDivisionError \(division by zero\); fix tests\..*\.failing$"
+    for compute in (measure, measure_without):
+        with pytest.raises(UserError, match=message):
+            compute(one)
+    METRICS.things.clear()
+    register_diversity_metric("failing", **ABOUT)(type("failing", (), {"value": len, "without": failing,
+                                                                       "__module__": "tests.mine"}))  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        measure_without(one)
+    METRICS.things.clear()
+    register_completion_metric("failing", **ABOUT)(failing)
+    with pytest.raises(UserError, match=message):
+        each(samples(), [0, 1], matched=False)
+
+
 def test_a_metric_of_completions_is_a_mean_or_a_ratio():
     @register_completion_metric("longest", **ABOUT, matched=False)
     def longest(prompt: PromptCompletions):

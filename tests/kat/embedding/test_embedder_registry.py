@@ -52,13 +52,18 @@ def test_a_sentence_encoder_in_a_folder_is_its_files(inputs, tmp_path):
 
 
 def test_settings_are_the_keyword_arguments(inputs):
+    given = []
+
     @register_embedder("mine", uses_model=True)
     class Mine:
         def __init__(self, inputs, *, rate: float = 0.5, deep: bool = False, name: str = "x"):
-            self.max_tokens, self.given = 10, (inputs.device.type, rate, deep, name)
+            given.append((inputs.device.type, rate, deep, name))
+
+        max_tokens, lengths, embed = 10, None, None
 
     spec = EmbedderSpec.of("mine", {"rate": 2, "deep": True}, inputs)
-    assert spec.load().given == ("cpu", 2.0, True, "x")
+    spec.load()
+    assert given == [("cpu", 2.0, True, "x")]
     identity = spec.identity()
     assert identity["settings"] == {"rate": 2.0, "deep": True, "name": "x"}
     assert identity["model"] == model_spec("tiny_random").identity()
@@ -101,3 +106,48 @@ def test_a_record_of_another_kind_is_refused(tmp_path):
     Path(tmp_path / "e.json").write_text('{"points": []}')
     with pytest.raises(UserError, match=r"e\.json lacks .*key.*: make the embeddings again .* or move e\.json away"):
         record_of(tmp_path / "e.pt")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("max_tokens", "ten", "max_tokens is ten: must be a whole number above 0; correct it"),
+        ("max_tokens", 0, "max_tokens is 0: must be a whole number above 0"),
+        ("lengths", lambda self, texts: [2.5, 1], r"lengths returned \[2.5, 1\]: must be a list of whole numbers"),
+        ("lengths", lambda self, texts: [1], "lengths returned 1 numbers for 2 texts; correct it"),
+        ("embed", lambda self, texts: [[1.0], [1.0]], r"embed returned a list, expected a tensor of shape \(2, D\)"),
+        (
+            "embed",
+            lambda self, texts: torch.ones(1, 1),
+            r"embed returned a tensor of shape \(1, 1\), expected .*\(2, D\)",
+        ),
+        ("embed", lambda self, texts: torch.ones(2), r"embed returned a tensor of shape \(2,\), expected"),
+        (
+            "embed",
+            lambda self, texts: torch.ones(2, 4),
+            r"embed returned a row of length 2, not 1; return kat.*unit_rows",
+        ),
+        ("embed", lambda self, texts: torch.full((2, 1), torch.nan), "embed returned a row of length nan, not 1"),
+    ],
+)
+def test_an_embedder_has_to_keep_to_the_protocol(inputs, part, value, message):
+    body = {"max_tokens": 10, "lengths": lambda self, texts: [1, 1], "embed": lambda self, texts: torch.ones(2, 1),
+            "__init__": lambda self, inputs: None}  # fmt: skip
+    register_embedder("odd")(type("Odd", (), {**body, part: value}))
+    with pytest.raises(UserError, match=f"^embedder=odd: Odd.{message}"):
+        loaded = EmbedderSpec.of("odd", {}, inputs).load()
+        assert loaded.lengths(["a", "b"]) == [1, 1]
+        loaded.embed(["a", "b"])
+    del body[part]
+    register_embedder("less")(type("Less", (), body))
+    with pytest.raises(UserError, match=f"^embedder=less: Less has no {part}, which every embedder needs; add it"):
+        EmbedderSpec.of("less", {}, inputs).load()
+
+
+def test_rows_of_a_users_embedder_become_float32(inputs):
+    """As the file of embeddings needs them."""
+    rows = torch.eye(2, dtype=torch.float64, requires_grad=True)
+    body = {"max_tokens": 10, "lengths": None, "embed": lambda self, texts: rows, "__init__": lambda self, inputs: None}
+    register_embedder("exact")(type("Exact", (), body))
+    found = EmbedderSpec.of("exact", {}, inputs).load().embed(["a", "b"])
+    assert found.dtype == torch.float32 and not found.requires_grad and torch.equal(found, torch.eye(2))

@@ -18,6 +18,7 @@ from kat.grpo.reward_sum import Rewards
 from kat.grpo.rewards import REWARDS, register_reward
 from latentwire.harness.errors import UserError
 from latentwire.harness.optimization import NonFiniteError
+from tests.helpers.plugins import forgotten_afterwards
 
 SAMPLED = [
     Sampled("q", (1, 2), "ab", (3,), {"id": "p1", "answer": ["ab", "x"], "level": 1}),
@@ -117,6 +118,14 @@ def test_a_function_is_found_by_its_name():
     assert load_reward("kat.grpo.rewards:number") is REWARDS["number"] is load_reward("number")
     assert load_reward("kat.grpo.rewards:exact_match") is REWARDS["exact_match"]
     assert REWARDS["format"].define is shipped.format
+
+
+def test_a_function_in_the_working_folder_is_found(tmp_path, monkeypatch):
+    """Without plugins=, and in any folder: the installed command does not start in it."""
+    (tmp_path / "lone_rewards.py").write_text("def brevity(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    monkeypatch.chdir(tmp_path)
+    with forgotten_afterwards(tmp_path):
+        assert load_reward("lone_rewards:brevity").define(["p"], ["c"]) == [0.0]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from kat.pipeline import ensure as prepared
 from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import config_of, ensure, prompt_tasks
+from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
 
 
@@ -49,14 +51,13 @@ def test_only_missing_files_are_made_in_order(jobs, capfd):
 
 
 def test_tasks_receive_the_settings_of_the_run(jobs):
-    cfg = config("folder=here", "seed=7", "pairs=hh_rlhf", "embedder=logits", "weights_file=w.jsonl", "batch_tokens=99",
-                 "device=cpu")  # fmt: skip
+    cfg = config("folder=here", "seed=7", "pairs=hh_rlhf", "embedder=logits", "batch_tokens=99", "device=cpu")
     ensure(cfg, ["pairs", "embed", "density"])
     pairs, embed, density = jobs
     assert list(pairs.pairs) == ["hh_rlhf"] and pairs.pairs.hh_rlhf.repo == cfg.pairs.hh_rlhf.repo
     assert embed.embedder.name == "logits" and embed.model.name == "tiny_random"
     assert embed.batch_tokens == "auto"  # the embedder's default
-    assert density.out == "w.jsonl" and density.seed == 7 and density.sampler.name == "density"
+    assert density.out == "weights.jsonl" and density.seed == 7 and density.sampler.name == "density"
     assert {job.folder for job in jobs} == {"here"} and {job.device for job in jobs} == {"cpu"}
 
 
@@ -75,7 +76,29 @@ def test_a_prompts_file_of_ones_own_needs_no_pairs(jobs):
     Path("here").mkdir()
     Path("here/my.jsonl").write_text("made by task=prompts")
     Path("here/my_prompts.json").write_text("{}")
+    assert locate(cfg, "prompts_file") == Path("my.jsonl")  # a file in the working folder wins
+    Path("my.jsonl").unlink()
     assert prompt_tasks(cfg) == ["pairs", "prompts"] and locate(cfg, "prompts_file") == Path("here/my.jsonl")
+
+
+@pytest.mark.parametrize("setting", ["pairs_file", "prompts_file", "embeddings_file", "weights_file"])
+def test_a_missing_file_of_another_name_is_an_error(jobs, setting):
+    """Else a mistyped name would be made from the default data, and the run would train on it."""
+    task = {"pairs_file": "pairs", "embeddings_file": "embed", "weights_file": "density"}.get(setting, "prompts")
+    for name, place in (("typo.jsonl", "here/typo.jsonl"), (f"{Path.cwd()}/typo.jsonl", f"{Path.cwd()}/typo.jsonl")):
+        message = (
+            f"^{setting}={name}: {place} does not exist.*; correct the name, or make the file with run.py task={task}"
+        )
+        with pytest.raises(UserError, match=message):
+            ensure(config("folder=here", f"{setting}={name}"), ["pairs", "prompts", "embed", "density"])
+    assert jobs == [] and list(Path().iterdir()) == []
+    Path("here").mkdir()
+    Path("here/typo.jsonl").write_text("made by an earlier task")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "require_same_origin", lambda *_: None)
+        ensure(config("folder=here", f"{setting}=typo.jsonl"), [task])
+        ensure(config("folder=here", f"{setting}=here/{OmegaConf.load(CONF / 'kat/files.yaml')[setting]}"), [task])
+    assert [job.task for job in jobs] == [task]
 
 
 def test_results_are_never_written_next_to_the_command(jobs):

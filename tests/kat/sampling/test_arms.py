@@ -125,6 +125,28 @@ def test_an_arm_refuses_fewer_prompts_than_a_step_needs(name):
         )
 
 
+def test_an_arm_remembers_what_it_learns_later():
+    """A checkpoint restores tensors that the arm added after it was built; one that lacks a tensor is refused."""
+
+    class Lazy(AdaptiveWeights):
+        name = "lazy"
+
+        def weigh(self) -> torch.Tensor:
+            return 1 + self.memory.get("seen", torch.zeros(self.num_prompts))
+
+        def observe(self, results) -> None:
+            seen = self.memory.setdefault("seen", torch.zeros(self.num_prompts))
+            for result in results:
+                seen[result.row] += 1
+
+    one, other = (Lazy(ArmInputs(["a", "b", "c"], 0, {})) for _ in range(2))
+    one.observe([Observation(1, (1.0,))])
+    other.load_state_dict(through_a_file(one.state_dict()))
+    assert other.sampling_weights.tolist() == one.sampling_weights.tolist() == [0.25, 0.5, 0.25]
+    with pytest.raises(UserError, match="lacks seen, so it is from another version"):
+        other.load_state_dict(Lazy(ArmInputs(["a", "b", "c"], 0, {})).state_dict())
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_state_of_another_arm_is_refused(name):
     other = build_arm(name, _defaults(name), ArmInputs(["a", "b", "c", "held"], 0, MEASURED, groups=GROUPS))
@@ -370,3 +392,64 @@ def test_registration_refuses_unknown_needs_and_taken_names():
     with pytest.raises(UserError, match=r"uniform: .* both register this name"):
         register_arm("uniform")(Root)
     assert (Root.name, ARMS["uniform"].name) == ("", "uniform")
+
+
+# What an arm of a user's own may return.
+
+
+@pytest.fixture
+def own_arms(monkeypatch) -> None:
+    """Forget what a test registers."""
+    monkeypatch.setattr(ARMS, "things", dict(ARMS.items()))
+
+
+@pytest.mark.parametrize("base", [FixedWeights, AdaptiveWeights])
+@pytest.mark.parametrize(
+    ("returned", "fault"),
+    [
+        (torch.ones(2), r"returned \(2,\), expected a tensor of shape \(3,\)"),
+        (torch.ones(3, 1), r"returned \(3, 1\), expected a tensor of shape \(3,\)"),
+        ([1.0, 1.0, 1.0], r"returned list, expected a tensor of shape \(3,\)"),
+        (torch.tensor([1.0, -1.0, 1.0]), r"weight -1\.0 of row 1: must be finite and not negative; correct it$"),
+        (torch.tensor([1.0, 1.0, float("nan")]), r"weight nan of row 2: must be finite"),
+        (torch.zeros(3), "all weights are 0, so nothing can be drawn; correct it$"),
+    ],
+)
+def test_invalid_weights_name_the_arm_and_weigh(own_arms, base, returned, fault):
+    body = {"weigh": lambda self, *_: returned, "observe": lambda self, results: None}
+    register_arm("odd")(type("Odd", (base,), body))
+    with pytest.raises(UserError, match=f"^sampler=odd: weigh of Odd: {fault}"):
+        some_own("odd")
+
+
+def test_a_fixed_arm_may_have_settings(own_arms):
+    """Although they are set after the constructor of the base class."""
+
+    @register_arm("tempered", needs=("density",))
+    class Tempered(FixedWeights):
+        def __init__(self, inputs, *, power: float = 1.0):
+            super().__init__(inputs)
+            self.power = power
+
+        def weigh(self, weights):
+            return weights**self.power
+
+    squares = torch.tensor([9.0, 1.0, 4.0], dtype=torch.float64) / 14
+    assert torch.allclose(some_own("tempered", power=2.0).sampling_weights, squares)
+    assert some_own("tempered").next(20) == some("density").next(20)
+
+
+def test_an_adaptive_arm_finds_the_density(own_arms):
+    body = {"weigh": lambda self: self.density_weights, "observe": lambda self, results: None}
+    register_arm("rare", needs=("density",))(type("Rare", (AdaptiveWeights,), dict(body)))
+    inputs = ArmInputs(["c", "a", "huge", "b"], 0, MEASURED, ["huge"])
+    weights = torch.tensor([0.5, 1 / 6, 0.0, 1 / 3], dtype=torch.float64)
+    assert torch.allclose(build_arm("rare", {}, inputs).sampling_weights, weights)
+    register_arm("blind")(type("Blind", (AdaptiveWeights,), dict(body)))
+    with pytest.raises(UserError, match=r'^sampler=blind: Blind has no density_weights; .* needs=\("density",\)'):
+        some_own("blind")
+
+
+def some_own(name: str, **settings: float) -> Arm:
+    """Return an arm of a test for the prompts c, a and b."""
+    return build_arm(name, settings, ArmInputs(["c", "a", "b"], 0, MEASURED))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kat.training.model_folder import require_model, run_folder, weights_folder
+from kat.training.model_folder import differing_settings, require_model, run_folder, weights_folder
 from latentwire.harness.errors import UserError
 
 
@@ -65,3 +65,12 @@ def test_a_folder_without_a_model_is_refused(tmp_path, monkeypatch, name, messag
 def test_the_messages_name_the_source_of_the_folder(tmp_path):
     with pytest.raises(UserError, match=r"give the folder of a finished run of task=reward$"):
         require_model("reward", tmp_path / "none", "a finished run of task=reward")
+
+
+def test_runs_of_two_versions_differ_in_what_was_set():
+    """Plugins, and settings that an earlier version lacks, are no difference; a value that only one run has is one."""
+    old = {"grpo": {"beta": 0.04}, "seed": 0}
+    new = {"grpo": {"beta": 0.04, "reward_settings": None}, "plugins": ["mine"], "extra": [], "seed": 0}
+    assert differing_settings(old, new) == []
+    new["grpo"] = {"beta": 0.1, "reward_settings": {"regex": {"pattern": "x"}}}
+    assert differing_settings(old, new) == ["grpo.beta (0.04, 0.1)", "grpo.reward_settings.regex.pattern (-, x)"]

@@ -101,11 +101,7 @@ def test_transforms_fitted_to_a_source_are_refused(vocabulary, name):
         Latents(replace(SPEC, transform=name), vocabulary)
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [({"vocab_size": "many"}, "vocab_size='many'"), ({"num_hidden_layers": None}, "num_hidden_layers=None")],
-)
-def test_a_wrong_size_of_the_lm_is_named(tiny, vocabulary, tmp_path, change, reason):
+def test_a_wrong_size_of_the_lm_is_named(tiny, vocabulary, tmp_path):
     dials = {"layers": 1, "ratio": 2, "groups": "words", "pool": "mean"}
     config = encoder_lm_config("lm_layers", tiny.model)
     save_latents(
@@ -113,8 +109,8 @@ def test_a_wrong_size_of_the_lm_is_named(tiny, vocabulary, tmp_path, change, rea
         tmp_path, {"trained_on": []},
     )  # fmt: skip
     about = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**about, "lm_config": {**config, **change}}))
-    with pytest.raises(UserError, match=f"{reason} of the LM's config is not a whole number.*; train it again"):
+    (tmp_path / "config.json").write_text(json.dumps({**about, "lm_config": {**config, "num_hidden_layers": None}}))
+    with pytest.raises(UserError, match=r"num_hidden_layers=None of the LM's config is not a whole number.*; train"):
         load_latents(str(tmp_path), vocabulary)
 
 

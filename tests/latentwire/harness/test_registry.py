@@ -21,6 +21,9 @@ class Clip:
         self.limit = limit
 
 
+REST = ("limit", "how", "most")  # dials that the label "clip{k}" leaves out
+
+
 class Other:
     label: ClassVar[str]
 
@@ -45,12 +48,12 @@ def test_an_unknown_name_lists_the_known_ones(monkeypatch):
 
 
 def test_two_things_of_one_name_are_refused(classes):
-    classes.add_class("clip", Clip, "clip{limit}")
-    classes.add_class("clip", Clip, "clip{limit}")  # the same again, as when a module is imported again
+    classes.add_class("clip", Clip, "clip{k}", REST)
+    classes.add_class("clip", Clip, "clip{k}", REST)  # the same again, as when a module is imported again
     with pytest.raises(UserError, match=r"clip: .*test_registry.Clip and .*test_registry.Other both register"):
-        classes.add_class("clip", Other, "other")
+        classes.add_class("clip", Other, "other{limit}")
     with pytest.raises(UserError, match="'my clip': not a name; use letters, digits and _"):
-        classes.add_class("my clip", Other, "other")
+        classes.add_class("my clip", Other, "other{limit}")
 
 
 @pytest.mark.parametrize(
@@ -60,20 +63,21 @@ def test_two_things_of_one_name_are_refused(classes):
         ("clip/{limit}", "is not a name; use letters, digits"),
         ("clip+{limit}", "is not a name"),
         ("", "is not a name"),
+        ("other", r"label='other' lacks the dial limit, .*write label='other_limit\{limit\}', or unlabelled="),
         ("clip{limit}", r"the labels 'clip\{k\}' of clip and 'clip\{limit\}' of other give the same names"),
     ],
 )
 def test_labels_must_name_configurations(classes, label, message):
-    classes.add_class("clip", Clip, "clip{k}")
+    classes.add_class("clip", Clip, "clip{k}", REST)
     with pytest.raises(UserError, match=message):
         classes.add_class("other", Other, label)
     assert list(classes) == ["clip"]
 
 
 def test_a_class_has_one_name(classes):
-    classes.add_class("clip", Clip, "clip{k}")
+    classes.add_class("clip", Clip, "clip{k}", REST)
     with pytest.raises(UserError, match="Clip is registered as clip already; register a subclass"):
-        classes.add_class("crop", Clip, "crop{k}")
+        classes.add_class("crop", Clip, "crop{k}", REST)
     assert Clip.label == "clip{k}"
 
 
@@ -131,3 +135,68 @@ def test_a_class_without_source_is_refused(classes):
     classes.add_class("made", made, "made")
     with pytest.raises(UserError, match=r"nowhere: has no source that can be read .*put Made into a .py file"):
         classes.source_digest("made")
+
+
+def test_a_class_without_dials_names_the_missing_star(classes):
+    class Plain:
+        label: ClassVar[str]
+
+        def __init__(self, vocabulary: object, limit: float = 1.0):
+            self.limit = limit
+
+    with pytest.raises(UserError, match=r"its dials are none \(write \* before limit in its __init__\)"):
+        classes.add_class("plain", Plain, "plain{limit}")
+
+
+def test_the_modules_that_a_plugin_imports_count(tmp_path, monkeypatch):
+    """Imports are followed through packages, relative imports and imports inside functions."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "parts").mkdir()
+    files = {
+        "ours.py": "import json, torch\nimport helper\nclass Mine:\n    def go(self):\n        import late\n",
+        "helper.py": "from parts.first import one\nimport ours\n",
+        "late.py": "",
+        "parts/__init__.py": "",
+        "parts/first.py": "from . import second\none = 1\n",
+        "parts/second.py": "from .third import x\n",
+        "parts/third.py": "x = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "unrelated.py").write_text("")
+    with forgotten_afterwards(tmp_path):
+        import ours  # type: ignore[import-not-found]
+
+        before = module.source_digest(ours.Mine)
+        for name in files:
+            (tmp_path / name).write_text(files[name] + "# edited\n")
+            assert module.source_digest(ours.Mine) != before, name
+            (tmp_path / name).write_text(files[name])
+            assert module.source_digest(ours.Mine) == before, name
+        (tmp_path / "unrelated.py").write_text("x = 1\n")
+        assert module.source_digest(ours.Mine) == before
+
+
+def test_installed_modules_do_not_count(tmp_path, monkeypatch):
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(installed)
+    (installed / "library.py").write_text("x = 1\n")
+    (tmp_path / "ours.py").write_text("import library\nclass Mine:\n    pass\n")
+    with forgotten_afterwards(tmp_path):
+        import ours
+
+        before = module.source_digest(ours.Mine)
+        (installed / "library.py").write_text("x = 2\n")
+        assert module.source_digest(ours.Mine) == before
+
+
+def test_an_unknown_name_asks_for_plugins_without_one(classes):
+    own = Registry("error", "errors")
+    own.add("user", UserError)
+    with pytest.raises(UserError, match=r"use one of user, or add plugins=\[MODULE\] that registers it$"):
+        own["mine"]
+    own.add("clip", Clip)
+    with pytest.raises(UserError, match=r"use one of user, clip$"):
+        own["mine"]

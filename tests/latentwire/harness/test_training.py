@@ -60,6 +60,8 @@ class Counting(Learning):
         return {"judged": number} if number == 3 else None
 
     def before_checkpoint(self):
+        saved = self.run.checkpoints.latest()
+        assert saved is None or saved[1]["total"] < self.total  # what belongs to a checkpoint is written first
         self.seen.append(("checkpoint", self.total))
 
     def finish(self):

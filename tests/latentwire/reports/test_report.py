@@ -520,7 +520,8 @@ const sort = column => document.querySelector(`[data-sort=${column}]`).click();
 const sorted = () => [...document.querySelectorAll("#rows th[aria-sort]")]
   .filter(th => th.getAttribute("aria-sort") !== "none")
   .map(th => th.textContent + " " + th.getAttribute("aria-sort")).join();
-const names = () => [...document.querySelectorAll("#pages .qa:first-child tr")].map(row => row.dataset.name).join();
+const names = () => [...document.querySelectorAll("#pages .qa:first-child tr[data-name]")]
+  .map(row => row.dataset.name).join();
 const ids = () => [...document.querySelectorAll("#pages .qa")].map(one => one.dataset.id).join();
 recorded.first = upwards(numbers("score").reverse()); recorded.sorted1 = sorted();
 document.querySelector("[data-sort=em]").focus(); sort("em");

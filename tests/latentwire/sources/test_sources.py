@@ -298,6 +298,7 @@ def test_stray_and_missing_dials_are_named(name):
     ("ladder", "message"),
     [
         (Ladder("rate", "share", "linear", rising=True, clean=0.0), "has the dial rate, but its dials are factor"),
+        (Ladder("factor", "x", "lin", True, 1.0), "a ladder has axis='lin'; use 'linear' or 'log'"),  # type: ignore[arg-type]
         (Ladder("factor", "x", "log", rising=True, clean=0.0), "a ladder has clean=0.0 on a log axis; use one above 0"),
     ],
 )  # fmt: skip
@@ -311,3 +312,26 @@ def test_an_unknown_source_is_an_error_that_lists_the_known_ones():
     with pytest.raises(UserError, match="embed_source=latin: unknown; use one of") as caught:
         build_source("latin", {}, VOCABULARY, draws(0))
     assert all(name in str(caught.value) for name in DIALS)
+
+
+@pytest.mark.parametrize(
+    ("passage_only", "distort", "message"),
+    [
+        (False, lambda x: x[:-1], r"returned \(4, 16\), expected \(5, 16\)"),
+        (False, lambda x: x[:, :3], r"returned \(5, 3\), expected \(5, 16\)"),
+        (False, lambda _: None, r"returned NoneType, expected \(5, 16\)"),
+        (True, lambda x: x[0], r"returned \(16,\), expected \(L, 16\)"),
+        (True, lambda x: x[:, :3], r"returned \(5, 3\), expected \(L, 16\)"),
+    ],
+)
+def test_a_source_returns_embeddings_of_its_span(monkeypatch, passage_only, distort, message):
+    monkeypatch.setattr(Scaled, "passage_only", passage_only)
+    monkeypatch.setattr(Scaled, "distort", lambda self, x, generator: distort(x))
+    with pytest.raises(UserError, match=f"^source scaled: {message}; "):
+        build_source("scaled", DIALS["scaled"], VOCABULARY, draws(0))(span(5), draws(1))
+
+
+def test_a_passage_may_change_its_length(monkeypatch):
+    monkeypatch.setattr(Scaled, "passage_only", True)
+    monkeypatch.setattr(Scaled, "distort", lambda self, x, generator: x[:0])
+    assert build_source("scaled", DIALS["scaled"], VOCABULARY, draws(0))(span(5), draws(1)).shape == (0, WIDTH)

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
+from latentwire.transforms.base import Transform, register_transform
 from latentwire.transforms.codebook import SoftCodebook
 from latentwire.transforms.registry import TRANSFORMS, build_transform, read_label
 from tests.helpers.choices import default_dials
@@ -519,3 +520,32 @@ def test_a_chain_with_an_unknown_step_is_refused(steps, message):
     with pytest.raises(UserError) as caught:
         build("chain", steps=steps)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("repair", "shape"),
+    [
+        (lambda x: x[..., :3], r"\(5, 3\)"),
+        (lambda x: x.mean(dim=-2), r"\(16,\)"),
+        (lambda x: x[..., :-1, :], r"\(4, 16\)"),
+        (lambda _: None, "NoneType"),
+    ],
+)
+def test_a_repair_returns_the_shape_of_its_input(monkeypatch, repair, shape):
+    monkeypatch.setattr(TRANSFORMS["rms_matching"], "repair", lambda self, x, generator: repair(x))
+    with pytest.raises(UserError, match=rf"^transform rms_matching: repair returned {shape}, expected \(5, 16\); "):
+        build("rms_matching")(embeddings(5))
+
+
+def test_an_unknown_gradient_is_refused_at_registration():
+    class Odd(Transform):
+        gradient = "nonsense"
+
+        def repair(self, x, generator):
+            return x
+
+    with pytest.raises(
+        UserError, match="transform odd: gradient='nonsense': unknown; use one of own, straight_through"
+    ):
+        register_transform("odd", label="odd")(Odd)
+    assert "odd" not in TRANSFORMS
