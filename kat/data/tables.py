@@ -80,9 +80,10 @@ def read_groups(path: Path | str) -> dict[str, int]:
     """Return the group of near-duplicates of each id in a weights.jsonl.
 
     Raises:
-        UserError: The file cannot be read (see `read_rows`), or a row has no group.
+        UserError: The file cannot be read (see `read_numbers`), or a row has no group.
     """
-    return {row["id"]: row["group"] for row in read_rows(path, {"group": int}, "density")}
+    rows = read_numbers(path, {"group": int}, "density")
+    return {identifier: int(group) for identifier, (group,) in rows.items()}
 
 
 def read_clusters(path: Path | str, ids: Sequence[str]) -> Tensor:
