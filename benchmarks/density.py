@@ -1,10 +1,13 @@
-"""Speed of nearest neighbours and kernel densities against simpler methods. Main entries: `search()`, `lists()`.
+"""Quality of densities, and speed of neighbours and kernel sums. Main entries: `quality()`, `search()`, `lists()`.
 
+python -m benchmarks.density quality                    Estimators on planted clusters, and on real=FILE,FILE.
+python -m benchmarks.density changes                    Write changed=FILE: slight changes of the prompts=FILE.
 python -m benchmarks.density search sizes=5000,20000    Exact k-NN and KDE against scikit-learn.
 python -m benchmarks.density lists sizes=50000          Inverted lists against exact search.
 
-Embeddings are 200 planted clusters with power-law sizes and 1% noise in a narrow cone, or the file real=FILE. Each of
-`repeats` rounds runs all methods in turn. The best time of each method counts, because other programs disturb it least.
+The last two: embeddings are 200 planted clusters with power-law sizes and 1% noise in a narrow cone, or the file
+real=FILE. Each of `repeats` rounds runs all methods in turn. The best time of each method counts, because other
+programs disturb it least.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ from sklearn.neighbors import KernelDensity, NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kat.density.estimate import kernel_sums, kernel_sums_in_lists, weigh
+from benchmarks.density_quality import quality
+from benchmarks.paraphrases import write_paraphrases
+from kat.density.estimate import weigh
+from kat.density.kernel import kernel_sums, kernel_sums_in_lists
 from kat.density.nearest import nearest
 from kat.embedding.store import load_embeddings
 from latentwire.harness.errors import UserError
@@ -36,6 +42,10 @@ SETTINGS: dict[str, Any] = {
     "threads": 2,
     "clusters": 200,
     "real": "",
+    "seeds": 3,
+    "only": "",
+    "prompts": "outputs/kat/prompts_all.jsonl",
+    "changed": "",
 }
 
 
@@ -153,6 +163,11 @@ def lists(cfg: DictConfig) -> None:
         )
 
 
+def changes(cfg: DictConfig) -> None:
+    """Write slight changes of 100 prompts of the file prompts=FILE into changed=FILE, to embed them for `quality`."""
+    write_paraphrases(Path(cfg.prompts), Path(cfg.changed))
+
+
 def _embeddings(cfg: DictConfig) -> list[Tensor]:
     if cfg.real:
         return [load_embeddings(Path(cfg.real))[1]]
@@ -160,7 +175,7 @@ def _embeddings(cfg: DictConfig) -> list[Tensor]:
 
 
 if __name__ == "__main__":
-    jobs = {"search": search, "lists": lists}
+    jobs = {"quality": quality, "changes": changes, "search": search, "lists": lists}
     if len(sys.argv) < 2 or sys.argv[1] not in jobs:
         raise SystemExit(__doc__)
     settings = OmegaConf.merge(SETTINGS, OmegaConf.from_dotlist(sys.argv[2:]))

@@ -10,18 +10,18 @@ Measured: 22 s on two cores, other programs next to it. Output:
     40 prompts; a weight of 1.00 means an even draw
 
     rarest
-      3.43  Write a verse about rain on a tin roof.
-      3.43  Why does ice float on water?
-      3.43  My sourdough does not rise. What should I check first?
-      3.43  Which chess opening suits a beginner?
-      3.43  Explain the offside rule to a child.
+      3.47  Write a verse about rain on a tin roof.
+      3.47  Why does ice float on water?
+      3.47  Which chess opening suits a beginner?
+      3.46  My sourdough does not rise. What should I check first?
+      3.45  Draft a polite e-mail that declines a meeting.
 
     most crowded
-      0.27  What is the capital of Portugal?
-      0.27  What is the capital of Hungary?
-      0.26  What is the capital of France?
-      0.26  What is the capital of Germany?
-      0.25  What is the capital of Spain?
+      0.16  What is the capital of France?
+      0.12  What is 12 plus 7?
+      0.12  What is 15 plus 6?
+      0.12  What is 21 plus 13?
+      0.12  What is 17 plus 18?
 """
 
 from __future__ import annotations

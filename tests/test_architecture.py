@@ -114,8 +114,8 @@ def floor(name: str) -> int | None:
 
 
 def room_of(name: str) -> str:
-    """Return the room of a module: 'latentwire.lm' for latentwire.lm.models."""
-    return ".".join(name.split(".")[:2])
+    """Return the room of a module: 'latentwire.lm' for latentwire.lm.models. All benchmarks are one room."""
+    return "benchmarks" if name.startswith("benchmarks.") else ".".join(name.split(".")[:2])
 
 
 def reached_from(module: str) -> set[str]:

@@ -76,6 +76,16 @@ def read_weights(path: Path | str) -> tuple[list[str], Tensor, Tensor]:
     return list(rows), table[:, 0], table[:, 1]
 
 
+def read_groups(path: Path | str) -> dict[str, int]:
+    """Return the group of near-duplicates of each id in a weights.jsonl.
+
+    Raises:
+        UserError: The file cannot be read (see `read_numbers`), or a row has no group.
+    """
+    rows = read_numbers(path, {"group": int}, "density")
+    return {identifier: int(group) for identifier, (group,) in rows.items()}
+
+
 def read_clusters(path: Path | str, ids: Sequence[str]) -> Tensor:
     """Return the known cluster of each id.
 

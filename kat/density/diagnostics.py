@@ -9,34 +9,38 @@ import torch
 from torch import Tensor
 
 from kat.density.estimate import effective_sample_size
-from kat.density.records import ClusterMass, SourceMass, WeightDiagnostics
+from kat.density.gates import gate_warnings
+from kat.density.records import ClusterMass, GateNumbers, SourceMass, WeightDiagnostics
 from latentwire.harness.errors import UserError
 
 DECILES = 10
 IDLE_ESS = 0.98  # ESS/N; above it the weights are almost uniform
 WILD_ESS = 0.10  # ESS/N; below it less than a tenth of the prompts carry the draws
 WILD_RATIO = 1000.0  # 99th percentile of the weights over the first
-STEEP_GAMMA = 25.0
 NOISE = -1  # label of a prompt outside all clusters
 
 
 def diagnose_weights(
-    density: Tensor, weights: Tensor, gamma: float, sources: Sequence[str], clusters: Tensor | None = None
+    density: Tensor,
+    weights: Tensor,
+    sources: Sequence[str],
+    clusters: Tensor | None = None,
+    gates: GateNumbers | None = None,
 ) -> WeightDiagnostics:
     """Return numbers that describe sampling weights, and warnings.
 
     Args:
         density: The density of each prompt, (N,).
         weights: The sampling weights, (N,), sum 1.
-        gamma: The exponent of the weights.
         sources: The data set of each prompt, N names.
         clusters: The known cluster of each prompt, (N,) int64, -1 for noise.
+        gates: The numbers of `kat.density.gates.measure_gates`, which warn if they are beyond their limits.
 
     Returns:
         The diagnostics of density.json. The effective sample size is `ess`, and its share of N is `ess_share`.
 
     >>> density, weights = torch.tensor([1.0, 1.0, 4.0, 4.0]), torch.tensor([0.4, 0.4, 0.1, 0.1])
-    >>> found = diagnose_weights(density, weights, 1.0, ["mine"] * 4)
+    >>> found = diagnose_weights(density, weights, ["mine"] * 4)
     >>> round(found["ess"], 2), found["warnings"]  # 1 / (0.4^2 + 0.4^2 + 0.1^2 + 0.1^2)
     (2.94, [])
     """
@@ -52,10 +56,13 @@ def diagnose_weights(
         "largest_times_uniform": float(weights.max()) * n,
         "mass_by_source": _by_source(weights, sources),
         "mass_by_decile": mass_by_decile(density, weights),
-        "warnings": _warnings(ess, ratio, gamma),
+        "warnings": _warnings(ess, ratio),
     }
     if clusters is not None:
         result["clusters"] = on_clusters(weights, clusters)
+    if gates is not None:
+        result["gates"] = gates
+        result["warnings"] += gate_warnings(gates)
     return result
 
 
@@ -64,23 +71,18 @@ def _sample(weights: Tensor) -> Tensor:
     return weights.sort().values[:: len(weights) // 2**24 + 1]
 
 
-def _warnings(ess: float, ratio: float | None, gamma: float) -> list[str]:
+def _warnings(ess: float, ratio: float | None) -> list[str]:
     warnings = []
     if ess > IDLE_ESS:
         warnings.append(
             f"the weights do nothing: ESS/N is {ess:.3f}, so draws are almost uniform; raise sampler.gamma, set "
-            "sampler.target_ess, or use estimator=kde"
+            "sampler.target_ess, or try another embedder"
         )
     if ess < WILD_ESS or ratio is None or ratio > WILD_RATIO:
         shown = "infinite" if ratio is None else f"{ratio:.3g}"
         warnings.append(
             f"the weights explode: ESS/N is {ess:.3f} and p99/p1 is {shown}, so few prompts get most draws; lower "
-            "sampler.gamma or sampler.cap, or set sampler.target_ess"
-        )
-    if gamma > STEEP_GAMMA:
-        warnings.append(
-            f"gamma is {gamma:.3g}: the densities hardly differ, and the weights magnify these small differences; "
-            "raise sampler.target_ess, or try another embedder"
+            "sampler.gamma or sampler.cap, raise sampler.crowd_cap, or set sampler.target_ess"
         )
     return warnings
 

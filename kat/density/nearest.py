@@ -16,6 +16,7 @@ EXACT_UP_TO = 30_000  # rows; with more rows, index=auto uses inverted lists
 LISTS, ROWS_IN_LIST, PROBES = 256, 200, 32  # minimum number of lists, mean rows of a list, lists searched for a row
 AXES, KEPT = 64, 3  # dimensions in the first comparison; candidates for each neighbour in the full comparison
 QUERIES = 1024  # rows searched at a time, which limits the memory
+EFFORTS = (1, 2, 4, 8)  # factors of AXES, KEPT and PROBES, tried until the recall is reached
 RECALL_QUERIES = 1000  # rows with an exact search, to measure the recall
 INDEXES = ("auto", "exact", "ivf")
 
@@ -63,7 +64,7 @@ def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> N
         x: Unit rows, (N, D) float32.
         k: The number of neighbours, from 1 to N - 1.
         index: exact, ivf (inverted lists), or auto: exact up to 30,000 rows.
-        min_recall: The lowest accepted recall of ivf on a sample of rows.
+        min_recall: The lowest accepted recall of ivf on a sample of rows. More lists are searched until it is reached.
         seed: The seed of the k-means of the lists and of the sample for the recall.
 
     Raises:
@@ -71,23 +72,35 @@ def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> N
     """
     if index not in INDEXES:
         raise UserError(f"index={index}: unknown; use one of {', '.join(INDEXES)}")
-    if not 1 <= k < len(x):
-        raise UserError(
-            f"k={k} needs at least {k + 1} different prompts, got {len(x)}; lower sampler.k or add prompts"
-            if k > 0
-            else f"k={k}: must be at least 1"
-        )
+    check_neighbours(len(x), k)
     rows = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
     if index == "exact" or (index == "auto" and len(x) <= EXACT_UP_TO):
         return _measured(rows, _exact(rows, rows, np.arange(len(rows)), k), "exact", 1.0)
-    found, lists = _in_lists(rows, k, seed)
-    recall = _recall(rows, found, seed)
-    if recall < min_recall:
+    for effort in EFFORTS:
+        found, lists = _in_lists(rows, k, seed, effort)
+        recall = _recall(rows, found, seed)
+        if recall >= min_recall:
+            break
+    else:
         raise UserError(
             f"index={index}: found {recall:.3f} of the true neighbours on a sample, below min_recall={min_recall}; "
             "use sampler.index=exact, or lower sampler.min_recall"
         )
     return _measured(rows, found, "ivf", recall, lists)
+
+
+def check_neighbours(n: int, k: int) -> None:
+    """Check that n different prompts have k neighbours.
+
+    Raises:
+        UserError: k is not from 1 to n - 1.
+    """
+    if not 1 <= k < n:
+        raise UserError(
+            f"k={k} needs at least {k + 1} different prompts, got {n}; lower sampler.k or add prompts"
+            if k > 0
+            else f"k={k}: must be at least 1"
+        )
 
 
 def _exact(rows: np.ndarray, queries: np.ndarray, own: np.ndarray, k: int) -> np.ndarray:
@@ -97,8 +110,8 @@ def _exact(rows: np.ndarray, queries: np.ndarray, own: np.ndarray, k: int) -> np
     return _without_self(flat.search(queries, k + 1)[1], own)
 
 
-def _in_lists(rows: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, Lists]:
-    """Search each row in the PROBES lists nearest to its own list.
+def _in_lists(rows: np.ndarray, k: int, seed: int, effort: int) -> tuple[np.ndarray, Lists]:
+    """Search each row in the PROBES lists nearest to its own list, or more by the factor `effort`.
 
     The first comparison uses AXES principal axes, and the best candidates are compared in all dimensions. All rows of
     a list search the same lists, so the search is a matrix product. The inverted lists of faiss compare row by row.
@@ -106,7 +119,7 @@ def _in_lists(rows: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, Lists]:
     took a tenth of it.
     """
     x = torch.from_numpy(rows)
-    reduced = _main_axes(x, seed)  # (N, A)
+    reduced = _main_axes(x, seed, AXES * effort)  # (N, A)
     count = min(max(LISTS, len(x) // ROWS_IN_LIST), len(x))
     kmeans = faiss.Kmeans(
         reduced.shape[1], count, niter=8, seed=seed, min_points_per_centroid=1, max_points_per_centroid=64
@@ -115,7 +128,7 @@ def _in_lists(rows: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, Lists]:
     list_of = torch.from_numpy(kmeans.index.search(reduced.numpy(), 1)[1][:, 0])
     members = torch.split(list_of.argsort(stable=True), torch.bincount(list_of, minlength=count).tolist())
     centroids = torch.from_numpy(kmeans.centroids)
-    near = torch.cdist(centroids, centroids).topk(min(PROBES, count), largest=False).indices.tolist()
+    near = torch.cdist(centroids, centroids).topk(min(PROBES * effort, count), largest=False).indices.tolist()
     lists = Lists(list(members), near)
     half_squares = (reduced**2).sum(1) / 2
     found = np.empty((len(x), k), dtype=np.int64)
@@ -125,7 +138,7 @@ def _in_lists(rows: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, Lists]:
             continue
         # The nearest y of a row x maximises <x, y> - |y|^2 / 2.
         closeness = torch.addmm(-half_squares[others], reduced[queries], reduced[others].T)
-        candidates = others[closeness.topk(min(KEPT * (k + 1), len(others)), sorted=False).indices]
+        candidates = others[closeness.topk(min(KEPT * effort * (k + 1), len(others)), sorted=False).indices]
         blocks = zip(
             torch.split(candidates, 64), torch.split(queries, 64), strict=True
         )  # small blocks stay in the CPU cache
@@ -135,17 +148,17 @@ def _in_lists(rows: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, Lists]:
     return found, lists
 
 
-def _main_axes(x: Tensor, seed: int) -> Tensor:
-    """Return the coordinates on the axes of largest variance of a sample of rows: (N, A), A at most AXES."""
+def _main_axes(x: Tensor, seed: int, count: int) -> Tensor:
+    """Return the coordinates on the axes of largest variance of a sample of rows: (N, A), A at most `count`."""
     sample = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:10_000]
     if x.shape[1] > len(sample):  # a D x D matrix would be too large for embeddings of vocabulary size
         sample = sample[:1000]
     mean = x[sample].mean(0)
     centred = x[sample] - mean
     if x.shape[1] > len(sample):
-        axes = torch.linalg.svd(centred, full_matrices=False).Vh[:AXES].T
+        axes = torch.linalg.svd(centred, full_matrices=False).Vh[:count].T
     else:
-        axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -AXES:]
+        axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -count:]
     coordinates: Tensor = x @ axes - mean @ axes
     return coordinates.contiguous()
 

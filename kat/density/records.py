@@ -28,6 +28,35 @@ class ClusterMass(TypedDict):
     noise: float
 
 
+class GateNumbers(TypedDict):
+    """Whether a density is local, stable and not fooled by crowds; see `kat.density.gates`. None: not measured."""
+
+    local_share: float  # mean share of a prompt's density that comes from itself and its k nearest neighbours
+    centre_correlation: float  # rank correlation of the density with the cosine to the mean embedding
+    crowd_ratio: float | None  # mass of planted near copies over their uniform share, the worst of several places
+    crowd_ratio_mean: float | None
+    stability: float | None  # rank correlation of densities among two halves of the prompts
+    agreement: float | None  # rank correlation with the densities of a second file of embeddings
+    weights_apart: float | None  # total variation from the weights of the second file
+
+
+class DuplicateGroup(TypedDict):
+    """A group of near-duplicates; ids and texts of its first prompts."""
+
+    size: int
+    ids: list[str]
+    texts: list[str]
+
+
+class DuplicateGroups(TypedDict):
+    """Groups of near-duplicates among the prompts."""
+
+    groups: int  # a prompt without near-duplicates is a group
+    groups_of_several: int
+    prompts_in_them: int
+    largest: list[DuplicateGroup]
+
+
 class WeightDiagnostics(TypedDict):
     """Numbers that describe sampling weights."""
 
@@ -39,6 +68,7 @@ class WeightDiagnostics(TypedDict):
     mass_by_source: dict[str, SourceMass]
     mass_by_decile: list[float]  # most crowded tenth first
     clusters: NotRequired[ClusterMass]
+    gates: NotRequired[GateNumbers]  # with the embeddings
     warnings: list[str]
 
 
@@ -50,12 +80,15 @@ class DensityReport(WeightDiagnostics):
     gamma: float
     target_ess: float | None
     cap: float
+    crowd_cap: float
     index: str
     min_recall: float
     bandwidth: float
     recall: float
     error: float | None
     distinct_embeddings: int
+    near_duplicate: float
+    near_duplicates: DuplicateGroups
     capped_share: float
 
 
@@ -75,12 +108,19 @@ class DensityRecord(DensityReport, DensityOrigin):
     seconds: float
 
 
+class GatedWeights(DensityOrigin):
+    """The part of density.json that decides whether weights may train."""
+
+    gates: GateNumbers
+
+
 class WeightRow(TypedDict):
     """A line of weights.jsonl."""
 
     id: str
     density: float
     weight: float
+    group: int  # of near-duplicates
 
 
 class NearestPrompt(TypedDict):

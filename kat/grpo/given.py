@@ -51,7 +51,7 @@ def reward_folder(cfg: DictConfig) -> Path:
         return _model_folder("reward", cfg.reward, TRAINED_BY, cfg.out)
     if cfg.reward_sampler not in ARMS:
         raise UserError(f"reward_sampler={cfg.reward_sampler}: unknown; use one of {', '.join(ARMS)}")
-    changes = {"tracker": cfg.tracker, "held_out": cfg.held_out}
+    changes = {"tracker": cfg.tracker, "held_out": cfg.held_out, "force_weights": cfg.force_weights}
     reward_cfg = config_of(cfg, "train", "reward", f"sampler={cfg.reward_sampler}", **changes)
     if not (Path(reward_cfg.out) / "result.json").is_file():
         log(f"{reward_cfg.out}: no reward model there yet, so task=reward comes first")

@@ -7,10 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from omegaconf import DictConfig
+from torch import Tensor
 
-from kat.data.tables import read_clusters
+from kat.data.tables import read_clusters, same_ids
 from kat.density.diagnostics import diagnose_weights
+from kat.density.duplicates import describe_groups, near_duplicate_groups
 from kat.density.estimate import Density, DensitySpec, estimate
+from kat.density.gates import FEWEST, measure_gates
 from kat.density.plots import plot_weights
 from kat.density.records import DensityRecord, DensityReport, WeightRow
 from kat.embedding.store import load_embeddings
@@ -47,6 +50,8 @@ def density(cfg: DictConfig) -> DensityReport:
     clusters = None if cfg.clusters_file is None else read_clusters(locate(cfg, "clusters_file"), ids)
     started = time.monotonic()
     found = estimate(emb, spec, cfg.seed)
+    gates = measure_gates(emb, spec, found, cfg.seed, _second_density(cfg, spec, ids))
+    groups = near_duplicate_groups(emb, cfg.near_duplicate, spec, cfg.seed)
     seconds = time.monotonic() - started
     report: DensityReport = {
         "estimator": spec.estimator,
@@ -54,6 +59,7 @@ def density(cfg: DictConfig) -> DensityReport:
         "gamma": found.gamma,
         "target_ess": spec.target_ess,
         "cap": spec.cap,
+        "crowd_cap": spec.crowd_cap,
         "index": found.index,
         "min_recall": spec.min_recall,
         "bandwidth": found.bandwidth,
@@ -61,10 +67,12 @@ def density(cfg: DictConfig) -> DensityReport:
         "error": found.error,
         "distinct_embeddings": found.distinct,
         "capped_share": found.capped,
-        **diagnose_weights(found.density, found.weights, found.gamma, [prompt.source for prompt in prompts], clusters),
+        "near_duplicate": cfg.near_duplicate,
+        "near_duplicates": describe_groups(groups, ids, [prompt.text for prompt in prompts]),
+        **diagnose_weights(found.density, found.weights, [prompt.source for prompt in prompts], clusters, gates),
     }
     if is_main_process():
-        write_jsonl(out, _weight_rows(ids, found))
+        write_jsonl(out, _weight_rows(ids, found, groups))
         record: DensityRecord = {
             **report,
             "format": FORMAT,
@@ -90,9 +98,20 @@ def density_spec(cfg: DictConfig) -> DensitySpec:
     return typed(DensitySpec, {f.name: cfg.sampler[f.name] for f in fields(DensitySpec)}, "sampler.")
 
 
-def _weight_rows(ids: list[str], found: Density) -> list[WeightRow]:
-    numbers = zip(ids, found.density.tolist(), found.weights.tolist(), strict=True)
-    return [{"id": name, "density": value, "weight": weight} for name, value, weight in numbers]
+def _second_density(cfg: DictConfig, spec: DensitySpec, ids: list[str]) -> Density | None:
+    """Return the density from compare_file, the embeddings of the same prompts by another embedder; None without it."""
+    if cfg.compare_file is None:
+        return None
+    path = locate(cfg, "compare_file")
+    names, emb = load_embeddings(path)
+    row = {name: i for i, name in enumerate(names)}
+    order = [row[name] for name in same_ids(ids, row, "the embeddings", str(path), "embed the same prompts for both")]
+    return estimate(emb[order], spec, cfg.seed)
+
+
+def _weight_rows(ids: list[str], found: Density, groups: Tensor) -> list[WeightRow]:
+    numbers = zip(ids, found.density.tolist(), found.weights.tolist(), groups.tolist(), strict=True)
+    return [{"id": name, "density": value, "weight": weight, "group": group} for name, value, weight, group in numbers]
 
 
 def _print_summary(report: DensityReport, seconds: float, out: Path) -> None:
@@ -114,6 +133,28 @@ def _print_summary(report: DensityReport, seconds: float, out: Path) -> None:
             f"{c['total_variation']:.3f}, mass of the smaller half {c['rare_uniform']:.3f} -> {c['rare']:.3f} (equal "
             f"shares: {c['rare_wanted']:.2f}), noise {c['noise_uniform']:.3f} -> {c['noise']:.3f}"
         )
+    _print_gates(report)
     for warning in report["warnings"]:
         log(f"warning: {warning}")
     log(f"weights: {out}; diagnostics: {sidecar_path(out, 'density.json')}, {sidecar_path(out, 'density.png')}")
+
+
+def _print_gates(report: DensityReport) -> None:
+    gates, near = report["gates"], report["near_duplicates"]
+    shown = {
+        "local share": gates["local_share"],
+        "rank correlation with the centre": gates["centre_correlation"],
+        "planted crowd over uniform": gates["crowd_ratio"],
+        "stability over halves": gates["stability"],
+        "agreement of the embedders": gates["agreement"],
+        "total variation of their weights": gates["weights_apart"],
+    }
+    print("gates: " + ", ".join(f"{name} {value:.2f}" for name, value in shown.items() if value is not None))
+    if gates["crowd_ratio"] is None:
+        log(f"note: fewer than {FEWEST} different prompts, so no crowd is planted and no halves are compared")
+    print(
+        f"near-duplicates: {near['prompts_in_them']} prompts in {near['groups_of_several']} groups, {near['groups']} "
+        "groups in all"
+    )
+    for group in near["largest"]:
+        print(f"  {group['size']} x  " + "  |  ".join(text.replace("\n", " ")[:60] for text in group["texts"]))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import read_weights, same_ids
-from kat.density.records import DensityOrigin
+from kat.density.gates import require_crowd_gate
+from kat.density.records import DensityOrigin, GatedWeights
 from kat.embedding.store import too_long_ids
 from kat.pipeline.artifacts import sidecar_path
 from kat.records import read_kat_record
@@ -37,6 +38,29 @@ def check_origin(weights: Path, embeddings: Path | None = None) -> None:
     for path, digest in ((weights, found["weights_sha256"]), (embeddings, found["embeddings_sha256"])):
         if path is not None and digest != file_sha256(path):
             raise UserError(f"{path}: is not the file that {record} describes; run task=density again")
+
+
+def check_crowd_gate(weights: Path, force: bool) -> None:
+    """Check that weights passed the crowd gate when they were made. Weights without a density.json are used unchecked.
+
+    Args:
+        weights: The file of the weights.
+        force: Whether weights that fail it are accepted, with a warning.
+
+    Raises:
+        UserError: A planted crowd is drawn as often as uniformly or more often, or the file has no gates.
+    """
+    record = sidecar_path(weights, "density.json")
+    if not record.is_file():
+        log(f"note: {record} does not exist, so it is unknown whether {weights} feeds crowds")
+        return
+    gates = read_kat_record(GatedWeights, record, "run task=density again")["gates"]
+    try:
+        require_crowd_gate(gates, str(weights))
+    except UserError as error:
+        if not force:
+            raise
+        log(f"warning: force_weights=true: {error}")
 
 
 def prompts_of(ids: list[str], path: Path, embeddings: Path) -> list[Prompt]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from kat.data.prompts import read_prompts
-from kat.data.tables import read_weights, same_ids
+from kat.data.tables import read_groups, read_weights, same_ids
 from kat.pipeline.artifacts import destination, locate, sampler_settings, task
 from kat.pipeline.origin import check_origin
 from kat.sampling.arms import ARMS, ArmInputs, FixedWeights, build_arm
+from kat.sampling.base import GROUPS
 from kat.sampling.draws import draw
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
@@ -32,7 +33,8 @@ def subsample(cfg: DictConfig) -> list[str]:
     ids, _, measured = read_weights(source)
     check_origin(source)
     same_ids(ids, {prompt.id for prompt in read_prompts(prompts)}, str(source), str(prompts), "run task=density again")
-    inputs = ArmInputs(ids, cfg.seed, dict(zip(ids, measured.tolist(), strict=True)))
+    groups = read_groups(source) if GROUPS in ARMS[cfg.sampler.name].needs else {}
+    inputs = ArmInputs(ids, cfg.seed, dict(zip(ids, measured.tolist(), strict=True)), groups=groups)
     weights = build_arm(cfg.sampler.name, sampler_settings(cfg), inputs).sampling_weights
     budget, drawable = cfg.budget, int((weights > 0).sum())
     if not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget <= drawable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kat.sampling.adaptive import AdaptiveWeights
-from kat.sampling.base import ARMS, DENSITY, Arm, ArmInputs, Observation, register_arm
+from kat.sampling.base import ARMS, Arm, ArmInputs, Observation, register_arm
 from kat.sampling.fixed import FixedWeights
 from latentwire.harness.errors import UserError
 from latentwire.harness.registry import check_dials, dials_of
@@ -30,12 +30,12 @@ __all__ = [
 
 
 def needs_density(name: str) -> bool:
-    """Return whether an arm needs the weights of task=density.
+    """Return whether an arm needs the file of task=density: its weights, or its groups of near-duplicates.
 
     Raises:
         UserError: No arm has this name.
     """
-    return DENSITY in ARMS[name].needs
+    return bool(ARMS[name].needs)
 
 
 def build_arm(name: str, settings: Mapping[str, object], inputs: ArmInputs) -> Arm:

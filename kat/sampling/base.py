@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
 import torch
@@ -19,7 +20,8 @@ from latentwire.harness.results import JsonObject
 
 A = TypeVar("A", bound="Arm")
 
-DENSITY = "density"  # what an arm may need: the weights of task=density
+# What an arm may need. Both are in the file of task=density: the weights, and the groups of near-duplicates.
+DENSITY, GROUPS = "density", "groups"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class ArmInputs:
         too_long: Ids of prompts that have no weight because they were too long for the embedder.
         prompts_per_step: Number of draws of a step.
         setting: Name of the setting with that number, for messages.
+        groups: Group of near-duplicates by prompt id. Only arms with needs=("groups",) use it.
     """
 
     ids: Sequence[str]
@@ -62,6 +65,7 @@ class ArmInputs:
     too_long: Sequence[str] = ()
     prompts_per_step: int = 1
     setting: str = "prompts_per_step"
+    groups: Mapping[str, int] = field(default_factory=dict)
 
 
 class Arm(ABC):
@@ -74,9 +78,9 @@ class Arm(ABC):
         name: Name under which the class is registered; `register_arm` sets it.
         needs: What the class needs besides the prompts; `register_arm` sets it.
         rows: Rows that can be drawn, (M,) int64. A prompt that was too long for the embedder is not among them if the
-            arm needs density.
-        base_weights: Weights of these rows, (M,) float64, sum 1: from task=density if the arm needs them, else
-            equal weights.
+            arm needs density or groups.
+        base_weights: Weights of these rows, (M,) float64, sum 1: from task=density if the arm needs density, equal for
+            every group of near-duplicates if it needs groups, else equal for every row.
         never_drawn: Number of training prompts that cannot be drawn, N - M.
 
     Args:
@@ -174,21 +178,27 @@ class Arm(ABC):
 def _drawable(arm: type[Arm], inputs: ArmInputs) -> tuple[Tensor, Tensor]:
     """Return the rows that an arm can draw, (M,) int64, and their base weights, (M,) float64."""
     ids = inputs.ids
-    if DENSITY not in arm.needs:
+    if not arm.needs:
         return torch.arange(len(ids)), torch.full((len(ids),), 1 / max(len(ids), 1), dtype=torch.float64)
-    left_out = set(inputs.too_long)
-    if unknown := [name for name in ids if name not in inputs.measured and name not in left_out]:
+    left_out, by_group = set(inputs.too_long), DENSITY not in arm.needs
+    known: Mapping[str, float] = inputs.groups if by_group else inputs.measured
+    if unknown := [name for name in ids if name not in known and name not in left_out]:
+        lacks = "group of near-duplicates" if by_group else "weight"
         raise UserError(
-            f"sampler={arm.name}: {len(unknown)} of {len(ids)} prompts have pairs but no weight, {unknown[0]} for "
+            f"sampler={arm.name}: {len(unknown)} of {len(ids)} prompts have pairs but no {lacks}, {unknown[0]} for "
             "instance; run task=prompts, task=embed and task=density again on these pairs"
         )
-    rows = [row for row, name in enumerate(ids) if name in inputs.measured]
+    rows = [row for row, name in enumerate(ids) if name in known]
     if not rows:
         raise UserError(
             f"sampler={arm.name}: all {len(ids)} training prompts were too long for the embedder, so none can be "
             "drawn; use an embedder with a longer context, or sampler=uniform"
         )
-    return torch.tensor(rows), checked_weights([inputs.measured[ids[row]] for row in rows])
+    values = [known[ids[row]] for row in rows]
+    if by_group:
+        sizes = Counter(values)
+        values = [1 / sizes[group] for group in values]
+    return torch.tensor(rows), checked_weights(values)
 
 
 def _config_of(name: str, arm: type[Arm]) -> JsonObject:
@@ -208,13 +218,16 @@ def register_arm(name: str, *, needs: tuple[str, ...] = ()) -> Callable[[type[A]
 
     Args:
         name: Name of the arm.
-        needs: What the arm needs besides the prompts: ("density",) for the weights of task=density.
+        needs: What the arm needs besides the prompts: ("density",) for the weights of task=density, ("groups",) for
+            its groups of near-duplicates.
 
     Raises:
         UserError: The name is taken or not an identifier, or a need is unknown.
     """
-    if unknown := sorted(set(needs) - {DENSITY}):
-        raise UserError(f"sampler={name}: needs={unknown[0]} is unknown; an arm can need {DENSITY}, or nothing")
+    if unknown := sorted(set(needs) - {DENSITY, GROUPS}):
+        raise UserError(
+            f"sampler={name}: needs={unknown[0]} is unknown; an arm can need {DENSITY}, {GROUPS}, or nothing"
+        )
 
     def register(arm: type[A]) -> type[A]:
         ARMS.add(name, arm)

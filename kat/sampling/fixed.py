@@ -1,4 +1,4 @@
-"""Arms whose weights are known before training: uniform, density and two controls. Main entry: `FixedWeights`."""
+"""Arms whose weights are known before training: density and its controls. Main entry: `FixedWeights`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kat.sampling.base import DENSITY, Arm, ArmInputs, Observation, register_arm
+from kat.sampling.base import DENSITY, GROUPS, Arm, ArmInputs, Observation, register_arm
 from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.checkpoint import State
 
@@ -90,6 +90,15 @@ class Uniform(FixedWeights):
 
     def weigh(self, weights: Tensor) -> Tensor:
         """Return the equal base weights, (M,)."""
+        return weights
+
+
+@register_arm("deduplicated", needs=(GROUPS,))
+class Deduplicated(FixedWeights):
+    """Every group of near-duplicates weighs the same, and so do the prompts of a group among themselves."""
+
+    def weigh(self, weights: Tensor) -> Tensor:
+        """Return the base weights, (M,), which are equal for every group."""
         return weights
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kat.data.prompts import normalise, render_conversation
 from kat.density.diagnostics import diagnose_weights
 from kat.density.estimate import Density, DensitySpec, estimate
+from kat.density.gates import measure_gates
 from kat.embedding.pooling import embed_hidden
 from latentwire.harness.errors import UserError
 
@@ -39,7 +40,7 @@ def density_of(
         UserError: A prompt has no text, there are too few prompts, or a setting is out of range.
 
     Warns:
-        UserWarning: The weights do nothing or explode, see `kat.density.diagnostics.diagnose_weights`.
+        UserWarning: The weights do nothing, explode or fail a gate, see `kat.density.diagnostics.diagnose_weights`.
     """
     training = model.training
     model.train(False)
@@ -48,7 +49,9 @@ def density_of(
     finally:
         model.train(training)
     found = estimate(emb, spec, seed)
-    for message in diagnose_weights(found.density, found.weights, found.gamma, [""] * len(emb))["warnings"]:
+    gates = measure_gates(emb, spec, found, seed)
+    sources = [""] * len(emb)
+    for message in diagnose_weights(found.density, found.weights, sources, gates=gates)["warnings"]:
         warnings.warn(message, stacklevel=3)
     return found
 

@@ -31,6 +31,7 @@ class DensitySettings(TypedDict, total=False):
     gamma: float | None
     target_ess: float | None
     cap: float
+    crowd_cap: float
     index: str
     min_recall: float
 
@@ -103,14 +104,14 @@ class DensityAwareSampler(Sampler[int]):
             tokenizer: Its tokenizer.
             k: The number of neighbours that sets the scale of the density.
             **settings: Settings of the sampler; `seed` is also the seed of the approximate search. Attributes of
-                `kat.density.estimate.DensitySpec`: estimator, gamma, target_ess, cap, index, min_recall; to set gamma,
-                also set target_ess=None. And batch_tokens, the largest number of positions in one forward pass (8192).
+                `kat.density.estimate.DensitySpec` but k; to set gamma, also set target_ess=None. And batch_tokens,
+                the largest number of positions in one forward pass (8192).
 
         Raises:
             UserError: A prompt has no text, there are too few prompts, or a setting is out of range.
 
         Warns:
-            UserWarning: The weights do nothing or explode, see `kat.density.diagnostics.diagnose_weights`.
+            UserWarning: The weights do nothing, explode or fail a gate, see `kat.density.diagnostics.diagnose_weights`.
         """
         from kat.sampling.from_model import density_of
 

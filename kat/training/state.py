@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypedDict
+from typing import NotRequired, Self, TypedDict
 
 import torch
 from omegaconf import DictConfig
@@ -14,10 +14,12 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from kat.data.heldout import require_share
-from kat.data.tables import read_weights
+from kat.data.tables import read_groups, read_weights
 from kat.embedding.store import too_long_ids
 from kat.pipeline.artifacts import locate, sampler_settings
+from kat.pipeline.origin import check_crowd_gate
 from kat.sampling.arms import ARMS, Arm, ArmInputs, arm_settings, build_arm, needs_density
+from kat.sampling.base import DENSITY, GROUPS
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import State
 from latentwire.harness.errors import UserError
@@ -89,22 +91,28 @@ class ArmIdentity(TypedDict):
     sampler: str
     sampler_settings: JsonObject
     sampler_source: str | None  # digest of the module of a plugin's arm
-    weights_sha256: str | None  # digest of the weights of task=density; None if the arm does not need them
+    weights_sha256: str | None  # digest of the file of task=density; None if the arm does not need it
+    force_weights: NotRequired[bool]  # whether weights that fail the crowd gate may train; for arms that need density
 
 
 def arm_identity(cfg: DictConfig) -> ArmIdentity:
     """Return what decides the draws of a run. The files that the arm needs must exist.
 
     Raises:
-        UserError: The sampler or a setting of it is invalid.
+        UserError: The sampler or a setting of it is invalid, or its weights fail the crowd gate of
+            `kat.density.gates`, unless force_weights is set.
     """
     name = str(cfg.sampler.name)
-    return {
+    identity: ArmIdentity = {
         "sampler": name,
         "sampler_settings": arm_settings(name, sampler_settings(cfg)),
         "sampler_source": ARMS.source_digest(name),
         "weights_sha256": file_sha256(locate(cfg, "weights_file")) if needs_density(name) else None,
     }
+    if DENSITY in ARMS[name].needs:
+        check_crowd_gate(locate(cfg, "weights_file"), cfg.force_weights)
+        identity["force_weights"] = cfg.force_weights
+    return identity
 
 
 def arm_of(cfg: DictConfig, ids: Sequence[str], prompts_per_step: int, setting: str = "prompts_per_step") -> Arm:
@@ -120,7 +128,8 @@ def arm_of(cfg: DictConfig, ids: Sequence[str], prompts_per_step: int, setting: 
         UserError: The weights are missing or damaged, a prompt has no weight, or fewer prompts can be drawn than a step
             needs.
     """
-    inputs = ArmInputs(ids, cfg.seed, *_measured_weights(cfg), prompts_per_step, setting)
+    groups = read_groups(locate(cfg, "weights_file")) if GROUPS in ARMS[cfg.sampler.name].needs else {}
+    inputs = ArmInputs(ids, cfg.seed, *_measured_weights(cfg), prompts_per_step, setting, groups)
     arm = build_arm(cfg.sampler.name, sampler_settings(cfg), inputs)
     if arm.never_drawn:
         log(f"warning: {arm.never_drawn} training prompts were too long for the embedder; they are never drawn")

@@ -24,7 +24,7 @@ TRAINING = [TINY, DATA, "pairs=file", "held_out=0.4", "steps=1", "tuning.blocks=
 COMMANDS = [
     ("train", [*TRAINING, "task=reward", "prompts_per_step=2"]),  # makes pairs, prompts, embeddings and weights
     ("run", [TINY, "task=embed", "embedder=file", "path=outputs/kat/embeddings.pt", "out=taken.pt"]),
-    ("run", ["task=density", "clusters_file=known.json", "sampler.k=3"]),
+    ("run", ["task=density", "clusters_file=known.json", "sampler.k=3", "near_duplicate=0.3"]),
     ("run", ["task=cluster", "clusters=4"]),
     ("run", ["task=project"]),
     ("run", [TINY, DATA, "task=score", "reward=outputs/reward/uniform_seed0"]),
@@ -100,5 +100,6 @@ def test_the_files_of_all_tasks_are_as_their_records_state(entry):
         if hasattr(one, "__required_keys__") and one.__module__ == module.__name__
     }  # fmt: skip
     parts = {"TakenFrom", "PolicyEvaluation", "GrpoOutcome", "RewardOutcome", "WeightDiagnostics", "DensityReport",
-             "DensityOrigin", "DifferenceRow", "ArmPair", "DensityThresholds", "RetrievedPrompt"}  # fmt: skip
+             "DensityOrigin", "GatedWeights", "DifferenceRow", "ArmPair", "DensityThresholds",
+             "RetrievedPrompt"}  # fmt: skip
     assert {kind.__name__ for kind in defined - met} == parts  # fields of other records, and what is only printed

@@ -15,7 +15,9 @@ from sklearn.neighbors import KernelDensity, NearestNeighbors
 from torch.nn.functional import normalize
 
 from kat.density.diagnostics import diagnose_weights, mass_by_decile, on_clusters
-from kat.density.estimate import DensitySpec, effective_sample_size, estimate, gaussian_kernel, kernel_sums, weigh
+from kat.density.estimate import DensitySpec, effective_sample_size, estimate, weigh
+from kat.density.estimators import ESTIMATORS
+from kat.density.kernel import gaussian_kernel, kernel_sums
 from kat.density.nearest import nearest
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
@@ -33,7 +35,7 @@ def spec(**changes) -> DensitySpec:
 
 
 def by_gamma(gamma: float, **changes) -> DensitySpec:
-    return spec(gamma=gamma, target_ess=None, **changes)
+    return spec(**{"gamma": gamma, "target_ess": None, "crowd_cap": 0.0, **changes})
 
 
 def rows(n: int, width: int = 6, seed: int = 0) -> torch.Tensor:
@@ -77,7 +79,7 @@ def test_kernel_sums_match_scikit_learn(monkeypatch):
     norm = len(x) * (0.4 * math.sqrt(2 * math.pi)) ** 5
     whole = kernel_sums(x, torch.ones(150), 0.4)
     np.testing.assert_allclose(whole.numpy(), np.exp(expected) * norm, rtol=1e-5)
-    monkeypatch.setattr("kat.density.estimate.BLOCK", 32)
+    monkeypatch.setattr("kat.density.kernel.BLOCK", 32)
     np.testing.assert_allclose(kernel_sums(x, torch.ones(150), 0.4), whole, rtol=1e-6)
 
 
@@ -94,7 +96,7 @@ GEOMETRY = st.tuples(st.integers(0, 10**6), st.integers(12, 40), st.floats(0.3, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["knn", "kde"])
+@pytest.mark.parametrize("estimator", ["knn", "kde_global"])
 @settings(max_examples=100, deadline=None)
 @given(geometry=GEOMETRY, away=st.floats(0.05, 2.0))
 def test_moving_a_prompt_away_never_lowers_its_weight(estimator, geometry, away):
@@ -115,9 +117,9 @@ def test_moving_a_prompt_away_never_lowers_its_weight(estimator, geometry, away)
     assume(len(others) >= 8)
     settings = by_gamma(gamma, estimator=estimator, k=5, cap=cap)
     before, after = (estimate(torch.cat([point[None], others]), settings) for point in (start, end))
-    assert (after.density <= before.density * (1 + 1e-4)).all() or estimator == "kde"
+    assert (after.density <= before.density * (1 + 1e-4)).all() or estimator == "kde_global"
     comparable = before.density >= before.density[0]
-    if estimator == "kde":
+    if estimator == "kde_global":
         assume(after.bandwidth == pytest.approx(before.bandwidth, rel=1e-6))
         assert (after.density <= before.density * (1 + 1e-4)).all()
     else:
@@ -134,12 +136,12 @@ def test_moving_a_prompt_away_never_lowers_its_weight(estimator, geometry, away)
     assert unnormalised(after.density) >= unnormalised(before.density) * (1 - 1e-3)
 
 
-@pytest.mark.parametrize("estimator", ["knn", "kde"])
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
 @pytest.mark.parametrize("weighting", [{"gamma": 1.0, "target_ess": None}, {"gamma": None, "target_ess": 0.5}])
 def test_the_lonely_prompt_weighs_most_and_the_crowded_least(estimator, weighting):
-    crowd = normalize(torch.tensor([1.0, 0, 0, 0]) + 0.05 * torch.randn(40, 4, generator=draws(1)))
-    few = normalize(torch.tensor([0, 1.0, 0, 0]) + 0.1 * torch.randn(8, 4, generator=draws(2)))
-    lonely = torch.tensor([[0, 0, 0, 1.0]])
+    crowd = normalize(torch.eye(32)[0] + 0.05 * torch.randn(40, 32, generator=draws(1)))
+    few = normalize(torch.eye(32)[1] + 0.1 * torch.randn(8, 32, generator=draws(2)))
+    lonely = torch.eye(32)[2:3]
     weights = estimate(torch.cat([crowd, few, lonely]), spec(estimator=estimator, k=3, cap=1.0, **weighting)).weights
     assert weights[48] == pytest.approx(float(weights.max()))
     assert weights[:40].mean() < weights[40:48].min() < weights[48]
@@ -169,7 +171,7 @@ def test_a_rarer_prompt_never_weighs_less_at_any_gamma(density, gamma, cap, row,
 # Duplicates.
 
 
-@pytest.mark.parametrize("estimator", ["knn", "kde"])
+@pytest.mark.parametrize("estimator", ["knn", "kde_global"])
 def test_exact_duplicates_share_one_weight(estimator):
     """With knn, the place keeps its weight; with kde, each copy raises the density by 1."""
     x = rows(40, 8)
@@ -192,13 +194,13 @@ def test_nearly_equal_rows_have_a_floor_under_their_distance():
     found = estimate(torch.cat([close, rows(20, 3)]), by_gamma(0.5, estimator="knn", k=3))
     assert found.density.max() <= 20 / 1e-4
     assert found.weights.min() > 0
-    found = estimate(torch.cat([close, rows(20, 3)]), by_gamma(0.5, estimator="kde", k=3))
+    found = estimate(torch.cat([close, rows(20, 3)]), by_gamma(0.5, estimator="kde_global", k=3))
     assert found.bandwidth == pytest.approx(1e-4)
     assert found.density.min() >= 1  # each prompt counts itself, at any distance to the others
 
 
 def test_duplicates_count_across_blocks(monkeypatch):
-    monkeypatch.setattr("kat.density.estimate.BLOCK", 16)
+    monkeypatch.setattr("kat.density.kernel.BLOCK", 16)
     x, copies = rows(40, 8), torch.arange(1, 41)
     written_out = kernel_sums(x.repeat_interleave(copies, 0), torch.ones(820), 0.4)[copies.cumsum(0) - 1]
     torch.testing.assert_close(kernel_sums(x, copies.double(), 0.4), written_out, rtol=1e-4, atol=0)
@@ -238,7 +240,11 @@ def test_a_target_that_no_gamma_reaches_is_refused(density, target, reason):
 
 # Planted clusters with noise and anisotropy.
 
-NAMED = {"default": {}, "kde, gamma 1": {"gamma": 1.0, "target_ess": None}}
+NAMED = {
+    "default": {},
+    "kde_global": {"estimator": "kde_global"},
+    "kde_global, gamma 1": {"estimator": "kde_global", "gamma": 1.0, "target_ess": None},
+}
 
 
 @pytest.mark.float_path
@@ -263,7 +269,7 @@ def test_planted_clusters_get_nearly_even_shares(name):
 def test_cosine_to_all_others_would_do_nothing_here():
     x, labels = planted(0)
     weights = 1 / (1e-3 + x @ x.mean(0)).double()
-    found = diagnose_weights(1 / weights, weights / weights.sum(), 1.0, ["toy"] * len(x), labels)
+    found = diagnose_weights(1 / weights, weights / weights.sum(), ["toy"] * len(x), labels)
     assert found["warnings"][0].startswith("the weights do nothing")
     assert found["clusters"]["total_variation"] > 0.4
 
@@ -288,8 +294,15 @@ def test_lists_find_nearly_all_and_say_how_many(monkeypatch):
 
 def test_a_recall_below_the_floor_is_an_error(monkeypatch):
     monkeypatch.setattr("kat.density.nearest.PROBES", 1)
+    monkeypatch.setattr("kat.density.nearest.EFFORTS", (1,))
     with pytest.raises(UserError, match=r"below min_recall=0\.99.*sampler\.index=exact"):
         nearest(rows(3000, 32), 10, index="ivf", min_recall=0.99, seed=0)
+
+
+def test_more_lists_are_searched_until_the_recall_is_reached(monkeypatch):
+    monkeypatch.setattr("kat.density.nearest.PROBES", 4)
+    assert nearest(rows(3000, 32), 10, index="ivf", min_recall=0.2, seed=0).recall < 0.4
+    assert nearest(rows(3000, 32), 10, index="ivf", min_recall=0.4, seed=0).recall >= 0.4
 
 
 def test_lists_shorter_than_k_are_completed_exactly():
@@ -317,7 +330,8 @@ def test_wide_embeddings_need_no_width_by_width_matrix(monkeypatch):
 def test_approximate_kernel_sums_report_their_error(monkeypatch):
     """They compute less than half of the kernels; an error above 5% is refused."""
     x, _ = planted(0, n=4000, width=64)
-    exact = estimate(x, spec(index="exact"))
+    kde = spec(estimator="kde_global")
+    exact = estimate(x, dataclasses.replace(kde, index="exact"))
     assert exact.error == 0 and estimate(x[:100], spec(estimator="knn")).error is None
     computed = []
 
@@ -325,24 +339,24 @@ def test_approximate_kernel_sums_report_their_error(monkeypatch):
         computed.append(len(a) * len(b))
         return kernel(a, b, bandwidth)
 
-    monkeypatch.setattr("kat.density.estimate.gaussian_kernel", counted)
-    monkeypatch.setattr("kat.density.estimate.FAR", 300)
-    monkeypatch.setattr("kat.density.estimate.ERROR_ROWS", 500)
-    found = estimate(x, spec(index="ivf"))
+    monkeypatch.setattr("kat.density.kernel.gaussian_kernel", counted)
+    monkeypatch.setattr("kat.density.kernel.FAR", 300)
+    monkeypatch.setattr("kat.density.kernel.ERROR_ROWS", 500)
+    found = estimate(x, dataclasses.replace(kde, index="ivf"))
     assert sum(computed) < 4000**2 / 2
     true = float((found.density / kernel_sums(x, torch.ones(4000), found.bandwidth) - 1).abs().mean())
     assert found.error == pytest.approx(true, rel=0.2)
     assert 0 < true < 0.06
     assert float((found.weights - exact.weights).abs().sum() / 2) < 0.02
-    assert torch.equal(found.density, estimate(x, spec(index="ivf")).density)
-    monkeypatch.setattr("kat.density.estimate.FAR", 0)
+    assert torch.equal(found.density, estimate(x, dataclasses.replace(kde, index="ivf")).density)
+    monkeypatch.setattr("kat.density.kernel.FAR", 0)
     with pytest.raises(UserError, match=r"densities have a mean error of .*more than 5%; use sampler\.index=exact"):
-        estimate(x, spec(index="ivf"))
+        estimate(x, dataclasses.replace(kde, index="ivf"))
 
 
 def test_duplicates_count_in_lists_as_often_as_they_occur():
     x = torch.cat([rows(600, 16), rows(600, 16)[:50].repeat(3, 1)])
-    found = estimate(x, by_gamma(1.0, index="ivf", min_recall=0.0))
+    found = estimate(x, by_gamma(1.0, estimator="kde_global", index="ivf", min_recall=0.0))
     expected = kernel_sums(x, torch.ones(750), found.bandwidth)
     torch.testing.assert_close(found.density, expected, rtol=1e-4, atol=0)  # FAR covers all of them
 
@@ -359,7 +373,7 @@ def test_deciles_hold_a_tenth_of_the_prompts_each_crowded_first():
 
 def test_diagnosis_by_hand():
     weights = torch.tensor([0.1, 0.1, 0.3, 0.5], dtype=torch.float64)
-    found = diagnose_weights(1 / weights, weights, 1.0, ["b", "a", "a", "b"], torch.tensor([4, 4, 7, -1]))
+    found = diagnose_weights(1 / weights, weights, ["b", "a", "a", "b"], torch.tensor([4, 4, 7, -1]))
     assert found["ess"] == pytest.approx(1 / 0.36)
     assert found["largest_times_uniform"] == pytest.approx(2)
     assert found["mass_by_source"]["a"] == pytest.approx({"prompts": 2, "share": 0.5, "mass": 0.4})
@@ -380,8 +394,8 @@ def test_diagnosis_by_hand():
 
 def test_exploding_weights_give_a_warning():
     weights = torch.cat([torch.tensor([1.0]), torch.full((99,), 1e-6)]).double()
-    found = diagnose_weights(1 / weights, weights / weights.sum(), 30.0, ["a"] * 100)
-    assert [word.split()[2] for word in found["warnings"]] == ["explode:", "30:"]
+    found = diagnose_weights(1 / weights, weights / weights.sum(), ["a"] * 100)
+    assert [word.split()[2] for word in found["warnings"]] == ["explode:"]
 
 
 # Bad input.
@@ -392,7 +406,8 @@ def test_exploding_weights_give_a_warning():
     [
         ({"k": 12}, r"k=12 needs at least 13 different prompts, got 12; lower sampler\.k or add prompts"),
         ({"k": 0}, "k=0: must be at least 1"),
-        ({"estimator": "cosine"}, "estimator=cosine.*kde, knn"),
+        ({"estimator": "kde"}, "estimator=kde: is now called kde_global"),
+        ({"estimator": "cosine"}, "estimator=cosine.*whitened_knn, knn, kde_global"),
         ({"gamma": -1.0, "target_ess": None}, "gamma=-1"),
         ({"gamma": 1.0}, r"gamma=1\.0 target_ess=0\.4: give one"),
         ({"target_ess": None}, "gamma=None target_ess=None"),

@@ -94,6 +94,44 @@ def test_density_then_subsample_cluster_and_project(folder, cli):
 
 
 @pytest.mark.slow
+def test_density_prints_and_stores_the_gates(folder, cli):
+    """Planted clusters of few prompts are stable and local; a second file of the same rows agrees."""
+    blob = torch.load(folder / "embeddings.pt", weights_only=True)
+    torch.save({"ids": blob["ids"][::-1], "emb": blob["emb"].flip(0)}, folder / "other.pt")
+    status, printed, said = cli("task=density", "compare_file=other.pt")
+    assert status == 0, said
+    gates = json.loads((folder / "density.json").read_text())["gates"]
+    assert gates["local_share"] == 1 and 0 <= gates["crowd_ratio_mean"] <= gates["crowd_ratio"] < 1
+    assert gates["stability"] > 0.5 and gates["agreement"] == 1 and gates["weights_apart"] < 1e-6
+    assert f"planted crowd over uniform {gates['crowd_ratio']:.2f}, stability over halves" in printed
+    torch.save({"ids": blob["ids"][1:], "emb": blob["emb"][1:]}, folder / "other.pt")
+    status, _, said = cli("task=density", "compare_file=other.pt")
+    assert status == 1 and "embed the same prompts for both" in said, said
+
+
+@pytest.mark.slow
+def test_near_duplicates_are_shown_and_deduplicated(folder, cli):
+    """Sixty copies of a prompt are one group, which is drawn as often as any other prompt."""
+    blob = torch.load(folder / "embeddings.pt", weights_only=True)
+    x = normalize(torch.randn(N, 32, generator=draws(3)), dim=1)
+    x[:60] = normalize(x[:1] + 0.01 * torch.randn(60, 32, generator=draws(4)), dim=1)
+    torch.save({**blob, "emb": x}, folder / "embeddings.pt")
+    status, printed, said = cli("task=density")
+    assert status == 0, said
+    assert "near-duplicates: 60 prompts in 1 groups, 181 groups in all\n  60 x  prompt p000  |  prompt p001" in printed
+    near = json.loads((folder / "density.json").read_text())["near_duplicates"]
+    assert (near["groups"], near["largest"][0]["size"]) == (181, 60)
+    assert [row["group"] for row in read_rows(folder / "weights.jsonl")] == [*[0] * 60, *range(1, 181)]
+    assert cli("task=subsample", "sampler=deduplicated", "budget=100", "out=./drawn.txt")[0] == 0
+    drawn = Path("drawn.txt").read_text().split()
+    assert len(set(drawn)) == 100 and sum(name < "p060" for name in drawn) < 10
+    edit(folder / "weights.jsonl", lambda rows: [row.pop("group") for row in rows])
+    (folder / "density.json").unlink()
+    status, _, said = cli("task=subsample", "sampler=deduplicated", "budget=100")
+    assert status == 1 and "has no group" in said, said
+
+
+@pytest.mark.slow
 def test_from_the_shell_an_error_is_one_line(folder):
     line = command("run", "task=density", "sampler.k=999")
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment())

@@ -29,7 +29,9 @@ from tests.helpers.random import shifted
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MEASURED = {"a": 0.1, "b": 0.2, "c": 0.3, "held": 0.4}
+GROUPS = {"a": 0, "b": 1, "c": 0, "held": 2}
 EXPECTED = {
+    "deduplicated": [1 / 4, 1 / 4, 1 / 2],
     "uniform": [1 / 3, 1 / 3, 1 / 3],
     "density": [0.5, 1 / 6, 1 / 3],
     "reversed": [1 / 6, 0.5, 1 / 3],
@@ -42,7 +44,8 @@ def some(name: str, count: int = 3, *, seed: int = 0, **settings: float) -> Arm:
     """Return an arm for prompts c, a, b and so on."""
     ids = ["c", "a", "b", *(f"p{i}" for i in range(count - 3))]
     measured = MEASURED | {f"p{i}": 0.05 * (i + 1) for i in range(count - 3)}
-    return build_arm(name, settings or _defaults(name), ArmInputs(ids, seed, measured))
+    groups = GROUPS | {f"p{i}": 3 + i // 2 for i in range(count - 3)}
+    return build_arm(name, settings or _defaults(name), ArmInputs(ids, seed, measured, groups=groups))
 
 
 def _defaults(name: str) -> dict[str, float]:
@@ -117,7 +120,9 @@ def test_the_size_of_a_step_changes_no_draw(name):
 def test_an_arm_refuses_fewer_prompts_than_a_step_needs(name):
     reason = f"^grpo.prompts_per_step=4: sampler={name} can draw 3 of the 3 training prompts"
     with pytest.raises(UserError, match=reason):
-        build_arm(name, _defaults(name), ArmInputs(["a", "b", "c"], 0, MEASURED, (), 4, "grpo.prompts_per_step"))
+        build_arm(
+            name, _defaults(name), ArmInputs(["a", "b", "c"], 0, MEASURED, (), 4, "grpo.prompts_per_step", GROUPS)
+        )
 
 
 def test_an_arm_remembers_what_it_learns_later():
@@ -144,15 +149,15 @@ def test_an_arm_remembers_what_it_learns_later():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_state_of_another_arm_is_refused(name):
-    other = build_arm(name, _defaults(name), ArmInputs(["a", "b", "c", "held"], 0, MEASURED))
+    other = build_arm(name, _defaults(name), ArmInputs(["a", "b", "c", "held"], 0, MEASURED, groups=GROUPS))
     for state in (other.state_dict(), some(name, seed=1).state_dict(), {}):
         with pytest.raises(UserError, match=r"would not continue|not a sampler state"):
             some(name).load_state_dict(state)
 
 
 def test_the_arms_that_need_density():
-    assert {name for name in SHIPPED if needs_density(name)} == {"density", "reversed", "shuffled"}
-    with pytest.raises(UserError, match=r"^sampler=rare: unknown; use one of .*uniform, density"):
+    assert {name for name in SHIPPED if needs_density(name)} == {"deduplicated", "density", "reversed", "shuffled"}
+    with pytest.raises(UserError, match=r"^sampler=rare: unknown; use one of .*uniform, deduplicated, density"):
         needs_density("rare")
 
 
@@ -380,7 +385,9 @@ def test_an_arm_without_a_file_is_configured_by_its_signature():
 
 
 def test_registration_refuses_unknown_needs_and_taken_names():
-    with pytest.raises(UserError, match="sampler=root: needs=gpu is unknown; an arm can need density, or nothing"):
+    with pytest.raises(
+        UserError, match="sampler=root: needs=gpu is unknown; an arm can need density, groups, or nothing"
+    ):
         register_arm("root", needs=("gpu",))
     with pytest.raises(UserError, match=r"uniform: .* both register this name"):
         register_arm("uniform")(Root)

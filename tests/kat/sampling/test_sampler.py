@@ -22,6 +22,7 @@ from kat.sampling.plan import DrawPlan, DrawSettings
 from kat.sampling.sampler import DensityAwareSampler, ModelSettings
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
+from tests.helpers.lifelike import lifelike
 from tests.helpers.random import draws, shifted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -367,7 +368,7 @@ def test_from_model_embeds_weighs_and_samples(tiny):
     assert tiny.model.training
     assert sampler.plan.seed == 1
     tiny.model.eval()
-    spec = DensitySpec("kde", 5, None, 0.4, 0.95, "auto", 0.95)
+    spec = DensitySpec(k=5)
     expected = estimate(embed_hidden(tiny.model, tiny.tokenizer, PROMPTS), spec).weights
     torch.testing.assert_close(sampler.weights, expected)
     assert sampler.weights.argsort()[-2:].sort().values.tolist() == [20, 21]
@@ -418,8 +419,16 @@ def test_from_model_keeps_its_density_and_warns(tiny):
         sampler(gamma=100.0, target_ess=None, cap=1.0)
     assert [str(warning.message).split(":")[0].split(" is ")[0] for warning in found] == [
         "the weights explode",
-        "gamma",
     ]
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(("estimator", "feeds"), [("whitened_knn", False), ("kde_global", True)])
+def test_from_model_warns_about_weights_that_feed_crowds(tiny, monkeypatch, estimator, feeds):
+    monkeypatch.setattr("kat.sampling.from_model.embed_hidden", lambda *_: lifelike())
+    with pytest.warns(UserWarning) as found:
+        DensityAwareSampler.from_model(["text"] * 800, tiny.model, tiny.tokenizer, estimator=estimator)
+    assert any(str(warning.message).startswith("a crowd of 20 near copies") for warning in found) == feeds
 
 
 def test_the_tokenizer_gives_the_maximum_length(tiny):
