@@ -387,3 +387,36 @@ def test_every_path_of_the_readmes_file_tree_exists():
     paths = [path for path in tree_paths((ROOT / "README.md").read_text(encoding="utf-8")) if path not in ignored]
     assert len(paths) >= 10, "the README has no file tree, or it is not in a block with a line latentwire/"
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def names_of_a_registry(module: str) -> set[str]:
+    """Return the registries that a module defines, and its functions and classes that look a name up in one."""
+    body = MODULES[module].body
+    registries = {
+        node.target.id
+        for node in body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        and ast.unparse(node.annotation).startswith("Registry[")
+    }  # fmt: skip
+    users = {
+        node.name
+        for node in body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("register_")
+        and any(isinstance(part, ast.Name) and part.id in registries for part in ast.walk(node))
+    }  # fmt: skip
+    return registries | users
+
+
+def test_registries_are_imported_where_they_are_filled():
+    """base.py defines a registry and the modules next to it fill it, so other rooms import it from one of those."""
+    bases = {name: names_of_a_registry(name) for name in MODULES if name.endswith(".base")}
+    assert {"EMBEDDERS", "EmbedderSpec"} <= bases["kat.embedding.base"] and "ARMS" in bases["kat.sampling.base"]
+    early = [
+        f"{module}: {alias.name} from {node.module}"
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and room_of(str(node.module)) != room_of(module)
+        for alias in node.names
+        if alias.name in bases.get(str(node.module), ())
+    ]
+    assert not early
