@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 
 from kat.data.prompts import read_prompts
 from kat.embedding.pooling import HiddenEmbedder, embed_texts
-from latentwire.harness.device import choose_dtype, describe_machine
+from latentwire.harness.device import describe_machine
 from latentwire.harness.paths import CONF
+from latentwire.harness.precision import choose_dtype
 from latentwire.harness.typed_config import typed
 from latentwire.lm.models import load_model
 from latentwire.lm.spec import ModelSpec

@@ -38,10 +38,11 @@ from latentwire.data.examples import DataSpec, choose_examples, load_data
 from latentwire.data.prompts import FewShotPrompt, PromptWriter
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.setup import Component, EvaluationSetup, Settings, prepare
-from latentwire.harness.device import accelerator_state, choose_dtype, describe_machine
+from latentwire.harness.device import accelerator_state, describe_machine
 from latentwire.harness.grids import expand, factors
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.paths import CONF
+from latentwire.harness.precision import choose_dtype
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json
 from latentwire.harness.typed_config import typed

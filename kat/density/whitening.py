@@ -1,6 +1,8 @@
-"""Whitened embeddings, in which no direction dominates the distances. Main entry: `whiten()`."""
+"""Whitened embeddings, in which no direction dominates the distances. Main entries: `whiten()`, `fit_whitening()`."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +15,31 @@ WIDEST = 4096  # dimensions up to which all rows decide the axes; a matrix of D 
 SAMPLE = 2048  # rows that decide the axes of wider embeddings
 CENTRE = 0.1  # constant coordinate, as a share of the root-mean-square length of the whitened rows
 BLOCK = 65_536  # rows in float64 at a time
+
+
+@dataclass(frozen=True)
+class ShrunkWhitening:
+    """A shrunk whitening of rows of width D, fitted to embeddings by `fit_whitening`.
+
+    Attributes:
+        mean: The mean of the embeddings, (D,) float64.
+        axes: Their principal axes, each divided by its scale, (D, A) float64.
+        centre: The constant coordinate, in the units of the whitened rows.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    centre: float
+
+    @property
+    def dim(self) -> int:
+        """The width of whitened rows, A + 1."""
+        return self.axes.shape[1] + 1
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return rows after whitening, as unit rows: (B, D) -> (B, A + 1) float32."""
+        y = (rows.double() - self.mean) @ self.axes  # (B, A)
+        return normalize(torch.cat([y, y.new_full((len(y), 1), self.centre)], dim=1), dim=1).float()
 
 
 def whiten(x: Tensor, seed: int = 0) -> Tensor:
@@ -32,7 +59,7 @@ def whiten(x: Tensor, seed: int = 0) -> Tensor:
         seed: The seed of the sample that decides the axes, for D above 4,096.
 
     Returns:
-        Unit rows, (N, A) float32, with A <= min(D, N - 1) + 1.
+        Unit rows, (N, A + 1) float32, with A <= min(D, N - 1).
 
     Raises:
         UserError: The rows vary in fewer than two directions.
@@ -41,6 +68,20 @@ def whiten(x: Tensor, seed: int = 0) -> Tensor:
     >>> x = torch.randn(500, 3, generator=generator) * torch.tensor([100.0, 1.0, 1.0]) + 7
     >>> [round(float(variance), 1) for variance in whiten(x).var(0)]  # the largest was 10,000 times the others
     [0.3, 0.3, 0.4, 0.0]
+    """
+    whitening = fit_whitening(x, seed)
+    return torch.cat([whitening(block) for block in x.split(BLOCK)])
+
+
+def fit_whitening(x: Tensor, seed: int = 0) -> ShrunkWhitening:
+    """Return the whitening that `whiten` applies to x, for rows that come later.
+
+    Args:
+        x: Rows, (N, D).
+        seed: The seed of the sample that decides the axes, for D above 4,096.
+
+    Raises:
+        UserError: The rows vary in fewer than two directions.
     """
     fitted = x if x.shape[1] <= WIDEST else x[_sampled_rows(len(x), seed)]
     mean = sum((block.double().sum(0) for block in fitted.split(BLOCK)), torch.zeros(x.shape[1]).double()) / len(fitted)
@@ -53,14 +94,8 @@ def whiten(x: Tensor, seed: int = 0) -> Tensor:
         )
     variance, axes = variance[kept], axes[:, kept]  # (A,), (D, A)
     scale = (variance + variance.median()).sqrt()  # (A,)
-    axes /= scale
-    centre = CENTRE * float((variance / scale**2).sum().sqrt())  # the sum is the mean square length
-
-    def coordinates(block: Tensor) -> Tensor:
-        y = (block.double() - mean) @ axes  # (B, A)
-        return normalize(torch.cat([y, y.new_full((len(y), 1), centre)], dim=1), dim=1).float()
-
-    return torch.cat([coordinates(block) for block in x.split(BLOCK)])
+    length = float((variance / scale**2).sum().sqrt())  # root mean square
+    return ShrunkWhitening(mean, axes / scale, CENTRE * length)
 
 
 def _sampled_rows(n: int, seed: int) -> Tensor:

@@ -21,9 +21,9 @@ from kat.grpo.rollout import Sampling
 from kat.pipeline.artifacts import locate
 from kat.training.lineage import require_unseen
 from kat.training.model_folder import TrainedModel, find_models
-from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
+from latentwire.harness.precision import choose_dtype
 from latentwire.harness.progress import log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import config_hash

@@ -6,8 +6,8 @@ import torch
 from omegaconf import DictConfig
 
 from kat.embedding.registry import EmbedderInputs, EmbedderSpec
-from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
+from latentwire.harness.precision import choose_dtype
 from latentwire.harness.typed_config import plain_values, typed
 from latentwire.lm.spec import ModelSpec
 

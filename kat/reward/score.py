@@ -20,9 +20,10 @@ from kat.reward.model import load_reward_model
 from kat.reward.report import ScoredPair, evaluate_by_part, render_reward_report
 from kat.reward.scoring import max_sequence_length, score
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import accelerator_state, choose_dtype
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
+from latentwire.harness.precision import choose_dtype
 from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import DamagedResultError, JsonObject, write_json, write_jsonl
 from latentwire.harness.typed_config import typed

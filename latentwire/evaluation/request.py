@@ -16,9 +16,9 @@ from latentwire.encoders.checkpoint import about_latents
 from latentwire.encoders.registry import latents_plugins
 from latentwire.evaluation.metrics import ALWAYS, ANSWER_METRICS, Scoring
 from latentwire.evaluation.setup import FITTED_ON, Component, Settings
-from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
+from latentwire.harness.precision import choose_dtype
 from latentwire.harness.results import JsonObject, config_hash
 from latentwire.harness.typed_config import plain_values, typed
 from latentwire.lm.spec import ModelSpec

@@ -13,8 +13,8 @@ from latentwire.data.examples import Dataset, DataSpec, choose_examples, load_da
 from latentwire.data.prompts import FewShotPrompt, PromptWriter
 from latentwire.evaluation import detectors
 from latentwire.evaluation.metrics import Scoring
-from latentwire.harness.device import choose_dtype
 from latentwire.harness.errors import UserError
+from latentwire.harness.precision import choose_dtype
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import JsonObject
 from latentwire.lm.batching import plan_batches

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from latentwire.harness.device import accelerator_state, choose_dtype
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
+from latentwire.harness.precision import choose_dtype
 
 SCHEDULES = ("constant", "linear", "cosine")
 

@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 from latentwire.data.examples import DataSpec
 from latentwire.encoders.registry import encoder_identity, latents_plugins
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import accelerator_state, choose_dtype
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.optimization import OptimizerSpec
+from latentwire.harness.precision import choose_dtype
 from latentwire.harness.results import JsonObject
 from latentwire.harness.run import RunSpec
 from latentwire.harness.typed_config import plain_values, typed

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latentwire.harness.device import accelerator_state, choose_dtype, describe_machine
+from latentwire.harness.device import accelerator_state, describe_machine
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main, gather_from_all, in_every_process
 from latentwire.harness.memory import is_out_of_memory, within_memory
+from latentwire.harness.precision import choose_dtype
 from latentwire.harness.random import generator_for
 from tests.helpers.random import shifted
 
