@@ -46,17 +46,23 @@ def task(function: Callable[[DictConfig], T]) -> JobOf[T]:
     return run
 
 
-def locate(cfg: DictConfig, name: str) -> Path:
+def is_sharded(path: Path) -> bool:
+    """Return whether a path is a folder of shards by its name: it has no ending."""
+    return not path.suffix
+
+
+def locate(cfg: DictConfig, name: str, *, folder: bool = False) -> Path:
     """Return the path of a file of kat. A name without a folder is placed in cfg.folder.
 
-    A prompts file of the user's own is looked for in the working folder first.
+    Prompts of the user's own are looked for in the working folder first. They may always be a folder.
 
     Args:
         cfg: The config.
         name: The setting with the path, such as pairs_file.
+        folder: Whether the path may be a folder of shards.
 
     Raises:
-        UserError: The setting is empty, or its path is a folder.
+        UserError: The setting is empty, or its path is a folder and must not be one.
     """
     value = str(cfg[name] or "")
     if not value:
@@ -65,8 +71,8 @@ def locate(cfg: DictConfig, name: str) -> Path:
     if len(path.parts) == 1 and not value.startswith("."):
         shared = Path(cfg.folder).expanduser() / path
         may_be_own = name == "prompts_file" and path.name not in SIDECARS.values()
-        path = path if may_be_own and path.is_file() else shared
-    if path.is_dir():
+        path = path if may_be_own and path.exists() else shared
+    if path.is_dir() and not folder and name != "prompts_file":
         raise UserError(f"{name}={value}: is a folder; write {name}=FILE")
     return path
 
@@ -89,18 +95,19 @@ def sidecar_path(path: Path, name: str) -> Path:
     return path.with_name(name if path.name == SIDECARS[name] else f"{path.stem}_{name}")
 
 
-def destination(cfg: DictConfig, *sides: str, reads: Iterable[Path] = ()) -> Path:
+def destination(cfg: DictConfig, *sides: str, reads: Iterable[Path] = (), folder: bool = False) -> Path:
     """Return the path of cfg.out, after a check that the task will not overwrite other files.
 
     Args:
         cfg: The config.
         sides: The endings of further files that the task writes with the same stem, such as .json.
         reads: Input files in addition to the *_file settings of the config.
+        folder: Whether the path may be a folder of shards.
 
     Raises:
         UserError: The path is an input, has the name of a sidecar file, or has one of the endings in `sides`.
     """
-    out = locate(cfg, "out")
+    out = locate(cfg, "out", folder=folder)
     if any(out.name == name or out.name.endswith(f"_{name}") for name in (*SIDECARS, "embeddings.json")):
         raise UserError(
             f"out={cfg.out}: this name is reserved for files that kat tasks write next to their results; choose "
@@ -109,7 +116,7 @@ def destination(cfg: DictConfig, *sides: str, reads: Iterable[Path] = ()) -> Pat
     if own := next((ending for ending in sides if out.with_suffix(ending) == out), None):
         raise UserError(f"out={cfg.out}: the task also writes a file {out.stem}{own}; use another ending")
     inputs = {
-        name: locate(cfg, name)
+        name: locate(cfg, name, folder=True)
         for name in map(str, cfg)
         if name.endswith("_file") and cfg[name] and WRITTEN_BY.get(name) != cfg.task
     }
