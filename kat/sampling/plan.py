@@ -9,7 +9,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from kat.sampling.draws import draw
+from kat.sampling.draws import DrawWeights
 from latentwire.harness.errors import UserError
 
 
@@ -109,42 +109,41 @@ class DrawPlan:
         started = min(within // self.num_generations + 1, self.prompts_per_batch)
         return (block * self.prompts_per_batch + started) * self.num_replicas
 
-    def order(self, weights: Tensor, epoch: int) -> Tensor:
+    def order(self, weights: DrawWeights, epoch: int) -> Tensor:
         """Return the draws of an epoch over all ranks, (draws,) int64.
 
         Args:
-            weights: The sampling weights of the rows, (N,) float64, sum 1.
+            weights: The sampling weights of the rows.
             epoch: The number of the epoch, from 0.
         """
         digest = hashlib.blake2b(f"draws {self.seed} {epoch}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") % 2**63)
-        return draw(weights, self.num_samples, replacement=self.replacement, generator=generator)[: self.draws]
+        return weights.draw(self.num_samples, replacement=self.replacement, generator=generator)[: self.draws]
 
-    def identity(self, weights: Tensor) -> dict[str, str | int]:
+    def identity(self, weights: DrawWeights) -> dict[str, str | int]:
         """Return everything that the order of the indices depends on except the rank, so all ranks share a state."""
         return {
-            "weights": hashlib.sha256(weights.numpy().tobytes()).hexdigest()[:16],
+            "weights": weights.digest,
             **{name: value for name, value in vars(self).items() if name != "rank"},
         }
 
-    def check(self, weights: Tensor) -> None:
+    def check(self, weights: DrawWeights) -> None:
         """Check that the draws of an epoch without replacement leave the weights an effect.
 
         Args:
-            weights: The sampling weights of the rows, (N,).
+            weights: The sampling weights of the rows.
 
         Raises:
             UserError: The draws without replacement exceed the prompts, or take all of them although weights differ.
         """
         if self.replacement:
             return
-        drawable = weights[weights > 0]
-        if self.num_samples > len(drawable):
+        if self.num_samples > weights.positive:
             raise UserError(
-                f"num_samples={self.num_samples}: only {len(drawable)} prompts can be drawn without replacement; draw "
-                "fewer, or use replacement=true"
+                f"num_samples={self.num_samples}: only {weights.positive} prompts can be drawn without replacement; "
+                "draw fewer, or use replacement=true"
             )
-        if self.num_samples == len(drawable) and bool((drawable != drawable[0]).any()):
+        if self.num_samples == weights.positive and not weights.are_equal():
             raise UserError(
                 f"num_samples={self.num_samples} without replacement draws every prompt once, so the weights would "
                 "only change the order; draw fewer, or use replacement=true"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from kat.density.estimate import Density, DensitySpec
-from kat.sampling.draws import checked_weights, expected_draws
+from kat.sampling.draws import DrawWeights, checked_weights
+from kat.sampling.ledger import DrawLedger
 from kat.sampling.plan import DrawPlan, DrawSettings, OrderSettings
 from latentwire.harness.checkpoint import State
 from latentwire.harness.errors import UserError
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from kat.sampling.from_model import PromptText
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class DensitySettings(TypedDict, total=False):
@@ -56,10 +58,11 @@ class DensityAwareSampler(Sampler[int]):
     `set_epoch` selects an epoch.
 
     `plan` has the settings and the order of the draws: repetitions and ranks. `ledger` returns the intended and the
-    real draws of each prompt. `density` is the `Density` that `from_model` computed, else None.
+    real draws of each prompt, `drawn` the real ones of the prompts that were drawn. `density` is the `Density` that
+    `from_model` computed, else None.
 
     Args:
-        weights: The weights of the rows, (N,), at least 0. They need not sum to 1.
+        weights: The weights of the rows, (N,), at least 0. They need not sum to 1. `DrawWeights` are used as they are.
         num_samples: Number of draws in an epoch over all ranks; None: N.
         **settings: Further attributes of `DrawPlan`: replacement (True), seed (0), num_generations, prompts_per_batch,
             batch_repeats, rank and num_replicas. With Accelerate or TRL keep the defaults of the last two: these
@@ -74,18 +77,40 @@ class DensityAwareSampler(Sampler[int]):
     """
 
     def __init__(
-        self, weights: Tensor | Sequence[float], *, num_samples: int | None = None, **settings: Unpack[OrderSettings]
+        self,
+        weights: Tensor | Sequence[float] | DrawWeights,
+        *,
+        num_samples: int | None = None,
+        **settings: Unpack[OrderSettings],
     ) -> None:
-        self.weights = checked_weights(weights)
-        self.plan = DrawPlan(len(self.weights) if num_samples is None else num_samples, **settings)
-        self.plan.check(self.weights)
+        self._weights = weights if isinstance(weights, DrawWeights) else DrawWeights(checked_weights(weights))
+        self.plan = DrawPlan(len(self._weights) if num_samples is None else num_samples, **settings)
+        self.plan.check(self._weights)
         self.density: Density | None = None
         self.epoch = self.position = 0
         self._resume_at = 0
         self._order: tuple[int, Tensor] | None = None
-        self._meant_by_epoch: Tensor | None = None  # the same for every epoch
-        self._meant = torch.zeros(len(self.weights), dtype=torch.float64)
-        self._drawn = torch.zeros(len(self.weights), dtype=torch.int64)
+        self._past = DrawLedger()  # of the epochs before this one
+
+    @property
+    def weights(self) -> Tensor:
+        """The sampling weights, (N,) float64, sum 1."""
+        return self._weights.values
+
+    @classmethod
+    def from_weights(cls, path: Path | str, **settings: Unpack[DrawSettings]) -> DensityAwareSampler:
+        """Return a sampler of the weights that task=density wrote; row i is row i of the file.
+
+        Args:
+            path: A folder of weights, which are mapped into memory and not read, or a weights.jsonl.
+            **settings: Settings of the sampler.
+
+        Raises:
+            UserError: The weights are missing or damaged, or a setting is out of range.
+        """
+        from kat.sampling.weight_files import draw_weights
+
+        return cls(draw_weights(Path(path)), **settings)
 
     @classmethod
     def from_model(
@@ -134,13 +159,13 @@ class DensityAwareSampler(Sampler[int]):
         Raises:
             UserError: This sampler has drawn already, or a state was loaded into it. Its position would be lost.
         """
-        if self.epoch or self.position or self._resume_at or bool(self._drawn.any()):
+        if self.epoch or self.position or self._resume_at or self._past.epochs:
             raise UserError(
                 f"the sampler is at index {self.position or self._resume_at} of epoch {self.epoch}, which new groups "
                 "would lose; give a new sampler, and load a state into the regrouped sampler"
             )
         groups = {"num_generations": num_generations, "prompts_per_batch": prompts_per_batch}
-        regrouped = DensityAwareSampler(self.weights, **asdict(self.plan) | groups | {"batch_repeats": batch_repeats})
+        regrouped = DensityAwareSampler(self._weights, **asdict(self.plan) | groups | {"batch_repeats": batch_repeats})
         regrouped.density = self.density
         return regrouped
 
@@ -153,9 +178,9 @@ class DensityAwareSampler(Sampler[int]):
         if self.position:  # the epoch is finished, or was stopped half-way
             self._enter(self.epoch + (self.position == len(self)))
         self.position, self._resume_at = self._resume_at, 0
-        own: list[int] = self._global_order()[self.plan.rank :: self.plan.num_replicas].tolist()
+        own = self._global_order()[self.plan.rank :: self.plan.num_replicas].numpy()
         while self.position < len(self):
-            index = own[self.plan.draw_at(self.position)]
+            index = int(own[self.plan.draw_at(self.position)])
             self.position += 1
             yield index  # the epoch number changes when the next one begins, because a loader fetches ahead
 
@@ -175,36 +200,47 @@ class DensityAwareSampler(Sampler[int]):
         """
         return {
             "version": STATE_VERSION,
-            "identity": self.plan.identity(self.weights),
+            "identity": self.plan.identity(self._weights),
             "epoch": self.epoch,
             "position": self._used(consumed),
-            "meant": self._meant.clone(),
-            "drawn": self._drawn.clone(),
+            "rows": self._past.rows,
+            "counts": self._past.counts,
+            "epochs": dict(self._past.epochs),
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Resume from a state of `state_dict`.
+        """Resume from a state of `state_dict`, also from one of version 1, which counted the draws of all rows.
 
         Raises:
             UserError: The state comes from a sampler with other weights, settings or ranks.
         """
-        if not isinstance(state, dict) or state.get("version") != STATE_VERSION or "identity" not in state:
+        if not isinstance(state, dict) or state.get("version") not in (1, STATE_VERSION) or "identity" not in state:
             raise UserError(
-                f"not a sampler state of version {STATE_VERSION}; start again, or use the version that wrote it"
+                f"not a sampler state of version 1 or {STATE_VERSION}; start again, or use the version that wrote it"
             )
-        own = self.plan.identity(self.weights)
+        own = self.plan.identity(self._weights)
         if differing := [key for key in own if state["identity"].get(key) != own[key]]:
             key = differing[0]
             raise UserError(
                 f"the saved sampler had {key}={state['identity'].get(key)} and this one has {key}={own[key]}, so the "
                 "draws would not continue; resume with the saved settings"
             )
+        self._past = self._first_version(state) if state["version"] == 1 else _ledger_of(state)
         self.epoch, self.position = int(state["epoch"]), 0
-        self._meant, self._drawn = state["meant"].clone(), state["drawn"].clone()
         self._resume_at = int(state["position"])
         if self._resume_at == len(self):
             self.position, self._resume_at = self._resume_at, 0
             self._enter(self.epoch + 1)
+
+    def _first_version(self, state: State) -> DrawLedger:
+        """Return the ledger in a state of version 1, which has the intended draws instead of the numbers of epochs."""
+        past = DrawLedger.of_counts(state["drawn"], self.plan.draws)
+        if not torch.allclose(past.intended(self.weights, self.plan.replacement), state["meant"]):
+            raise UserError(
+                "the saved state is of version 1, and several of its epochs without replacement were stopped half-way: "
+                "their intended draws cannot be converted; start again, or use the version that wrote it"
+            )
+        return past
 
     def ledger(self, consumed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the intended draws (N,) float64 and the real draws (N,) int64 of each prompt over all ranks.
@@ -215,8 +251,27 @@ class DensityAwareSampler(Sampler[int]):
         Args:
             consumed: The number of indices used, see `state_dict`. By default fetched indices count, used or not.
         """
-        meant, drawn = self._so_far(self._used(consumed))
-        return self._meant + meant, self._drawn + drawn
+        ledger = self._so_far(self._used(consumed))
+        return ledger.intended(self.weights, self.plan.replacement), ledger.drawn(len(self.weights))
+
+    def drawn(self, consumed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the rows drawn so far over all ranks and how often each was drawn, both (R,) int64.
+
+        They are the positive numbers of `ledger`, without its N numbers.
+
+        Args:
+            consumed: The number of indices used, see `ledger`.
+        """
+        ledger = self._so_far(self._used(consumed))
+        return ledger.rows, ledger.counts
+
+    def use_weights(self, weights: Tensor) -> None:
+        """Replace the weights before the first draw, for instance by the weights of rank 0.
+
+        Args:
+            weights: The sampling weights, (N,) float64, sum 1.
+        """
+        self._weights, self._order = DrawWeights(weights), None
 
     def _used(self, consumed: int | None) -> int:
         """Return the number of used indices of this epoch: `consumed` if given, else the number yielded."""
@@ -226,25 +281,21 @@ class DensityAwareSampler(Sampler[int]):
 
     def _enter(self, epoch: int) -> None:
         """Add the draws of this epoch to the ledger, and begin the given epoch."""
-        meant, drawn = self._so_far(self.position)
-        self._meant += meant
-        self._drawn += drawn
+        self._past = self._so_far(self.position)
         self.epoch, self.position = epoch, 0
 
-    def _so_far(self, position: int) -> tuple[Tensor, Tensor]:
-        """Return the expected and real draws behind the first `position` indices of this epoch, over all ranks."""
+    def _so_far(self, position: int) -> DrawLedger:
+        """Return the ledger with the draws behind the first `position` indices of this epoch, over all ranks."""
         count = self.plan.draws_behind(position)
-        if count == 0:
-            return torch.zeros_like(self._meant), torch.zeros_like(self._drawn)
-        drawn = torch.bincount(self._global_order()[:count], minlength=len(self.weights))
-        if count < self.plan.draws:
-            return expected_draws(self.weights, count, self.plan.replacement), drawn
-        if self._meant_by_epoch is None:
-            self._meant_by_epoch = expected_draws(self.weights, count, self.plan.replacement)
-        return self._meant_by_epoch, drawn
+        return self._past.plus(self._global_order()[:count]) if count else self._past
 
     def _global_order(self) -> Tensor:
         """Return the draws of the epoch over all ranks, (draws,) int64."""
         if self._order is None or self._order[0] != self.epoch:
-            self._order = self.epoch, self.plan.order(self.weights, self.epoch)
+            self._order = self.epoch, self.plan.order(self._weights, self.epoch)
         return self._order[1]
+
+
+def _ledger_of(state: State) -> DrawLedger:
+    """Return the ledger in a state of the present version."""
+    return DrawLedger(state["rows"], state["counts"], dict(state["epochs"]))

@@ -77,9 +77,9 @@ def attach(trainer: Any, sampler: DensityAwareSampler) -> DensityAwareSampler:
             batch_repeats=trainer.num_iterations * args.steps_per_generation,
         )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        weights = sampler.weights.to(trainer.accelerator.device)
+        weights = sampler.weights.clone().to(trainer.accelerator.device)
         torch.distributed.broadcast(weights, src=0)
-        sampler.weights.copy_(weights)
+        sampler.use_weights(weights.cpu())
     trainer.remove_callback(_Epochs)
     trainer.add_callback(_Epochs(sampler))
     trainer._get_train_sampler = lambda dataset=None: sampler

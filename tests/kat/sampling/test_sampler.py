@@ -59,6 +59,21 @@ def test_an_epoch_has_its_length_and_depends_on_the_seed(name):
     assert 0 not in flat(first)  # weight 0 is never drawn
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"num_samples": 12},
+            [[7, 8, 9, 7, 2, 9, 5, 6, 5, 5, 4, 8], [7, 5, 4, 7, 9, 8, 8, 9, 5, 7, 8, 8]],
+        ),
+        ({"num_samples": 6, "replacement": False}, [[4, 8, 9, 7, 6, 3], [8, 9, 2, 6, 7, 1]]),
+    ],
+)
+def test_a_seed_draws_as_in_earlier_versions(settings, expected):
+    """The draws of version 0.3.0: the generator's key and the order of its numbers are part of a run's identity."""
+    assert epochs(make(**settings), 2) == expected
+
+
 def test_set_epoch_chooses_the_draws():
     first, second, third = epochs(make(num_samples=30), 3)
     sampler = make(num_samples=30)
@@ -253,6 +268,74 @@ def test_a_prefetched_epoch_can_be_resumed_within_it():
     assert everything[:5] + list(resumed) + list(resumed) == expected
 
 
+def dense(sampler: DensityAwareSampler) -> dict:
+    """Return the state as version 1 wrote it within an epoch: draws of all rows, those of earlier epochs only."""
+    past = make(**{name: getattr(sampler.plan, name) for name in ("num_samples", "replacement")})
+    past.load_state_dict({**sampler.state_dict(), "position": 0})
+    meant, drawn = past.ledger()
+    state = {name: value for name, value in sampler.state_dict().items() if name not in ("rows", "counts", "epochs")}
+    return {**state, "version": 1, "meant": meant, "drawn": drawn}
+
+
+@pytest.mark.parametrize("name", ["plain", "no replacement"])
+def test_a_state_of_version_1_is_converted(name):
+    settings = SHAPES[name]
+    expected = make(**settings)
+    whole = epochs(expected, 4)
+    sampler = make(**settings)
+    begun = [next(iterator) for iterator in [iter(sampler)] for _ in range(3)]
+    assert begun == whole[0][:3]
+    assert epochs(sampler, 2) == whole[:2]
+    sampler.set_epoch(2)
+    resumed = make(**settings)
+    resumed.load_state_dict(through_a_file(dense(sampler)))
+    assert epochs(resumed, 2) == whole[2:]
+    meant, drawn = expected.ledger()
+    assert (resumed.ledger()[1] - drawn).tolist() == torch.bincount(torch.tensor(begun), minlength=10).tolist()
+    assert float(resumed.ledger()[0].sum()) == pytest.approx(float(meant.sum()) + 3)
+
+
+def test_a_written_state_of_version_1_is_converted():
+    """Version 0.3.0 wrote it: an epoch was stopped after 5 draws, one ended, and the next is at its fourth draw."""
+    state = {
+        "version": 1,
+        "identity": make(num_samples=12).state_dict()["identity"] | {"weights": "e1c70f0556aeb0d7"},
+        "epoch": 1,
+        "position": 4,
+        "meant": torch.tensor(WEIGHTS, dtype=torch.float64) / 45 * 17,
+        "drawn": torch.tensor([0, 0, 2, 0, 1, 3, 1, 4, 3, 3]),
+    }
+    sampler = make(num_samples=12)
+    sampler.load_state_dict(state)
+    assert sampler.ledger()[1].tolist() == [0, 0, 2, 0, 2, 4, 1, 6, 3, 3]  # and 7, 5, 4, 7
+    assert list(sampler) == [9, 8, 8, 9, 5, 7, 8, 8]
+    torch.testing.assert_close(sampler.ledger()[0], state["meant"] / 17 * 29)
+
+
+def test_a_state_of_version_1_that_cannot_be_converted_is_refused():
+    """Two epochs without replacement were stopped: their intended draws depend on where."""
+    sampler = make(num_samples=8, replacement=False)
+    for length in (3, 6):
+        iterator = iter(sampler)
+        assert len([next(iterator) for _ in range(length)]) == length
+    list(sampler)
+    list(sampler)
+    with pytest.raises(UserError, match="state is of version 1, and several of its epochs without replacement"):
+        make(num_samples=8, replacement=False).load_state_dict(dense(sampler))
+
+
+def test_the_ledger_grows_with_the_rows_drawn():
+    weights = torch.ones(100_000)
+    sampler = DensityAwareSampler(weights, num_samples=50, seed=1)
+    expected = torch.bincount(torch.tensor(flat(epochs(sampler, 3))), minlength=len(weights))
+    rows, counts = sampler.drawn()
+    assert rows.tolist() == expected.nonzero().flatten().tolist() and counts.tolist() == expected[rows].tolist()
+    assert torch.equal(sampler.ledger()[1], expected)
+    state = sampler.state_dict()
+    assert sum(part.numel() for part in state.values() if isinstance(part, torch.Tensor)) <= 200
+    assert sampler.drawn(consumed=7)[1].sum() == 107
+
+
 def test_it_serves_batch_samplers():
     assert flat(BatchSampler(make(num_samples=10), 4, drop_last=False)) == list(make(num_samples=10))
 
@@ -274,7 +357,7 @@ def test_a_state_with_other_weights_or_none_at_all_is_refused():
     with pytest.raises(UserError, match="weights="):
         DensityAwareSampler(WEIGHTS[::-1], seed=3).load_state_dict(make().state_dict())
     for strange in ({}, {"version": 0}, []):
-        with pytest.raises(UserError, match="not a sampler state"):
+        with pytest.raises(UserError, match="not a sampler state of version 1 or 2"):
             make().load_state_dict(strange)
     with pytest.raises(UserError, match="consumed=11"):
         make().state_dict(consumed=11)
