@@ -10,12 +10,12 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kat.data.columns import ARGUMENTS, PROMPT_FIELDS, is_unicode
-from kat.data.files import BrokenRow, file_rows
+from kat.data.files import BrokenRow, RowRange, data_files, file_rows
 from kat.data.formats import Message, UnusableRowError, user
 from kat.data.pairs import PreferencePair
 from latentwire.harness.errors import UserError
@@ -147,38 +147,63 @@ def _with_equal_columns(prompts: list[Prompt]) -> list[Prompt]:
     return prompts
 
 
+def prompt_paths(path: Path) -> list[Path]:
+    """Return the files of prompts in a folder, in the order of their names. A file is returned alone.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    if not path.exists():
+        raise UserError(
+            f"prompts_file={path}: no such file; make it with task=prompts, or give a file with a column prompt"
+        )
+    return data_files(path, "prompts_file")
+
+
+def prompts_in(path: Path, part: RowRange | None = None) -> Iterator[tuple[str, Prompt]]:
+    """Yield (place, prompt) from a file of prompts, see `read_prompts`. Prompts before `part` are not parsed.
+
+    Raises:
+        UserError: The file is missing, damaged or empty, or a row has no usable prompt.
+    """
+    for place, row in file_rows(path, "prompts_file", part):
+        yield place, _prompt_of(row, f"prompts_file={path}, {place}", path.name.split(".")[0])
+
+
+def repeated_id(name: str, path: Path, place: str, first: Path, first_place: str) -> UserError:
+    """Return the error about an id that two rows have: at `place` in `path`, and first at `first_place` in `first`."""
+    where = first_place if path == first else f"{first}, {first_place}"
+    return UserError(
+        f"prompts_file={path}, {place}: has the id {name}, as {where} has; remove one of the rows (rows without an id "
+        "get the same one if their prompts are the same)"
+    )
+
+
 def read_prompts(path: Path) -> list[Prompt]:
-    """Return the prompts in a prompts_all.jsonl, or in a file of the user's own.
+    """Return the prompts in a prompts_all.jsonl, in a file of the user's own, or in the files of a folder.
 
     A row needs a `prompt`, as a text or as messages. A missing `text` or `id` is made as task=prompts makes it, and a
     missing `source` is the name of the file. All columns that are not fields of a prompt are kept in `columns`; all
     prompts have the same ones, and a value that a row lacks is None.
 
     Args:
-        path: JSONL or a JSON array, gzipped or not, or Parquet.
+        path: JSONL or a JSON array, gzipped or not, or Parquet; or a folder of such files.
 
     Raises:
-        UserError: The file is missing, damaged or empty, a row has no usable prompt, or two rows have the same id.
+        UserError: A file is missing, damaged or empty, a row has no usable prompt, or two rows have the same id.
     """
-    if not path.is_file():
-        raise UserError(
-            f"prompts_file={path}: no such file; make it with task=prompts, or give a file with a column prompt"
-        )
     prompts: list[Prompt] = []
-    places: dict[str, str] = {}  # of each id
-    for place, row in file_rows(path, "prompts_file"):
-        prompt = _read_prompt(row, f"prompts_file={path}, {place}", path.name.split(".")[0])
-        if prompt.id in places:
-            raise UserError(
-                f"prompts_file={path}, {place}: has the id {prompt.id}, as {places[prompt.id]} has; remove one of the "
-                "rows (rows without an id get the same one if their prompts are the same)"
-            )
-        places[prompt.id] = place
-        prompts.append(prompt)
+    places: dict[str, tuple[Path, str]] = {}  # of each id
+    for file in prompt_paths(path):
+        for place, prompt in prompts_in(file):
+            if prompt.id in places:
+                raise repeated_id(prompt.id, file, place, *places[prompt.id])
+            places[prompt.id] = file, place
+            prompts.append(prompt)
     return _with_equal_columns(prompts)
 
 
-def _read_prompt(row: object, where: str, source: str) -> Prompt:
+def _prompt_of(row: object, where: str, source: str) -> Prompt:
     """Return the prompt in a row of a prompts file.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from kat.data.prompt_files import prompts_sha256
 from kat.grpo.given import content_of, require_reward_columns, reward_folder, sources_of
 from kat.grpo.learning import GrpoLearning
 from kat.grpo.reward_calls import calls_of
@@ -13,7 +14,6 @@ from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import ensure, prompt_tasks
 from kat.sampling.arms import needs_density
 from kat.training.state import arm_identity
-from latentwire.harness.assets import file_sha256
 from latentwire.harness.results import JsonObject
 from latentwire.harness.session import Session, job
 from latentwire.harness.training import TrainingJob, accelerator_of, train
@@ -43,7 +43,7 @@ def grpo(cfg: DictConfig, session: Session | None = None) -> JsonObject:
         "task": "grpo",
         "reward": None if judge_folder is None else content_of(judge_folder),
         "reward_functions": functions,
-        "prompts_sha256": file_sha256(locate(cfg, "prompts_file")),
+        "prompts_sha256": prompts_sha256(locate(cfg, "prompts_file")),
         "precision": accelerator.mixed_precision,
         **arm_identity(cfg),
         **settings.identity(),

@@ -44,18 +44,22 @@ def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
     """
     state = accelerator_state(cfg.device)
     for name in names:
-        path, setting = locate(cfg, JOBS[name][1]), JOBS[name][1]
-        if not broadcast_from_main(state, path.is_file() or _has_default_name(cfg, setting, path)):
+        path, setting = _located(cfg, name), JOBS[name][1]
+        if not broadcast_from_main(state, path.exists() or _has_default_name(cfg, setting, path)):
             raise UserError(_missing(cfg, name, setting, path))
     for name in names:
-        job, setting = JOBS[name]
-        path, task_cfg = locate(cfg, setting), config_of(cfg, "run", name)
-        if broadcast_from_main(state, path.is_file()):
+        path, task_cfg = _located(cfg, name), config_of(cfg, "run", name)
+        if broadcast_from_main(state, path.exists()):
             require_same_origin(name, path, task_cfg, cfg)
             continue
         log(f"{path}: not there yet, so task={name} comes first")
-        job(task_cfg)
+        JOBS[name][0](task_cfg)
         state.wait_for_everyone()
+
+
+def _located(cfg: DictConfig, name: str) -> Path:
+    """Return the file or folder of a task's result; pairs are always a file."""
+    return locate(cfg, JOBS[name][1], folder=name != "pairs")
 
 
 def _has_default_name(cfg: DictConfig, setting: str, path: Path) -> bool:
@@ -84,7 +88,7 @@ def prompt_tasks(cfg: DictConfig) -> list[str]:
     Such a file has no prompts.json, and no pairs are needed for it. Call this in every process.
     """
     path = locate(cfg, "prompts_file")
-    is_own = path.is_file() and not sidecar_path(path, "prompts.json").is_file()
+    is_own = path.exists() and not sidecar_path(path, "prompts.json").is_file()
     return ["prompts"] if broadcast_from_main(accelerator_state(cfg.device), is_own) else ["pairs", "prompts"]
 
 
