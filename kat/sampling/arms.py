@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kat.sampling.adaptive import AdaptiveWeights
-from kat.sampling.base import ARMS, Arm, ArmInputs, Observation, register_arm
+from kat.sampling.base import ARMS, Arm, ArmInputs, Observation, RowInputs, register_arm
 from kat.sampling.fixed import FixedWeights
 from latentwire.harness.errors import UserError
 from latentwire.harness.registry import check_dials, dials_of
@@ -22,6 +22,7 @@ __all__ = [
     "ArmInputs",
     "FixedWeights",
     "Observation",
+    "RowInputs",
     "arm_settings",
     "build_arm",
     "needs_density",
@@ -38,7 +39,7 @@ def needs_density(name: str) -> bool:
     return bool(ARMS[name].needs)
 
 
-def build_arm(name: str, settings: Mapping[str, object], inputs: ArmInputs) -> Arm:
+def build_arm(name: str, settings: Mapping[str, object], inputs: ArmInputs | RowInputs) -> Arm:
     """Return an arm.
 
     Args:

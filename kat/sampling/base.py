@@ -67,6 +67,91 @@ class ArmInputs:
     setting: str = "prompts_per_step"
     groups: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def num_prompts(self) -> int:
+        """The number of prompts, N."""
+        return len(self.ids)
+
+    def drawable(self, arm: type[Arm]) -> tuple[Tensor, Tensor]:
+        """Return the rows that an arm can draw, (M,) int64, and their base weights, (M,) float64.
+
+        Raises:
+            UserError: A prompt lacks what the arm needs, or none can be drawn.
+        """
+        ids = self.ids
+        if not arm.needs:
+            return torch.arange(len(ids)), torch.full((len(ids),), 1 / max(len(ids), 1), dtype=torch.float64)
+        left_out, by_group = set(self.too_long), DENSITY not in arm.needs
+        known: Mapping[str, float] = self.groups if by_group else self.measured
+        if unknown := [name for name in ids if name not in known and name not in left_out]:
+            lacks = "group of near-duplicates" if by_group else "weight"
+            raise UserError(
+                f"sampler={arm.name}: {len(unknown)} of {len(ids)} prompts have pairs but no {lacks}, {unknown[0]} for "
+                "instance; run task=prompts, task=embed and task=density again on these pairs"
+            )
+        rows = [row for row, name in enumerate(ids) if name in known]
+        if not rows:
+            raise UserError(
+                f"sampler={arm.name}: all {len(ids)} training prompts were too long for the embedder, so none can be "
+                "drawn; use an embedder with a longer context, or sampler=uniform"
+            )
+        values = [known[ids[row]] for row in rows]
+        if by_group:
+            sizes = Counter(values)
+            values = [1 / sizes[group] for group in values]
+        return torch.tensor(rows), checked_weights(values)
+
+
+@dataclass(frozen=True)
+class RowInputs:
+    """What an arm of fixed weights is built from if its prompts are too many for ids and dicts in memory.
+
+    Attributes:
+        weights: The weights of task=density of all N prompts, (N,) float64.
+        seed: Seed of the draws.
+        groups: Their groups of near-duplicates, (N,) int64; None for arms without needs=("groups",).
+        prompts_per_step: Number of draws of a step.
+        setting: Name of the setting with that number, for messages.
+    """
+
+    weights: Tensor
+    seed: int
+    groups: Tensor | None = None
+    prompts_per_step: int = 1
+    setting: str = "prompts_per_step"
+
+    @property
+    def num_prompts(self) -> int:
+        """The number of prompts, N."""
+        return len(self.weights)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Ids are not loaded.
+
+        Raises:
+            UserError: Always. An arm that reads ids needs a file of weights.
+        """
+        raise UserError(
+            "weights_file: the sampler reads the ids of all prompts, which a folder of weights does not load; use a "
+            "weights.jsonl, or a sampler that reads no ids"
+        )
+
+    def drawable(self, arm: type[Arm]) -> tuple[Tensor, Tensor]:
+        """Return all N rows, (N,) int64, and their base weights, (N,) float64.
+
+        Raises:
+            UserError: A weight is invalid.
+        """
+        n = self.num_prompts
+        if not arm.needs:
+            return torch.arange(n), torch.full((n,), 1 / n, dtype=torch.float64)
+        if DENSITY in arm.needs:
+            return torch.arange(n), checked_weights(self.weights)
+        assert self.groups is not None
+        _, group, sizes = self.groups.unique(return_inverse=True, return_counts=True)
+        return torch.arange(n), checked_weights((1 / sizes.double())[group])
+
 
 class Arm(ABC):
     """A way of drawing training prompts. It may change with what the steps observe.
@@ -93,9 +178,9 @@ class Arm(ABC):
     name: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, inputs: ArmInputs) -> None:
-        self.seed, self.num_prompts = inputs.seed, len(inputs.ids)
-        self.rows, self.base_weights = _drawable(type(self), inputs)
+    def __init__(self, inputs: ArmInputs | RowInputs) -> None:
+        self.seed, self.num_prompts = inputs.seed, inputs.num_prompts
+        self.rows, self.base_weights = inputs.drawable(type(self))
         self.never_drawn = self.num_prompts - len(self.rows)
         if len(self.rows) < inputs.prompts_per_step:
             raise UserError(
@@ -173,32 +258,6 @@ class Arm(ABC):
     @abstractmethod
     def sampling_weights(self) -> Tensor:
         """The probability of each prompt at the next draw, (N,) float64, sum 1."""
-
-
-def _drawable(arm: type[Arm], inputs: ArmInputs) -> tuple[Tensor, Tensor]:
-    """Return the rows that an arm can draw, (M,) int64, and their base weights, (M,) float64."""
-    ids = inputs.ids
-    if not arm.needs:
-        return torch.arange(len(ids)), torch.full((len(ids),), 1 / max(len(ids), 1), dtype=torch.float64)
-    left_out, by_group = set(inputs.too_long), DENSITY not in arm.needs
-    known: Mapping[str, float] = inputs.groups if by_group else inputs.measured
-    if unknown := [name for name in ids if name not in known and name not in left_out]:
-        lacks = "group of near-duplicates" if by_group else "weight"
-        raise UserError(
-            f"sampler={arm.name}: {len(unknown)} of {len(ids)} prompts have pairs but no {lacks}, {unknown[0]} for "
-            "instance; run task=prompts, task=embed and task=density again on these pairs"
-        )
-    rows = [row for row, name in enumerate(ids) if name in known]
-    if not rows:
-        raise UserError(
-            f"sampler={arm.name}: all {len(ids)} training prompts were too long for the embedder, so none can be "
-            "drawn; use an embedder with a longer context, or sampler=uniform"
-        )
-    values = [known[ids[row]] for row in rows]
-    if by_group:
-        sizes = Counter(values)
-        values = [1 / sizes[group] for group in values]
-    return torch.tensor(rows), checked_weights(values)
 
 
 def _config_of(name: str, arm: type[Arm]) -> JsonObject:

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kat.sampling.base import DENSITY, GROUPS, Arm, ArmInputs, Observation, register_arm
+from kat.sampling.base import DENSITY, GROUPS, Arm, ArmInputs, Observation, RowInputs, register_arm
 from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.checkpoint import State
 
@@ -26,7 +26,7 @@ class FixedWeights(Arm):
         UserError: A prompt lacks a weight, or fewer prompts can be drawn than a step needs.
     """
 
-    def __init__(self, inputs: ArmInputs) -> None:
+    def __init__(self, inputs: ArmInputs | RowInputs) -> None:
         super().__init__(inputs)
         self._draws = self._endless()
 

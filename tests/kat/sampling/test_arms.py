@@ -17,6 +17,7 @@ from kat.sampling.arms import (
     ArmInputs,
     FixedWeights,
     Observation,
+    RowInputs,
     build_arm,
     needs_density,
     register_arm,
@@ -168,6 +169,25 @@ def test_an_observation_needs_finite_rewards(rewards):
 
 
 # Fixed weights.
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if issubclass(ARMS[name], FixedWeights)])
+def test_an_arm_of_rows_draws_as_an_arm_of_ids(name):
+    """Rows of a folder of weights need no ids and no dicts, and give the same numbers bit for bit."""
+    ids, weights, groups = list("abcdefg"), [0.1, 0.3, 0.0, 0.2, 0.2, 0.15, 0.05], [0, 1, 0, 2, 2, 0, 3]
+    by_id = ArmInputs(ids, 3, dict(zip(ids, weights, strict=True)), groups=dict(zip(ids, groups, strict=True)))
+    by_row = RowInputs(torch.tensor(weights, dtype=torch.float64), 3, torch.tensor(groups))
+    one, other = (build_arm(name, _defaults(name), inputs) for inputs in (by_id, by_row))
+    assert torch.equal(one.sampling_weights, other.sampling_weights) and other.never_drawn == 0
+    assert one.next(20) == other.next(20)
+
+
+def test_an_arm_of_rows_has_no_ids_and_checks_the_step():
+    inputs = RowInputs(torch.ones(3), 0, prompts_per_step=4, setting="grpo.prompts_per_step")
+    with pytest.raises(UserError, match=r"^grpo\.prompts_per_step=4: sampler=uniform can draw 3 of the 3"):
+        build_arm("uniform", {}, inputs)
+    with pytest.raises(UserError, match="which a folder of weights does not load"):
+        build_arm("difficulty", DIFFICULTY, RowInputs(torch.ones(3), 0))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
