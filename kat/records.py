@@ -230,6 +230,22 @@ class PromptsRecord(MadeBy):
     column_conflicts: NotRequired[dict[str, int]]  # number of prompts whose rows differ in a column
 
 
+class DrawnRecord(MadeBy):
+    """The .json next to prompts_out of task=subsample: how its prompts were drawn."""
+
+    format: int
+    sampler: str
+    sampler_settings: JsonObject
+    seed: int
+    budget: int
+    prompts: int  # in the file: the drawn and the held-out ones
+    held_out: float
+    eval_prompts: int
+    force_weights: bool
+    weights_sha256: str
+    prompts_sha256: str  # of the file
+
+
 # A class could not have a field called "from".
 TakenFrom = TypedDict("TakenFrom", {"from": NotRequired[str]})
 

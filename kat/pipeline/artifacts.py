@@ -95,7 +95,9 @@ def sidecar_path(path: Path, name: str) -> Path:
     return path.with_name(name if path.name == SIDECARS[name] else f"{path.stem}_{name}")
 
 
-def destination(cfg: DictConfig, *sides: str, reads: Iterable[Path] = (), folder: bool = False) -> Path:
+def destination(
+    cfg: DictConfig, *sides: str, reads: Iterable[Path] = (), folder: bool = False, setting: str = "out"
+) -> Path:
     """Return the path of cfg.out, after a check that the task will not overwrite other files.
 
     Args:
@@ -103,18 +105,19 @@ def destination(cfg: DictConfig, *sides: str, reads: Iterable[Path] = (), folder
         sides: The endings of further files that the task writes with the same stem, such as .json.
         reads: Input files in addition to the *_file settings of the config.
         folder: Whether the path may be a folder of shards.
+        setting: The setting with the path.
 
     Raises:
-        UserError: The path is an input, has the name of a sidecar file, or has one of the endings in `sides`.
+        UserError: The path is an input or inside one, has the name of a sidecar file, or has one of the endings in
+            `sides`.
     """
-    out = locate(cfg, "out", folder=folder)
+    out, given = locate(cfg, setting, folder=folder), f"{setting}={cfg[setting]}"
     if any(out.name == name or out.name.endswith(f"_{name}") for name in (*SIDECARS, "embeddings.json")):
         raise UserError(
-            f"out={cfg.out}: this name is reserved for files that kat tasks write next to their results; choose "
-            "another name"
+            f"{given}: this name is reserved for files that kat tasks write next to their results; choose another name"
         )
     if own := next((ending for ending in sides if out.with_suffix(ending) == out), None):
-        raise UserError(f"out={cfg.out}: the task also writes a file {out.stem}{own}; use another ending")
+        raise UserError(f"{given}: the task also writes a file {out.stem}{own}; use another ending")
     inputs = {
         name: locate(cfg, name, folder=True)
         for name in map(str, cfg)
@@ -123,7 +126,9 @@ def destination(cfg: DictConfig, *sides: str, reads: Iterable[Path] = (), folder
     inputs |= {f"path={path}": path for path in reads}
     written = {path.resolve() for path in (out, *map(out.with_suffix, sides))}
     if same := next((name for name, path in inputs.items() if path.resolve() in written), None):
-        raise UserError(f"out={cfg.out}: would overwrite {same}, which other tasks need; choose another name")
+        raise UserError(f"{given}: would overwrite {same}, which other tasks need; choose another name")
+    if above := next((name for name, path in inputs.items() if path.resolve() in out.resolve().parents), None):
+        raise UserError(f"{given}: is inside {above}, which other tasks need; choose another folder")
     return out
 
 

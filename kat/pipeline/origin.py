@@ -13,7 +13,7 @@ from kat.data.tables import read_weights, same_ids
 from kat.density.gates import require_crowd_gate
 from kat.density.records import DensityOrigin, GatedWeights
 from kat.embedding.store import too_long_ids
-from kat.pipeline.artifacts import sidecar_path
+from kat.pipeline.artifacts import is_sharded, sidecar_path
 from kat.records import read_kat_record
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
@@ -44,13 +44,13 @@ def check_crowd_gate(weights: Path, force: bool) -> None:
     """Check that weights passed the crowd gate when they were made. Weights without a density.json are used unchecked.
 
     Args:
-        weights: The file of the weights.
+        weights: The file or the folder of the weights.
         force: Whether weights that fail it are accepted, with a warning.
 
     Raises:
         UserError: A planted crowd is drawn as often as uniformly or more often, or the file has no gates.
     """
-    record = sidecar_path(weights, "density.json")
+    record = weights / "density.json" if is_sharded(weights) else sidecar_path(weights, "density.json")
     if not record.is_file():
         log(f"note: {record} does not exist, so it is unknown whether {weights} feeds crowds")
         return

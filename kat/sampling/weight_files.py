@@ -7,6 +7,7 @@ are the rows of weights.npy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,6 +144,15 @@ class WeightFolder:
         if len(table) != (size := self.record["sizes"][self.names.index(name)]):
             raise UserError(f"{self.files.folder}: shard {name} has {len(table)} rows, not {size}; {REMEDY}")
         return table
+
+    def ids(self) -> Iterator[str]:
+        """Yield the ids of all rows in their order. One shard is in memory at a time.
+
+        Raises:
+            UserError: A shard cannot be read.
+        """
+        for name in self.names:
+            yield from self.table(name).column("id").to_pylist()
 
     def ids_of(self, rows: Tensor | Array) -> list[str]:
         """Return the ids of rows in the given order. Only the shards of these rows are read.

@@ -32,6 +32,7 @@ def test_rows_are_numbered_through_the_shards(folder):
     assert len(found) == 8
     assert found.ids_of([7, 0, 3, 4, 0]) == ["h", "a", "d", "e", "a"]
     assert found.ids_of(torch.tensor([2])) == ["c"] and found.ids_of([]) == []
+    assert list(found.ids()) == list("abcdefgh")
     assert found.groups().tolist() == GROUPS
     assert found.weights.tolist() == pytest.approx([weight / 32 for weight in WEIGHTS])
 
