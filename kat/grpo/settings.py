@@ -10,6 +10,8 @@ from omegaconf import DictConfig
 
 from kat.grpo.given import content_of, policy_spec
 from kat.grpo.step import GrpoSpec
+from kat.pipeline.artifacts import is_sharded, locate, sampler_settings
+from kat.sampling.arms import needs_density
 from kat.training.state import LoopSpec
 from kat.training.tuning import TuningSpec
 from latentwire.harness.device import accelerator_state
@@ -38,10 +40,12 @@ class GrpoSettings:
         """Return the settings of a config.
 
         Raises:
-            UserError: A setting has the wrong type or is out of range, or `policy` is not the folder of a model.
+            UserError: A setting has the wrong type or is out of range, `policy` is not the folder of a model, or the
+                weights are a folder of shards.
         """
         state = accelerator_state(cfg.device)
         loop, spec = LoopSpec.of(cfg), typed(GrpoSpec, cfg.grpo, "grpo.")
+        _require_weights_in_a_file(cfg, loop, spec)
         if spec.prompts_per_step % state.num_processes:
             raise UserError(
                 f"grpo.prompts_per_step={spec.prompts_per_step}: {state.num_processes} processes cannot share them "
@@ -67,3 +71,33 @@ class GrpoSettings:
             "tuning": dict(vars(self.tuning)),
             "optimizer": dict(vars(self.optimizer)),
         }
+
+
+def _require_weights_in_a_file(cfg: DictConfig, loop: LoopSpec, spec: GrpoSpec) -> None:
+    """Check that the sampler does not need a folder of weights: a run has all its prompts in memory.
+
+    Raises:
+        UserError: It does. The message has the command that draws the prompts of the run from the folder.
+    """
+    sampler, folder = cfg.sampler.name, cfg.weights_file
+    if not needs_density(sampler) or not is_sharded(locate(cfg, "weights_file", folder=True)):
+        return
+    drawn = f"{sampler}_seed{loop.seed}.jsonl"
+    settings = {
+        "folder": cfg.folder,
+        "weights_file": folder,
+        "prompts_file": cfg.prompts_file,
+        "sampler": sampler,
+        **{f"sampler.{name}": value for name, value in sampler_settings(cfg).items()},
+        "seed": loop.seed,
+        "budget": loop.steps * spec.prompts_per_step,
+        "held_out": loop.held_out,
+        "eval_prompts": 2 * spec.eval_prompts,  # some may be too long for the policy
+        "prompts_out": drawn,
+    }
+    command = " ".join(f"{name}={value}" for name, value in settings.items())
+    raise UserError(
+        f"weights_file={folder}: is a folder of weights, and a training run keeps its prompts in memory; draw them "
+        f"first: python run.py task=subsample {command}; then train with prompts_file={drawn} sampler=uniform "
+        f"name={sampler}_drawn_seed{loop.seed} in place of prompts_file, sampler and weights_file"
+    )
