@@ -60,8 +60,8 @@ class WeightedPrompts:
     """The prompts that can be drawn: what their arm is built from, their ids, and the digest of their weights."""
 
     inputs: ArmInputs | RowInputs
-    ids: Callable[[], Iterable[str]]  # all of them, in the order of the rows
-    ids_of: Callable[[Tensor], list[str]]  # those of some rows
+    ids: Callable[[], Iterable[str]]  # ids of all rows in their order
+    ids_of: Callable[[Tensor], list[str]]  # ids of some rows
     sha256: str
 
 

@@ -20,7 +20,7 @@ def write_weight_folder(
     groups: Sequence[int] = (),
     **record: object,
 ) -> Path:
-    """Write weights of prompts in shards: the ids of each shard. Fields of `record` replace those of density.json."""
+    """Write weights of prompts in shards: the ids of each shard. Fields of `record` replace fields of density.json."""
     values = np.asarray(weights, dtype=np.float64) / np.sum(weights)
     group_of = np.asarray(groups or range(len(values)))
     files, start = ShardFolder(folder, "key"), 0

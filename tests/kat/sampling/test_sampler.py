@@ -269,7 +269,7 @@ def test_a_prefetched_epoch_can_be_resumed_within_it():
 
 
 def dense(sampler: DensityAwareSampler) -> dict:
-    """Return the state as version 1 wrote it within an epoch: draws of all rows, those of earlier epochs only."""
+    """Return the state as version 1 wrote it within an epoch: draws of all rows in the epochs before this one."""
     past = make(**{name: getattr(sampler.plan, name) for name in ("num_samples", "replacement")})
     past.load_state_dict({**sampler.state_dict(), "position": 0})
     meant, drawn = past.ledger()
@@ -312,7 +312,7 @@ def test_a_written_state_of_version_1_is_converted():
     torch.testing.assert_close(sampler.ledger()[0], state["meant"] / 17 * 29)
 
 
-def test_a_state_of_version_1_that_cannot_be_converted_is_refused():
+def test_a_state_of_version_1_with_unknown_epochs_is_refused():
     """Two epochs without replacement were stopped: their intended draws depend on where."""
     sampler = make(num_samples=8, replacement=False)
     for length in (3, 6):
