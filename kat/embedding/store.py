@@ -32,6 +32,11 @@ def load_embeddings(path: Path | str) -> tuple[list[str], Tensor]:
             a row is not finite or not of length 1.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(
+            f"embeddings file {path}: is a folder of shards, and one file is needed here; make it with task=embed "
+            "out=FILE.pt"
+        )
     if not path.is_file():
         raise UserError(f"embeddings file {path}: no such file; make it with task=embed")
     try:

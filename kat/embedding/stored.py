@@ -18,10 +18,15 @@ from latentwire.harness.results import JsonObject
 DIGITS = 8  # hexadecimal digits in the digest of a text
 
 
+def text_digest(text: str) -> str:
+    """Return the digest of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
 def text_digests(prompts: Sequence[Prompt], ids: Sequence[str]) -> str:
     """Return the joined digests of the texts of these ids; they reveal a changed text."""
     texts = {prompt.id: prompt.text for prompt in prompts}
-    return "".join(hashlib.sha256(texts[name].encode()).hexdigest()[:DIGITS] for name in ids)
+    return "".join(text_digest(texts[name]) for name in ids)
 
 
 @register_stored("file")
