@@ -1,6 +1,6 @@
 """The task embed: embeddings.pt from the unique prompts, in one or several processes. Main entry: `embed()`.
 
-The work is done in pieces that stay on disk, so a killed run resumes.
+The work is done in pieces that stay on disk, so a killed run resumes. `kat.pipeline.embed_shards` makes a folder.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from omegaconf import DictConfig
 from kat.data.prompts import Prompt, read_prompts
 from kat.embedding.base import EmbeddedPrompts
 from kat.embedding.registry import EmbedderSpec
+from kat.embedding.shard_writer import ShardedEmbeddingsRecord
 from kat.embedding.shards import Shards
 from kat.embedding.store import load_embeddings, record_of, save_embeddings
 from kat.embedding.stored import text_digests
-from kat.pipeline.artifacts import destination, locate, task
-from kat.pipeline.embedders import chosen_embedder
+from kat.pipeline.artifacts import destination, is_sharded, locate, task
+from kat.pipeline.embed_shards import embed_in_shards
+from kat.pipeline.embedders import BATCH_TOKENS_ON_CPU, chosen_embedder, require_embeddable
 from kat.records import EmbeddingsRecord
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
@@ -31,7 +33,7 @@ from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import JsonObject, MadeOn, config_hash, read_json, write_json, writing
 from latentwire.records import FORMAT
 
-BATCH_TOKENS_ON_CPU = 8192  # the fastest in our measurements of embedding
+ALONE = {"workers": 1, "worker": None}  # settings that divide a folder of shards, and their values without a division
 
 
 @dataclass
@@ -47,8 +49,10 @@ class Plan:
 
 
 @task
-def embed(cfg: DictConfig) -> EmbeddingsRecord:
+def embed(cfg: DictConfig) -> EmbeddingsRecord | ShardedEmbeddingsRecord:
     """Embed the unique prompts, or resume a killed run, and write embeddings.pt and embeddings.json.
+
+    If the path `out` has no ending, it is a folder of shards.
 
     Returns:
         The content of embeddings.json.
@@ -56,7 +60,18 @@ def embed(cfg: DictConfig) -> EmbeddingsRecord:
     Raises:
         UserError: The prompts are missing, a model cannot be loaded, or a text cannot be embedded.
     """
-    state = accelerator_state(cfg.device)
+    state, out = accelerator_state(cfg.device), locate(cfg, "out", folder=True)
+    if is_sharded(out):
+        return embed_in_shards(cfg, state)
+    if shared := next((f"{name}={cfg[name]}" for name, alone in ALONE.items() if cfg[name] != alone), None):
+        raise UserError(
+            f"{shared}: processes share the shards of a folder, and {out} is one file; give a name without an ending, "
+            f"such as out={out.stem}, or leave out {shared.partition('=')[0]}"
+        )
+    return _embed_into_file(cfg, state)
+
+
+def _embed_into_file(cfg: DictConfig, state: PartialState) -> EmbeddingsRecord:
     work = plan(cfg, state)
     record = work.out.with_suffix(".json")
     before: EmbeddingsRecord | None = broadcast_from_main(
@@ -170,16 +185,8 @@ def _embedded(cfg: DictConfig, work: Plan, state: PartialState) -> EmbeddedPromp
     lengths = embedder.lengths([prompt.text for prompt in work.prompts])
     fitting = [i for i, length in enumerate(lengths) if 0 < length <= embedder.max_tokens]
     too_long = [prompt.id for prompt, length in zip(work.prompts, lengths, strict=True) if length > embedder.max_tokens]
-    if too_long:
-        log(
-            f"warning: {len(too_long)} of {len(work.prompts)} prompts have more than the {embedder.max_tokens} tokens "
-            "that the embedder reads; they are left out, not cut, and listed as too_long"
-        )
-    if empty := len(work.prompts) - len(fitting) - len(too_long):
-        raise UserError(f"{empty} prompts have no tokens for this tokenizer; remove them from the prompts file")
-    if not fitting:
-        raise UserError(f"none of the {len(work.prompts)} prompts fits into the embedder's {embedder.max_tokens} "
-                        "tokens; choose a model with a longer context")  # fmt: skip
+    empty = len(work.prompts) - len(fitting) - len(too_long)
+    require_embeddable(len(work.prompts), len(too_long), empty, embedder.max_tokens)
     texts = [work.prompts[i].text for i in fitting]
     shards = Shards(_shards_folder(work), [lengths[i] for i in fitting], work.batch_tokens)
     missing = broadcast_from_main(state, shards.missing() if state.is_main_process else [])

@@ -12,6 +12,7 @@ from kat.density.records import DensityOrigin
 from kat.pipeline.artifacts import locate, sidecar_path
 from kat.pipeline.density import density_spec
 from kat.pipeline.embed import plan
+from kat.pipeline.embed_shards import sharded_record, sharded_work
 from kat.pipeline.origin import check_origin
 from kat.pipeline.prepare import requested_sets
 from kat.records import EmbeddingsRecord, PairsRecord, PromptsRecord, read_kat_record
@@ -19,7 +20,7 @@ from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
-from latentwire.harness.results import config_hash
+from latentwire.harness.results import JsonObject, config_hash
 
 SIDECAR = {"pairs": "pairs.json", "prompts": "prompts.json", "density": "density.json"}  # record of each task's file
 
@@ -38,6 +39,9 @@ def require_same_origin(task: str, path: Path, task_cfg: DictConfig, cfg: DictCo
     Raises:
         UserError: The file was made from other data, another embedder or other files.
     """
+    if task == "embed" and path.is_dir():
+        _check_shards(path, task_cfg)
+        return
     record = path.with_suffix(".json") if task == "embed" else sidecar_path(path, SIDECAR[task])
     if not record.is_file():
         log(f"note: {record} does not exist, so the origin of {path} is unknown; it is used unchecked")
@@ -87,7 +91,23 @@ def _check_prompts(path: Path, record: Path, task_cfg: DictConfig, cfg: DictConf
 def _check_embeddings(path: Path, record: Path, task_cfg: DictConfig, _: DictConfig) -> None:
     work = plan(task_cfg, accelerator_state(task_cfg.device))
     found = read_kat_record(EmbeddingsRecord, record, _remedy("embed"))
-    recorded, needed = found["embedder"], work.about
+    _check_embedder(path, found["embedder"], work.about)
+    if found["key"] != config_hash([found["embedder"], [[prompt.id, prompt.text] for prompt in work.prompts]]):
+        _reject(path, "embed", "other prompts", f"the prompts in {locate(task_cfg, 'prompts_file')}")
+
+
+def _check_shards(path: Path, task_cfg: DictConfig) -> None:
+    """Check a folder of embeddings. Its shards are checked where they are read."""
+    found = sharded_record(path)
+    if found is None:
+        raise UserError(f"{path}: its shards are not complete; run run.py task=embed again, which makes only those")
+    work = sharded_work(task_cfg, accelerator_state(task_cfg.device))
+    _check_embedder(path, found["embedder"], work.about)
+    if found["prompts"] != work.prompts:
+        _reject(path, "embed", "other prompts", f"the prompts in {work.prompts_file}")
+
+
+def _check_embedder(path: Path, recorded: JsonObject, needed: JsonObject) -> None:
     differing = [key for key in sorted({*recorded, *needed}) if recorded.get(key) != needed.get(key)]
     if differing == ["dtype"]:
         log(f"note: {path} was computed in {recorded.get('dtype')}, and this run would compute it in {needed['dtype']}")
@@ -95,8 +115,6 @@ def _check_embeddings(path: Path, record: Path, task_cfg: DictConfig, _: DictCon
         key = differing[0]
         remedy = "give the same embedder=NAME and model=NAME here, "
         _reject(path, "embed", f"{key} {recorded.get(key)}", f"{key} {needed.get(key)}", remedy)
-    if found["key"] != config_hash([recorded, [[prompt.id, prompt.text] for prompt in work.prompts]]):
-        _reject(path, "embed", "other prompts", f"the prompts in {locate(task_cfg, 'prompts_file')}")
 
 
 def _check_weights(path: Path, record: Path, task_cfg: DictConfig, _: DictConfig) -> None:

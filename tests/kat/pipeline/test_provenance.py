@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from kat.pipeline.ensure import ensure
+from kat.pipeline.embed import embed
+from kat.pipeline.ensure import config_of, ensure, prompt_tasks
 from latentwire.harness.errors import UserError
 from latentwire.harness.paths import CONF
 
@@ -132,3 +133,36 @@ def test_files_without_a_record_are_used_with_a_message(here, capfd):
         (FILES / name).unlink()
     ensure(config("path=elsewhere.jsonl", "embedder=logits"), ALL)
     assert capfd.readouterr().err.count("so the origin of") == 4
+
+
+def test_a_folder_of_embeddings_is_checked_like_a_file(here, capfd):
+    folder = config("embeddings_file=embeddings")
+    with pytest.raises(UserError, match=r"embeddings_file=embeddings: outputs/kat/embeddings does not exist"):
+        ensure(folder, ["embed"])
+    embed(config_of(folder, "run", "embed"))
+    capfd.readouterr()
+    ensure(folder, ["embed"])
+    assert capfd.readouterr().err == ""
+    with pytest.raises(UserError, match=r"kat/embeddings: was made from embedder hidden, but this run needs embedder"):
+        ensure(config("embeddings_file=embeddings", "embedder=logits"), ["embed"])
+    drop_a_line("prompts_all.jsonl")
+    with pytest.raises(UserError, match=r"kat/embeddings: was made from other prompts, but this run needs"):
+        ensure(folder, ["embed"])
+    (FILES / "embeddings" / "embeddings.json").unlink()
+    with pytest.raises(UserError, match=r"kat/embeddings: its shards are not complete; run run\.py task=embed"):
+        ensure(folder, ["embed"])
+
+
+def test_prompts_of_ones_own_may_be_a_folder(here):
+    Path("many").mkdir()
+    shutil.copy(FILES / "prompts_all.jsonl", "many/a.jsonl")
+    cfg = config("prompts_file=many", "embeddings_file=many.pt")
+    assert prompt_tasks(cfg) == ["prompts"]
+    embed(config_of(cfg, "run", "embed"))
+    ensure(cfg, ["prompts", "embed"])
+    drop = Path("many/a.jsonl")
+    drop.write_text("".join(drop.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(
+        UserError, match=r"many\.pt: was made from other prompts, but this run needs the prompts in many"
+    ):
+        ensure(cfg, ["prompts", "embed"])
