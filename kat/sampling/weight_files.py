@@ -80,10 +80,10 @@ class WeightFolder:
         if not path.is_file():
             raise UserError(f"{name}: has no {RECORD}, so its shards are not complete; {REMEDY}")
         found = cls(ShardFolder(folder, ""), read_kat_record(WeightShards, path, REMEDY))
-        keys = {shard: _key_of(folder / f"{shard}.json") for shard in found.names}
-        key = next((key for key in keys.values() if key), "")
-        files = ShardFolder(folder, key)
-        if bad := [shard for shard in found.names if keys[shard] != key or not files.is_finished(shard)]:
+        files = ShardFolder(
+            folder, next(filter(None, (_key_of(folder / f"{shard}.json") for shard in found.names)), "")
+        )
+        if bad := [shard for shard in found.names if not files.is_finished(shard)]:
             raise UserError(f"{name}: shard {', '.join(bad)} is missing, damaged or of other weights; {REMEDY}")
         weights = folder / WEIGHTS
         if not weights.is_file() or file_sha256(weights) != found.record["weights_sha256"]:

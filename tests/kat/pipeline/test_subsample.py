@@ -129,6 +129,12 @@ def test_missing_and_repeated_prompts_are_refused(folder, cli):
     assert not (folder / "drawn.jsonl").exists() and not (folder / "sampled_ids.txt").exists()
 
 
+def test_a_drawn_id_with_a_line_break_is_refused(folder, cli):
+    write_weight_folder(folder / "weights", [1.0, 1.0], [["a", "b\nc"]])
+    status, _, said = cli("task=subsample", "budget=2", "sampler=uniform", *SHARDED)
+    assert status == 1 and "has a line break" in said, said
+
+
 def test_a_damaged_shard_is_named(folder, cli):
     (folder / "weights" / "00001.prompts.parquet").write_bytes(b"PAR1")
     status, _, said = cli("task=subsample", BUDGET, *SHARDED)

@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from kat.density.estimate import DensitySpec, estimate
 from kat.embedding.pooling import HiddenEmbedder, embed_hidden
-from kat.sampling.draws import draw, expected_draws
+from kat.sampling.draws import DrawWeights, draw, expected_draws
 from kat.sampling.plan import DrawPlan, DrawSettings
 from kat.sampling.sampler import DensityAwareSampler, ModelSettings
 from latentwire.harness.errors import UserError
@@ -143,6 +143,22 @@ def test_draw_takes_more_rows_than_multinomial_can(replacement):
     rows = draw(weights, 3, replacement=replacement, generator=draws(0))
     assert rows.min() >= n - 3
     assert replacement or sorted(rows.tolist()) == [n - 3, n - 2, n - 1]
+
+
+def test_draws_at_the_ends_of_the_weights_have_a_weight(monkeypatch):
+    """A random number of 0, and one that is rounded to 1, draw the first and the last row of positive weight."""
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([0.0, 1.0], dtype=torch.float64))
+    weights = torch.tensor([0.0, 0.5, 0.25, 0.25, 0.0], dtype=torch.float64)
+    assert draw(weights, 2, replacement=True, generator=draws(0)).tolist() == [1, 3]
+
+
+def test_checks_in_blocks_see_all_rows(monkeypatch):
+    monkeypatch.setattr("kat.sampling.draws.BLOCK", 4)
+    weights = DrawWeights(torch.tensor([1.0, 1, 1, 1, 1, 0, 0, 0, 0, 0], dtype=torch.float64))
+    assert (weights.last, weights.positive, weights.are_equal()) == (4, 5, True)
+    assert not DrawWeights(torch.tensor([1.0, 1, 1, 1, 2, 0])).are_equal()
+    with pytest.raises(UserError, match=r"weight -2\.0 of row 5"):
+        DensityAwareSampler([1.0] * 5 + [-2.0])
 
 
 def test_expected_draws_of_everything_are_one_each():
@@ -384,6 +400,11 @@ def test_regrouping_after_a_draw_is_refused():
     for used in (sampler, loaded):
         with pytest.raises(UserError, match="at index 3 of epoch 0, which new groups would lose"):
             used.regrouped(**groups)
+    ended = make(num_samples=10)
+    list(ended)
+    ended.set_epoch(0)
+    with pytest.raises(UserError, match="at index 0 of epoch 0, which new groups would lose"):
+        ended.regrouped(**groups)
 
 
 def test_regrouping_keeps_all_but_the_groups():
@@ -424,6 +445,7 @@ def test_invalid_settings_are_refused(settings, reason):
 
 def test_uniform_weights_without_replacement_are_a_permutation():
     assert sorted(DensityAwareSampler([1.0] * 10, replacement=False)) == list(range(10))
+    assert sorted(DensityAwareSampler([0.0, 1.0, 1.0], num_samples=2, replacement=False)) == [1, 2]
 
 
 def test_from_model_has_the_defaults_of_the_config():
