@@ -1,4 +1,4 @@
-"""Counts of draws that grow with the rows drawn, not with the rows that there are. Main entry: `DrawLedger`."""
+"""Counts of draws, in memory that grows with the rows drawn and not with all rows. Main entry: `DrawLedger`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kat.sampling.draws import expected_draws
+from kat.sampling.draws import DrawWeights, expected_draws
+from kat.sampling.plan import DrawPlan
+from latentwire.harness.checkpoint import State
+from latentwire.harness.errors import UserError
+
+STATE_VERSION = 2
 
 
 def _no_rows() -> Tensor:
@@ -56,6 +61,16 @@ class DrawLedger:
         total = torch.zeros_like(union).index_add_(0, place, torch.cat([self.counts, counts]))
         return DrawLedger(union, total, {**self.epochs, len(drawn): self.epochs.get(len(drawn), 0) + 1})
 
+    def state(self, plan: DrawPlan, weights: DrawWeights) -> State:
+        """Return the ledger with the identity of its sampler, as plain values and tensors."""
+        return {
+            "version": STATE_VERSION,
+            "identity": plan.identity(weights),
+            "rows": self.rows,
+            "counts": self.counts,
+            "epochs": dict(self.epochs),
+        }
+
     def drawn(self, num_rows: int) -> Tensor:
         """Return the number of draws of all rows, (num_rows,) int64."""
         return torch.zeros(num_rows, dtype=torch.int64).index_copy_(0, self.rows, self.counts)
@@ -73,3 +88,36 @@ class DrawLedger:
         for n, times in sorted(self.epochs.items()):
             total += expected_draws(weights, n, replacement) * times
         return total
+
+
+def ledger_of_state(state: State, plan: DrawPlan, weights: DrawWeights) -> DrawLedger:
+    """Return the ledger in a saved state. A state of version 1 has the draws of all rows instead.
+
+    Args:
+        state: The state of a sampler.
+        plan: The draws of the sampler that resumes from it.
+        weights: The weights of that sampler.
+
+    Raises:
+        UserError: The state comes from a sampler with other weights, settings or ranks, or cannot be converted.
+    """
+    if not isinstance(state, dict) or state.get("version") not in (1, STATE_VERSION) or "identity" not in state:
+        raise UserError(
+            f"not a sampler state of version 1 or {STATE_VERSION}; start again, or use the version that wrote it"
+        )
+    own = plan.identity(weights)
+    if differing := [key for key in own if state["identity"].get(key) != own[key]]:
+        key = differing[0]
+        raise UserError(
+            f"the saved sampler had {key}={state['identity'].get(key)} and this one has {key}={own[key]}, so the draws "
+            "would not continue; resume with the saved settings"
+        )
+    if state["version"] == STATE_VERSION:
+        return DrawLedger(state["rows"], state["counts"], dict(state["epochs"]))
+    ledger = DrawLedger.of_counts(state["drawn"], plan.draws)
+    if not torch.allclose(ledger.intended(weights.values, plan.replacement), state["meant"]):
+        raise UserError(
+            "the saved state is of version 1, and several of its epochs without replacement were stopped half-way: "
+            "their intended draws cannot be converted; start again, or use the version that wrote it"
+        )
+    return ledger

@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
-import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from kat.density.estimate import Density, DensitySpec
 from kat.sampling.draws import DrawWeights, checked_weights
-from kat.sampling.ledger import DrawLedger
+from kat.sampling.ledger import DrawLedger, ledger_of_state
 from kat.sampling.plan import DrawPlan, DrawSettings, OrderSettings
+from kat.sampling.weight_files import draw_weights
 from latentwire.harness.checkpoint import State
 from latentwire.harness.errors import UserError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from kat.sampling.from_model import PromptText
 
-STATE_VERSION = 2
+AnyWeights = Tensor | Sequence[float] | DrawWeights
 
 
 class DensitySettings(TypedDict, total=False):
@@ -57,9 +57,8 @@ class DensityAwareSampler(Sampler[int]):
     Epochs: iteration after a finished epoch gives the next epoch. An epoch that was stopped half-way begins again.
     `set_epoch` selects an epoch.
 
-    `plan` has the settings and the order of the draws: repetitions and ranks. `ledger` returns the intended and the
-    real draws of each prompt, `drawn` the real ones of the prompts that were drawn. `density` is the `Density` that
-    `from_model` computed, else None.
+    `plan` has the settings and the order of the draws: repetitions and ranks. `ledger` returns the intended and real
+    draws of each prompt, `drawn` the drawn prompts only. `density` is the `Density` of `from_model`, else None.
 
     Args:
         weights: The weights of the rows, (N,), at least 0. They need not sum to 1. `DrawWeights` are used as they are.
@@ -77,18 +76,13 @@ class DensityAwareSampler(Sampler[int]):
     """
 
     def __init__(
-        self,
-        weights: Tensor | Sequence[float] | DrawWeights,
-        *,
-        num_samples: int | None = None,
-        **settings: Unpack[OrderSettings],
+        self, weights: AnyWeights, *, num_samples: int | None = None, **settings: Unpack[OrderSettings]
     ) -> None:
         self._weights = weights if isinstance(weights, DrawWeights) else DrawWeights(checked_weights(weights))
         self.plan = DrawPlan(len(self._weights) if num_samples is None else num_samples, **settings)
         self.plan.check(self._weights)
         self.density: Density | None = None
-        self.epoch = self.position = 0
-        self._resume_at = 0
+        self.epoch = self.position = self._resume_at = 0
         self._order: tuple[int, Tensor] | None = None
         self._past = DrawLedger()  # of the epochs before this one
 
@@ -102,14 +96,12 @@ class DensityAwareSampler(Sampler[int]):
         """Return a sampler of the weights that task=density wrote; row i is row i of the file.
 
         Args:
-            path: A folder of weights, which are mapped into memory and not read, or a weights.jsonl.
+            path: A folder of weights, which are mapped into memory, or a weights.jsonl.
             **settings: Settings of the sampler.
 
         Raises:
             UserError: The weights are missing or damaged, or a setting is out of range.
         """
-        from kat.sampling.weight_files import draw_weights
-
         return cls(draw_weights(Path(path)), **settings)
 
     @classmethod
@@ -141,9 +133,9 @@ class DensityAwareSampler(Sampler[int]):
         from kat.sampling.from_model import density_of
 
         density, draws = _divided(settings)
-        batch_tokens, seed = settings.get("batch_tokens", 8192), settings.get("seed", 0)
-        spec = DensitySpec(k=k, **density)
-        found = density_of(prompts, model, tokenizer, spec, batch_tokens=batch_tokens, seed=seed)
+        at_once = settings.get("batch_tokens", 8192)
+        spec, seed = DensitySpec(k=k, **density), settings.get("seed", 0)
+        found = density_of(prompts, model, tokenizer, spec, batch_tokens=at_once, seed=seed)
         sampler = cls(found.weights, **draws)
         sampler.density = found
         return sampler
@@ -199,13 +191,9 @@ class DensityAwareSampler(Sampler[int]):
                 training loop must give the number.
         """
         return {
-            "version": STATE_VERSION,
-            "identity": self.plan.identity(self._weights),
+            **self._past.state(self.plan, self._weights),
             "epoch": self.epoch,
             "position": self._used(consumed),
-            "rows": self._past.rows,
-            "counts": self._past.counts,
-            "epochs": dict(self._past.epochs),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -214,33 +202,12 @@ class DensityAwareSampler(Sampler[int]):
         Raises:
             UserError: The state comes from a sampler with other weights, settings or ranks.
         """
-        if not isinstance(state, dict) or state.get("version") not in (1, STATE_VERSION) or "identity" not in state:
-            raise UserError(
-                f"not a sampler state of version 1 or {STATE_VERSION}; start again, or use the version that wrote it"
-            )
-        own = self.plan.identity(self._weights)
-        if differing := [key for key in own if state["identity"].get(key) != own[key]]:
-            key = differing[0]
-            raise UserError(
-                f"the saved sampler had {key}={state['identity'].get(key)} and this one has {key}={own[key]}, so the "
-                "draws would not continue; resume with the saved settings"
-            )
-        self._past = self._first_version(state) if state["version"] == 1 else _ledger_of(state)
+        self._past = ledger_of_state(state, self.plan, self._weights)
         self.epoch, self.position = int(state["epoch"]), 0
         self._resume_at = int(state["position"])
         if self._resume_at == len(self):
             self.position, self._resume_at = self._resume_at, 0
             self._enter(self.epoch + 1)
-
-    def _first_version(self, state: State) -> DrawLedger:
-        """Return the ledger in a state of version 1, which has the intended draws instead of the numbers of epochs."""
-        past = DrawLedger.of_counts(state["drawn"], self.plan.draws)
-        if not torch.allclose(past.intended(self.weights, self.plan.replacement), state["meant"]):
-            raise UserError(
-                "the saved state is of version 1, and several of its epochs without replacement were stopped half-way: "
-                "their intended draws cannot be converted; start again, or use the version that wrote it"
-            )
-        return past
 
     def ledger(self, consumed: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the intended draws (N,) float64 and the real draws (N,) int64 of each prompt over all ranks.
@@ -255,22 +222,12 @@ class DensityAwareSampler(Sampler[int]):
         return ledger.intended(self.weights, self.plan.replacement), ledger.drawn(len(self.weights))
 
     def drawn(self, consumed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the rows drawn so far over all ranks and how often each was drawn, both (R,) int64.
-
-        They are the positive numbers of `ledger`, without its N numbers.
-
-        Args:
-            consumed: The number of indices used, see `ledger`.
-        """
+        """Return the rows drawn so far over all ranks and how often each was drawn, (R,) int64; see `ledger`."""
         ledger = self._so_far(self._used(consumed))
         return ledger.rows, ledger.counts
 
     def use_weights(self, weights: Tensor) -> None:
-        """Replace the weights before the first draw, for instance by the weights of rank 0.
-
-        Args:
-            weights: The sampling weights, (N,) float64, sum 1.
-        """
+        """Replace the weights before the first draw by others, (N,) float64, sum 1, such as the weights of rank 0."""
         self._weights, self._order = DrawWeights(weights), None
 
     def _used(self, consumed: int | None) -> int:
@@ -294,8 +251,3 @@ class DensityAwareSampler(Sampler[int]):
         if self._order is None or self._order[0] != self.epoch:
             self._order = self.epoch, self.plan.order(self._weights, self.epoch)
         return self._order[1]
-
-
-def _ledger_of(state: State) -> DrawLedger:
-    """Return the ledger in a state of the present version."""
-    return DrawLedger(state["rows"], state["counts"], dict(state["epochs"]))
