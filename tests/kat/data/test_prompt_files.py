@@ -82,14 +82,22 @@ def test_planning_and_skipping_parse_no_earlier_row(tmp_path, monkeypatch, endin
     assert (ids(shards[2]), len(parsed)) == (["é8", "é9"], 2)
 
 
-def test_skipping_converts_no_earlier_row_of_parquet(tmp_path, monkeypatch):
-    path, read = write(tmp_path / "p.parquet", 11), []
+def test_parquet_is_read_from_the_row_group_to_the_last_row(tmp_path, monkeypatch):
+    path, groups, batches = write(tmp_path / "p.parquet", 11), [], []
     real = parquet.ParquetFile.iter_batches
-    monkeypatch.setattr(
-        parquet.ParquetFile, "iter_batches", lambda self, size, groups: read.append(groups) or real(self, 3, groups)
-    )
+
+    def iter_batches(self, size, wanted):
+        groups.append(wanted)
+        for batch in real(self, 1, wanted):
+            batches.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", iter_batches)
     assert [name for shard in plan_shards(path, 5) for name in ids(shard)] == [f"é{n}" for n in range(11)]
-    assert read == [[0, 1], [1, 2], [2]]  # row groups of four
+    assert groups == [[0, 1], [1, 2], [2]]  # row groups of four
+    batches.clear()
+    (first, *_) = plan_shards(path, 1)
+    assert (ids(first), len(batches) <= 2) == (["é0"], True)  # of four in the row group
 
 
 def test_files_of_a_folder_are_read_in_name_order(tmp_path, capfd):
@@ -151,10 +159,10 @@ def test_an_id_in_two_shards_is_named_with_both_places(tmp_path):
     by_name = {shard.name: ids(shard) for shard in shards}
     require_unique_ids(shards, lambda name: reversed(by_name[name]))
     with (tmp_path / "a.jsonl").open("a") as file:
-        file.write(json.dumps(row(12)))
+        file.write(json.dumps(row(10)))
     shards = plan_shards(tmp_path, 3)
     by_name = {shard.name: ids(shard) for shard in shards}
-    expected = r"b\.parquet, row 5: has the id é12, as .*a\.jsonl, line 14 has; remove one of the rows"
+    expected = r"b\.parquet, row 3: has the id é10, as .*a\.jsonl, line 14 has; remove one of the rows"
     with pytest.raises(UserError, match=expected):
         require_unique_ids(shards, lambda name: by_name[name])
     with pytest.raises(UserError, match=expected):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,6 +19,7 @@ from kat.data.prompt_files import PromptShard
 from kat.embedding.pooling import HiddenEmbedder
 from kat.embedding.sharded import ShardedEmbeddings
 from kat.embedding.store import load_embeddings
+from kat.pipeline import embed_shards
 from latentwire.harness.errors import UserError
 from tests.helpers.files import read_json, write_rows
 from tests.helpers.programs import start
@@ -189,6 +191,19 @@ def test_two_workers_write_what_one_writes(whole, cli, tmp_path, monkeypatch):
     assert contents(OUT) == contents(whole / "embeddings")
 
 
+def test_workers_get_the_job_without_force(copied, cli, monkeypatch):
+    """A second process that removed the records of shards would undo the work of the first one."""
+    got = []
+
+    def started_workers(run, cfg, workers):
+        got.append((run, cfg.force, cfg.worker, workers, len(list(OUT.glob("0*.json")))))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(embed_shards, "started_workers", started_workers)
+    assert cli(*FOLDER, "force=true", "workers=3")[0] == 0
+    assert got == [("kat.pipeline.embed:embed", False, None, 3, 0)]
+
+
 @pytest.mark.slow
 def test_jobs_of_a_sweep_share_the_shards(whole, cli, tmp_path):
     write_prompts()
@@ -260,6 +275,17 @@ def test_other_embeddings_are_moved_aside_and_force_replaces(copied, cli):
     assert "they are now in replaced" in cli(*FOLDER)[2]
     assert contents(OUT) == made
     assert sorted(path.name for path in Path.cwd().iterdir() if path.name[0] == ".") == []
+
+
+def test_changed_prompts_are_embedded_again(copied, cli):
+    made = contents(copied)
+    write_prompts(id4="another text")
+    status, _, err = cli(*FOLDER)
+    assert (status, "they are now in replaced" in err) == (0, True), err
+    assert {name for name, content in contents(copied).items() if content != made[name]} == {
+        "00001.emb.npy",
+        "00001.prompts.parquet",
+    }
 
 
 def test_a_full_disk_stops_the_task_with_a_remedy(cli, monkeypatch):
