@@ -64,7 +64,7 @@ def prompt_digests(path: Path) -> dict[str, str]:
     """Return the sha256 of each file of prompts, by its name.
 
     Raises:
-        UserError: There is no such file.
+        UserError: The path does not exist, or the folder has no file with rows.
     """
     return {file.name: file_sha256(file) for file in prompt_paths(path)}
 
@@ -73,7 +73,7 @@ def prompts_sha256(path: Path) -> str:
     """Return the sha256 of a file of prompts, or a hash of the names and digests of the files in a folder.
 
     Raises:
-        UserError: There is no such file.
+        UserError: The path does not exist, or the folder has no file with rows.
     """
     return config_hash(prompt_digests(path)) if path.is_dir() else file_sha256(path)
 

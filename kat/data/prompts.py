@@ -151,7 +151,7 @@ def prompt_paths(path: Path) -> list[Path]:
     """Return the files of prompts in a folder, in the order of their names. A file is returned alone.
 
     Raises:
-        UserError: There is no such file.
+        UserError: The path does not exist, or the folder has no file with rows.
     """
     if not path.exists():
         raise UserError(
