@@ -1,6 +1,6 @@
 """Prompts in shards: consecutive rows of one file, read without the rows before. Main entry: `plan_shards()`.
 
-Only the prompts of one shard need to be in memory. `require_unique_ids()` keeps 8 bytes for each id.
+Only the prompts of one shard need to be in memory. `require_unique_ids()` needs 16 bytes for each id.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def prompts_sha256(path: Path) -> str:
 
 
 def require_unique_ids(shards: Sequence[PromptShard], ids_of: Callable[[str], Iterable[str]]) -> None:
-    """Check that no id occurs twice, with 8 bytes of memory for each id.
+    """Check that no id occurs twice, with 16 bytes of memory for each id.
 
     Args:
         shards: All shards.
