@@ -1,11 +1,12 @@
-"""Quality of densities, and speed of neighbours and kernel sums. Main entries: `quality()`, `search()`, `lists()`.
+"""Quality of densities, and speed of neighbours and kernel sums. Main entries: `quality()`, `scale()`, `search()`.
 
 python -m benchmarks.density quality                    Estimators on planted clusters, and on real=FILE,FILE.
 python -m benchmarks.density changes                    Write changed=FILE: slight changes of the prompts=FILE.
 python -m benchmarks.density search sizes=5000,20000    Exact k-NN and KDE against scikit-learn.
 python -m benchmarks.density lists sizes=50000          Inverted lists against exact search.
+python -m benchmarks.density scale sizes=1e5,1e6        Time, memory and accuracy of task=density on shards.
 
-The last two: embeddings are 200 planted clusters with power-law sizes and 1% noise in a narrow cone, or the file
+The last three: embeddings are 200 planted clusters with power-law sizes and 1% noise in a narrow cone, or the file
 real=FILE. Each of `repeats` rounds runs all methods in turn. The best time of each method counts, because other
 programs disturb it least.
 """
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.density_quality import quality
+from benchmarks.density_scale import scale
 from benchmarks.paraphrases import write_paraphrases
 from kat.density.estimate import weigh
 from kat.density.kernel import kernel_sums, kernel_sums_in_lists
@@ -46,6 +48,9 @@ SETTINGS: dict[str, Any] = {
     "only": "",
     "prompts": "outputs/kat/prompts_all.jsonl",
     "changed": "",
+    "folder": "outputs/scale",
+    "workers": 1,
+    "settings": "",
 }
 
 
@@ -175,7 +180,7 @@ def _embeddings(cfg: DictConfig) -> list[Tensor]:
 
 
 if __name__ == "__main__":
-    jobs = {"quality": quality, "changes": changes, "search": search, "lists": lists}
+    jobs = {"quality": quality, "changes": changes, "search": search, "lists": lists, "scale": scale}
     if len(sys.argv) < 2 or sys.argv[1] not in jobs:
         raise SystemExit(__doc__)
     settings = OmegaConf.merge(SETTINGS, OmegaConf.from_dotlist(sys.argv[2:]))

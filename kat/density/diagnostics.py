@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,24 +18,34 @@ DECILES = 10
 IDLE_ESS = 0.98  # ESS/N; above it the weights are almost uniform
 WILD_ESS = 0.10  # ESS/N; below it less than a tenth of the prompts carry the draws
 WILD_RATIO = 1000.0  # 99th percentile of the weights over the first
+MOST_WEIGHTS_ERROR = 0.05  # total variation from the weights of an exact search
 NOISE = -1  # label of a prompt outside all clusters
+
+
+class Sources(NamedTuple):
+    """The data set of each of N prompts: the names in order, and the number of each prompt's name, (N,) int64."""
+
+    names: list[str]
+    number: Tensor
 
 
 def diagnose_weights(
     density: Tensor,
     weights: Tensor,
-    sources: Sequence[str],
+    sources: Sequence[str] | Sources,
     clusters: Tensor | None = None,
     gates: GateNumbers | None = None,
+    weights_error: float = 0.0,
 ) -> WeightDiagnostics:
     """Return numbers that describe sampling weights, and warnings.
 
     Args:
         density: The density of each prompt, (N,).
         weights: The sampling weights, (N,), sum 1.
-        sources: The data set of each prompt, N names.
+        sources: The data set of each prompt: N names, or numbers of names.
         clusters: The known cluster of each prompt, (N,) int64, -1 for noise.
         gates: The numbers of `kat.density.gates.measure_gates`, which warn if they are beyond their limits.
+        weights_error: The total variation from the weights of an exact search.
 
     Returns:
         The diagnostics of density.json. The effective sample size is `ess`, and its share of N is `ess_share`.
@@ -56,7 +67,7 @@ def diagnose_weights(
         "largest_times_uniform": float(weights.max()) * n,
         "mass_by_source": _by_source(weights, sources),
         "mass_by_decile": mass_by_decile(density, weights),
-        "warnings": _warnings(ess, ratio),
+        "warnings": _warnings(ess, ratio, weights_error),
     }
     if clusters is not None:
         result["clusters"] = on_clusters(weights, clusters)
@@ -71,8 +82,13 @@ def _sample(weights: Tensor) -> Tensor:
     return weights.sort().values[:: len(weights) // 2**24 + 1]
 
 
-def _warnings(ess: float, ratio: float | None) -> list[str]:
+def _warnings(ess: float, ratio: float | None, weights_error: float) -> list[str]:
     warnings = []
+    if weights_error > MOST_WEIGHTS_ERROR:
+        warnings.append(
+            f"the weights differ from those of an exact search by a total variation of {weights_error:.2f}, more than "
+            f"{MOST_WEIGHTS_ERROR}; raise sampler.min_recall, or use another estimator"
+        )
     if ess > IDLE_ESS:
         warnings.append(
             f"the weights do nothing: ESS/N is {ess:.3f}, so draws are almost uniform; raise sampler.gamma, set "
@@ -93,8 +109,8 @@ def mass_by_decile(density: Tensor, weights: Tensor) -> list[float]:
     return [float(weights[part].sum()) for part in order.tensor_split(DECILES)]
 
 
-def _by_source(weights: Tensor, sources: Sequence[str]) -> dict[str, SourceMass]:
-    names, number = _numbered(sources)
+def _by_source(weights: Tensor, sources: Sequence[str] | Sources) -> dict[str, SourceMass]:
+    names, number = sources if isinstance(sources, Sources) else _numbered(sources)
     mass = torch.zeros(len(names), dtype=weights.dtype).index_add(0, number, weights)
     count = torch.bincount(number, minlength=len(names))
     return {
@@ -103,10 +119,10 @@ def _by_source(weights: Tensor, sources: Sequence[str]) -> dict[str, SourceMass]
     }
 
 
-def _numbered(names: Sequence[str]) -> tuple[list[str], Tensor]:
+def _numbered(names: Sequence[str]) -> Sources:
     known = sorted(set(names))
     number = {name: i for i, name in enumerate(known)}
-    return known, torch.tensor([number[name] for name in names])
+    return Sources(known, torch.tensor([number[name] for name in names]))
 
 
 def on_clusters(weights: Tensor, clusters: Tensor) -> ClusterMass:

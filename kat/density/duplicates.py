@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from kat.density.estimate import distinct_rows
 from kat.density.estimators import DensitySpec
-from kat.density.nearest import nearest
+from kat.density.nearest import Neighbours, nearest
 from kat.density.records import DuplicateGroup, DuplicateGroups
 from kat.density.whitening import whiten
 from latentwire.harness.errors import UserError
@@ -18,7 +21,9 @@ SHOWN = 5  # groups and prompts of a group in density.json
 LINKS = 10  # nearest neighbours that may be in the same group; larger groups form chains
 
 
-def near_duplicate_groups(emb: Tensor, threshold: float, spec: DensitySpec, seed: int = 0) -> Tensor:
+def near_duplicate_groups(
+    emb: Tensor, threshold: float, spec: DensitySpec, seed: int = 0, found: Neighbours | None = None
+) -> Tensor:
     """Return the group of every prompt. Near-duplicates of near-duplicates are in the same group.
 
     Two prompts are near-duplicates if their embeddings have a cosine of at least `threshold` after whitening (see
@@ -30,6 +35,7 @@ def near_duplicate_groups(emb: Tensor, threshold: float, spec: DensitySpec, seed
         threshold: The cosine, above 0 and at most 1; 1 groups equal embeddings only.
         spec: The settings of the neighbour search.
         seed: The seed of the approximate search, if it is used.
+        found: The neighbours of the whitened different rows, if they are known, so that they are not searched again.
 
     Returns:
         Group numbers, (N,) int64, in the order of their first rows.
@@ -42,48 +48,64 @@ def near_duplicate_groups(emb: Tensor, threshold: float, spec: DensitySpec, seed
     >>> near_duplicate_groups(torch.cat([emb, near_copy]), 0.7, DensitySpec())[[0, 1, 50]].tolist()
     [0, 1, 0]
     """
+    require_threshold(threshold)
+    places, place_of, _ = distinct_rows(emb)
+    edges = torch.empty(0, 2, dtype=torch.int64)
+    if threshold < 1 and len(places) > 1:
+        links = min(LINKS, len(places) - 1)
+        if found is None or found.ids.shape[1] < links:
+            found = nearest(whiten(places, seed), links, index=spec.index, min_recall=spec.min_recall, seed=seed)
+        close = 1 - found.distances[:, :links].square() / 2 >= threshold  # of unit rows, the cosine
+        rows, columns = close.nonzero().T
+        edges = torch.stack([rows, found.ids[rows, columns]], dim=1)
+    return groups_of(edges, len(places))[place_of]
+
+
+def require_threshold(threshold: float) -> None:
+    """Check the cosine of near-duplicates.
+
+    Raises:
+        UserError: It is not above 0 and at most 1.
+    """
     if not 0 < threshold <= 1:
         raise UserError(f"near_duplicate={threshold}: must be a cosine, above 0 and at most 1 (1: equal ones only)")
-    places, place_of, _ = distinct_rows(emb)
-    parent = list(range(len(places)))
-    if threshold < 1 and len(places) > 1:
-        k = min(LINKS, len(places) - 1)
-        found = nearest(whiten(places, seed), k, index=spec.index, min_recall=spec.min_recall, seed=seed)
-        close = 1 - found.distances.square() / 2 >= threshold  # of unit rows, the cosine
-        for row, column in close.nonzero().tolist():
-            first, second = sorted((_root(parent, row), _root(parent, int(found.ids[row, column]))))
-            parent[second] = first
-    roots = torch.tensor([_root(parent, place) for place in range(len(places))])
-    numbers: Tensor = roots.unique(return_inverse=True)[1]
-    return numbers[place_of]
 
 
-def _root(parent: list[int], place: int) -> int:
-    """Return the smallest place of a group, and shorten the path to it."""
-    while parent[place] != place:
-        parent[place] = parent[parent[place]]
-        place = parent[place]
-    return place
+def groups_of(edges: Tensor, count: int) -> Tensor:
+    """Return the group of every place: places are in the same group if a path of edges connects them.
+
+    Args:
+        edges: Pairs of places, (E, 2) int64.
+        count: The number M of places.
+
+    Returns:
+        Group numbers, (M,) int64, in the order of their first places.
+    """
+    first, second = edges.numpy().T
+    graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(count, count))
+    labels = connected_components(graph, directed=False)[1]
+    _, first_place, number = np.unique(labels, return_index=True, return_inverse=True)
+    return torch.from_numpy(first_place.argsort(kind="stable").argsort(kind="stable")[number])
 
 
-def describe_groups(groups: Tensor, ids: Sequence[str], texts: Sequence[str]) -> DuplicateGroups:
+def describe_groups(groups: Tensor, shown: Callable[[list[int]], list[tuple[str, str]]]) -> DuplicateGroups:
     """Return the numbers of groups and of prompts with near-duplicates, and the largest groups.
 
     Args:
         groups: The group of every prompt, (N,) int64.
-        ids: The ids of the N prompts.
-        texts: Their texts.
+        shown: Returns the ids and the texts of rows.
     """
     sizes = torch.bincount(groups)
     shared = (sizes > 1).nonzero()[:, 0]
     largest = shared[sizes[shared].argsort(descending=True, stable=True)][:SHOWN].tolist()
-    shown: list[DuplicateGroup] = []
+    described: list[DuplicateGroup] = []
     for number in largest:
-        rows = (groups == number).nonzero()[:SHOWN, 0].tolist()
-        shown.append({"size": int(sizes[number]), "ids": [ids[i] for i in rows], "texts": [texts[i] for i in rows]})
+        prompts = shown((groups == number).nonzero()[:SHOWN, 0].tolist())
+        ids, texts = [prompt[0] for prompt in prompts], [prompt[1] for prompt in prompts]
+        described.append({"size": int(sizes[number]), "ids": ids, "texts": texts})
     return {
         "groups": len(sizes),
         "groups_of_several": len(shared),
         "prompts_in_them": int(sizes[shared].sum()),
-        "largest": shown,
+        "largest": described,
     }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from kat.density.estimators import ESTIMATORS, DensitySpec
+from kat.density.estimators import ESTIMATORS, DensitySpec, MeasuredPlaces
+from kat.density.nearest import Neighbours
 from latentwire.harness.errors import UserError
 
 __all__ = ["Density", "DensitySpec", "distinct_rows", "effective_sample_size", "estimate", "weigh"]
@@ -23,8 +24,10 @@ class Density:
     `density` and `weights` are (N,) float64; the weights sum to 1. `bandwidth` is the median distance to the k-th
     neighbour, in the space of the estimator. `distinct` is the number of different embeddings, and `capped` the share
     of prompts at the cap. `local_share` is the mean share of a prompt's density that comes from itself and its k
-    nearest neighbours. `error` is the mean relative error of approximate kernel sums on a sample of rows. It is 0 for
-    exact sums and None for other estimators, where `recall` describes the error.
+    nearest neighbours. `error` is the mean relative error of approximate kernel sums on a sample
+    of rows. It is 0 for exact sums and None for other estimators, where `recall` describes the error. `weights_error`
+    is the total variation between these weights and those of an exact search, on the sample. `neighbours` are those of
+    the whitened different rows, if the estimator searched them.
     """
 
     density: Tensor
@@ -37,6 +40,8 @@ class Density:
     capped: float
     local_share: float
     error: float | None
+    weights_error: float = 0.0
+    neighbours: Neighbours | None = field(default=None, repr=False)
 
 
 def estimate(emb: Tensor, spec: DensitySpec, seed: int = 0) -> Density:
@@ -63,9 +68,23 @@ def estimate(emb: Tensor, spec: DensitySpec, seed: int = 0) -> Density:
     >>> bool(found.density[-1] == found.density.min()), bool(found.weights[-1] == found.weights.max())
     (True, True)
     """
-    _check(emb, spec)
+    _check_rows(emb)
+    check_spec(spec)
     places, place_of, copies = distinct_rows(emb)
-    found = ESTIMATORS[spec.estimator](places, copies, spec, seed)
+    return density_of_places(ESTIMATORS[spec.estimator](places, copies, spec, seed), place_of, spec)
+
+
+def density_of_places(found: MeasuredPlaces, place_of: Tensor, spec: DensitySpec) -> Density:
+    """Return the densities and weights of prompts from those of their places.
+
+    Args:
+        found: The densities of M places.
+        place_of: The place of each prompt, (N,) int64.
+        spec: The settings of the weights.
+
+    Raises:
+        UserError: The target of the effective sample size cannot be reached.
+    """
     density = found.density[place_of]
     gamma, weights, capped = weigh(density, spec.gamma, spec.target_ess, spec.cap, spec.crowd_cap)
     return Density(
@@ -75,10 +94,12 @@ def estimate(emb: Tensor, spec: DensitySpec, seed: int = 0) -> Density:
         found.bandwidth,
         found.index,
         found.recall,
-        len(places),
+        len(found.density),
         capped,
         float(found.local_share[place_of].mean()),
         found.error,
+        0.0 if found.checked is None else weights_error(density, found.density, gamma, spec, *found.checked),
+        found.neighbours,
     )
 
 
@@ -122,9 +143,7 @@ def weigh(
         UserError: The target cannot be reached.
     """
     rarity = -density.double().log()  # (N,)
-    lowest, highest = (
-        rarity.sort().values[max(math.ceil(quantile * len(rarity)) - 1, 0)] for quantile in (crowd_cap, cap)
-    )
+    lowest, highest = _bounds(rarity, cap, crowd_cap)
     rarity = rarity.clamp(lowest, highest)
     at_cap = float((rarity == highest).double().mean())
     if gamma is None:
@@ -133,10 +152,37 @@ def weigh(
     return gamma, _powered(rarity, gamma), at_cap
 
 
+def weights_error(
+    density: Tensor, of_places: Tensor, gamma: float, spec: DensitySpec, sample: Tensor, exact: Tensor
+) -> float:
+    """Return the total variation between the weights of a sample by its found and by its exact densities.
+
+    Args:
+        density: The densities of all prompts, (N,), which decide the caps.
+        of_places: The densities of all places, (M,).
+        gamma: The exponent.
+        spec: The settings, with both caps.
+        sample: Numbers of places, (Q,) int64.
+        exact: Their exact densities, (Q,).
+    """
+    lowest, highest = _bounds(-density.double().log(), spec.cap, spec.crowd_cap)
+    found, true = (
+        _powered((-values.double().log()).clamp(lowest, highest), gamma) for values in (of_places[sample], exact)
+    )
+    return float((found - true).abs().sum() / 2)
+
+
 def effective_sample_size(weights: Tensor) -> float:
     """Return (sum w)^2 / sum w^2: the equivalent number of equally weighted prompts (Kish)."""
     weights = weights.double()
     return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+def _bounds(rarity: Tensor, cap: float, crowd_cap: float) -> tuple[float, float]:
+    """Return the rarities at both caps, the lower one first."""
+    ordered = rarity.sort().values
+    low, high = (float(ordered[max(math.ceil(quantile * len(rarity)) - 1, 0)]) for quantile in (crowd_cap, cap))
+    return low, high
 
 
 def _powered(rarity: Tensor, gamma: float) -> Tensor:
@@ -166,11 +212,18 @@ def _solve(rarity: Tensor, target: float, at_cap: float) -> float:
     low, high = 0.0, STEEPEST
     for _ in range(100):
         middle = (low + high) / 2
+        if middle in (low, high):  # neighbouring numbers
+            break
         low, high = (middle, high) if ess_share(middle) > target else (low, middle)
     return low
 
 
-def _check(emb: Tensor, spec: DensitySpec) -> None:
+def check_spec(spec: DensitySpec) -> None:
+    """Check the settings of a density.
+
+    Raises:
+        UserError: The estimator is unknown, or a setting is out of range.
+    """
     if spec.estimator == "kde":
         raise UserError("estimator=kde: is now called kde_global; on real prompts it measures the distance to the mean")
     ESTIMATORS[spec.estimator]  # an unknown name is an error
@@ -187,6 +240,9 @@ def _check(emb: Tensor, spec: DensitySpec) -> None:
         raise UserError(f"cap={spec.cap}: must be a quantile, above 0 and at most 1 (1 caps nothing)")
     if not 0 <= spec.crowd_cap < spec.cap:
         raise UserError(f"crowd_cap={spec.crowd_cap}: must be a quantile, at least 0 (caps nothing) and below cap")
+
+
+def _check_rows(emb: Tensor) -> None:
     if emb.ndim != 2:
         raise UserError(f"embeddings of shape {tuple(emb.shape)}: expected (N, D)")
     lengths = emb.double().norm(dim=1)

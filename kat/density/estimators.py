@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kat.density.kernel import kernel_sums, kernel_sums_in_lists
 from kat.density.nearest import Neighbours, check_neighbours, nearest
+from kat.density.sketch import KernelCheck, KernelSketch
 from kat.density.whitening import whiten
 from latentwire.harness.errors import UserError
 from latentwire.harness.registry import Registry
 
 RESOLUTION = 1e-4  # smaller distances of unit float32 rows are rounding errors, so this is the minimum
+CHECKED = 1000  # places whose kernel sums are computed exactly too
 MOST_ERROR = 0.05  # largest accepted mean relative error of approximate kernel sums
 
 
@@ -48,9 +50,11 @@ class MeasuredPlaces:
         density: The density of each place, (M,) float64, above 0 and high where prompts are crowded.
         local_share: The share of each density that comes from the place and its k nearest neighbours, (M,).
         bandwidth: The median distance to the k-th neighbour.
-        index: The search method, exact or ivf.
+        index: The search method, exact or ivf; sketch if nothing is searched.
         recall: The share of the true neighbours found on a sample, 1 for exact search.
         error: The mean relative error of approximate sums; 0 for exact sums, None for an estimator without sums.
+        checked: Places at random, (Q,) int64, and their densities without approximation, (Q,); None if all are exact.
+        neighbours: The neighbours of the whitened places; None if they were not searched.
     """
 
     density: Tensor
@@ -59,6 +63,8 @@ class MeasuredPlaces:
     index: str
     recall: float
     error: float | None = None
+    checked: tuple[Tensor, Tensor] | None = None
+    neighbours: Neighbours | None = None
 
 
 # Takes places (M, D), each of unit length and different, their numbers of copies (M,), the settings and a seed.
@@ -87,15 +93,30 @@ def register_estimator(name: str) -> Callable[[Estimator], Estimator]:
 def whitened_knn(places: Tensor, copies: Tensor, spec: DensitySpec, seed: int) -> MeasuredPlaces:
     """Return copies / mean distance to the k nearest places, after a shrunk whitening (see `whiten`)."""
     check_neighbours(len(places), spec.k)
-    return knn(whiten(places, seed), copies, spec, seed)
+    found = nearest(whiten(places, seed), spec.k, index=spec.index, min_recall=spec.min_recall, seed=seed)
+    return replace(_by_distance(found, copies), neighbours=found)
 
 
 @register_estimator("knn")
 def knn(places: Tensor, copies: Tensor, spec: DensitySpec, seed: int) -> MeasuredPlaces:
     """Return copies / mean distance to the k nearest places. Copies of a prompt do not hide its other neighbours."""
-    found = nearest(places, spec.k, index=spec.index, min_recall=spec.min_recall, seed=seed)
-    density = copies / found.distances.double().mean(1).clamp(min=RESOLUTION)
-    return MeasuredPlaces(density, torch.ones_like(density), _bandwidth(found), found.index, found.recall)
+    return _by_distance(nearest(places, spec.k, index=spec.index, min_recall=spec.min_recall, seed=seed), copies)
+
+
+def _by_distance(found: Neighbours, copies: Tensor) -> MeasuredPlaces:
+    density = density_at(found.distances, copies)
+    checked = None
+    if found.sample is not None:
+        sample, distances = found.sample
+        checked = sample, density_at(distances, copies[sample])
+    return MeasuredPlaces(
+        density, torch.ones_like(density), _bandwidth(found), found.index, found.recall, checked=checked
+    )
+
+
+def density_at(distances: Tensor, copies: Tensor) -> Tensor:
+    """Return the densities of places from the distances to their neighbours, (M, K), and their copies, (M,): (M,)."""
+    return copies / distances.double().mean(1).clamp(min=RESOLUTION)
 
 
 @register_estimator("kde_global")
@@ -124,3 +145,33 @@ def kde_global(places: Tensor, copies: Tensor, spec: DensitySpec, seed: int) -> 
 
 def _bandwidth(found: Neighbours) -> float:
     return max(float(found.distances[:, -1].median()), RESOLUTION)
+
+
+@register_estimator("whitened_sketch")
+def whitened_sketch(places: Tensor, copies: Tensor, spec: DensitySpec, seed: int) -> MeasuredPlaces:
+    """Return kernel sums over all whitened places from counts in hash tables, in fixed memory, see `KernelSketch`.
+
+    The kernel is as wide as 16 bits of a hash let it be, so in many dimensions most of a sum comes from the crowd at
+    large. The local share shows how much.
+    """
+    check_neighbours(len(places), spec.k)
+    rows = whiten(places, seed)
+    sketch = KernelSketch.empty(rows.shape[1], seed)
+    sketch.add(rows, copies)
+    sample = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:CHECKED]
+    check = KernelCheck(rows[sample], sample, spec.k)
+    check.add(rows, torch.arange(len(rows)), copies)
+    return sketched(sketch.sums(rows), check, copies[sample])
+
+
+def sketched(density: Tensor, check: KernelCheck, copies: Tensor) -> MeasuredPlaces:
+    """Return the densities of a sketch with their error on a sample.
+
+    Args:
+        density: The densities of all places, (M,).
+        check: The exact sums of the sample, over all places.
+        copies: The copies of the places of the sample, (Q,).
+    """
+    error = float((density[check.own] / check.sums - 1).abs().mean())
+    share = torch.full_like(density, check.local_share(copies))
+    return MeasuredPlaces(density, share, check.bandwidth(), "sketch", 1.0, error, checked=(check.own, check.sums))

@@ -53,23 +53,39 @@ def measure_gates(
     places, place_of, _ = distinct_rows(emb)
     density = torch.empty(len(places), dtype=torch.float64).scatter(0, place_of, found.density)
     chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:ROWS]
-    places, density = places[chosen], density[chosen]
+    centre = rank_correlation(found.density, emb.float() @ emb.float().mean(0))
+    gates = gates_of_sample(places[chosen], density[chosen], spec, found, centre, seed)
+    if other is not None:
+        gates["agreement"] = rank_correlation(found.density, other.density)
+        gates["weights_apart"] = float((found.weights - other.weights).abs().sum() / 2)
+    return gates
+
+
+def gates_of_sample(
+    places: Tensor, density: Tensor, spec: DensitySpec, found: Density, centre: float, seed: int
+) -> GateNumbers:
+    """Return the gates of a density from a sample of the different prompts.
+
+    Args:
+        places: Different unit rows chosen at random, at most `ROWS`, (Q, D).
+        density: Their densities among all prompts, (Q,).
+        spec: The settings of the density.
+        found: The density of all prompts.
+        centre: The rank correlation of the density with the cosine to the mean embedding.
+        seed: The seed of the halves and the crowds.
+    """
     again = replace(spec, gamma=found.gamma, target_ess=None, index="exact")
     enough = len(places) >= max(FEWEST, 4 * (spec.k + 1))
     crowd = crowd_ratios(places, density, again, seed) if enough else None
-    gates: GateNumbers = {
+    return {
         "local_share": found.local_share,
-        "centre_correlation": rank_correlation(found.density, emb.float() @ emb.float().mean(0)),
+        "centre_correlation": centre,
         "crowd_ratio": max(crowd) if crowd else None,
         "crowd_ratio_mean": sum(crowd) / len(crowd) if crowd else None,
         "stability": stability_over_halves(places, again, seed) if enough else None,
         "agreement": None,
         "weights_apart": None,
     }
-    if other is not None:
-        gates["agreement"] = rank_correlation(found.density, other.density)
-        gates["weights_apart"] = float((found.weights - other.weights).abs().sum() / 2)
-    return gates
 
 
 def crowd_ratios(x: Tensor, density: Tensor, spec: DensitySpec, seed: int) -> list[float]:
@@ -121,7 +137,7 @@ def gate_warnings(gates: GateNumbers) -> list[str]:
     share, centre, crowd = gates["local_share"], gates["centre_correlation"], gates["crowd_ratio"]
     stability, agreement = gates["stability"], gates["agreement"]
     warnings = []
-    other = "use sampler.estimator=whitened_knn, or another embedder"
+    other = "use the default estimator, remove what is repeated with small changes, or use another embedder"
     if share < LOWEST_LOCAL_SHARE:
         warnings.append(
             f"the density is not local: a prompt and its k nearest supply {share:.1%} of it on average, and the crowd "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 ROUNDS, ROWS_OF_LIST = 8, 32  # of the k-means; rows of a list that decide its centre
 BLOCK = 8192  # rows in a product at a time
+PRODUCT = 2**25  # numbers in a product at a time (128 MiB)
 
 # Returns the rows of a list, (M, D), and their numbers, (M,) int64.
 Members = Callable[[int], tuple[Tensor, Tensor]]
@@ -100,7 +101,7 @@ def search_lists(
             if not len(rows):
                 continue
             table = rows.float().T  # (D, M)
-            for some in group.to(device).split(BLOCK):
+            for some in group.to(device).split(max(1, min(BLOCK, PRODUCT // len(rows)))):
                 closeness = moved.index_select(0, some) @ table  # (B, M); index_select is faster than indexing
                 better = (closeness.amax(1) > best[some, -1]).nonzero()[:, 0]
                 some, closeness = some[better], closeness.index_select(0, better)

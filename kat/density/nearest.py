@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import faiss
 import numpy as np
@@ -47,7 +47,7 @@ class Neighbours:
 
     `distances` are Euclidean, (N, K) float32, and `ids` are row numbers, (N, K) int64. `index` is the search method,
     exact or ivf. `recall` is the share of the true neighbours found on a sample of rows, 1 for exact search. `lists`
-    are the inverted lists of ivf.
+    are the inverted lists of ivf, and `sample` the rows of the sample, (Q,), with their true distances, (Q, K).
     """
 
     distances: Tensor
@@ -55,6 +55,7 @@ class Neighbours:
     index: str
     recall: float
     lists: Lists | None = None
+    sample: tuple[Tensor, Tensor] | None = None
 
 
 def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> Neighbours:
@@ -76,8 +77,14 @@ def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> N
     rows = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
     if index == "exact" or (index == "auto" and len(x) <= EXACT_UP_TO):
         return _measured(rows, _exact(rows, rows, np.arange(len(rows)), k), "exact", 1.0)
-    found, recall, lists = _in_lists(torch.from_numpy(rows), k, min_recall, seed)
-    return _measured(rows, found.numpy(), "ivf", recall, lists)
+    sample = _order(len(rows), seed)[:RECALL_QUERIES]
+    true = _exact(rows, rows[sample.numpy()], sample.numpy(), k)
+    found, lists = _in_lists(torch.from_numpy(rows), k, min_recall, seed, sample, torch.from_numpy(true))
+    recall = float((found[sample.numpy()][:, :, None] == true[:, None, :]).any(1).mean())
+    measured = _measured(rows, found, "ivf", recall, lists)
+    return replace(
+        measured, sample=(sample, _distances(torch.from_numpy(rows), sample, torch.from_numpy(true)).sort(1).values)
+    )
 
 
 def check_neighbours(n: int, k: int) -> None:
@@ -101,18 +108,30 @@ def _exact(rows: np.ndarray, queries: np.ndarray, own: np.ndarray, k: int) -> np
     return _without_self(flat.search(queries, k + 1)[1], own)
 
 
-def _in_lists(x: Tensor, k: int, min_recall: float, seed: int) -> tuple[Tensor, float, Lists]:
+def _order(n: int, seed: int) -> Tensor:
+    """Return all rows in random order, (N,) int64."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def _in_lists(
+    x: Tensor, k: int, min_recall: float, seed: int, sample: Tensor, true: Tensor
+) -> tuple[np.ndarray, Lists]:
     """Search each row in the lists nearest to it, as many as reach the recall on a sample of rows.
 
+    Args:
+        x: Unit rows, (N, D).
+        k: The number of neighbours.
+        min_recall: The recall.
+        seed: The seed of the lists.
+        sample: The sample, (Q,).
+        true: Its true neighbours, (Q, K).
+
     Returns:
-        The neighbours (N, K) int64, their recall on the sample, and the lists.
+        The neighbours (N, K) int64, and the lists.
     """
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    centres = fit_lists(x[order[:SAMPLE]], list_count(len(x)), seed)
+    centres = fit_lists(x[_order(len(x), seed)[:SAMPLE]], list_count(len(x)), seed)
     own = nearest_lists(x, centres, 1)[:, 0]
     members = torch.split(own.argsort(stable=True), torch.bincount(own, minlength=len(centres)).tolist())
-    sample = order[:RECALL_QUERIES]
-    true = torch.from_numpy(_exact(x.numpy(), x[sample].numpy(), sample.numpy(), k))
     count = lists_needed(x[sample], centres, own[true], min_recall)
     rows, found = torch.arange(len(x)), torch.empty(len(x), k, dtype=torch.int64)
     for some in rows.split(QUERIES):
@@ -120,9 +139,8 @@ def _in_lists(x: Tensor, k: int, min_recall: float, seed: int) -> tuple[Tensor, 
         found[some] = search_lists(x[some], some, probes, lambda name: (x[members[name]], members[name]), k)[1]
     if len(few := rows[(found < 0).any(1)]):  # those that searched only small lists
         found[few] = torch.from_numpy(_exact(x.numpy(), x[few].numpy(), few.numpy(), k))
-    recall = float((found[sample][:, :, None] == true[:, None, :]).any(1).double().mean())
     near = nearest_lists(centres, centres, min(len(centres), max(NEAR, len(centres) // 16)))
-    return found, recall, Lists(list(members), near.tolist())
+    return found.numpy(), Lists(list(members), near.tolist())
 
 
 def _without_self(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -134,12 +152,18 @@ def _without_self(ids: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def _measured(rows: np.ndarray, found: np.ndarray, index: str, recall: float, lists: Lists | None = None) -> Neighbours:
-    """Compute the distances from differences, because 2 - 2 cos loses half of the digits for close neighbours."""
     x, ids = torch.from_numpy(rows), torch.from_numpy(found)
-    blocks = zip(torch.split(ids, 64), torch.split(x, 64), strict=True)
-    distances = torch.cat([(_gathered(x, i) - row[:, None]).square_().sum(-1).sqrt_() for i, row in blocks])
-    distances, order = distances.sort(dim=-1, stable=True)
+    distances, order = _distances(x, torch.arange(len(x)), ids).sort(dim=-1, stable=True)
     return Neighbours(distances, ids.gather(1, order), index, recall, lists)
+
+
+def _distances(x: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+    """Return the distances of rows (Q,) of x to other rows of it, (Q, K): (Q, K) float32.
+
+    They come from differences, because 2 - 2 cos loses half of the digits for close neighbours.
+    """
+    blocks = zip(ids.split(64), x[rows].split(64), strict=True)
+    return torch.cat([(_gathered(x, i) - row[:, None]).square_().sum(-1).sqrt_() for i, row in blocks])
 
 
 def _gathered(x: Tensor, ids: Tensor) -> Tensor:

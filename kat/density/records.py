@@ -86,6 +86,7 @@ class DensityReport(WeightDiagnostics):
     bandwidth: float
     recall: float
     error: float | None
+    weights_error: float  # total variation from the weights of an exact search, on a sample
     distinct_embeddings: int
     near_duplicate: float
     near_duplicates: DuplicateGroups
@@ -106,6 +107,14 @@ class DensityRecord(DensityReport, DensityOrigin):
     """density.json of task=density."""
 
     seconds: float
+
+
+class ShardedDensityRecord(DensityRecord):
+    """density.json in a folder of weights."""
+
+    key: str
+    shards: list[str]
+    sizes: list[int]  # rows of each shard
 
 
 class GatedWeights(DensityOrigin):

@@ -1,10 +1,11 @@
-"""Kernel sums over any number of rows in fixed memory. Main entry: `KernelSketch`.
+"""Kernel sums over any number of rows in fixed memory. Main entries: `KernelSketch`, `KernelCheck`.
 
 Two passes over the rows: the first counts them, the second looks the counts up. Sketches of parts add up.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,3 +81,53 @@ class KernelSketch:
         signs = (rows.float() @ self.directions > 0).view(len(rows), tables, bits)
         powers = torch.from_numpy(2 ** np.arange(bits)).float()
         return (signs.float() @ powers).long() + torch.arange(tables) * size
+
+
+def angular_kernel(x: Tensor, y: Tensor, bits: int = BITS) -> Tensor:
+    """Return (1 - a / pi)^bits for the angles a between unit rows: (N, D), (M, D) -> (N, M) float32."""
+    return (1 - (x @ y.T).clamp(-1, 1).arccos() / math.pi) ** bits
+
+
+class KernelCheck:
+    """Kernel sums and nearest neighbours of a few rows, exactly, as rows come in.
+
+    Args:
+        rows: Unit rows, (Q, D).
+        own: Their numbers, (Q,) int64.
+        k: The number of neighbours.
+    """
+
+    def __init__(self, rows: Tensor, own: Tensor, k: int) -> None:
+        self.rows, self.own = rows, own
+        self.sums = torch.zeros(len(rows), dtype=torch.float64)
+        self.near = torch.zeros(len(rows), k, dtype=torch.float64)  # largest terms of each sum, besides its own
+        self.products = torch.full((len(rows), k), -math.inf)  # with the k nearest rows
+
+    def add(self, rows: Tensor, numbers: Tensor, copies: Tensor) -> None:
+        """Add rows (B, D), with their numbers (B,) and how often each counts (B,)."""
+        k = self.near.shape[1]
+        for block, ids, times in zip(*(each.split(BLOCK) for each in (rows, numbers, copies)), strict=True):
+            is_self = self.own[:, None] == ids
+            terms = angular_kernel(self.rows, block).double()
+            terms[is_self] = 1
+            terms *= times
+            self.sums += terms.sum(1)
+            terms[is_self] = 0
+            self.near = torch.cat([self.near, terms], dim=1).topk(k).values
+            products = (self.rows @ block.T).masked_fill_(is_self, -math.inf)
+            self.products = torch.cat([self.products, products], dim=1).topk(k).values
+
+    def merge(self, sums: Tensor, near: Tensor, products: Tensor) -> None:
+        """Add what another check of the same rows has found among other rows."""
+        k = self.near.shape[1]
+        self.sums += sums
+        self.near = torch.cat([self.near, near], dim=1).topk(k).values
+        self.products = torch.cat([self.products, products], dim=1).topk(k).values
+
+    def local_share(self, copies: Tensor) -> float:
+        """Return the mean share of a sum that comes from the row, with its copies (Q,), and its k nearest rows."""
+        return float(((copies + self.near.sum(1)) / self.sums).clamp(max=1).mean())
+
+    def bandwidth(self) -> float:
+        """Return the median distance to the k-th neighbour."""
+        return float((2 - 2 * self.products[:, -1]).clamp(min=0).sqrt().median())

@@ -20,6 +20,7 @@ from latentwire.harness.results import MadeBy
 from latentwire.harness.shard_files import ShardFolder
 from latentwire.records import checked
 
+EXCERPT = 200  # characters of a text that are kept, to show it
 LENGTHS_AT_A_TIME = 4096  # texts that are tokenized at a time; their token ids take more memory than the texts
 
 
@@ -88,6 +89,7 @@ def write_shard(
             "id": pa.array([prompts[i].id for i in kept], pa.string()),
             "source": pa.array([prompts[i].source for i in kept], pa.string()),
             "digest": pa.array([text_digest(prompts[i].text) for i in kept], pa.string()),
+            "excerpt": pa.array([prompts[i].text[:EXCERPT] for i in kept], pa.string()),
         }
     )
     facts: ShardFacts = {

@@ -1,12 +1,12 @@
 """Embeddings in a folder of shards, mapped into memory. Main entry: `ShardedEmbeddings`.
 
-Shard NAME holds NAME.emb.npy, unit rows (n, D) float16, and NAME.prompts.parquet with the columns id, source and digest
-(of the text). The folder's embeddings.json names the shards.
+Shard NAME holds NAME.emb.npy, unit rows (n, D) float16, and NAME.prompts.parquet with the columns id, source, digest
+(of the text) and excerpt (its beginning). The folder's embeddings.json names the shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,7 +93,7 @@ class ShardedEmbeddings:
         return self.files.array(name, "emb")
 
     def prompts(self, name: str) -> pa.Table:
-        """Return the table of a shard's prompts: id, source and digest."""
+        """Return the table of a shard's prompts: id, source, digest and excerpt."""
         return self.files.table(name, "prompts")
 
     def blocks(self, name: str, rows: int = 65_536) -> Iterator[Tensor]:
@@ -112,3 +112,14 @@ class ShardedEmbeddings:
             order = np.argsort(local)  # reads the file from front to back
             found[mine[order]] = torch.from_numpy(self.rows(self.names[number])[local[order]].astype(np.float32))
         return found
+
+    def shown(self, rows: Sequence[int]) -> list[tuple[str, str]]:
+        """Return the id and the excerpt of rows by their numbers."""
+        found: dict[int, tuple[str, str]] = {}
+        shard_of = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(shard_of):
+            table = self.prompts(self.names[number])
+            for row in (row for row, shard in zip(rows, shard_of, strict=True) if shard == number):
+                place = row - int(self.starts[number])
+                found[row] = table["id"][place].as_py(), table["excerpt"][place].as_py()
+        return [found[row] for row in rows]

@@ -24,6 +24,7 @@ SIDECARS = {
     "density.json": "weights.jsonl",
     "density.png": "weights.jsonl",
 }
+ALONE = {"workers": 1, "worker": None}  # settings that divide a folder of shards, and their values without a division
 WRITTEN_BY = {"pairs_file": "pairs", "prompts_file": "prompts", "embeddings_file": "embed", "weights_file": "density"}
 
 
@@ -49,6 +50,24 @@ def task(function: Callable[[DictConfig], T]) -> JobOf[T]:
 def is_sharded(path: Path) -> bool:
     """Return whether a path is a folder of shards by its name: it has no ending."""
     return not path.suffix
+
+
+def require_one_process(cfg: DictConfig, setting: str, path: Path) -> None:
+    """Check that the settings that divide a folder of shards are left out.
+
+    Args:
+        cfg: The config.
+        setting: The setting that would be a folder.
+        path: Its path, one file.
+
+    Raises:
+        UserError: A setting divides the file.
+    """
+    if shared := next((f"{name}={cfg[name]}" for name, alone in ALONE.items() if cfg[name] != alone), None):
+        raise UserError(
+            f"{shared}: processes share the shards of a folder, and {path} is one file; give a name without an ending, "
+            f"such as {setting}={path.stem}, or leave out {shared.partition('=')[0]}"
+        )
 
 
 def locate(cfg: DictConfig, name: str, *, folder: bool = False) -> Path:

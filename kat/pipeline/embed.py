@@ -20,7 +20,7 @@ from kat.embedding.shard_writer import ShardedEmbeddingsRecord
 from kat.embedding.shards import Shards
 from kat.embedding.store import load_embeddings, record_of, save_embeddings
 from kat.embedding.stored import text_digests
-from kat.pipeline.artifacts import destination, is_sharded, locate, task
+from kat.pipeline.artifacts import destination, is_sharded, locate, require_one_process, task
 from kat.pipeline.embed_shards import embed_in_shards
 from kat.pipeline.embedders import BATCH_TOKENS_ON_CPU, chosen_embedder, require_embeddable
 from kat.records import EmbeddingsRecord
@@ -32,8 +32,6 @@ from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import JsonObject, MadeOn, config_hash, read_json, write_json, writing
 from latentwire.records import FORMAT
-
-ALONE = {"workers": 1, "worker": None}  # settings that divide a folder of shards, and their values without a division
 
 
 @dataclass
@@ -63,11 +61,7 @@ def embed(cfg: DictConfig) -> EmbeddingsRecord | ShardedEmbeddingsRecord:
     state, out = accelerator_state(cfg.device), locate(cfg, "out", folder=True)
     if is_sharded(out):
         return embed_in_shards(cfg, state)
-    if shared := next((f"{name}={cfg[name]}" for name, alone in ALONE.items() if cfg[name] != alone), None):
-        raise UserError(
-            f"{shared}: processes share the shards of a folder, and {out} is one file; give a name without an ending, "
-            f"such as out={out.stem}, or leave out {shared.partition('=')[0]}"
-        )
+    require_one_process(cfg, "out", out)
     return _embed_into_file(cfg, state)
 
 

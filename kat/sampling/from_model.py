@@ -50,8 +50,10 @@ def density_of(
         model.train(training)
     found = estimate(emb, spec, seed)
     gates = measure_gates(emb, spec, found, seed)
-    sources = [""] * len(emb)
-    for message in diagnose_weights(found.density, found.weights, sources, gates=gates)["warnings"]:
+    diagnostics = diagnose_weights(
+        found.density, found.weights, [""] * len(emb), gates=gates, weights_error=found.weights_error
+    )
+    for message in diagnostics["warnings"]:
         warnings.warn(message, stacklevel=3)
     return found
 

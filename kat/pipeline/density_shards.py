@@ -1,0 +1,195 @@
+"""The task density for embeddings in shards, which processes and jobs share. Main entry: `density_in_shards()`.
+
+All processes that run the same command do the missing units of each stage together. What they find is in the folder
+`.parts` of the weights, so a kill loses only the units in work. The first process at the end writes the weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from kat.density.diagnostics import diagnose_weights
+from kat.density.duplicates import describe_groups
+from kat.density.estimate import DensitySpec
+from kat.density.plots import plot_weights
+from kat.density.records import DensityReport, ShardedDensityRecord
+from kat.embedding.sharded import ShardedEmbeddings
+from kat.pipeline.artifacts import destination, is_sharded, locate
+from kat.pipeline.density_report import print_report, report_of
+from kat.records import read_kat_record
+from kat.sampling.weight_files import RECORD, WEIGHTS
+from kat.shards.density import FoundDensity, ShardedDensity
+from kat.shards.stages import Stages
+from latentwire.harness.assets import file_sha256
+from latentwire.harness.device import accelerator_state
+from latentwire.harness.errors import UserError
+from latentwire.harness.origin import made_by
+from latentwire.harness.progress import log
+from latentwire.harness.results import config_hash, open_atomically, write_json, writing
+from latentwire.harness.shard_files import ShardFolder
+from latentwire.harness.shared_work import work_through
+from latentwire.harness.workers import started_workers
+from latentwire.records import FORMAT
+
+REMEDY = "delete it, and run task=density again"
+
+
+def density_in_shards(cfg: DictConfig, spec: DensitySpec) -> DensityReport:
+    """Compute the sampling weights of embeddings in shards, or finish what other processes or a killed run left.
+
+    Returns:
+        The content of density.json.
+
+    Raises:
+        UserError: The embeddings are missing or damaged, the estimator needs all of them in memory, or a setting is
+            out of range.
+    """
+    for name in ("compare_file", "clusters_file"):
+        if cfg[name] is not None:
+            raise UserError(
+                f"{name}={cfg[name]}: needs all prompts in memory; leave it out with a folder of embeddings"
+            )
+    state, out = accelerator_state(cfg.device), destination(cfg, folder=True)
+    if not is_sharded(out) or out.is_file():
+        raise UserError(
+            f"out={cfg.out}: embeddings in shards give weights in shards; give a name without an ending, such as "
+            "weights_file=weights"
+        )
+    started = time.monotonic()
+    emb = ShardedEmbeddings.open(locate(cfg, "embeddings_file", folder=True))
+    work = _Work(cfg, emb, spec, out)
+    if cfg.force and state.is_main_process:
+        with writing(work.record):
+            work.record.unlink(missing_ok=True)
+        shutil.rmtree(work.parts, ignore_errors=True)
+    state.wait_for_everyone()
+    before = work.found()
+    if before is not None:
+        log(f"weights: {out}  (finished before; force=true makes them again)")
+        return before
+    job = ShardedDensity(emb, spec, cfg.near_duplicate, cfg.seed, Stages(work.parts, work.key), state.device)
+    shared = cfg.copy()
+    shared.force = False
+    with started_workers("kat.pipeline.density:density", shared, cfg.workers):
+        try:
+            job.run()
+            work_through(
+                out, ["density"], lambda _: work.found() is not None, lambda _: work.write(job, job.collect(), started)
+            )
+        except (UserError, OSError):
+            if work.found() is None:  # otherwise another job was faster, and has removed what this one needs
+                raise
+    state.wait_for_everyone()
+    result = work.found()
+    assert result is not None
+    shutil.rmtree(work.parts.parent, ignore_errors=True)
+    seconds = round(time.monotonic() - started, 3)
+    print_report(result, seconds, out, work.record, out / "density.png")
+    return result
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A folder of weights and everything that they depend on."""
+
+    cfg: DictConfig
+    emb: ShardedEmbeddings
+    spec: DensitySpec
+    out: Path
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that the weights depend on."""
+        return config_hash([self.embeddings, vars(self.spec), self.cfg.near_duplicate, self.cfg.seed, FORMAT])
+
+    @property
+    def embeddings(self) -> str:
+        """A hash of the embeddings."""
+        return config_hash([self.emb.files.digests(name) for name in self.emb.names])
+
+    @property
+    def parts(self) -> Path:
+        """The folder of the stages."""
+        return self.out / ".parts" / self.key
+
+    @property
+    def record(self) -> Path:
+        """The path of density.json."""
+        return self.out / RECORD
+
+    def found(self) -> ShardedDensityRecord | None:
+        """Return the content of density.json if the weights are complete and of this work, or None."""
+        if not self.record.is_file():
+            return None
+        record = read_kat_record(ShardedDensityRecord, self.record, REMEDY)
+        files, weights = ShardFolder(self.out, self.key), self.out / WEIGHTS
+        complete = (
+            record["key"] == self.key
+            and weights.is_file()
+            and file_sha256(weights) == record["weights_sha256"]
+            and all(files.is_finished(name) for name in record["shards"])
+        )
+        return record if complete else None
+
+    def write(self, job: ShardedDensity, found: FoundDensity, started: float) -> None:
+        """Write the weights, the shards and density.json, which comes last.
+
+        Args:
+            job: The computation.
+            found: What it found.
+            started: The monotonic time at which this process began.
+        """
+        density, groups, gates = found
+        with writing(self.record):
+            self.record.unlink(missing_ok=True)
+        self._write_shards(found)
+        weights = self.out / WEIGHTS
+        with open_atomically(weights) as file, writing(weights):
+            np.save(file, density.weights.numpy(), allow_pickle=False)
+        diagnostics = diagnose_weights(
+            density.density, density.weights, job.sources(), gates=gates, weights_error=density.weights_error
+        )
+        described = describe_groups(groups, self.emb.shown)
+        record: ShardedDensityRecord = {
+            **report_of(self.spec, density, self.cfg.near_duplicate, described, diagnostics),
+            "format": FORMAT,
+            "seconds": round(time.monotonic() - started, 3),
+            "settings": dict(vars(self.spec)),
+            "embeddings_sha256": self.embeddings,
+            "weights_sha256": file_sha256(weights),
+            "seed": self.cfg.seed,
+            "key": self.key,
+            "shards": self.emb.names,
+            "sizes": self.emb.record["sizes"],
+            **made_by(),
+        }
+        plot_weights(density.density, density.weights, self.out / "density.png")
+        write_json(self.record, record)
+
+    def _write_shards(self, found: FoundDensity) -> None:
+        import pyarrow as pa
+
+        files = ShardFolder(self.out, self.key)
+        for old in self.out.glob("[0-9]*.json"):
+            if old.stem not in self.emb.names:
+                for path in self.out.glob(f"{old.stem}.*"):
+                    path.unlink()
+        for number, name in enumerate(self.emb.names):
+            rows = slice(int(self.emb.starts[number]), int(self.emb.starts[number + 1]))
+            prompts = self.emb.prompts(name)
+            table = pa.table(
+                {
+                    "id": prompts["id"],
+                    "source": prompts["source"],
+                    "density": found.density.density[rows].numpy(),
+                    "weight": found.density.weights[rows].numpy(),
+                    "group": found.groups[rows].numpy(),
+                }
+            )
+            files.save(name, tables={"prompts": table}, facts={"rows": len(table)})
