@@ -99,7 +99,7 @@ def measured_run(cfg: DictConfig, folder: Path) -> tuple[float, int, int]:
                "weights_file=weights", f"workers={cfg.workers}", *str(cfg.settings).split()]  # fmt: skip
     started, most, disk = time.perf_counter(), 0, 0
     environment = {**os.environ, "OMP_NUM_THREADS": str(cfg.threads)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     ended = threading.Event()
 
     def watch() -> None:

@@ -238,6 +238,8 @@ def check_spec(spec: DensitySpec) -> None:
         raise UserError(f"target_ess={spec.target_ess}: must be a share of the prompts, above 0 and at most 1")
     if not 0 < spec.cap <= 1:
         raise UserError(f"cap={spec.cap}: must be a quantile, above 0 and at most 1 (1 caps nothing)")
+    if not 0 <= spec.min_recall <= 1:
+        raise UserError(f"min_recall={spec.min_recall}: must be a share, from 0 to 1")
     if not 0 <= spec.crowd_cap < spec.cap:
         raise UserError(f"crowd_cap={spec.crowd_cap}: must be a quantile, at least 0 (caps nothing) and below cap")
 

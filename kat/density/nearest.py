@@ -65,11 +65,11 @@ def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> N
         x: Unit rows, (N, D) float32.
         k: The number of neighbours, from 1 to N - 1.
         index: exact, ivf (inverted lists), or auto: exact up to 30,000 rows.
-        min_recall: The lowest accepted recall of ivf on a sample of rows. More lists are searched until it is reached.
+        min_recall: The recall of ivf on a sample of rows, from 0 to 1: as many lists are searched as it needs.
         seed: The seed of the k-means of the lists and of the sample for the recall.
 
     Raises:
-        UserError: k is out of range, the index is unknown, or the recall is below `min_recall`.
+        UserError: k is out of range, or the index is unknown.
     """
     if index not in INDEXES:
         raise UserError(f"index={index}: unknown; use one of {', '.join(INDEXES)}")

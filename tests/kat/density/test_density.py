@@ -136,7 +136,8 @@ def test_moving_a_prompt_away_never_lowers_its_weight(estimator, geometry, away)
     assert unnormalised(after.density) >= unnormalised(before.density) * (1 - 1e-3)
 
 
-@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+# Without whitened_sketch, whose kernel is too wide for 49 prompts; test_sketch.py has its direction.
+@pytest.mark.parametrize("estimator", sorted(ESTIMATORS.keys() - {"whitened_sketch"}))
 @pytest.mark.parametrize("weighting", [{"gamma": 1.0, "target_ess": None}, {"gamma": None, "target_ess": 0.5}])
 def test_the_lonely_prompt_weighs_most_and_the_crowded_least(estimator, weighting):
     crowd = normalize(torch.eye(32)[0] + 0.05 * torch.randn(40, 32, generator=draws(1)))
@@ -292,17 +293,32 @@ def test_lists_find_nearly_all_and_say_how_many(monkeypatch):
     assert nearest(x, 10, index="auto", min_recall=0.9, seed=0).index == "ivf"
 
 
-def test_a_recall_below_the_floor_is_an_error(monkeypatch):
-    monkeypatch.setattr("kat.density.nearest.PROBES", 1)
-    monkeypatch.setattr("kat.density.nearest.EFFORTS", (1,))
-    with pytest.raises(UserError, match=r"below min_recall=0\.99.*sampler\.index=exact"):
-        nearest(rows(3000, 32), 10, index="ivf", min_recall=0.99, seed=0)
+@pytest.mark.statistical
+def test_as_many_lists_are_searched_as_the_recall_needs():
+    x = rows(3000, 32)
+    few, many = (nearest(x, 10, index="ivf", min_recall=recall, seed=0) for recall in (0.3, 0.8))
+    assert 0.3 <= few.recall < 0.6 and 0.8 <= many.recall < 1
+    assert nearest(x, 10, index="ivf", min_recall=1.0, seed=0).recall == 1
 
 
-def test_more_lists_are_searched_until_the_recall_is_reached(monkeypatch):
-    monkeypatch.setattr("kat.density.nearest.PROBES", 4)
-    assert nearest(rows(3000, 32), 10, index="ivf", min_recall=0.2, seed=0).recall < 0.4
-    assert nearest(rows(3000, 32), 10, index="ivf", min_recall=0.4, seed=0).recall >= 0.4
+@pytest.mark.parametrize("recall", [-0.1, 1.1, float("nan")])
+def test_a_recall_is_a_share(recall):
+    with pytest.raises(UserError, match="min_recall=.*must be a share, from 0 to 1"):
+        estimate(rows(50, 8), spec(min_recall=recall))
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("estimator", ["whitened_knn", "knn"])
+def test_the_error_of_the_weights_is_measured(estimator, monkeypatch):
+    """On a sample that is all prompts, it is the total variation from the exact weights with the same gamma and caps."""
+    monkeypatch.setattr("kat.density.nearest.RECALL_QUERIES", 1500)
+    x, _ = planted(0, n=1500, width=32)
+    settings = by_gamma(3.0, estimator=estimator, cap=1.0, crowd_cap=0.0)
+    exact = estimate(x, dataclasses.replace(settings, index="exact"))
+    found = estimate(x, dataclasses.replace(settings, index="ivf", min_recall=0.5))
+    assert exact.weights_error == 0
+    assert found.weights_error == pytest.approx(float((found.weights - exact.weights).abs().sum() / 2), rel=1e-4)
+    assert found.weights_error > 1e-3
 
 
 def test_lists_shorter_than_k_are_completed_exactly():
@@ -318,7 +334,7 @@ def test_fewer_prompts_than_lists():
 
 @pytest.mark.statistical
 def test_wide_embeddings_need_no_width_by_width_matrix(monkeypatch):
-    """With more dimensions than prompts, the index is built without an eigendecomposition."""
+    """With more dimensions than prompts, neighbours are found without an eigendecomposition."""
     monkeypatch.setattr("torch.linalg.eigh", lambda matrix: pytest.fail(f"eigh of {tuple(matrix.shape)}"))
     x, _ = planted(0, n=400, width=600)
     assert nearest(x, 5, index="ivf", min_recall=0.9, seed=0).recall > 0.9

@@ -57,7 +57,7 @@ def test_a_threshold_that_is_no_cosine_is_refused(threshold):
 
 
 def test_groups_by_hand():
-    found = describe_groups(torch.tensor([0, 1, 0, 2, 2, 2]), list("abcdef"), list("ABCDEF"))
+    found = describe_groups(torch.tensor([0, 1, 0, 2, 2, 2]), lambda rows: [("abcdef"[i], "ABCDEF"[i]) for i in rows])
     assert found == {
         "groups": 3,
         "groups_of_several": 2,
