@@ -137,7 +137,7 @@ def test_moving_a_prompt_away_never_lowers_its_weight(estimator, geometry, away)
 
 
 # Without whitened_sketch, whose kernel is too wide for 49 prompts; test_sketch.py has its direction.
-@pytest.mark.parametrize("estimator", sorted(ESTIMATORS.keys() - {"whitened_sketch"}))
+@pytest.mark.parametrize("estimator", sorted(set(ESTIMATORS) - {"whitened_sketch"}))
 @pytest.mark.parametrize("weighting", [{"gamma": 1.0, "target_ess": None}, {"gamma": None, "target_ess": 0.5}])
 def test_the_lonely_prompt_weighs_most_and_the_crowded_least(estimator, weighting):
     crowd = normalize(torch.eye(32)[0] + 0.05 * torch.randn(40, 32, generator=draws(1)))
