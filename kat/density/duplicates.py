@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -88,12 +88,12 @@ def groups_of(edges: Tensor, count: int) -> Tensor:
     return torch.from_numpy(first_place.argsort(kind="stable").argsort(kind="stable")[number])
 
 
-def describe_groups(groups: Tensor, shown: Callable[[list[int]], list[tuple[str, str]]]) -> DuplicateGroups:
+def describe_groups(groups: Tensor, shown: Callable[[list[int]], Sequence[tuple[str, ...]]]) -> DuplicateGroups:
     """Return the numbers of groups and of prompts with near-duplicates, and the largest groups.
 
     Args:
         groups: The group of every prompt, (N,) int64.
-        shown: Returns the ids and the texts of rows.
+        shown: Returns the ids and the texts of rows, and perhaps more.
     """
     sizes = torch.bincount(groups)
     shared = (sizes > 1).nonzero()[:, 0]

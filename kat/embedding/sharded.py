@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import JsonObject, read_json
+from latentwire.harness.results import JsonObject, config_hash, read_json
 from latentwire.harness.shard_files import Array, ShardFolder
 
 if TYPE_CHECKING:
@@ -79,6 +79,11 @@ class ShardedEmbeddings:
         return self.record["dim"]
 
     @property
+    def digest(self) -> str:
+        """A hash of all shards."""
+        return config_hash([self.files.digests(name) for name in self.names])
+
+    @property
     def names(self) -> list[str]:
         """The names of the shards in order."""
         return self.record["shards"]
@@ -113,13 +118,13 @@ class ShardedEmbeddings:
             found[mine[order]] = torch.from_numpy(self.rows(self.names[number])[local[order]].astype(np.float32))
         return found
 
-    def shown(self, rows: Sequence[int]) -> list[tuple[str, str]]:
-        """Return the id and the excerpt of rows by their numbers."""
-        found: dict[int, tuple[str, str]] = {}
+    def shown(self, rows: Sequence[int]) -> list[tuple[str, str, str]]:
+        """Return the id, the beginning of the text and the source of rows by their numbers."""
+        found: dict[int, tuple[str, str, str]] = {}
         shard_of = np.searchsorted(self.starts, rows, side="right") - 1
         for number in np.unique(shard_of):
-            table = self.prompts(self.names[number])
-            for row in (row for row, shard in zip(rows, shard_of, strict=True) if shard == number):
-                place = row - int(self.starts[number])
-                found[row] = table["id"][place].as_py(), table["excerpt"][place].as_py()
+            own = [row for row, shard in zip(rows, shard_of, strict=True) if shard == number]
+            table = self.prompts(self.names[number]).take([row - int(self.starts[number]) for row in own])
+            columns = (table[name].to_pylist() for name in ("id", "excerpt", "source"))
+            found.update(zip(own, zip(*columns, strict=True), strict=True))
         return [found[row] for row in rows]

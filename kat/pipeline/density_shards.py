@@ -106,12 +106,7 @@ class _Work:
     @property
     def key(self) -> str:
         """A hash of everything that the weights depend on."""
-        return config_hash([self.embeddings, vars(self.spec), self.cfg.near_duplicate, self.cfg.seed, FORMAT])
-
-    @property
-    def embeddings(self) -> str:
-        """A hash of the embeddings."""
-        return config_hash([self.emb.files.digests(name) for name in self.emb.names])
+        return config_hash([self.emb.digest, vars(self.spec), self.cfg.near_duplicate, self.cfg.seed, FORMAT])
 
     @property
     def parts(self) -> Path:
@@ -161,7 +156,7 @@ class _Work:
             "format": FORMAT,
             "seconds": round(time.monotonic() - started, 3),
             "settings": dict(vars(self.spec)),
-            "embeddings_sha256": self.embeddings,
+            "embeddings_sha256": self.emb.digest,
             "weights_sha256": file_sha256(weights),
             "seed": self.cfg.seed,
             "key": self.key,

@@ -29,7 +29,7 @@ from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import DamagedResultError, JsonObject, config_hash, read_json, write_json, writing
-from latentwire.harness.shard_files import ShardFolder
+from latentwire.harness.shard_files import FinishedShards, ShardFolder
 from latentwire.harness.shared_work import work_through
 from latentwire.harness.workers import started_workers
 from latentwire.records import FORMAT
@@ -136,7 +136,7 @@ def embed_in_shards(cfg: DictConfig, state: PartialState) -> ShardedEmbeddingsRe
     """
     _require_one_division(cfg, state)
     work = sharded_work(cfg, state)
-    is_finished = _FinishedShards(work.files)
+    is_finished = FinishedShards(work.files)
     before = None
     if state.is_main_process and not cfg.force:
         found = work.found()
@@ -170,26 +170,7 @@ def _require_one_division(cfg: DictConfig, state: PartialState) -> None:
                         f"{cfg.out} away instead")  # fmt: skip
 
 
-class _FinishedShards:
-    """Whether a shard is finished. It counts as missing until its record changes, so damage is reported once."""
-
-    def __init__(self, files: ShardFolder) -> None:
-        self.files = files
-        self.missing: dict[str, tuple[int, int] | None] = {}  # time and inode of the record when it was checked
-
-    def __call__(self, name: str) -> bool:
-        record = self.files.folder / f"{name}.json"
-        status = record.stat() if record.is_file() else None
-        stamp = None if status is None else (status.st_mtime_ns, status.st_ino)
-        if name in self.missing and self.missing[name] == stamp:
-            return False
-        if self.files.is_finished(name):
-            return True
-        self.missing[name] = stamp
-        return False
-
-
-def _embed_missing(work: ShardedWork, shards: Sequence[PromptShard], is_finished: _FinishedShards) -> None:
+def _embed_missing(work: ShardedWork, shards: Sequence[PromptShard], is_finished: FinishedShards) -> None:
     """Embed the missing shards together with all other processes."""
     by_name = {shard.name: shard for shard in shards}
     missing = [name for name in by_name if not is_finished(name)]

@@ -12,9 +12,11 @@ from kat.data.prompts import Prompt, read_prompts
 from kat.data.tables import read_weights, same_ids
 from kat.density.gates import require_crowd_gate
 from kat.density.records import DensityOrigin, GatedWeights
+from kat.embedding.sharded import ShardedEmbeddings
 from kat.embedding.store import too_long_ids
 from kat.pipeline.artifacts import is_sharded, sidecar_path
 from kat.records import read_kat_record
+from kat.sampling.weight_files import WeightFolder
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
@@ -83,6 +85,18 @@ def prompts_of(ids: list[str], path: Path, embeddings: Path) -> list[Prompt]:
     if too_long:
         log(f"note: {len(too_long)} of {len(prompts)} prompts are too long for the embedder: no embedding, no weight")
     return found
+
+
+def require_same_shards(weights: WeightFolder, emb: ShardedEmbeddings) -> None:
+    """Check that weights in shards were made from embeddings in shards.
+
+    Raises:
+        UserError: They were made from others.
+    """
+    if weights.record["embeddings_sha256"] != emb.digest:
+        raise UserError(
+            f"{weights.files.folder}: was made from other embeddings than {emb.files.folder}; run task=density again"
+        )
 
 
 def recorded_density(ids: Sequence[str], path: Path, embeddings: Path) -> tuple[Tensor, Tensor]:

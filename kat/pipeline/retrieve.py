@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from kat.data.prompts import normalise, read_prompts, render_conversation
 from kat.data.tables import same_ids
 from kat.embedding.pooling import embed_texts
 from kat.embedding.registry import EMBEDDERS
+from kat.embedding.sharded import ShardedEmbeddings
 from kat.embedding.store import load_embeddings, record_of
-from kat.pipeline.artifacts import locate, task
+from kat.pipeline.artifacts import is_sharded, locate, task
+from kat.pipeline.embed_shards import sharded_record
 from kat.pipeline.embedders import chosen_embedder
 from kat.records import RetrievedPrompt
 from latentwire.harness.device import accelerator_state
@@ -38,27 +42,63 @@ def retrieve(cfg: DictConfig) -> list[RetrievedPrompt] | None:
     query = render_conversation(normalise([{"role": "user", "content": str(cfg.query)}]))
     if not query:
         raise UserError("query: is empty; write query='What is NLP?'")
-    path = locate(cfg, "embeddings_file")
-    ids, emb = load_embeddings(path)
-    top_k = cfg.top_k
-    if not isinstance(top_k, int) or not 1 <= top_k <= len(ids):
-        raise UserError(f"top_k={top_k}: must be a whole number between 1 and the {len(ids)} embedded prompts")
-    texts = {prompt.id: prompt for prompt in read_prompts(locate(cfg, "prompts_file"))}
-    remedy = "run task=embed for these prompts, or give their file with prompts_file=FILE"
-    same_ids(ids, texts, str(path), str(locate(cfg, "prompts_file")), remedy)
-    embedder = chosen_embedder(cfg, state.device)
-    embedder.require_texts("a query")
-    _check_embedder(path, embedder.identity())
-    vector = embed_texts(embedder.load(), [query])[0]
-    best = torch.topk(emb @ vector, top_k)
-    found: list[RetrievedPrompt] = [
-        {"id": ids[row], "score": score, "text": texts[ids[row]].text, "source": texts[ids[row]].source}
-        for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
+    path = locate(cfg, "embeddings_file", folder=True)
+    find = _in_shards if is_sharded(path) else _in_file
+    found = find(cfg, path, partial(_query_vector, cfg, state.device, query))
     if is_main_process():
         for line in _listed(found):
             print(line)
     return found
+
+
+def _query_vector(
+    cfg: DictConfig, device: torch.device, query: str, path: Path, recorded: JsonObject, model: str | None
+) -> Tensor:
+    """Return the embedding of the query, (D,), by the embedder that made the embeddings."""
+    embedder = chosen_embedder(cfg, device)
+    embedder.require_texts("a query")
+    _check_embedder(path, recorded, model, embedder.identity())
+    return embed_texts(embedder.load(), [query])[0]
+
+
+def _top_k(cfg: DictConfig, n: int) -> int:
+    if not isinstance(cfg.top_k, int) or not 1 <= cfg.top_k <= n:
+        raise UserError(f"top_k={cfg.top_k}: must be a whole number between 1 and the {n} embedded prompts")
+    return cfg.top_k
+
+
+def _in_file(cfg: DictConfig, path: Path, vector_of: Callable[..., Tensor]) -> list[RetrievedPrompt]:
+    ids, emb = load_embeddings(path)
+    top_k = _top_k(cfg, len(ids))
+    texts = {prompt.id: prompt for prompt in read_prompts(locate(cfg, "prompts_file"))}
+    remedy = "run task=embed for these prompts, or give their file with prompts_file=FILE"
+    same_ids(ids, texts, str(path), str(locate(cfg, "prompts_file")), remedy)
+    record = record_of(path)
+    if record is None:
+        raise UserError(
+            f"{path}: {path.stem}.json does not name the embedder, so the query cannot be embedded in the same way; "
+            "make the embeddings again with task=embed"
+        )
+    best = torch.topk(emb @ vector_of(path, record["embedder"], record["model"]), top_k)
+    return [
+        {"id": ids[row], "score": score, "text": texts[ids[row]].text, "source": texts[ids[row]].source}
+        for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def _in_shards(cfg: DictConfig, path: Path, vector_of: Callable[..., Tensor]) -> list[RetrievedPrompt]:
+    """Return the nearest prompts in a folder of embeddings, with the beginnings of their texts."""
+    emb = ShardedEmbeddings.open(path)
+    top_k, record = _top_k(cfg, len(emb)), sharded_record(path)
+    assert record is not None
+    vector = vector_of(path, record["embedder"], record["model"])
+    scores = torch.cat([block @ vector for name in emb.names for block in emb.blocks(name)])
+    best = scores.topk(top_k)
+    rows = best.indices.tolist()
+    return [
+        {"id": name, "score": score, "text": text, "source": source}
+        for score, (name, text, source) in zip(best.values.tolist(), emb.shown(rows), strict=True)
+    ]
 
 
 def _listed(found: list[RetrievedPrompt]) -> Iterator[str]:
@@ -67,18 +107,11 @@ def _listed(found: list[RetrievedPrompt]) -> Iterator[str]:
         yield f"{rank:>3}  {row['score']:.4f}  {row['id']}  {text if len(text) <= 160 else text[:157] + '...'}"
 
 
-def _check_embedder(path: Path, identity: JsonObject) -> None:
+def _check_embedder(path: Path, recorded: JsonObject, model: str | None, identity: JsonObject) -> None:
     """Raise UserError if another embedder made the embeddings."""
-    record = record_of(path)
-    if record is None:
-        raise UserError(
-            f"{path}: {path.stem}.json does not name the embedder, so the query cannot be embedded in the same way; "
-            "make the embeddings again with task=embed"
-        )
-    recorded = record["embedder"]
     differing = [name for name in {**recorded, **identity} if recorded.get(name) != identity.get(name)]
     if differing:
-        settings = {**recorded, "model": record["model"]}
+        settings = {**recorded, "model": model}
         given = [f"{name}={settings[name]}" for name in ("embedder", "model", "dtype") if settings.get(name)]
         given += [f"embedder.{name}={value}" for name, value in _own_settings(recorded).items()]
         if "source" in recorded and recorded["embedder"] not in EMBEDDERS:

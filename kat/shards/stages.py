@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from latentwire.harness.progress import Progress
-from latentwire.harness.shard_files import ShardFolder
+from latentwire.harness.shard_files import FinishedShards, ShardFolder
 from latentwire.harness.shared_work import work_through
 
 
@@ -28,6 +29,13 @@ class Stages:
         """Return the results of a stage."""
         return ShardFolder(self.folder / stage, self.key)
 
+    @cached_property
+    def _checks(self) -> dict[str, FinishedShards]:
+        return {}
+
+    def _finished(self, stage: str) -> FinishedShards:
+        return self._checks.setdefault(stage, FinishedShards(self.files(stage)))
+
     def run(self, stage: str, names: Sequence[str], work: Callable[[str], None]) -> None:
         """Do the unfinished units of a stage with all processes that run it, and return when all are finished.
 
@@ -36,25 +44,21 @@ class Stages:
             names: Names of its units.
             work: Does a unit: saves it in `files(stage)`.
         """
-        files = self.files(stage)
-        missing = [name for name in names if not files.is_finished(name)]
+        is_finished = self._finished(stage)
+        missing = [name for name in names if not is_finished(name)]
         if not missing:
             return
         with Progress(f"density: {stage}", len(missing)) as progress:
-
-            def done(name: str) -> bool:
-                return (files.folder / f"{name}.json").is_file() and files.is_finished(name)
 
             def do(name: str) -> None:
                 work(name)
                 progress.advance(1, f"{name} done")
 
-            work_through(files.folder, missing, done, do)
+            work_through(self.folder / stage, missing, is_finished, do)
 
     def are_finished(self, stage: str, names: Sequence[str]) -> bool:
         """Return whether all units of a stage are finished."""
-        files = self.files(stage)
-        return all((files.folder / f"{name}.json").is_file() and files.is_finished(name) for name in names)
+        return all(map(self._finished(stage), names))
 
     def remove(self, stage: str) -> None:
         """Remove the results of a stage that no later stage needs."""
