@@ -338,7 +338,6 @@ def test_readers_of_one_file_refuse_a_folder_with_a_remedy(copied, cli):
         load_embeddings(copied)
     command = [word for word in SMALL if not word.startswith("task")]
     for task in (["task=embed", "embedder=file", "path=embeddings", "out=./x.pt"],
-                 ["task=retrieve", "query=x", "embeddings_file=./embeddings"],
                  ["task=cluster", "embeddings_file=./embeddings"]):  # fmt: skip
         status, _, err = cli(*task, *(word for word in command if task[0] != "task=cluster" or "prompts" in word))
         assert (status, "is a folder" in err, "Traceback" in err) == (1, True, False), err
