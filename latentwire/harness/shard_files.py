@@ -1,7 +1,7 @@
-"""Numbered pieces of a large result, each complete or not there. Main entry: `ShardFolder`.
+"""Numbered pieces of a large result, each complete or not there. Main entries: `ShardFolder`, `FinishedShards`.
 
-A shard NAME is some files NAME.PART.npy and NAME.PART.parquet, and NAME.json with their digests. The JSON file is written
-last. A shard whose files do not match it counts as missing, so that it is made again.
+A shard NAME is some files NAME.PART.npy and NAME.PART.parquet, and NAME.json with their digests. The JSON file is
+written last. A shard whose files do not match it counts as missing, so that it is made again.
 """
 
 from __future__ import annotations
@@ -132,3 +132,34 @@ class ShardFolder:
 
     def _record(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+
+class FinishedShards:
+    """Whether shards are finished, for loops that look again and again.
+
+    A shard that is missing or damaged counts as missing until its record changes, so its damage is named once.
+
+    Args:
+        files: The folder.
+    """
+
+    def __init__(self, files: ShardFolder) -> None:
+        self.files = files
+        self._missing: dict[str, tuple[int, int] | None] = {}  # time and inode of the record when it was checked
+
+    def __call__(self, name: str) -> bool:
+        """Return whether a shard is complete."""
+        stamp = self._stamp(name)
+        if name in self._missing and self._missing[name] == stamp:
+            return False
+        if self.files.is_finished(name):
+            return True
+        self._missing[name] = stamp
+        return False
+
+    def _stamp(self, name: str) -> tuple[int, int] | None:
+        try:
+            status = (self.files.folder / f"{name}.json").stat()
+        except FileNotFoundError:
+            return None
+        return status.st_mtime_ns, status.st_ino
