@@ -1,11 +1,12 @@
 """Units of work that processes on one or several machines share through a folder. Main entry: `work_through()`.
 
-A process claims a unit with a lock on a file in a folder that all processes see, so it does not need to know the others.
-They may start and end at any time. The operating system gives the lock of a killed process free.
+A process claims a unit with a lock on a file in a folder that all processes see, so it does not need to know the
+others. They may start and end at any time. The operating system gives the lock of a killed process free.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -13,12 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import writing
 
 POLL = 0.2  # seconds between two looks at units that other processes have claimed
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of a file system without locks
 
 
 def work_through(
@@ -51,12 +53,14 @@ def work_through(
             if lock is None:
                 left.append(name)
                 continue
-            with lock:
+            try:
                 if not is_finished(name):
                     work(name)
                     own += 1
                     if not is_finished(name):
                         raise UserError(f"{folder}: {name} is not finished after its work; check the disk it is on")
+            finally:
+                lock.release()
         if len(left) == len(waiting):
             time.sleep(POLL)
         waiting = left
@@ -70,18 +74,28 @@ def _from_own_start(names: Sequence[str]) -> list[str]:
     return [*names[start:], *names[:start]]
 
 
-def _claim(path: Path) -> FileLock | None:
+def _claim(path: Path) -> BaseFileLock | None:
     """Return a held lock, or None if another process holds it."""
     lock = FileLock(path, blocking=False)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
-        except (Timeout, FileNotFoundError):  # FileNotFoundError: a process that saw all units finished removed the folder
+        except (
+            Timeout,
+            FileNotFoundError,
+        ):  # FileNotFoundError: a process that saw all units finished removed the folder
             return None
-        except NotImplementedError as error:
-            raise UserError(
-                f"{path.parent}: the file system has no locks ({error}), so processes cannot share work there; choose "
-                "another folder, or start one process"
-            ) from error
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+            raise _no_locks(path) from error
+    if isinstance(lock, SoftFileLock):  # a file that a killed process would leave, so its unit would never be free
+        lock.release()
+        raise _no_locks(path)
     return lock
+
+
+def _no_locks(path: Path) -> UserError:
+    return UserError(f"{path.parent}: the file system has no locks, so processes cannot share work there; choose "
+                     "another folder")  # fmt: skip
