@@ -41,9 +41,11 @@ def started_workers(run: str, cfg: DictConfig, workers: int) -> Iterator[None]:
     threads = torch.get_num_threads()
     share = max(1, threads // workers)
     request = json.dumps({"run": run, "cfg": {**_plain(cfg), "workers": 1}})
-    processes = [_start(request, number, share) for number in range(1, workers)]
-    torch.set_num_threads(share if workers > 1 else threads)
+    processes: list[subprocess.Popen[str]] = []
     try:
+        for number in range(1, workers):
+            processes.append(_start(request, number, share))
+        torch.set_num_threads(share if workers > 1 else threads)
         yield
         for process in processes:
             process.wait()
@@ -66,12 +68,13 @@ def _plain(cfg: DictConfig) -> dict[str, object]:
 def _start(request: str, number: int, threads: int) -> subprocess.Popen[str]:
     # RANK keeps a worker from writing to the terminal: only rank 0 does.
     environment = {**os.environ, "RANK": str(number), "OMP_NUM_THREADS": str(threads)}
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(
         [sys.executable, "-m", "latentwire.harness.workers"], stdin=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdin is not None
-    process.stdin.write(request)
-    process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # it has ended already, and its status is reported at the end
+        process.stdin.write(request)
+        process.stdin.close()
     return process
 
 
