@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -68,6 +69,41 @@ def require_one_process(cfg: DictConfig, setting: str, path: Path) -> None:
             f"{shared}: processes share the shards of a folder, and {path} is one file; give a name without an ending, "
             f"such as {setting}={path.stem}, or leave out {shared.partition('=')[0]}"
         )
+
+
+def require_one_division(cfg: DictConfig, processes: int) -> None:
+    """Check that processes divide a folder of shards in one way.
+
+    Args:
+        cfg: The config.
+        processes: Number of processes that torchrun has started, or 1.
+
+    Raises:
+        UserError: Workers start in each process of torchrun, or a job of a sweep removes what the others made.
+    """
+    if cfg.workers != 1 and processes > 1:
+        raise UserError(f"workers={cfg.workers}: torchrun has started {processes} processes, which share the shards "
+                        "already; leave out workers")  # fmt: skip
+    if cfg.worker is not None and cfg.force:
+        raise UserError(f"worker={cfg.worker} force=true: each job would remove the shards of the others; move "
+                        f"{cfg.out} away instead")  # fmt: skip
+
+
+def require_own_folder(out: Path, own: re.Pattern[str]) -> None:
+    """Check that a path is new, or a folder with nothing but files of a task.
+
+    Args:
+        out: The path.
+        own: The names of the task's files.
+
+    Raises:
+        UserError: It is a file, or the folder has other files.
+    """
+    if out.is_file():
+        raise UserError(f"out={out}: is a file, and a name without an ending is a folder; choose another name")
+    entries = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if other := next((name for name in entries if not own.fullmatch(name)), None):
+        raise UserError(f"out={out}: the folder has files of another kind, such as {other}; choose a new folder")
 
 
 def locate(cfg: DictConfig, name: str, *, folder: bool = False) -> Path:

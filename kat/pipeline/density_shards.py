@@ -6,9 +6,11 @@ All processes that run the same command do the missing units of each stage toget
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,13 @@ from kat.density.estimate import DensitySpec
 from kat.density.plots import plot_weights
 from kat.density.records import DensityReport, ShardedDensityRecord
 from kat.embedding.sharded import ShardedEmbeddings
-from kat.pipeline.artifacts import destination, is_sharded, locate
+from kat.pipeline.artifacts import (
+    destination,
+    is_sharded,
+    locate,
+    require_one_division,
+    require_own_folder,
+)
 from kat.pipeline.density_report import print_report, report_of
 from kat.records import read_kat_record
 from kat.sampling.weight_files import RECORD, WEIGHTS
@@ -30,13 +38,14 @@ from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
-from latentwire.harness.progress import log
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import config_hash, open_atomically, write_json, writing
-from latentwire.harness.shard_files import ShardFolder
+from latentwire.harness.shard_files import FinishedShards, ShardFolder
 from latentwire.harness.shared_work import work_through
 from latentwire.harness.workers import started_workers
 from latentwire.records import FORMAT
 
+OWN_FILE = re.compile(r"(\d{5,}\.(json|prompts\.parquet)|density\.(json|png)|weights\.npy|claims|\..*)")
 REMEDY = "delete it, and run task=density again"
 
 
@@ -56,11 +65,13 @@ def density_in_shards(cfg: DictConfig, spec: DensitySpec) -> DensityReport:
                 f"{name}={cfg[name]}: needs all prompts in memory; leave it out with a folder of embeddings"
             )
     state, out = accelerator_state(cfg.device), destination(cfg, folder=True)
-    if not is_sharded(out) or out.is_file():
+    require_one_division(cfg, state.num_processes)
+    if not is_sharded(out):
         raise UserError(
             f"out={cfg.out}: embeddings in shards give weights in shards; give a name without an ending, such as "
             "weights_file=weights"
         )
+    require_own_folder(out, OWN_FILE)
     started = time.monotonic()
     emb = ShardedEmbeddings.open(locate(cfg, "embeddings_file", folder=True))
     work = _Work(cfg, emb, spec, out)
@@ -89,8 +100,9 @@ def density_in_shards(cfg: DictConfig, spec: DensitySpec) -> DensityReport:
     result = work.found()
     assert result is not None
     shutil.rmtree(work.parts.parent, ignore_errors=True)
-    seconds = round(time.monotonic() - started, 3)
-    print_report(result, seconds, out, work.record, out / "density.png")
+    if is_main_process():
+        seconds = round(time.monotonic() - started, 3)
+        print_report(result, seconds, out, work.record, out / "density.png")
     return result
 
 
@@ -123,14 +135,27 @@ class _Work:
         if not self.record.is_file():
             return None
         record = read_kat_record(ShardedDensityRecord, self.record, REMEDY)
-        files, weights = ShardFolder(self.out, self.key), self.out / WEIGHTS
-        complete = (
-            record["key"] == self.key
-            and weights.is_file()
-            and file_sha256(weights) == record["weights_sha256"]
-            and all(files.is_finished(name) for name in record["shards"])
-        )
-        return record if complete else None
+        if record["key"] != self.key:
+            return None
+        weights = self.out / WEIGHTS
+        if not weights.is_file() or file_sha256(weights) != record["weights_sha256"]:
+            state = "damaged" if weights.is_file() else "missing"
+            self._warn_once(f"warning: {weights} is {state}; the weights are made again")
+            return None
+        return record if all(list(map(self._is_finished, record["shards"]))) else None
+
+    @cached_property
+    def _is_finished(self) -> FinishedShards:
+        return FinishedShards(ShardFolder(self.out, self.key))
+
+    @cached_property
+    def _warnings(self) -> set[str]:
+        return set()
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warnings:
+            self._warnings.add(message)
+            log(message)
 
     def write(self, job: ShardedDensity, found: FoundDensity, started: float) -> None:
         """Write the weights, the shards and density.json, which comes last.
@@ -166,6 +191,8 @@ class _Work:
         }
         plot_weights(density.density, density.weights, self.out / "density.png")
         write_json(self.record, record)
+        for leftover in self.out.glob(".*.tmp"):  # of killed processes
+            leftover.unlink(missing_ok=True)
 
     def _write_shards(self, found: FoundDensity) -> None:
         import pyarrow as pa

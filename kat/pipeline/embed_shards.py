@@ -20,7 +20,7 @@ from kat.data.prompt_files import PromptShard, plan_shards, prompt_digests, requ
 from kat.embedding.registry import EmbedderSpec
 from kat.embedding.shard_writer import ShardedEmbeddingsRecord, ShardSums, all_ids, write_shard
 from kat.embedding.sharded import RECORD
-from kat.pipeline.artifacts import destination, locate
+from kat.pipeline.artifacts import destination, locate, require_one_division, require_own_folder
 from kat.pipeline.embedders import BATCH_TOKENS_ON_CPU, chosen_embedder, require_embeddable
 from kat.records import read_kat_record
 from latentwire.harness.errors import UserError
@@ -105,7 +105,7 @@ def sharded_work(cfg: DictConfig, state: PartialState) -> ShardedWork:
     if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
         raise UserError(f"shard_rows={rows}: must be a whole number above 0")
     out, prompts_file = destination(cfg, folder=True), locate(cfg, "prompts_file")
-    _require_own_folder(out)
+    require_own_folder(out, OWN_FILE)
     about, prompts = embedder.identity(), prompt_digests(prompts_file)
     recorded = sharded_record(out)
     if recorded is not None and (recorded["embedder"], recorded["prompts"]) == (about, prompts):
@@ -113,15 +113,6 @@ def sharded_work(cfg: DictConfig, state: PartialState) -> ShardedWork:
     files = ShardFolder(out, config_hash([about, prompts, rows]))
     batch_tokens = choose_batch_tokens(cfg.batch_tokens, state.device, BATCH_TOKENS_ON_CPU)
     return ShardedWork(files, prompts_file, prompts, embedder, about, rows, batch_tokens)
-
-
-def _require_own_folder(out: Path) -> None:
-    """Check that a path is new, or a folder with nothing but shards of embeddings."""
-    if out.is_file():
-        raise UserError(f"out={out}: is a file, and a name without an ending is a folder; choose another name")
-    entries = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    if other := next((name for name in entries if not OWN_FILE.fullmatch(name)), None):
-        raise UserError(f"out={out}: the folder has files of another kind, such as {other}; choose a new folder")
 
 
 def embed_in_shards(cfg: DictConfig, state: PartialState) -> ShardedEmbeddingsRecord:
@@ -134,7 +125,7 @@ def embed_in_shards(cfg: DictConfig, state: PartialState) -> ShardedEmbeddingsRe
         UserError: The prompts are missing or have an id twice, a model cannot be loaded, a text cannot be embedded, or
             the folder has other files.
     """
-    _require_one_division(cfg, state)
+    require_one_division(cfg, state.num_processes)
     work = sharded_work(cfg, state)
     is_finished = FinishedShards(work.files)
     before = None
@@ -159,15 +150,6 @@ def embed_in_shards(cfg: DictConfig, state: PartialState) -> ShardedEmbeddingsRe
     size = f"{result['n']} x {result['dim']}"
     log(f"embeddings: {work.files.folder} ({size}) in {len(result['shards'])} shards; {work.record}")
     return result
-
-
-def _require_one_division(cfg: DictConfig, state: PartialState) -> None:
-    if cfg.workers != 1 and state.num_processes > 1:
-        raise UserError(f"workers={cfg.workers}: torchrun has started {state.num_processes} processes, which share the "
-                        "shards already; leave out workers")  # fmt: skip
-    if cfg.worker is not None and cfg.force:
-        raise UserError(f"worker={cfg.worker} force=true: each job would remove the shards of the others; move "
-                        f"{cfg.out} away instead")  # fmt: skip
 
 
 def _embed_missing(work: ShardedWork, shards: Sequence[PromptShard], is_finished: FinishedShards) -> None:
