@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kat.density.sketch import KernelSketch
 from kat.density.whitening import whiten
 
 K = 10
@@ -73,6 +74,13 @@ def local_dimension(y: Tensor, k: int = 20) -> Tensor:
     return (log_density / log_density.std()).exp()
 
 
+def sketch(y: Tensor) -> Tensor:
+    """Return kernel sums from counts in hash tables."""
+    counts = KernelSketch.empty(y.shape[1], seed=0)
+    counts.add(y)
+    return counts.sums(y)
+
+
 def lengths_kept(x: Tensor) -> Tensor:
     """Whiten rows without bringing them to unit length, (N, D) -> (N, A)."""
     centred = x.double() - x.double().mean(0)
@@ -115,4 +123,5 @@ CANDIDATES: dict[str, Candidate] = {
     "whitened, shared neighbours": after(whiten, shared_neighbours),
     "whitened, self-tuning": after(whiten, self_tuning),
     "whitened, local dimension": after(whiten, local_dimension),
+    "whitened_sketch": after(whiten, sketch),
 }
