@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kat.density.duplicates import LINKS
 from kat.density.estimators import DensitySpec, MeasuredPlaces, density_at
 from kat.density.lists import fit_lists, list_count, lists_needed, nearest_lists, search_lists
 from kat.density.nearest import EXACT_UP_TO, INDEXES, check_neighbours
@@ -29,7 +30,6 @@ from latentwire.harness.shard_files import Array
 ROWS_OF_LIST = 32  # sampled rows for each list
 EXACT_ROWS = 16_384  # rows of a list if all lists are searched
 GROUP_BYTES = 64 * 2**20  # of a gathered file
-LINKS = 10  # nearest neighbours that may be near-duplicates
 
 
 @dataclass(frozen=True)
@@ -177,19 +177,19 @@ class ShardedNeighbours:
         queries, own = unit_rows(torch.from_numpy(np.array(rows))), torch.from_numpy(np.array(place))
         cached = lru_cache(maxsize=64)(self._members)
         probes = nearest_lists(queries, self.centres, self._lists)
-        products, near = search_lists(queries, own, probes, cached, self.spec.k, self.device)
+        links = min(LINKS, len(self.white.places) - 1) if self.near_duplicate < 1 else 0
+        count = max(self.spec.k, links)
+        products, near = search_lists(queries, own, probes, cached, count, self.device)
         if len(few := (near < 0).any(1).nonzero()[:, 0]):  # places that searched only small lists
             probes = torch.arange(len(self.centres)).expand(len(few), -1)
-            products[few], near[few] = search_lists(queries[few], own[few], probes, cached, self.spec.k, self.device)
-        distances = _distances(products)
+            products[few], near[few] = search_lists(queries[few], own[few], probes, cached, count, self.device)
+        distances = _distances(products[:, : self.spec.k])
         is_query = torch.isin(own, self._queries[1])
-        close = (products >= self.near_duplicate) & (torch.arange(self.spec.k) < LINKS)
-        close &= torch.tensor(self.near_duplicate < 1)
-        first, second = close.nonzero().T
+        first, second = (products[:, :links] >= self.near_duplicate).nonzero().T
         self.stages.files("found").save(name, {
             "place": own.numpy(), "mean": distances.mean(1).numpy(), "farthest": distances[:, -1].numpy(),
             "edges": torch.stack([own[first], near[first, second]], dim=1).numpy(),
-            "query": own[is_query].numpy(), "query_near": near[is_query].numpy(),
+            "query": own[is_query].numpy(), "query_near": near[is_query, : self.spec.k].numpy(),
         })  # fmt: skip
 
     def collect(self) -> tuple[MeasuredPlaces, Array]:
