@@ -78,14 +78,15 @@ def _claim(path: Path) -> BaseFileLock | None:
     """Return a held lock, or None if another process holds it."""
     lock = FileLock(path, blocking=False)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-        except (
-            Timeout,
-            FileNotFoundError,
-        ):  # FileNotFoundError: a process that saw all units finished removed the folder
+        except Timeout:
             return None
+        except (FileNotFoundError, FileExistsError):
+            if path.parent.is_file():
+                raise
+            return None  # a process that saw all units finished removed the folder at this moment
         except (NotImplementedError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise
