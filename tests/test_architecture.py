@@ -32,6 +32,7 @@ KAT = (
     ("records",),
     ("data",),
     ("embedding", "density"),
+    ("shards",),
     ("sampling",),
     ("pipeline",),
     ("training",),
@@ -49,7 +50,7 @@ FLOOR_OF = {room: height for height, rooms in enumerate(FLOORS) for room in room
 PURE_ROOMS = [
     f"latentwire.{room}" for room in ("analysis", "data", "encoders", "reports", "sources", "stats", "transforms")
 ]
-PURE_ROOMS += ["kat.density", "kat.embedding", "kat.sampling"]
+PURE_ROOMS += ["kat.density", "kat.embedding", "kat.sampling", "kat.shards"]
 PURE_MODULES = [
     "kat.diversity.bleu",
     "kat.diversity.comparison",
