@@ -23,7 +23,7 @@ from kat.density.estimators import DensitySpec, MeasuredPlaces, density_at
 from kat.density.lists import fit_lists, list_count, lists_needed, nearest_lists, search_lists
 from kat.density.nearest import EXACT_UP_TO, INDEXES, check_neighbours
 from kat.shards.stages import Stages
-from kat.shards.whitened import ONE, WhitenedPlaces, unit_rows
+from kat.shards.whitened import ONE, WhitenedPlaces, half_rows
 from latentwire.harness.errors import UserError
 from latentwire.harness.shard_files import Array
 
@@ -160,7 +160,7 @@ class ShardedNeighbours:
         rows, place, bounds = self._gathered[name]
         first = number - self._groups[name].start
         part = slice(bounds[first], bounds[first + 1])
-        return unit_rows(torch.from_numpy(np.array(rows[part]))), torch.from_numpy(np.array(place[part]))
+        return half_rows(torch.from_numpy(np.array(rows[part]))), torch.from_numpy(np.array(place[part]))
 
     @cached_property
     def _group_of(self) -> dict[int, str]:
@@ -174,7 +174,7 @@ class ShardedNeighbours:
     def _search(self, name: str) -> None:
         """Search the neighbours of the places in a gathered file."""
         rows, place, _ = self._gathered[name]
-        queries, own = unit_rows(torch.from_numpy(np.array(rows))), torch.from_numpy(np.array(place))
+        queries, own = half_rows(torch.from_numpy(np.array(rows))), torch.from_numpy(np.array(place))
         cached = lru_cache(maxsize=64)(self._members)
         probes = nearest_lists(queries, self.centres, self._lists)
         links = min(LINKS, len(self.white.places) - 1) if self.near_duplicate < 1 else 0

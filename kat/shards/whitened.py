@@ -76,7 +76,7 @@ class WhitenedPlaces:
 
         They are rounded to float16, the type in which they are on disk, so that a row is everywhere the same.
         """
-        return unit_rows(rows if self._whitening is None else self._whitening(rows))
+        return half_rows(rows if self._whitening is None else self._whitening(rows))
 
     def take(self, places: np.ndarray) -> Tensor:
         """Return the rows of places: (len(places), A) float32, unit rows."""
@@ -98,6 +98,6 @@ class WhitenedPlaces:
             yield self.moved(block[torch.from_numpy(is_first)]), torch.from_numpy(place[is_first])
 
 
-def unit_rows(rows: Tensor) -> Tensor:
+def half_rows(rows: Tensor) -> Tensor:
     """Return rows rounded to float16, as float32 rows of unit length."""
     return normalize(rows.half().float(), dim=1)

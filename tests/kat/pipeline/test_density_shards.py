@@ -76,7 +76,7 @@ def made(whole, empty) -> Path:
 
 
 def test_the_folder_has_the_weights_of_one_file(whole, cli):
-    """The ids, sources and groups are those of the embeddings, in their order."""
+    """The ids, sources and groups follow the order of the embeddings."""
     ids = [f"p{i:04d}" for i in range(N)]
     torch.save({"ids": ids, "emb": rows()}, "one.pt")
     write_rows("prompts.jsonl", [{"id": name, "prompt": name, "source": "ab"[i % 2]} for i, name in enumerate(ids)])

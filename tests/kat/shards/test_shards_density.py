@@ -19,7 +19,7 @@ from kat.density.whitening import whiten
 from kat.shards import stages as stages_module
 from kat.shards.density import FoundDensity, ShardedDensity
 from kat.shards.stages import Stages
-from kat.shards.whitened import WhitenedPlaces, unit_rows
+from kat.shards.whitened import WhitenedPlaces, half_rows
 from latentwire.harness.errors import UserError
 from tests.helpers.embeddings import rounded, write_embedding_folder
 from tests.helpers.lifelike import lifelike
@@ -113,13 +113,13 @@ def test_rows_of_the_search_are_those_of_the_whitening(tmp_path):
     assert numbers_of.tolist() == list(range(len(places)))  # each place once, in the shard of its first row
     torch.testing.assert_close(rows @ rows.T, expected @ expected.T, atol=2e-3, rtol=0)
     assert torch.equal(white.take(np.arange(len(places))), rows)
-    assert torch.equal(unit_rows(rows.half()), rows)
+    assert torch.equal(half_rows(rows.half()), rows)
 
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("recall", [0.6, 0.9])
 def test_lists_reach_the_recall(tmp_path, monkeypatch, recall):
-    """The recall on a sample of all places is that of the neighbours that were found."""
+    """The neighbours that are found decide the recall on a sample of all places."""
     small_units(monkeypatch)
     x, sizes = prompts()
     lists = found(tmp_path, x, sizes, index="ivf", min_recall=recall).density
