@@ -4,9 +4,10 @@ python -m benchmarks.density quality                    Estimators on planted cl
 python -m benchmarks.density changes                    Write changed=FILE: slight changes of the prompts=FILE.
 python -m benchmarks.density search sizes=5000,20000    Exact k-NN and KDE against scikit-learn.
 python -m benchmarks.density lists sizes=50000          Inverted lists against exact search.
+python -m benchmarks.density faiss real=FILE            Inverted lists against the indexes of faiss.
 python -m benchmarks.density scale sizes=1e5,1e6        Time, memory and accuracy of task=density on shards.
 
-The last three: embeddings are 200 planted clusters with power-law sizes and 1% noise in a narrow cone, or the file
+The last four: embeddings are 200 planted clusters with power-law sizes and 1% noise in a narrow cone, or the file
 real=FILE. Each of `repeats` rounds runs all methods in turn. The best time of each method counts, because other
 programs disturb it least.
 """
@@ -30,9 +31,12 @@ from torch.nn.functional import normalize
 from benchmarks.density_quality import quality
 from benchmarks.density_scale import scale
 from benchmarks.paraphrases import write_paraphrases
-from kat.density.estimate import weigh
+from kat.density.estimate import distinct_rows, weigh
+from kat.density.estimators import density_at
 from kat.density.kernel import kernel_sums, kernel_sums_in_lists
+from kat.density.lists import list_count
 from kat.density.nearest import nearest
+from kat.density.whitening import whiten
 from kat.embedding.store import load_embeddings
 from latentwire.harness.errors import UserError
 
@@ -130,17 +134,60 @@ def search(cfg: DictConfig) -> None:
             print(f"  {name:<18} {seconds:8.2f} s  {peak / seconds:5.0%} of the peak")
 
 
+def faiss_neighbours(x: Tensor, k: int, factory: str, probes: int) -> Tensor:
+    """Return the k nearest other rows of each row by an index of faiss, (N, K) int64."""
+    width = -(-x.shape[1] // 32) * 32  # product quantisation divides the columns
+    rows = torch.nn.functional.pad(x, (0, width - x.shape[1])).numpy()
+    index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(rows)
+    index.add(rows)
+    faiss.extract_index_ivf(index).nprobe = probes
+    if factory.endswith("RFlat"):
+        faiss.downcast_index(index).k_factor = 10  # type: ignore[attr-defined]  # candidates for each neighbour that are compared exactly
+    found = torch.from_numpy(index.search(rows, k + 1)[1])
+    own = found == torch.arange(len(x))[:, None]
+    own[~own.any(1), -1] = True
+    return found[~own].view(len(x), k)
+
+
+def faiss_indexes(cfg: DictConfig) -> None:
+    """Print time, recall and change of the sampling weights of this project's lists and of faiss, on whitened rows."""
+    for x in _embeddings(cfg):
+        y, probes = whiten(distinct_rows(x)[0]), 64
+        exact = nearest(y, cfg.k, index="exact", min_recall=1.0, seed=0)
+        true = _weights(exact.distances)
+        methods: dict[str, Callable[[], Tensor]] = {
+            "ours": lambda y=y: nearest(y, cfg.k, index="ivf", min_recall=0.95, seed=0).ids  # type: ignore[misc]
+        }
+        for kind in ("PQ48x4fs,RFlat", "PQ96x4fs,RFlat", "Flat"):
+            name = f"IVF{list_count(len(y))},{kind}"
+            methods[name] = partial(faiss_neighbours, y, cfg.k, name, probes)
+        for name, method in methods.items():
+            started = time.perf_counter()
+            ids = method()
+            seconds = time.perf_counter() - started
+            blocks = zip(ids.split(512), y.split(512), strict=True)
+            distances = torch.cat([(y[near] - rows[:, None]).square().sum(-1).sqrt() for near, rows in blocks])
+            recall = (ids[:, :, None] == exact.ids[:, None, :]).any(1).float().mean()
+            change = float((_weights(distances) - true).abs().sum() / 2)
+            print(f"N {len(y)}: {name:<24} {seconds:7.1f} s  recall {float(recall):.3f}  "
+                  f"total variation of the weights {change:.3f}", flush=True)  # fmt: skip
+
+
+def _weights(distances: Tensor) -> Tensor:
+    return weigh(density_at(distances, torch.ones(len(distances))), None, 0.4, 0.95, 0.1)[1]
+
+
 def lists(cfg: DictConfig) -> None:
     """Print times, recall, errors and changes of the sampling weights of inverted lists against exact search."""
     for x in _embeddings(cfg):
         found: dict[str, Any] = {}
 
         def run(index: str, x: Tensor = x, found: dict[str, Any] = found) -> None:
-            found[index] = nearest(x, cfg.k, index=index, min_recall=0.0, seed=0)
+            found[index] = nearest(x, cfg.k, index=index, min_recall=0.95, seed=0)
 
         times = best_times({"exact": lambda: run("exact"), "ivf": lambda: run("ivf")}, cfg.repeats)
-        sampling_weights = {name: weigh(1 / f.distances.double().mean(1).clamp(min=1e-4), None, 0.4, 0.95)[1]
-                   for name, f in found.items()}  # fmt: skip
+        sampling_weights = {name: _weights(f.distances) for name, f in found.items()}
         change = float((sampling_weights["exact"] - sampling_weights["ivf"]).abs().sum() / 2)
         recall = (found["ivf"].ids[:, :, None] == found["exact"].ids[:, None, :]).any(1).float().mean()
         print(
@@ -180,7 +227,14 @@ def _embeddings(cfg: DictConfig) -> list[Tensor]:
 
 
 if __name__ == "__main__":
-    jobs = {"quality": quality, "changes": changes, "search": search, "lists": lists, "scale": scale}
+    jobs = {
+        "quality": quality,
+        "changes": changes,
+        "search": search,
+        "lists": lists,
+        "faiss": faiss_indexes,
+        "scale": scale,
+    }
     if len(sys.argv) < 2 or sys.argv[1] not in jobs:
         raise SystemExit(__doc__)
     settings = OmegaConf.merge(SETTINGS, OmegaConf.from_dotlist(sys.argv[2:]))

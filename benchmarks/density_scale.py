@@ -53,7 +53,9 @@ def planted_rows(width: int, clusters: int, count: int, seed: int) -> Tensor:
 
 def write_embeddings(cfg: DictConfig, n: int, folder: Path) -> None:
     """Write N embeddings in shards, like the file real=FILE or in planted clusters."""
-    files, names, sizes = ShardFolder(folder, "scale"), [], []
+    files = ShardFolder(folder, "scale")
+    names: list[str] = []
+    sizes: list[int] = []
     real = load_embeddings(Path(cfg.real))[1] if cfg.real else None
     for start in range(0, n, SHARD_ROWS):
         count, name = min(SHARD_ROWS, n - start), f"{len(names):05d}"
