@@ -82,7 +82,7 @@ def search_lists(
         queries: Unit rows, (Q, D) float32.
         own: Their numbers, (Q,) int64.
         probes: The lists that each query searches, (Q, P) int64.
-        members: Returns the rows of a list and their numbers. Each list is read once.
+        members: Returns the rows of a list and their numbers. A list is read at most twice.
         k: The number of neighbours.
         device: The device of the products; the default is the CPU.
 

@@ -128,6 +128,14 @@ def test_the_check_is_a_direct_computation(monkeypatch, block):
     assert check.bandwidth() == pytest.approx(float(farthest.median()))
 
 
+def test_a_row_is_not_its_own_neighbour_in_a_check():
+    """The only other row is the opposite one."""
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    check = check_of(x, torch.ones(2), torch.arange(2), [torch.arange(2)], k=1)
+    assert (check.products.tolist(), check.near.tolist(), check.sums.tolist()) == ([[-1], [-1]], [[0], [0]], [1, 1])
+    assert check.bandwidth() == 2
+
+
 def test_checks_of_parts_merge():
     x, copies = lifelike(0, n=150, width=20), copies_of(150)
     own = torch.tensor([3, 77, 140])

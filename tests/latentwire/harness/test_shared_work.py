@@ -128,21 +128,6 @@ def test_an_error_leaves_the_unit_free(tmp_path):
     assert work_through(tmp_path, ["a"], is_done(tmp_path), lambda name: (tmp_path / f"{name}.done").touch()) == 1
 
 
-def test_a_claim_is_free_as_soon_as_its_unit_is_done(tmp_path):
-    free = []
-
-    def work(name: str) -> None:
-        for unit in (path.stem for path in tmp_path.glob("*.done")):
-            other = FileLock(tmp_path / "claims" / unit, blocking=False)
-            other.acquire()
-            other.release()
-            free.append(unit)
-        (tmp_path / f"{name}.done").touch()
-
-    work_through(tmp_path, ["a", "b"], is_done(tmp_path), work)
-    assert len(free) == 1
-
-
 def test_a_unit_that_stays_unfinished_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"a is not finished after its work; check the disk"):
         work_through(tmp_path, ["a"], lambda _: False, lambda _: None)
