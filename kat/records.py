@@ -66,6 +66,7 @@ class GrpoCounts(TypedDict):
     empty: int
     groups: int
     degenerate_groups: int  # groups with equal rewards
+    dropped_groups: NotRequired[int]  # groups with equal rewards that dynamic sampling threw away; not in `groups`
     steps_without_update: int
     train_prompts: int
     never_drawn: int

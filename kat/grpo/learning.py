@@ -12,6 +12,7 @@ from kat.data.prompts import read_prompts
 from kat.grpo.actor import Actor
 from kat.grpo.data import GrpoData, encode_prompts, evaluation_prompts
 from kat.grpo.given import load_judge
+from kat.grpo.groups import ArmPrompts
 from kat.grpo.plots import plot_training
 from kat.grpo.policy import Policy
 from kat.grpo.reward_sum import Rewards
@@ -22,9 +23,8 @@ from kat.grpo.validation import HeldOutPrompts, evaluate_policy, mean_rewards
 from kat.pipeline.artifacts import locate
 from kat.records import AnsweredPrompt, GrpoCounts, GrpoOutcome, HeldOutEvaluation, PolicyEvaluation
 from kat.reward.scoring import max_sequence_length
-from kat.sampling.arms import Observation
 from kat.training.lineage import require_unseen, require_unseen_start
-from kat.training.state import arm_of, learner_of, save_ledger
+from kat.training.state import TrainableParameters, arm_of, learner_of, save_ledger
 from kat.training.tuning import make_trainable, whole_model
 from latentwire.harness.checkpoint import State
 from latentwire.harness.optimization import Updater
@@ -66,14 +66,16 @@ class GrpoLearning(Learning[GrpoOutcome]):
         self.arm = arm_of(run.cfg, [prompt.id for prompt in self.data.train], self.spec.prompts_per_step,
                           "grpo.prompts_per_step")  # fmt: skip
         model, parameters = make_trainable(lm.model, settings.tuning, self.seed)
-        policy = Policy(model.eval(), parameters, self.spec.temperature, ref_model=self.spec.beta > 0)
+        policy = Policy(model.eval(), parameters, self.spec.temperature, ref_model=self.spec.beta > 0,
+                        moves=self.spec.sync_ref_model)  # fmt: skip
         self.updater = Updater(parameters, settings.optimizer, self.steps * self.spec.num_iterations, accelerator)
         self.learner = learner_of(parameters, self.updater.optimizer, self.updater.scheduler, self.arm)
-        ends = end_tokens(lm.model, lm.tokenizer)
-        self.actor = Actor(
-            policy, lm.tokenizer, ends, rewards, settings.batch_tokens, self.seed, accelerator, self.state
-        )
+        if self.spec.sync_ref_model and policy.ref_parameters is not None:
+            self.learner["ref_model"] = TrainableParameters(policy.ref_parameters)
+        self.actor = Actor(policy, lm.tokenizer, end_tokens(lm.model, lm.tokenizer), rewards, settings.batch_tokens,
+                           self.seed, accelerator, self.state)  # fmt: skip
         self.grpo_step = GRPOStep(self.actor, self.spec, self.updater)
+        self.prompts = ArmPrompts(self.arm, self.data.train)
         sampling = self.spec.sampling(self.spec.eval_generations, settings.batch_tokens)
         self.held_out = HeldOutPrompts(self.actor, prompts, sampling, self.spec.kl)
         self.before: list[float] = []  # mean reward of each held-out prompt before training
@@ -117,7 +119,7 @@ class GrpoLearning(Learning[GrpoOutcome]):
 
     def restore_values(self, saved: State) -> None:
         """Take over the sums and evaluations of a checkpoint."""
-        self.before, self.totals = saved["before"], saved["totals"]
+        self.before, self.totals = saved["before"], {**self.totals, **saved["totals"]}
         self.last, self.evaluations = saved["last"], saved["evaluations"]
 
     def begin(self, done: int) -> None:
@@ -129,10 +131,7 @@ class GrpoLearning(Learning[GrpoOutcome]):
 
     def step(self, number: int) -> StepReport:
         """Draw prompts, and do one step of GRPO."""
-        rows = self.arm.next(self.spec.prompts_per_step)
-        drawn = [self.data.train[row] for row in rows]
-        outcome = self.grpo_step.step(number, drawn, f"step {number} of {self.run.cfg.name}")
-        self.arm.observe([Observation(row, rewards) for row, rewards in zip(rows, outcome.rewards, strict=True)])
+        outcome = self.grpo_step.step(number, self.prompts, f"step {number} of {self.run.cfg.name}")
         self.last = {**outcome.metrics, **self.arm.metrics()}
         for name in COUNTED:
             self.totals[name] += outcome.counts[name]
@@ -196,6 +195,7 @@ class GrpoLearning(Learning[GrpoOutcome]):
             "empty": totals["empty"],
             "groups": totals["groups"],
             "degenerate_groups": totals["degenerate_groups"],
+            "dropped_groups": totals["dropped_groups"],
             "steps_without_update": totals["steps_without_update"],
             "train_prompts": len(self.data.train),
             "never_drawn": self.arm.never_drawn,
@@ -212,6 +212,8 @@ class GrpoLearning(Learning[GrpoOutcome]):
                   f"[{low:.3f}, {high:.3f}]{_kl(now)}  ({now['prompts']} prompts, 95% interval)")  # fmt: skip
         print(f"{counts['degenerate_groups']} of {counts['groups']} groups had equal rewards; {counts['truncated']} of "
               f"{counts['completions']} completions were cut off, {counts['empty']} empty")  # fmt: skip
+        if self.spec.dynamic_sampling:
+            print(f"{counts['dropped_groups']} more groups had equal rewards and were drawn again")
         if skipped := counts["steps_without_update"]:
             print(f"{skipped} of {result['steps']} steps had nothing to learn from and did not change the policy")
         log(f"policy: {self.run.folder / 'model'}; {self.run.folder / 'result.json'}")

@@ -36,12 +36,14 @@ def plot_training(
                       marker="o", capsize=3, label="held-out prompts, 95%")  # fmt: skip
     left.set(title="reward", xlabel="step")
     left.legend(fontsize=7, frameon=False)
-    for axes, name, label in ((middle, "kl", "KL from the start, nats a token"), (right, "entropy", "entropy, nats")):
+    for axes, name, label in ((middle, "kl", "KL, nats a token"), (right, "entropy", "entropy, nats")):
         if name in steps[0]:
-            axes.plot(x, [row[name] for row in steps], color=GREY, linewidth=1)
+            axes.plot(x, [row[name] for row in steps], color=GREY, linewidth=1, label="each step, from the reference")
         if name == "kl" and (held_out := [(row["step"], row["kl"]) for row in evaluations if "kl" in row]):
-            axes.plot(*zip(*held_out, strict=True), color=BLUE, marker="o")
+            axes.plot(*zip(*held_out, strict=True), color=BLUE, marker="o", label="held-out prompts, from the start")
         axes.set(title=label, xlabel="step")
+    if middle.lines:
+        middle.legend(fontsize=7, frameon=False)
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)

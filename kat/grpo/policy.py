@@ -4,8 +4,8 @@ A prompt is computed once for all its completions. They follow it in one packed 
 itself, and its positions continue the prompt's. The results equal, up to rounding, the results of separate rows.
 
 The reference policy shares the frozen weights with the policy. It uses copies of the initial trainable weights
-(`torch.func.functional_call`), so no second model is loaded. Frozen blocks at the bottom are computed only while
-sampling.
+(`torch.func.functional_call`), so no second model is loaded. `sync_ref_model` moves it towards the policy. Frozen
+blocks at the bottom are computed only while sampling.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
-from kat.grpo.objective import per_token_logps
+from kat.grpo.objective import per_token_entropy, per_token_logps
 from kat.grpo.rollout import Completion
 from kat.training.tree_mask import tree_mask
 from kat.training.tuning import find_blocks
@@ -46,17 +46,33 @@ class PolicyRow:
 class Policy:
     """A model in training, with its initial weights as the reference policy.
 
+    Attributes:
+        ref_parameters: The trainable weights of the reference policy by name; None without one.
+        start_parameters: The trainable weights before training; None without a reference policy.
+
     Args:
         model: A causal LM of transformers in evaluation mode, as dropout would make the probability ratio noisy. Its
             trainable parameters are the ones that require a gradient.
         parameters: The trainable parameters by name.
         temperature: Sampling temperature, which divides the logits.
         ref_model: Whether to keep the initial weights for `ref_logps`.
+        moves: Whether `sync_ref_model` will change the reference, so that `start_parameters` need copies of their own.
     """
 
-    def __init__(self, model: Any, parameters: dict[str, nn.Parameter], temperature: float, *, ref_model: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        parameters: dict[str, nn.Parameter],
+        temperature: float,
+        *,
+        ref_model: bool,
+        moves: bool = False,
+    ) -> None:
         self.model, self.parameters, self.temperature = model, parameters, temperature
         self.ref_parameters = {name: p.detach().clone() for name, p in parameters.items()} if ref_model else None
+        self.start_parameters = self.ref_parameters
+        if moves and self.ref_parameters is not None:
+            self.start_parameters = {name: p.clone() for name, p in self.ref_parameters.items()}
         self.frozen = frozen_blocks(model)
 
     @property
@@ -68,13 +84,47 @@ class Policy:
         """Return the log-probability of each token, (B, C) with gradient, padded on the right, in nats."""
         return self._logps(rows, None)
 
+    def logps_and_entropy(self, rows: Sequence[PolicyRow]) -> tuple[Tensor, Tensor]:
+        """Return the log-probability and the entropy of each token, (B, C) with gradient, as in `logps`."""
+        logits = self._logits(rows, None)
+        logps = per_token_logps(logits, self._tokens(rows), self.temperature)
+        return _padded(logps[0], rows), _padded(per_token_entropy(logits, self.temperature)[0], rows)
+
     @torch.no_grad()
     def ref_logps(self, rows: Sequence[PolicyRow]) -> Tensor:
         """Return the log-probability of each token under the reference policy, (B, C), padded on the right, in nats."""
         assert self.ref_parameters is not None
         return self._logps(rows, self.ref_parameters)
 
+    @torch.no_grad()
+    def start_logps(self, rows: Sequence[PolicyRow]) -> Tensor:
+        """Return the log-probability of each token under the policy before training, (B, C), as in `ref_logps`."""
+        assert self.start_parameters is not None
+        return self._logps(rows, self.start_parameters)
+
+    @torch.no_grad()
+    def sync_ref_model(self, mixup_alpha: float) -> None:
+        """Move the reference towards the policy: reference = alpha policy + (1 - alpha) reference.
+
+        Source: TR-DPO, Gorbatovski et al. 2024, arXiv 2404.09656.
+
+        Args:
+            mixup_alpha: Share of the policy, alpha; 1 copies it.
+        """
+        assert self.ref_parameters is not None and self.ref_parameters is not self.start_parameters
+        for name, reference in self.ref_parameters.items():
+            reference.mul_(1.0 - mixup_alpha).add_(self.parameters[name], alpha=mixup_alpha)
+
     def _logps(self, rows: Sequence[PolicyRow], parameters: dict[str, Tensor] | None) -> Tensor:
+        logits = self._logits(rows, parameters)
+        return _padded(per_token_logps(logits, self._tokens(rows), self.temperature)[0], rows)
+
+    def _tokens(self, rows: Sequence[PolicyRow]) -> Tensor:
+        """Return the tokens of all completions, row by row, (1, S)."""
+        return torch.tensor([[token for row in rows for token in row.completion.ids]], device=self.model.device)
+
+    def _logits(self, rows: Sequence[PolicyRow], parameters: dict[str, Tensor] | None) -> Tensor:
+        """Return the logits of all completion tokens, row by row, (1, S, V)."""
         device = self.model.device
         packed = pack_rows(rows)
         inputs = {
@@ -87,9 +137,8 @@ class Policy:
         }
         with _skipping(self.frozen, self._states(packed, rows)):
             output = self.model(**inputs) if parameters is None else functional_call(self.model, parameters, (), inputs)
-        tokens = torch.tensor([token for row in rows for token in row.completion.ids], device=device)
-        logps = per_token_logps(output.logits, tokens[None], self.temperature)[0]  # (S,)
-        return pad_sequence(list(torch.split(logps, [len(row.completion.ids) for row in rows])), batch_first=True)
+        logits: Tensor = output.logits
+        return logits
 
     def _states(self, packed: PackedSequence, rows: Sequence[PolicyRow]) -> Tensor | None:
         """Return the outputs of the last frozen block for a packed sequence, as recorded while sampling, (1, T, D)."""
@@ -101,6 +150,11 @@ class Policy:
             assert states is not None
             parts.append(states[: len(rows[number].prompt)] if start == 0 else states[start:])
         return torch.cat(parts)[None]
+
+
+def _padded(values: Tensor, rows: Sequence[PolicyRow]) -> Tensor:
+    """Return a value for each completion token, row by row, as a padded batch: (S,) -> (B, C)."""
+    return pad_sequence(list(torch.split(values, [len(row.completion.ids) for row in rows])), batch_first=True)
 
 
 @dataclass(frozen=True)

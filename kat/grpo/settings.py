@@ -9,7 +9,7 @@ from typing import Self
 from omegaconf import DictConfig
 
 from kat.grpo.given import content_of, policy_spec
-from kat.grpo.step import GrpoSpec
+from kat.grpo.spec import GrpoSpec
 from kat.pipeline.artifacts import is_sharded, locate, sampler_settings
 from kat.sampling.arms import needs_density
 from kat.training.state import LoopSpec
@@ -51,10 +51,12 @@ class GrpoSettings:
                 f"grpo.prompts_per_step={spec.prompts_per_step}: {state.num_processes} processes cannot share them "
                 f"evenly; use a multiple of {state.num_processes}"
             )
+        tuning = typed(TuningSpec, cfg.tuning, "tuning.")
+        _require_moving_reference(spec, loop, tuning)
         return cls(
             loop=loop,
             spec=spec,
-            tuning=typed(TuningSpec, cfg.tuning, "tuning."),
+            tuning=tuning,
             optimizer=typed(OptimizerSpec, cfg.optimizer, "optimizer."),
             policy=policy_spec(cfg),
             is_continued=cfg.policy is not None,
@@ -67,10 +69,30 @@ class GrpoSettings:
             "policy": content_of(Path(self.policy.path)) if self.is_continued else self.policy.identity(),
             **self.loop.identity(),
             "batch_tokens": self.batch_tokens,
-            "grpo": dict(vars(self.spec)),
+            "grpo": self.spec.identity(),
             "tuning": dict(vars(self.tuning)),
             "optimizer": dict(vars(self.optimizer)),
         }
+
+
+def _require_moving_reference(spec: GrpoSpec, loop: LoopSpec, tuning: TuningSpec) -> None:
+    """Check that sync_ref_model moves the reference before the last step, to a mixture of policies.
+
+    Raises:
+        UserError: It does not.
+    """
+    if not spec.sync_ref_model:
+        return
+    if spec.ref_model_sync_steps >= loop.steps:
+        raise UserError(
+            f"grpo.ref_model_sync_steps={spec.ref_model_sync_steps}: the run has steps={loop.steps}, so no step would "
+            "see another reference; use fewer, or leave out grpo.sync_ref_model"
+        )
+    if tuning.method == "lora" and spec.ref_model_mixup_alpha < 1:
+        raise UserError(
+            f"grpo.ref_model_mixup_alpha={spec.ref_model_mixup_alpha}: mixed adapters are not a mixture of policies; "
+            "with tuning.method=lora use 1, which copies the policy"
+        )
 
 
 def _require_weights_in_a_file(cfg: DictConfig, loop: LoopSpec, spec: GrpoSpec) -> None:

@@ -24,18 +24,21 @@ from latentwire.stats.intervals import resampled_means
 
 @torch.no_grad()
 def divergences(policy: Policy, rows: Sequence[PolicyRow], estimator: str, batch_tokens: int) -> list[float]:
-    """Return the KL divergence of the policy from the reference policy, summed over each completion, B values in nats.
+    """Return the KL divergence of the policy from the policy before training, summed over each completion.
 
     Args:
         policy: The policy, with a reference policy.
         rows: Prompts with completions sampled from the current policy.
         estimator: One of KL_ESTIMATORS, see `kat.grpo.objective.kl_divergence`.
         batch_tokens: Maximum number of positions computed at a time.
+
+    Returns:
+        B values in nats.
     """
     found = [0.0] * len(rows)
     for batch in micro_batches(rows, batch_tokens):
         part = [rows[i] for i in batch]
-        values = kl_divergence(policy.logps(part), policy.ref_logps(part), estimator).double()  # (B, C)
+        values = kl_divergence(policy.logps(part), policy.start_logps(part), estimator).double()  # (B, C)
         for i, row, each in zip(batch, part, values, strict=True):
             found[i] = float(each[: len(row.completion.ids)].sum())
     return found
@@ -51,7 +54,7 @@ class HeldOutPrompts:
     estimator: str  # of the KL divergence, one of KL_ESTIMATORS
 
     def answer(self, doing: str) -> list[AnsweredPrompt]:
-        """Sample and reward completions, and compute the KL divergence from the reference policy.
+        """Sample and reward completions, and compute the KL divergence from the policy before training.
 
         The random numbers of a completion depend on the seed and the prompt's id alone. Two evaluations are thus
         paired draw by draw. The processes share the prompts.
@@ -99,7 +102,8 @@ def evaluate_policy(answered: Sequence[AnsweredPrompt], before: Sequence[float],
 
     Returns:
         reward, gain and their intervals, length (tokens), truncated (share), and the numbers of prompts and
-        completions. With a reference policy also kl, the mean divergence from it in nats a token.
+        completions. With a reference policy also kl, the mean divergence from the policy before training
+        in nats a token.
     """
     now = np.array(mean_rewards(answered))
     low, high = np.quantile(resampled_means(now[None], seed)[0], [0.025, 0.975])

@@ -31,6 +31,15 @@ NOT_COMPARED = (
     "checkpoint_every",
 )
 
+# Settings that earlier versions lacked: the value that does what they did, and the settings without effect then.
+LATER_SETTINGS: dict[str, tuple[object, tuple[str, ...]]] = {
+    "grpo.epsilon_high": (None, ()),
+    "grpo.entropy_coef": (0.0, ()),
+    "grpo.top_entropy_quantile": (1.0, ()),
+    "grpo.sync_ref_model": (False, ("grpo.ref_model_sync_steps", "grpo.ref_model_mixup_alpha")),
+    "grpo.dynamic_sampling": (False, ("grpo.dynamic_sampling_rounds",)),
+}
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -162,9 +171,10 @@ def beyond_training(models: Sequence[TrainedModel], tokens: int) -> list[str]:
 def differing_settings(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
     """Return the settings in which two runs differ as 'name (x, y)', without those in NOT_COMPARED.
 
-    A setting that one run lacks, since it is from an earlier version, equals null or an empty list in the other.
+    A setting that one run lacks, since it is from an earlier version, equals null, an empty list, or the value of
+    LATER_SETTINGS in the other.
     """
-    a, b = dict(_flat(one)), dict(_flat(other))
+    a, b = (settings_in_effect(dict(_flat(config))) for config in (one, other))
     names = sorted({*a, *b} - {name for name in (*a, *b) if name.split(".")[0] in NOT_COMPARED})
     missing = object()
     a, b = ({name: missing if value in (None, []) else value for name, value in own.items()} for own in (a, b))
@@ -173,6 +183,15 @@ def differing_settings(one: Mapping[str, object], other: Mapping[str, object]) -
         for name in names
         if a.get(name, missing) != b.get(name, missing)
     ]
+
+
+def settings_in_effect(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return settings by their dotted names without those of LATER_SETTINGS that are off and their dependents."""
+    off = {
+        name: dependents for name, (value, dependents) in LATER_SETTINGS.items() if settings.get(name, value) == value
+    }
+    left_out = {*off, *(name for dependents in off.values() for name in dependents)}
+    return {name: value for name, value in settings.items() if name not in left_out}
 
 
 def _shown(value: object, missing: object) -> object:

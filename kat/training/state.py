@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, Self, TypedDict
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -60,7 +60,7 @@ class LoopSpec(RunSpec):
 class TrainableParameters:
     """The trainable weights of a model, saved in a checkpoint without the frozen weights."""
 
-    parameters: dict[str, nn.Parameter]  # by name
+    parameters: Mapping[str, Tensor]  # by name
 
     def state_dict(self) -> State:
         """Return the weights by name, on the CPU."""

@@ -18,6 +18,7 @@ _KINDS = {
     "int": "a whole number",
     "int | None": "a whole number or null",
     "float": "a number",
+    "float | None": "a number or null",
     "str": "a text",
     "bool": "true or false",
     "str | None": "a text or null",

@@ -18,3 +18,9 @@ def constant(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
 def of_place(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     """Return a reward that only the prompt decides, from 0 for "A?" to 7/8 for "H?": no rounding can change it."""
     return ["ABCDEFGH".index(prompt.strip()[-2]) / 8 for prompt in prompts]
+
+
+def equal_for_half(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Return the share of vowels, and the same reward for all completions of the prompts about France and Rome."""
+    shares = vowels(prompts, completions)
+    return [0.5 if "France" in prompt or "Rome" in prompt else x for prompt, x in zip(prompts, shares, strict=True)]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from kat.data.pairs import PairsSpec
 from kat.density.estimate import DensitySpec
 from kat.diversity.plan import DiversitySpec
-from kat.grpo.step import GrpoSpec
+from kat.grpo.spec import GrpoSpec
 from kat.pipeline.embedders import chosen_embedder
 from kat.reward.settings import CacheSpec, RewardSpec
 from kat.training.state import LoopSpec

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from kat.grpo.objective import (
+    BatchSize,
     advantages,
     degenerate_groups,
+    entropy_bonus,
+    entropy_threshold,
     grpo_loss,
     kl_divergence,
     loss_weights,
@@ -40,7 +44,7 @@ def test_a_group_of_one_has_no_advantage():
         advantages(torch.ones(3, 1))
 
 
-@pytest.mark.parametrize("scale", ["group", "none"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_equal_rewards_have_no_advantage_despite_rounding(scale):
     """The mean of seven rewards of 0.1 is not exactly 0.1 in float32."""
     rewards = torch.tensor([[0.1] * 7, [0.1] * 6 + [0.2]])
@@ -99,25 +103,32 @@ def test_k2_has_the_gradient_of_the_divergence_and_k1_none(estimator, follows):
 
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]])
+SIZE = BatchSize(tokens=4, sequences=2, completions=5, own_tokens=3, processes=2, max_completion_length=8)
 
 
 def test_weights_of_tokens_by_hand():
-    assert torch.allclose(loss_weights(MASK, "dapo", 4, 2), MASK / 4)
+    for loss_type, divisor in {"dapo": 4, "cispo": 4, "bnpo": 2 * 3, "dr_grpo": 5 * 8}.items():
+        assert torch.allclose(loss_weights(MASK, loss_type, SIZE), MASK / divisor)
     expected = torch.tensor([[1 / 6, 1 / 6, 1 / 6], [1 / 2, 0, 0], [0, 0, 0]])
-    assert torch.allclose(loss_weights(MASK, "grpo", 4, 2), expected)
+    assert torch.allclose(loss_weights(MASK, "grpo", SIZE), expected)
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "cispo"])
 def test_weights_sum_to_one_over_micro_batches(loss_type):
-    parts = [loss_weights(MASK[row : row + 1], loss_type, 4, 2) for row in range(3)]
+    size = replace(SIZE, own_tokens=4, processes=1)
+    parts = [loss_weights(MASK[row : row + 1], loss_type, size) for row in range(3)]
     assert torch.cat(parts).sum().item() == pytest.approx(1)
-    assert loss_weights(MASK[2:], loss_type, 0, 0).sum() == 0  # a batch without a counted token
+    empty = replace(size, tokens=0, sequences=0, own_tokens=0)
+    assert loss_weights(MASK[2:], loss_type, empty).sum() == 0  # a batch without a counted token
+
+
+LOGP = -2.0  # of the token under the policy that sampled
 
 
 def one_token(ratio: float, advantage: float, **settings) -> tuple[float, float, bool]:
     """Return a token's loss, its gradient with respect to the log-probability, and whether it was clipped."""
-    logp = torch.tensor([[math.log(ratio) - 2.0]], requires_grad=True)
-    old = torch.tensor([[-2.0]])
+    logp = torch.tensor([[math.log(ratio) + LOGP]], requires_grad=True)
+    old = torch.tensor([[LOGP]])
     terms = grpo_loss(logp, old, None, torch.tensor([advantage]), torch.ones(1, 1), objective(**settings))
     terms.loss.backward()
     return terms.loss.item(), logp.grad.item(), bool(terms.clipped)
@@ -143,6 +154,55 @@ def test_the_clipped_surrogate_by_hand(ratio, advantage, loss, gradient, clipped
 def test_epsilon_is_the_width_of_the_range():
     assert one_token(1.5, 1.0, epsilon=0.4)[0] == pytest.approx(-1.4)
     assert one_token(1.3, 1.0, epsilon=0.4)[2] is False
+
+
+def test_epsilon_high_is_the_upper_half_of_the_range():
+    assert one_token(1.5, 1.0, epsilon_high=0.4)[0] == pytest.approx(-1.4)
+    assert one_token(0.5, -1.0, epsilon_high=0.4)[0] == pytest.approx(0.8)  # the lower half is epsilon
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "gradient", "clipped"),
+    [
+        (1.5, 2.0, -1.25 * 2, True),  # the gradient stays when the ratio is clipped
+        (1.1, 2.0, -1.1 * 2, False),
+        (0.5, -2.0, 0.5 * 2, False),  # no clipping from below
+        (1.5, -2.0, 1.25 * 2, False),  # clipped, but not counted, as in TRL
+    ],
+)
+def test_cispo_by_hand(ratio, advantage, gradient, clipped):
+    """The loss is the gradient, which is minus the clipped ratio times the advantage, times the log-probability."""
+    got = one_token(ratio, advantage, loss_type="cispo", epsilon_high=1.25)
+    loss = gradient * (math.log(ratio) + LOGP)
+    assert got == (pytest.approx(loss, abs=1e-5), pytest.approx(gradient, abs=1e-5), clipped)
+
+
+def test_the_surrogate_acts_on_selected_tokens():
+    """The divergence acts on the other token, too."""
+    logp, old, ref = torch.zeros(1, 2), torch.full((1, 2), -0.1), torch.full((1, 2), 0.5)
+    terms = grpo_loss(logp, old, ref, torch.tensor([1.0]), torch.ones(1, 2), objective(beta=0.1),
+                      torch.tensor([[True, False]]))  # fmt: skip
+    assert terms.loss.item() == pytest.approx(-math.exp(0.1) + 2 * 0.1 * (math.exp(0.5) - 0.5 - 1))
+
+
+def test_the_share_of_highest_entropy():
+    entropy = torch.tensor([0.1, 0.5, 0.2, 0.4, 0.3])
+    for share, count in {0.0: 1, 0.25: 2, 0.5: 3, 1.0: 5}.items():
+        assert int((entropy >= entropy_threshold(entropy, share)).sum()) == count
+    assert entropy_threshold(torch.empty(0), 0.5) == math.inf
+
+
+def test_the_entropy_bonus_is_a_mean_over_acting_tokens():
+    entropy, acting = torch.tensor([[2.0, math.nan], [3.0, 1.0]]), torch.tensor([[True, False], [True, True]])
+    assert entropy_bonus(entropy, acting, 4).item() == pytest.approx((2 + 3 + 1) / 4)
+    assert entropy_bonus(entropy, torch.zeros_like(acting), 0).item() == 0
+
+
+def test_batch_scale_is_the_deviation_of_all_rewards():
+    rewards = torch.tensor([[0.0, 2.0], [4.0, 4.0]])
+    std = math.sqrt((2.5**2 + 0.5**2 + 2 * 1.5**2) / 3)
+    expected = torch.tensor([[-1.0, 1.0], [0.0, 0.0]]) / (std + 1e-4)
+    assert torch.allclose(advantages(rewards, "batch"), expected, atol=1e-6)
 
 
 def test_beta_weighs_the_divergence():
@@ -172,7 +232,14 @@ def test_tokens_of_weight_0_do_not_affect_the_loss():
         ({"beta": -0.1}, r"grpo\.beta=-0\.1.*negative"),
         ({"kl": "k4"}, r"grpo\.kl=k4.*k1, k2, k3"),
         ({"loss_type": "mean"}, r"grpo\.loss_type=mean.*dapo, grpo"),
-        ({"scale_rewards": "batch"}, r"grpo\.scale_rewards=batch.*group, none"),
+        ({"scale_rewards": "step"}, r"grpo\.scale_rewards=step.*group, batch, none"),
+        ({"epsilon_high": 0.0}, r"grpo\.epsilon_high=0\.0: .*above 0; 0\.28 is usual"),
+        ({"epsilon_high": math.inf}, r"grpo\.epsilon_high=inf: .*above 0"),
+        ({"loss_type": "cispo"}, r"grpo\.epsilon_high=None: with loss_type=cispo .*at least 1; 5\.0 is usual"),
+        ({"loss_type": "cispo", "epsilon_high": 0.28}, r"grpo\.epsilon_high=0\.28: with loss_type=cispo"),
+        ({"entropy_coef": -0.1}, r"grpo\.entropy_coef=-0\.1: .*cannot be negative"),
+        ({"entropy_coef": math.nan}, r"grpo\.entropy_coef=nan"),
+        ({"top_entropy_quantile": 1.5}, r"grpo\.top_entropy_quantile=1\.5: .*from 0 to 1"),
     ],
 )
 def test_invalid_settings_are_named(settings, message):
