@@ -14,6 +14,8 @@ from torch.nn.functional import normalize
 from kat.density.duplicates import near_duplicate_groups
 from kat.density.estimate import DensitySpec, estimate
 from kat.density.gates import measure_gates
+from kat.density.lists import lists_needed
+from kat.density.nearest import nearest
 from kat.density.sketch import KernelSketch
 from kat.density.whitening import whiten
 from kat.shards import stages as stages_module
@@ -21,6 +23,7 @@ from kat.shards.density import FoundDensity, ShardedDensity
 from kat.shards.stages import Stages
 from kat.shards.whitened import WhitenedPlaces, half_rows
 from latentwire.harness.errors import UserError
+from latentwire.harness.shard_files import ShardFolder
 from tests.helpers.embeddings import rounded, write_embedding_folder
 from tests.helpers.lifelike import lifelike
 from tests.helpers.random import draws, numbers
@@ -32,12 +35,13 @@ CPU = torch.device("cpu")
 def prompts(n: int = 260, width: int = 24) -> tuple[torch.Tensor, list[int]]:
     """Return rows (N, D) and the sizes of six shards.
 
-    One shard has one row, one has only copies of rows of earlier shards, and the last ones have near copies of rows of
-    other shards and a row three times.
+    One shard has one row, and two have only copies of rows of earlier shards. The last one ends with near copies of
+    rows of other shards.
     """
     x = lifelike(0, n=n, width=width)
     near = normalize(x[[3, 3, 3, n // 2]] + 0.01 * torch.randn(4, width, generator=draws(1)), dim=1)
-    parts = [x[: n // 3], x[n // 3 : n // 3 + 1], x[:12], x[n // 3 + 1 :], near, torch.cat([x[-5:], x[5:6], x[5:6]])]
+    third, copies = n // 3, torch.cat([x[:5], x[5:6], x[5:6]])
+    parts = [x[:third], x[third : third + 1], x[:12], x[third + 1 : -9], copies, torch.cat([x[-9:], near])]
     return rounded(torch.cat(parts)), list(map(len, parts))
 
 
@@ -59,6 +63,18 @@ def small_units(monkeypatch) -> None:
     monkeypatch.setattr("kat.shards.neighbours.GROUP_BYTES", 4000)
     monkeypatch.setattr("kat.shards.neighbours.EXACT_ROWS", 40)
     monkeypatch.setattr("kat.shards.kernel_sums.PARTS", 2)
+
+
+@pytest.fixture
+def small_sketch(monkeypatch) -> None:
+    """Use a sketch with few and short hashes, which is fast and wrong."""
+    monkeypatch.setattr(KernelSketch, "empty", partial(KernelSketch.empty, tables=32, bits=10))
+
+
+@pytest.fixture
+def no_gates(monkeypatch) -> None:
+    """Leave out the gates that estimate again, which take most of the time."""
+    monkeypatch.setattr("kat.density.gates.FEWEST", 10**6)
 
 
 METHODS = [
@@ -88,7 +104,7 @@ def test_shards_have_the_density_in_memory(tmp_path, monkeypatch, estimator, nea
     assert (shards.density.index, shards.density.distinct) == (memory.index, memory.distinct)
     groups = near_duplicate_groups(x, near_duplicate, spec, 0, memory.neighbours)
     assert torch.equal(shards.groups, groups)
-    assert len(set(groups[[3, *range(len(x) - 11, len(x) - 8)]].tolist())) == (1 if near_duplicate < 1 else 4)
+    assert len(set(groups[[3, *range(len(x) - 4, len(x) - 1)]].tolist())) == (1 if near_duplicate < 1 else 4)
     gates = measure_gates(x, spec, memory, 0)
     assert {name for name, value in gates.items() if value is None} == {
         name for name, value in shards.gates.items() if value is None
@@ -116,6 +132,7 @@ def test_rows_of_the_search_are_those_of_the_whitening(tmp_path):
     assert torch.equal(half_rows(rows.half()), rows)
 
 
+@pytest.mark.usefixtures("no_gates")
 @pytest.mark.statistical
 @pytest.mark.parametrize("recall", [0.6, 0.9])
 def test_lists_reach_the_recall(tmp_path, monkeypatch, recall):
@@ -134,6 +151,7 @@ def test_lists_reach_the_recall(tmp_path, monkeypatch, recall):
     assert lists.recall < found(tmp_path / "more", x, sizes, index="ivf", min_recall=0.97).density.recall
 
 
+@pytest.mark.usefixtures("no_gates")
 def test_auto_searches_all_lists_of_few_places(tmp_path, monkeypatch):
     x, sizes = prompts()
     assert found(tmp_path / "few", x, sizes).density.index == "exact"
@@ -141,6 +159,7 @@ def test_auto_searches_all_lists_of_few_places(tmp_path, monkeypatch):
     assert found(tmp_path / "many", x, sizes).density.index == "ivf"
 
 
+@pytest.mark.usefixtures("no_gates")
 def test_places_in_small_lists_get_all_their_neighbours(tmp_path, monkeypatch):
     """One list has fewer places than k; with a recall of 0, one list is searched."""
     small_units(monkeypatch)
@@ -149,6 +168,48 @@ def test_places_in_small_lists_get_all_their_neighbours(tmp_path, monkeypatch):
     exact = found(tmp_path / "exact", x, sizes, index="exact", k=25).density.density
     assert density.isfinite().all() and (density > 0).all()
     assert (density / exact - 1).abs().median() < 0.2
+
+
+def test_the_needed_lists_are_found_through_all_shards(tmp_path, monkeypatch):
+    """The true neighbours of the queries are in several shards."""
+    small_units(monkeypatch)
+    x, sizes = prompts()
+    work = job(tmp_path, x, sizes, index="ivf", min_recall=0.8)
+    work.run()
+    white = WhitenedPlaces(work.emb, True, 0, work.stages)
+    rows = white.take(np.arange(len(white.places)))
+    centres = torch.from_numpy(np.array(work.stages.files("lists").array("all", "centres")))
+    true = nearest(rows, 10, index="exact", min_recall=1.0, seed=0).ids[white.queries]
+    own = (rows @ centres.T).argmax(1)
+    count = lists_needed(rows[white.queries], centres, own[true], 0.8)
+    assert work.stages.files("needed").facts("all") == {"lists": count} and count > 1
+    assert torch.equal(torch.from_numpy(np.array(work.stages.files("needed").array("all", "true"))), true)
+
+
+@pytest.mark.usefixtures("no_gates")
+def test_groups_have_ten_links_for_any_k(tmp_path):
+    """Two crowds of five are near each other; the two nearest of each prompt are in its own crowd."""
+    x = lifelike(0, n=200, width=48, topics=200)
+    aside = 0.05 * torch.randn(1, 48, generator=draws(1))
+    near = [
+        x[:1] + 0.003 * torch.randn(5, 48, generator=draws(2)),
+        x[:1] + aside + 0.003 * torch.randn(5, 48, generator=draws(3)),
+    ]
+    x = rounded(normalize(torch.cat([x[1:], *near]), dim=1))
+    groups = found(tmp_path, x, [150, 59], k=2).groups
+    assert torch.equal(groups, near_duplicate_groups(x, 0.7, DensitySpec(k=2)))
+    assert len(groups[-10:].unique()) == 1
+    assert len(near_duplicate_groups(x, 0.98, DensitySpec())[-10:].unique()) == 2
+
+
+def test_rows_that_differ_in_one_bit_are_groups_of_their_own(tmp_path):
+    """At near_duplicate=1 only equal rows are a group, although the cosine of others is rounded to 1."""
+    x = rounded(lifelike(0, n=30, width=24))
+    bits = x.half().view(torch.int16).clone()
+    bits[:, 0] ^= 1
+    x = torch.cat([x, bits.view(torch.float16).float()])
+    for estimator in ("knn", "whitened_knn"):
+        assert found(tmp_path / estimator, x, [30, 30], 1, estimator=estimator).groups.tolist() == list(range(60))
 
 
 def in_order(order: Callable[[list[str]], list[str]]):
@@ -168,12 +229,12 @@ def mixed(names: list[str]) -> list[str]:
     return numbers().permutation(names).tolist()
 
 
+@pytest.mark.usefixtures("small_sketch")
 @pytest.mark.parametrize(
     ("estimator", "near_duplicate", "settings"), [("whitened_knn", 0.7, {"index": "ivf"}), ("whitened_sketch", 1, {})]
 )
 def test_the_order_of_the_units_changes_no_byte(tmp_path, monkeypatch, estimator, near_duplicate, settings):
     small_units(monkeypatch)
-    monkeypatch.setattr(KernelSketch, "empty", partial(KernelSketch.empty, tables=32, bits=10))
     monkeypatch.setattr(Stages, "remove", lambda self, stage: None)
     x, sizes = prompts(170)
     made = []
@@ -206,7 +267,7 @@ def test_finished_units_are_kept_and_damaged_ones_made_again(tmp_path, monkeypat
     again.run()
     err = capfd.readouterr().err
     for path in damaged:
-        assert err.count(f"warning: {path} is damaged; shard {path.name[:5]} is made again") == 1
+        assert err.count(f"warning: {path} is damaged; shard {path.name[:5]} counts as missing") == 1
     after = {path: (path.stat().st_ino, path.read_bytes()) for path in parts.rglob("*") if path.is_file()}
     changed = {path.relative_to(parts).as_posix()[:-4] for path in before if before[path][0] != after[path][0]}
     assert {name.split(".")[0] for name in changed} == {"found/00001", "gathered/00002"}
@@ -215,6 +276,19 @@ def test_finished_units_are_kept_and_damaged_ones_made_again(tmp_path, monkeypat
     }
     second = again.collect()
     assert torch.equal(first.density.weights, second.density.weights) and torch.equal(first.groups, second.groups)
+
+
+@pytest.mark.usefixtures("small_sketch")
+def test_finished_stages_are_not_done_again(tmp_path, monkeypatch):
+    x, sizes = prompts(100)
+    for estimator in ("knn", "whitened_sketch"):
+        work = job(tmp_path / estimator, x, sizes, 1, estimator=estimator)
+        work.run()
+        again = ShardedDensity(work.emb, work.spec, 1, 0, Stages(work.stages.folder, "key"), CPU)
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardFolder, "save", lambda self, name, *content: pytest.fail(f"{self.folder}: {name}"))
+            again.run()
+        assert torch.equal(again.collect().density.weights, work.collect().density.weights)
 
 
 # The direction.
@@ -237,6 +311,7 @@ def crowd_ratio(weights: torch.Tensor, crowd: slice) -> float:
     return float(weights[crowd].mean()) * len(weights)
 
 
+@pytest.mark.usefixtures("no_gates")
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("estimator", ["whitened_knn", "knn", "whitened_sketch"])
