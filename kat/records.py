@@ -27,7 +27,8 @@ class AnsweredCompletion(TypedDict):
     tokens: int  # with the end token
     ended: bool  # whether it ended within the token limit
     reward: float
-    kl: NotRequired[float]  # divergence from the reference policy in nats, summed over the tokens
+    rewards: NotRequired[dict[str, float | None]]  # each of several rewards by its name; None: it does not score this
+    kl: NotRequired[float]  # divergence from the policy before training in nats, summed over the tokens
 
 
 class AnsweredPrompt(TypedDict):
@@ -45,7 +46,8 @@ class PolicyEvaluation(TypedDict):
     reward_interval: Ends
     gain: float  # mean reward minus the mean reward before training, paired by prompt
     gain_interval: Ends
-    kl: NotRequired[float]  # mean divergence from the reference policy, in nats a token
+    rewards: NotRequired[dict[str, float | None]]  # mean of each of several rewards by its name
+    kl: NotRequired[float]  # mean divergence from the policy before training, in nats a token
     length: float  # mean number of tokens of a completion
     truncated: float  # share of the completions
     prompts: int

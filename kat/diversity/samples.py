@@ -154,7 +154,7 @@ def sample_into(
 
 
 def _sampled_text(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> SampledText:
-    ids = list(completion.ids[:-1] if completion.ended else completion.ids)
+    ids = completion.text_ids
     return {
         "ids": ids,
         "ended": completion.ended,

@@ -51,15 +51,24 @@ class Actor:
     def sampled(self, prompts: Sequence[TokenPrompt], rows: Sequence[PolicyRow]) -> list[Sampled]:
         """Return the rows of `complete` with the texts that rewards take, B = N G of them."""
         each = len(rows) // max(1, len(prompts))
-        return [as_sampled(self.tokenizer, prompts[i // each], row.completion) for i, row in enumerate(rows)]
+        return [as_sampled(self.tokenizer, prompts[i // each], row.completion, i // each) for i, row in enumerate(rows)]
 
     def reward(self, sampled: Sequence[Sampled], doing: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted rewards, and each kind of reward by its name, all (B,); errors as in `Rewards`."""
+        """Return the combined rewards, and each kind of reward by its name, all (B,); errors as in `Rewards`."""
         with self.accelerator.autocast():
             return self.rewards(sampled, doing)
 
 
-def as_sampled(tokenizer: PreTrainedTokenizerBase, prompt: TokenPrompt, completion: Completion) -> Sampled:
-    """Return a completion with the texts and ids that rewards take."""
-    text = str(tokenizer.decode(list(completion.ids), skip_special_tokens=True))
-    return Sampled(prompt.text, prompt.ids, text, completion.ids, prompt.columns)
+def as_sampled(
+    tokenizer: PreTrainedTokenizerBase, prompt: TokenPrompt, completion: Completion, group: int = 0
+) -> Sampled:
+    """Return a completion with the texts and ids that rewards take. The text is without the end token.
+
+    Args:
+        tokenizer: The policy's tokenizer.
+        prompt: The prompt.
+        completion: The completion.
+        group: Number of its group: completions with the same number are of one draw of the prompt.
+    """
+    text = str(tokenizer.decode(completion.text_ids, skip_special_tokens=True))
+    return Sampled(prompt.text, prompt.ids, text, completion.ids, prompt.columns, group)

@@ -89,16 +89,20 @@ def content_of(folder: Path) -> dict[str, str]:
 def sources_of(calls: Mapping[str, RewardCall]) -> dict[str, str]:
     """Return the digest of the module of each reward function that is not of this project, by the function's name.
 
-    Any change of the module, or of the user's modules that it imports, changes the digest.
+    A function that a setting of a reward names has the name of both: novelty.partition. Any change of the module, or of
+    the user's modules that it imports, changes the digest.
 
     Raises:
         UserError: The source of a module cannot be read.
     """
     found = {}
-    for name, call in calls.items():
-        module, _, function = name.rpartition(":")
+    named = {name: (name, call.reward.define.__module__) for name, call in calls.items()}
+    for reward, call in calls.items():
+        named |= {f"{reward}.{setting}": (path, "") for setting, path in call.functions.items()}
+    for name, (path, defined_in) in named.items():
+        module, _, function = path.rpartition(":")
         try:
-            digest = module_digest(module or call.reward.define.__module__, function)
+            digest = module_digest(module or defined_in, function)
         except UserError as error:
             raise UserError(f"grpo.reward_funcs: {name}: {error}") from error
         if digest is not None:

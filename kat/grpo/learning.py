@@ -86,8 +86,9 @@ class GrpoLearning(Learning[GrpoOutcome]):
     def _rewards(self, lm: LanguageModel, folder: Path | None) -> Rewards:
         model = None if folder is None else load_judge(folder, lm.tokenizer, self.state.device)
         end, spec = lm.tokenizer.eos_token_id, self.spec
-        batch_tokens = self.settings.batch_tokens
-        return Rewards(spec.reward_funcs, spec.reward_weights, model, end, batch_tokens, spec.reward_settings)
+        ends = end_tokens(lm.model, lm.tokenizer)
+        return Rewards(spec.reward_funcs, spec.reward_weights, model, end, self.settings.batch_tokens,
+                       spec.reward_settings, ends)  # fmt: skip
 
     def _data(self, lm: LanguageModel, rewards: Rewards) -> GrpoData:
         source, new_tokens = locate(self.run.cfg, "prompts_file"), self.spec.max_completion_length

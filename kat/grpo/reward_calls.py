@@ -8,9 +8,10 @@ of them if it takes **kwargs. A function that names none of these three gets pro
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter
+from typing import Any
 
 from kat.data.columns import ARGUMENTS
 from kat.data.prompts import Prompt
@@ -38,6 +39,7 @@ class Sampled:
     completion: str  # text without special tokens
     completion_ids: tuple[int, ...]
     columns: JsonObject = field(default_factory=dict)  # of the prompt's row in the prompts file, its id among them
+    group: int = 0  # completions with the same number are of one draw of a prompt
 
 
 class RewardCall:
@@ -61,6 +63,9 @@ class RewardCall:
         self.column_names = {need: str(settings[need]) for need in self.reward.needs if need in settings}
         self.settings = {key: value for key, value in settings.items() if key not in self.reward.needs}
         self._check_settings()
+        self.functions = {key: str(self.settings[key]) for key in self.reward.functions if key in self.settings}
+        for key, path in self.functions.items():
+            self.settings[key] = named_function(path, f"grpo.reward_settings.{name}.{key}={path}")
 
     @property
     def definition(self) -> str:
@@ -114,7 +119,11 @@ class RewardCall:
         named = [one for one in self.parameters if one.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)]
         if self.by_position:
             return named[2:]
-        return [one for one in named if one.name not in ARGUMENTS]
+        return [one for one in named if one.name not in self._given()]
+
+    def _given(self) -> tuple[str, ...]:
+        """Return the names of the arguments that are no columns and no settings."""
+        return (*ARGUMENTS, "groups") if self.reward.per_group else ARGUMENTS
 
     def columns(self, available: Collection[str]) -> dict[str, str]:
         """Return the column that each argument of the function gets.
@@ -140,7 +149,7 @@ class RewardCall:
             elif parameter.default is Parameter.empty or name in self.reward.needs:
                 raise UserError(self._lacking(name, choices, available))
         if self.takes_all:
-            others = {name: name for name in available if name not in own_settings and name not in ARGUMENTS}
+            others = {name: name for name in available if name not in own_settings and name not in self._given()}
             return {**others, **taken}
         return taken
 
@@ -169,6 +178,8 @@ class RewardCall:
         if self.by_position:
             return self.reward.define(given["prompts"], given["completions"], **columns, **self.settings)
         names = {one.name for one in self.parameters}
+        if self.reward.per_group:
+            given["groups"] = [row.group for row in sampled]
         taken = {name: values for name, values in given.items() if self.takes_all or name in names}
         return self.reward.define(**taken, **{**columns, **self.settings})
 
@@ -256,21 +267,35 @@ def load_reward(name: str) -> Reward:
     """
     if name in REWARDS:
         return REWARDS[name]
-    setting = f"grpo.reward_funcs: {name}"
-    module, sign, function = name.partition(":")
+    choices = f"not the name of a reward; write model, {', '.join(REWARDS)}, or module:function"
+    found = named_function(name, f"grpo.reward_funcs: {name}", choices)
+    return next((reward for _, reward in REWARDS.items() if reward.define is found), Reward(found))
+
+
+def named_function(
+    path: str, setting: str, choices: str = "not the name of a function; write module:function"
+) -> Callable[..., Any]:
+    """Return the function called 'module:function'. Modules in the working folder are found too.
+
+    Args:
+        path: The name.
+        setting: Setting that names it, for messages.
+        choices: What is wrong with a name of another form, and what to write, for the message.
+
+    Raises:
+        UserError: The name has another form, the module or function does not exist, or it is not a function.
+    """
+    module, sign, function = path.partition(":")
     if not (sign and module and function):
-        raise UserError(
-            f"{setting}: not the name of a reward; write model, {', '.join(REWARDS)}, or module:function, such as "
-            "my_rewards:brevity"
-        )
+        raise UserError(f"{setting}: {choices}, such as my_rewards:brevity")
     search_working_folder()
     imported = import_user_module(module, setting, "run in the folder that has it, or set PYTHONPATH")
-    found = getattr(imported, function, None)
+    found: Callable[..., Any] | None = getattr(imported, function, None)
     if found is None:
         raise UserError(f"{setting}: {module} has no {function}; check the spelling")
     if not callable(found) or inspect.isclass(found):
-        raise UserError(f"{setting}: not a function; name one that takes prompts and completions")
-    return next((reward for _, reward in REWARDS.items() if reward.define is found), Reward(found))
+        raise UserError(f"{setting}: not a function; name one")
+    return found
 
 
 def _kind_of(parameter: Parameter) -> str:

@@ -1,4 +1,4 @@
-"""Weighted sums of the rewards of completions, from a reward model and from functions. Main entry: `Rewards`."""
+"""Combined rewards of completions, from a reward model and from functions. Main entry: `Rewards`."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ SHOWN = 200  # characters of a prompt or completion in a message
 
 
 class Rewards:
-    """Computes weighted sums of rewards.
+    """Computes weighted sums of rewards, times the rewards that multiply, each to the power of its weight.
 
     Args:
         names: `model` for the reward model, a registered reward, or `module:function`.
         reward_weights: One weight for each name.
         model: The reward model; needed if it is named.
-        end: Id of the end token. A truncated completion is scored with this token appended, because every completion
-            in the reward model's training ended with it.
+        end: Id of the end token of the reward model's training. The reward model scores every completion with this
+            token at its end, also a truncated one.
         batch_tokens: Maximum number of positions that the reward model computes at a time.
         settings: Settings of the functions by their names.
+        ends: Ids of all end tokens of the policy. `end` replaces another one at the end of a completion.
 
     Raises:
-        UserError: A name cannot be imported or is given twice, the number of weights is not the number of names, or a
-            setting cannot be used.
+        UserError: A name cannot be imported or is given twice, the number of weights is not the number of names, a
+            setting cannot be used, or a reward that multiplies has nothing to multiply.
     """
 
     def __init__(
@@ -52,14 +53,16 @@ class Rewards:
         end: int,
         batch_tokens: int,
         settings: Mapping[str, Mapping[str, object]] | None = None,
+        ends: frozenset[int] = frozenset(),
     ) -> None:
         check_names(names, reward_weights)
         self.names, self.reward_weights, self.model, self.end = list(names), list(reward_weights), model, end
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.ends = batch_tokens, ends | {end}
         self.calls = calls_of(names, settings)
+        self.factors = factors_of(self.calls, names, reward_weights)
 
     def __call__(self, sampled: Sequence[Sampled], doing: str) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted rewards, and each kind of reward by its name, all (B,) float32 on the CPU.
+        """Return the combined rewards, and each kind of reward by its name, all (B,) float32 on the CPU.
 
         A function may return None for a completion, which is NaN here: the other rewards alone make up the sum.
 
@@ -68,8 +71,8 @@ class Rewards:
             doing: What the run is doing, for messages, such as 'step 12'.
 
         Raises:
-            UserError: A function raises an exception or does not return one number for each completion, or no reward
-                scores a completion.
+            UserError: A function raises an exception or does not return one number for each completion, no reward
+                scores a completion, or a reward below 0 would be multiplied.
             NonFiniteError: A reward is NaN or infinite.
         """
         running = {name: self._start(call, sampled, doing) for name, call in self.calls.items()}
@@ -83,20 +86,30 @@ class Rewards:
             else:
                 scores = self._finish(self.calls[name], running[name], sampled, doing)
                 found[name] = _numbers(name, scores, sampled, doing)
+        return self._combined(found, sampled, doing), found
+
+    def _combined(self, found: Mapping[str, Tensor], sampled: Sequence[Sampled], doing: str) -> Tensor:
+        """Return the weighted sum of the rewards that add up, times those that multiply, (B,)."""
+        weights = dict(zip(self.names, self.reward_weights, strict=True))
+        added = [name for name in self.names if name not in self.factors]
         total = torch.zeros(len(sampled))
-        for name, weight in zip(self.names, self.reward_weights, strict=True):
-            total += weight * found[name].nan_to_num(0.0)
-        unscored = torch.stack(list(found.values())).isnan().all(dim=0)
+        for name in added:
+            total += weights[name] * found[name].nan_to_num(0.0)
+        unscored = torch.stack([found[name] for name in added]).isnan().all(dim=0)
         if unscored.any():
             row = sampled[int(unscored.nonzero()[0])]
             raise UserError(
-                f"no reward scores a completion of {doing}: {', '.join(self.names)} return None for {_described(row)}; "
+                f"no reward scores a completion of {doing}: {', '.join(added)} return None for {_described(row)}; "
                 "remove this prompt, give it reference answers, or add a reward that scores every completion"
             )
-        return total, found
+        for name in self.factors:
+            factor = found[name].nan_to_num(1.0)
+            _require_factors(name, total, factor, sampled, doing)
+            total = total * factor ** weights[name]
+        return total
 
     def _ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        return ids if ids and ids[-1] == self.end else (*ids, self.end)
+        return (*(ids[:-1] if ids and ids[-1] in self.ends else ids), self.end)
 
     @cached_property
     def _loop(self) -> EventLoop:
@@ -175,6 +188,45 @@ def check_names(names: Sequence[str], reward_weights: Sequence[float]) -> None:
         )
     if repeated := next((name for name in names if list(names).count(name) > 1), None):
         raise UserError(f"grpo.reward_funcs: {repeated} is named twice; name it once and change its weight")
+
+
+def factors_of(calls: Mapping[str, RewardCall], names: Sequence[str], reward_weights: Sequence[float]) -> list[str]:
+    """Return the names of the rewards that multiply the sum of the others.
+
+    Args:
+        calls: The reward functions by their names.
+        names: Names of all rewards.
+        reward_weights: Their weights.
+
+    Raises:
+        UserError: There is no reward to multiply, or the weight of one that multiplies is negative.
+    """
+    factors = [name for name, call in calls.items() if call.reward.multiplies]
+    if len(factors) == len(names):
+        raise UserError(
+            f"grpo.reward_funcs=[{','.join(names)}]: {names[0]} multiplies the sum of the other rewards, and there is "
+            "no other; add one that measures quality, such as exact_match"
+        )
+    for name, weight in zip(names, reward_weights, strict=True):
+        if name in factors and weight < 0:
+            raise UserError(
+                f"grpo.reward_weights={list(reward_weights)}: the weight of {name} is the power of a factor, so it "
+                "must be at least 0; 1 multiplies by the reward itself"
+            )
+    return factors
+
+
+def _require_factors(name: str, total: Tensor, factor: Tensor, sampled: Sequence[Sampled], doing: str) -> None:
+    """Check that a reward and the sum that it multiplies are at least 0, (B,) each."""
+    for what, values in (("the sum of the other rewards", total), ("it", factor)):
+        if not (values < 0).any():
+            continue
+        place = int((values < 0).nonzero()[0])
+        raise UserError(
+            f"grpo.reward_funcs: {name} multiplies the other rewards, and {what} is {float(values[place]):g} at "
+            f"{doing}, for {_described(sampled[place])}: a product with a number below 0 would reward the opposite; "
+            f"give rewards of at least 0, or leave {name} out"
+        )
 
 
 def _numbers(name: str, returned: Iterable[float | None], sampled: Sequence[Sampled], doing: str) -> Tensor:

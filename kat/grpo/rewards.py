@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,18 +35,30 @@ class Reward:
         define: The function.
         needs: Columns that it cannot do without.
         check: Function of its settings that raises a `UserError` if one is out of range.
+        multiplies: Whether it multiplies the sum of the other rewards instead of being added to it.
+        per_group: Whether it takes `groups`, the number of each completion's group.
+        functions: Settings that name a function, `module:function`. The reward gets the function itself.
     """
 
     define: RewardFunction
     needs: tuple[str, ...] = ()
     check: Callable[..., None] | None = None
+    multiplies: bool = False
+    per_group: bool = False
+    functions: tuple[str, ...] = ()
 
 
 REWARDS: Registry[Reward] = Registry("reward", "grpo.reward_funcs")
 
 
 def register_reward(
-    name: str, *, needs: Sequence[str] = (), check: Callable[..., None] | None = None
+    name: str,
+    *,
+    needs: Sequence[str] = (),
+    check: Callable[..., None] | None = None,
+    multiplies: bool = False,
+    per_group: bool = False,
+    functions: Sequence[str] = (),
 ) -> Callable[[F], F]:
     """Return a decorator that registers a reward function, so that `grpo.reward_funcs=[name]` finds it.
 
@@ -58,6 +71,9 @@ def register_reward(
             completion as a list of texts, from the column references, answer or answers. A setting with the name of a
             need chooses another column.
         check: Function of the settings, called before anything runs. It raises a `UserError` if one is out of range.
+        multiplies: Whether the reward, to the power of its weight, multiplies the sum of the other rewards.
+        per_group: Whether the function takes `groups`: completions with the same number are of one draw of a prompt.
+        functions: Settings that name a function, `module:function`. The reward gets the function itself.
 
     Raises:
         UserError: The name is taken or not a name, or the function does not take what it needs.
@@ -66,9 +82,10 @@ def register_reward(
         raise UserError(f"reward {MODEL}: this name is reserved for the reward model; choose another name")
 
     def register(function: F) -> F:
-        if lacking := [need for need in needs if need not in inspect.signature(function).parameters]:
+        wanted = [*needs, *functions, *(["groups"] if per_group else [])]
+        if lacking := [need for need in wanted if need not in inspect.signature(function).parameters]:
             raise UserError(f"reward {name}: needs {lacking[0]}, which is not an argument of its function; add it")
-        REWARDS.add(name, Reward(function, tuple(needs), check))
+        REWARDS.add(name, Reward(function, tuple(needs), check, multiplies, per_group, tuple(functions)))
         return function
 
     return register
@@ -168,3 +185,56 @@ def length(
     """
     lengths = [len(text.split()) for text in completions] if unit == "words" else list(map(len, completion_ids))
     return [max(0.0, 1 - abs(count - target) / target) for count in lengths]
+
+
+def _normalized(texts: Sequence[str]) -> list[str]:
+    return [answers.normalize_answer(text) for text in texts]
+
+
+@register_reward("novelty", multiplies=True, per_group=True, functions=("partition",))
+def novelty(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    groups: Sequence[int] | None = None,
+    *,
+    partition: Callable[[Sequence[str]], Sequence[Hashable]] | None = None,
+    **ignored: object,
+) -> list[float]:
+    """Return the share of the other completions of its group that differ from each completion, in [0, 1].
+
+    A group of n completions is divided into classes. A completion whose class has s members gets (n - s) / (n - 1):
+    1 if no other completion says the same, 0 if all do. The only completion of a group gets 1.
+
+    In `grpo.reward_funcs` it multiplies the sum of the other rewards, so that only good completions are rewarded for
+    being new. A trainer that adds rewards, such as TRL's, adds it.
+
+    Source: DARLING (Li et al. 2025, arXiv 2509.02534). Div(y_i) is the mean over j != i of d(y_i, y_j), which is 1 for
+    completions of different classes and else 0, and the reward is the quality times Norm(Div). Div is in [0, 1]
+    already, so Norm is left out here. There a trained classifier finds the classes.
+
+    Args:
+        prompts: Prompt of each completion, B texts.
+        completions: B texts.
+        groups: Number of the group of each completion; None: completions with equal prompts are a group.
+        partition: Function from the completions of a group to one label for each; equal labels make a class. Default:
+            the completion in lower case without punctuation, articles and extra spaces.
+        **ignored: Columns and further arguments that TRL gives.
+
+    Raises:
+        UserError: The partition does not return one label for each completion.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(prompts if groups is None else groups):
+        members.setdefault(group, []).append(index)
+    found = [1.0] * len(completions)
+    for indices in members.values():
+        labels = list((partition or _normalized)([completions[index] for index in indices]))
+        if len(labels) != len(indices):
+            raise UserError(
+                f"grpo.reward_settings.novelty.partition: returned {len(labels)} labels for {len(indices)} "
+                "completions; correct the function"
+            )
+        sizes, others = Counter(labels), len(indices) - 1
+        for index, label in zip(indices, labels, strict=True):
+            found[index] = (len(indices) - sizes[label]) / others if others else 1.0
+    return found

@@ -65,6 +65,11 @@ class Completion:
     entropy: Tensor  # (C,) float32, nats, at the temperature, over the whole vocabulary (no top_p)
     states: Tensor | None  # (P + C - 1, D), outputs of `hidden_state_hook` for all tokens except the last
 
+    @property
+    def text_ids(self) -> list[int]:
+        """The ids without the end token, which need not be a special token of the tokenizer."""
+        return list(self.ids[:-1] if self.ended else self.ids)
+
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids that end a completion: the tokenizer's end token and the end tokens of the generation config.

@@ -8,6 +8,7 @@ from kat.data.prompt_files import prompts_sha256
 from kat.grpo.given import content_of, require_reward_columns, reward_folder, sources_of
 from kat.grpo.learning import GrpoLearning
 from kat.grpo.reward_calls import calls_of
+from kat.grpo.reward_sum import factors_of
 from kat.grpo.rewards import MODEL
 from kat.grpo.settings import GrpoSettings
 from kat.pipeline.artifacts import locate
@@ -34,6 +35,7 @@ def grpo(cfg: DictConfig, session: Session | None = None) -> JsonObject:
     settings = GrpoSettings.of(cfg)
     spec = settings.spec
     calls = calls_of(spec.reward_funcs, spec.reward_settings)
+    factors_of(calls, spec.reward_funcs, spec.reward_weights)  # before any file is made
     functions = sources_of(calls)
     ensure(cfg, prompt_tasks(cfg))
     require_reward_columns(calls, locate(cfg, "prompts_file"), has_model=MODEL in spec.reward_funcs)

@@ -5,6 +5,7 @@ Every evaluation uses the same prompts and random numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,11 +71,16 @@ class HeldOutPrompts:
         prompts = [self.prompts[i] for i in own]
         rows = actor.complete(prompts, [("held-out", prompt.id) for prompt in prompts], self.sampling)
         sampled = actor.sampled(prompts, rows)
-        totals = actor.reward(sampled, doing)[0].tolist() if sampled else []
+        total, by_name = actor.reward(sampled, doing) if sampled else (torch.empty(0), {})
+        totals = total.tolist()
         completions: list[AnsweredCompletion] = [
             {"text": one.completion, "tokens": len(row.completion.ids), "ended": row.completion.ended, "reward": total}
             for one, row, total in zip(sampled, rows, totals, strict=True)
         ]
+        if len(by_name) > 1:
+            for i, completion in enumerate(completions):
+                values = {name: float(each[i]) for name, each in by_name.items()}
+                completion["rewards"] = {name: None if math.isnan(x) else x for name, x in values.items()}
         if actor.policy.ref_parameters is not None:
             with actor.accelerator.autocast():
                 kls = divergences(actor.policy, rows, self.estimator, self.sampling.batch_tokens)
@@ -102,8 +108,8 @@ def evaluate_policy(answered: Sequence[AnsweredPrompt], before: Sequence[float],
 
     Returns:
         reward, gain and their intervals, length (tokens), truncated (share), and the numbers of prompts and
-        completions. With a reference policy also kl, the mean divergence from the policy before training
-        in nats a token.
+        completions. With several rewards also rewards, the mean of each over the completions that it scores. With a
+        reference policy also kl, the mean divergence from the policy before training in nats a token.
     """
     now = np.array(mean_rewards(answered))
     low, high = np.quantile(resampled_means(now[None], seed)[0], [0.025, 0.975])
@@ -120,6 +126,16 @@ def evaluate_policy(answered: Sequence[AnsweredPrompt], before: Sequence[float],
         "prompts": len(answered),
         "completions": len(completions),
     }
+    if "rewards" in completions[0]:
+        found["rewards"] = {
+            name: _mean([c["rewards"][name] for c in completions]) for name in completions[0]["rewards"]
+        }
     if "kl" in completions[0]:
         found["kl"] = sum(c["kl"] for c in completions) / tokens
     return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values without None; None without values."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -41,6 +41,19 @@ def report(out: Path = OUT) -> dict:
 
 
 @pytest.mark.slow
+def test_any_end_token_of_a_model_ends_a_completion(work, cli):
+    """The generation config of each model names 205 end tokens; none of them is in the text of a completion."""
+    ends = list(range(0, 2048, 10))
+    for path in Path("runs").rglob("generation_config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": ends}))
+    assert cli("task=diversity", "a=runs/one", "b=runs/two", *SMALL)[0] == 0
+    rows = [json.loads(line) for line in (OUT / "samples.jsonl").read_text().splitlines()]
+    assert {row["ended"] for row in rows} == {True, False}
+    assert not any(token in ends for row in rows for token in row["ids"])
+    assert all(row["ended"] for row in rows if len(row["ids"]) < 6)
+
+
+@pytest.mark.slow
 @pytest.mark.float_path
 @pytest.mark.statistical
 def test_a_collapsed_model_is_found_and_a_killed_run_resumes(work, cli, monkeypatch):

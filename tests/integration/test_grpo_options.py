@@ -152,6 +152,47 @@ def test_micro_batches_change_nothing(training, settings):
         assert any(row["clipped_high"] > 0 for row in rows[0])
 
 
+def by_first_letter(texts):
+    return [text.strip()[:1] for text in texts]
+
+
+def test_novelty_multiplies_in_a_run(training):
+    """Evaluations have each reward apart, so that qualities of runs with and without novelty can be compared."""
+    vowels, settings = "tests.helpers.rewards:vowels", f"{{novelty: {{partition: {__name__}:by_first_letter}}}}"
+    command = (f"grpo.reward_funcs=[{vowels},novelty]", f"grpo.reward_settings={settings}", "steps=1",
+               "grpo.reward_weights=[1,1]", "grpo.eval_every=1")  # fmt: skip
+    status, _, err = training(*command)
+    assert status == 0, err
+    rows = read_rows(Path("run/completions.jsonl"))
+    assert len(rows) == 8
+    for row in rows:
+        texts = [c["text"] for c in row["completions"]]
+        new = float(len(set(by_first_letter(texts))) == 2)  # of two completions
+        for c in row["completions"]:
+            assert c["rewards"]["novelty"] == new and c["reward"] == pytest.approx(c["rewards"][vowels] * new)
+    last = result_of(Path("run"))["held_out"]["rewards"]
+    of_last = [c["rewards"] for row in rows if row["step"] == 1 for c in row["completions"]]
+    assert last == pytest.approx({name: sum(c[name] for c in of_last) / len(of_last) for name in last})
+    assert last.keys() == {vowels, "novelty"}
+    assert "novelty.partition" in result_of(Path("run"))["identity"]["reward_functions"]
+
+
+def test_any_end_token_ends_a_completion(training, tiny):
+    """The generation config names 205 end tokens, for steps and evaluations alike."""
+    ends = list(range(0, 2048, 10))
+    tiny.model.save_pretrained("lm")
+    tiny.tokenizer.save_pretrained("lm")
+    path = Path("lm/generation_config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": ends}))
+    status, _, err = training("policy=lm", "steps=1", "grpo.eval_every=1", "held_out=0.6", "grpo.num_generations=16")
+    assert status == 0, err
+    counts = result_of(Path("run"))["counts"]
+    assert 0 < counts["truncated"] < counts["completions"]
+    for row in read_rows(Path("run/completions.jsonl")):
+        assert all(c["ended"] for c in row["completions"] if c["tokens"] < 6)
+    assert json.loads(Path("run/model/generation_config.json").read_text())["eos_token_id"] == ends
+
+
 def test_settings_that_are_off_are_not_in_the_identity(training):
     """A run of a version without the settings goes on. A setting that is on is named."""
     assert training("steps=1", "grpo.eval_prompts=0")[0] == 0

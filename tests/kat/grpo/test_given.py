@@ -73,6 +73,8 @@ def test_reward_functions_are_identified_by_their_source(tmp_path, monkeypatch):
     (tmp_path / "kat_reward_tools.py").write_text("N = 2\n")
     after = sources_of(calls)
     assert all(after[name] != before[name] for name in before)  # a helper module was edited
+    partition = calls_of(["novelty"], {"novelty": {"partition": "kat_rewards_a:f"}})
+    assert sources_of(partition) == {"novelty.partition": after["kat_rewards_a:f"]}
     with pytest.raises(UserError, match=r"grpo.reward_funcs: math:pow: math: has no source .*put pow into a .py file"):
         sources_of(calls_of(["math:pow"], None))
 

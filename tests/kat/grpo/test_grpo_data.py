@@ -163,3 +163,8 @@ def test_the_end_token_is_not_in_the_text(tiny):
     found = as_sampled(tiny.tokenizer, TokenPrompt("a", "text", (1,), {"answer": 7}), completion)
     assert found.completion == tiny.tokenizer.decode([50, 60]) and found.completion_ids == (50, 60, 0)
     assert (found.prompt, found.prompt_ids, found.columns) == ("text", (1,), {"answer": 7})
+    plain = Completion((50, 60), True, torch.zeros(2), torch.zeros(2), None)  # 60 is not a special token
+    assert as_sampled(tiny.tokenizer, TokenPrompt("a", "text", (1,)), plain, 3).completion == tiny.tokenizer.decode(
+        [50]
+    )
+    assert as_sampled(tiny.tokenizer, TokenPrompt("a", "text", (1,)), plain, 3).group == 3

@@ -22,6 +22,7 @@ from kat.grpo.objective import (
 from kat.grpo.policy import Policy
 from kat.grpo.reward_calls import Sampled
 from kat.grpo.reward_sum import Rewards
+from kat.grpo.rewards import novelty
 from latentwire.lm.models import load_model
 from tests.helpers.grpo import objective
 from tests.helpers.models import model_spec
@@ -236,6 +237,14 @@ def test_rewards_are_called_as_by_trl(tmp_path):
     for i, values in enumerate(by_name.values()):
         assert torch.equal(values.nan_to_num(-1), theirs[:, i].nan_to_num(-1))
     assert total.tolist() == (theirs * torch.tensor([10.0, 1.0])).nansum(dim=1).tolist()
+
+
+def test_novelty_is_a_reward_of_trl(tmp_path):
+    """TRL calls it with lists of the whole batch, in which the completions of a prompt are a group."""
+    trainer = trainer_of(tmp_path, novelty)
+    prompts = ["Why?"] * 3 + ["How?"] * 3
+    theirs = trainer._calculate_rewards([{"prompt": text} for text in prompts], prompts, list("aabcde"), [[1]] * 6)
+    assert theirs[:, 0].tolist() == [0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])

@@ -39,6 +39,14 @@ def by_position(questions, texts):
     return [float(len(text) + 10 * (question == "q")) for question, text in zip(questions, texts, strict=True)]
 
 
+def by_length(texts):
+    return [len(text) for text in texts]
+
+
+def silent(completions):
+    return [None for _ in completions]
+
+
 def nothing(prompts, completions):
     return []
 
@@ -92,6 +100,83 @@ def test_the_reward_model_is_given_tokens(monkeypatch):
     total, by_name = Rewards(["model", f"{HERE}:prompt_is_q"], [1.0, 100.0], "the model", 9, 77)(ended, "a test")
     assert total.tolist() == [223.0, 204.0]
     assert by_name["model"].tolist() == [123.0, 204.0]
+
+
+@pytest.mark.parametrize(("ids", "scored"), [((5, 6), (5, 6, 9)), ((5, 8), (5, 9)), ((9,), (9,)), ((8,), (9,))])
+def test_the_reward_model_sees_its_own_end(monkeypatch, ids, scored):
+    """Tokens 8 and 9 end a completion of the policy. The reward model was trained on texts that end with 9."""
+    given = []
+    monkeypatch.setattr(module, "score", lambda _, sequences, __: given.extend(sequences) or torch.zeros(1))
+    rewards = Rewards(["model"], [1.0], "the model", 9, 77, ends=frozenset({8, 9}))
+    rewards([Sampled("r", (4,), "x", ids)], "a test")
+    assert given == [((4,), scored)]
+
+
+REPEATED = [replace(SAMPLED[0], completion=text, group=group) for text, group in
+            (("x", 0), ("x", 0), ("yy", 0), ("x", 1), ("zzz", 1), ("x", 1))]  # fmt: skip
+
+
+def test_novelty_takes_no_column_for_its_groups():
+    rows = [replace(row, columns={"groups": 7, "partition": 8}) for row in REPEATED[:3]]
+    own = Rewards([f"{HERE}:length", "novelty"], [1.0, 1.0], None, 9, 100)
+    assert own(rows, "a test")[1]["novelty"].tolist() == [0.5, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(("weight", "power"), [(1.0, 1), (2.0, 2), (0.0, 0)])
+def test_novelty_multiplies_the_sum_of_the_others(weight, power):
+    """Its weight is the power. Groups are apart, though all completions have the same prompt."""
+    own = Rewards([f"{HERE}:length", "novelty", f"{HERE}:prompt_is_q"], [2.0, weight, 1.0], None, 9, 100)
+    total, by_name = own(REPEATED, "a test")
+    new = [0.5, 0.5, 1.0, 0.5, 1.0, 0.5]
+    assert by_name["novelty"].tolist() == new
+    sums = [2 * len(row.completion) + 1 for row in REPEATED]
+    assert total.tolist() == pytest.approx([x * y**power for x, y in zip(sums, new, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "message"),
+    [
+        (["novelty"], [1.0], r"reward_funcs=\[novelty\]: novelty multiplies the sum .* there is no other; add one"),
+        ([f"{HERE}:length", "novelty"], [1.0, -1.0], r"weight of novelty is the power .* at least 0"),
+    ],
+)
+def test_a_factor_needs_a_sum_and_a_power(names, weights, message):
+    with pytest.raises(UserError, match=message):
+        Rewards(names, weights, None, 9, 100)
+
+
+def test_a_product_with_a_negative_reward_is_refused():
+    """Times a novelty below 1, a negative reward would rise when completions repeat."""
+    punished = Rewards([f"{HERE}:length", "novelty"], [-1.0, 1.0], None, 9, 100)
+    message = (
+        r"novelty multiplies the other rewards, and the sum of the other rewards is -1 at step 3, for .* leave novelty"
+    )
+    with pytest.raises(UserError, match=message):
+        punished(REPEATED, "step 3")
+
+
+def test_a_reward_that_multiplies_may_abstain(tmp_path):
+    with forgotten_afterwards(tmp_path):
+        register_reward("half_or_none", multiplies=True)(lambda completions: [0.5, None])
+        register_reward("below", multiplies=True)(lambda completions: [1.0, -0.5])
+        total, _ = Rewards([f"{HERE}:length", "half_or_none"], [1.0, 1.0], None, 9, 100)(SAMPLED, "a test")
+        assert total.tolist() == [1.0, 4.0]
+        with pytest.raises(UserError, match=r"below multiplies the other rewards, and it is -0\.5 at a test"):
+            Rewards([f"{HERE}:length", "below"], [1.0, 1.0], None, 9, 100)(SAMPLED, "a test")
+    nobody = Rewards([f"{HERE}:silent", "novelty"], [1.0, 1.0], None, 9, 100)
+    with pytest.raises(UserError, match=r"no reward scores a completion of a test: .*:silent return None"):
+        nobody(SAMPLED, "a test")
+
+
+def test_a_setting_may_name_a_function():
+    settings = {"novelty": {"partition": f"{HERE}:by_length"}}
+    own = Rewards([f"{HERE}:length", "novelty"], [1.0, 1.0], None, 9, 100, settings)
+    assert own(REPEATED[:3], "a test")[1]["novelty"].tolist() == [0.5, 0.5, 1.0]
+    wrong = {7: "=7: not the name of a function; write module:function", f"{HERE}:absent": "has no absent",
+             f"{HERE}:NOT_CALLABLE": "not a function"}  # fmt: skip
+    for given, message in wrong.items():
+        with pytest.raises(UserError, match=rf"grpo\.reward_settings\.novelty\.partition.*{message}"):
+            RewardCall("novelty", {"partition": given})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kat.grpo.numbers import are_equal, last_number
-from kat.grpo.rewards import exact_match, f1, format, length, number, regex
+from kat.grpo.rewards import exact_match, f1, format, length, novelty, number, regex
+from latentwire.harness.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -138,3 +139,30 @@ def test_the_length_is_best_at_the_target():
     texts = ["", "one", "one two", "one  two\nthree", "1 2 3 4", "1 2 3 4 5 6"]
     assert length(texts, [[0]] * 6, target=2) == [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
     assert length(["x y z"] * 3, [[1], [1, 2, 3, 4], [1] * 7], target=4, unit="tokens") == [0.25, 1.0, 0.25]
+
+
+def test_novelty_is_the_share_of_others_that_differ():
+    texts = ["The Nile.", "nile", "Amazon", "a Rhine", "NILE!", "Nile"]
+    # the group of "q" has three of one class and one other; the only completion of "r" is new; "s" has one class
+    assert novelty(["q", "q", "q", "r", "q", "s"], texts) == [1 / 3, 1 / 3, 1.0, 1.0, 1 / 3, 1.0]
+    assert novelty(["q"] * 4, ["x", "y", "z", "w"]) == [1.0] * 4
+    assert novelty(["q"] * 3, [""] * 3) == [0.0] * 3
+
+
+def test_novelty_separates_draws_of_one_prompt():
+    texts = ["x", "x", "x", "y"]
+    assert novelty(["q"] * 4, texts, groups=[0, 0, 1, 1]) == [0.0, 0.0, 1.0, 1.0]
+    assert novelty(["q"] * 4, texts) == [1 / 3, 1 / 3, 1 / 3, 1.0]
+
+
+def test_novelty_takes_a_partition():
+    """The labels of a group decide, not the texts."""
+    texts = ["ab", "cd", "e", "ab"]
+    assert novelty(["q"] * 4, texts, partition=lambda group: [len(text) for text in group]) == [
+        1 / 3,
+        1 / 3,
+        1.0,
+        1 / 3,
+    ]
+    with pytest.raises(UserError, match=r"novelty\.partition: returned 1 labels for 4 completions; correct"):
+        novelty(["q"] * 4, texts, partition=lambda group: [1])
