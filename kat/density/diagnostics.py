@@ -35,7 +35,7 @@ def diagnose_weights(
     sources: Sequence[str] | Sources,
     clusters: Tensor | None = None,
     gates: GateNumbers | None = None,
-    weights_error: float = 0.0,
+    weights_error: float | None = None,
 ) -> WeightDiagnostics:
     """Return numbers that describe sampling weights, and warnings.
 
@@ -45,7 +45,7 @@ def diagnose_weights(
         sources: The data set of each prompt: N names, or numbers of names.
         clusters: The known cluster of each prompt, (N,) int64, -1 for noise.
         gates: The numbers of `kat.density.gates.measure_gates`, which warn if they are beyond their limits.
-        weights_error: The total variation from the weights of an exact search.
+        weights_error: The total variation from the weights of an exact search; None if it was not measured.
 
     Returns:
         The diagnostics of density.json. The effective sample size is `ess`, and its share of N is `ess_share`.
@@ -82,12 +82,12 @@ def _sample(weights: Tensor) -> Tensor:
     return weights.sort().values[:: len(weights) // 2**24 + 1]
 
 
-def _warnings(ess: float, ratio: float | None, weights_error: float) -> list[str]:
+def _warnings(ess: float, ratio: float | None, weights_error: float | None) -> list[str]:
     warnings = []
-    if weights_error > MOST_WEIGHTS_ERROR:
+    if weights_error is not None and weights_error > MOST_WEIGHTS_ERROR:
         warnings.append(
             f"the weights differ from those of an exact search by a total variation of {weights_error:.2f}, more than "
-            f"{MOST_WEIGHTS_ERROR}; raise sampler.min_recall, or use another estimator"
+            f"{MOST_WEIGHTS_ERROR}; raise sampler.min_recall if lists are searched, or use another estimator"
         )
     if ess > IDLE_ESS:
         warnings.append(

@@ -61,13 +61,13 @@ def near_duplicate_groups(
     return groups_of(edges, len(places))[place_of]
 
 
-def require_threshold(threshold: float) -> None:
+def require_threshold(threshold: object) -> None:
     """Check the cosine of near-duplicates.
 
     Raises:
         UserError: It is not above 0 and at most 1.
     """
-    if not 0 < threshold <= 1:
+    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 < threshold <= 1:
         raise UserError(f"near_duplicate={threshold}: must be a cosine, above 0 and at most 1 (1: equal ones only)")
 
 

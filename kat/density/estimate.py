@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kat.density.estimators import ESTIMATORS, DensitySpec, MeasuredPlaces
-from kat.density.nearest import Neighbours
+from kat.density.nearest import INDEXES, Neighbours
 from latentwire.harness.errors import UserError
 
 __all__ = ["Density", "DensitySpec", "distinct_rows", "effective_sample_size", "estimate", "weigh"]
@@ -24,10 +26,11 @@ class Density:
     `density` and `weights` are (N,) float64; the weights sum to 1. `bandwidth` is the median distance to the k-th
     neighbour, in the space of the estimator. `distinct` is the number of different embeddings, and `capped` the share
     of prompts at the cap. `local_share` is the mean share of a prompt's density that comes from itself and its k
-    nearest neighbours. `error` is the mean relative error of approximate kernel sums on a sample
-    of rows. It is 0 for exact sums and None for other estimators, where `recall` describes the error. `weights_error`
-    is the total variation between these weights and those of an exact search, on the sample. `neighbours` are those of
-    the whitened different rows, if the estimator searched them.
+    nearest neighbours. `error` is the mean relative error of approximate kernel sums on a sample of rows. It is 0 for
+    exact sums and None for other estimators, where `recall` describes the error. `weights_error` is the total variation
+    between these weights and those of an exact search, on the sample; None if it was not measured. `lists` is the
+    number of lists, and of those that were searched for each different row. `neighbours` are those of the whitened
+    different rows, if the estimator searched them.
     """
 
     density: Tensor
@@ -40,7 +43,8 @@ class Density:
     capped: float
     local_share: float
     error: float | None
-    weights_error: float = 0.0
+    weights_error: float | None = 0.0
+    lists: tuple[int, int] | None = None
     neighbours: Neighbours | None = field(default=None, repr=False)
 
 
@@ -98,7 +102,8 @@ def density_of_places(found: MeasuredPlaces, place_of: Tensor, spec: DensitySpec
         capped,
         float(found.local_share[place_of].mean()),
         found.error,
-        0.0 if found.checked is None else weights_error(density, found.density, gamma, spec, *found.checked),
+        _weights_error(found, density, gamma, spec),
+        found.lists,
         found.neighbours,
     )
 
@@ -113,11 +118,16 @@ def distinct_rows(emb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         The M different rows (M, D), the index of each row among them (N,), and the number of copies (M,) float64.
     """
     rows = emb.detach().float().cpu().contiguous()
-    place_by_bytes: dict[bytes, int] = {}
-    place_of = torch.tensor([place_by_bytes.setdefault(row.tobytes(), len(place_by_bytes)) for row in rows.numpy()])
-    count = len(place_by_bytes)
+    place_by_hash: dict[bytes, int] = {}
+    place_of = torch.tensor([place_by_hash.setdefault(row_hash(row), len(place_by_hash)) for row in rows.numpy()])
+    count = len(place_by_hash)
     first_row = torch.full((count,), len(rows)).scatter_reduce(0, place_of, torch.arange(len(rows)), "amin")
     return rows[first_row], place_of, torch.bincount(place_of).double()
+
+
+def row_hash(row: np.ndarray) -> bytes:
+    """Return 16 bytes by which rows are compared, so that they need not be in memory twice."""
+    return hashlib.blake2b(row.tobytes(), digest_size=16).digest()
 
 
 def weigh(
@@ -150,6 +160,12 @@ def weigh(
         assert target_ess is not None
         gamma = _solve(rarity, target_ess, at_cap)
     return gamma, _powered(rarity, gamma), at_cap
+
+
+def _weights_error(found: MeasuredPlaces, density: Tensor, gamma: float, spec: DensitySpec) -> float | None:
+    if found.checked is None:
+        return 0.0 if found.index == "exact" else None
+    return weights_error(density, found.density, gamma, spec, *found.checked)
 
 
 def weights_error(
@@ -238,6 +254,10 @@ def check_spec(spec: DensitySpec) -> None:
         raise UserError(f"target_ess={spec.target_ess}: must be a share of the prompts, above 0 and at most 1")
     if not 0 < spec.cap <= 1:
         raise UserError(f"cap={spec.cap}: must be a quantile, above 0 and at most 1 (1 caps nothing)")
+    if spec.index not in INDEXES:
+        raise UserError(f"index={spec.index}: unknown; use one of {', '.join(INDEXES)}")
+    if spec.k < 1:
+        raise UserError(f"k={spec.k}: must be at least 1")
     if not 0 <= spec.min_recall <= 1:
         raise UserError(f"min_recall={spec.min_recall}: must be a share, from 0 to 1")
     if not 0 <= spec.crowd_cap < spec.cap:

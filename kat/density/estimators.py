@@ -53,7 +53,8 @@ class MeasuredPlaces:
         index: The search method, exact or ivf; sketch if nothing is searched.
         recall: The share of the true neighbours found on a sample, 1 for exact search.
         error: The mean relative error of approximate sums; 0 for exact sums, None for an estimator without sums.
-        checked: Places at random, (Q,) int64, and their densities without approximation, (Q,); None if all are exact.
+        checked: Places at random, (Q,) int64, and their exact densities, (Q,); None if they were not computed.
+        lists: The number of lists, and of those that were searched for each place; None without lists.
         neighbours: The neighbours of the whitened places; None if they were not searched.
     """
 
@@ -64,6 +65,7 @@ class MeasuredPlaces:
     recall: float
     error: float | None = None
     checked: tuple[Tensor, Tensor] | None = None
+    lists: tuple[int, int] | None = None
     neighbours: Neighbours | None = None
 
 
@@ -110,8 +112,9 @@ def _by_distance(found: Neighbours, copies: Tensor) -> MeasuredPlaces:
         sample, distances = found.sample
         checked = sample, density_at(distances, copies[sample])
     return MeasuredPlaces(
-        density, torch.ones_like(density), _bandwidth(found), found.index, found.recall, checked=checked
-    )
+        density, torch.ones_like(density), _bandwidth(found), found.index, found.recall, checked=checked,
+        lists=found.searched,
+    )  # fmt: skip
 
 
 def density_at(distances: Tensor, copies: Tensor) -> Tensor:
@@ -136,7 +139,7 @@ def kde_global(places: Tensor, copies: Tensor, spec: DensitySpec, seed: int) -> 
         if error > MOST_ERROR:
             raise UserError(
                 f"index={spec.index}: the densities have a mean error of {error:.0%} on a sample, more than "
-                f"{MOST_ERROR:.0%}; use sampler.index=exact, or estimator=knn"
+                f"{MOST_ERROR:.0%}; use sampler.index=exact, or sampler.estimator=knn"
             )
     kernels = (-found.distances.double().square() / (2 * bandwidth**2)).exp()  # (M, K)
     near = copies + (copies[found.ids] * kernels).sum(1)

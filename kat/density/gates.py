@@ -23,6 +23,7 @@ FEWEST = 200  # different prompts; with fewer, a planted crowd would be too larg
 COPIES, CLOSE = 20, 0.25  # near copies; their distance, relative to the median distance to the nearest neighbour
 PLACES = (0.005, 0.01, 0.03, 0.06, 0.1)  # quantiles of rarity at which a crowd is planted, rarest first
 COMPARED, AT_A_TIME = 200, 25  # prompts with a density among each half, and how many of them join a half together
+DIVISIONS = 4  # divisions into halves with other prompts to compare; one alone varies by .05
 LOWEST_LOCAL_SHARE = 0.5
 HIGHEST_CENTRE_CORRELATION = 0.5
 HIGHEST_CROWD_RATIO = 1.0
@@ -82,7 +83,7 @@ def gates_of_sample(
         "centre_correlation": centre,
         "crowd_ratio": max(crowd) if crowd else None,
         "crowd_ratio_mean": sum(crowd) / len(crowd) if crowd else None,
-        "stability": stability_over_halves(places, again, seed) if enough else None,
+        "stability": _stability(places, again, seed) if enough else None,
         "agreement": None,
         "weights_apart": None,
     }
@@ -109,6 +110,10 @@ def crowd_ratios(x: Tensor, density: Tensor, spec: DensitySpec, seed: int) -> li
         weights = estimate(torch.cat([x, crowd]), spec, seed).weights
         ratios.append(float(weights[-COPIES:].sum()) * len(weights) / COPIES)
     return ratios
+
+
+def _stability(x: Tensor, spec: DensitySpec, seed: int) -> float:
+    return sum(stability_over_halves(x, spec, seed + division) for division in range(DIVISIONS)) / DIVISIONS
 
 
 def stability_over_halves(x: Tensor, spec: DensitySpec, seed: int) -> float:

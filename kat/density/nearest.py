@@ -48,6 +48,7 @@ class Neighbours:
     `distances` are Euclidean, (N, K) float32, and `ids` are row numbers, (N, K) int64. `index` is the search method,
     exact or ivf. `recall` is the share of the true neighbours found on a sample of rows, 1 for exact search. `lists`
     are the inverted lists of ivf, and `sample` the rows of the sample, (Q,), with their true distances, (Q, K).
+    `searched` is the number of lists, and of those that were searched for each row.
     """
 
     distances: Tensor
@@ -56,6 +57,7 @@ class Neighbours:
     recall: float
     lists: Lists | None = None
     sample: tuple[Tensor, Tensor] | None = None
+    searched: tuple[int, int] | None = None
 
 
 def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> Neighbours:
@@ -77,14 +79,13 @@ def nearest(x: Tensor, k: int, *, index: str, min_recall: float, seed: int) -> N
     rows = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
     if index == "exact" or (index == "auto" and len(x) <= EXACT_UP_TO):
         return _measured(rows, _exact(rows, rows, np.arange(len(rows)), k), "exact", 1.0)
-    sample = _order(len(rows), seed)[:RECALL_QUERIES]
+    sample = _order(len(rows), seed)[-RECALL_QUERIES:]  # the first rows decide the lists
     true = _exact(rows, rows[sample.numpy()], sample.numpy(), k)
-    found, lists = _in_lists(torch.from_numpy(rows), k, min_recall, seed, sample, torch.from_numpy(true))
+    found, lists, searched = _in_lists(torch.from_numpy(rows), k, min_recall, seed, sample, torch.from_numpy(true))
     recall = float((found[sample.numpy()][:, :, None] == true[:, None, :]).any(1).mean())
     measured = _measured(rows, found, "ivf", recall, lists)
-    return replace(
-        measured, sample=(sample, _distances(torch.from_numpy(rows), sample, torch.from_numpy(true)).sort(1).values)
-    )
+    true_distances = _distances(torch.from_numpy(rows), sample, torch.from_numpy(true)).sort(1).values
+    return replace(measured, sample=(sample, true_distances), searched=searched)
 
 
 def check_neighbours(n: int, k: int) -> None:
@@ -115,7 +116,7 @@ def _order(n: int, seed: int) -> Tensor:
 
 def _in_lists(
     x: Tensor, k: int, min_recall: float, seed: int, sample: Tensor, true: Tensor
-) -> tuple[np.ndarray, Lists]:
+) -> tuple[np.ndarray, Lists, tuple[int, int]]:
     """Search each row in the lists nearest to it, as many as reach the recall on a sample of rows.
 
     Args:
@@ -127,7 +128,7 @@ def _in_lists(
         true: Its true neighbours, (Q, K).
 
     Returns:
-        The neighbours (N, K) int64, and the lists.
+        The neighbours (N, K) int64, the lists, their number and the number of those searched for each row.
     """
     centres = fit_lists(x[_order(len(x), seed)[:SAMPLE]], list_count(len(x)), seed)
     own = nearest_lists(x, centres, 1)[:, 0]
@@ -140,7 +141,7 @@ def _in_lists(
     if len(few := rows[(found < 0).any(1)]):  # those that searched only small lists
         found[few] = torch.from_numpy(_exact(x.numpy(), x[few].numpy(), few.numpy(), k))
     near = nearest_lists(centres, centres, min(len(centres), max(NEAR, len(centres) // 16)))
-    return found.numpy(), Lists(list(members), near.tolist())
+    return found.numpy(), Lists(list(members), near.tolist()), (len(centres), count)
 
 
 def _without_self(ids: np.ndarray, own: np.ndarray) -> np.ndarray:

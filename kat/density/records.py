@@ -86,7 +86,9 @@ class DensityReport(WeightDiagnostics):
     bandwidth: float
     recall: float
     error: float | None
-    weights_error: float  # total variation from the weights of an exact search, on a sample
+    weights_error: float | None  # total variation from the weights of an exact search, on a sample; None: not measured
+    lists: int | None  # number of lists of the search; None without lists
+    lists_searched: int | None  # for each different prompt
     distinct_embeddings: int
     near_duplicate: float
     near_duplicates: DuplicateGroups

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 TABLES, BITS = 256, 16  # 64 MiB of counts
-BLOCK = 8192  # rows hashed at a time
+HASHED = 512  # rows hashed at a time (8 MiB of products)
+BLOCK = 8192  # rows compared at a time
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class KernelSketch:
             copies: How often each row counts, (N,); the default is once.
         """
         ones = torch.ones(len(rows)) if copies is None else copies
-        for block, times in zip(rows.split(BLOCK), ones.to(torch.int32).split(BLOCK), strict=True):
+        for block, times in zip(rows.split(HASHED), ones.to(torch.int32).split(HASHED), strict=True):
             buckets = self._buckets(block)
             self.counts.view(-1).index_add_(0, buckets.reshape(-1), times.repeat_interleave(self.tables))
 
@@ -71,7 +72,7 @@ class KernelSketch:
 
     def sums(self, rows: Tensor) -> Tensor:
         """Return the estimated kernel sum at each row over all counted rows: (N, D) -> (N,) float64."""
-        found = [self.counts.view(-1)[self._buckets(block)].double().mean(1) for block in rows.split(BLOCK)]
+        found = [self.counts.view(-1)[self._buckets(block)].double().mean(1) for block in rows.split(HASHED)]
         return torch.cat(found)
 
     def _buckets(self, rows: Tensor) -> Tensor:

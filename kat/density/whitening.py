@@ -90,7 +90,7 @@ def fit_whitening(x: Tensor, seed: int = 0) -> ShrunkWhitening:
     if int(kept.sum()) < 2:
         raise UserError(
             f"embeddings of shape {tuple(x.shape)}: vary in {int(kept.sum())} directions, and whitening needs two; use "
-            "estimator=knn with near_duplicate=1, or another embedder"
+            "sampler.estimator=knn with near_duplicate=1, or another embedder"
         )
     variance, axes = variance[kept], axes[:, kept]  # (A,), (D, A)
     scale = (variance + variance.median()).sqrt()  # (A,)

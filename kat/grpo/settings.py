@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from kat.grpo.given import content_of, policy_spec
 from kat.grpo.spec import GrpoSpec
-from kat.pipeline.artifacts import is_sharded, locate, sampler_settings
+from kat.pipeline.artifacts import locate, sampler_settings
 from kat.sampling.arms import needs_density
 from kat.training.state import LoopSpec
 from kat.training.tuning import TuningSpec
@@ -19,6 +19,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.optimization import OptimizerSpec
 from latentwire.harness.results import JsonObject
+from latentwire.harness.shard_files import is_sharded
 from latentwire.harness.typed_config import typed
 from latentwire.lm.spec import ModelSpec
 

@@ -48,11 +48,6 @@ def task(function: Callable[[DictConfig], T]) -> JobOf[T]:
     return run
 
 
-def is_sharded(path: Path) -> bool:
-    """Return whether a path is a folder of shards by its name: it has no ending."""
-    return not path.suffix
-
-
 def require_one_process(cfg: DictConfig, setting: str, path: Path) -> None:
     """Check that the settings that divide a folder of shards are left out.
 

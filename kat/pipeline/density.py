@@ -16,7 +16,7 @@ from kat.density.gates import measure_gates
 from kat.density.plots import plot_weights
 from kat.density.records import DensityRecord, DensityReport, WeightRow
 from kat.embedding.store import load_embeddings
-from kat.pipeline.artifacts import destination, is_sharded, locate, require_one_process, sidecar_path, task
+from kat.pipeline.artifacts import destination, locate, require_one_process, sidecar_path, task
 from kat.pipeline.density_report import print_report, report_of
 from kat.pipeline.density_shards import density_in_shards
 from kat.pipeline.origin import prompts_of
@@ -25,6 +25,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
 from latentwire.harness.progress import is_main_process
 from latentwire.harness.results import write_json, write_jsonl
+from latentwire.harness.shard_files import is_sharded
 from latentwire.harness.typed_config import typed
 from latentwire.records import FORMAT
 
@@ -51,6 +52,11 @@ def density(cfg: DictConfig) -> DensityReport:
         return density_in_shards(cfg, density_spec(cfg))
     require_one_process(cfg, "embeddings_file", source)
     out, spec = destination(cfg), density_spec(cfg)
+    if is_sharded(out):
+        raise UserError(
+            f"out={cfg.out}: embeddings in one file give weights in one file; give a name with an ending, such as "
+            f"weights_file={out.name}.jsonl"
+        )
     ids, emb = load_embeddings(source)
     prompts = prompts_of(ids, locate(cfg, "prompts_file"), source)
     clusters = None if cfg.clusters_file is None else read_clusters(locate(cfg, "clusters_file"), ids)

@@ -35,6 +35,8 @@ def report_of(
         "recall": found.recall,
         "error": found.error,
         "weights_error": found.weights_error,
+        "lists": None if found.lists is None else found.lists[0],
+        "lists_searched": None if found.lists is None else found.lists[1],
         "distinct_embeddings": found.distinct,
         "capped_share": found.capped,
         "near_duplicate": near_duplicate,
@@ -57,6 +59,8 @@ def print_report(report: DensityReport, seconds: float, out: Path, *files: Path)
         f"{n} prompts, estimator {report['estimator']}, k {report['k']}, bandwidth {report['bandwidth']:.3f}, "
         f"gamma {report['gamma']:.3f}, {report['index']} search (recall {report['recall']:.3f}), {seconds:.1f} s"
     )
+    if report["lists"] is not None:
+        print(f"{report['lists_searched']} of {report['lists']} lists searched for each different prompt")
     if report["weights_error"]:
         print(f"total variation from the weights of an exact search, on a sample: {report['weights_error']:.3f}")
     ratio = "infinite" if report["p99_p1"] is None else f"{report['p99_p1']:.1f}"

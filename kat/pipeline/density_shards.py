@@ -1,7 +1,8 @@
 """The task density for embeddings in shards, which processes and jobs share. Main entry: `density_in_shards()`.
 
 All processes that run the same command do the missing units of each stage together. What they find is in the folder
-`.parts` of the weights, so a kill loses only the units in work. The first process at the end writes the weights.
+`.parts` of the weights, so a kill loses only the units in work. The first process at the end writes the weights. The
+small results stay there: weights of another gamma, or a damaged shard of weights, need no new search.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from kat.density.records import DensityReport, ShardedDensityRecord
 from kat.embedding.sharded import ShardedEmbeddings
 from kat.pipeline.artifacts import (
     destination,
-    is_sharded,
     locate,
     require_one_division,
     require_own_folder,
@@ -40,9 +40,9 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import config_hash, open_atomically, write_json, writing
-from latentwire.harness.shard_files import FinishedShards, ShardFolder
+from latentwire.harness.shard_files import FinishedShards, ShardFolder, is_sharded
 from latentwire.harness.shared_work import work_through
-from latentwire.harness.workers import started_workers
+from latentwire.harness.workers import require_workers, started_workers
 from latentwire.records import FORMAT
 
 OWN_FILE = re.compile(r"(\d{5,}\.(json|prompts\.parquet)|density\.(json|png)|weights\.npy|claims|\..*)")
@@ -73,8 +73,11 @@ def density_in_shards(cfg: DictConfig, spec: DensitySpec) -> DensityReport:
         )
     require_own_folder(out, OWN_FILE)
     started = time.monotonic()
+    require_workers(cfg.workers)
     emb = ShardedEmbeddings.open(locate(cfg, "embeddings_file", folder=True))
     work = _Work(cfg, emb, spec, out)
+    stages = Stages(work.parts, work.search_key)
+    job = ShardedDensity(emb, spec, cfg.near_duplicate, cfg.seed, stages, state.device)  # checks all settings
     if cfg.force and state.is_main_process:
         with writing(work.record):
             work.record.unlink(missing_ok=True)
@@ -84,7 +87,6 @@ def density_in_shards(cfg: DictConfig, spec: DensitySpec) -> DensityReport:
     if before is not None:
         log(f"weights: {out}  (finished before; force=true makes them again)")
         return before
-    job = ShardedDensity(emb, spec, cfg.near_duplicate, cfg.seed, Stages(work.parts, work.key), state.device)
     shared = cfg.copy()
     shared.force = False
     with started_workers("kat.pipeline.density:density", shared, cfg.workers):
@@ -99,7 +101,10 @@ def density_in_shards(cfg: DictConfig, spec: DensitySpec) -> DensityReport:
     state.wait_for_everyone()
     result = work.found()
     assert result is not None
-    shutil.rmtree(work.parts.parent, ignore_errors=True)
+    job.tidy()
+    for other in work.parts.parent.iterdir():  # of other settings, whose weights these have replaced
+        if other != work.parts:
+            shutil.rmtree(other, ignore_errors=True)
     if is_main_process():
         seconds = round(time.monotonic() - started, 3)
         print_report(result, seconds, out, work.record, out / "density.png")
@@ -121,9 +126,15 @@ class _Work:
         return config_hash([self.emb.digest, vars(self.spec), self.cfg.near_duplicate, self.cfg.seed, FORMAT])
 
     @property
+    def search_key(self) -> str:
+        """A hash of everything that the stages depend on. The settings of the weights are not among it."""
+        search = [getattr(self.spec, name) for name in ("estimator", "k", "index", "min_recall")]
+        return config_hash([self.emb.digest, search, self.cfg.near_duplicate, self.cfg.seed, FORMAT])
+
+    @property
     def parts(self) -> Path:
         """The folder of the stages."""
-        return self.out / ".parts" / self.key
+        return self.out / ".parts" / self.search_key
 
     @property
     def record(self) -> Path:

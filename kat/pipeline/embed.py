@@ -20,7 +20,7 @@ from kat.embedding.shard_writer import ShardedEmbeddingsRecord
 from kat.embedding.shards import Shards
 from kat.embedding.store import load_embeddings, record_of, save_embeddings
 from kat.embedding.stored import text_digests
-from kat.pipeline.artifacts import destination, is_sharded, locate, require_one_process, task
+from kat.pipeline.artifacts import destination, locate, require_one_process, task
 from kat.pipeline.embed_shards import embed_in_shards
 from kat.pipeline.embedders import BATCH_TOKENS_ON_CPU, chosen_embedder, require_embeddable
 from kat.records import EmbeddingsRecord
@@ -31,6 +31,7 @@ from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import JsonObject, MadeOn, config_hash, read_json, write_json, writing
+from latentwire.harness.shard_files import is_sharded
 from latentwire.records import FORMAT
 
 

@@ -31,7 +31,7 @@ from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import DamagedResultError, JsonObject, config_hash, read_json, write_json, writing
 from latentwire.harness.shard_files import FinishedShards, ShardFolder
 from latentwire.harness.shared_work import work_through
-from latentwire.harness.workers import started_workers
+from latentwire.harness.workers import require_workers, started_workers
 from latentwire.records import FORMAT
 
 OWN_FILE = re.compile(r"(\d{5,}\.(json|emb\.npy|prompts\.parquet)|embeddings\.json|claims|\..*)")  # in a folder of ours
@@ -126,6 +126,7 @@ def embed_in_shards(cfg: DictConfig, state: PartialState) -> ShardedEmbeddingsRe
             the folder has other files.
     """
     require_one_division(cfg, state.num_processes)
+    require_workers(cfg.workers)
     work = sharded_work(cfg, state)
     is_finished = FinishedShards(work.files)
     before = None

@@ -14,12 +14,13 @@ from kat.density.gates import require_crowd_gate
 from kat.density.records import DensityOrigin, GatedWeights
 from kat.embedding.sharded import ShardedEmbeddings
 from kat.embedding.store import too_long_ids
-from kat.pipeline.artifacts import is_sharded, sidecar_path
+from kat.pipeline.artifacts import sidecar_path
 from kat.records import read_kat_record
 from kat.sampling.weight_files import WeightFolder
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
+from latentwire.harness.shard_files import is_sharded
 
 
 def check_origin(weights: Path, embeddings: Path | None = None) -> None:

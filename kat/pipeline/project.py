@@ -13,13 +13,14 @@ from kat.density.projection import map_page, project
 from kat.density.records import MapPoint, MapResult
 from kat.embedding.sharded import ShardedEmbeddings
 from kat.embedding.store import load_embeddings
-from kat.pipeline.artifacts import destination, is_sharded, locate, task
+from kat.pipeline.artifacts import destination, locate, task
 from kat.pipeline.origin import prompts_of, recorded_density, require_same_shards
 from kat.sampling.weight_files import WeightFolder
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import write_json, write_text_atomically
+from latentwire.harness.shard_files import is_sharded
 from latentwire.records import FORMAT
 
 

@@ -16,7 +16,7 @@ from kat.embedding.pooling import embed_texts
 from kat.embedding.registry import EMBEDDERS
 from kat.embedding.sharded import ShardedEmbeddings
 from kat.embedding.store import load_embeddings, record_of
-from kat.pipeline.artifacts import is_sharded, locate, task
+from kat.pipeline.artifacts import locate, task
 from kat.pipeline.embed_shards import sharded_record
 from kat.pipeline.embedders import chosen_embedder
 from kat.records import RetrievedPrompt
@@ -24,6 +24,7 @@ from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import is_main_process
 from latentwire.harness.results import JsonObject
+from latentwire.harness.shard_files import is_sharded
 
 
 @task

@@ -24,7 +24,7 @@ from kat.sampling.draws import DrawWeights, checked_weights, require_valid_weigh
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import DamagedResultError, read_json
-from latentwire.harness.shard_files import Array, ShardFolder
+from latentwire.harness.shard_files import Array, ShardFolder, is_sharded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,18 +41,13 @@ class WeightShards(DensityOrigin):
     sizes: list[int]  # rows of each shard
 
 
-def is_folder(path: Path) -> bool:
-    """Return whether a path is a folder of shards: it is one, or its name has no ending."""
-    return path.is_dir() or not path.suffix
-
-
 def draw_weights(path: Path) -> DrawWeights:
     """Return the weights in a folder of weights, mapped into memory, or in a weights.jsonl.
 
     Raises:
         UserError: The weights are missing, damaged or invalid.
     """
-    if is_folder(path):
+    if is_sharded(path):
         return DrawWeights(WeightFolder.open(path).weights)
     return DrawWeights(checked_weights(read_weights(path)[2]))
 

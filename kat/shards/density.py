@@ -91,6 +91,10 @@ class ShardedDensity:
         """
         self._method.run()
 
+    def tidy(self) -> None:
+        """Remove the large results of the stages, which `collect` does not need."""
+        self._method.tidy()
+
     def collect(self) -> FoundDensity:
         """Return what the stages found, after `run`.
 

@@ -17,7 +17,7 @@ from kat.density.estimators import DensitySpec, MeasuredPlaces, sketched
 from kat.density.nearest import check_neighbours
 from kat.density.sketch import KernelCheck, KernelSketch
 from kat.shards.stages import Stages
-from kat.shards.whitened import WhitenedPlaces
+from kat.shards.whitened import ONE, WhitenedPlaces
 from latentwire.harness.shard_files import Array
 
 PARTS = 16  # most sketches on disk, 64 MiB each
@@ -48,8 +48,20 @@ class ShardedSums:
         """
         self.white.run()
         check_neighbours(len(self.white.places), self.spec.k)
-        self.stages.run("counted", list(self._parts), self._count)
-        self.stages.run("sums", self.white.emb.names, self._sum)
+        names = self.white.emb.names
+
+        def are_summed() -> bool:
+            return self.stages.are_finished("checked", [ONE]) and self.stages.are_finished("sums", names)
+
+        if are_summed():
+            return
+        self.stages.run("counted", list(self._parts), self._count, are_summed)
+        self.stages.run("checked", [ONE], self._merge_checks)
+        self.stages.run("sums", names, self._sum)
+
+    def tidy(self) -> None:
+        """Remove what `collect` does not need. The rest is small, and gives other weights within seconds."""
+        self.stages.remove("counted")
 
     @cached_property
     def _parts(self) -> dict[str, list[str]]:
@@ -73,20 +85,20 @@ class ShardedSums:
                 copies = self._copies(places)
                 sketch.add(rows, copies)
                 check.add(rows, places, copies)
-        self.stages.files("counted").save(part, {
-            "counts": sketch.counts.numpy(), "query_sums": check.sums.numpy(), "query_near": check.near.numpy(),
-            "query_products": check.products.numpy(),
-        })  # fmt: skip
+        self.stages.files("counted").save(part, {"counts": sketch.counts.numpy(), **_arrays(check)})
 
-    def _part(self, part: str, array: str) -> Tensor:
-        return torch.from_numpy(np.array(self.stages.files("counted").array(part, array)))
+    def _merge_checks(self, unit: str) -> None:
+        check, files = self._check(), self.stages.files("counted")
+        for part in self._parts:
+            check.merge(*(torch.from_numpy(np.array(files.array(part, name))) for name in _arrays(check)))
+        self.stages.files("checked").save(unit, _arrays(check))
 
     @cached_property
     def _sketch(self) -> KernelSketch:
-        dim = self._check().rows.shape[1]
-        merged = KernelSketch.empty(dim, self.white.seed)
+        files = self.stages.files("counted")
+        merged = KernelSketch.empty(self._check().rows.shape[1], self.white.seed)
         for part in self._parts:
-            merged.counts.add_(self._part(part, "counts"))
+            merged.merge(KernelSketch(merged.directions, torch.from_numpy(np.array(files.array(part, "counts")))))
         return merged
 
     def _sum(self, name: str) -> None:
@@ -99,7 +111,11 @@ class ShardedSums:
         density, files = torch.empty(len(self.white.places), dtype=torch.float64), self.stages.files("sums")
         for name in self.white.emb.names:
             density[np.array(files.array(name, "place"))] = torch.from_numpy(np.array(files.array(name, "sums")))
-        check = self._check()
-        for part in self._parts:
-            check.merge(*(self._part(part, f"query_{array}") for array in ("sums", "near", "products")))
+        check, checked = self._check(), self.stages.files("checked")
+        check.merge(*(torch.from_numpy(np.array(checked.array(ONE, name))) for name in _arrays(check)))
         return sketched(density, check, self._copies(check.own)), np.empty((0, 2), np.int64)
+
+
+def _arrays(check: KernelCheck) -> dict[str, Array]:
+    """Return what a check has found, in the order of `KernelCheck.merge`."""
+    return {"sums": check.sums.numpy(), "near": check.near.numpy(), "products": check.products.numpy()}

@@ -21,15 +21,15 @@ from torch import Tensor
 from kat.density.duplicates import LINKS
 from kat.density.estimators import DensitySpec, MeasuredPlaces, density_at
 from kat.density.lists import fit_lists, list_count, lists_needed, nearest_lists, search_lists
-from kat.density.nearest import EXACT_UP_TO, INDEXES, check_neighbours
+from kat.density.nearest import EXACT_UP_TO, check_neighbours
 from kat.shards.stages import Stages
 from kat.shards.whitened import ONE, WhitenedPlaces, half_rows
-from latentwire.harness.errors import UserError
 from latentwire.harness.shard_files import Array
 
 ROWS_OF_LIST = 32  # sampled rows for each list
 EXACT_ROWS = 16_384  # rows of a list if all lists are searched
 GROUP_BYTES = 64 * 2**20  # of a gathered file
+PROBES = 2**23  # lists that the rows searched at a time search in all
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,30 @@ class ShardedNeighbours:
         Raises:
             UserError: There are too few different rows, or they vary in too few directions.
         """
-        if self.spec.index not in INDEXES:
-            raise UserError(f"index={self.spec.index}: unknown; use one of {', '.join(INDEXES)}")
         self.white.run()
         check_neighbours(len(self.white.places), self.spec.k)
         self.stages.run("lists", [ONE], self._fit)
         groups, names = list(self._groups), self.white.emb.names
-        if not self.stages.are_finished("gathered", groups) or not self.stages.are_finished("needed", [ONE]):
-            self.stages.run("white", names, self._whiten)
+
+        def are_gathered() -> bool:
+            return self.stages.are_finished("needed", [ONE]) and self.stages.are_finished("gathered", groups)
+
+        def are_found() -> bool:
+            return self.stages.are_finished("needed", [ONE]) and self.stages.are_finished("found", groups)
+
+        if are_found():
+            return
+        if not are_gathered():
+            self.stages.run("white", names, self._whiten, are_gathered)
             self.stages.run("needed", [ONE], self._count_needed)
-            self.stages.run("gathered", groups, self._gather)
+            self.stages.run("gathered", groups, self._gather, are_found)
         self.stages.remove("white")
         self.stages.run("found", groups, self._search)
+
+    def tidy(self) -> None:
+        """Remove what `collect` does not need. The rest is small, and gives other weights within seconds."""
+        for stage in ("white", "gathered"):
+            self.stages.remove(stage)
 
     def _fit(self, unit: str) -> None:
         """Fit the lists to a sample of the places."""
@@ -176,19 +188,23 @@ class ShardedNeighbours:
         rows, place, _ = self._gathered[name]
         queries, own = half_rows(torch.from_numpy(np.array(rows))), torch.from_numpy(np.array(place))
         cached = lru_cache(maxsize=64)(self._members)
-        probes = nearest_lists(queries, self.centres, self._lists)
         links = min(LINKS, len(self.white.places) - 1) if self.near_duplicate < 1 else 0
         count = max(self.spec.k, links)
-        products, near = search_lists(queries, own, probes, cached, count, self.device)
+        parts = []
+        for some, numbers in zip(*(each.split(max(1, PROBES // self._lists)) for each in (queries, own)), strict=True):
+            probes = nearest_lists(some, self.centres, self._lists)
+            parts.append(search_lists(some, numbers, probes, cached, count, self.device))
+        products, near = (torch.cat(found) for found in zip(*parts, strict=True))
         if len(few := (near < 0).any(1).nonzero()[:, 0]):  # places that searched only small lists
             probes = torch.arange(len(self.centres)).expand(len(few), -1)
             products[few], near[few] = search_lists(queries[few], own[few], probes, cached, count, self.device)
         distances = _distances(products[:, : self.spec.k])
         is_query = torch.isin(own, self._queries[1])
         first, second = (products[:, :links] >= self.near_duplicate).nonzero().T
+        pairs = torch.stack([own[first], near[first, second]], dim=1).sort(dim=1).values.unique(dim=0)
         self.stages.files("found").save(name, {
             "place": own.numpy(), "mean": distances.mean(1).numpy(), "farthest": distances[:, -1].numpy(),
-            "edges": torch.stack([own[first], near[first, second]], dim=1).numpy(),
+            "edges": pairs.numpy(),
             "query": own[is_query].numpy(), "query_near": near[is_query, : self.spec.k].numpy(),
         })  # fmt: skip
 
@@ -213,7 +229,8 @@ class ShardedNeighbours:
         checked = None if self._is_exact else (queries, density_at(exact, copies[queries]))
         density = density_at(mean[:, None], copies)
         measured = MeasuredPlaces(density, torch.ones_like(density), float(farthest.median()),
-                                  "exact" if self._is_exact else "ivf", recall, checked=checked)  # fmt: skip
+                                  "exact" if self._is_exact else "ivf", recall, checked=checked,
+                                  lists=None if self._is_exact else (len(self.centres), self._lists))  # fmt: skip
         return measured, np.concatenate(edges)
 
 

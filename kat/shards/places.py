@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
+from kat.density.estimate import row_hash
 from kat.embedding.sharded import ShardedEmbeddings
 from latentwire.harness.shard_files import Array
-
-DIGEST = 16  # bytes of a row's hash
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def find_places(emb: ShardedEmbeddings) -> Places:
     """
     hashes = np.empty((len(emb), 2), dtype=np.uint64)
     for name, start in zip(emb.names, emb.starts[:-1], strict=True):
-        digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=DIGEST).digest() for row in emb.rows(name))
+        digests = b"".join(row_hash(row) for row in emb.rows(name))
         found = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
         hashes[start : start + len(found)] = found
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable, so the first row of a place comes first

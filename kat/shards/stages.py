@@ -36,15 +36,26 @@ class Stages:
     def _finished(self, stage: str) -> FinishedShards:
         return self._checks.setdefault(stage, FinishedShards(self.files(stage)))
 
-    def run(self, stage: str, names: Sequence[str], work: Callable[[str], None]) -> None:
+    def run(
+        self,
+        stage: str,
+        names: Sequence[str],
+        work: Callable[[str], None],
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Do the unfinished units of a stage with all processes that run it, and return when all are finished.
 
         Args:
             stage: Name of the stage.
             names: Names of its units.
             work: Does a unit: saves it in `files(stage)`.
+            is_over: Returns whether a later stage is finished, so that other processes may have removed this one.
         """
-        is_finished = self._finished(stage)
+        check = self._finished(stage)
+
+        def is_finished(name: str) -> bool:
+            return check(name) or is_over()
+
         missing = [name for name in names if not is_finished(name)]
         if not missing:
             return

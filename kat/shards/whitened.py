@@ -18,6 +18,7 @@ from kat.shards.places import Places, find_places
 from kat.shards.stages import Stages
 
 SAMPLE = 131_072  # rows that decide the whitening
+BLOCK = 65_536  # rows whitened at a time
 ONE = "all"  # the name of the unit of a stage with one
 
 
@@ -60,8 +61,11 @@ class WhitenedPlaces:
 
     def sample(self, count: int) -> np.ndarray:
         """Return places at random, all if there are fewer: (count,) int64. Smaller samples are parts of larger ones."""
-        order = torch.randperm(len(self.places), generator=torch.Generator().manual_seed(self.seed))
-        return order[:count].numpy()
+        return self._order[:count].numpy()
+
+    @cached_property
+    def _order(self) -> Tensor:
+        return torch.randperm(len(self.places), generator=torch.Generator().manual_seed(self.seed))
 
     @cached_property
     def _whitening(self) -> ShrunkWhitening | None:
@@ -80,13 +84,19 @@ class WhitenedPlaces:
 
     def take(self, places: np.ndarray) -> Tensor:
         """Return the rows of places: (len(places), A) float32, unit rows."""
-        rows = self.emb.take(self.places.first_row[places])
-        return torch.cat([self.moved(block) for block in rows.split(65_536)])
+        found: Tensor | None = None
+        for start in range(0, len(places), BLOCK):
+            some = places[start : start + BLOCK]
+            rows = self.moved(self.emb.take(self.places.first_row[some]))
+            found = torch.empty(len(places), rows.shape[1]) if found is None else found
+            found[start : start + len(some)] = rows
+        assert found is not None
+        return found
 
     @cached_property
     def queries(self) -> np.ndarray:
         """Places at random for which everything is computed exactly, to measure errors: (Q,) int64."""
-        return self.sample(RECALL_QUERIES)
+        return self._order[-RECALL_QUERIES:].numpy()  # the first places decide the whitening and the lists
 
     def blocks(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the places whose first row is in a shard: unit rows (B, A) float32, and places (B,) int64."""

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
+def is_sharded(path: Path) -> bool:
+    """Return whether a path is a folder of shards: it is a folder, or its name has no ending."""
+    return path.is_dir() or not path.suffix
+
+
 @dataclass(frozen=True)
 class ShardFolder:
     """A folder of shards that were made in the same way.
@@ -78,14 +83,14 @@ class ShardFolder:
         except DamagedResultError:
             record = None
         if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
-            log(f"warning: {self._record(name)} is damaged; shard {name} is made again")
+            log(f"warning: {self._record(name)} is damaged; shard {name} counts as missing")
             return False
         if record.get("key") != self.key:
             return False
         for file, digest in record["files"].items():
             path = self.folder / file
             if not path.is_file() or file_sha256(path) != digest:
-                log(f"warning: {path} is {'damaged' if path.is_file() else 'missing'}; shard {name} is made again")
+                log(f"warning: {path} is {'damaged' if path.is_file() else 'missing'}; shard {name} counts as missing")
                 return False
         return True
 

@@ -6,9 +6,9 @@ others. They may start and end at any time. The operating system gives the lock 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -60,11 +60,13 @@ def work_through(
                     if not is_finished(name):
                         raise UserError(f"{folder}: {name} is not finished after its work; check the disk it is on")
             finally:
+                (claims / name).unlink(missing_ok=True)
                 lock.release()
         if len(left) == len(waiting):
             time.sleep(POLL)
         waiting = left
-    shutil.rmtree(claims, ignore_errors=True)  # all units are finished, so a claim no longer matters
+    with contextlib.suppress(OSError):  # another process may still have a claim in it
+        claims.rmdir()
     return own
 
 

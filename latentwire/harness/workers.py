@@ -36,8 +36,7 @@ def started_workers(run: str, cfg: DictConfig, workers: int) -> Iterator[None]:
     Raises:
         UserError: The number is not a whole number above 0.
     """
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-        raise UserError(f"workers={workers}: must be a whole number of processes, at least 1")
+    require_workers(workers)
     threads = torch.get_num_threads()
     share = max(1, threads // workers)
     request = json.dumps({"run": run, "cfg": {**_plain(cfg), "workers": 1}})
@@ -57,6 +56,16 @@ def started_workers(run: str, cfg: DictConfig, workers: int) -> Iterator[None]:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+
+
+def require_workers(workers: object) -> None:
+    """Check a number of processes.
+
+    Raises:
+        UserError: It is not a whole number above 0.
+    """
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise UserError(f"workers={workers}: must be a whole number of processes, at least 1")
 
 
 def _plain(cfg: DictConfig) -> dict[str, object]:

@@ -18,6 +18,7 @@ from kat.pipeline import density_shards
 from kat.sampling.sampler import DensityAwareSampler
 from kat.sampling.weight_files import WeightFolder
 from kat.shards.density import ShardedDensity
+from kat.shards.stages import Stages
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import ResultWriteError
 from latentwire.harness.shard_files import ShardFolder
@@ -47,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def times(folder: Path) -> dict[str, int]:
     """Return when each file was written."""
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +108,12 @@ def test_the_folder_has_the_weights_of_one_file(whole, cli):
     assert all(texts == [f"prompt {int(name[1:])}" for name in sorted(names)] for names, texts in shown.items())
 
 
-def test_nothing_but_the_weights_is_left(whole):
-    expected = ["density.json", "density.png", "weights.npy", *(f"{name}.json" for name in NAMES)]
+def test_what_is_left_besides_the_weights_is_small(whole):
+    """The stages with the embeddings are removed; the others give other weights without a search."""
+    [parts] = (whole / "weights" / ".parts").iterdir()
+    assert {path.name for path in parts.iterdir()} == set(STAGES) - {"white", "gathered"}
+    assert not list((whole / "weights").rglob("claims"))
+    expected = [".parts", "density.json", "density.png", "weights.npy", *(f"{name}.json" for name in NAMES)]
     expected += [f"{name}.prompts.parquet" for name in NAMES]
     assert sorted(path.name for path in (whole / "weights").iterdir()) == sorted(expected)
     assert (whole / "weights" / "density.png").read_bytes().startswith(b"\x89PNG")
@@ -162,17 +167,46 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def only_finished(run):
+    """Return `Stages.run` with a failure for a stage that is not finished."""
+
+    def checked(self, stage, names, work, is_over=lambda: False):
+        run(self, stage, names, lambda name: pytest.fail(f"{stage}/{name} is computed again"), is_over)
+
+    return checked
+
+
+@pytest.mark.parametrize("setting", ["target_ess=0.6", "cap=0.9", "crowd_cap=0.2"])
+def test_other_weights_of_the_same_densities_need_no_search(made, cli, monkeypatch, setting):
+    monkeypatch.setattr(Stages, "run", only_finished(Stages.run))
+    before = WeightFolder.open(made).weights.clone()
+    status, _, err = cli(*COMMAND, f"sampler.{setting}")
+    assert (status, "finished before" in err) == (0, False), err
+    assert not torch.equal(WeightFolder.open(made).weights, before)
+    assert cli(*COMMAND)[0] == 0 and torch.equal(WeightFolder.open(made).weights, before)
+
+
+@pytest.mark.parametrize("wrong", ["workers=0", "sampler.index=hnsw", "sampler.k=0", "near_duplicate=high"])
+def test_force_with_a_wrong_setting_loses_nothing(made, cli, wrong):
+    before = times(made)
+    status, _, err = cli(*COMMAND, "force=true", wrong)
+    assert (status, "Traceback" in err) == (1, False), err
+    assert times(made) == before
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
         ("weights.npy", flip, "weights.npy is damaged; the weights are made again"),
         ("weights.npy", Path.unlink, "weights.npy is missing; the weights are made again"),
-        ("00001.prompts.parquet", flip, "00001.prompts.parquet is damaged; shard 00001 is made again"),
-        ("00003.prompts.parquet", Path.unlink, "00003.prompts.parquet is missing; shard 00003 is made again"),
-        ("00002.json", lambda path: path.write_text("{"), "00002.json is damaged; shard 00002 is made again"),
+        ("00001.prompts.parquet", flip, "00001.prompts.parquet is damaged; shard 00001 counts as missing"),
+        ("00003.prompts.parquet", Path.unlink, "00003.prompts.parquet is missing; shard 00003 counts as missing"),
+        ("00002.json", lambda path: path.write_text("{"), "00002.json is damaged; shard 00002 counts as missing"),
     ],
 )
-def test_damaged_weights_are_named_once_and_made_again(made, cli, name, change, message):
+def test_damaged_weights_are_named_once_and_made_again(made, cli, monkeypatch, name, change, message):
+    """Nothing is searched again: the results of the last stage are still there."""
+    monkeypatch.setattr(Stages, "run", only_finished(Stages.run))
     before = contents(made)
     change(made / name)
     status, _, err = cli(*COMMAND)
@@ -222,12 +256,12 @@ def test_what_a_failed_run_found_is_used_and_damage_in_it_named(empty, whole, cl
     (empty / ".weights.npy.abc.tmp").write_text("left by a killed process")
     status, _, err = cli(*COMMAND)
     assert status == 0, err
-    assert err.count("00000.mean.npy is damaged; shard 00000 is made again") == 1, err
-    assert err.count("all.json is damaged; shard all is made again") == 1, err
+    assert err.count("00000.mean.npy is damaged; shard 00000 counts as missing") == 1, err
+    assert err.count("all.json is damaged; shard all counts as missing") == 1, err
     again = {path.parent.name for path in before if kept[path] != before[path]}
     assert again == {"found", "places"}
     assert contents(empty) == contents(whole / "weights")
-    assert not list(empty.glob(".*"))
+    assert [path.name for path in empty.glob(".*")] == [".parts"]
 
 
 def test_a_full_disk_stops_a_stage_with_a_remedy(empty, whole, cli, monkeypatch):
@@ -307,7 +341,7 @@ def test_kills_in_every_stage_lose_only_the_unit_in_work(empty, whole, tmp_path)
     assert started.wait() == [0, 0], started.told()
     assert started.told().count(f"{N} prompts, estimator whitened_knn") == 1
     assert contents(OUT) == contents(whole / "weights")
-    assert not list(OUT.glob(".*")) and not (OUT / "claims").exists()
+    assert [path.name for path in OUT.glob(".*")] == [".parts"] and not (OUT / "claims").exists()
 
 
 @pytest.mark.slow

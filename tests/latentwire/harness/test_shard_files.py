@@ -78,7 +78,7 @@ DAMAGE = [
 def test_damage_is_named_and_counts_as_missing(files, capfd, name, change, state):
     change(files.folder / name)
     assert not files.is_finished("00001")
-    assert capfd.readouterr().err == f"warning: {files.folder / name} is {state}; shard 00001 is made again\n"
+    assert capfd.readouterr().err == f"warning: {files.folder / name} is {state}; shard 00001 counts as missing\n"
 
 
 @pytest.mark.parametrize("name", ["00001.emb.npy", "00001.prompts.parquet"])
@@ -138,7 +138,7 @@ def test_a_loop_names_damage_once(files, capfd):
     for change in (flip, Path.unlink):
         change(files.folder / "00001.emb.npy")
         assert [is_finished("00001") for _ in range(3)] == [False] * 3
-        assert capfd.readouterr().err.count("shard 00001 is made again") == 1
+        assert capfd.readouterr().err.count("shard 00001 counts as missing") == 1
         files.save("00001", {"emb": ROWS})
         assert is_finished("00001")
     assert FinishedShards(ShardFolder(files.folder, "other"))("00001") is False
