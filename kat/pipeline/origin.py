@@ -58,6 +58,8 @@ def check_crowd_gate(weights: Path, force: bool) -> None:
         log(f"note: {record} does not exist, so it is unknown whether {weights} feeds crowds")
         return
     gates = read_kat_record(GatedWeights, record, "run task=density again")["gates"]
+    if gates["crowd_ratio"] is None:
+        log(f"note: {weights} has too few different prompts to plant a crowd, so it is unknown whether it feeds crowds")
     try:
         require_crowd_gate(gates, str(weights))
     except UserError as error:
