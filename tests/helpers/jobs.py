@@ -23,7 +23,7 @@ def write_units(cfg: DictConfig) -> None:
     if rank == "1":
         raise UserError(f"rank {rank} is broken")
     (folder / f"ready{rank}").touch()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(list(folder.glob("ready*"))) < cfg.ready:
         assert time.monotonic() < deadline
         time.sleep(0.01)

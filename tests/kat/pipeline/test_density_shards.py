@@ -352,7 +352,7 @@ def test_two_workers_write_what_one_writes(empty, whole, cli, monkeypatch):
     def save(self, name, arrays=None, tables=None, facts=None):
         if self.folder.name == "white":
             own.append(name)
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 240
             while len(own) == 2 and len(list(self.folder.glob("*.json"))) < 2 and time.monotonic() < deadline:
                 time.sleep(0.01)
         real(self, name, arrays, tables, facts)

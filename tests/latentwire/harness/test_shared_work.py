@@ -53,7 +53,7 @@ def log_of(folder: Path) -> list[list[str]]:
 
 
 def wait_until(reached) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.005)
