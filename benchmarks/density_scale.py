@@ -28,14 +28,14 @@ STEP = 0.5  # of the difference of two other rows that is added to a row
 
 
 def lifelike_rows(real: Tensor, count: int, seed: int) -> Tensor:
-    """Return rows like those of a file: one row plus up to half of the difference of two others, (count, D)."""
+    """Return rows like the rows of a file: one row plus up to half of the difference of two others, (count, D)."""
     generator = torch.Generator().manual_seed(seed)
     a, b, c = (real[torch.randint(len(real), (count,), generator=generator)] for _ in range(3))
     return normalize(a + STEP * torch.rand(count, 1, generator=generator) * (b - c), dim=1)
 
 
 def planted_rows(width: int, clusters: int, count: int, seed: int) -> Tensor:
-    """Return rows of planted clusters with power-law sizes, whatever the seed of the rows: (count, D)."""
+    """Return rows of planted clusters with power-law sizes: (count, D). The clusters do not depend on the seed."""
     fixed, generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
     centres = torch.randn(clusters, width, generator=fixed) / width**0.5
     directions = torch.randn(clusters, 8, width, generator=fixed) / width**0.5

@@ -28,9 +28,9 @@ class Density:
     of prompts at the cap. `local_share` is the mean share of a prompt's density that comes from itself and its k
     nearest neighbours. `error` is the mean relative error of approximate kernel sums on a sample of rows. It is 0 for
     exact sums and None for other estimators, where `recall` describes the error. `weights_error` is the total variation
-    between these weights and those of an exact search, on the sample; None if it was not measured. `lists` is the
-    number of lists, and of those that were searched for each different row. `neighbours` are those of the whitened
-    different rows, if the estimator searched them.
+    between these weights and the weights of an exact search, on the sample; None if it was not measured. `lists` is
+    the number of lists, and the number of lists searched for each different row. `neighbours` are the neighbours of the
+    whitened different rows, if the estimator searched them.
     """
 
     density: Tensor
@@ -79,7 +79,7 @@ def estimate(emb: Tensor, spec: DensitySpec, seed: int = 0) -> Density:
 
 
 def density_of_places(found: MeasuredPlaces, place_of: Tensor, spec: DensitySpec) -> Density:
-    """Return the densities and weights of prompts from those of their places.
+    """Return the densities and weights of prompts from the densities of their places.
 
     Args:
         found: The densities of M places.
