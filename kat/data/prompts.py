@@ -203,6 +203,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     return _with_equal_columns(prompts)
 
 
+def topics_of(prompts: Iterable[Prompt]) -> dict[str, int]:
+    """Return the whole number in the column `topic` of each prompt that has one, by the prompt's id."""
+    found = {prompt.id: prompt.columns.get("topic") for prompt in prompts}
+    return {name: topic for name, topic in found.items() if isinstance(topic, int) and not isinstance(topic, bool)}
+
+
 def _prompt_of(row: object, where: str, source: str) -> Prompt:
     """Return the prompt in a row of a prompts file.
 

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from kat.data.heldout import held_out, require_share
-from kat.data.prompts import prompt_paths, prompts_in, read_prompts, repeated_id
+from kat.data.prompts import prompt_paths, prompts_in, read_prompts, repeated_id, topics_of
 from kat.data.tables import read_groups, read_weights, same_ids
-from kat.pipeline.artifacts import destination, is_sharded, locate, sampler_settings, task
+from kat.pipeline.artifacts import destination, locate, sampler_settings, task
 from kat.pipeline.origin import check_crowd_gate, check_origin
 from kat.records import DrawnRecord
 from kat.sampling.arms import ARMS, ArmInputs, FixedWeights, RowInputs, build_arm
@@ -26,6 +26,7 @@ from latentwire.harness.origin import made_by
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import JsonObject, write_json, write_jsonl, write_text_atomically
+from latentwire.harness.shard_files import is_sharded
 from latentwire.harness.typed_config import typed
 from latentwire.records import FORMAT
 
@@ -107,9 +108,11 @@ def _in_a_file(cfg: DictConfig, source: Path) -> WeightedPrompts:
     ids, _, measured = read_weights(source)
     check_origin(source)
     path = locate(cfg, "prompts_file")
-    same_ids(ids, {prompt.id for prompt in read_prompts(path)}, str(source), str(path), REMEDY)
+    prompts = read_prompts(path)
+    same_ids(ids, {prompt.id for prompt in prompts}, str(source), str(path), REMEDY)
     groups = read_groups(source) if GROUPS in ARMS[cfg.sampler.name].needs else {}
-    inputs = ArmInputs(ids, cfg.seed, dict(zip(ids, measured.tolist(), strict=True)), groups=groups)
+    topics = topics_of(prompts)
+    inputs = ArmInputs(ids, cfg.seed, dict(zip(ids, measured.tolist(), strict=True)), groups=groups, topics=topics)
     _require_one_line(ids)
     return WeightedPrompts(inputs, lambda: ids, lambda rows: [ids[row] for row in rows.tolist()], file_sha256(source))
 

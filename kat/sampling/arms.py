@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kat.sampling.adaptive import AdaptiveWeights
-from kat.sampling.base import ARMS, Arm, ArmInputs, Observation, RowInputs, register_arm
+from kat.sampling.base import ARMS, DENSITY, GROUPS, Arm, ArmInputs, Observation, RowInputs, register_arm
 from kat.sampling.fixed import FixedWeights
 from latentwire.harness.errors import UserError
 from latentwire.harness.registry import check_dials, dials_of
@@ -36,7 +36,7 @@ def needs_density(name: str) -> bool:
     Raises:
         UserError: No arm has this name.
     """
-    return bool(ARMS[name].needs)
+    return bool({DENSITY, GROUPS} & set(ARMS[name].needs))
 
 
 def build_arm(name: str, settings: Mapping[str, object], inputs: ArmInputs | RowInputs) -> Arm:

@@ -20,8 +20,9 @@ from latentwire.harness.results import JsonObject
 
 A = TypeVar("A", bound="Arm")
 
-# What an arm may need. Both are in the file of task=density: the weights, and the groups of near-duplicates.
-DENSITY, GROUPS = "density", "groups"
+# What an arm may need: the weights and the groups of near-duplicates of task=density, and the column `topic` of the
+# prompts file.
+DENSITY, GROUPS, TOPICS = "density", "groups", "topics"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class ArmInputs:
         prompts_per_step: Number of draws of a step.
         setting: Name of the setting with that number, for messages.
         groups: Group of near-duplicates by prompt id. Only arms with needs=("groups",) use it.
+        topics: Topic by prompt id. Only arms with needs=("topics",) use it.
     """
 
     ids: Sequence[str]
@@ -66,6 +68,7 @@ class ArmInputs:
     prompts_per_step: int = 1
     setting: str = "prompts_per_step"
     groups: Mapping[str, int] = field(default_factory=dict)
+    topics: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_prompts(self) -> int:
@@ -81,6 +84,8 @@ class ArmInputs:
         ids = self.ids
         if not arm.needs:
             return torch.arange(len(ids)), torch.full((len(ids),), 1 / max(len(ids), 1), dtype=torch.float64)
+        if TOPICS in arm.needs:
+            return self._even_over_topics(arm)
         left_out, by_group = set(self.too_long), DENSITY not in arm.needs
         known: Mapping[str, float] = self.groups if by_group else self.measured
         if unknown := [name for name in ids if name not in known and name not in left_out]:
@@ -96,10 +101,26 @@ class ArmInputs:
                 "drawn; use an embedder with a longer context, or sampler=uniform"
             )
         values = [known[ids[row]] for row in rows]
-        if by_group:
-            sizes = Counter(values)
-            values = [1 / sizes[group] for group in values]
-        return torch.tensor(rows), checked_weights(values)
+        return torch.tensor(rows), checked_weights(_even(values) if by_group else values)
+
+    def _even_over_topics(self, arm: type[Arm]) -> tuple[Tensor, Tensor]:
+        """Return all rows, and base weights that are equal for every topic.
+
+        Raises:
+            UserError: A prompt has no topic.
+        """
+        if unknown := [name for name in self.ids if name not in self.topics]:
+            raise UserError(
+                f"sampler={arm.name}: {len(unknown)} of {len(self.ids)} prompts have no whole number in the column "
+                f"topic of the prompts file, {unknown[0]} for instance; give the prompts file of task=world, or add it"
+            )
+        return torch.arange(len(self.ids)), checked_weights(_even([self.topics[name] for name in self.ids]))
+
+
+def _even(groups: Sequence[float]) -> list[float]:
+    """Return weights that give every group the same sum and its members the same weight."""
+    sizes = Counter(groups)
+    return [1 / sizes[group] for group in groups]
 
 
 @dataclass(frozen=True)
@@ -148,6 +169,11 @@ class RowInputs:
             return torch.arange(n), torch.full((n,), 1 / n, dtype=torch.float64)
         if DENSITY in arm.needs:
             return torch.arange(n), checked_weights(self.weights)
+        if TOPICS in arm.needs:
+            raise UserError(
+                f"sampler={arm.name}: reads the topics of all prompts, which a folder of weights does not load; use a "
+                "weights.jsonl"
+            )
         assert self.groups is not None
         _, group, sizes = self.groups.unique(return_inverse=True, return_counts=True)
         return torch.arange(n), checked_weights((1 / sizes.double())[group])
@@ -165,7 +191,8 @@ class Arm(ABC):
         rows: Rows that can be drawn, (M,) int64. A prompt that was too long for the embedder is not among them if the
             arm needs density or groups.
         base_weights: Weights of these rows, (M,) float64, sum 1: from task=density if the arm needs density, equal for
-            every group of near-duplicates if it needs groups, else equal for every row.
+            every group of near-duplicates if it needs groups, equal for every topic if it needs topics, else equal for
+            every row.
         never_drawn: Number of training prompts that cannot be drawn, N - M.
 
     Args:
@@ -278,14 +305,14 @@ def register_arm(name: str, *, needs: tuple[str, ...] = ()) -> Callable[[type[A]
     Args:
         name: Name of the arm.
         needs: What the arm needs besides the prompts: ("density",) for the weights of task=density, ("groups",) for
-            its groups of near-duplicates.
+            its groups of near-duplicates, ("topics",) for the column `topic` of the prompts file.
 
     Raises:
         UserError: The name is taken or not an identifier, or a need is unknown.
     """
-    if unknown := sorted(set(needs) - {DENSITY, GROUPS}):
+    if unknown := sorted(set(needs) - {DENSITY, GROUPS, TOPICS}):
         raise UserError(
-            f"sampler={name}: needs={unknown[0]} is unknown; an arm can need {DENSITY}, {GROUPS}, or nothing"
+            f"sampler={name}: needs={unknown[0]} is unknown; an arm can need {DENSITY}, {GROUPS}, {TOPICS}, or nothing"
         )
 
     def register(arm: type[A]) -> type[A]:

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kat.sampling.base import DENSITY, GROUPS, Arm, ArmInputs, Observation, RowInputs, register_arm
+from kat.sampling.base import DENSITY, GROUPS, TOPICS, Arm, ArmInputs, Observation, RowInputs, register_arm
 from kat.sampling.sampler import DensityAwareSampler
 from latentwire.harness.checkpoint import State
 
@@ -128,3 +128,12 @@ class Shuffled(FixedWeights):
     def weigh(self, weights: Tensor) -> Tensor:
         """Return the weights in an order that the seed decides, (M,)."""
         return weights[torch.randperm(len(weights), generator=torch.Generator().manual_seed(self.seed))]
+
+
+@register_arm("oracle", needs=(TOPICS,))
+class Oracle(FixedWeights):
+    """Every topic weighs the same, by the column `topic` of the prompts file: the best that a density could do."""
+
+    def weigh(self, weights: Tensor) -> Tensor:
+        """Return the base weights, (M,), which are equal for every topic."""
+        return weights

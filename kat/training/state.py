@@ -14,12 +14,13 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from kat.data.heldout import require_share
+from kat.data.prompts import read_prompts, topics_of
 from kat.data.tables import read_groups, read_weights
 from kat.embedding.store import too_long_ids
 from kat.pipeline.artifacts import locate, sampler_settings
 from kat.pipeline.origin import check_crowd_gate
 from kat.sampling.arms import ARMS, Arm, ArmInputs, arm_settings, build_arm, needs_density
-from kat.sampling.base import DENSITY, GROUPS
+from kat.sampling.base import DENSITY, GROUPS, TOPICS
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.checkpoint import State
 from latentwire.harness.errors import UserError
@@ -129,7 +130,8 @@ def arm_of(cfg: DictConfig, ids: Sequence[str], prompts_per_step: int, setting: 
             needs.
     """
     groups = read_groups(locate(cfg, "weights_file")) if GROUPS in ARMS[cfg.sampler.name].needs else {}
-    inputs = ArmInputs(ids, cfg.seed, *_measured_weights(cfg), prompts_per_step, setting, groups)
+    topics = topics_of(read_prompts(locate(cfg, "prompts_file"))) if TOPICS in ARMS[cfg.sampler.name].needs else {}
+    inputs = ArmInputs(ids, cfg.seed, *_measured_weights(cfg), prompts_per_step, setting, groups, topics)
     arm = build_arm(cfg.sampler.name, sampler_settings(cfg), inputs)
     if arm.never_drawn:
         log(f"warning: {arm.never_drawn} training prompts were too long for the embedder; they are never drawn")

@@ -31,11 +31,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MEASURED = {"a": 0.1, "b": 0.2, "c": 0.3, "held": 0.4}
 GROUPS = {"a": 0, "b": 1, "c": 0, "held": 2}
+TOPICS = {"a": 0, "b": 7, "c": 7, "held": 0}
 EXPECTED = {
     "deduplicated": [1 / 4, 1 / 4, 1 / 2],
     "uniform": [1 / 3, 1 / 3, 1 / 3],
     "density": [0.5, 1 / 6, 1 / 3],
     "reversed": [1 / 6, 0.5, 1 / 3],
+    "oracle": [1 / 4, 1 / 2, 1 / 4],
 }
 SHIPPED = [name for name in ARMS if ARMS.source_digest(name) is None]
 DIFFICULTY = {"rate": 0.5, "floor": 0.1}
@@ -46,7 +48,9 @@ def some(name: str, count: int = 3, *, seed: int = 0, **settings: float) -> Arm:
     ids = ["c", "a", "b", *(f"p{i}" for i in range(count - 3))]
     measured = MEASURED | {f"p{i}": 0.05 * (i + 1) for i in range(count - 3)}
     groups = GROUPS | {f"p{i}": 3 + i // 2 for i in range(count - 3)}
-    return build_arm(name, settings or _defaults(name), ArmInputs(ids, seed, measured, groups=groups))
+    topics = TOPICS | {f"p{i}": i % 3 for i in range(count - 3)}
+    inputs = ArmInputs(ids, seed, measured, groups=groups, topics=topics)
+    return build_arm(name, settings or _defaults(name), inputs)
 
 
 def _defaults(name: str) -> dict[str, float]:
@@ -122,7 +126,9 @@ def test_an_arm_refuses_fewer_prompts_than_a_step_needs(name):
     reason = f"^grpo.prompts_per_step=4: sampler={name} can draw 3 of the 3 training prompts"
     with pytest.raises(UserError, match=reason):
         build_arm(
-            name, _defaults(name), ArmInputs(["a", "b", "c"], 0, MEASURED, (), 4, "grpo.prompts_per_step", GROUPS)
+            name,
+            _defaults(name),
+            ArmInputs(["a", "b", "c"], 0, MEASURED, (), 4, "grpo.prompts_per_step", GROUPS, TOPICS),
         )
 
 
@@ -150,7 +156,9 @@ def test_an_arm_remembers_what_it_learns_later():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_state_of_another_arm_is_refused(name):
-    other = build_arm(name, _defaults(name), ArmInputs(["a", "b", "c", "held"], 0, MEASURED, groups=GROUPS))
+    other = build_arm(
+        name, _defaults(name), ArmInputs(["a", "b", "c", "held"], 0, MEASURED, groups=GROUPS, topics=TOPICS)
+    )
     for state in (other.state_dict(), some(name, seed=1).state_dict(), {}):
         with pytest.raises(UserError, match=r"would not continue|not a sampler state"):
             some(name).load_state_dict(state)
@@ -171,7 +179,9 @@ def test_an_observation_needs_finite_rewards(rewards):
 # Fixed weights.
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if issubclass(ARMS[name], FixedWeights)])
+@pytest.mark.parametrize(
+    "name", sorted({name for name in SHIPPED if issubclass(ARMS[name], FixedWeights)} - {"oracle"})
+)
 def test_an_arm_of_rows_draws_as_an_arm_of_ids(name):
     """Rows of a folder of weights need no ids and no dicts, and give the same numbers bit for bit."""
     ids, weights, groups = list("abcdefg"), [0.1, 0.3, 0.0, 0.2, 0.2, 0.15, 0.05], [0, 1, 0, 2, 2, 0, 3]
@@ -222,6 +232,23 @@ def test_prompts_too_long_for_the_embedder_are_never_drawn():
         build_arm("density", {}, ArmInputs(["c", "x", "a"], 0, MEASURED, ["x", "y"], 3))
     with pytest.raises(UserError, match="all 1 training prompts were too long"):
         build_arm("density", {}, ArmInputs(["x"], 0, MEASURED, ["x"]))
+
+
+def test_oracle_draws_all_topics_evenly():
+    """Of 12 prompts topic 5 has 9, topic 8 has 2 and topic 9 has 1; the measured weights do not matter."""
+    topics = {f"t{i}": 5 if i < 9 else 8 if i < 11 else 9 for i in range(12)}
+    arm = build_arm("oracle", {}, ArmInputs(list(topics), 0, {"t0": 1.0}, topics=topics, prompts_per_step=12))
+    expected = torch.tensor([1 / 27] * 9 + [1 / 6] * 2 + [1 / 3])
+    torch.testing.assert_close(arm.sampling_weights.float(), expected)
+    assert not needs_density("oracle") and arm.never_drawn == 0
+
+
+def test_oracle_needs_the_topic_of_every_prompt():
+    reason = r"^sampler=oracle: 1 of 2 prompts have no whole number in the column topic of the prompts file, x for inst"
+    with pytest.raises(UserError, match=reason):
+        build_arm("oracle", {}, ArmInputs(["c", "x"], 0, MEASURED, topics=TOPICS))
+    with pytest.raises(UserError, match=r"^sampler=oracle: reads the topics of all prompts, which a folder of weights"):
+        build_arm("oracle", {}, RowInputs(torch.ones(3), 0))
 
 
 def test_a_prompt_without_a_weight_is_refused():
@@ -406,7 +433,7 @@ def test_an_arm_without_a_file_is_configured_by_its_signature():
 
 def test_registration_refuses_unknown_needs_and_taken_names():
     with pytest.raises(
-        UserError, match="sampler=root: needs=gpu is unknown; an arm can need density, groups, or nothing"
+        UserError, match="sampler=root: needs=gpu is unknown; an arm can need density, groups, topics, or nothing"
     ):
         register_arm("root", needs=("gpu",))
     with pytest.raises(UserError, match=r"uniform: .* both register this name"):
