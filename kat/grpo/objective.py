@@ -33,8 +33,8 @@ class GRPOObjective:
         loss_type: One of LOSS_TYPES (see `loss_weights` and `grpo_loss`).
         scale_rewards: One of SCALE_REWARDS (see `advantages`).
         entropy_coef: Weight of the entropy bonus: the loss is lowered by this times the mean entropy of the tokens.
-        top_entropy_quantile: Share of the tokens, those of the highest entropy, that the surrogate acts on; the KL term
-            acts on all of them (Wang et al. 2025, arXiv 2506.01939).
+        top_entropy_quantile: Share of the tokens that the surrogate acts on, highest entropy first; the KL term acts on
+            all of them (Wang et al. 2025, arXiv 2506.01939).
     """
 
     epsilon: float

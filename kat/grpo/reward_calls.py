@@ -122,7 +122,7 @@ class RewardCall:
         return [one for one in named if one.name not in self._given()]
 
     def _given(self) -> tuple[str, ...]:
-        """Return the names of the arguments that are no columns and no settings."""
+        """Return the names of the arguments that are neither columns nor settings."""
         return (*ARGUMENTS, "groups") if self.reward.per_group else ARGUMENTS
 
     def columns(self, available: Collection[str]) -> dict[str, str]:

@@ -199,13 +199,13 @@ def factors_of(calls: Mapping[str, RewardCall], names: Sequence[str], reward_wei
         reward_weights: Their weights.
 
     Raises:
-        UserError: There is no reward to multiply, or the weight of one that multiplies is negative.
+        UserError: All rewards multiply, or the weight of one that multiplies is negative.
     """
     factors = [name for name, call in calls.items() if call.reward.multiplies]
     if len(factors) == len(names):
         raise UserError(
-            f"grpo.reward_funcs=[{','.join(names)}]: {names[0]} multiplies the sum of the other rewards, and there is "
-            "no other; add one that measures quality, such as exact_match"
+            f"grpo.reward_funcs=[{','.join(names)}]: {names[0]} multiplies the sum of the other rewards, and none is "
+            "given; add one that measures quality, such as exact_match"
         )
     for name, weight in zip(names, reward_weights, strict=True):
         if name in factors and weight < 0:

@@ -69,7 +69,8 @@ class GrpoSpec(GRPOObjective):
             )
         if self.sync_ref_model and not self.beta:
             raise UserError(
-                "grpo.sync_ref_model=true: with grpo.beta=0 there is no reference; use a beta above 0, or leave it out"
+                "grpo.sync_ref_model=true: with grpo.beta=0 the run has no reference; use a beta above 0, or "
+                "leave it out"
             )
 
     def sampling(self, num_generations: int, batch_tokens: int) -> Sampling:

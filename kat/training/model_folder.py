@@ -186,7 +186,7 @@ def differing_settings(one: Mapping[str, object], other: Mapping[str, object]) -
 
 
 def settings_in_effect(settings: Mapping[str, object]) -> dict[str, object]:
-    """Return settings by their dotted names without those of LATER_SETTINGS that are off and their dependents."""
+    """Return settings by their dotted names, without the LATER_SETTINGS that are off and their dependents."""
     off = {
         name: dependents for name, (value, dependents) in LATER_SETTINGS.items() if settings.get(name, value) == value
     }

@@ -219,7 +219,7 @@ def test_settings_that_are_off_are_not_in_the_identity(training):
         (["grpo.dynamic_sampling_rounds=0"], "grpo.dynamic_sampling_rounds=0: must be at least 1"),
         (["grpo.ref_model_sync_steps=0"], "grpo.ref_model_sync_steps=0: must be at least 1"),
         (["grpo.ref_model_mixup_alpha=0"], "grpo.ref_model_mixup_alpha=0.0: the policy's share"),
-        (["grpo.sync_ref_model=true", "grpo.beta=0"], "grpo.sync_ref_model=true: with grpo.beta=0 there is no ref"),
+        (["grpo.sync_ref_model=true", "grpo.beta=0"], "grpo.sync_ref_model=true: with grpo.beta=0 the run has no ref"),
         (["grpo.sync_ref_model=true"], "grpo.ref_model_sync_steps=10: the run has steps=4, so no step would"),
         (["grpo.sync_ref_model=true", "grpo.ref_model_sync_steps=2", "tuning.method=lora"],
          "grpo.ref_model_mixup_alpha=0.6: mixed adapters are not a mixture of policies"),

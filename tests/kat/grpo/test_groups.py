@@ -31,7 +31,7 @@ class Arm:
 
 
 class Actor:
-    """An actor whose completions have two tokens; those of the given prompts all have the same reward."""
+    """An actor whose completions have two tokens, with equal rewards for the given prompts."""
 
     def __init__(self, equal):
         self.state, self.batch_tokens = SimpleNamespace(process_index=0, num_processes=1), 100

@@ -145,7 +145,7 @@ def test_loss_and_gradient_equal_trl(tmp_path, settings, old_differs, temperatur
 
 
 def size_of(mask, part=None) -> BatchSize:
-    """Return the size of a batch; with a part, its tokens are those of one of two processes."""
+    """Return the size of a batch; a part belongs to one of two processes."""
     own, processes = (mask, 1) if part is None else (mask[part], 2)
     return BatchSize(int(mask.sum()), len(mask), len(mask), int(own.sum()), processes, 7)
 

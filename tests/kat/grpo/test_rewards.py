@@ -136,7 +136,7 @@ def test_novelty_multiplies_the_sum_of_the_others(weight, power):
 @pytest.mark.parametrize(
     ("names", "weights", "message"),
     [
-        (["novelty"], [1.0], r"reward_funcs=\[novelty\]: novelty multiplies the sum .* there is no other; add one"),
+        (["novelty"], [1.0], r"reward_funcs=\[novelty\]: novelty multiplies the sum .* none is given; add one"),
         ([f"{HERE}:length", "novelty"], [1.0, -1.0], r"weight of novelty is the power .* at least 0"),
     ],
 )
