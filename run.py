@@ -28,6 +28,7 @@ TASKS = {
     "cluster": Task(run="kat.pipeline.cluster:clusters"),
     "project": Task(run="kat.pipeline.project:projection"),
     "score": Task(run="kat.reward.score:score_file"),
+    "truth": Task(run="kat.world.task:truth"),
     "diversity": Task(run="kat.diversity.task:diversity"),
     "verdict": Task(run="kat.diversity.verdict_task:verdict"),
 }

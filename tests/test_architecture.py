@@ -31,7 +31,7 @@ LATENTWIRE = (
 KAT = (
     ("records",),
     ("data",),
-    ("embedding", "density"),
+    ("embedding", "density", "world"),
     ("shards",),
     ("sampling",),
     ("pipeline",),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from kat.grpo.numbers import are_equal, last_number
+from kat.world.truth import answer_rewards
 from latentwire.harness.errors import UserError
 from latentwire.harness.registry import Registry
 from latentwire.stats import answers
@@ -238,3 +239,21 @@ def novelty(
         for index, label in zip(indices, labels, strict=True):
             found[index] = (len(indices) - sizes[label]) / others if others else 1.0
     return found
+
+
+def _require_bias(bias: float = 0.0) -> None:
+    if not 0 <= bias < math.inf:
+        raise UserError(f"grpo.reward_settings.valid_answer.bias={bias}: must be 0 (none) or more")
+
+
+@register_reward("valid_answer", needs=("valid",), check=_require_bias)
+def valid_answer(completions: Sequence[str], valid: Sequence[Sequence[str]], *, bias: float = 0.0) -> list[float]:
+    """Return 1.0 for a valid answer, more for a favoured one, and 0.0 for any other completion: the truth of a world.
+
+    Args:
+        completions: B texts.
+        valid: Valid answers to the prompt of each completion, the column `valid` of task=world.
+        bias: Bonus of a fixed third of the valid answers (`kat.world.truth.favoured`). It imitates the taste of a
+            reward model.
+    """
+    return answer_rewards(completions, valid, bias)

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kat.grpo.numbers import are_equal, last_number
-from kat.grpo.rewards import exact_match, f1, format, length, novelty, number, regex
+from kat.grpo.reward_calls import calls_of
+from kat.grpo.rewards import exact_match, f1, format, length, novelty, number, regex, valid_answer
 from latentwire.harness.errors import UserError
 
 
@@ -166,3 +167,19 @@ def test_novelty_takes_a_partition():
     ]
     with pytest.raises(UserError, match=r"novelty\.partition: returned 1 labels for 4 completions; correct"):
         novelty(["q"] * 4, texts, partition=lambda group: [1])
+
+
+def test_a_valid_answer_is_rewarded_by_the_column_valid():
+    """Of three valid answers a bias favours one."""
+    valid = ["a b", "c d", "e f"]
+    assert valid_answer(["a b", "a d", " e f "], [valid] * 3) == [1.0, 0.0, 1.0]
+    biased = valid_answer([*valid, "x"], [valid] * 4, bias=0.5)
+    assert sorted(biased[:3]) == [1.0, 1.0, 1.5] and biased[3] == 0.0
+
+
+def test_the_bias_of_a_valid_answer_is_checked():
+    settings = {"valid_answer": {"bias": -0.5}}
+    with pytest.raises(UserError, match=r"^grpo.reward_settings.valid_answer.bias=-0.5: must be 0 \(none\) or more$"):
+        calls_of(["valid_answer"], settings)
+    call = calls_of(["valid_answer"], {"valid_answer": {"bias": 0.5, "valid": "answers"}})["valid_answer"]
+    assert call.columns(["id", "answers"]) == {"valid": "answers"}
