@@ -86,8 +86,8 @@ def _warnings(ess: float, ratio: float | None, weights_error: float | None) -> l
     warnings = []
     if weights_error is not None and weights_error > MOST_WEIGHTS_ERROR:
         warnings.append(
-            f"the weights differ from the weights of an exact search by a total variation of {weights_error:.2f}, more than "
-            f"{MOST_WEIGHTS_ERROR}; raise sampler.min_recall if lists are searched, or use another estimator"
+            f"the weights differ from the weights of an exact search by a total variation of {weights_error:.2f}, more "
+            f"than {MOST_WEIGHTS_ERROR}; raise sampler.min_recall if lists are searched, or use another estimator"
         )
     if ess > IDLE_ESS:
         warnings.append(
