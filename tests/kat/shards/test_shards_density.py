@@ -62,6 +62,7 @@ def small_units(monkeypatch) -> None:
     """Make several lists, several files of gathered lists and several sketches of few rows."""
     monkeypatch.setattr("kat.shards.neighbours.GROUP_BYTES", 4000)
     monkeypatch.setattr("kat.shards.neighbours.EXACT_ROWS", 40)
+    monkeypatch.setattr("kat.shards.neighbours.PROBES", 400)
     monkeypatch.setattr("kat.shards.kernel_sums.PARTS", 2)
 
 
@@ -284,11 +285,16 @@ def test_finished_stages_are_not_done_again(tmp_path, monkeypatch):
     for estimator in ("knn", "whitened_sketch"):
         work = job(tmp_path / estimator, x, sizes, 1, estimator=estimator)
         work.run()
-        again = ShardedDensity(work.emb, work.spec, 1, 0, Stages(work.stages.folder, "key"), CPU)
-        with monkeypatch.context() as patch:
-            patch.setattr(ShardFolder, "save", lambda self, name, *content: pytest.fail(f"{self.folder}: {name}"))
-            again.run()
-        assert torch.equal(again.collect().density.weights, work.collect().density.weights)
+        weights = work.collect().density.weights
+        for large_ones_are_left in (True, False):
+            again = ShardedDensity(work.emb, work.spec, 1, 0, Stages(work.stages.folder, "key"), CPU)
+            with monkeypatch.context() as patch:
+                patch.setattr(ShardFolder, "save", lambda self, name, *content: pytest.fail(f"{self.folder}: {name}"))
+                again.run()
+            assert torch.equal(again.collect().density.weights, weights)
+            if large_ones_are_left:
+                again.tidy()
+                assert not {path.name for path in work.stages.folder.iterdir()} & {"white", "gathered", "counted"}
 
 
 # The direction.
