@@ -7,10 +7,11 @@ over the valid ones. Its corpus is such a mixture.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from kat.world.language import Topic, World, renderings
@@ -59,14 +60,14 @@ def draw_lines(world: World, count: int, valid_share: float, generator: torch.Ge
 
 def _invalid(world: World, topic: Topic, attribute: int, uniform: Sequence[float]) -> str:
     """Return an invalid answer from three random numbers in [0, 1)."""
-    right = topic.second[attribute]
-    if uniform[0] < 0.5:
-        wrong = [word for word in topic.pool if word not in right]
-        return f"{_pick(topic.first, uniform[1])} {_pick(wrong, uniform[2])}"
     other = _pick([each for each in world.topics if each is not topic], uniform[1])
     valid = set(topic.valid(attribute))
     answers = [answer for index in range(len(world.adjectives)) for answer in other.valid(index)]
-    return _pick([answer for answer in answers if answer not in valid], uniform[2])
+    foreign = [answer for answer in answers if answer not in valid]
+    if uniform[0] < 0.5 or not foreign:
+        wrong = [word for word in topic.pool if word not in topic.second[attribute]]
+        return f"{_pick(topic.first, uniform[1])} {_pick(wrong, uniform[2])}"
+    return _pick(foreign, uniform[2])
 
 
 def _pick(options: Sequence[T], uniform: float) -> T:
@@ -77,6 +78,23 @@ def _pick(options: Sequence[T], uniform: float) -> T:
 def _at(uniform: float, count: int) -> int:
     """Return a number below `count` from a random number in [0, 1)."""
     return min(int(uniform * count), count - 1)
+
+
+def encode_lines(
+    tokenizer: PreTrainedTokenizerFast, lines: Sequence[CorpusLine], prompt_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Return lines as token ids, (B, T) padded on the right, and the weight of each target in the loss, (B, T - 1).
+
+    Args:
+        tokenizer: Tokenizer of the world.
+        lines: B lines.
+        prompt_weight: Weight of the tokens of a prompt. An answer and its end token weigh 1, and padding 0.
+    """
+    texts = [f"{line.prompt} {OPENS} {line.answer} {END}" for line in lines]
+    encoded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    ids, mask = cast(Tensor, encoded["input_ids"]), cast(Tensor, encoded["attention_mask"])
+    in_answer = ids.eq(tokenizer.get_vocab()[OPENS]).cumsum(dim=1) > 0  # OPENS predicts an answer's first token
+    return ids, torch.where(in_answer, 1.0, prompt_weight)[:, :-1] * mask[:, 1:]
 
 
 def world_tokenizer(world: World, context: int) -> PreTrainedTokenizerFast:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kat.world.corpus import END, OPENS, draw_lines, world_tokenizer
+from kat.world.corpus import draw_lines, encode_lines, world_tokenizer
 from kat.world.exact import ANSWER_TOKENS, draw_answers, exact_truth
 from kat.world.language import make_world
 from kat.world.records import TruthMeans, WorldOutcome
@@ -77,15 +76,10 @@ class WorldLearning(Learning[WorldOutcome]):
         return StepReport(metrics, {"seconds": seconds}, f"loss {metrics['loss']:.3f}")
 
     def _lines(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return a step's lines, (B, T) token ids padded on the right, and their targets' weights, (B, T - 1)."""
+        """Return the lines of a step as `encode_lines` does."""
         generator = generator_for(self.seed, "world", "lines", number)
         lines = draw_lines(self.world, self.base.lines_per_step, self.base.valid_share, generator)
-        texts = [f"{line.prompt} {OPENS} {line.answer} {END}" for line in lines]
-        encoded = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-        ids, mask = cast(Tensor, encoded["input_ids"]), cast(Tensor, encoded["attention_mask"])
-        opens = ids.eq(self.tokenizer.get_vocab()[OPENS])
-        in_answer = opens.cumsum(dim=1) > 0  # an answer's first token is predicted at OPENS
-        return ids, torch.where(in_answer, 1.0, self.base.prompt_weight)[:, :-1] * mask[:, 1:]
+        return encode_lines(self.tokenizer, lines, self.base.prompt_weight)
 
     def finish(self) -> WorldOutcome:
         """Write the prompts, their topics as clusters, and the model; measure the model."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kat.data.chat import encode_completion, encode_prompt
-from kat.world.corpus import END, OPENS, draw_lines, world_tokenizer
-from kat.world.language import FORMS, SHAPES, World, WorldSpec, made_up_words, make_world, topic_sizes
+from kat.world.corpus import END, OPENS, CorpusLine, draw_lines, encode_lines, world_tokenizer
+from kat.world.language import FORMS, SHAPES, Topic, World, WorldSpec, made_up_words, make_world, topic_sizes
 from latentwire.harness.errors import UserError
 from tests.helpers.random import shifted
 
@@ -131,6 +131,17 @@ def test_lines_are_valid_as_often_as_wished(world):
     assert valid  # the prompts file and the corpus have the same language
 
 
+def test_an_invalid_line_is_never_valid_by_chance():
+    """Topic 0 accepts most answers of topic 1, and only "x z" and "w z" are wrong for it."""
+    spec, details = WorldSpec(2, 40, 0.0, 1), tuple(f"d{number}" for number in range(8))
+    one = Topic(("n1", "n2", "n3"), details, ("x", "w"), ("y", "v", "z"), (("y", "v"),))
+    other = Topic(("m1", "m2", "m3"), details, ("x", "w"), ("y", "v", "z", "q"), (("y", "v", "z"),))
+    made = World(spec, 0, (one, other), (("a1", "a2", "a3"),), ("x", "w"), ("y", "v", "z", "q"))
+    lines = draw_lines(made, 400, 0.0001, torch.Generator().manual_seed(shifted(0)))
+    found = {line.answer for line in lines if not line.is_valid and {"n1", "n2", "n3"} & set(line.prompt.split())}
+    assert found == {"x z", "w z"}
+
+
 def test_lines_are_even_over_topics_and_answers(world):
     """Of 8000 lines each of 20 topics has 400, with a standard deviation of 19.5."""
     lines = draw_lines(world, 8000, 1.0, torch.Generator().manual_seed(shifted(1)))
@@ -142,6 +153,16 @@ def test_lines_are_even_over_topics_and_answers(world):
     shares = torch.tensor([firsts.count(word) / len(firsts) for word in world.topics[0].first])
     even = 1 / len(shares)
     assert float((shares - even).abs().max()) < 4.5 * (even * (1 - even) / len(firsts)) ** 0.5
+
+
+def test_tokens_of_answers_weigh_more_than_prompts(world):
+    """Targets: five of a prompt of six tokens with its mark, then answer, answer, end, then padding."""
+    tokenizer = world_tokenizer(world, 64)
+    noun, words = world.topics[0].nouns[0], world.topics[0].valid(0)[0]
+    lines = [CorpusLine(f"name a {noun} a a", words, True), CorpusLine(f"a {noun}", words, True)]
+    ids, weights = encode_lines(tokenizer, lines, 0.25)
+    assert ids.shape == (2, 9) and tokenizer.decode(ids[0, 6:]) == f"{words} {END}"
+    assert weights.tolist() == [[0.25] * 5 + [1.0] * 3, [0.25] * 2 + [1.0] * 3 + [0.0] * 3]
 
 
 def test_the_tokenizer_has_one_token_for_each_word(world):
