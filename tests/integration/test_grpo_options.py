@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -132,6 +133,16 @@ def test_the_bonus_trains_without_a_reward(training, tiny):
     for row in read_rows(Path("run/metrics.jsonl")):
         assert row["loss"] == pytest.approx(-0.5 * row["entropy"], abs=1e-4) and row["grad_norm"] > 0
     assert result_of(Path("run"))["counts"]["steps_without_update"] == 0
+
+
+@pytest.mark.float_path
+def test_the_bonus_is_a_mean_over_the_chosen_tokens(training):
+    """The tokens of highest entropy have at least the mean entropy, and at most the one of an even distribution."""
+    more = ("grpo.entropy_coef=0.5", "grpo.beta=0", "steps=1", "grpo.eval_prompts=0")
+    for share in (0.0, 0.3):
+        assert training(CONSTANT, *more, f"grpo.top_entropy_quantile={share}", f"out=run{share}")[0] == 0
+        row = read_rows(Path(f"run{share}/metrics.jsonl"))[0]
+        assert row["entropy"] < -row["loss"] / 0.5 <= math.log(2048) + 1e-4
 
 
 @pytest.mark.float_path
