@@ -12,6 +12,7 @@ from kat import records
 from kat.density import records as density_records
 from kat.diversity import records as diversity_records
 from kat.diversity import samples
+from kat.embedding import shard_writer
 from tests.helpers.checkpoints import make_checkpoints
 from tests.helpers.files import read_json, read_rows, write_rows
 from tests.helpers.records import mismatches
@@ -25,6 +26,9 @@ COMMANDS = [
     ("train", [*TRAINING, "task=reward", "prompts_per_step=2"]),  # makes pairs, prompts, embeddings and weights
     ("run", [TINY, "task=embed", "embedder=file", "path=outputs/kat/embeddings.pt", "out=taken.pt"]),
     ("run", ["task=density", "clusters_file=known.json", "sampler.k=3", "near_duplicate=0.3"]),
+    ("run", [TINY, "task=embed", "embeddings_file=embeddings", "shard_rows=25"]),
+    ("run", ["task=density", "embeddings_file=embeddings", "weights_file=weights", "sampler.k=3"]),
+    ("run", ["task=subsample", "budget=9", "out=drawn.txt", "prompts_out=drawn.jsonl", "held_out=0.4"]),
     ("run", ["task=cluster", "clusters=4"]),
     ("run", ["task=project"]),
     ("run", [TINY, DATA, "task=score", "reward=outputs/reward/uniform_seed0"]),
@@ -48,6 +52,9 @@ def written() -> list[tuple[type, list[Any]]]:
         (records.PromptsRecord, [read_json(KAT / "prompts.json")]),
         (records.EmbeddingsRecord, [read_json(KAT / "embeddings.json"), read_json(KAT / "taken.json")]),
         (density_records.DensityRecord, [read_json(KAT / "density.json")]),
+        (density_records.ShardedDensityRecord, [read_json(KAT / "weights" / "density.json")]),
+        (shard_writer.ShardedEmbeddingsRecord, [read_json(KAT / "embeddings" / "embeddings.json")]),
+        (records.DrawnRecord, [read_json(KAT / "drawn.json")]),
         (density_records.WeightRow, read_rows(KAT / "weights.jsonl")),
         (density_records.ClustersResult, [read_json(KAT / "clusters.json")]),
         (density_records.MapResult, [read_json(KAT / "embeddings_3d.json")]),
