@@ -303,14 +303,14 @@ def test_as_many_lists_are_searched_as_the_recall_needs():
 
 @pytest.mark.parametrize("recall", [-0.1, 1.1, float("nan")])
 def test_a_recall_is_a_share(recall):
-    with pytest.raises(UserError, match="min_recall=.*must be a share, from 0 to 1"):
+    with pytest.raises(UserError, match=r"min_recall=.*must be a share, from 0 to 1"):
         estimate(rows(50, 8), spec(min_recall=recall))
 
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("estimator", ["whitened_knn", "knn"])
 def test_the_error_of_the_weights_is_measured(estimator, monkeypatch):
-    """On a sample that is all prompts, it is the total variation from the exact weights with the same gamma and caps."""
+    """On a sample of all prompts, it is the total variation from the exact weights with the same gamma and caps."""
     monkeypatch.setattr("kat.density.nearest.RECALL_QUERIES", 1500)
     x, _ = planted(0, n=1500, width=32)
     settings = by_gamma(3.0, estimator=estimator, cap=1.0, crowd_cap=0.0)
