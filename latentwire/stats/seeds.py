@@ -2,7 +2,7 @@
 
 Differences over 5 to 20 seeds are few and may be skewed. Student's interval covers .935 at a skewness of 1 (10 seeds),
 and a percentile bootstrap covers .90 even without skewness. Hall's transformation of Student's statistic removes the
-effect of skewness, but with the skewness of 5 to 10 values some intervals become several times too long. Half of the
+effect of skewness. With the skewness of 5 to 10 values it makes some intervals several times too long. Half of the
 observed skewness is corrected here: intervals cover about .94 at a skewness of 1, and are at most about 1.2 times as
 long as Student's. Without skewness nothing changes.
 
