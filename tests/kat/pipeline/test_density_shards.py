@@ -123,6 +123,7 @@ def test_what_is_left_besides_the_weights_is_small(whole):
 
 def test_finished_weights_are_kept_and_force_makes_them_again(made, cli, monkeypatch):
     before, content = times(made), contents(made)
+    stages = {path: path.stat().st_mtime_ns for path in made.glob(".parts/*/*/*.json")}
     with monkeypatch.context() as patch:
         patch.setattr(ShardedDensity, "run", lambda self: pytest.fail("computed again"))
         status, _, err = cli(*COMMAND)
@@ -134,6 +135,7 @@ def test_finished_weights_are_kept_and_force_makes_them_again(made, cli, monkeyp
     assert contents(made) == content
     after = times(made)
     assert after.keys() == before.keys() and not [name for name in before if before[name] == after[name]]
+    assert stages and not [path for path, time_ns in stages.items() if path.stat().st_mtime_ns == time_ns]
 
 
 def test_other_settings_and_embeddings_replace_the_weights(made, cli):
@@ -145,6 +147,7 @@ def test_other_settings_and_embeddings_replace_the_weights(made, cli):
     assert read_json(made / "density.json")["key"] != key
     assert cli(*COMMAND)[0] == 0
     assert contents(made) == before
+    assert len(list((made / ".parts").iterdir())) == 1
     shutil.rmtree("embeddings")
     write_embedding_folder(Path("embeddings"), rows().flip(0), [100, 90])
     assert cli(*COMMAND)[0] == 0
