@@ -30,7 +30,7 @@ TASKS = {
     "score": Task(run="kat.reward.score:score_file"),
     "truth": Task(run="kat.world.task:truth"),
     "diversity": Task(run="kat.diversity.task:diversity"),
-    "verdict": Task(run="kat.diversity.verdict_task:verdict"),
+    "verdict": Task(run="kat.collapse.task:verdict"),
 }
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ KAT = (
     ("reward",),
     ("grpo",),
     ("diversity",),
+    ("collapse",),
     ("notebook",),
 )
 FILES = ("records", "notebook")  # rooms that are one file of the package
@@ -52,6 +53,13 @@ PURE_ROOMS = [
 ]
 PURE_ROOMS += ["kat.density", "kat.embedding", "kat.sampling", "kat.shards"]
 PURE_MODULES = [
+    "kat.collapse.answers",
+    "kat.collapse.exposure",
+    "kat.collapse.frontier",
+    "kat.collapse.gate",
+    "kat.collapse.measures",
+    "kat.collapse.table",
+    "kat.collapse.values",
     "kat.diversity.bleu",
     "kat.diversity.comparison",
     "kat.diversity.kernel",

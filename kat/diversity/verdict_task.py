@@ -1,4 +1,4 @@
-"""The task verdict: the diversity reports of several pairs of runs, combined. Main entry: `verdict()`."""
+"""The task verdict for the diversity reports of several pairs of runs. Main entry: `verdict_of_reports()`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from kat.diversity.files import read_diversity
 from kat.diversity.plots import plot_differences
 from kat.diversity.records import VerdictResult
 from kat.diversity.verdict import arms_of, pool, require_alike, verdict_markdown, verdict_summary
-from kat.pipeline.artifacts import output_folder, task
-from latentwire.harness.device import accelerator_state
+from kat.pipeline.artifacts import output_folder
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
 from latentwire.harness.results import write_json, write_text_atomically
@@ -22,18 +21,12 @@ from latentwire.records import FORMAT
 FILE = "diversity.json"
 
 
-@task
-def verdict(cfg: DictConfig) -> VerdictResult | None:
-    """Combine the comparisons, and write verdict.json, verdict.md and the plots into a folder.
-
-    Returns:
-        The content of verdict.json; None in all processes but the main one.
+def verdict_of_reports(cfg: DictConfig) -> VerdictResult:
+    """Combine the comparisons of cfg.reports, write verdict.json, verdict.md and the plots, and return verdict.json.
 
     Raises:
         UserError: A report does not exist, or the reports do not make the same comparison.
     """
-    if not accelerator_state(cfg.device).is_main_process:
-        return None
     if not isinstance(cfg.reports, ListConfig):
         raise UserError(f"reports={cfg.reports}: expected a list; write 'reports=[FOLDER,FOLDER]'")
     reports = {str(path.parent): read_diversity(path) for path in _files([str(entry) for entry in cfg.reports])}

@@ -85,6 +85,18 @@ def test_runs_that_do_not_count_are_listed_with_a_reason(folder):
     assert sorted(found.runs.by_arm["density"]) == [1, 2] and "entropy" not in found.runs.by_arm
 
 
+def test_only_truth_with_steps_replaces_estimates(folder):
+    run = run_of(folder, "density", 1)
+    rows = [{"step": row["step"], "id": row["id"], "validity": 0.5, "entropy": 1.25, "distinct": 3.0}
+            for row in read_rows(run / "completions.jsonl")]  # fmt: skip
+    write_rows(run / "truth.jsonl", rows)
+    write_rows(run_of(folder, "density", 2) / "truth.jsonl", [{"id": row["id"], "entropy": 9.0} for row in rows])
+    runs = read_experiment(folder, "density", RULES, []).runs.by_arm["density"]
+    assert [run.exact for run in runs.values()] == [False, True, False]
+    assert runs[1].curve("entropy_valid", "all") == pytest.approx([1.25, 1.25])
+    assert runs[2].curve("entropy_valid", "all").max() < 3
+
+
 def test_missing_runs_are_all_arms_by_all_seeds(folder):
     runs = [run for run in find_runs(folder) if (run.arm, run.seed) not in [("entropy", 2), ("uniform", 9)]]
     missing = [(state["arm"], state["seed"]) for state in missing_runs(runs, [9])]

@@ -127,7 +127,7 @@ def test_pseudo_values_of_seeds_are_those_of_the_jackknife():
     assert np.mean(list(found.values())) == pytest.approx(mean(list(runs)))
 
 
-def test_diversity_is_read_where_the_reward_first_reaches_a_level():
+def test_diversity_is_read_where_reward_first_reaches_a_level():
     x, y = np.array([0.2, 0.4, 0.8, 0.6]), np.array([2.0, 1.5, 1.0, 0.9])
     assert value_at(x, y, 0.5) == pytest.approx(1.5 - 0.5 / 4)
     assert value_at(x, y, 0.2) == 2.0 and value_at(x, y, 0.8) == 1.0

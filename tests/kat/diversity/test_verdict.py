@@ -246,7 +246,7 @@ def test_the_task_reads_folders_by_pattern_and_writes_a_verdict(cli):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "reports: 0 given"),
+        ([], "folder, reports: neither is given"),
         (["reports=here"], "reports=here: expected a list"),
         (["reports=[nowhere*]"], "reports: nowhere*: no such folder with a diversity.json"),
         (["reports=[bad,bad]"], "bad/diversity.json lacks comparisons, device"),
