@@ -193,9 +193,9 @@ def _frontier(result: CollapseResult, runs: ExperimentRuns, key: RowKey) -> list
         ]
         columns = ["arm", f"minus {BASELINE}", "p (Holm)", "seeds", "pairs left out"]
         blocks += [chart, table_block(f"At a {name} of {each['level']:.3f}", columns, rows)]
-    blocks.append(text("Each run is interpolated between its evaluations, where it first reaches the level. All but "
-                       "a tenth of the runs reach it. A run that does not is left out of this comparison "
-                       "only."))  # fmt: skip
+    blocks.append(text("Each run is interpolated between its evaluations, where it first reaches the level. All arms "
+                       "under test reach it in all but a tenth of the seeds. A run that does not is left out of this "
+                       "comparison only."))  # fmt: skip
     return blocks
 
 

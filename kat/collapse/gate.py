@@ -15,6 +15,7 @@ from kat.collapse.runs import AGAIN, BASELINE, CONTROLS
 from kat.collapse.table import SIGNIFICANCE, ExperimentRuns, RowKey
 from kat.collapse.values import RunValues
 from kat.diversity.kernel import Array
+from kat.diversity.report import p_text
 from latentwire.stats.comparison import holm
 from latentwire.stats.intervals import resampled_means, wilson_interval
 from latentwire.stats.power import ALPHA
@@ -79,7 +80,7 @@ def _controls(primary: MeasureRow) -> list[GateCheck]:
             continue
         one, p = found[arm], corrected[arm]
         low, high = one["interval"]
-        text = f"{one['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against uniform, p = {p:.4f} (Holm, 2 controls)"
+        text = f"{one['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against uniform, p (Holm, 2 controls) {p_text(p)}"
         passed = bool(p < SIGNIFICANCE and one["difference"] * primary["direction"] > 0)
         checks.append({"name": name, "passed": passed, "text": text})
     return checks

@@ -12,6 +12,7 @@ from kat.collapse.records import SeedDifference, SeedMean
 from kat.collapse.runs import BASELINE
 from kat.collapse.settings import CollapseSpec
 from kat.collapse.table import BASE, SIGNIFICANCE, ExperimentRuns, RowKey
+from kat.diversity.report import p_text
 
 DASH = "\u2013"
 FEW = 10  # seeds; the page points out smaller numbers
@@ -43,7 +44,7 @@ def mean_text(found: SeedMean | None) -> str:
 
 def p_text_of(p: float | None) -> str:
     """Return a p-value to three decimals, and a dash for nothing."""
-    return DASH if p is None else "< .001" if p < 0.001 else f"{p:.3f}"
+    return DASH if p is None else p_text(p)
 
 
 def p_words(found: SeedDifference) -> str:

@@ -138,12 +138,13 @@ def test_runs_without_the_common_reward_are_left_out_of_it():
     runs = experiment_of({"uniform": [1.0] * 10, "density": [1.2] * 10})
     runs.by_arm["density"][3] = values_of("density", 3, 1.2, quality=(0.5, 0.55, 0.6))
     runs.by_arm["uniform"][4] = values_of("uniform", 4, 1.0, quality=(0.5, 0.8, 1.0))
-    assert common_level(runs, QUALITY) == pytest.approx(0.9) and common_level(runs, KL) == 2.0
+    assert common_level(runs, QUALITY) == pytest.approx(0.6 + 0.9 * 0.3) and common_level(runs, KL) == 2.0
     level, (pairs,) = pairs_at_equal(runs, QUALITY, KEY, None)
     assert pairs.left_out == 1 and 3 not in pairs.seeds and len(pairs.seeds) == 9
-    assert pairs.values[0] == pytest.approx(0.2)
-    assert pairs.values[pairs.seeds.index(4)] == pytest.approx(1.2 - 1.25)  # uniform reaches .9 half-way to its end
-    assert level == pytest.approx(0.9)
+    own = 1.6 - 0.85 * 0.4  # density reaches .87 at .85 of the way from .7 to .9
+    assert pairs.values[0] == pytest.approx(own - (1.5 - 0.85 * 0.5))
+    assert pairs.values[pairs.seeds.index(4)] == pytest.approx(own - (1.5 - 0.35 * 0.5))  # uniform from .8 to 1
+    assert level == pytest.approx(0.87)
 
 
 def test_the_slope_is_that_of_diversity_on_log_exposure():
