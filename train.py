@@ -4,7 +4,6 @@ python train.py sampler=density                                     GRPO on rare
 python train.py -m sampler=uniform,density seed=0,1,2               Six such runs, to compare.
 python train.py task=reward                                         A reward model.
 python train.py task=latent encoder=bottleneck loss=reconstruction  An encoder, in minutes.
-python train.py task=world                                          A planted world with known topics and valid answers.
 python train.py experiment=latent_2x                                A recorded experiment; conf/experiment/ has all.
 """
 
