@@ -109,8 +109,8 @@ def entropy_estimate(counts: Sequence[int]) -> float | None:
 
     The estimator of Chao, Wang and Jost 2013 (Methods in Ecology and Evolution 4, 1091): the exact contribution of the
     answers that were seen, and an estimate for the others from the numbers of answers seen once and twice. The plain
-    entropy of the shares is too low by about (answers - 1) / (2 draws), which differs between a policy that answers
-    validly half of the time and one that always does.
+    entropy of the shares is too low by about (answers - 1) / (2 draws). This error would differ between a policy that
+    answers validly half of the time and one that always does.
 
     Args:
         counts: Number of draws of each answer that was seen.
