@@ -26,10 +26,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from sklearn.neighbors import KernelDensity, NearestNeighbors
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from benchmarks.density_quality import quality
-from benchmarks.density_scale import scale
+from benchmarks.density_scale import planted_rows, scale
 from benchmarks.paraphrases import write_paraphrases
 from kat.density.estimate import distinct_rows, weigh
 from kat.density.estimators import density_at
@@ -72,19 +71,7 @@ def planted(n: int, width: int, clusters: int) -> Tensor:
     Returns:
         Rows of unit length, (N, D).
     """
-    generator = torch.Generator().manual_seed(0)
-    shares = torch.arange(1, clusters + 1, dtype=torch.float64) ** -1.2
-    label = torch.multinomial(shares, n, replacement=True, generator=generator)
-    centres = torch.randn(clusters, width, generator=generator) / width**0.5
-    directions = torch.randn(clusters, 8, width, generator=generator) / width**0.5
-    x = torch.empty(n, width)
-    for number in range(clusters):
-        rows = (label == number).nonzero()[:, 0]
-        x[rows] = centres[number] + 0.35 * torch.randn(len(rows), 8, generator=generator) @ directions[number] / 8**0.5
-    noise = torch.rand(n, generator=generator) < 0.01
-    x[noise] = 1.2 * torch.randn(int(noise.sum()), width, generator=generator) / width**0.5
-    offset = torch.randn(width, generator=generator)
-    return normalize(x + 3 * offset / offset.norm(), dim=1)
+    return planted_rows(width, clusters, n, seed=0)
 
 
 def best_times(methods: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
