@@ -59,6 +59,8 @@ class ShardedEmbeddings:
             UserError: The folder has no embeddings, or a shard is missing or damaged.
         """
         path = folder / RECORD
+        if not folder.is_dir():
+            raise UserError(f"embeddings_file={folder}: no such folder; make it with task=embed")
         if not path.is_file():
             raise UserError(f"embeddings_file={folder}: has no {RECORD}, so its shards are not complete; {REMEDY}")
         record = read_json(path)

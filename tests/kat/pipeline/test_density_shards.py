@@ -426,7 +426,7 @@ def test_the_other_estimators_for_shards(empty, cli, estimator):
         (["weights_file=./mine"], "out=mine: the folder has files of another kind, such as 2024.csv; choose a new"),
         (["weights_file=./others"], "out=others: the folder has files of another kind, such as 00000.emb.npy"),
         (["weights_file=./embeddings"], "would overwrite embeddings_file"),
-        (["embeddings_file=./absent"], "embeddings_file=absent: has no embeddings.json"),
+        (["embeddings_file=./absent"], "embeddings_file=absent: no such folder; make it with task=embed"),
         (["sampler=uniform"], "sampler=uniform: task=density computes the weights"),
     ],
 )
