@@ -14,6 +14,11 @@ TASKS = {
     "grpo": Task(run="kat.grpo.task:grpo"),
     "reward": Task(run="kat.reward.task:reward"),
     "world": Task(run="kat.world.task:world"),
+    "mode_collapse": Task(
+        run="kat.collapse.training:run",
+        finish="kat.collapse.training:finish",
+        direct="kat.collapse.training:direct",
+    ),
     "latent": Task(
         run="latentwire.latent_training.screening:run",
         finish="latentwire.latent_training.screening:finish",

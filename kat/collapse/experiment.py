@@ -24,11 +24,12 @@ from kat.collapse.table import ExperimentRuns
 from kat.collapse.values import RunRows, RunValues, measure_run
 from kat.data.prompt_files import prompts_sha256
 from kat.data.prompts import Prompt, read_prompts
+from kat.grpo.learning import TRUTH
 from kat.grpo.reward_calls import REFERENCE_COLUMNS
 from kat.pipeline.artifacts import locate
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import Progress
-from latentwire.harness.results import DamagedResultError, read_json, read_jsonl
+from latentwire.harness.results import DamagedResultError, read_json
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,15 @@ def _measured(run: FoundRun, prompts: dict[Path, dict[str, PromptFacts]], rules:
     if path not in prompts:
         prompts[path] = {prompt.id: facts_of(prompt) for prompt in read_prompts(path)}
     _require_same_prompts(run, path)
-    exact = _truth_of(run.folder / "truth.jsonl")
+    exact = _truth_of(run.folder / TRUTH)
     completions = typed_rows(EvaluatedPrompt, run.folder / "completions.jsonl")
     ledger = typed_rows(LedgerRow, run.folder / "ledger.jsonl")
     return measure_run(run.arm, run.seed, RunRows(completions, ledger, exact), prompts[path], rules)
 
 
 def _truth_of(path: Path) -> dict[tuple[int, str], TruthRow]:
-    """Return the exact values of each step and prompt; nothing without a file or for one without steps.
-
-    The truth.jsonl of task=truth has no steps. It describes the trained policy alone, while the estimates describe the
-    base model and the evaluations too, so it is not mixed with them.
-    """
-    if not path.is_file() or "step" not in next(iter(read_jsonl(path)), {}):
-        return {}
-    return {(row["step"], row["id"]): row for row in typed_rows(TruthRow, path)}
+    """Return the exact values of each step and prompt; nothing for a run without grpo.eval_truth."""
+    return {(row["step"], row["id"]): row for row in typed_rows(TruthRow, path)} if path.is_file() else {}
 
 
 def _require_same_prompts(run: FoundRun, path: Path) -> None:

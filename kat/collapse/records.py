@@ -28,7 +28,7 @@ class LedgerRow(TypedDict):
 
 
 class TruthRow(TypedDict):
-    """A row of truth.jsonl: exact values of the policy for a prompt after a step, in place of estimates."""
+    """A row of held_out_truth.jsonl: exact values of the policy for a prompt after a step, in place of estimates."""
 
     step: int
     id: str

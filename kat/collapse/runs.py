@@ -20,7 +20,9 @@ OWN_SETTINGS = (
     "reward_funcs",
     "reward_weights",
     "reward_settings",
+    "sampling_stream",
 )  # of grpo; an arm may differ in them
+FAILED = "failed.json"  # in the folder of a run that failed: the error
 REMEDY = "move the folder away and run the experiment again"
 R = TypeVar("R")
 
@@ -88,15 +90,16 @@ def _described(folder: Path, config: JsonObject) -> FoundRun:
 
 def _status(folder: Path) -> tuple[RunStatus, str]:
     path = folder / "result.json"
-    if not path.is_file():
-        return "unfinished", "has no result.json"
     try:
-        result = read_json(path)
+        if path.is_file():
+            read_json(path)
+            return "finished", ""
+        if (folder / FAILED).is_file():
+            failure = read_json(folder / FAILED)
+            return "failed", str(failure["error"] if isinstance(failure, dict) else failure)
     except DamagedResultError as error:
         return "damaged", str(error)
-    if isinstance(result, dict) and result.get("status") == "failed":
-        return "failed", str(result.get("error", "no reason is recorded"))
-    return "finished", ""
+    return "unfinished", "has no result.json"
 
 
 def arm_in(config: JsonObject) -> str:

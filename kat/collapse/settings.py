@@ -1,13 +1,22 @@
-"""Settings of task=verdict for an experiment on mode collapse. Main entry: `CollapseSpec`."""
+"""What an experiment on mode collapse fixes before its runs. Main entries: `CollapseSpec`, `spec_of_folder()`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
 
 from kat.collapse.measures import DISTINCT_GOOD, ENTROPY, MEASURES, SIMILARITY, AnswerRules
 from kat.collapse.runs import BASELINE, CONTROLS
 from kat.collapse.table import ExperimentRuns, RowKey
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
+from latentwire.harness.results import JsonObject, read_json
+from latentwire.harness.typed_config import plain_values, typed
+
+EXPERIMENT = "experiment.json"  # in the folder of the runs: what was fixed before them
+AUTO = "auto"
 
 
 @dataclass
@@ -15,7 +24,7 @@ class CollapseSpec:
     """What the verdict is about, and its limits, fixed before the runs."""
 
     arm: str
-    measure: str | None
+    measure: str
     control_seeds: list[int]
     margin_share: float
     min_collapse: float
@@ -41,10 +50,52 @@ class CollapseSpec:
         Raises:
             UserError: The measure is unknown, has no direction, or the runs do not have it.
         """
-        name = self.measure or (ENTROPY if runs.has((ENTROPY, "all")) else DISTINCT_GOOD)
+        name = self.measure
+        if name == AUTO:
+            name = ENTROPY if runs.has((ENTROPY, "all")) else DISTINCT_GOOD
         usable = [each for each, measure in MEASURES.items()
                   if measure.direction and each != SIMILARITY and runs.has((each, "all"))]  # fmt: skip
         if name not in usable:
             raise UserError(f"collapse.measure={name}: must be a measure of these runs with a direction; one of "
                             f"{', '.join(usable)}")  # fmt: skip
         return name, "all"
+
+
+def fixed_in(folder: Path) -> JsonObject:
+    """Return the settings under `collapse` that an experiment recorded before its runs; {} without a record.
+
+    Raises:
+        UserError: The record cannot be read.
+    """
+    path = folder / EXPERIMENT
+    if not path.is_file():
+        return {}
+    recorded = read_json(path)
+    fixed = recorded.get("collapse") if isinstance(recorded, dict) else None
+    if not isinstance(fixed, dict):
+        raise UserError(f"{path}: has no settings; restore the file that the experiment wrote")
+    return fixed
+
+
+def spec_of_folder(given: DictConfig, folder: Path) -> tuple[CollapseSpec, list[str]]:
+    """Return the settings of a verdict on the runs in a folder, and warnings about those changed after the runs.
+
+    Args:
+        given: The settings under `collapse`. None stands for what the experiment recorded, or without a record for the
+            value in conf/collapse/fixed.yaml.
+        folder: Folder of the runs.
+
+    Raises:
+        UserError: A setting has the wrong type or is out of range, or the record cannot be read.
+    """
+    recorded = fixed_in(folder)
+    chosen = {name: value for name, value in plain_values(given).items() if value is not None}
+    default = OmegaConf.to_container(OmegaConf.load(CONF / "collapse" / "fixed.yaml"))
+    assert isinstance(default, dict)
+    spec = typed(CollapseSpec, {**default, **recorded, **chosen}, "collapse.")
+    changed = [
+        f"collapse.{name}={value}: the experiment had fixed {recorded[name]} before its runs"
+        for name, value in chosen.items()
+        if name in recorded and recorded[name] != value
+    ]
+    return spec, changed

@@ -15,7 +15,7 @@ from kat.collapse.markdown import FIGURES, verdict_page_markdown
 from kat.collapse.page import verdict_page_html
 from kat.collapse.records import CollapseResult
 from kat.collapse.result import collapse_result
-from kat.collapse.settings import CollapseSpec
+from kat.collapse.settings import spec_of_folder
 from kat.diversity.records import VerdictResult
 from kat.diversity.verdict_task import verdict_of_reports
 from kat.pipeline.artifacts import output_folder, task
@@ -23,7 +23,6 @@ from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
 from latentwire.harness.results import write_json, write_text_atomically
-from latentwire.harness.typed_config import typed
 
 
 @task
@@ -39,30 +38,34 @@ def verdict(cfg: DictConfig) -> CollapseResult | VerdictResult | None:
         UserError: Both or neither of folder and reports is given, a setting is out of range, or the runs or reports
             cannot be compared.
     """
-    spec = typed(CollapseSpec, cfg.collapse, "collapse.")
     if bool(cfg.folder) == bool(cfg.reports):
         given = "both are given" if cfg.folder else "neither is given"
         raise UserError(f"folder, reports: {given}; write folder=FOLDER for the runs of an experiment, or "
                         "'reports=[FOLDER,FOLDER]' for reports of task=diversity")  # fmt: skip
     if not accelerator_state(cfg.device).is_main_process:
         return None
-    return verdict_of_folder(cfg, spec) if cfg.folder else verdict_of_reports(cfg)
+    if not cfg.folder:
+        return verdict_of_reports(cfg)
+    folder = Path(str(cfg.folder)).expanduser()
+    return verdict_of_folder(folder, cfg.collapse, cfg.seed, output_folder(cfg, folder))
 
 
-def verdict_of_folder(cfg: DictConfig, spec: CollapseSpec) -> CollapseResult:
-    """Give the verdict on the runs of cfg.folder, and write the page.
+def verdict_of_folder(folder: Path, settings: DictConfig, seed: int, out: Path) -> CollapseResult:
+    """Give the verdict on the runs in a folder, and write the page.
 
     Args:
-        cfg: The config: folder, out and seed.
-        spec: The settings of the verdict.
+        folder: Folder of the runs.
+        settings: The settings under `collapse`; None stands for what the experiment fixed before its runs.
+        seed: Seed of the resampling.
+        out: Folder of the page.
 
     Raises:
-        UserError: The runs cannot be compared.
+        UserError: A setting is out of range, or the runs cannot be compared.
     """
-    folder = Path(str(cfg.folder)).expanduser()
+    spec, changed = spec_of_folder(settings, folder)
     experiment = read_experiment(folder, spec.arm, spec.rules, spec.control_seeds)
-    result = collapse_result(str(cfg.folder), experiment, spec, cfg.seed)
-    out = output_folder(cfg, folder)
+    experiment.warnings.extend(changed)
+    result = collapse_result(str(folder), experiment, spec, seed)
     draw_figures(result, out / FIGURES)
     write_text_atomically(out / "verdict.md", verdict_page_markdown(result))
     write_text_atomically(out / "verdict.html", verdict_page_html(result))

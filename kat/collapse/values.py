@@ -195,7 +195,7 @@ def _take_truth(
         for row, one in enumerate(facts):
             exact = truth.get((step, one.id))
             if exact is None:
-                raise UserError(f"has a truth.jsonl without the prompt {one.id} after step {step}")
+                raise UserError(f"has a held_out_truth.jsonl without the prompt {one.id} after step {step}")
             by_prompt[ENTROPY][place, row] = math.nan if exact["entropy"] is None else exact["entropy"]
             by_prompt[QUALITY][place, row] = exact["validity"]
             by_prompt[DISTINCT_VALID][place, row] = exact["distinct"]

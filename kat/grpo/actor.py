@@ -28,6 +28,7 @@ class Actor:
     seed: int
     accelerator: Accelerator
     state: PartialState
+    sampling_stream: int = 0  # another number gives other random numbers with the same seed
 
     def complete(
         self, prompts: Sequence[TokenPrompt], keys: Sequence[tuple[object, ...]], sampling: Sampling
@@ -43,6 +44,8 @@ class Actor:
             The N G rows, prompt by prompt.
         """
         ids = [prompt.ids for prompt in prompts]
+        if self.sampling_stream:
+            keys = [(*key, "stream", self.sampling_stream) for key in keys]
         with self.accelerator.autocast():
             groups = sample(self.policy.model, ids, keys, sampling, seed=self.seed, ends=self.ends,
                             hidden_state_hook=self.policy.hidden_state_hook)  # fmt: skip

@@ -26,6 +26,8 @@ from kat.reward.scoring import max_sequence_length
 from kat.training.lineage import require_unseen, require_unseen_start
 from kat.training.state import TrainableParameters, arm_of, learner_of, save_ledger
 from kat.training.tuning import make_trainable, whole_model
+from kat.world.exact import exact_truth
+from kat.world.truth import Question, read_questions
 from latentwire.harness.checkpoint import State
 from latentwire.harness.optimization import Updater
 from latentwire.harness.progress import log
@@ -35,6 +37,7 @@ from latentwire.harness.training import Learning, StepReport
 from latentwire.lm.model_folder import save_model
 from latentwire.lm.models import LanguageModel, load_model
 
+TRUTH = "held_out_truth.jsonl"  # exact measures of the evaluated prompts, with grpo.eval_truth
 SHOWN = 16  # number of held-out prompts in the tracker's table of completions
 
 
@@ -51,7 +54,7 @@ class GrpoLearning(Learning[GrpoOutcome]):
         UserError: The prompts, the policy or the reward model cannot be used.
     """
 
-    files = ("held_out.jsonl", "completions.jsonl")
+    files = ("held_out.jsonl", "completions.jsonl", TRUTH)
 
     def __init__(self, run: Run, settings: GrpoSettings, accelerator: Accelerator, judge_folder: Path | None) -> None:
         super().__init__(run)
@@ -73,11 +76,12 @@ class GrpoLearning(Learning[GrpoOutcome]):
         if self.spec.sync_ref_model and policy.ref_parameters is not None:
             self.learner["ref_model"] = TrainableParameters(policy.ref_parameters)
         self.actor = Actor(policy, lm.tokenizer, end_tokens(lm.model, lm.tokenizer), rewards, settings.batch_tokens,
-                           self.seed, accelerator, self.state)  # fmt: skip
+                           self.seed, accelerator, self.state, self.spec.sampling_stream)  # fmt: skip
         self.grpo_step = GRPOStep(self.actor, self.spec, self.updater)
         self.prompts = ArmPrompts(self.arm, self.data.train)
         sampling = self.spec.sampling(self.spec.eval_generations, settings.batch_tokens)
         self.held_out = HeldOutPrompts(self.actor, prompts, sampling, self.spec.kl)
+        self.questions = self._questions([prompt.id for prompt in prompts])
         self.before: list[float] = []  # mean reward of each held-out prompt before training
         self.totals = dict.fromkeys(COUNTED, 0)
         self.last: dict[str, float] = {}  # metrics of the last step
@@ -103,6 +107,13 @@ class GrpoLearning(Learning[GrpoOutcome]):
                 f"context of {context}; they are skipped, not truncated, and listed as too_long in result.json"
             )
         return data
+
+    def _questions(self, held_out_ids: Sequence[str]) -> list[Question]:
+        """Return the evaluated prompts with what is known about them in a planted world; none without eval_truth."""
+        if not self.spec.eval_truth:
+            return []
+        known = {question.id: question for question in read_questions(locate(self.run.cfg, "prompts_file"))}
+        return [known[each] for each in held_out_ids]
 
     def _require_unseen(self, judge_folder: Path | None) -> None:
         """Check that neither the policy nor the reward model was trained on the held-out prompts."""
@@ -156,12 +167,20 @@ class GrpoLearning(Learning[GrpoOutcome]):
         self.evaluations.append({"step": step, **found})
         self.run.append("held_out.jsonl", [{"step": step, **found}])
         self.run.append("completions.jsonl", [{"step": step, **row} for row in answered])
+        self._measure_truth(step)
         tracker = self.run.tracker
         tracker.log(step, {f"held_out/{k}": v for k, v in found.items() if isinstance(v, float)})
         tracker.table(step, "completions", ["step", "prompt", "completion", "reward"], _table_rows(step, answered))
         low, high = found["reward_interval"]
         log(f"held-out prompts after step {step}: reward {found['reward']:.3f} [{low:.3f}, {high:.3f}]{_kl(found)}, "
             f"length {found['length']:.1f} ({found['prompts']} prompts)")  # fmt: skip
+
+    def _measure_truth(self, step: int) -> None:
+        """Write the exact measures of the evaluated prompts, with eval_truth."""
+        if self.questions and self.state.is_main_process:
+            policy, budget = self.actor.policy, self.settings.batch_tokens
+            rows = exact_truth(policy.model, self.actor.tokenizer, self.questions, budget)
+            self.run.append(TRUTH, [{"step": step, **row} for row in rows])
 
     def before_checkpoint(self) -> None:
         """Write the ledger of the draws."""

@@ -44,6 +44,8 @@ class GrpoSpec(GRPOObjective):
     eval_every: int
     eval_prompts: int
     eval_generations: int
+    eval_truth: bool
+    sampling_stream: int
 
     def __post_init__(self) -> None:
         if self.num_generations < 2:
@@ -56,6 +58,12 @@ class GrpoSpec(GRPOObjective):
                 raise UserError(f"grpo.{name}={getattr(self, name)}: must be at least 1")
         if self.eval_prompts < 0:
             raise UserError(f"grpo.eval_prompts={self.eval_prompts}: must be 0 (no evaluation) or more")
+        if self.eval_truth and not self.eval_prompts:
+            raise UserError(
+                "grpo.eval_truth=true: with grpo.eval_prompts=0 nothing is evaluated; leave one of them out"
+            )
+        if self.sampling_stream < 0:
+            raise UserError(f"grpo.sampling_stream={self.sampling_stream}: must be 0 or more")
         check_names(self.reward_funcs, self.reward_weights)
         self.check()
         self._check_reference()

@@ -38,6 +38,8 @@ LATER_SETTINGS: dict[str, tuple[object, tuple[str, ...]]] = {
     "grpo.top_entropy_quantile": (1.0, ()),
     "grpo.sync_ref_model": (False, ("grpo.ref_model_sync_steps", "grpo.ref_model_mixup_alpha")),
     "grpo.dynamic_sampling": (False, ("grpo.dynamic_sampling_rounds",)),
+    "grpo.eval_truth": (False, ()),
+    "grpo.sampling_stream": (0, ()),
 }
 
 

@@ -46,9 +46,9 @@ def factors(sweep: DictConfig) -> list[list[Grid]]:
     """Return the two unions of grids of a preset. A sweep runs each combination of their points.
 
     The first union is `sources`. The second is `grids`, followed by `added`. A preset that
-    inherits `grids` from another preset puts its own grids into `added`.
+    inherits `grids` from another preset puts its own grids into `added`. The values of a grid may refer to settings.
     """
-    plain = OmegaConf.to_container(sweep)
+    plain = OmegaConf.to_container(sweep, resolve=True)
     assert isinstance(plain, dict)
     return [plain.get("sources", []), [*plain["grids"], *plain.get("added", [])]]
 

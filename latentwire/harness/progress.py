@@ -1,4 +1,4 @@
-"""Messages and progress of a run, from the main process only. Main entries: `log()`, `Progress`."""
+"""Messages and progress of a run, from one process only. Main entries: `log()`, `Progress`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+WORKER = "LATENTWIRE_WORKER"  # environment variable with the number of a worker, see `latentwire.harness.workers`
 PLAIN_INTERVAL = 10.0  # seconds between two lines of progress outside a terminal
 
 
@@ -18,13 +19,23 @@ def rank() -> int:
 
 
 def is_main_process() -> bool:
-    """Return whether this is the main process (rank 0), which alone writes to the terminal."""
+    """Return whether this is the main process (rank 0), which alone writes the files of a run."""
     return rank() == 0
+
+
+def worker() -> int:
+    """Return the number of this process among the workers of a command, from 1; 0 for the command's own process."""
+    return int(os.environ.get(WORKER, "0"))
+
+
+def may_speak() -> bool:
+    """Return whether this process writes to the terminal: the main process of the command, and no worker."""
+    return is_main_process() and worker() == 0
 
 
 def log(message: str) -> None:
     """Print a line to standard error, above a live progress bar."""
-    if is_main_process():
+    if may_speak():
         tqdm.write(message, file=sys.stderr)
 
 
@@ -48,7 +59,7 @@ class Progress:
             unit="ex",
             file=sys.stderr,
             leave=False,
-            disable=not (self.live and is_main_process()),
+            disable=not (self.live and may_speak()),
             bar_format="{desc}  {bar:24} {n_fmt}/{total_fmt}  {remaining} left  {postfix}",
         )
 

@@ -1,4 +1,6 @@
-"""Units of work that processes on one or several machines share through a folder. Main entry: `work_through()`.
+"""Units of work that processes on one or several machines share through a folder.
+
+Main entries: `work_through()` for all units, `claimed()` for one.
 
 A process claims a unit with a lock on a file in a folder that all processes see, so it does not need to know the
 others. They may start and end at any time. The operating system gives the lock of a killed process free.
@@ -11,7 +13,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
@@ -49,25 +51,45 @@ def work_through(
     while waiting:
         left = []
         for name in waiting:
-            lock = _claim(claims / name)
-            if lock is None:
-                left.append(name)
-                continue
-            try:
-                if not is_finished(name):
+            with claimed(claims, name) as is_mine:
+                if not is_mine:
+                    left.append(name)
+                elif not is_finished(name):
                     work(name)
                     own += 1
                     if not is_finished(name):
                         raise UserError(f"{folder}: {name} is not finished after its work; check the disk it is on")
-            finally:
-                (claims / name).unlink(missing_ok=True)
-                lock.release()
         if len(left) == len(waiting):
             time.sleep(POLL)
         waiting = left
     with contextlib.suppress(OSError):  # another process may still have a claim in it
         claims.rmdir()
     return own
+
+
+@contextlib.contextmanager
+def claimed(claims: Path, name: str) -> Iterator[bool]:
+    """Claim a unit of work during the `with` block, if no other process has claimed it.
+
+    Args:
+        claims: Folder of the claims, on a file system with locks that all processes share. It is made if missing.
+        name: Name of the unit, usable as a file name.
+
+    Yields:
+        Whether the unit is this process's own.
+
+    Raises:
+        UserError: The file system has no locks.
+    """
+    lock = _claim(claims / name)
+    if lock is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        (claims / name).unlink(missing_ok=True)
+        lock.release()
 
 
 def _from_own_start(names: Sequence[str]) -> list[str]:

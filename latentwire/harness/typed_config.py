@@ -70,5 +70,13 @@ def _number(kind: type[int] | type[float], words: str) -> Callable[..., object]:
     return convert
 
 
+def _seeds(number: object) -> list[int]:
+    """Return the seeds of a grid: 0, 1, ..., number - 1."""
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise UserError(f"seeds={number}: must be a whole number of seeds, at least 1")
+    return list(range(number))
+
+
+OmegaConf.register_new_resolver("seeds", _seeds, replace=True)
 OmegaConf.register_new_resolver("float", _number(float, "a number"), replace=True)
 OmegaConf.register_new_resolver("int", _number(int, "a whole number"), replace=True)

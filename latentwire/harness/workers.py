@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -17,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from latentwire.harness.errors import UserError
 from latentwire.harness.plugins import load_plugins, plugin_names
-from latentwire.harness.progress import log
+from latentwire.harness.progress import WORKER, log
 from latentwire.harness.session import load_function
 
 
@@ -55,7 +57,7 @@ def started_workers(run: str, cfg: DictConfig, workers: int) -> Iterator[None]:
         for process in processes:
             if process.poll() is None:
                 process.terminate()
-                process.wait()
+            process.communicate()  # closes its standard input
 
 
 def require_workers(workers: object) -> None:
@@ -75,27 +77,32 @@ def _plain(cfg: DictConfig) -> dict[str, object]:
 
 
 def _start(request: str, number: int, threads: int) -> subprocess.Popen[str]:
-    # RANK keeps a worker from writing to the terminal: only rank 0 does.
-    environment = {**os.environ, "RANK": str(number), "OMP_NUM_THREADS": str(threads)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "latentwire.harness.workers"], stdin=subprocess.PIPE, text=True, env=environment
-    )
+    environment = {**os.environ, WORKER: str(number), "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "latentwire.harness.workers"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it has ended already, and its status is reported at the end
-        process.stdin.write(request)
-        process.stdin.close()
+        process.stdin.write(f"{request}\n")
+        process.stdin.flush()
     return process
 
 
 def main() -> None:
-    """Run the job that standard input describes."""
-    request = json.load(sys.stdin)
+    """Run the job that a line of standard input describes, unless the process that started this one ends before."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cfg = OmegaConf.create(request["cfg"])
     load_plugins(plugin_names(cfg.get("plugins", [])))
     try:
         load_function(request["run"])(cfg)
     except UserError as error:
         sys.exit(f"worker: {error}")
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent does: the system then closes standard input."""
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.progress import log
+from latentwire.harness.progress import log, worker
 from latentwire.harness.shared_work import work_through
 
 UNITS = ["a", "b", "c", "d", "e", "f"]
@@ -18,7 +18,7 @@ UNITS = ["a", "b", "c", "d", "e", "f"]
 
 def write_units(cfg: DictConfig) -> None:
     """Write a file for each unit, with what the process is. Rank 1 fails."""
-    folder, rank = Path(cfg.folder), os.environ.get("RANK", "0")
+    folder, rank = Path(cfg.folder), str(worker())
     log(f"rank {rank} is here")
     if rank == "1":
         raise UserError(f"rank {rank} is broken")

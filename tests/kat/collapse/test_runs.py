@@ -70,7 +70,8 @@ def test_finished_runs_are_measured_by_arm_and_seed(folder):
 def test_runs_that_do_not_count_are_listed_with_a_reason(folder):
     (run_of(folder, "density", 0) / "result.json").unlink()
     failed = run_of(folder, "entropy", 1)
-    (failed / "result.json").write_text(json.dumps({"status": "failed", "error": "out of memory; use less"}))
+    (failed / "result.json").unlink()
+    (failed / "failed.json").write_text(json.dumps({"format": 2, "error": "out of memory; use less"}))
     damaged = run_of(folder, "entropy", 2)
     with (damaged / "completions.jsonl").open("a") as file:
         file.write('{"step": 30}\n')
@@ -85,11 +86,11 @@ def test_runs_that_do_not_count_are_listed_with_a_reason(folder):
     assert sorted(found.runs.by_arm["density"]) == [1, 2] and "entropy" not in found.runs.by_arm
 
 
-def test_only_truth_with_steps_replaces_estimates(folder):
+def test_exact_values_replace_estimates(folder):
     run = run_of(folder, "density", 1)
     rows = [{"step": row["step"], "id": row["id"], "validity": 0.5, "entropy": 1.25, "distinct": 3.0}
             for row in read_rows(run / "completions.jsonl")]  # fmt: skip
-    write_rows(run / "truth.jsonl", rows)
+    write_rows(run / "held_out_truth.jsonl", rows)
     write_rows(run_of(folder, "density", 2) / "truth.jsonl", [{"id": row["id"], "entropy": 9.0} for row in rows])
     runs = read_experiment(folder, "density", RULES, []).runs.by_arm["density"]
     assert [run.exact for run in runs.values()] == [False, True, False]

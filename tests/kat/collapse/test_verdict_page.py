@@ -16,7 +16,6 @@ from kat.collapse import records
 from kat.collapse.markdown import escaped, verdict_page_markdown
 from kat.collapse.page import colours_of, verdict_page_html
 from kat.collapse.records import CollapseResult
-from kat.collapse.settings import CollapseSpec
 from kat.collapse.task import verdict_of_folder
 from tests.helpers.collapse_runs import STRENGTHS, Experiment, write_experiment
 from tests.helpers.files import read_json, read_rows, write_rows
@@ -48,9 +47,8 @@ def written(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def result(written) -> CollapseResult:
     """Return the verdict of the task on the written runs; the files are next to the folder."""
-    spec = CollapseSpec("density", None, [50, 51], 0.1, 1 / 3, 0.25, 0.5, 0.6)
-    cfg = OmegaConf.create({"folder": str(written), "out": str(written.parent / "out"), "seed": 0})
-    return verdict_of_folder(cfg, spec)
+    settings = OmegaConf.create({"arm": None, "control_seeds": [50, 51], "min_collapse": 1 / 3})
+    return verdict_of_folder(written, settings, 0, written.parent / "out")
 
 
 @pytest.mark.slow

@@ -1,0 +1,272 @@
+"""The task mode_collapse: GRPO with several arms and seeds, then the verdict.
+
+Main entries: `run()` trains one run, `direct()` shares the runs among processes, and `finish()` gives the verdict.
+
+A process claims a run with a lock in the folder of the experiment. The same command on another machine that sees this
+folder therefore takes part. A run that was killed is continued by the next process that looks at it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from kat.collapse.runs import FAILED
+from kat.collapse.settings import EXPERIMENT, CollapseSpec, fixed_in
+from kat.collapse.task import verdict_of_folder
+from kat.grpo.task import grpo
+from kat.pipeline.artifacts import locate
+from kat.pipeline.ensure import config_of, ensure, prompt_tasks
+from kat.world.task import world
+from latentwire.harness.device import accelerator_state
+from latentwire.harness.errors import UserError
+from latentwire.harness.grids import Job
+from latentwire.harness.progress import is_main_process, log, worker
+from latentwire.harness.results import FORMAT, write_json
+from latentwire.harness.session import Session, job
+from latentwire.harness.shared_work import claimed
+from latentwire.harness.typed_config import plain_values, typed
+from latentwire.harness.workers import require_workers, started_workers
+
+WAIT = 2.0  # seconds between two looks at runs that other processes have claimed
+WORK = "kat.collapse.training:work"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run: it is finished, it failed with an error, or another process is at work on it."""
+
+    name: str
+    status: Literal["finished", "failed", "elsewhere"]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts the finished runs of an experiment, to say how long the others will take."""
+
+    folders: Sequence[Path]
+    before: int  # finished when the command began
+    started: float  # monotonic time in seconds
+
+    @classmethod
+    def of(cls, folders: Sequence[Path]) -> Tally:
+        """Begin to count."""
+        return cls(folders, sum(map(is_over, folders)), time.monotonic())
+
+    def describe(self) -> str:
+        """Return how many runs are over, and the time left."""
+        done, total = sum(map(is_over, self.folders)), len(self.folders)
+        if done == total or done <= self.before:
+            return f"{done} of {total} runs"
+        left = (time.monotonic() - self.started) / (done - self.before) * (total - done)
+        return f"{done} of {total} runs, about {left / 60:.0f} min left"
+
+
+@job
+def run(cfg: DictConfig, session: Session | None = None) -> Outcome:
+    """Train one run of the experiment, after its world and its files; do nothing if another process is at it.
+
+    A user's error is written to failed.json and returned, so that the other runs go on.
+    """
+    name, out, claims = str(cfg.name), folder_of(cfg), experiment_folder(cfg) / "claims"
+    if (out / FAILED).is_file():
+        return Outcome(name, "failed", "failed in another process of this command")
+    try:
+        if not _has_ground(cfg):
+            with claimed(claims, _ground_name(cfg)) as is_mine:
+                if not is_mine:
+                    return Outcome(name, "elsewhere")
+                _make_ground(cfg)
+        with claimed(claims, name) as is_mine:
+            if not is_mine:
+                return Outcome(name, "elsewhere")
+            is_new = not is_over(out)
+            own = cfg.copy()
+            own.task = "grpo"
+            grpo(own)
+    except UserError as error:
+        write_json(out / FAILED, {"format": FORMAT, "error": str(error)})
+        log(f"{name}  FAILED: {error}")
+        return Outcome(name, "failed", str(error))
+    if is_new and session is not None and (tally := _tally(session, cfg, None)) is not None:
+        log(f"{tally.describe()}: {name} is finished")
+    return Outcome(name, "finished")
+
+
+def direct(
+    cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], Job], session: Session
+) -> Generator[list[Job], list[Outcome], list[Outcome]]:
+    """Train all runs, seed by seed, together with workers, until none is left.
+
+    Args:
+        cfg: Config of the sweep.
+        jobs: One job for each arm and seed.
+        compose: Returns the job with the given overrides.
+        session: Session of the sweep.
+
+    Yields:
+        The jobs that are not over; the generator receives their outcomes.
+
+    Returns:
+        The outcomes of all runs.
+
+    Raises:
+        UserError: A setting is out of range, or differs from what was fixed before the first run.
+    """
+    workers = _workers(cfg, len(jobs))
+    _require_distinct(jobs)
+    _record(cfg, session)
+    for one in jobs:
+        (folder_of(one.config) / FAILED).unlink(missing_ok=True)  # of an earlier command; the run gets another try
+    jobs = sorted(jobs, key=lambda one: (not is_control(one.config), int(one.config.seed)))
+    _tally(session, cfg, [folder_of(one.config) for one in jobs])
+    plain = [plain_values(one.config) for one in jobs]
+    shares = OmegaConf.create({"plugins": cfg.plugins, "workers": workers, "processes": workers, "jobs": plain})
+    found: dict[str, Outcome] = {}
+    with started_workers(WORK, shares, workers):
+        waiting = jobs
+        while waiting:
+            for outcome in (yield waiting):
+                found[outcome.name] = outcome
+            waiting = [one for one in waiting if found[one.config.name].status == "elsewhere"]
+            if waiting:
+                time.sleep(WAIT)
+    log(f"{sum(outcome.status == 'finished' for outcome in found.values())} of {len(jobs)} runs are finished")
+    return list(found.values())
+
+
+def work(cfg: DictConfig) -> None:
+    """Train runs in a worker until none is left. Each worker begins at another run."""
+    start = worker() * len(cfg.jobs) // cfg.processes
+    waiting = [*cfg.jobs[start:], *cfg.jobs[:start]]
+    while waiting:
+        waiting = [one for one in waiting if run(one).status == "elsewhere"]
+        if waiting:
+            time.sleep(WAIT)
+
+
+def finish(cfg: DictConfig, results: list[Outcome], session: Session) -> None:
+    """Give the verdict on the runs. With `only`, some runs are missing on purpose, and there is none.
+
+    Raises:
+        UserError: A run failed, or the runs cannot be compared.
+    """
+    if not is_main_process():
+        return
+    folder = experiment_folder(cfg)
+    failed = [outcome for outcome in results if outcome.status == "failed"]
+    if cfg.only is None:
+        verdict_of_folder(folder, cfg.collapse, cfg.seed, folder)
+    else:
+        log(
+            f"no verdict, because only={cfg.only} leaves out runs; for one on the finished runs: {verdict_command(cfg)}"
+        )
+    if failed:
+        raise UserError(f"{len(failed)} of {len(results)} runs failed, such as {failed[0].name}: {failed[0].error}. "
+                        "The same command tries them again")  # fmt: skip
+
+
+def folder_of(cfg: DictConfig) -> Path:
+    """Return the folder of a run."""
+    return Path(str(cfg.out)).expanduser()
+
+
+def experiment_folder(cfg: DictConfig) -> Path:
+    """Return the folder of all runs."""
+    return Path(str(cfg.experiment_folder)).expanduser()
+
+
+def verdict_command(cfg: DictConfig) -> str:
+    """Return the command that gives the verdict again."""
+    return f"python run.py task=verdict folder={cfg.experiment_folder}"
+
+
+def is_over(folder: Path) -> bool:
+    """Return whether a run is finished or has failed."""
+    return any((folder / name).is_file() for name in ("result.json", FAILED))
+
+
+def is_control(cfg: DictConfig) -> bool:
+    """Return whether a run gives the margins and is not compared."""
+    return int(cfg.seed) in cfg.collapse.control_seeds
+
+
+def _tally(session: Session, cfg: DictConfig, folders: Sequence[Path] | None) -> Tally | None:
+    """Return the tally of a session. The first call names the folders; in a process without one there is None."""
+    return session.keep("tally", str(cfg.experiment_folder), lambda: None if folders is None else Tally.of(folders))
+
+
+def _ground_name(cfg: DictConfig) -> str:
+    """Return the claim's name of what a run stands on: its world and its files."""
+    return "ground_" + re.sub(r"\W+", "_", str(cfg.folder))
+
+
+def _has_ground(cfg: DictConfig) -> bool:
+    """Return whether the world, the prompts and the weights of a run exist."""
+    has_world = cfg.world is None or (Path(str(cfg.world)).expanduser() / "result.json").is_file()
+    return has_world and all(locate(cfg, name).is_file() for name in ("prompts_file", "weights_file"))
+
+
+def _make_ground(cfg: DictConfig) -> None:
+    """Make the planted world of a run's seed, if it has one, and the files of every arm."""
+    if cfg.world is not None and not (Path(str(cfg.world)).expanduser() / "result.json").is_file():
+        of_world = {name: cfg[name] for name in ("seed", "dtype", "device")}
+        world(config_of(cfg, "train", "world", out=cfg.world, **of_world))
+    ensure(cfg, [*prompt_tasks(cfg), "embed", "density"])
+
+
+def _workers(cfg: DictConfig, runs: int) -> int:
+    """Return the number of processes. auto: one for each thread on a CPU, and one on another device.
+
+    Raises:
+        UserError: The number is not a whole number above 0, torchrun has started several processes, or force is set.
+    """
+    state = accelerator_state(cfg.device)
+    if state.num_processes > 1:
+        raise UserError("task=mode_collapse: torchrun would share each run, and runs are small; start the command "
+                        "without it, with workers=N")  # fmt: skip
+    if cfg.force:
+        raise UserError(f"force=true: move {cfg.experiment_folder} away to train its runs again")
+    if cfg.workers == "auto":
+        return min(runs, torch.get_num_threads()) if state.device.type == "cpu" else 1
+    require_workers(cfg.workers)
+    return int(cfg.workers)
+
+
+def _require_distinct(jobs: Sequence[Job]) -> None:
+    """Check that no two runs have the same name, as the baseline of a control seed that is compared would have.
+
+    Raises:
+        UserError: Two runs have the same name.
+    """
+    names = [str(one.config.out) for one in jobs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"{twice}: two runs have this folder; keep collapse.control_seeds apart from the compared seeds"
+        )
+
+
+def _record(cfg: DictConfig, session: Session) -> None:
+    """Write what is fixed before the runs, or check that it is what was written before the first run.
+
+    Raises:
+        UserError: A setting differs.
+    """
+    folder, settings = experiment_folder(cfg), vars(typed(CollapseSpec, cfg.collapse, "collapse."))
+    recorded = fixed_in(folder)
+    if changed := next((name for name, value in recorded.items() if settings.get(name) != value), None):
+        raise UserError(
+            f"collapse.{changed}={settings.get(changed)}: {folder} was begun with {recorded[changed]}, and "
+            "what decides is fixed before the runs; leave it out, or give another experiment_folder=FOLDER. Another "
+            f"verdict on these runs: {verdict_command(cfg)} collapse.{changed}={settings.get(changed)}"
+        )
+    if not recorded and is_main_process():
+        write_json(folder / EXPERIMENT, {"format": FORMAT, "command": session.command, "collapse": settings})

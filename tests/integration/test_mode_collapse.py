@@ -1,0 +1,196 @@
+"""The task mode_collapse: runs shared by processes, kills, failures, more seeds, and the verdict at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from latentwire.harness.shared_work import claimed
+from tests.helpers.paths import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+WORLD = [
+    "task=world", "world.topics=4", "world.prompts=120", "world.attributes=2", "base.hidden_size=64",
+    "base.intermediate_size=128", "base.heads=2", "steps=60", "base.lines_per_step=32", "optimizer.learning_rate=8e-3",
+]  # fmt: skip
+SMALL = [
+    "-m", "experiment=mode_collapse", "experiment_folder=runs", "steps=4", "grpo.eval_every=2", "grpo.eval_prompts=6",
+    "grpo.eval_generations=4", "grpo.num_generations=4", "grpo.prompts_per_step=2", "checkpoint_every=1",
+    "collapse.control_seeds=[50]", "seeds=2", "device=cpu",
+]  # fmt: skip
+FEW = "only=uniform_seed*|density_seed*"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("world") / "world"
+
+
+@pytest.fixture
+def worlds(world: Path, tmp_path: Path, trains) -> Path:
+    """The folder of an experiment that has its worlds: copies of one that is made once."""
+    if not world.exists():
+        assert trains(*WORLD, f"out={world}")[0] == 0
+    for seed in (0, 1, 2, 50):
+        shutil.copytree(world, tmp_path / "runs" / "worlds" / f"seed{seed}")
+    return tmp_path / "runs"
+
+
+def program(*arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *arguments], text=True, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def finished(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("*_seed*/result.json"))
+
+
+def steps(folder: Path) -> int:
+    """Return the number of steps that are in the journals of all runs."""
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("*_seed*/metrics.jsonl"))
+
+
+def test_all_arms_run_and_end_in_a_verdict(worlds, trains, cli):
+    """Every arm differs from uniform in its own setting, and a second command trains nothing."""
+    status, out, err = trains(*SMALL)
+    assert status == 0, err
+    arms = ["density", "deduplicated", "entropy", "novelty", "oracle", "reversed", "shuffled", "uniform_again"]
+    assert finished(worlds) == sorted([f"{arm}_seed{seed}" for arm in [*arms, "uniform"] for seed in "01"]
+                                      + ["uniform_seed50"])  # fmt: skip
+    configs = {
+        run.parent.name.split("_seed")[0]: json.loads(run.read_text()) for run in worlds.glob("*_seed0/config.json")
+    }
+    assert {arm for arm, config in configs.items() if config["grpo"]["entropy_coef"]} == {"entropy"}
+    assert {arm for arm, config in configs.items() if "novelty" in config["grpo"]["reward_funcs"]} == {"novelty"}
+    assert {arm for arm, config in configs.items() if config["grpo"]["sampling_stream"]} == {"uniform_again"}
+    verdict = json.loads((worlds / "verdict.json").read_text())
+    assert verdict["answer"] == "no_verdict" and (worlds / "verdict.html").is_file()
+    assert out.strip().endswith(verdict["sentence"])
+    assert not list(worlds.glob("claims/*"))
+
+    before = {path: path.stat().st_mtime_ns for path in worlds.glob("*_seed*/result.json")}
+    status, _, err = trains(*SMALL)
+    assert status == 0, err
+    assert {path: path.stat().st_mtime_ns for path in worlds.glob("*_seed*/result.json")} == before
+
+    status, _, err = cli("task=verdict", "folder=runs", "out=again")
+    assert status == 0, err
+    assert json.loads(Path("again/verdict.json").read_text()) == verdict
+
+    status, _, err = trains(*SMALL, "collapse.margin_share=0.2")
+    assert status == 1
+    assert "collapse.margin_share=0.2: runs was begun with 0.1, and what decides is fixed before the runs" in err
+
+
+def test_the_truth_at_an_evaluation_is_the_truth_of_the_policy(worlds, trains, cli):
+    """The last evaluation measures the policy that is saved, for the evaluated prompts alone."""
+    status, _, err = trains(*SMALL, "only=uniform_seed0")
+    assert status == 0, err
+    rows = [json.loads(line) for line in (worlds / "uniform_seed0" / "held_out_truth.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0] * 6 + [2] * 6 + [4] * 6
+    status, _, err = cli("task=truth", "policy=runs/uniform_seed0", "prompts_file=runs/worlds/seed0/prompts.jsonl",
+                         "out=truth")  # fmt: skip
+    assert status == 0, err
+    whole = {row["id"]: row for row in map(json.loads, Path("truth/truth.jsonl").read_text().splitlines())}
+    for row in rows[-6:]:
+        assert row["entropy"] == pytest.approx(whole[row["id"]]["entropy"], abs=1e-4)
+        assert row["validity"] == pytest.approx(whole[row["id"]]["validity"], abs=1e-4)
+    assert rows[0]["entropy"] != pytest.approx(rows[-6]["entropy"], abs=1e-4)
+
+
+def test_the_arm_again_has_the_order_but_not_the_draws(worlds, trains):
+    status, _, err = trains(*SMALL, "only=uniform_seed0|uniform_again_seed0")
+    assert status == 0, err
+    one, other = worlds / "uniform_seed0", worlds / "uniform_again_seed0"
+    assert (one / "ledger.jsonl").read_text() == (other / "ledger.jsonl").read_text()
+    assert (one / "completions.jsonl").read_text() != (other / "completions.jsonl").read_text()
+
+
+def test_workers_share_the_runs_and_more_seeds_extend_them(worlds, trains):
+    """One run is claimed by a process that does not do it before the others are done."""
+    running = program(*SMALL, FEW, "workers=2")
+    _, err = running.communicate(timeout=500)
+    assert running.returncode == 0, err
+    runs = finished(worlds)
+    assert runs == ["density_seed0", "density_seed1", "uniform_seed0", "uniform_seed1", "uniform_seed50"]
+    assert "5 of 5 runs are finished" in err, err
+    before = (worlds / "density_seed1" / "result.json").stat().st_mtime_ns
+    status, _, err = trains(*[a for a in SMALL if a != "seeds=2"], FEW, "seeds=3")
+    assert status == 0, err
+    assert set(finished(worlds)) - set(runs) == {"density_seed2", "uniform_seed2"}
+    assert (worlds / "density_seed1" / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_claimed_run_is_waited_for(worlds):
+    with claimed(worlds / "claims", "density_seed0"):
+        running = program(*SMALL, FEW)
+        deadline = time.monotonic() + 300
+        while len(finished(worlds)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "density_seed0" not in finished(worlds) and running.poll() is None
+    _, err = running.communicate(timeout=300)
+    assert running.returncode == 0, err
+    assert "density_seed0" in finished(worlds)
+
+
+def test_a_failed_run_leaves_the_others_and_is_tried_again(worlds, trains):
+    path = worlds / "worlds" / "seed1" / "model" / "model.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    status, _, err = trains(*SMALL, FEW)
+    assert status == 1
+    assert finished(worlds) == ["density_seed0", "uniform_seed0", "uniform_seed50"]
+    assert "error: 2 of 5 runs failed, such as uniform_seed1: " in err and "tries them again" in err
+    assert "model" in json.loads((worlds / "density_seed1" / "failed.json").read_text())["error"]
+    path.write_bytes(content)
+    status, _, err = trains(*SMALL, FEW)
+    assert status == 0, err
+    assert "density_seed1" in finished(worlds) and not (worlds / "density_seed1" / "failed.json").exists()
+
+
+def test_killed_at_any_moment_the_runs_are_the_same(worlds, trains, tmp_path):
+    """Killed five times, each time two steps later, the experiment ends like one that was not killed."""
+    whole = Path(shutil.copytree(worlds, tmp_path / "whole"))
+    status, _, err = trains(*SMALL, FEW, "experiment_folder=whole")
+    assert status == 0, err
+    for _ in range(5):
+        before = steps(worlds)
+        running = program(*SMALL, FEW, "workers=2")
+        while steps(worlds) < before + 2:
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()  # ends when its worker has ended too
+    status, _, err = trains(*SMALL, FEW)
+    assert status == 0, err
+    assert finished(worlds) == finished(whole)
+    for name in finished(whole):
+        for file in ("completions.jsonl", "ledger.jsonl", "metrics.jsonl"):
+            assert (worlds / name / file).read_text() == (whole / name / file).read_text(), (name, file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["force=true"], "force=true: move runs away to train its runs again"),
+        (["workers=0"], "workers=0: must be a whole number of processes, at least 1"),
+        (["seeds=abc"], "seeds=abc: must be a whole number of seeds, at least 1"),
+        (["collapse.control_seeds=[1]"], "two runs have this folder; keep collapse.control_seeds apart"),
+        (["collapse.arm=uniform"], "collapse.arm=uniform: is the baseline or a positive control"),
+        (["seed=3"], "seed=3: the sweep's own configurations set seed"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_run(trains, arguments, message):
+    status, _, err = trains(*[a for a in SMALL if a.split("=")[0] not in arguments[0]], *arguments)
+    assert status == 1
+    assert message in err and "Traceback" not in err and not Path("runs").exists()
