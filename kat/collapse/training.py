@@ -9,6 +9,7 @@ folder therefore takes part. A run that was killed is continued by the next proc
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,9 @@ def run(cfg: DictConfig, session: Session | None = None) -> Outcome:
             own = cfg.copy()
             own.task = "grpo"
             grpo(own)
+            if not cfg.keep_policies:
+                for folder in filter(Path.is_dir, (out / "model", out / "checkpoints")):
+                    shutil.rmtree(folder)
     except UserError as error:
         write_json(out / FAILED, {"format": FORMAT, "error": str(error)})
         log(f"{name}  FAILED: {error}")

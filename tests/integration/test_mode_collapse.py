@@ -76,7 +76,7 @@ def test_all_arms_run_and_end_in_a_verdict(worlds, trains, cli):
     verdict = json.loads((worlds / "verdict.json").read_text())
     assert verdict["answer"] == "no_verdict" and (worlds / "verdict.html").is_file()
     assert out.strip().endswith(verdict["sentence"])
-    assert not list(worlds.glob("claims/*"))
+    assert not list(worlds.glob("claims/*")) and not list(worlds.glob("*_seed*/*/*.safetensors"))
 
     before = {path: path.stat().st_mtime_ns for path in worlds.glob("*_seed*/result.json")}
     status, _, err = trains(*SMALL)
@@ -94,7 +94,7 @@ def test_all_arms_run_and_end_in_a_verdict(worlds, trains, cli):
 
 def test_the_truth_at_an_evaluation_is_the_truth_of_the_policy(worlds, trains, cli):
     """The last evaluation measures the policy that is saved, for the evaluated prompts alone."""
-    status, _, err = trains(*SMALL, "only=uniform_seed0")
+    status, _, err = trains(*SMALL, "only=uniform_seed0", "keep_policies=true")
     assert status == 0, err
     rows = [json.loads(line) for line in (worlds / "uniform_seed0" / "held_out_truth.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0] * 6 + [2] * 6 + [4] * 6
