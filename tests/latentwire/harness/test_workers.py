@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -60,6 +62,30 @@ def test_workers_end_with_the_job(tmp_path, monkeypatch):
     with pytest.raises(KeyError), started_workers(JOB, cfg, 3):
         raise KeyError
     assert [process.returncode for process in processes] == [-15, -15]
+
+
+PARENT = """
+import sys, time
+from omegaconf import OmegaConf
+from latentwire.harness.workers import started_workers
+cfg = OmegaConf.create({"folder": sys.argv[1], "workers": 3, "ready": 99})
+with started_workers("tests.helpers.jobs:write_units", cfg, 3):
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_ends_with_a_killed_parent(tmp_path):
+    """The second worker waits for processes that do not come. The output ends when no process holds it any more."""
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "ready2").exists():
+        assert parent.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.communicate(timeout=60)
+    assert parent.returncode == -9
 
 
 def test_a_worker_that_ends_early_is_reported(monkeypatch, capfd):
