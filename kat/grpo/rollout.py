@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kat.grpo.objective import per_token_entropy, per_token_logps
+from kat.grpo.decoding import fast_linears, roomy_cache
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 from latentwire.lm.batching import pack_padded
 
 IDLE = 0.125  # ended rows are removed from a batch once they make up at least this share of it
+BLOCK = 128  # tokens of a block of the vocabulary; most vocabularies are a multiple
 
 
 @dataclass(frozen=True)
@@ -162,61 +163,76 @@ def _sample_batch(
     hidden_state_hook: nn.Module | None,
 ) -> list[list[Completion]]:
     """Return the completions of prompts that are computed together; arguments as in `sample`."""
-    g, room = sampling.num_generations, sampling.max_new_tokens
+    g, room, device = sampling.num_generations, sampling.max_new_tokens, model.device
     uniform = torch.stack(
         [
             torch.rand(room, generator=generator_for(seed, *key, number), dtype=torch.float64)
             for key in keys
             for number in range(g)
         ]
-    ).to(model.device)  # (N G, room)
-    rows = [_Row() for _ in range(len(prompts) * g)]
-    with _recorded_outputs(hidden_state_hook) as outputs:
-        batch = _Batch(model, prompts, g)
-        prompt_states = [] if hidden_state_hook is None else list(outputs.pop())  # (P, D) each
+    ).to(device)  # (N G, room)
+    count = len(uniform)
+    ids = torch.zeros(count, room, dtype=torch.long, device=device)
+    logps, entropy = torch.zeros(2, count, room, device=device)
+    lengths: dict[int, int] = {}  # number of tokens of each row that has ended
+    with _recorded_outputs(hidden_state_hook) as outputs, fast_linears(model):
+        batch = _Batch(model, prompts, g, room)
+        prompt_states = outputs.pop() if outputs else None  # (N, P, D)
+        states = None if prompt_states is None else prompt_states.new_empty(count, room - 1, prompt_states.shape[-1])
         for step in range(room):
-            lines = torch.tensor(batch.running, device=model.device)
-            tokens = choose(batch.logits, sampling.temperature, sampling.top_p, uniform[lines, step])
-            logps = per_token_logps(batch.logits[:, None], tokens[:, None], sampling.temperature)[:, 0]
-            entropy = per_token_entropy(batch.logits, sampling.temperature)
-            for line, values in enumerate(zip(tokens.tolist(), logps, entropy, strict=True)):
-                rows[batch.running[line]].add(*values, ends)
-            active = [line for line, row in enumerate(batch.running) if not rows[row].ended]
+            tokens, *values = draw(batch.logits, sampling.temperature, sampling.top_p, uniform[batch.lines, step])
+            for kept, new in zip((ids, logps, entropy), (tokens, *values), strict=True):
+                kept[batch.lines, step] = new
+            for row, token in zip(batch.running, tokens.tolist(), strict=True):
+                if token in ends:
+                    lengths.setdefault(row, step + 1)
+            active = [line for line, row in enumerate(batch.running) if row not in lengths]
             if not active or step == room - 1:
                 break
             batch.advance(tokens, active, step)
-            if hidden_state_hook is not None:
-                for row, state in zip(batch.running, outputs.pop(), strict=True):
-                    rows[row].add_state(state)
+            if states is not None:
+                states[batch.lines, step] = outputs.pop()[:, 0]
     completions = []
-    for number, row_so_far in enumerate(rows):
-        prompt = number // g
-        states = None if hidden_state_hook is None else prompt_states[prompt][batch.width - len(prompts[prompt]) :]
-        completions.append(row_so_far.completion(states))
+    for row, drawn in enumerate(ids.tolist()):
+        length, prompt = lengths.get(row, room), row // g
+        own = None
+        if prompt_states is not None and states is not None:
+            own = torch.cat([prompt_states[prompt, batch.width - len(prompts[prompt]) :], states[row, : length - 1]])
+        completions.append(
+            Completion(tuple(drawn[:length]), row in lengths, logps[row, :length], entropy[row, :length], own)
+        )
     return [completions[i * g : (i + 1) * g] for i in range(len(prompts))]
 
 
 class _Batch:
     """Lines that are decoded together, with their cache of keys and values.
 
+    A line of a row that has ended goes on until `advance` removes it; its tokens are ignored.
+
     Args:
         model: A causal LM in evaluation mode.
         prompts: Token ids of the N prompts.
         g: Number of lines of each prompt.
+        room: Maximum number of new tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], g: int) -> None:
-        self.model, self.width, self.cache = model, max(map(len, prompts)), DynamicCache()
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], g: int, room: int) -> None:
+        self.model, self.width, self.cache = model, max(map(len, prompts)), roomy_cache(room)
         width, device = self.width, model.device
         padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
         ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        columns = torch.arange(width, device=device)
-        mask = (columns >= padding[:, None]).long()  # (N, P)
+        columns = torch.arange(width + room, device=device)
+        mask = (columns >= padding[:, None]).long()  # (N, P + room)
+        positions = (columns[:width] - padding[:, None]).clamp_min(0)
         # a tensor: a slice would give the output head strided rows, many times slower
-        logits = self._logits(ids, mask, (columns - padding[:, None]).clamp_min(0), columns[-1:])  # (N, V)
+        logits = self._logits(ids, mask[:, :width], positions, columns[width - 1 : width])  # (N, V)
         self.cache.batch_repeat_interleave(g)
         self.logits, self.mask, self.padding = (x.repeat_interleave(g, dim=0) for x in (logits, mask, padding))
-        self.running = list(range(len(prompts) * g))  # row number of each line
+        self._run(list(range(len(prompts) * g)))
+
+    def _run(self, running: list[int]) -> None:
+        self.running = running  # row number of each line
+        self.lines = torch.tensor(running, device=self.model.device)  # the same as a tensor, (B,)
 
     def advance(self, tokens: Tensor, active: list[int], step: int) -> None:
         """Compute the logits after one more token of each line.
@@ -230,10 +246,9 @@ class _Batch:
             selected = torch.tensor(active, device=tokens.device)
             self.cache.batch_select_indices(selected)
             tokens, self.mask, self.padding = tokens[selected], self.mask[selected], self.padding[selected]
-            self.running = [self.running[line] for line in active]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-        positions = (self.width + step - self.padding)[:, None]
-        self.logits = self._logits(tokens[:, None], self.mask, positions, 1)
+            self._run([self.running[line] for line in active])
+        end = self.width + step
+        self.logits = self._logits(tokens[:, None], self.mask[:, : end + 1], (end - self.padding)[:, None], 1)
 
     def _logits(self, ids: Tensor, mask: Tensor, positions: Tensor, logits_to_keep: Tensor | int) -> Tensor:
         """Return the logits after the last of the ids, (B, T) -> (B, V), and extend the cache."""
@@ -243,38 +258,8 @@ class _Batch:
         return logits
 
 
-class _Row:
-    """An unfinished completion. Tokens after its end are ignored; they come from rows still in the batch."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.logps: list[Tensor] = []
-        self.entropy: list[Tensor] = []
-        self.states: list[Tensor] = []
-        self.ended = False
-
-    def add(self, token: int, logp: Tensor, entropy: Tensor, ends: frozenset[int]) -> None:
-        """Append a token with its log-probability and entropy."""
-        if self.ended:
-            return
-        self.ids.append(token)
-        self.logps.append(logp)
-        self.entropy.append(entropy)
-        self.ended = token in ends
-
-    def add_state(self, state: Tensor) -> None:
-        """Append the state of the last token, (1, D)."""
-        if not self.ended:
-            self.states.append(state)
-
-    def completion(self, prompt_states: Tensor | None) -> Completion:
-        """Return the completion; its states follow the prompt's states, (P, D)."""
-        states = None if prompt_states is None else torch.cat([prompt_states, *self.states])
-        return Completion(tuple(self.ids), self.ended, torch.stack(self.logps), torch.stack(self.entropy), states)
-
-
-def choose(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> Tensor:
-    """Return a token for each row, drawn by inverting the cumulative distribution, (B,).
+def draw(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a token for each row by inverting the cumulative distribution.
 
     With top_p below 1 the draw is from the most likely tokens that together have at least probability top_p (Holtzman
     et al. 2020). The most likely token is always among them.
@@ -284,18 +269,46 @@ def choose(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) ->
         temperature: Sampling temperature, which divides the logits.
         top_p: Probability to keep, above 0 and at most 1.
         uniform: A random number in [0, 1) for each row, (B,) float64.
+
+    Returns:
+        The tokens, their log-probabilities, and the entropies of the distributions, (B,) each. The last two are in nats
+        and over the whole vocabulary.
     """
-    probabilities = (logits.float() / temperature).softmax(dim=-1)  # (B, V)
+    logps = (logits.float() / temperature).log_softmax(dim=-1)  # (B, V)
+    probabilities = logps.exp()
+    entropy = -(probabilities * logps).sum(dim=-1)
     order = None
     if top_p < 1:
         probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
         before = probabilities.cumsum(dim=-1, dtype=torch.float64) - probabilities
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    reached = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    tokens = _inverse(probabilities, uniform)
+    if order is not None:
+        tokens = order.gather(-1, tokens)
+    return tokens[:, 0], logps.gather(-1, tokens)[:, 0], entropy
+
+
+def _inverse(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Return where the cumulative weights of each row exceed a share of their sum, (B, V) and (B,) -> (B, 1).
+
+    The sums of blocks of weights tell the block, so only its weights are summed one by one.
+    """
+    blocks = nn.functional.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(
+        1, (-1, BLOCK)
+    )  # (B, V / BLOCK, BLOCK)
+    reached = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    point = uniform[:, None] * reached[:, -1:]
+    block = _first_above(reached, point)
+    point = point - nn.functional.pad(reached, (1, 0)).gather(1, block)  # what the blocks before leave
+    inside = blocks.take_along_dim(block[..., None], dim=1)[:, 0].cumsum(dim=-1, dtype=torch.float64)  # (B, BLOCK)
+    return block * BLOCK + _first_above(inside, point)
+
+
+def _first_above(reached: Tensor, point: Tensor) -> Tensor:
+    """Return the first position whose cumulative weight is above a point, (B, n) and (B, 1) -> (B, 1)."""
     total = reached[:, -1:]
-    point = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))  # below the total
-    drawn = torch.searchsorted(reached, point, right=True)  # (B, 1)
-    return (drawn if order is None else order.gather(-1, drawn))[:, 0]
+    point = torch.minimum(point, total.nextafter(torch.zeros_like(total)))  # below the total, in spite of rounding
+    return torch.searchsorted(reached, point, right=True)
 
 
 @contextmanager

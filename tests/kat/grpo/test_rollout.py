@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from kat.grpo.decoding import fast_linears, roomy_cache
 from kat.grpo.policy import Policy, PolicyRow, frozen_blocks, micro_batches, pack_rows
-from kat.grpo.rollout import Completion, Sampling, batches_of_prompts, choose, end_tokens, sample
+from kat.grpo.rollout import Completion, Sampling, batches_of_prompts, draw, end_tokens, sample
 from kat.training.tree_mask import tree_mask
 from kat.training.tuning import TuningSpec, make_trainable
 from latentwire.harness.errors import UserError
@@ -104,30 +106,30 @@ def test_completions_stop_at_the_end_token_or_the_limit(tiny):
     assert all(len(c.ids) == 2 and not c.ended for group in nothing for c in group)
 
 
-def test_choose_by_hand():
+def test_draw_by_hand():
     logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(4, 1)
     uniform = torch.tensor([0.0, 0.19, 0.21, 0.999], dtype=torch.float64)
-    assert choose(logits, 1.0, 1.0, uniform).tolist() == [0, 0, 1, 2]
+    assert draw(logits, 1.0, 1.0, uniform)[0].tolist() == [0, 0, 1, 2]
     # top_p .6: the two likeliest, .5 and .3 of .8, in this order
     uniform = torch.tensor([0.0, 0.62, 0.63, 0.999], dtype=torch.float64)
-    assert choose(logits, 1.0, 0.6, uniform).tolist() == [1, 1, 2, 2]
-    assert choose(logits, 1.0, 0.49, uniform).tolist() == [1] * 4  # the likeliest token alone is enough
-    assert choose(logits, 1.0, 1e-9, uniform).tolist() == [1] * 4  # at least one
+    assert draw(logits, 1.0, 0.6, uniform)[0].tolist() == [1, 1, 2, 2]
+    assert draw(logits, 1.0, 0.49, uniform)[0].tolist() == [1] * 4  # the likeliest token alone is enough
+    assert draw(logits, 1.0, 1e-9, uniform)[0].tolist() == [1] * 4  # at least one
     # at temperature .5 the odds are squared: .04 .25 .09 of .38
     uniform = torch.tensor([0.1, 0.11, 0.76, 0.77], dtype=torch.float64)
-    assert choose(logits, 0.5, 1.0, uniform).tolist() == [0, 1, 1, 2]
+    assert draw(logits, 0.5, 1.0, uniform)[0].tolist() == [0, 1, 1, 2]
 
 
-def test_choose_never_draws_a_token_of_probability_0():
+def test_draw_never_draws_a_token_of_probability_0():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(2, 1)
-    assert choose(logits, 1.0, 1.0, torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64)).tolist() == [1, 3]
+    assert draw(logits, 1.0, 1.0, torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64))[0].tolist() == [1, 3]
 
 
 @pytest.mark.statistical
 def test_frequencies_are_the_probabilities():
     p = torch.tensor([0.05, 0.6, 0.35])
     uniform = torch.rand(20_000, generator=draws(0), dtype=torch.float64)
-    drawn = choose(p.log().repeat(20_000, 1), 1.0, 1.0, uniform)
+    drawn, _, _ = draw(p.log().repeat(20_000, 1), 1.0, 1.0, uniform)
     assert torch.allclose(torch.bincount(drawn) / 20_000, p, atol=0.01)
 
 
@@ -339,3 +341,79 @@ def test_packed_rows_have_the_logps_of_single_rows(policy_model):
 def test_a_row_reads_all_but_the_last_token():
     c = Completion((4, 5, 6), True, torch.zeros(3), torch.zeros(3), None)
     assert PolicyRow((1, 2), c).size == 4
+
+
+# Faster decoding: the same numbers, and a model that is left as it was
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+@torch.no_grad()
+def test_fast_linears_give_the_model_its_own_logits(policy_model, precision):
+    model, parameters = policy_model
+    before = [(vars(m).keys(), [p.requires_grad for p in m.parameters()]) for m in model.modules()]
+    ids = torch.tensor(PROMPTS[0])[None]
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"):
+        expected = model(input_ids=ids).logits
+        with fast_linears(model):
+            found = model(input_ids=ids).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert [(vars(m).keys(), [p.requires_grad for p in m.parameters()]) for m in model.modules()] == before
+    assert parameters and all(p.requires_grad for p in parameters.values())
+
+
+@torch.no_grad()
+def test_autocast_casts_a_weight_once(policy_model):
+    """A weight that changes between two samplings is cast again."""
+    model, _ = policy_model
+    ids = torch.tensor(PROMPTS[0])[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        with fast_linears(model), profile(activities=[ProfilerActivity.CPU]) as once:
+            first, second = (model(input_ids=ids).logits for _ in range(2))
+        with profile(activities=[ProfilerActivity.CPU]) as twice:
+            for _ in range(2):
+                model(input_ids=ids)
+        frozen = [m for m in model.modules() if type(m) is torch.nn.Linear and not m.weight.requires_grad]
+        assert casts(twice) - casts(once) == len(frozen) == 8  # autocast keeps its copies of the trainable ones anyway
+        assert torch.equal(first, second)
+        weight = model.model.layers[0].mlp.down_proj.weight
+        weight.mul_(2)
+        with fast_linears(model):
+            changed = model(input_ids=ids).logits
+        assert torch.equal(changed, model(input_ids=ids).logits) and not torch.equal(changed, first)
+        weight.mul_(0.5)
+
+
+def casts(profiled) -> int:
+    return sum(event.count for event in profiled.key_averages() if event.key == "aten::_to_copy")
+
+
+@torch.no_grad()
+def test_a_cache_with_room_returns_all_keys_and_values():
+    cache, g = roomy_cache(3), draws(0)
+    new = [torch.randn(2, 1, t, 4, generator=g) for t in (5, 1, 1, 1)]
+    cache.update(new[0], -new[0], 0)
+    cache.batch_repeat_interleave(2)
+    expected = new[0].repeat_interleave(2, dim=0)
+    where = cache.layers[0].whole[0].data_ptr()
+    for more in new[1:3]:
+        expected = torch.cat([expected, more.repeat_interleave(2, dim=0)], dim=2)
+        keys, values = cache.update(expected[:, :, -1:], -expected[:, :, -1:], 0)
+        assert torch.equal(keys, expected) and torch.equal(values, -expected)
+    assert keys.data_ptr() == where  # nothing was copied
+    cache.batch_select_indices(torch.tensor([0, 3]))
+    keys, _ = cache.update(new[3], new[3], 0)
+    assert torch.equal(keys, torch.cat([expected[[0, 3]], new[3]], dim=2)) and cache.get_seq_length() == 8
+
+
+@pytest.mark.parametrize("size", [1, 7, 128, 300])
+def test_draws_do_not_depend_on_the_blocks(size):
+    """The definition sums all probabilities one by one."""
+    g = draws(size)
+    logits = torch.randn(500, size, generator=g) * 3
+    uniform = torch.rand(500, generator=g, dtype=torch.float64)
+    tokens, logps, entropy = draw(logits, 0.7, 1.0, uniform)
+    p = (logits / 0.7).softmax(-1)
+    reached = p.cumsum(-1, dtype=torch.float64)
+    assert torch.equal(tokens, (reached <= uniform[:, None] * reached[:, -1:]).sum(-1))
+    assert torch.allclose(logps, p.gather(1, tokens[:, None])[:, 0].log(), atol=1e-5)
+    assert torch.allclose(entropy, torch.special.entr(p).sum(-1), atol=1e-5)
