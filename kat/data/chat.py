@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
+PLACE = "{prompt}"  # stands for the content of the last message in a prompt template
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], template: str | None = None
+) -> list[int]:
     """Return the token ids of a conversation, up to the beginning of the answer.
 
     The tokenizer's chat template is used with its generation prompt. A tokenizer without a template gets the
@@ -20,7 +25,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping
     Args:
         tokenizer: A tokenizer of transformers.
         messages: The messages, each with a role and a content.
+        template: Text that replaces the content of the last message, with that content in place of {prompt}; None
+            keeps the content.
     """
+    if template is not None:
+        *before, last = messages
+        messages = [*before, {**last, "content": template.replace(PLACE, last["content"])}]
     if getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=True

@@ -115,7 +115,8 @@ def plan_comparison(cfg: DictConfig, state: PartialState) -> ComparisonPlan:
         require_unseen(f"{setting}={paths[setting]}", model.folder, ids)
     groups = _groups(cfg, spec, ids, about)
     tokenizer = _common_tokenizer(models)
-    encoded = [encode_prompt(tokenizer, prompt.prompt) for prompt in prompts]
+    template = _common_template(models)
+    encoded = [encode_prompt(tokenizer, prompt.prompt, template) for prompt in prompts]
     dtype = choose_dtype(cfg.dtype, state.device)
     return ComparisonPlan(spec, sampling, models, tokenizer, prompts, encoded, about, groups, cfg.seed, dtype)
 
@@ -182,6 +183,23 @@ def _common_tokenizer(models: Sequence[TrainedModel]) -> PreTrainedTokenizerBase
             raise UserError(f"{models[0].label} and {model.label} have different {difference}, so their completions "
                             "cannot be compared token by token; give checkpoints of one base model")  # fmt: skip
     return first
+
+
+def _common_template(models: Sequence[TrainedModel]) -> str | None:
+    """Return the prompt template that the models were trained with; models without a run, such as a base, have none.
+
+    Raises:
+        UserError: Two runs have different templates.
+    """
+    trained = [model for model in models if model.config is not None]
+    for model in trained[1:]:
+        if model.prompt_template != trained[0].prompt_template:
+            raise UserError(
+                f"{trained[0].label} was trained with grpo.prompt_template={trained[0].prompt_template!r} and "
+                f"{model.label} with {model.prompt_template!r}, so they would answer different prompts; compare runs "
+                "with the same template"
+            )
+    return trained[0].prompt_template if trained else None
 
 
 def checkpoint_spec(model: TrainedModel) -> ModelSpec:

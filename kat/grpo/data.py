@@ -42,6 +42,7 @@ def encode_prompts(
     new_tokens: int,
     share: float,
     whose: str = "policy",
+    template: str | None = None,
 ) -> GrpoData:
     """Encode prompts, and split them into training, held-out and too long prompts.
 
@@ -55,13 +56,14 @@ def encode_prompts(
         new_tokens: Maximum number of tokens of a completion.
         share: Share of the prompts to hold out. Their ids decide, so they are the same for every arm and seed.
         whose: Model that limits the context, for the message: policy or reward model.
+        template: Text around the last message of each prompt, see `kat.data.chat.encode_prompt`.
 
     Raises:
         UserError: No prompt leaves room for a completion.
     """
     data = GrpoData([], [], [])
     for prompt in prompts:
-        ids = tuple(encode_prompt(tokenizer, prompt.prompt))
+        ids = tuple(encode_prompt(tokenizer, prompt.prompt, template))
         if len(ids) + new_tokens + 1 > context:
             data.too_long.append(prompt.id)
         else:

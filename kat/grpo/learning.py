@@ -99,7 +99,8 @@ class GrpoLearning(Learning[GrpoOutcome]):
         judged = max_sequence_length(rewards.model) if rewards.model is not None else None
         context, whose = min((lm.context_length, "policy"), (judged or lm.context_length, "reward model"))
         share = self.settings.loop.held_out
-        data = encode_prompts(read_prompts(source), lm.tokenizer, context, new_tokens, share, whose=whose)
+        data = encode_prompts(read_prompts(source), lm.tokenizer, context, new_tokens, share, whose,
+                              self.spec.prompt_template)  # fmt: skip
         log(f"{source}: {len(data.train)} prompts to train on, {len(data.held_out)} held out")
         if data.too_long:
             log(

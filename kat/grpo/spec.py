@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kat.data.chat import PLACE
 from kat.grpo.objective import GRPOObjective
 from kat.grpo.reward_sum import check_names
 from kat.grpo.rollout import Sampling
@@ -29,6 +30,7 @@ class GrpoSpec(GRPOObjective):
     prompts_per_step: int
     num_generations: int
     max_completion_length: int
+    prompt_template: str | None
     temperature: float
     top_p: float
     num_iterations: int
@@ -64,6 +66,11 @@ class GrpoSpec(GRPOObjective):
             )
         if self.sampling_stream < 0:
             raise UserError(f"grpo.sampling_stream={self.sampling_stream}: must be 0 or more")
+        if self.prompt_template is not None and PLACE not in self.prompt_template:
+            raise UserError(
+                f"grpo.prompt_template={self.prompt_template!r}: has no {PLACE}, so all prompts would be the same; "
+                f"write {PLACE} where the prompt belongs, or null"
+            )
         check_names(self.reward_funcs, self.reward_weights)
         self.check()
         self._check_reference()

@@ -40,6 +40,7 @@ LATER_SETTINGS: dict[str, tuple[object, tuple[str, ...]]] = {
     "grpo.dynamic_sampling": (False, ("grpo.dynamic_sampling_rounds",)),
     "grpo.eval_truth": (False, ()),
     "grpo.sampling_stream": (0, ()),
+    "grpo.prompt_template": (None, ()),
 }
 
 
@@ -59,6 +60,12 @@ class TrainedModel:
         """Share of the prompts that its run did not train on; None if unknown."""
         found = [value for name, value in _flat(self.config or {}) if name.split(".")[-1] == "held_out"]
         return float(found[0]) if found and isinstance(found[0], int | float) else None
+
+    @property
+    def prompt_template(self) -> str | None:
+        """Text around the prompts of its run, `grpo.prompt_template`; None without one or if unknown."""
+        found = dict(_flat(self.config or {})).get("grpo.prompt_template")
+        return found if isinstance(found, str) else None
 
 
 def weights_folder(path: Path | str) -> Path:

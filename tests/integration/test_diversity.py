@@ -7,11 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from kat.data.heldout import held_out
 from kat.diversity import samples
+from kat.diversity.plan import plan_comparison
 from kat.training.model_folder import beyond_training, differing_settings, find_models
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
+from latentwire.harness.paths import CONF
 from tests.helpers.checkpoints import make_checkpoints, write_prompts_and_weights
 from tests.helpers.files import read_rows, write_rows
 from tests.helpers.random import shifted
@@ -145,6 +149,28 @@ def test_runs_that_differ_in_more_than_the_sampler_are_named(work):
         "grpo.beta (0.04, 0.1)",
         "steps (-, 3)",
     ]
+
+
+def test_completions_answer_the_template_that_runs_were_trained_with(work):
+    """A model without a run, such as a base model, answers the same prompts as the runs."""
+
+    def record(folder: str, template: str | None) -> None:
+        path = Path(f"runs/{folder}/config.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "grpo": {"prompt_template": template}}))
+
+    def planned(b: str) -> list[list[int]]:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("run", overrides=["task=diversity", "a=runs/one", f"b={b}", *SMALL, "weights_file=null"])
+        return plan_comparison(cfg, accelerator_state("cpu")).encoded
+
+    shutil.copytree("runs/two/model", "plain")
+    without = planned("plain")
+    record("one", "{prompt} Be brief.")
+    assert all(len(long) > len(short) for long, short in zip(planned("plain"), without, strict=True))
+    with pytest.raises(UserError, match=r"one was trained with grpo.prompt_template='{prompt} Be brief.' and two with"):
+        planned("runs/two")
+    record("two", "{prompt} Be brief.")
+    assert planned("runs/two") == planned("plain")
 
 
 def test_longer_completions_than_trained_give_a_warning(work):

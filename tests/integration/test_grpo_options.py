@@ -227,6 +227,7 @@ def test_settings_that_are_off_are_not_in_the_identity(training):
     [
         (["grpo.loss_type=cispo"], "grpo.epsilon_high=None: with loss_type=cispo"),
         (["grpo.epsilon_high=wide"], "grpo.epsilon_high=wide: expected a number or null"),
+        (["grpo.prompt_template=Be brief."], "grpo.prompt_template='Be brief.': has no {prompt}, so all prompts"),
         (["grpo.dynamic_sampling_rounds=0"], "grpo.dynamic_sampling_rounds=0: must be at least 1"),
         (["grpo.ref_model_sync_steps=0"], "grpo.ref_model_sync_steps=0: must be at least 1"),
         (["grpo.ref_model_mixup_alpha=0"], "grpo.ref_model_mixup_alpha=0.0: the policy's share"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -44,6 +46,23 @@ def test_prompts_are_encoded_held_out_or_too_long(tiny):
     assert first.text == source.text and list(first.ids) == encode_prompt(tiny.tokenizer, source.prompt)
     assert first.columns == {"id": first.id, "text": first.text, "source": "", "multiplicity": 0, "sources": {},
                              "splits": {}, "answer": len(first.text)}  # fmt: skip
+
+
+def test_a_template_changes_what_the_policy_reads_alone(tiny):
+    """Braces and backslashes in a prompt stay; ids, split and columns are those of the prompt without the template."""
+    prompts = [*PROMPTS[:6], prompt_of(r"Is {prompt} or \1 {0}?")]
+    prompts[0].prompt.insert(0, {"role": "system", "content": "Be kind."})
+    plain, templated = (encode_prompts(prompts, tiny.tokenizer, 4096, 5, 0.25, template=template)
+                        for template in (None, "Q: {prompt} Be brief."))  # fmt: skip
+    assert [[replace(p, ids=()) for p in part] for part in (plain.train, plain.held_out)] == [
+        [replace(p, ids=()) for p in part] for part in (templated.train, templated.held_out)
+    ]
+    found = {prompt.id: prompt for prompt in (*templated.train, *templated.held_out)}
+    for prompt in prompts:
+        *before, last = prompt.prompt
+        changed = [*before, {"role": "user", "content": f"Q: {last['content']} Be brief."}]
+        assert list(found[prompt.id].ids) == encode_prompt(tiny.tokenizer, changed)
+        assert found[prompt.id].columns == prompt.reward_columns()
 
 
 def test_prompts_of_which_none_fits_are_refused(tiny):
