@@ -29,7 +29,7 @@ class RoomyLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write the keys and values of new tokens, (B, H, T, d), and return those of all tokens so far."""
+        """Write the keys and values of new tokens, (B, H, T, d), and return all keys and values so far."""
         new = (key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(*new)

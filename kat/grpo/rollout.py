@@ -22,6 +22,7 @@ from latentwire.harness.random import generator_for
 from latentwire.lm.batching import pack_padded
 
 IDLE = 0.125  # ended rows are removed from a batch once they make up at least this share of it
+CACHED = 2  # positions whose keys and values take less memory than one position with logits and gradients
 BLOCK = 128  # tokens of a block of the vocabulary; most vocabularies are a multiple
 
 
@@ -33,7 +34,7 @@ class Sampling:
     max_new_tokens: int
     temperature: float
     top_p: float
-    batch_tokens: int  # maximum of rows times positions in a batch; completions of a prompt always stay together
+    batch_tokens: int  # positions in training; a batch of samples has at most CACHED times as many
 
     def check(self, prefix: str = "grpo.") -> None:
         """Validate the settings.
@@ -148,9 +149,12 @@ def sample(
 
 
 def batches_of_prompts(lengths: Sequence[int], sampling: Sampling) -> list[list[int]]:
-    """Return batches of prompts of similar length, longest first, of at most batch_tokens positions in all rows."""
+    """Return batches of prompts of similar length, longest first.
+
+    A batch has at most CACHED batch_tokens positions in all rows. Completions of a prompt always stay together.
+    """
     sizes = [sampling.num_generations * (length + sampling.max_new_tokens) for length in lengths]
-    return pack_padded(sizes, sampling.batch_tokens)
+    return pack_padded(sizes, CACHED * sampling.batch_tokens)
 
 
 def _sample_batch(
@@ -180,7 +184,9 @@ def _sample_batch(
         prompt_states = outputs.pop() if outputs else None  # (N, P, D)
         states = None if prompt_states is None else prompt_states.new_empty(count, room - 1, prompt_states.shape[-1])
         for step in range(room):
-            tokens, *values = draw(batch.logits, sampling.temperature, sampling.top_p, uniform[batch.lines, step])
+            tokens, *values = draw_tokens(
+                batch.logits, sampling.temperature, sampling.top_p, uniform[batch.lines, step]
+            )
             for kept, new in zip((ids, logps, entropy), (tokens, *values), strict=True):
                 kept[batch.lines, step] = new
             for row, token in zip(batch.running, tokens.tolist(), strict=True):
@@ -258,7 +264,7 @@ class _Batch:
         return logits
 
 
-def draw(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def draw_tokens(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Draw a token for each row by inverting the cumulative distribution.
 
     With top_p below 1 the draw is from the most likely tokens that together have at least probability top_p (Holtzman

@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from kat.grpo.decoding import fast_linears, roomy_cache
 from kat.grpo.policy import Policy, PolicyRow, frozen_blocks, micro_batches, pack_rows
-from kat.grpo.rollout import Completion, Sampling, batches_of_prompts, draw, end_tokens, sample
+from kat.grpo.rollout import Completion, Sampling, batches_of_prompts, draw_tokens, end_tokens, sample
 from kat.training.tree_mask import tree_mask
 from kat.training.tuning import TuningSpec, make_trainable
 from latentwire.harness.errors import UserError
@@ -109,27 +109,27 @@ def test_completions_stop_at_the_end_token_or_the_limit(tiny):
 def test_draw_by_hand():
     logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(4, 1)
     uniform = torch.tensor([0.0, 0.19, 0.21, 0.999], dtype=torch.float64)
-    assert draw(logits, 1.0, 1.0, uniform)[0].tolist() == [0, 0, 1, 2]
+    assert draw_tokens(logits, 1.0, 1.0, uniform)[0].tolist() == [0, 0, 1, 2]
     # top_p .6: the two likeliest, .5 and .3 of .8, in this order
     uniform = torch.tensor([0.0, 0.62, 0.63, 0.999], dtype=torch.float64)
-    assert draw(logits, 1.0, 0.6, uniform)[0].tolist() == [1, 1, 2, 2]
-    assert draw(logits, 1.0, 0.49, uniform)[0].tolist() == [1] * 4  # the likeliest token alone is enough
-    assert draw(logits, 1.0, 1e-9, uniform)[0].tolist() == [1] * 4  # at least one
+    assert draw_tokens(logits, 1.0, 0.6, uniform)[0].tolist() == [1, 1, 2, 2]
+    assert draw_tokens(logits, 1.0, 0.49, uniform)[0].tolist() == [1] * 4  # the likeliest token alone is enough
+    assert draw_tokens(logits, 1.0, 1e-9, uniform)[0].tolist() == [1] * 4  # at least one
     # at temperature .5 the odds are squared: .04 .25 .09 of .38
     uniform = torch.tensor([0.1, 0.11, 0.76, 0.77], dtype=torch.float64)
-    assert draw(logits, 0.5, 1.0, uniform)[0].tolist() == [0, 1, 1, 2]
+    assert draw_tokens(logits, 0.5, 1.0, uniform)[0].tolist() == [0, 1, 1, 2]
 
 
 def test_draw_never_draws_a_token_of_probability_0():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).repeat(2, 1)
-    assert draw(logits, 1.0, 1.0, torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64))[0].tolist() == [1, 3]
+    assert draw_tokens(logits, 1.0, 1.0, torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64))[0].tolist() == [1, 3]
 
 
 @pytest.mark.statistical
 def test_frequencies_are_the_probabilities():
     p = torch.tensor([0.05, 0.6, 0.35])
     uniform = torch.rand(20_000, generator=draws(0), dtype=torch.float64)
-    drawn, _, _ = draw(p.log().repeat(20_000, 1), 1.0, 1.0, uniform)
+    drawn, _, _ = draw_tokens(p.log().repeat(20_000, 1), 1.0, 1.0, uniform)
     assert torch.allclose(torch.bincount(drawn) / 20_000, p, atol=0.01)
 
 
@@ -302,7 +302,7 @@ def test_micro_batches_fill_the_token_limit():
     assert micro_batches(rows, 1) == [[0], [2], [4], [1], [3]]
     assert micro_batches([], 10) == []
     assert micro_batches([made((1,), 1200), made((2,), 1200)], 10**6) == [[0], [1]]  # the mask is quadratic in length
-    assert batches_of_prompts([5, 4, 3], sampling(batch_tokens=3 * 2 * 14)) == [[0, 1], [2]]
+    assert batches_of_prompts([5, 4, 3], sampling(batch_tokens=3 * 14)) == [[0, 1], [2]]
     for limit in range(1, 18):
         batches = micro_batches(rows, limit)
         assert sorted(i for batch in batches for i in batch) == list(range(5))
@@ -411,7 +411,7 @@ def test_draws_do_not_depend_on_the_blocks(size):
     g = draws(size)
     logits = torch.randn(500, size, generator=g) * 3
     uniform = torch.rand(500, generator=g, dtype=torch.float64)
-    tokens, logps, entropy = draw(logits, 0.7, 1.0, uniform)
+    tokens, logps, entropy = draw_tokens(logits, 0.7, 1.0, uniform)
     p = (logits / 0.7).softmax(-1)
     reached = p.cumsum(-1, dtype=torch.float64)
     assert torch.equal(tokens, (reached <= uniform[:, None] * reached[:, -1:]).sum(-1))
