@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from kat.grpo.actor import Actor
 from kat.grpo.data import TokenPrompt
@@ -27,9 +28,12 @@ from latentwire.stats.intervals import resampled_means
 def divergences(policy: Policy, rows: Sequence[PolicyRow], estimator: str, batch_tokens: int) -> list[float]:
     """Return the KL divergence of the policy from the policy before training, summed over each completion.
 
+    The policy's log-probabilities were recorded while sampling. In mixed precision they are computed again, because
+    the rounding of sampling differs and would count as a divergence (5e-4 nats a token with SmolLM2).
+
     Args:
         policy: The policy, with a reference policy.
-        rows: Prompts with completions sampled from the current policy.
+        rows: Prompts with completions sampled from the current policy, at its temperature.
         estimator: One of KL_ESTIMATORS, see `kat.grpo.objective.kl_divergence`.
         batch_tokens: Maximum number of positions computed at a time.
 
@@ -37,9 +41,12 @@ def divergences(policy: Policy, rows: Sequence[PolicyRow], estimator: str, batch
         B values in nats.
     """
     found = [0.0] * len(rows)
+    mixed = torch.is_autocast_enabled(policy.model.device.type)
     for batch in micro_batches(rows, batch_tokens):
         part = [rows[i] for i in batch]
-        values = kl_divergence(policy.logps(part), policy.start_logps(part), estimator).double()  # (B, C)
+        recorded = pad_sequence([row.completion.logps for row in part], batch_first=True)
+        logps = policy.logps(part) if mixed else recorded
+        values = kl_divergence(logps, policy.start_logps(part), estimator).double()  # (B, C)
         for i, row, each in zip(batch, part, values, strict=True):
             found[i] = float(each[: len(row.completion.ids)].sum())
     return found

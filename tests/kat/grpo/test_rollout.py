@@ -7,8 +7,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from kat.grpo.decoding import fast_linears, roomy_cache
+from kat.grpo.objective import kl_divergence
 from kat.grpo.policy import Policy, PolicyRow, frozen_blocks, micro_batches, pack_rows
 from kat.grpo.rollout import Completion, Sampling, batches_of_prompts, draw_tokens, end_tokens, sample
+from kat.grpo.validation import divergences
 from kat.training.tree_mask import tree_mask
 from kat.training.tuning import TuningSpec, make_trainable
 from latentwire.harness.errors import UserError
@@ -417,3 +419,26 @@ def test_draws_do_not_depend_on_the_blocks(size):
     assert torch.equal(tokens, (reached <= uniform[:, None] * reached[:, -1:]).sum(-1))
     assert torch.allclose(logps, p.gather(1, tokens[:, None])[:, 0].log(), atol=1e-5)
     assert torch.allclose(entropy, torch.special.entr(p).sum(-1), atol=1e-5)
+
+
+@torch.no_grad()
+def test_divergences_use_recorded_logps_in_float32(policy_model, monkeypatch):
+    """In mixed precision the policy is computed again, so that a policy that has not moved has a divergence of 0."""
+    model, parameters = policy_model
+    policy = Policy(model, parameters, 1.0, ref_model=True)
+    calls = []
+    logps = policy.logps
+    monkeypatch.setattr(policy, "logps", lambda rows: calls.append(len(rows)) or logps(rows))
+    with torch.autocast("cpu", torch.bfloat16):
+        rows = rows_of(sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON))
+        assert divergences(policy, rows, "k3", 4096) == [0.0] * 12 and calls == [12]
+    for p in parameters.values():
+        p.mul_(1.1)
+    rows = rows_of(sample(model, PROMPTS, KEYS, sampling(), seed=3, ends=COMMON))
+    found = divergences(policy, rows, "k3", 20)
+    assert calls == [12]
+    expected = kl_divergence(logps(rows), policy.start_logps(rows), "k3")
+    sums = [float(each[: len(row.completion.ids)].sum()) for each, row in zip(expected, rows, strict=True)]
+    assert found == pytest.approx(sums, abs=1e-3) and sum(found) > 1
+    for name, p in parameters.items():
+        p.copy_(policy.start_parameters[name])
