@@ -1,4 +1,4 @@
-"""Answers among the completions of a prompt: classes, distinct-k and utility-k. Main entry: `classes_of()`."""
+"""Answers among the completions of a prompt: distinct-k and utility-k. Main entries: `distinct()`, `utility()`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from kat.world.truth import entropy_estimate
-from latentwire.stats.answers import f1_score, normalize_answer
 
 K = 10  # generations of distinct-k and utility-k
 PATIENCE = 0.8  # probability that a user reads on after an answer
@@ -19,33 +18,6 @@ SIMULATED = 400  # sets of completions of a simulated bias
 def plain(text: str) -> str:
     """Return a text with single spaces and without spaces at its ends."""
     return " ".join(text.split())
-
-
-def classes_of(texts: Sequence[str], same_from: float) -> list[int]:
-    """Return the class of each text, numbered from 0 in order of appearance.
-
-    A text joins the first class whose first text it resembles: both are equal after normalisation (case, punctuation,
-    articles, spaces), or their word F1 is at least `same_from`. NoveltyBench decides this with a trained classifier.
-
-    Args:
-        texts: Completions of a prompt.
-        same_from: Smallest word F1 of texts in a class; above 1: only equal texts.
-
-    >>> classes_of(["The Rhine", "rhine.", "Rhine river", "Elbe"], 0.6)
-    [0, 0, 0, 1]
-    """
-    firsts: list[str] = []
-    known: dict[str, int] = {}
-    found = []
-    for text in texts:
-        key = normalize_answer(text)
-        if key not in known:
-            similar = (n for n, first in enumerate(firsts) if same_from <= 1 and f1_score(key, [first]) >= same_from)
-            known[key] = next(similar, len(firsts))
-            if known[key] == len(firsts):
-                firsts.append(key)
-        found.append(known[key])
-    return found
 
 
 def distinct(classes: Sequence[Hashable], good: Sequence[bool] | None = None) -> int:

@@ -10,13 +10,13 @@ from functools import cached_property
 
 import numpy as np
 
-from kat.collapse.answers import K, classes_of, distinct, plain, utility
+from kat.collapse.answers import K, distinct, plain, utility
 from kat.diversity.kernel import Array, cosines
 from kat.diversity.metrics import TextSet, measure, metric_records, set_metrics
 from kat.diversity.report import direction
 from kat.records import AnsweredCompletion
 from kat.world.truth import COVERED, entropy_estimate
-from latentwire.stats.answers import f1_score
+from latentwire.stats.answers import classes_of, f1_score
 
 QUALITY, KL, ENTROPY = "quality", "kl", "entropy_valid"
 DISTINCT_GOOD, DISTINCT_VALID = "distinct_k_good", "distinct_valid"

@@ -29,7 +29,7 @@ from kat.world.task import world
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
-from latentwire.harness.progress import is_main_process, log, worker
+from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import FORMAT, write_json
 from latentwire.harness.session import Session, job
 from latentwire.harness.shared_work import claimed
@@ -133,7 +133,7 @@ def direct(
     jobs = sorted(jobs, key=lambda one: (not is_control(one.config), int(one.config.seed)))
     _tally(session, cfg, [folder_of(one.config) for one in jobs])
     plain = [plain_values(one.config) for one in jobs]
-    shares = OmegaConf.create({"plugins": cfg.plugins, "workers": workers, "processes": workers, "jobs": plain})
+    shares = OmegaConf.create({"plugins": cfg.plugins, "workers": workers, "jobs": plain})
     found: dict[str, Outcome] = {}
     with started_workers(WORK, shares, workers):
         waiting = jobs
@@ -148,9 +148,8 @@ def direct(
 
 
 def work(cfg: DictConfig) -> None:
-    """Train runs in a worker until none is left. Each worker begins at another run."""
-    start = worker() * len(cfg.jobs) // cfg.processes
-    waiting = [*cfg.jobs[start:], *cfg.jobs[:start]]
+    """Train runs in a worker until none is left: the first ones that nobody has claimed."""
+    waiting = list(cfg.jobs)
     while waiting:
         waiting = [one for one in waiting if run(one).status == "elsewhere"]
         if waiting:

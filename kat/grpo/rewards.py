@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from kat.grpo.numbers import are_equal, last_number
@@ -192,13 +193,23 @@ def _normalized(texts: Sequence[str]) -> list[str]:
     return [answers.normalize_answer(text) for text in texts]
 
 
-@register_reward("novelty", multiplies=True, per_group=True, functions=("partition",))
+def _require_similarity(same_from: float | None = None, partition: object = None) -> None:
+    if same_from is not None and partition is not None:
+        raise UserError(
+            "grpo.reward_settings.novelty: has same_from and partition, and each divides the group; give one"
+        )
+    if same_from is not None and not 0 < same_from <= 1:
+        raise UserError(f"grpo.reward_settings.novelty.same_from={same_from}: must be above 0 and at most 1")
+
+
+@register_reward("novelty", multiplies=True, per_group=True, functions=("partition",), check=_require_similarity)
 def novelty(
     prompts: Sequence[str],
     completions: Sequence[str],
     groups: Sequence[int] | None = None,
     *,
     partition: Callable[[Sequence[str]], Sequence[Hashable]] | None = None,
+    same_from: float | None = None,
     **ignored: object,
 ) -> list[float]:
     """Return the share of the other completions of its group that differ from each completion, in [0, 1].
@@ -219,6 +230,8 @@ def novelty(
         groups: Number of the group of each completion; None: completions with equal prompts are a group.
         partition: Function from the completions of a group to one label for each; equal labels make a class. Default:
             the completion in lower case without punctuation, articles and extra spaces.
+        same_from: Smallest word F1 of completions in a class, see `latentwire.stats.answers.classes_of`, in place of
+            a partition; None: only equal ones.
         **ignored: Columns and further arguments that TRL gives.
 
     Raises:
@@ -227,9 +240,10 @@ def novelty(
     members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(prompts if groups is None else groups):
         members.setdefault(group, []).append(index)
+    divide = partition or (_normalized if same_from is None else partial(answers.classes_of, same_from=same_from))
     found = [1.0] * len(completions)
     for indices in members.values():
-        labels = list((partition or _normalized)([completions[index] for index in indices]))
+        labels = list(divide([completions[index] for index in indices]))
         if len(labels) != len(indices):
             raise UserError(
                 f"grpo.reward_settings.novelty.partition: returned {len(labels)} labels for {len(indices)} "

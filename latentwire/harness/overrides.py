@@ -22,5 +22,7 @@ def _grid_values(value: object) -> str:
 
 
 def override_value(value: object) -> str:
-    """Return a value as an override of Hydra writes it."""
+    """Return a value as an override of Hydra writes it; its keys have no quotes."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {override_value(each)}" for key, each in value.items()) + "}"
     return value if isinstance(value, str) else json.dumps(value)

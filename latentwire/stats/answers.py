@@ -1,11 +1,14 @@
-"""Exact match and F1 of texts, as in the official SQuAD v1.1 script. Main entries: `exact_match()`, `f1_score()`."""
+"""Exact match and F1 of texts, as in the official SQuAD v1.1 script, and classes of texts by F1.
+
+Main entries: `exact_match()`, `f1_score()`, `classes_of()`.
+"""
 
 from __future__ import annotations
 
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -43,3 +46,30 @@ def f1_score(prediction: str, references: Iterable[str]) -> float:
             precision, recall = common / words.total(), common / expected.total()
             best = max(best, 2 * precision * recall / (precision + recall))
     return best
+
+
+def classes_of(texts: Sequence[str], same_from: float) -> list[int]:
+    """Return the class of each text, numbered from 0 in order of appearance.
+
+    A text joins the first class whose first text it resembles: both are equal after normalisation (case, punctuation,
+    articles, spaces), or their word F1 is at least `same_from`. NoveltyBench decides this with a trained classifier.
+
+    Args:
+        texts: Completions of a prompt.
+        same_from: Smallest word F1 of texts in a class; above 1: only equal texts.
+
+    >>> classes_of(["The Rhine", "rhine.", "Rhine river", "Elbe"], 0.6)
+    [0, 0, 0, 1]
+    """
+    firsts: list[str] = []
+    known: dict[str, int] = {}
+    found = []
+    for text in texts:
+        key = normalize_answer(text)
+        if key not in known:
+            similar = (n for n, first in enumerate(firsts) if same_from <= 1 and f1_score(key, [first]) >= same_from)
+            known[key] = next(similar, len(firsts))
+            if known[key] == len(firsts):
+                firsts.append(key)
+        found.append(known[key])
+    return found

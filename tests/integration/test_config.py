@@ -367,7 +367,7 @@ def test_the_latent_report_evaluates_the_checkpoint():
     assert compose("run", overrides=["task=latent_report", "checkpoint=x"]).embed_source.dials.checkpoint == "x"
 
 
-TRAINED = ("latent_screen", "mode_collapse")  # presets of train.py
+TRAINED = ("latent_screen", "mode_collapse", "mode_collapse_smollm2")  # presets of train.py
 
 
 @pytest.mark.slow

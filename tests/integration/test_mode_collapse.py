@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from latentwire.harness.app import compose_config
+from latentwire.harness.grids import expand, factors
 from latentwire.harness.shared_work import claimed
 from tests.helpers.paths import ROOT
 
@@ -194,3 +196,14 @@ def test_wrong_settings_are_refused_before_any_run(trains, arguments, message):
     status, _, err = trains(*[a for a in SMALL if a.split("=")[0] not in arguments[0]], *arguments)
     assert status == 1
     assert message in err and "Traceback" not in err and not Path("runs").exists()
+
+
+def test_the_arms_on_smollm2_differ_in_their_own_setting_alone():
+    """The value of a grid may be a dict, which Hydra's grammar writes without quotes."""
+    cfg = compose_config("train", ["sweep=mode_collapse_smollm2", "seeds=2"])
+    jobs = expand(factors(cfg.sweep), [])
+    configs = [compose_config("train", ["sweep=mode_collapse_smollm2", *job]) for job in jobs]
+    arms = {str(one.arm) for one in configs}
+    assert len(jobs) == 4 + 2 * 8 and "oracle" not in arms and {"density", "uniform_again"} <= arms
+    settings = {str(one.arm): one.grpo.reward_settings for one in configs}
+    assert settings.pop("novelty") == {"novelty": {"same_from": 0.6}} and set(settings.values()) == {None}

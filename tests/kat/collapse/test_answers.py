@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from kat.collapse.answers import classes_of, distinct, estimate_bias, utility
+from kat.collapse.answers import distinct, estimate_bias, utility
 from kat.collapse.measures import (
     ENTROPY,
     QUALITY,
@@ -33,12 +33,6 @@ def facts(name: str = "p", topic: int | None = 0, size: int = 1, valid: frozense
 
 def completions(*texts: str, reward: float = 0.0) -> list[dict]:
     return [{"text": text, "tokens": 2, "ended": True, "reward": reward, "kl": 0.5} for text in texts]
-
-
-def test_similar_texts_share_a_class():
-    texts = ["In 1998.", "1998", "the year 1998", "Paris", "  paris!", "", "."]
-    assert classes_of(texts, 0.6) == [0, 0, 1, 2, 2, 3, 3]  # word F1 with the first text: 2/3, then 1/2
-    assert classes_of(texts, 1.1) == [0, 1, 2, 3, 3, 4, 4]  # only equal words
 
 
 def test_distinct_and_utility_follow_noveltybench():

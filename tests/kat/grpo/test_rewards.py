@@ -16,7 +16,7 @@ from kat.grpo import reward_sum as module
 from kat.grpo import rewards as shipped
 from kat.grpo.reward_calls import RewardCall, Sampled, calls_of, load_reward, reference_texts
 from kat.grpo.reward_sum import Rewards
-from kat.grpo.rewards import REWARDS, register_reward
+from kat.grpo.rewards import REWARDS, novelty, register_reward
 from latentwire.harness.errors import UserError
 from latentwire.harness.optimization import NonFiniteError
 from tests.helpers.plugins import forgotten_afterwards
@@ -120,6 +120,26 @@ def test_novelty_takes_no_column_for_its_groups():
     rows = [replace(row, columns={"groups": 7, "partition": 8}) for row in REPEATED[:3]]
     own = Rewards([f"{HERE}:length", "novelty"], [1.0, 1.0], None, 9, 100)
     assert own(rows, "a test")[1]["novelty"].tolist() == [0.5, 0.5, 1.0]
+
+
+def test_novelty_can_count_similar_completions_as_equal():
+    """Two of three words are shared, so the word F1 of the first two is 2/3."""
+    texts = ["the old river Rhine", "river Rhine here", "Elbe", "river Elbe now"]
+    assert novelty(["q"] * 4, texts) == [1.0] * 4
+    assert novelty(["q"] * 4, texts, same_from=0.6) == pytest.approx([2 / 3, 2 / 3, 1.0, 1.0])
+    assert novelty(["q"] * 4, texts, same_from=0.7) == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"same_from": 1.5}, r"novelty.same_from=1.5: must be above 0 and at most 1"),
+        ({"same_from": 0.5, "partition": f"{HERE}:prompt_is_q"}, "has same_from and partition, .* give one"),
+    ],
+)
+def test_novelty_divides_a_group_in_one_way(settings, message):
+    with pytest.raises(UserError, match=message):
+        Rewards([f"{HERE}:length", "novelty"], [1.0, 1.0], None, 9, 100, {"novelty": settings})
 
 
 @pytest.mark.parametrize(("weight", "power"), [(1.0, 1), (2.0, 2), (0.0, 0)])

@@ -12,6 +12,7 @@ from torchmetrics.functional.text import squad
 from latentwire.evaluation.metrics import exact_match, f1_score, normalize_answer
 from latentwire.stats import comparison as metrics
 from latentwire.stats import intervals
+from latentwire.stats.answers import classes_of
 from latentwire.stats.comparison import compare_paired, holm, recovered_shares
 from latentwire.stats.intervals import bootstrap_interval, resampled_means, wilson_interval
 from latentwire.stats.power import detectable_difference, samples_needed, std
@@ -407,3 +408,9 @@ def test_few_examples_keep_the_error_rate():
         pairs = generator.integers(0, 2, (400, 2, count)).astype(float)
         called = sum(compare_paired(a[None], b, 0)[0].p_value < 0.05 for a, b in pairs)
         assert called <= 0.07 * len(pairs), count
+
+
+def test_similar_texts_share_a_class():
+    texts = ["In 1998.", "1998", "the year 1998", "Paris", "  paris!", "", "."]
+    assert classes_of(texts, 0.6) == [0, 0, 1, 2, 2, 3, 3]  # word F1 with the first text: 2/3, then 1/2
+    assert classes_of(texts, 1.1) == [0, 1, 2, 3, 3, 4, 4]  # only equal words
