@@ -51,7 +51,7 @@ SHARED = ["beta", "temperature", "top_p", "epsilon", "loss_type", "max_completio
 Times = tuple[float, float | None]  # seconds of a step and of its sampling
 
 
-def words(completions: list[str], **_: object) -> list[float]:
+def words(completions: list[str], **_: object) -> list[float | None]:
     """Return the number of words of each completion."""
     return [float(len(completion.split())) for completion in completions]
 
@@ -132,23 +132,18 @@ class TrlStep:
         from trl import GRPOConfig, GRPOTrainer
 
         spec, clock = self.ours.spec, _Clock()
-        rows = [[{"role": "user", "content": p.text}] for p in self.ours.prompts[: spec.prompts_per_step]]
+        rows = [self.lm.tokenizer.decode(list(p.ids)) for p in self.ours.prompts[: spec.prompts_per_step]]
         with tempfile.TemporaryDirectory() as folder:
             args = GRPOConfig(output_dir=folder, report_to="none", use_cpu=self.lm.device.type == "cpu", max_steps=1,
                               bf16=dtype == "bfloat16", gradient_checkpointing=False, save_strategy="no",
                               per_device_train_batch_size=spec.prompts_per_step * spec.num_generations,
                               disable_tqdm=True, **{name: getattr(spec, name) for name in SHARED})  # fmt: skip
             data = Dataset.from_dict({"prompt": rows})
-            trainer = GRPOTrainer(self.model, words_of_messages, args, train_dataset=data,
+            trainer = GRPOTrainer(self.model, words, args, train_dataset=data,
                                   processing_class=self.lm.tokenizer, callbacks=[clock])  # fmt: skip
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         return clock.seconds, None
-
-
-def words_of_messages(completions: list[list[dict[str, str]]], **_: object) -> list[float | None]:
-    """Return the number of words of each completion, given as a conversation."""
-    return list(words([messages[0]["content"] for messages in completions]))
 
 
 def main(arguments: list[str]) -> None:
