@@ -236,6 +236,7 @@ def _topics(result: CollapseResult) -> list[Block]:
         "x": "share of the draws, %",
         "y": result["label"],
         "shape": "points",
+        "doubling": all(point["x"] > 0 for one in series for point in one["points"]),
         "series": series,
     }
     slopes = [[one["arm"], interval_text(one["slope"], one["interval"], sign=True), str(one["seeds"])]

@@ -54,6 +54,9 @@ def _chart(axes: Axes, block: ChartBlock, arms: list[str]) -> None:
         ends = np.array([point["interval"] or (point["y"], point["y"]) for point in points])
         if block["shape"] == "line" and len(points):
             axes.fill_between(x, ends[:, 0], ends[:, 1], color=colour, alpha=0.1, linewidth=0)
+    if block.get("doubling", False):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.2g}")
     axes.set_xlabel(block["x"])
     axes.set_ylabel(block["y"])
     axes.legend(fontsize=7, frameon=False)

@@ -197,6 +197,7 @@ class ChartBlock(TypedDict):
     x: str
     y: str
     shape: Literal["line", "points"]
+    doubling: NotRequired[bool]  # whether equal distances on the x axis are equal factors; all x are above 0 then
     series: list[Series]
 
 

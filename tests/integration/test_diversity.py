@@ -151,7 +151,7 @@ def test_runs_that_differ_in_more_than_the_sampler_are_named(work):
     ]
 
 
-def test_completions_answer_the_template_that_runs_were_trained_with(work):
+def test_completions_answer_the_template_of_the_runs(work):
     """A model without a run, such as a base model, answers the same prompts as the runs."""
 
     def record(folder: str, template: str | None) -> None:

@@ -49,7 +49,7 @@ def test_prompts_are_encoded_held_out_or_too_long(tiny):
 
 
 def test_a_template_changes_what_the_policy_reads_alone(tiny):
-    """Braces and backslashes in a prompt stay; ids, split and columns are those of the prompt without the template."""
+    """Braces and backslashes in a prompt stay; the template changes no ids, split or columns."""
     prompts = [*PROMPTS[:6], prompt_of(r"Is {prompt} or \1 {0}?")]
     prompts[0].prompt.insert(0, {"role": "system", "content": "Be kind."})
     plain, templated = (encode_prompts(prompts, tiny.tokenizer, 4096, 5, 0.25, template=template)
