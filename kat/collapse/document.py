@@ -83,8 +83,8 @@ def sections_of(result: CollapseResult, runs: ExperimentRuns) -> list[Section]:
 def _gate(result: CollapseResult) -> list[Block]:
     rows = [[check["name"], PASSED[check["passed"]], check["text"]] for check in result["gate"]]
     return [
-        text("A verdict needs all of these: an experiment in which nothing collapses, or whose metrics do "
-             "not see what is known to raise diversity, cannot answer."),
+        text("A verdict needs all of these that are measured: an experiment in which nothing collapses, or whose "
+             "metrics do not see what is known to raise diversity, cannot answer."),
         table_block("Conditions of a verdict", ["condition", "", "measured"], rows),
     ]  # fmt: skip
 

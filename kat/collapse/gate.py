@@ -45,8 +45,9 @@ def gate_checks(
         return [*checks, {"name": "uniform against uniform", "passed": None, "text": text}]
     low, high = positives["interval"]
     text = (
-        f"{positives['share']:.1%} [{low:.1%}, {high:.1%}] of {positives['tables']} tables of {positives['pairs']} "
-        f"pairs and {positives['measures']} measures have a corrected p below .05; at most {MOST_FALSE:.0%} may"
+        f"{positives['share']:.1%} [{low:.1%}, {high:.1%}, by the resampling] of {positives['tables']} tables of "
+        f"{positives['pairs']} pairs and {positives['measures']} measures have a corrected p below .05; "
+        f"at most {MOST_FALSE:.0%} may"
     )
     return [*checks, {"name": "uniform against uniform", "passed": positives["share"] <= MOST_FALSE, "text": text}]
 
@@ -65,7 +66,9 @@ def _collapse(runs: ExperimentRuns, primary: MeasureRow, min_collapse: float) ->
         f"[{low:.3f}, {high:.3f}], {share:.0%} of it; by {min_collapse:.0%} or more in {each} of {len(before)} seeds; "
         f"quality rises by {np.mean(quality):.3f}"
     )
-    passed = lost.difference > 0 and lost.p_value < SIGNIFICANCE and share >= min_collapse
+    passed = bool(
+        lost.difference > 0 and lost.p_value < SIGNIFICANCE and share >= min_collapse and np.mean(quality) > 0
+    )
     return {"name": "uniform sampling collapses", "passed": passed, "text": text}
 
 

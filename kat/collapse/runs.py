@@ -73,6 +73,9 @@ def _grpo_folders(folder: Path) -> Iterator[tuple[Path, JsonObject]]:
     """Yield the folders of runs with their configs. Folders inside a run, and replaced runs, are not searched."""
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else None
+    if config is None and (folder / FAILED).is_file():  # it failed before it began
+        failure = read_json(folder / FAILED)
+        config = {"task": "grpo", **failure} if isinstance(failure, dict) else None
     if isinstance(config, dict) and config.get("task") == "grpo":
         yield folder, config
         return
@@ -134,9 +137,9 @@ def require_same_training(runs: Sequence[FoundRun]) -> None:
         UserError: A setting of the training differs. The message names it and both runs.
     """
     first, *others = runs
-    known = _training(first.config)
+    known = training_settings(first.config)
     for run in others:
-        own = _training(run.config)
+        own = training_settings(run.config)
         for key in sorted({*known, *own}):
             if known.get(key) != own.get(key):
                 raise UserError(
@@ -145,7 +148,7 @@ def require_same_training(runs: Sequence[FoundRun]) -> None:
                 )
 
 
-def _training(config: JsonObject) -> JsonObject:
+def training_settings(config: JsonObject) -> JsonObject:
     """Return the settings that all arms must share."""
     found: JsonObject = {name: config.get(name) for name in ("steps", "held_out")}
     for group in ("grpo", "optimizer", "tuning"):

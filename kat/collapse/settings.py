@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -61,20 +62,20 @@ class CollapseSpec:
         return name, "all"
 
 
-def fixed_in(folder: Path) -> JsonObject:
-    """Return the settings under `collapse` that an experiment recorded before its runs; {} without a record.
+def recorded_in(folder: Path) -> JsonObject | None:
+    """Return what an experiment recorded before its runs: collapse, training and seeds; None without a record.
 
     Raises:
         UserError: The record cannot be read.
     """
     path = folder / EXPERIMENT
     if not path.is_file():
-        return {}
+        return None
     recorded = read_json(path)
-    fixed = recorded.get("collapse") if isinstance(recorded, dict) else None
-    if not isinstance(fixed, dict):
-        raise UserError(f"{path}: has no settings; restore the file that the experiment wrote")
-    return fixed
+    kinds = (("collapse", dict), ("training", dict), ("seeds", list))
+    if not isinstance(recorded, dict) or not all(isinstance(recorded.get(name), kind) for name, kind in kinds):
+        raise UserError(f"{path}: lacks collapse, training or seeds; restore the file that the experiment wrote")
+    return recorded
 
 
 def spec_of_folder(given: DictConfig, folder: Path) -> tuple[CollapseSpec, list[str]]:
@@ -88,7 +89,8 @@ def spec_of_folder(given: DictConfig, folder: Path) -> tuple[CollapseSpec, list[
     Raises:
         UserError: A setting has the wrong type or is out of range, or the record cannot be read.
     """
-    recorded = fixed_in(folder)
+    known = recorded_in(folder)
+    recorded: JsonObject = {} if known is None else cast(JsonObject, known["collapse"])
     chosen = {name: value for name, value in plain_values(given).items() if value is not None}
     default = OmegaConf.to_container(OmegaConf.load(CONF / "collapse" / "fixed.yaml"))
     assert isinstance(default, dict)
@@ -98,4 +100,8 @@ def spec_of_folder(given: DictConfig, folder: Path) -> tuple[CollapseSpec, list[
         for name, value in chosen.items()
         if name in recorded and recorded[name] != value
     ]
+    planned = [] if known is None else cast(list[int], known["seeds"])
+    if len(planned) > 1:
+        changed.append(f"planned with {planned[0]} seeds and run with {planned[-1]}: p-values and intervals hold if no "
+                       "verdict had a part in this change")  # fmt: skip
     return spec, changed

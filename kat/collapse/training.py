@@ -16,25 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
+from kat.collapse.plan import RECIPE, count_workers, experiment_folder, fix_experiment, verdict_command
 from kat.collapse.runs import FAILED
-from kat.collapse.settings import EXPERIMENT, CollapseSpec, fixed_in
 from kat.collapse.task import verdict_of_folder
 from kat.grpo.task import grpo
 from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import config_of, ensure, prompt_tasks
 from kat.world.task import world
-from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.progress import is_main_process, log
-from latentwire.harness.results import FORMAT, write_json
+from latentwire.harness.results import FORMAT, ResultWriteError, read_json, write_json, writing
 from latentwire.harness.session import Session, job
 from latentwire.harness.shared_work import claimed
-from latentwire.harness.typed_config import plain_values, typed
-from latentwire.harness.workers import require_workers, started_workers
+from latentwire.harness.typed_config import plain_values
+from latentwire.harness.workers import started_workers
 
 WAIT = 2.0  # seconds between two looks at runs that other processes have claimed
 WORK = "kat.collapse.training:work"
@@ -77,9 +75,11 @@ def run(cfg: DictConfig, session: Session | None = None) -> Outcome:
 
     A user's error is written to failed.json and returned, so that the other runs go on.
     """
+    if session is not None and not session.sweeping:
+        raise UserError(f"task=mode_collapse: is an experiment of many runs; begin with {RECIPE}")
     name, out, claims = str(cfg.name), folder_of(cfg), experiment_folder(cfg) / "claims"
-    if (out / FAILED).is_file():
-        return Outcome(name, "failed", "failed in another process of this command")
+    if (out / FAILED).is_file():  # in this command, by whichever process
+        return Outcome(name, "failed", error_of(out))
     try:
         if not _has_ground(cfg):
             with claimed(claims, _ground_name(cfg)) as is_mine:
@@ -95,9 +95,13 @@ def run(cfg: DictConfig, session: Session | None = None) -> Outcome:
             grpo(own)
             if not cfg.keep_policies:
                 for folder in filter(Path.is_dir, (out / "model", out / "checkpoints")):
-                    shutil.rmtree(folder)
+                    with writing(folder):
+                        shutil.rmtree(folder)
+    except ResultWriteError as error:  # the other runs would meet the same disk
+        raise ResultWriteError(error.path, error.reason, "experiment_folder=FOLDER") from error
     except UserError as error:
-        write_json(out / FAILED, {"format": FORMAT, "error": str(error)})
+        if not (out / "result.json").is_file():
+            write_json(out / FAILED, {"format": FORMAT, "arm": cfg.arm, "seed": cfg.seed, "error": str(error)})
         log(f"{name}  FAILED: {error}")
         return Outcome(name, "failed", str(error))
     if is_new and session is not None and (tally := _tally(session, cfg, None)) is not None:
@@ -125,9 +129,8 @@ def direct(
     Raises:
         UserError: A setting is out of range, or differs from what was fixed before the first run.
     """
-    workers = _workers(cfg, len(jobs))
-    _require_distinct(jobs)
-    _record(cfg, session)
+    workers = count_workers(cfg, len(jobs))
+    fix_experiment(cfg, jobs, session.command)
     for one in jobs:
         (folder_of(one.config) / FAILED).unlink(missing_ok=True)  # of an earlier command; the run gets another try
     jobs = sorted(jobs, key=lambda one: (not is_control(one.config), int(one.config.seed)))
@@ -167,7 +170,12 @@ def finish(cfg: DictConfig, results: list[Outcome], session: Session) -> None:
     folder = experiment_folder(cfg)
     failed = [outcome for outcome in results if outcome.status == "failed"]
     if cfg.only is None:
-        verdict_of_folder(folder, cfg.collapse, cfg.seed, folder)
+        try:
+            verdict_of_folder(folder, cfg.collapse, cfg.seed, folder)
+        except UserError as error:
+            if not failed:
+                raise
+            log(f"no verdict: {error}")
     else:
         log(
             f"no verdict, because only={cfg.only} leaves out runs; for one on the finished runs: {verdict_command(cfg)}"
@@ -182,14 +190,10 @@ def folder_of(cfg: DictConfig) -> Path:
     return Path(str(cfg.out)).expanduser()
 
 
-def experiment_folder(cfg: DictConfig) -> Path:
-    """Return the folder of all runs."""
-    return Path(str(cfg.experiment_folder)).expanduser()
-
-
-def verdict_command(cfg: DictConfig) -> str:
-    """Return the command that gives the verdict again."""
-    return f"python run.py task=verdict folder={cfg.experiment_folder}"
+def error_of(folder: Path) -> str:
+    """Return the error of a run that failed."""
+    failure = read_json(folder / FAILED)
+    return str(failure["error"] if isinstance(failure, dict) else failure)
 
 
 def is_over(folder: Path) -> bool:
@@ -224,52 +228,3 @@ def _make_ground(cfg: DictConfig) -> None:
         of_world = {name: cfg[name] for name in ("seed", "dtype", "device")}
         world(config_of(cfg, "train", "world", out=cfg.world, **of_world))
     ensure(cfg, [*prompt_tasks(cfg), "embed", "density"])
-
-
-def _workers(cfg: DictConfig, runs: int) -> int:
-    """Return the number of processes. auto: one for each thread on a CPU, and one on another device.
-
-    Raises:
-        UserError: The number is not a whole number above 0, torchrun has started several processes, or force is set.
-    """
-    state = accelerator_state(cfg.device)
-    if state.num_processes > 1:
-        raise UserError("task=mode_collapse: torchrun would share each run, and runs are small; start the command "
-                        "without it, with workers=N")  # fmt: skip
-    if cfg.force:
-        raise UserError(f"force=true: move {cfg.experiment_folder} away to train its runs again")
-    if cfg.workers == "auto":
-        return min(runs, torch.get_num_threads()) if state.device.type == "cpu" else 1
-    require_workers(cfg.workers)
-    return int(cfg.workers)
-
-
-def _require_distinct(jobs: Sequence[Job]) -> None:
-    """Check that no two runs have the same name, as the baseline of a control seed that is compared would have.
-
-    Raises:
-        UserError: Two runs have the same name.
-    """
-    names = [str(one.config.out) for one in jobs]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(
-            f"{twice}: two runs have this folder; keep collapse.control_seeds apart from the compared seeds"
-        )
-
-
-def _record(cfg: DictConfig, session: Session) -> None:
-    """Write what is fixed before the runs, or check that it is what was written before the first run.
-
-    Raises:
-        UserError: A setting differs.
-    """
-    folder, settings = experiment_folder(cfg), vars(typed(CollapseSpec, cfg.collapse, "collapse."))
-    recorded = fixed_in(folder)
-    if changed := next((name for name, value in recorded.items() if settings.get(name) != value), None):
-        raise UserError(
-            f"collapse.{changed}={settings.get(changed)}: {folder} was begun with {recorded[changed]}, and "
-            "what decides is fixed before the runs; leave it out, or give another experiment_folder=FOLDER. Another "
-            f"verdict on these runs: {verdict_command(cfg)} collapse.{changed}={settings.get(changed)}"
-        )
-    if not recorded and is_main_process():
-        write_json(folder / EXPERIMENT, {"format": FORMAT, "command": session.command, "collapse": settings})

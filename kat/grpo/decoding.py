@@ -98,7 +98,8 @@ def _casting_once(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def _multiplying_with_onednn(model: PreTrainedModel) -> Iterator[None]:
     """Replace the forward pass of the float32 linear layers."""
-    linears = [m for m in model.modules() if type(m) is nn.Linear and m.weight.dtype == torch.float32]
+    linears = [m for m in model.modules() if type(m) is nn.Linear and m.weight.dtype == torch.float32
+               and "forward" not in vars(m)]  # fmt: skip
     for linear in linears:
         linear.forward = partial(_onednn_linear, linear)  # type: ignore[method-assign]
     try:

@@ -64,6 +64,9 @@ class GrpoSpec(GRPOObjective):
             raise UserError(
                 "grpo.eval_truth=true: with grpo.eval_prompts=0 nothing is evaluated; leave one of them out"
             )
+        if self.eval_truth and self.prompt_template is not None:
+            raise UserError("grpo.eval_truth=true: a world's base model reads prompts without a template; leave out "
+                            "grpo.prompt_template")  # fmt: skip
         if self.sampling_stream < 0:
             raise UserError(f"grpo.sampling_stream={self.sampling_stream}: must be 0 or more")
         if self.prompt_template is not None and PLACE not in self.prompt_template:

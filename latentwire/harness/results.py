@@ -81,16 +81,18 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    file = os.fdopen(handle, "wb")
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            with writing(path):
-                file.flush()
-                os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
+        yield file
         with writing(path):
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            file.close()
             Path(temporary).replace(path)
     except BaseException:
+        with contextlib.suppress(OSError):  # closing writes what is left, to a disk that may be full
+            file.close()
         Path(temporary).unlink(missing_ok=True)
         raise
 

@@ -89,6 +89,7 @@ def _start(request: str, number: int, threads: int) -> subprocess.Popen[str]:
 
 def main() -> None:
     """Run the job that a line of standard input describes, unless the process that started this one ends before."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends this process
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cfg = OmegaConf.create(request["cfg"])

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from kat.collapse import training
+from kat.collapse.runs import find_runs
 from latentwire.harness.app import compose_config
 from latentwire.harness.grids import expand, factors
+from latentwire.harness.results import ResultWriteError
 from latentwire.harness.shared_work import claimed
 from tests.helpers.paths import ROOT
 
@@ -89,9 +92,17 @@ def test_all_arms_run_and_end_in_a_verdict(worlds, trains, cli):
     assert status == 0, err
     assert json.loads(Path("again/verdict.json").read_text()) == verdict
 
-    status, _, err = trains(*SMALL, "collapse.margin_share=0.2")
-    assert status == 1
-    assert "collapse.margin_share=0.2: runs was begun with 0.1, and what decides is fixed before the runs" in err
+    for given, message in (
+        ("collapse.margin_share=0.2", "collapse.margin_share=0.2: runs was begun with 0.1"),
+        ("steps=6", "steps=6: runs was begun with 4"),
+        ("optimizer.learning_rate=1e-5", "optimizer.learning_rate=1e-05: runs was begun with 0.001"),
+    ):
+        status, _, err = trains(*[a for a in SMALL if not a.startswith("steps=")], "steps=4", given)
+        assert status == 1 and message in err and "fixed before the runs" in err
+    record = json.loads((worlds / "experiment.json").read_text())
+    (worlds / "experiment.json").write_text(json.dumps({**record, "seeds": [2, 4]}))
+    assert cli("task=verdict", "folder=runs", "out=again")[0] == 0
+    assert "planned with 2 seeds and run with 4" in json.loads(Path("again/verdict.json").read_text())["warnings"][-1]
 
 
 def test_the_truth_at_an_evaluation_is_the_truth_of_the_policy(worlds, trains, cli):
@@ -153,14 +164,17 @@ def test_a_failed_run_leaves_the_others_and_is_tried_again(worlds, trains):
     assert status == 1
     assert finished(worlds) == ["density_seed0", "uniform_seed0", "uniform_seed50"]
     assert "error: 2 of 5 runs failed, such as uniform_seed1: " in err and "tries them again" in err
-    assert "model" in json.loads((worlds / "density_seed1" / "failed.json").read_text())["error"]
+    failed = json.loads((worlds / "density_seed1" / "failed.json").read_text())
+    assert (failed["arm"], failed["seed"]) == ("density", 1) and "model" in failed["error"]
+    states = {(run.arm, run.seed): run.status for run in find_runs(worlds)}
+    assert states["density", 1] == "failed" and states["density", 0] == "finished"
     path.write_bytes(content)
     status, _, err = trains(*SMALL, FEW)
     assert status == 0, err
     assert "density_seed1" in finished(worlds) and not (worlds / "density_seed1" / "failed.json").exists()
 
 
-def test_killed_at_any_moment_the_runs_are_the_same(worlds, trains, tmp_path):
+def test_killed_at_any_moment_the_runs_are_the_same(worlds, trains, cli, tmp_path):
     """Killed five times, each time two steps later, the experiment ends like one that was not killed."""
     whole = Path(shutil.copytree(worlds, tmp_path / "whole"))
     status, _, err = trains(*SMALL, FEW, "experiment_folder=whole")
@@ -179,12 +193,43 @@ def test_killed_at_any_moment_the_runs_are_the_same(worlds, trains, tmp_path):
     for name in finished(whole):
         for file in ("completions.jsonl", "ledger.jsonl", "metrics.jsonl"):
             assert (worlds / name / file).read_text() == (whole / name / file).read_text(), (name, file)
+    verdicts = []
+    for folder in ("runs", "whole"):
+        status, _, err = cli("task=verdict", f"folder={folder}", "out=verdict")
+        assert status == 0, err
+        found = json.loads(Path("verdict/verdict.json").read_text())
+        verdicts.append({key: found[key] for key in ("answer", "sentence", "gate", "primary", "topics", "margins")})
+    assert verdicts[0] == verdicts[1]
+
+
+def test_a_single_run_of_the_task_is_refused(trains):
+    """Without -m nothing would plan the runs."""
+    status, _, err = trains("task=mode_collapse", "device=cpu")
+    assert status == 1 and "task=mode_collapse: is an experiment of many runs; begin with python train.py -m" in err
+
+
+def test_a_full_disk_ends_the_command_and_names_the_folder(worlds, trains, monkeypatch):
+    """No other run is tried, because it would meet the same disk."""
+
+    def full(*_, **__):
+        raise ResultWriteError(Path("runs/x"), "No space left on device")
+
+    monkeypatch.setattr(training, "grpo", full)
+    status, _, err = trains(*SMALL, FEW)
+    assert status == 1 and "experiment_folder=FOLDER" in err and not list(worlds.glob("*_seed*/failed.json"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["force=true"], "force=true: move runs away to train its runs again"),
+        (["seeds=1"], "seeds: 1 compared seeds have runs of both uniform and density"),
+        (["collapse.arm=nope"], "collapse.arm=nope: this experiment has no runs of nope (its arms: uniform, density"),
+        (["collapse.measure=nope"], "collapse.measure=nope: must be auto or a measure with a direction: entropy_valid"),
+        (["grpo.eval_every=0"], "grpo.eval_every=0: must be at least 1"),
+        (["grpo.reward_funcs=[nope]"], "reward_funcs=[nope]"),
+        (["world=one"], "world=one: the seeds 50 and 0 would share it"),
+        (["out=one"], "one: two runs have this folder"),
         (["workers=0"], "workers=0: must be a whole number of processes, at least 1"),
         (["seeds=abc"], "seeds=abc: must be a whole number of seeds, at least 1"),
         (["collapse.control_seeds=[1]"], "two runs have this folder; keep collapse.control_seeds apart"),

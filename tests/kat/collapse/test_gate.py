@@ -17,7 +17,7 @@ from kat.collapse.gate import (
     prompt_share,
     swapped_tables,
 )
-from kat.collapse.measures import ENTROPY
+from kat.collapse.measures import ENTROPY, QUALITY
 from kat.collapse.records import GateCheck
 from kat.collapse.result import answer_of, sentence_of
 from kat.collapse.table import compare_rows
@@ -89,14 +89,24 @@ def test_there_is_no_verdict_without_the_controls(arms, failed):
     assert sentence.startswith("No verdict: the gate failed (") and failed in sentence
 
 
+@pytest.mark.parametrize(("after", "passed"), [(0.9, True), (0.4, False)])
+def test_a_policy_that_breaks_does_not_count_as_collapsed(after, passed):
+    """The entropy falls by more than half in both; the quality rises from .5, or falls."""
+    runs = experiment_of(ARMS)
+    for run in runs.by_arm["uniform"].values():
+        run.by_prompt[QUALITY] = np.outer([0.5, 0.6, after], np.ones(3))
+    (primary,), _ = compare_rows(runs, [KEY], {})
+    assert gate_checks(runs, primary, None, 1 / 3)[0]["passed"] is passed
+
+
 def test_many_false_positives_fail_the_gate():
     runs = experiment_of(ARMS)
     (primary,), _ = compare_rows(runs, [KEY], {})
     found = {"share": 0.08, "interval": [0.07, 0.09], "tables": 2000, "pairs": 5, "measures": 9, "same_seed": True}
     checks: list[GateCheck] = gate_checks(runs, primary, found, 1 / 3)
-    assert checks[-1]["passed"] is False and checks[-1]["text"].startswith(
-        "8.0% [7.0%, 9.0%] of 2000 tables of 5 pairs"
-    )
+    text = checks[-1]["text"]
+    assert checks[-1]["passed"] is False
+    assert text.startswith("8.0% [7.0%, 9.0%, by the resampling] of 2000 tables of 5 pairs")
     assert gate_checks(runs, primary, {**found, "share": 0.07}, 1 / 3)[-1]["passed"] is True
 
 

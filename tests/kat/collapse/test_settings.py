@@ -13,7 +13,9 @@ from latentwire.harness.errors import UserError
 
 def test_given_settings_come_before_fixed_ones_before_defaults(tmp_path):
     fixed = {"margin_share": 0.2, "control_seeds": [7], "target_share": 0.5}
-    (tmp_path / "experiment.json").write_text(json.dumps({"format": 2, "collapse": fixed}))
+    (tmp_path / "experiment.json").write_text(
+        json.dumps({"format": 2, "collapse": fixed, "training": {}, "seeds": [10]})
+    )
     given = OmegaConf.create({"arm": None, "margin_share": 0.3, "control_seeds": None, "target_share": 0.5})
     spec, changed = spec_of_folder(given, tmp_path)
     assert (spec.margin_share, spec.control_seeds, spec.target_share, spec.arm) == (0.3, [7], 0.5, "density")
@@ -27,5 +29,5 @@ def test_without_a_record_the_defaults_hold(tmp_path):
 
 def test_a_record_without_settings_is_refused(tmp_path):
     (tmp_path / "experiment.json").write_text("[]")
-    with pytest.raises(UserError, match=r"experiment\.json: has no settings; restore the file"):
+    with pytest.raises(UserError, match=r"experiment\.json: lacks collapse, training or seeds; restore the file"):
         spec_of_folder(OmegaConf.create({}), tmp_path)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import resource
 import signal
 import stat
 import subprocess
@@ -154,6 +155,18 @@ def test_a_full_disk_leaves_no_new_file_and_gives_a_remedy(tmp_path, monkeypatch
     assert isinstance(caught.value, UserError)
     assert names_in(tmp_path) == {"a.json"}
     assert read_json(tmp_path / "a.json") == {"old": True}
+
+
+def test_a_disk_that_is_full_at_the_end_names_the_file(tmp_path):
+    """Closing the file writes the rest again, so it fails as well."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(ResultWriteError, match=r"a\.json"):
+            write_text_atomically(tmp_path / "a.json", "x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names_in(tmp_path) == set()
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path, monkeypatch):
