@@ -11,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from kat.collapse.settings import CollapseSpec
 from kat.data.pairs import PairsSpec
 from kat.density.estimate import DensitySpec
 from kat.diversity.plan import DiversitySpec
@@ -43,8 +44,8 @@ ROOTS: dict[str, tuple[Any, ...]] = {
     "diversity": (DiversitySpec,),
 }
 RUNS = {"grpo": LoopSpec, "reward": LoopSpec, "latent": LatentRunSpec}
-TASK_OF = {"embedder": "embed", "encoder": "latent", "kat": "cluster", "loss": "latent", "pairs": "pairs",
-           "sampler": "subsample"}  # fmt: skip
+TASK_OF = {"collapse": "mode_collapse", "embedder": "embed", "encoder": "latent", "kat": "cluster", "loss": "latent",
+           "pairs": "pairs", "sampler": "subsample"}  # fmt: skip
 CHOICES = [
     (path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in ("hydra", "task")
 ]
@@ -75,6 +76,8 @@ def records(cfg: DictConfig) -> list[Any]:
     found += [typed(PairsSpec, node) for node in cfg.get("pairs", {}).values()]
     if "estimator" in cfg.get("sampler", {}):
         found.append(typed(DensitySpec, {field.name: cfg.sampler[field.name] for field in fields(DensitySpec)}))
+    if cfg.task == "mode_collapse":
+        found.append(typed(CollapseSpec, cfg.collapse, "collapse."))
     if cfg.task == "latent":
         found.append(typed(LossWeights, cfg.weights, "weights."))
     for kind in ROOTS.get(cfg.task, ()):
