@@ -64,10 +64,10 @@ class Transform(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} is not fitted")
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Repair embeddings.
+        """Repair embeddings. A transform may write into what it gets, which is a copy.
 
         Args:
-            x: Embeddings, (T, D) or (B, T, D), any float dtype.
+            x: Embeddings, (T, D) or (B, T, D), any float dtype. They stay as they are.
             generator: CPU generator of the transform's random draws.
 
         Returns:
@@ -82,7 +82,7 @@ class Transform(nn.Module, ABC):
                 f"expected floats of shape (T, {self.vocabulary.width}) or (B, T, {self.vocabulary.width}), "
                 f"got {x.dtype} {tuple(x.shape)}"
             )
-        found = self.repair(x.to(torch.promote_types(x.dtype, torch.float32)), generator)
+        found = self.repair(x.to(torch.promote_types(x.dtype, torch.float32), copy=True), generator)
         if not isinstance(found, Tensor) or found.shape != x.shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise UserError(

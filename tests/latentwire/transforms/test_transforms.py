@@ -537,6 +537,20 @@ def test_a_repair_returns_the_shape_of_its_input(monkeypatch, repair, shape):
         build("rms_matching")(embeddings(5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_transform_that_writes_into_its_input_changes_a_copy(dtype):
+    """Otherwise its input would equal its output, and it would pass for the identity."""
+
+    class Halves(Transform):
+        def repair(self, x, generator):
+            x.mul_(0.5)
+            return x
+
+    x = torch.ones(3, 4, dtype=dtype)
+    found = Halves(Vocabulary(torch.eye(4)))(x)
+    assert torch.equal(found, torch.full((3, 4), 0.5, dtype=dtype)) and torch.equal(x, torch.ones(3, 4, dtype=dtype))
+
+
 def test_an_unknown_gradient_is_refused_at_registration():
     class Odd(Transform):
         gradient = "nonsense"
