@@ -148,6 +148,7 @@ def _evaluate_share(
                 share.answers.append(_Answer(index, _row(setup, index, output, change, logp), reused))
             mean = sum(answer.row["scores"][shown.name] for answer in share.answers) / len(share.answers)
             progress.advance(len(batch), f"{shown.label} {mean:.3f}")
+    setup.vocabulary.require_unchanged(f"{source.label}, {transform.label}")
     share.findings = inputs.findings()
 
 

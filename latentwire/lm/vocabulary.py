@@ -8,6 +8,7 @@ import faiss
 import torch
 from torch import Tensor
 
+from latentwire.harness.errors import UserError
 from latentwire.lm.token_search import TokenSearch
 
 
@@ -33,6 +34,7 @@ class Vocabulary:
         self.std = self.embeddings.std(dim=0, correction=0)  # (D,)
         self.search = TokenSearch(self.embeddings)
         self._codes = lru_cache(maxsize=8)(self._fit_codes)
+        self._checksum = self._sum_of_bits()
 
     @property
     def size(self) -> int:
@@ -43,6 +45,26 @@ class Vocabulary:
     def width(self) -> int:
         """Width of an embedding, D."""
         return self.embeddings.shape[1]
+
+    def require_unchanged(self, user: str) -> None:
+        """Check that the token embeddings are as they were, because all configurations share them.
+
+        Args:
+            user: What used them last, for the message.
+
+        Raises:
+            UserError: They have changed.
+        """
+        if self._sum_of_bits() != self._checksum:
+            raise UserError(
+                f"{user}: the token embeddings have changed since the model was loaded, so this and every later score "
+                "would be wrong; compute on vocabulary.embeddings.clone(), and run the command again"
+            )
+
+    def _sum_of_bits(self) -> int:
+        """Return the sum of the embeddings' bits as whole numbers, weighted with the token's id."""
+        rows = self.embeddings.view(torch.int32).sum(dim=1, dtype=torch.int64)  # (V,)
+        return int((rows * torch.arange(1, len(rows) + 1, device=rows.device)).sum())
 
     @cached_property
     def covariance(self) -> Tensor:

@@ -355,6 +355,26 @@ def test_nan_from_a_transform_is_a_failure_without_a_score(cli, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_transform_that_writes_into_the_vocabulary_spoils_no_score(cli, monkeypatch):
+    """All configurations share the token embeddings, so the ones after it fail as well."""
+    from latentwire.transforms.tokens import NearestK
+
+    def drift(self, x, generator):
+        self.vocabulary.embeddings.data.mul_(1.001)
+        return x
+
+    monkeypatch.setattr(NearestK, "repair", drift)
+    names = ("baseline", "nearest_k,k:3,alpha:0.5", "rms_matching")
+    grids = ",".join(f"{{embed_transform:{name}}}" for name in names)
+    status, _, err = cli("-m", *SMALL, f"sweep.grids=[{grids}]")
+    assert status == 1 and "2 of 3 configurations failed" in err and "the token embeddings have changed since" in err
+    found = [
+        read_json(f"outputs/single/{name}.json")["status"] for name in ("baseline", "nearest_k3_a0.5", "rms_scale1.0")
+    ]
+    assert found == ["ok", "failed", "failed"]
+
+
+@pytest.mark.slow
 def test_a_crash_of_a_configuration_keeps_its_traceback(cli, monkeypatch):
     from latentwire.transforms.scaling import RMSMatching
 

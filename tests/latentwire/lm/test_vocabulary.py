@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
+from latentwire.harness.errors import UserError
 from latentwire.lm import token_search
 from latentwire.lm.token_search import TokenSearch
 from latentwire.lm.vocabulary import Vocabulary, rms
@@ -286,3 +287,13 @@ def test_kappa_follows_the_published_estimate():
     codes, kappa = Vocabulary(TOKENS).codes(6)
     r = np.mean([max(float(torch.cosine_similarity(token, code, dim=0)) for code in codes) for token in TOKENS])
     assert kappa == pytest.approx((r * WIDTH - r**3) / (1 - r**2), rel=1e-4)
+
+
+@pytest.mark.parametrize("write", [lambda x: x.data[3].mul_(1.0001), lambda x: x.data.copy_(x.flip(0).clone())])
+def test_embeddings_that_someone_wrote_into_are_refused(write):
+    """Also a write that torch does not count, and one that only changes the order of the tokens."""
+    vocabulary = Vocabulary(torch.arange(40.0).reshape(10, 4))
+    vocabulary.require_unchanged("the transform a")
+    write(vocabulary.embeddings)
+    with pytest.raises(UserError, match=r"^the transform a: the token embeddings have changed since the"):
+        vocabulary.require_unchanged("the transform a")
