@@ -355,7 +355,7 @@ def test_nan_from_a_transform_is_a_failure_without_a_score(cli, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_transform_that_writes_into_the_vocabulary_spoils_no_score(cli, monkeypatch):
+def test_a_transform_that_changes_the_vocabulary_fails(cli, monkeypatch):
     """All configurations share the token embeddings, so the ones after it fail as well."""
     from latentwire.transforms.tokens import NearestK
 
