@@ -98,11 +98,16 @@ def _status(folder: Path) -> tuple[RunStatus, str]:
             read_json(path)
             return "finished", ""
         if (folder / FAILED).is_file():
-            failure = read_json(folder / FAILED)
-            return "failed", str(failure["error"] if isinstance(failure, dict) else failure)
+            return "failed", error_of(folder)
     except DamagedResultError as error:
         return "damaged", str(error)
     return "unfinished", "has no result.json"
+
+
+def error_of(folder: Path) -> str:
+    """Return the error of a run that failed."""
+    failure = read_json(folder / FAILED)
+    return str(failure["error"] if isinstance(failure, dict) else failure)
 
 
 def arm_in(config: JsonObject) -> str:

@@ -19,7 +19,7 @@ from typing import Literal
 from omegaconf import DictConfig, OmegaConf
 
 from kat.collapse.plan import RECIPE, count_workers, experiment_folder, fix_experiment, verdict_command
-from kat.collapse.runs import FAILED
+from kat.collapse.runs import FAILED, error_of
 from kat.collapse.task import verdict_of_folder
 from kat.grpo.task import grpo
 from kat.pipeline.artifacts import locate
@@ -28,7 +28,7 @@ from kat.world.task import world
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.progress import is_main_process, log
-from latentwire.harness.results import FORMAT, ResultWriteError, read_json, write_json, writing
+from latentwire.harness.results import FORMAT, ResultWriteError, write_json, writing
 from latentwire.harness.session import Session, job
 from latentwire.harness.shared_work import claimed
 from latentwire.harness.typed_config import plain_values
@@ -188,12 +188,6 @@ def finish(cfg: DictConfig, results: list[Outcome], session: Session) -> None:
 def folder_of(cfg: DictConfig) -> Path:
     """Return the folder of a run."""
     return Path(str(cfg.out)).expanduser()
-
-
-def error_of(folder: Path) -> str:
-    """Return the error of a run that failed."""
-    failure = read_json(folder / FAILED)
-    return str(failure["error"] if isinstance(failure, dict) else failure)
 
 
 def is_over(folder: Path) -> bool:
