@@ -76,6 +76,7 @@ class ExampleRow(TypedDict):
     scores: dict[str, float]  # every answer metric by name, f1 and em among them
     cut_off: NotRequired[bool]  # whether the answer reached max_new_tokens; 0.1.0 did not store it
     change: NotRequired[float]  # |repaired - source| / |source| over the span; 0.1.0 did not store it
+    passage: NotRequired[str]  # fingerprint of the passage, the unit that is resampled; 0.3.0 did not store it
 
 
 class ResultHead(TypedDict):

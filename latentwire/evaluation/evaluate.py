@@ -218,6 +218,7 @@ def _row(
         "scores": scores,
         "cut_off": output.cut_off,
         "change": change,
+        "passage": fingerprint(example.context),
     }
 
 
