@@ -77,6 +77,9 @@ class ExampleRow(TypedDict):
     cut_off: NotRequired[bool]  # whether the answer reached max_new_tokens; 0.1.0 did not store it
     change: NotRequired[float]  # |repaired - source| / |source| over the span; 0.1.0 did not store it
     passage: NotRequired[str]  # fingerprint of the passage, the unit that is resampled; 0.3.0 did not store it
+    # |repaired - real| / |real| over the span; absent if the source changes its length, and in 0.3.0
+    distance: NotRequired[float]
+    tokens: NotRequired[int]  # generated tokens of the answer, without the end token; 0.3.0 did not store it
 
 
 class ResultHead(TypedDict):
@@ -91,7 +94,7 @@ class ResultHead(TypedDict):
     source_dials: JsonObject
     group: str
     variant: str
-    control: str | None  # "clean", "empty" or "random"; None for a configuration of the sweep
+    control: str | None  # "baseline", "clean", "empty" or "random"; None for a configuration of the sweep
     config_hash: str
     model: str
     model_id: str
@@ -135,9 +138,11 @@ class Measured(TypedDict, total=False):
     latents: LatentAccount | None
     time_sec: float
     timing: Timing
+    sketch: list[float]  # random projections of the first repaired embeddings; 0.3.0 did not store it
 
 
-MEASURED = frozenset(Measured.__optional_keys__)  # fields that a successful result must have
+# Fields that a successful result must have
+MEASURED = frozenset(Measured.__optional_keys__) - {"sketch"}
 
 
 class SummaryResult(ResultHead, Measured):

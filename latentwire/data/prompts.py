@@ -30,6 +30,7 @@ class FewShotPrompt:
     source_mask: torch.Tensor  # (T,) bool, true on the source span
     passage_mask: torch.Tensor  # (T,) bool, true on the passage, which begins the source span
     passage: bool = True  # whether the prompt includes the passage
+    given: torch.Tensor | None = None  # (T,) token ids that source and transform get instead; None: the prompt's own
 
 
 class PromptWriter:

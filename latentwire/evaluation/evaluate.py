@@ -13,7 +13,7 @@ from latentwire.data.fingerprints import fingerprint
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.encoders.cost import COMPARED, LatentCost, account
 from latentwire.evaluation import detectors
-from latentwire.evaluation.inputs import RepairedInputs
+from latentwire.evaluation.inputs import RepairedInputs, RepairedSpan
 from latentwire.evaluation.likelihood import first_answer
 from latentwire.evaluation.metrics import ALWAYS, ANSWER_METRICS
 from latentwire.evaluation.setup import Component, EvaluationSetup, block_ends
@@ -138,14 +138,14 @@ def _evaluate_share(
     shown = ANSWER_METRICS[setup.scoring.primary]
     with Progress(title, sum(len(batch) for batch in batches)) as progress:
         for batch in batches:
-            embeds, changes = zip(*(inputs.embed(setup.prompts[index]) for index in batch), strict=True)
+            embeds, spans = zip(*(inputs.embed(setup.prompts[index]) for index in batch), strict=True)
             outputs, reused = setup.decoder.decode(list(embeds))
             logps: Sequence[Sequence[float] | None] = [None] * len(batch)
             if setup.scoring.needs_model:
                 answers = [first_answer(setup, setup.prompts[index].example) for index in batch]
                 logps = setup.decoder.answer_logps(list(embeds), answers)
-            for index, output, change, logp in zip(batch, outputs, changes, logps, strict=True):
-                share.answers.append(_Answer(index, _row(setup, index, output, change, logp), reused))
+            for index, output, span, logp in zip(batch, outputs, spans, logps, strict=True):
+                share.answers.append(_Answer(index, _row(setup, index, output, span, logp), reused))
             mean = sum(answer.row["scores"][shown.name] for answer in share.answers) / len(share.answers)
             progress.advance(len(batch), f"{shown.label} {mean:.3f}")
     setup.vocabulary.require_unchanged(f"{source.label}, {transform.label}")
@@ -193,7 +193,7 @@ def _account_for_latents(setup: EvaluationSetup, source: Component, rows: list[E
 
 
 def _row(
-    setup: EvaluationSetup, index: int, output: Generated, change: float, logps: Sequence[float] | None
+    setup: EvaluationSetup, index: int, output: Generated, span: RepairedSpan, logps: Sequence[float] | None
 ) -> ExampleRow:
     """Return the scored answer to an example.
 
@@ -201,14 +201,14 @@ def _row(
         setup: Prompts and answer metrics.
         index: Index of the example among the prompts.
         output: The answer.
-        change: Relative change of the span by the transform.
+        span: The example's span before and after source and transform.
         logps: Log-probabilities of the tokens of the first right answer, if a metric needs them.
     """
     example = setup.prompts[index].example
     scores = {
         metric.name: metric.score(output.text, example.answers, example.id, logps) for metric in setup.scoring.metrics
     }
-    return {
+    row: ExampleRow = {
         "id": example.id,
         "question": example.question,
         "references": list(example.answers),
@@ -217,9 +217,13 @@ def _row(
         "em": scores["em"],
         "scores": scores,
         "cut_off": output.cut_off,
-        "change": change,
+        "change": span.change,
         "passage": fingerprint(example.context),
+        "tokens": len(output.token_ids),
     }
+    if (distance := span.distance) is not None:
+        row["distance"] = distance
+    return row
 
 
 def _summarize(setup: EvaluationSetup, rows: list[ExampleRow]) -> Measured:

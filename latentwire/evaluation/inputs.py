@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,29 @@ from latentwire.transforms.registry import build_transform
 
 BEGINNING = 4  # first positions of a span that `detectors.same_output` compares
 COMPARED = 32  # spans that it compares
+
+
+@dataclass(frozen=True)
+class RepairedSpan:
+    """The embeddings of a prompt, and those of its span before and after source and transform."""
+
+    own: Tensor  # embeddings of the prompt's tokens, (T, D), in the LM's dtype
+    mask: Tensor  # the span, (T,)
+    real: Tensor  # embeddings of the tokens that the source gets, (S, D) float32
+    seen: Tensor  # what the source returns, (L, D)
+    repaired: Tensor  # what the transform returns, (L, D)
+
+    @property
+    def change(self) -> float:
+        """|repaired - seen| / |seen|, which is 0 if both are bit-identical."""
+        return float((self.repaired - self.seen).norm() / self.seen.norm().clamp_min(1e-30))
+
+    @property
+    def distance(self) -> float | None:
+        """|repaired - real| / |real|; None if the source changes the number of positions."""
+        if len(self.repaired) != len(self.real):
+            return None
+        return float((self.repaired - self.real).norm() / self.real.norm().clamp_min(1e-30))
 
 
 class RepairedInputs:
@@ -82,41 +107,53 @@ class RepairedInputs:
         }
 
     @torch.no_grad()
-    def embed(self, prompt: FewShotPrompt) -> tuple[Tensor, float]:
-        """Return the embeddings of a prompt with its span replaced and repaired, and the change of the repair.
+    def repair_span(self, prompt: FewShotPrompt) -> RepairedSpan:
+        """Return the embeddings of a prompt's source span before and after source and transform.
 
-        Returns:
-            The embeddings, (T, D), and |repaired - source| / |source| over the span, which is 0 if both are
-            bit-identical.
+        The LM embeds the prompt, and the draws are those of its example, also if source and transform get other tokens
+        (`FewShotPrompt.given`). So a transform that has the prompt's own tokens from elsewhere shows them.
+        """
+        setup, identifier, seed = self.setup, prompt.example.id, self.setup.settings.seed
+        own = setup.lm.embed(prompt.token_ids).clone()
+        span = (prompt.passage_mask if self.distort.passage_only else prompt.source_mask).to(own.device)
+        if prompt.given is None:
+            real, text = own[span], prompt.example.context
+        else:
+            real = setup.vocabulary.embeddings[prompt.given.to(own.device)[span]]
+            text = str(setup.lm.tokenizer.decode(prompt.given[prompt.passage_mask].tolist())).strip()
+        real = real.float()  # source and transform compute in float32; the result is rounded once, for the LM
+        seen = self.distort(real, generator_for(seed, self.source.name, identifier), text)
+        repaired = self.repair(seen, generator_for(seed, self.transform.name, identifier)) if len(seen) else seen
+        return RepairedSpan(own, span, real, seen, repaired)
+
+    @torch.no_grad()
+    def embed(self, prompt: FewShotPrompt) -> tuple[Tensor, RepairedSpan]:
+        """Return the embeddings of a prompt with its span replaced and repaired, (T, D), and the span.
 
         Raises:
             UserError: A value is not finite, the prompt lacks its source span, or it is too long for the model.
         """
         self._check_span(prompt)
-        setup, identifier, seed = self.setup, prompt.example.id, self.setup.settings.seed
-        embeds = setup.lm.embed(prompt.token_ids).clone()
-        span = (prompt.passage_mask if self.distort.passage_only else prompt.source_mask).to(embeds.device)
-        real = embeds[span].float()  # source and transform compute in float32; the result is rounded once, for the LM
-        seen = self.distort(real, generator_for(seed, self.source.name, identifier), prompt.example.context)
-        repaired = self.repair(seen, generator_for(seed, self.transform.name, identifier)) if len(seen) else seen
+        setup, identifier = self.setup, prompt.example.id
+        found = self.repair_span(prompt)
         for what, before, after in (
-            (f"the source {self.source.label}", real, seen),
-            (f"the transform {self.transform.label}", seen, repaired),
+            (f"the source {self.source.label}", found.real, found.seen),
+            (f"the transform {self.transform.label}", found.seen, found.repaired),
         ):
             detectors.require_finite_values(after, what, identifier)
-            found = detectors.dtype_changed(what, before.dtype, after.dtype)
-            self._changed_dtypes += [finding for finding in found if finding not in self._changed_dtypes]
-        if len(seen) >= BEGINNING and len(self._beginnings) < COMPARED:
-            self._beginnings.append((seen[:BEGINNING].cpu(), repaired[:BEGINNING].cpu()))
-        embeds = put_passage(embeds, span, repaired.to(embeds.dtype))
+            changed = detectors.dtype_changed(what, before.dtype, after.dtype)
+            self._changed_dtypes += [finding for finding in changed if finding not in self._changed_dtypes]
+        if len(found.seen) >= BEGINNING and len(self._beginnings) < COMPARED:
+            self._beginnings.append((found.seen[:BEGINNING].cpu(), found.repaired[:BEGINNING].cpu()))
+        repaired = found.repaired.to(found.own.dtype)
+        embeds = put_passage(found.own.clone(), found.mask, repaired)
         room = setup.lm.context_length - setup.decoder.prefix.length - setup.decoder.max_new_tokens
         if len(embeds) > room:
             raise UserError(
                 f"the source {self.source.label} makes {len(repaired)} positions from the passage of example "
                 f"{identifier}, more than the model's context has room for; lower shots, or use fewer positions"
             )
-        change = (repaired - seen).norm() / seen.norm().clamp_min(1e-30)
-        return embeds, float(change)
+        return embeds, found
 
     def _check_span(self, prompt: FewShotPrompt) -> None:
         texts = [prompt.example.question]

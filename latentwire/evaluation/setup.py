@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from accelerate import PartialState
 from torch import Tensor
 
@@ -157,6 +159,47 @@ def without_passages(setup: EvaluationSetup) -> EvaluationSetup:
     writer = PromptWriter(setup.lm.tokenizer)
     emptied = replace(setup, prompts=[writer.prompt(prompt.example, passage=False) for prompt in setup.prompts])
     return replace(emptied, batches=_plan(emptied))
+
+
+def scrambled(setup: EvaluationSetup) -> EvaluationSetup:
+    """Return the set-up whose source and transform get another passage for every example; the question stays.
+
+    The other passage is the next one in the order of the examples. It is cut, or continued by the passages after it, to
+    the length of the example's own. Everything else is as without scrambling: the LM embeds the example's own prompt,
+    and the draws are the example's. So answers above those without a passage show that the true tokens leak.
+
+    Raises:
+        UserError: All examples are about one passage.
+    """
+    passages: dict[str, list[int]] = {}
+    for prompt in setup.prompts:
+        passages.setdefault(prompt.example.context, prompt.token_ids[prompt.passage_mask].tolist())
+    if len(passages) < 2:
+        raise UserError(
+            f"samples={setup.settings.samples}: all examples are about one passage, and the scrambled control needs "
+            "another one; raise samples"
+        )
+    texts = list(passages)
+    prompts = []
+    for prompt in setup.prompts:
+        place = texts.index(prompt.example.context)
+        others = texts[place + 1 :] + texts[:place]
+        prompts.append(given_others(prompt, prompt.passage_mask, [passages[text] for text in others]))
+    return replace(setup, prompts=prompts)
+
+
+def given_others(prompt: FewShotPrompt, span: Tensor, others: Sequence[list[int]]) -> FewShotPrompt:
+    """Return a prompt for which source and transform get other tokens on a span.
+
+    Args:
+        prompt: The prompt.
+        span: Mask of the positions to replace, (T,).
+        others: Token ids of other texts. They are joined, repeated if too few, and cut to the length of the span.
+    """
+    tokens = itertools.islice(itertools.cycle(itertools.chain.from_iterable(others)), int(span.sum()))
+    given = prompt.token_ids.clone()
+    given[span] = torch.tensor(list(tokens), dtype=given.dtype)
+    return replace(prompt, given=given)
 
 
 def _plan(setup: EvaluationSetup) -> list[list[int]]:

@@ -54,7 +54,7 @@ class Source:
         Raises:
             UserError: The source returns another shape.
         """
-        x32 = x.to(torch.promote_types(x.dtype, torch.float32))
+        x32 = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)  # a source may write into what it gets
         found = self.replace(x32, generator, passage)
         if not isinstance(found, Tensor) or not self._fits(found.shape, x.shape):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
