@@ -94,7 +94,8 @@ class ResultHead(TypedDict):
     source_dials: JsonObject
     group: str
     variant: str
-    control: str | None  # "baseline", "clean", "empty" or "random"; None for a configuration of the sweep
+    # "baseline", "clean", "empty", "random" or "scrambled"; None for a configuration of the sweep
+    control: str | None
     config_hash: str
     model: str
     model_id: str
@@ -186,6 +187,8 @@ class ScoredResult(ResultHead):
     time_sec: float
     job_sec: NotRequired[float]  # with loading, saving and tracking; 0.1.0 did not measure it
     timing: Timing
+    sketch: NotRequired[list[float]]  # random projections of the first repaired embeddings; 0.3.0 did not store it
+    num_examples: int | None  # examples that a budget allowed; None: all
     seed: int
     dtype: str
     device: str

@@ -37,6 +37,7 @@ class Request:
     source: Component
     transform: Component
     passage: bool = True  # whether the prompts contain their passages
+    scrambled: bool = False  # whether the source gets the passages of other examples
     block_size: int = 0  # examples in the first block; 0: no blocks
     scoring: Scoring = field(default_factory=Scoring)
 
@@ -75,6 +76,7 @@ class Request:
             "transform": vars(transform),
             **({"fitted_on": FITTED_ON} if is_fitted(transform.name, transform.dials) else {}),
             **({} if self.passage else {"passage": False}),
+            **({"scrambled": True} if self.scrambled else {}),
             **({"first": self.block_size} if self.block_size else {}),
             **({"metrics": further} if further else {}),
             **({"plugins": plugins} if plugins else {}),
@@ -129,6 +131,7 @@ def read(cfg: DictConfig, state: PartialState, block_size: int) -> Request:
         source=Component(source.name, plain_values(source.dials)),
         transform=Component(transform.name, plain_values(transform.dials)),
         passage=cfg.control != "empty",
+        scrambled=cfg.control == "scrambled",
         block_size=block_size,
         scoring=read_scoring(cfg.metrics, cfg.primary_metric),
     )

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.metrics import ANSWER_METRICS, Scoring
 from latentwire.evaluation.request import Request, read
-from latentwire.evaluation.setup import FIRST_BLOCK, EvaluationSetup, prepare, without_passages
+from latentwire.evaluation.setup import FIRST_BLOCK, EvaluationSetup, prepare, scrambled, without_passages
 from latentwire.harness.device import accelerator_state, describe_machine
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
@@ -101,7 +101,7 @@ def _evaluate(
     if state.is_main_process:
         store.require_writable()
     setup = session.keep("evaluation", _setup_key(request, state), partial(_set_up, request, state))
-    setup = replace(setup if request.passage else without_passages(setup), scoring=request.scoring)
+    setup = replace(_prompts_of(request, setup), scoring=request.scoring)
     known = [] if before is None else read_example_rows(store.predictions_path(cfg.name))
     title = _title(cfg.name, session)
     status, measured, rows = _attempt(setup, request, state, title, cfg.num_examples, known, store.path(cfg.name))
@@ -169,6 +169,13 @@ def _set_up(request: Request, state: PartialState) -> EvaluationSetup:
     for reason, count in setup.left_out.items():
         log(f"note: {count} questions of the data are left out: {reason}")
     return setup
+
+
+def _prompts_of(request: Request, setup: EvaluationSetup) -> EvaluationSetup:
+    """Return the set-up with the prompts of a control, if the configuration is one that needs its own."""
+    if request.scrambled:
+        return scrambled(setup)
+    return setup if request.passage else without_passages(setup)
 
 
 def tracker_of(cfg: DictConfig, session: Session) -> Tracker:

@@ -34,6 +34,7 @@ from latentwire.records import (
     succeeded,
 )
 from latentwire.sources.registry import SOURCES
+from latentwire.sweeps.scrambled import scrambled_jobs
 from latentwire.sweeps.successive_halving import JobCost, Round, first_round, next_round
 
 Rounds = Generator[list[Job], list[EvaluationResult], list[EvaluationResult]]
@@ -76,9 +77,13 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
     controls = control_jobs(jobs, compose)
     if cfg.budget_minutes is not None:
         launching = (time.monotonic() - began) / max(1, len(controls))  # mostly the time to compose a config
-        return (yield from within_budget(cfg, controls, jobs, launching, session))
-    of_controls = (yield controls) if controls else []
-    return [*(yield jobs), *of_controls]
+        results = yield from within_budget(cfg, controls, jobs, launching, session)
+    else:
+        of_controls = (yield controls) if controls else []
+        results = [*(yield jobs), *of_controls]
+    store, metric = ResultStore(Path(str(cfg.out))), shown_metric(cfg.primary_metric)
+    scrambled = scrambled_jobs(jobs, results[: len(jobs)], controls, compose, metric, store)
+    return [*results, *((yield scrambled) if scrambled else [])]
 
 
 def control_jobs(jobs: list[Job], compose: Callable[[Sequence[str]], Job]) -> list[Job]:
