@@ -131,7 +131,7 @@ def _result(
         "source_dials": request.source.dials,
         "group": cfg.group,
         "variant": cfg.variant,
-        "control": None if cfg.control == "none" else cfg.control,
+        "control": _control(cfg),
         "config_hash": request.key,
         "model": request.model.name,
         "model_id": request.model.package or request.model.repo or request.model.path or request.model.name,
@@ -147,6 +147,11 @@ def _result(
         **made_on(state),
         "config": plain_values(cfg),
     }
+
+
+def _control(cfg: DictConfig) -> str | None:
+    """Return which control a configuration is, or None."""
+    return None if cfg.control == "none" else str(cfg.control)
 
 
 def _setup_key(request: Request, state: PartialState) -> str:
@@ -186,13 +191,17 @@ def tracker_of(cfg: DictConfig, session: Session) -> Tracker:
 
 
 def _finished(store: ResultStore, cfg: DictConfig, request: Request, state: PartialState) -> EvaluationResult | None:
-    """Return the finished result of this configuration, or None; a damaged file counts as failed and is kept."""
+    """Return the finished result of this configuration, or None; a damaged file counts as failed and is kept.
+
+    A baseline may be a configuration of one sweep and a control of the next, so the config decides which it is.
+    """
     result: EvaluationResult | None = None
     if state.is_main_process and not cfg.force:
         store.sweep_up()
         try:
             found = store.finished(cfg.name, request.key)
-            result = None if found is None else result_of(found, store.path(cfg.name))
+            if found is not None:
+                result = {**result_of(found, store.path(cfg.name)), "control": _control(cfg)}
         except DamagedResultError as error:
             result = _result(cfg, request, state, {"status": "failed", "error": str(error)}, {})
     found_by_main: EvaluationResult | None = broadcast_from_main(state, result)

@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 from omegaconf import DictConfig
 
-from latentwire.analysis.controls import RANDOM, oriented
+from latentwire.analysis.controls import BASELINE, CLEAN_SOURCE, RANDOM, oriented
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation.metrics import shown_metric
 from latentwire.evaluation.request import read
@@ -41,7 +41,7 @@ Rounds = Generator[list[Job], list[EvaluationResult], list[EvaluationResult]]
 Standings = dict[str, list[tuple[str, float]]]  # contenders of each source with their mean score, in order of the sweep
 
 PROBE = 16  # examples of the clean control that measure the cost of an example
-ALWAYS = ("baseline", "auto")  # families that are never left out
+ALWAYS = (BASELINE, "auto")  # families that are never left out
 TIME_MODEL = (
     "seconds for each job and each of its examples, measured in this sweep: first on the clean control, then on the "
     "whole last round. Identical inputs are decoded once and cost little. The budget includes loading, saving and "
@@ -66,8 +66,8 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
         Results of the configurations, then of the controls.
 
     Raises:
-        UserError: The budget is not positive, is too small, or has no baseline for its measurement. Also, before any
-            control runs: a trained encoder is missing or belongs to another model.
+        UserError: The budget is not positive or too small. Also, before any control runs: a trained encoder is missing
+            or belongs to another model.
     """
     for job in jobs:
         source = job.config.embed_source
@@ -87,30 +87,57 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
 
 
 def control_jobs(jobs: list[Job], compose: Callable[[Sequence[str]], Job]) -> list[Job]:
-    """Return the missing controls of a sweep with a baseline, for each combination of model, data and settings.
+    """Return the missing baselines and controls of a sweep, for each combination of model, data and settings.
 
-    The controls are clean (the baseline on text), empty (no passages) and random (random tokens). Configurations of
-    the sweep that are clean or random serve as these controls.
+    The controls are clean (the baseline on text), empty (no passages) and random (random tokens). Each source has a
+    baseline. Configurations of the sweep serve as baselines and controls where they can. A baseline on text is also
+    the clean control. A sweep of nothing but controls gets no others.
 
     Args:
         jobs: Configurations of the sweep.
         compose: Returns a job from command-line overrides.
     """
-    nodes = [node for job in jobs for node in (job.config.embed_source, job.config.embed_transform)]
-    dials = {str(dial) for node in nodes for dial in node.dials}
-    present: dict[tuple[str, ...], set[str]] = {}  # other overrides than source, transform and dials -> own controls
+    variants: dict[str, list[Job]] = {}
     for job in jobs:
-        keys = {override: override.split("=", 1)[0] for override in job.overrides}
-        rest = tuple(o for o, key in keys.items() if key not in {"embed_source", "embed_transform", *dials})
-        family = job.config.embed_transform.name
-        own = {"baseline": family == "baseline", "clean": _is_clean(job), "random": family == RANDOM}
-        present.setdefault(rest, set()).update(name for name, is_one in own.items() if is_one)
-    return [
-        compose([*rest, f"control={name}"])
-        for rest, own in present.items()
-        for name in ("clean", "empty", "random")
-        if "baseline" in own and name not in own
+        variants.setdefault(job.config.variant, []).append(job)
+    return [job for members in variants.values() for job in _missing_controls(members, compose)]
+
+
+def _missing_controls(jobs: list[Job], compose: Callable[[Sequence[str]], Job]) -> list[Job]:
+    """Return the missing controls and baselines of the jobs of one variant."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.config.control == "none":
+            groups.setdefault(job.config.group, []).append(job)
+    if not groups:
+        return []
+    with_baseline = {
+        job.config.group
+        for job in jobs
+        if job.config.embed_transform.name == BASELINE and job.config.control in ("none", "baseline")
+    }
+    baselines = [
+        compose([*_overrides_without(members[0], "embed_transform"), "control=baseline"])
+        for group, members in groups.items()
+        if group not in with_baseline
     ]
+    every = [*jobs, *baselines]
+    present = {
+        "clean": any(_is_clean(job) for job in every),
+        "empty": any(job.config.control == "empty" for job in every),
+        "random": any(job.config.embed_transform.name == RANDOM for job in every),
+    }
+    asked = [job for members in groups.values() for job in members]
+    typical = next((job for job in asked if job.config.embed_transform.name == BASELINE), asked[0])
+    settings = _overrides_without(typical, "embed_source", "embed_transform")
+    return [*(compose([*settings, f"control={name}"]) for name, own in present.items() if not own), *baselines]
+
+
+def _overrides_without(job: Job, *nodes: str) -> list[str]:
+    """Return the overrides of a job, but for its control, the given nodes and their dials."""
+    dropped = {"control", *nodes, *(str(dial) for node in nodes for dial in job.config[node].dials)}
+    keys = [(override.split("=", 1)[0], override) for override in job.overrides]
+    return [override for key, override in keys if key not in dropped and key.split(".")[0] not in nodes]
 
 
 def plan_path(folder: Path) -> Path:
@@ -126,7 +153,7 @@ def read_plan(folder: Path) -> Budget:
 def _is_clean(job: Job) -> bool:
     """Return whether a job is the upper control: the baseline on text, with its passages."""
     about = (job.config.embed_source.name, job.config.embed_transform.name)
-    return about == ("text", "baseline") and job.config.control != "empty"
+    return about == (CLEAN_SOURCE, BASELINE) and job.config.control != "empty"
 
 
 def measured_cost(results: Sequence[ScoredResult], launches: int) -> JobCost:
@@ -157,7 +184,7 @@ def within_budget(cfg: DictConfig, controls: list[Job], jobs: list[Job], launchi
         Results of the configurations, then of the controls.
 
     Raises:
-        UserError: The budget is not positive or too small, or the sweep has no baseline or uses force.
+        UserError: The budget is not positive or too small, or the sweep has only controls or uses force.
     """
     sweep = _BudgetedSweep(cfg, controls, jobs, session)
     if sweep.plan["first"] is None:
@@ -173,11 +200,8 @@ class _BudgetedSweep:
         self.seconds = _seconds(cfg.budget_minutes)
         if cfg.force:
             raise UserError("force=true: a budgeted sweep extends its own results; choose another out=FOLDER instead")
-        if not controls:
-            raise UserError(
-                "budget_minutes: the sweep has no baseline to measure; add it: only='baseline|...', or "
-                "{embed_transform: baseline} in sweep.grids"
-            )
+        if all(job.config.control != "none" for job in jobs):
+            raise UserError("budget_minutes: this sweep has only controls, which always run whole; leave it out")
         if not all(isinstance(job.config.samples, int) for job in jobs):
             raise UserError(f"samples={jobs[0].config.samples}: expected a whole number")
         self.cfg, self.session = cfg, session

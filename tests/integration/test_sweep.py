@@ -264,6 +264,35 @@ def test_the_baseline_on_text_is_its_own_clean_control(cli):
 
 
 @pytest.mark.slow
+def test_an_added_baseline_is_reused_and_not_counted(cli):
+    """A later sweep that asks for the baseline counts it, although its file was written as a control."""
+    own = [*SMALL, "embed_source=scaled", "min_clean_score=0"]
+    assert cli("-m", *own, "embed_transform=rms_matching", "target_scale=0.5,1")[0] == 0
+    summary = read_json("outputs/single/summary.json")
+    assert summary["total_experiments"] == 2
+    kinds = {control["name"]: control["control"] for control in summary["controls"]}
+    assert kinds["baseline@scaled117.0"] == "baseline"
+    assert set(kinds) >= {"control_clean", "control_empty", "control_random"}
+    _, _, err = cli("-m", *own, "embed_transform=baseline,rms_matching")
+    (line,) = [line for line in err.splitlines() if "] baseline@scaled117.0  F1" in line]
+    assert line.endswith("(finished before)")
+    later = read_json("outputs/single/summary.json")
+    assert [result["control"] for result in later["results"]] == [None, None]
+    assert "baseline@scaled117.0" not in {control["name"] for control in later["controls"]}
+    # The other way round, a baseline of an earlier sweep serves as a control.
+    assert cli("-m", *own, "embed_transform=rms_matching", "target_scale=0.5,1")[0] == 0
+    again = {control["name"]: control["control"] for control in read_json("outputs/single/summary.json")["controls"]}
+    assert again == kinds
+
+
+@pytest.mark.slow
+def test_a_sweep_of_controls_alone_has_a_summary(cli):
+    assert cli("-m", *SMALL, "control=clean,empty")[0] == 0
+    summary = read_json("outputs/single/summary.json")
+    assert (summary["total_experiments"], len(summary["controls"])) == (0, 2)
+
+
+@pytest.mark.slow
 def test_random_tokens_are_a_control_unless_in_the_sweep(cli):
     """The control gives the same answers as the sweep's own random tokens."""
     arguments = [*SMALL, "embed_source=text,scaled", "min_clean_score=0"]

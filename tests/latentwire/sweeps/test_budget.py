@@ -334,7 +334,7 @@ def test_an_extended_result_equals_a_direct_one(cli):
         (["-m", "sweep=smoke", "budget_minutes=0"], "budget_minutes=0: must be above 0"),
         (["-m", "sweep=smoke", "budget_minutes=much"], "budget_minutes=much: expected a number of minutes"),
         (["-m", "sweep=smoke", "budget_minutes=1", "force=true"], "force=true: a budgeted sweep extends its own"),
-        (["-m", "sweep=smoke", "budget_minutes=1", "only=rms*"], "the sweep has no baseline to measure"),
+        (["-m", "control=clean,empty", "budget_minutes=1"], "this sweep has only controls"),
         (["budget_minutes=1"], "limits a sweep; add -m"),
         (["-m", "sweep=smoke", "budget_minutes=0.0001", "samples=4"], "raise the budget, or choose fewer"),
     ],
