@@ -128,6 +128,7 @@ class Measured(TypedDict, total=False):
     empty_rate: float
     empty_rate_interval: tuple[float, float]
     num_samples: int
+    available: int  # examples that `samples` could reach: besides the shots' passages; 0.3.0 did not store it
     too_long: int
     too_long_ids: list[str]  # only in the result's own file
     left_out: dict[str, int]  # unusable questions of the data, by reason
@@ -143,7 +144,7 @@ class Measured(TypedDict, total=False):
 
 
 # Fields that a successful result must have
-MEASURED = frozenset(Measured.__optional_keys__) - {"sketch"}
+MEASURED = frozenset(Measured.__optional_keys__) - {"sketch", "available"}
 
 
 class SummaryResult(ResultHead, Measured):
@@ -177,6 +178,7 @@ class ScoredResult(ResultHead):
     empty_rate: float
     scores: dict[str, MetricScore]
     num_samples: int
+    available: NotRequired[int]  # examples that `samples` could reach; 0.3.0 did not store it
     too_long: int
     left_out: dict[str, int]
     cut_off: int

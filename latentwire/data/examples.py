@@ -187,7 +187,7 @@ def choose_examples(
 ) -> tuple[list[list[Example]], list[Example]]:
     """Draw the shots and the examples to score. Both depend only on the data and the seed.
 
-    No example to score has the passage of a shot. The examples of a smaller `samples` are the first of a larger one.
+    The examples of a smaller `samples` are the first of a larger one.
 
     Args:
         data: Examples to draw from.
@@ -202,11 +202,22 @@ def choose_examples(
     Raises:
         UserError: A number is too small, or the data have too few passages or examples.
     """
-    for name, value, minimum in (
-        ("samples", samples, 1),
-        ("shots", shots, 0),
-        ("questions_per_shot", questions_per_shot, 1),
-    ):
+    shown, candidates = draw_examples(data, shots, questions_per_shot, seed)
+    return shown, first_examples(candidates, samples)
+
+
+def draw_examples(
+    data: Dataset, shots: int, questions_per_shot: int, seed: int
+) -> tuple[list[list[Example]], list[Example]]:
+    """Draw the shots, and put all examples that may be scored in random order; arguments as in `choose_examples`.
+
+    Returns:
+        The examples of each of `shots` shots, and the examples whose passages are not of a shot.
+
+    Raises:
+        UserError: A number is too small, or the data have too few passages.
+    """
+    for name, value, minimum in (("shots", shots, 0), ("questions_per_shot", questions_per_shot, 1)):
         if value < minimum:
             raise UserError(f"{name}={value}: at least {minimum} is needed")
     passages: dict[str, list[Example]] = {}
@@ -219,12 +230,23 @@ def choose_examples(
     shot_contexts = [contexts[index] for index in torch.randperm(len(contexts), generator=generator).tolist()[:shots]]
     order = torch.randperm(len(data.validation), generator=generator).tolist()
     candidates = [data.validation[index] for index in order if data.validation[index].context not in shot_contexts]
+    return [passages[context][:questions_per_shot] for context in shot_contexts], candidates
+
+
+def first_examples(candidates: list[Example], samples: int) -> list[Example]:
+    """Return the first `samples` examples.
+
+    Raises:
+        UserError: The number is below 1, or there are fewer examples.
+    """
+    if samples < 1:
+        raise UserError(f"samples={samples}: at least 1 is needed")
     if samples > len(candidates):
         raise UserError(
             f"samples={samples}: the data have only {len(candidates)} examples besides the shots' passages; "
             f"use samples={len(candidates)} or less, or more data"
         )
-    return [passages[context][:questions_per_shot] for context in shot_contexts], candidates[:samples]
+    return candidates[:samples]
 
 
 def _to_examples(rows: Rows, name: str, left_out: Counter[str]) -> list[Example]:

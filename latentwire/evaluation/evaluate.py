@@ -244,6 +244,7 @@ def _summarize(setup: EvaluationSetup, rows: list[ExampleRow]) -> Measured:
         "empty_rate": empty / count,
         "empty_rate_interval": wilson_interval(empty, count),
         "num_samples": count,
+        "available": setup.available,
         "too_long": len(setup.too_long),
         "too_long_ids": setup.too_long,
         "left_out": setup.left_out,

@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from latentwire.data.examples import Dataset, DataSpec, choose_examples, load_data
+from latentwire.data.examples import Dataset, DataSpec, draw_examples, first_examples, load_data
 from latentwire.data.prompts import FewShotPrompt, PromptWriter
 from latentwire.evaluation import detectors
 from latentwire.evaluation.metrics import Scoring
@@ -78,6 +78,7 @@ class EvaluationSetup:
     fitting: list[Tensor]  # token ids of passages and questions outside the evaluation, each (T,)
     fitting_passages: list[Tensor]  # token ids of passages alone, outside the evaluation, each (T,)
     left_out: dict[str, int]  # number of unusable questions of the data, by reason
+    available: int  # examples of the data that could be drawn: those whose passages are not of a shot
     too_long: list[str]  # ids of drawn examples that do not fit into the model's context
     warnings: list[Finding]  # findings about the shots and the examples
     settings: Settings
@@ -116,9 +117,8 @@ def prepare(
 
 def prepare_with(lm: LanguageModel, dataset: Dataset, settings: Settings, block_size: int = 0) -> EvaluationSetup:
     """Write the prompts for a loaded model, and encode the shots once; arguments and errors as in `prepare`."""
-    shots, examples = choose_examples(
-        dataset, settings.samples, settings.shots, settings.questions_per_shot, settings.seed
-    )
+    shots, candidates = draw_examples(dataset, settings.shots, settings.questions_per_shot, settings.seed)
+    examples = first_examples(candidates, settings.samples)
     writer = PromptWriter(lm.tokenizer)
     shot_ids = writer.shots(shots)
     room = lm.context_length - len(shot_ids) - settings.max_new_tokens
@@ -145,6 +145,7 @@ def prepare_with(lm: LanguageModel, dataset: Dataset, settings: Settings, block_
         fitting=writer.spans(others, FITTED_ON),
         fitting_passages=writer.spans(others, FITTED_ON, questions=False),
         left_out=dict(dataset.left_out),
+        available=len(candidates),
         too_long=[prompt.example.id for prompt in prompts if len(prompt.token_ids) > room],
         warnings=detectors.shots_leak(shots, examples),
         settings=settings,
