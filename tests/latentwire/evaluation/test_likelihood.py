@@ -210,14 +210,20 @@ def test_the_report_names_controls_with_less_likely_answers():
     assert lines["whole text"].startswith(f"{'whole text':34}{'0':>20}")
     assert f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] p=0.000" in lines["no passage"]
     assert "Right answers are likelier, p < .05, than with: no passage" in text
-    assert "F1 is higher, without overlap of the intervals, than with: none of the controls" in text
+    assert "F1 is higher, p < .05, than with: none of the controls" in text
 
 
 def test_the_report_compares_f1():
+    """Paired by example: averages are lower although the intervals overlap, the cut is lower on few examples."""
     f1 = {"text": (0.8, 0.75, 0.85), "latent": (0.4, 0.3, 0.5), "cut": (0.35, 0.25, 0.45),
-          "averaged": (0.1, 0.05, 0.2), "empty": (0.0, 0.0, 0.3)}  # fmt: skip
-    judged = compare_with_controls("s", {name: scores(own, np.ones(8), (1.0, 1.0)) for name, own in f1.items()}, 0)
-    assert judged["beats"] == ["averaged"]
+          "averaged": (0.3, 0.2, 0.4), "empty": (0.0, 0.0, 0.1)}  # fmt: skip
+    sources = {name: scores(own, np.ones(12), (1.0, 1.0)) for name, own in f1.items()}
+    sources["cut"].f1[:] = [0.4] * 9 + [0.2] * 3  # mean .35
+    judged = compare_with_controls("s", sources, 0)
+    assert judged["beats"] == ["averaged", "empty"]
+    assert "F1 is higher, p < .05, than with: averages of neighbouring tokens, no passage" in render_report(judged)
+    better = {**sources, "averaged": sources["text"]}
+    assert compare_with_controls("s", better, 0)["beats"] == ["empty"]
     assert not judged["beats_all"]
     assert judged["share_of_text"] == pytest.approx(0.5)
     against = judged["rows"][2]["f1_against"]
