@@ -75,6 +75,7 @@ PURE_MODULES = [
     "kat.reward.trees",
     "latentwire.evaluation.detectors",
     "latentwire.evaluation.metrics",
+    "latentwire.latent_training.candidates",
     "latentwire.latent_training.losses",
     "latentwire.latent_training.objective",
     "latentwire.lm.attention",

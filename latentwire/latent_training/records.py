@@ -56,6 +56,15 @@ class ScreenedRun(TypedDict):
     encoder: NotRequired[str]
 
 
+class AgainstBest(TypedDict):
+    """A candidate minus the best one, paired by seed."""
+
+    seeds: int  # that both have
+    difference: float
+    interval: list[float] | None  # 95% over seeds, of this difference alone; None for one seed
+    p_value: float | None  # allows for the choice of the best; None for one seed
+
+
 class CandidateRow(TypedDict):
     """A candidate in the ranking of a round."""
 
@@ -65,6 +74,7 @@ class CandidateRow(TypedDict):
     interval: list[float] | None  # 95% over seeds; None for one seed
     scores: dict[str, float]  # by seed
     encoders: list[str]  # folders
+    against_best: AgainstBest | None  # None for the best, and without a common seed
 
 
 class ScreeningRound(TypedDict):
@@ -72,6 +82,7 @@ class ScreeningRound(TypedDict):
 
     stop_epoch: int | None
     ranking: list[CandidateRow]
+    cross_fit: float | None  # of candidates chosen on the other seeds; None for one candidate or one seed
     kept: list[str]
 
 

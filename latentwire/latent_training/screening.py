@@ -10,11 +10,8 @@ without rounds.
 from __future__ import annotations
 
 import itertools
-import math
-from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import cast
 
 from omegaconf import DictConfig
@@ -26,11 +23,9 @@ from latentwire.harness.optimization import NonFiniteError
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import FORMAT, write_json
 from latentwire.harness.session import Session, job
+from latentwire.latent_training.candidates import cross_fit_mean, level_with_best, promoted, rank_candidates
 from latentwire.latent_training.records import CandidateRow, LatentResult, ScreenedRun, Screening, ScreeningRound
 from latentwire.latent_training.task import latent
-from latentwire.stats.intervals import t_quantile
-
-ETA = 3  # a round keeps one in ETA candidates, as in Hyperband (Li et al. 2018)
 
 
 @job
@@ -61,7 +56,7 @@ def run(cfg: DictConfig, session: Session | None = None) -> LatentResult | Scree
 def direct(
     cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], Job], session: Session
 ) -> Generator[list[Job], list[ScreenedRun], list[ScreenedRun]]:
-    """Train all candidates, then continue the best third of them, round by round.
+    """Train all candidates, then continue the best third of them, round by round. Equal ones at the cut go on, too.
 
     Args:
         cfg: Config of the sweep.
@@ -85,7 +80,7 @@ def direct(
         ranking = rank_candidates(runs)
         if not ranking:
             break  # `finish` reports that all runs failed
-        kept = {row["candidate"] for row in ranking[: promoted(len(ranking))]}
+        kept = promoted(ranking)
         log(f"{len(kept)} of {len(ranking)} candidates go on to epoch {stop_epoch}")
         # force=true applies to the first round only: later rounds continue its runs.
         more = [f"stop_epoch={stop_epoch}", "force=false"]
@@ -105,7 +100,8 @@ def finish(cfg: DictConfig, results: list[ScreenedRun], session: Session) -> Non
     for stop_epoch in dict.fromkeys(run["stop_epoch"] for run in results):
         ranking = rank_candidates([run for run in results if run["stop_epoch"] == stop_epoch])
         if ranking:
-            rounds.append({"stop_epoch": stop_epoch, "ranking": ranking, "kept": []})
+            score = cross_fit_mean(ranking)
+            rounds.append({"stop_epoch": stop_epoch, "ranking": ranking, "cross_fit": score, "kept": []})
     if not rounds:
         listed = "\n".join(f"  {run['name']}: {run['error']}" for run in results)
         raise UserError(f"all {len(results)} runs failed:\n{listed}")
@@ -150,51 +146,6 @@ def best_score_up_to(trained: LatentResult, stop_epoch: int | None) -> float:
     return max(entry["f1"] if trained["scored_by"] == "f1" else entry["cosine"] for entry in entries)
 
 
-def promoted(candidates: int) -> int:
-    """Return the number of candidates that go on to the next round: a third, rounded up, at least one."""
-    return max(1, math.ceil(candidates / ETA))
-
-
-def rank_candidates(runs: Sequence[ScreenedRun]) -> list[CandidateRow]:
-    """Return a row for each candidate, the best mean score first.
-
-    A candidate that failed with any seed is left out, because its mean would be over fewer seeds than other means.
-
-    Args:
-        runs: Results of `run`, one for each candidate and seed.
-
-    Returns:
-        A row for each candidate without a failed run.
-    """
-    groups: dict[str, list[ScreenedRun]] = defaultdict(list)
-    for run in runs:
-        groups[run["candidate"]].append(run)
-    rows: list[CandidateRow] = []
-    for candidate, members in groups.items():
-        if any(run["status"] != "ok" for run in members):
-            continue
-        scores = [float(run["score"]) for run in members]
-        rows.append(
-            {
-                "candidate": candidate,
-                "scored_by": members[0]["scored_by"],
-                "mean": mean(scores),
-                "interval": interval(scores),
-                "scores": {str(run["seed"]): float(run["score"]) for run in members},
-                "encoders": [run["encoder"] for run in members],
-            }
-        )
-    return sorted(rows, key=lambda row: (-row["mean"], row["candidate"]))
-
-
-def interval(scores: list[float]) -> list[float] | None:
-    """Return Student's 95% interval of a mean over seeds, clipped to [-1, 1]; None for one seed."""
-    if len(scores) < 2:
-        return None
-    half = t_quantile(0.95, len(scores) - 1) * stdev(scores) / math.sqrt(len(scores))
-    return [max(-1.0, mean(scores) - half), min(1.0, mean(scores) + half)]
-
-
 def render_ranking(screen: Screening, choices: str = "") -> str:
     """Return a screening as text: each round's ranking, failed runs, the best candidate and the next command.
 
@@ -203,31 +154,47 @@ def render_ranking(screen: Screening, choices: str = "") -> str:
         choices: Overrides of the next command that choose its model and plugins, each after a space.
     """
     lines = [f"Screening {screen['sweep']}"]
-    width = max(len(row["candidate"]) for each in screen["rounds"] for row in each["ranking"])
     for number, each in enumerate(screen["rounds"], 1):
-        seeds = len(each["ranking"][0]["scores"])
-        score_name = {"f1": "F1", "cosine": "cosine"}[each["ranking"][0]["scored_by"]]
-        lines += ["", f"Round {number}" + (f", to epoch {each['stop_epoch']}" if each["stop_epoch"] else "")
-                  + f": held-out {score_name}, mean over {seeds} seeds, 95% interval over seeds"]  # fmt: skip
-        for place, row in enumerate(each["ranking"], 1):
-            low, high = row["interval"] or (math.nan, math.nan)
-            interval_text = f"[{low:.3f}, {high:.3f}]" if row["interval"] else "one seed: no interval"
-            goes = "" if number == len(screen["rounds"]) else ("goes on" if row["candidate"] in each["kept"] else "")
-            lines.append(f"{place:>3} {row['candidate']:{width}}  {row['mean']:.3f}  {interval_text}  {goes}".rstrip())
+        lines += ["", *_round_lines(each, number, last=number == len(screen["rounds"]))]
     failed = [run for run in screen["runs"] if run["status"] != "ok"]
     lines += [f"FAILED {run['name']}: {run['error']}" for run in failed]
     last = screen["rounds"][-1]["ranking"]
-    best = last[0]
-    level = [row["candidate"] for row in last[1:] if _overlap(best, row)]
+    level = level_with_best(last)
     also = f"; not distinguishable from it: {', '.join(level)}" if level else ""
-    checkpoint = Path(best["encoders"][0]).parent
-    lines += ["", f"Best: {best['candidate']}{also}",
-              f"Next: python run.py task=latent_report checkpoint={checkpoint}{choices}"]  # fmt: skip
-    return "\n".join(lines)
+    lines += ["", f"Best: {last[0]['candidate']}{also}"]
+    if len(screen["rounds"]) > 1:
+        lines.append("Earlier rounds chose by the same seeds: scores of later rounds are too high on average.")
+    checkpoint = Path(last[0]["encoders"][0]).parent
+    return "\n".join([*lines, f"Next: python run.py task=latent_report checkpoint={checkpoint}{choices}"])
 
 
-def _overlap(a: CandidateRow, b: CandidateRow) -> bool:
-    """Return whether the intervals of a and the lower-ranked b overlap; True if one has no interval."""
-    if a["interval"] is None or b["interval"] is None:
-        return True
-    return a["interval"][0] <= b["interval"][1]
+def _round_lines(judged: ScreeningRound, number: int, last: bool) -> list[str]:
+    """Return the ranking of a round as lines of text: mean, difference to the best, and the cross-fit score."""
+    ranking, best = judged["ranking"], judged["ranking"][0]
+    width = max(len(row["candidate"]) for row in ranking)
+    score_name = {"f1": "F1", "cosine": "cosine"}[best["scored_by"]]
+    until = f", to epoch {judged['stop_epoch']}" if judged["stop_epoch"] else ""
+    lines = [f"Round {number}{until}: held-out {score_name}, mean over {len(best['scores'])} seeds, 95% interval over "
+             "seeds; difference to the best by seed, p corrected for its choice"]  # fmt: skip
+    for place, row in enumerate(ranking, 1):
+        own = f"[{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]" if row["interval"] else "one seed: no interval"
+        goes = "goes on" if not last and row["candidate"] in judged["kept"] else ""
+        texts = (f"{place:>3} {row['candidate']:{width}}  {row['mean']:.3f}  {own}", _difference_text(row), goes)
+        lines.append("  ".join(text for text in texts if text))
+    if len(ranking) > 1:
+        cross_fit = judged["cross_fit"]
+        without = "unknown without a second seed" if cross_fit is None else f"{cross_fit:.3f}"
+        lines.append(f"Chosen on the other seeds, scored on the left-out one: {without}. "
+                     f"The highest of {len(ranking)} means, {best['mean']:.3f}, is too high on average.")  # fmt: skip
+    return lines
+
+
+def _difference_text(row: CandidateRow) -> str:
+    """Return a candidate minus the best one as text; empty for the best and without a common seed."""
+    found = row["against_best"]
+    if found is None:
+        return ""
+    if found["interval"] is None or found["p_value"] is None:
+        return f"{found['difference']:+.3f}"
+    low, high = found["interval"]
+    return f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}] p={found['p_value']:.3f}"

@@ -17,7 +17,7 @@ from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
 from latentwire.latent_training.gradients import LossSums
 from latentwire.latent_training.objective import LatentObjective, LossWeights
-from latentwire.latent_training.screening import interval, promoted, rank_candidates, render_ranking, rounds_of
+from latentwire.latent_training.screening import rounds_of
 from latentwire.latent_training.validation import HeldOut
 from latentwire.transforms.codebook import SoftCodebook
 from tests.helpers.files import read_json, read_rows, write_rows
@@ -275,6 +275,9 @@ def test_a_screening_promotes_a_third_and_resumes_runs(trains, tmp_path):
         assert {row["candidate"] for row in later["ranking"]} == set(earlier["kept"])
     best = screen["rounds"][-1]["ranking"][0]
     assert set(best["scores"]) == {"0", "1"}
+    first, last = screen["rounds"][0], screen["rounds"][-1]
+    assert {row["against_best"]["seeds"] for row in first["ranking"][1:]} == {2}
+    assert f"scored on the left-out one: {first['cross_fit']:.3f}" in out and last["cross_fit"] is None
     assert "goes on" in out
     folder = Path(best["encoders"][0]).parent
     same = [*QUICK, "evaluate_every=30", "judge_by=cosine", f"embed_transform={_family(best)}", *_dials(best)]
@@ -310,42 +313,6 @@ def _family(row: dict) -> str:
 
 def _dials(row: dict) -> list[str]:
     return ["eps=0.3"] if _family(row) == "anchor_offset" else []
-
-
-def runs(**scores: list[float]) -> list[dict]:
-    return [
-        {"candidate": name, "name": f"{name}{seed}", "status": "ok", "score": score, "scored_by": "f1", "seed": seed,
-         "encoder": f"{name}/encoder"}
-        for name, own in scores.items()
-        for seed, score in enumerate(own)
-    ]  # fmt: skip
-
-
-def test_candidates_are_ranked_by_their_mean_over_seeds():
-    rows = rank_candidates(runs(a=[0.1, 0.3], b=[0.5, 0.1], c=[0.9, 0.9]))
-    assert [row["candidate"] for row in rows] == ["c", "b", "a"]
-    assert rows[1]["mean"] == pytest.approx(0.3)
-    failed = runs(a=[0.1, 0.3], b=[0.5, 0.1])
-    failed[2] = {**failed[2], "status": "failed", "error": "NaN"}
-    assert [row["candidate"] for row in rank_candidates(failed)] == ["a"]
-
-
-def test_the_interval_is_students():
-    from scipy import stats
-
-    scores = [0.2, 0.5, 0.6, 0.4]
-    low, high = stats.t.interval(0.95, 3, loc=sum(scores) / 4, scale=stats.sem(scores))
-    assert interval(scores) == pytest.approx([low, high], abs=1e-4)
-    assert interval([0.3]) is None
-    for n in range(2, 12):
-        own = [0.001 * k for k in range(n)]
-        expected = stats.t.interval(0.95, n - 1, loc=sum(own) / n, scale=stats.sem(own))
-        assert interval(own) == pytest.approx(list(expected), abs=1e-5)
-    assert interval([0.0, 1.0]) == [-1.0, 1.0]
-
-
-def test_a_third_is_promoted_and_at_least_one():
-    assert [promoted(n) for n in (1, 2, 3, 4, 9, 10)] == [1, 1, 1, 2, 3, 4]
 
 
 @pytest.mark.slow
@@ -386,20 +353,6 @@ def test_rounds_rise():
     for rounds in ([3, 2], [2, 2]):
         with pytest.raises(UserError, match=rf"sweep.rounds=\[{rounds[0]}, 2\]: must be epochs, each later"):
             rounds_of(OmegaConf.create({"sweep": {"rounds": rounds}}))
-
-
-def test_the_screening_text_names_candidates_level_with_the_best():
-    ranking = rank_candidates(runs(a=[0.5, 0.5], b=[0.49, 0.51], c=[0.1, 0.1]))
-    text = render_ranking(
-        {"sweep": "s", "runs": runs(a=[1]), "rounds": [{"stop_epoch": None, "ranking": ranking, "kept": ["a"]}]}
-    )
-    assert "Best: a; not distinguishable from it: b\n" in text
-    wide = [{"stop_epoch": None, "ranking": rank_candidates(runs(a=[0.4, 0.6], b=[0.45, 0.45])), "kept": ["a"]}]
-    ranked = render_ranking({"sweep": "s", "runs": [], "rounds": wide}, " model=tiny_random")
-    assert "Best: a; not distinguishable from it: b\n" in ranked
-    assert ranked.endswith(" model=tiny_random")
-    alone = [{"stop_epoch": None, "ranking": rank_candidates(runs(a=[0.5])), "kept": ["a"]}]
-    assert "one seed: no interval" in render_ranking({"sweep": "s", "runs": [], "rounds": alone})
 
 
 @pytest.mark.slow
