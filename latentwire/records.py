@@ -6,8 +6,9 @@ earlier format is upgraded when it is read, or refused with the reason.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict, TypeGuard, TypeVar, cast, get_origin, get_type_hints
+from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, TypeVar, cast, get_origin, get_type_hints
 
 from latentwire.harness.results import FORMAT as FORMAT
 from latentwire.harness.results import DamagedResultError, JsonObject, read_json, read_jsonl
@@ -245,7 +246,16 @@ class Budget(TypedDict):
 F1: ShownMetric = {"name": "f1", "label": "F1", "higher_is_better": True}
 
 
-class StoredSummary(TypedDict):
+class SweepSample(TypedDict):
+    """Settings that decide which examples and shots a sweep drew; None if they differ among its results."""
+
+    part: str | None
+    samples: int | None
+    seed: int | None
+    shots_seed: int | None
+
+
+class StoredSummary(SweepSample):
     """The content of summary.json, apart from the analysis."""
 
     format: int
@@ -352,12 +362,35 @@ def read_summary(path: Path) -> StoredSummary:
     if summary.get("format", 1) == 1:
         summary |= {"format": FORMAT, "controls": summary.get("controls", []), "budget": summary.get("budget")}
         summary |= {"command": summary.get("command"), "primary_metric": dict(F1)}
+    summary = {**_old_sample(summary), **summary}
     checked(StoredSummary, summary, path, AGAIN)
     needed = MEASURED - {"too_long_ids"}
     for part in ("results", "controls"):
         complete = [_complete(result, path, AGAIN, needed) for result in summary[part]]
         summary[part] = [checked(SummaryResult, result, path, AGAIN) for result in complete]
     return cast(StoredSummary, summary)
+
+
+def sweep_sample(configs: Sequence[Mapping[str, object]]) -> SweepSample:
+    """Return the settings of a sweep's draw from the configs of its results."""
+
+    def common(name: str) -> Any:
+        values = {config.get(name) for config in configs}
+        return values.pop() if len(values) == 1 else None
+
+    return {
+        "part": common("part"), "samples": common("samples"), "seed": common("seed"), "shots_seed": common("shots_seed")
+    }  # fmt: skip
+
+
+def _old_sample(summary: JsonObject) -> SweepSample:
+    """Return the draw of a summary of 0.3.0, which did not store it: all parts, and one seed for both."""
+    results = [result for result in cast(list[object], summary["results"]) if isinstance(result, dict)]
+    drawn = [r["num_samples"] + r["too_long"] for r in results if {"num_samples", "too_long"} <= r.keys()]
+    budget = summary.get("budget")
+    samples = budget["wanted"] if isinstance(budget, dict) else max(drawn, default=None)
+    configs = [{"part": "all", "samples": samples, "seed": r.get("seed"), "shots_seed": r.get("seed")} for r in results]
+    return sweep_sample(configs)
 
 
 def _complete(result: object, path: Path, remedy: str, needed: frozenset[str]) -> object:

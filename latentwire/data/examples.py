@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from latentwire.data.fingerprints import fingerprint
 from latentwire.data.formats import question_rows
 from latentwire.harness.assets import file_sha256, hub_commit
 from latentwire.harness.errors import UserError, first_line
@@ -20,6 +21,8 @@ from latentwire.harness.results import JsonObject
 F = TypeVar("F", bound="Callable[[DataSpec], Sequence[Part]]")
 Rows = Iterable[tuple[str, JsonObject]]  # the place of each row, for messages, and the row
 Part = tuple[str, Rows]  # a name for messages, and rows
+HALVES = ("select", "confirm")  # halves of the passages: one to choose a transform on, one to confirm the choice
+PARTS = ("all", *HALVES)
 
 
 @dataclass
@@ -207,9 +210,20 @@ def choose_examples(
 
 
 def draw_examples(
-    data: Dataset, shots: int, questions_per_shot: int, seed: int
+    data: Dataset, shots: int, questions_per_shot: int, seed: int, shots_seed: int | None = None, part: str = "all"
 ) -> tuple[list[list[Example]], list[Example]]:
-    """Draw the shots, and put all examples that may be scored in random order; arguments as in `choose_examples`.
+    """Draw the shots, and put all examples that may be scored in random order.
+
+    The shots depend on `shots_seed`, and come from the passages of both halves. So both parts have the same shots,
+    whose passages are in neither. The order of the examples depends on `seed` alone.
+
+    Args:
+        data: Examples to draw from.
+        shots: Number of shots.
+        questions_per_shot: Largest number of questions of a shot.
+        seed: Seed of the examples.
+        shots_seed: Seed of the shots; None: `seed`.
+        part: Part of the examples, one of `PARTS`.
 
     Returns:
         The examples of each of `shots` shots, and the examples whose passages are not of a shot.
@@ -225,16 +239,28 @@ def draw_examples(
         passages.setdefault(example.context, []).append(example)
     if len(passages) < shots:
         raise UserError(f"shots={shots}: the data have only {len(passages)} passages for them; lower shots")
-    generator = torch.Generator().manual_seed(seed)
-    contexts = list(passages)
-    shot_contexts = [contexts[index] for index in torch.randperm(len(contexts), generator=generator).tolist()[:shots]]
+    contexts, generator = list(passages), torch.Generator().manual_seed(seed)
+    places = torch.randperm(len(contexts), generator=generator)  # drawn in any case, so that `order` is the same
+    if shots_seed not in (None, seed):
+        places = torch.randperm(len(contexts), generator=torch.Generator().manual_seed(shots_seed))
+    shot_contexts = [contexts[index] for index in places.tolist()[:shots]]
     order = torch.randperm(len(data.validation), generator=generator).tolist()
-    candidates = [data.validation[index] for index in order if data.validation[index].context not in shot_contexts]
+    shuffled = [data.validation[index] for index in order]
+    candidates = [
+        example
+        for example in shuffled
+        if example.context not in shot_contexts and part in ("all", half_of(example.context))
+    ]
     return [passages[context][:questions_per_shot] for context in shot_contexts], candidates
 
 
-def first_examples(candidates: list[Example], samples: int) -> list[Example]:
-    """Return the first `samples` examples.
+def half_of(passage: str) -> str:
+    """Return the half of a passage, one of `HALVES`. It depends only on the passage's words."""
+    return HALVES[int(fingerprint(passage), 16) % 2]
+
+
+def first_examples(candidates: list[Example], samples: int, part: str = "all") -> list[Example]:
+    """Return the first `samples` examples; `part` is their part of the data, for messages.
 
     Raises:
         UserError: The number is below 1, or there are fewer examples.
@@ -242,8 +268,9 @@ def first_examples(candidates: list[Example], samples: int) -> list[Example]:
     if samples < 1:
         raise UserError(f"samples={samples}: at least 1 is needed")
     if samples > len(candidates):
+        where = "the data have" if part == "all" else f"part={part}, half of the passages, has"
         raise UserError(
-            f"samples={samples}: the data have only {len(candidates)} examples besides the shots' passages; "
+            f"samples={samples}: {where} only {len(candidates)} examples besides the shots' passages; "
             f"use samples={len(candidates)} or less, or more data"
         )
     return candidates[:samples]

@@ -70,7 +70,7 @@ class Request:
         return {
             "model": self.model.identity(),
             "data": self.data.identity(),
-            "settings": {**vars(self.settings), "dtype": str(self.dtype)},
+            "settings": {**self.settings.identity(), "dtype": str(self.dtype)},
             "prompt_format": prompt_format.FORMAT,
             "source": vars(source),
             "transform": vars(transform),

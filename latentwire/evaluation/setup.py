@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from latentwire.data.examples import Dataset, DataSpec, draw_examples, first_examples, load_data
+from latentwire.data.examples import PARTS, Dataset, DataSpec, draw_examples, first_examples, load_data
 from latentwire.data.prompts import FewShotPrompt, PromptWriter
 from latentwire.evaluation import detectors
 from latentwire.evaluation.metrics import Scoring
@@ -44,13 +44,24 @@ class Settings:
     max_new_tokens: int
     batch_tokens: int
     dtype: str
+    part: str = "all"  # one of `data.examples.PARTS`
+    shots_seed: int | None = None  # seed of the shots; None: seed
 
     def check(self) -> None:
         """Raise UserError if a value is out of range."""
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"seed={self.seed}: must be between 0 and {2**31 - 1}")
+        for name, seed in (("seed", self.seed), ("shots_seed", self.shots_seed)):
+            if seed is not None and not 0 <= seed < 2**31:
+                raise UserError(f"{name}={seed}: must be between 0 and {2**31 - 1}")
+        if self.part not in PARTS:
+            raise UserError(f"part={self.part}: use one of {', '.join(PARTS)}")
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
+
+    def identity(self) -> JsonObject:
+        """Return the settings for a config hash, without those at a default that changes no result of before."""
+        unchanged: JsonObject = {"part": "all", "shots_seed": self.seed}
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in given.items() if name not in unchanged or value != unchanged[name]}
 
 
 @dataclass
@@ -117,8 +128,10 @@ def prepare(
 
 def prepare_with(lm: LanguageModel, dataset: Dataset, settings: Settings, block_size: int = 0) -> EvaluationSetup:
     """Write the prompts for a loaded model, and encode the shots once; arguments and errors as in `prepare`."""
-    shots, candidates = draw_examples(dataset, settings.shots, settings.questions_per_shot, settings.seed)
-    examples = first_examples(candidates, settings.samples)
+    shots, candidates = draw_examples(
+        dataset, settings.shots, settings.questions_per_shot, settings.seed, settings.shots_seed, settings.part
+    )
+    examples = first_examples(candidates, settings.samples, settings.part)
     writer = PromptWriter(lm.tokenizer)
     shot_ids = writer.shots(shots)
     room = lm.context_length - len(shot_ids) - settings.max_new_tokens

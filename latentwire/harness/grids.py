@@ -70,7 +70,7 @@ def expand(preset: list[list[Grid]], command_line: list[Override]) -> list[list[
         key = override.get_key_element()
         if key == "only" and override.is_sweep_override():
             raise UserError(f"{override.input_line}: makes a grid of the patterns; put | between them, only='A|B'")
-        if key in ("experiment", "sweep") and override.is_sweep_override():
+        if key in ("experiment", "sweep", "part") and override.is_sweep_override():
             raise UserError(f"{override.input_line}: each is a sweep of its own; run one after the other")
         if not override.is_sweep_override():
             chosen[key] = [f"{key}={override.get_value_element_as_str()}"]

@@ -35,6 +35,7 @@ from latentwire.records import (
     read_example_rows,
     read_summary,
     succeeded,
+    sweep_sample,
 )
 from latentwire.reports.html import write_report
 from latentwire.reports.tables import tables
@@ -64,6 +65,7 @@ def finish(cfg: DictConfig, results: list[EvaluationResult], session: Session) -
             "format": FORMAT,
             "sweep": cfg.sweep.name,
             "command": session.command,
+            **sweep_sample([result["config"] for result in results]),
             "primary_metric": shown_metric(cfg.primary_metric),
             "results": [result for result in short if result["control"] is None],
             "controls": [result for result in short if result["control"] is not None],

@@ -286,6 +286,29 @@ def test_an_added_baseline_is_reused_and_not_counted(cli):
 
 
 @pytest.mark.slow
+def test_a_confirmation_has_the_folder_and_shots_of_its_choice(cli):
+    """The confirmation of a sweep is at FOLDER/confirm; no example of one half is in the other."""
+    sweep = [*PAIR, "model=tiny_random", "samples=6", "shots=2", "max_new_tokens=2", "min_clean_score=0"]
+    assert cli(*sweep, "part=select", "shots_seed=4")[0] == 0
+    assert cli(*sweep, "part=confirm", "shots_seed=4", "samples=8")[0] == 0
+    folders = [Path("outputs/smoke/select"), Path("outputs/smoke/select/confirm")]
+    summaries = [read_json(folder / "summary.json") for folder in folders]
+    drawn = [[summary[name] for name in ("part", "samples", "seed", "shots_seed")] for summary in summaries]
+    assert drawn == [["select", 6, 0, 4], ["confirm", 8, 0, 4]]
+    rows = [
+        [json.loads(line) for line in (folder / "baseline.predictions.jsonl").read_text().splitlines()]
+        for folder in folders
+    ]
+    chosen, confirming = ({row["passage"] for row in part} for part in rows)
+    assert not chosen & confirming
+    assert [len(part) for part in rows] == [6, 8]
+    assert not (folders[0] / "replaced").exists()
+    status, _, err = cli("-m", *SMALL, "part=select,confirm")
+    assert (status, "run one after the other" in err) == (1, True)
+    assert "part=half: use one of all, select, confirm" in cli(*SMALL, "part=half")[2]
+
+
+@pytest.mark.slow
 def test_a_sweep_of_controls_alone_has_a_summary(cli):
     assert cli("-m", *SMALL, "control=clean,empty")[0] == 0
     summary = read_json("outputs/single/summary.json")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from latentwire.harness.results import DamagedResultError
-from latentwire.records import FORMAT, read_example_rows, read_result, read_summary
+from latentwire.records import FORMAT, read_example_rows, read_result, read_summary, sweep_sample
 
 # A result as 0.2.0 wrote it.
 OLD: dict[str, Any] = {
@@ -125,6 +125,7 @@ def test_a_summary_of_format_1_is_upgraded(tmp_path):
     assert found["primary_metric"] == {"name": "f1", "label": "F1", "higher_is_better": True}
     assert found["results"][0]["num_examples"] == 2
     assert found["results"][0]["scores"]["em"]["mean"] == 0.5
+    assert (found["part"], found["samples"], found["seed"], found["shots_seed"]) == ("all", 2, 0, 0)
     with pytest.raises(DamagedResultError, match=r"summary\.json lacks num_samples: .* or run the sweep again"):
         del short["num_samples"]
         read_summary(written(tmp_path / "summary.json", {**old, "controls": [short], "results": []}))
@@ -132,3 +133,21 @@ def test_a_summary_of_format_1_is_upgraded(tmp_path):
         read_summary(written(tmp_path / "summary.json", {**old, "format": 2}))
     with pytest.raises(DamagedResultError, match="reads up to 2: update this project"):
         read_summary(written(tmp_path / "summary.json", {**old, "format": 3}))
+
+
+def test_a_summary_keeps_its_own_draw(tmp_path):
+    """Seeds that differ among the results of 0.3.0 give none; a budget names the samples that it wanted."""
+    short = {key: value for key, value in OLD.items() if key not in ("config", "versions", "too_long_ids")}
+    old: dict[str, Any] = {"sweep": "smoke", "results": [short, {**short, "seed": 1}], "budget": {"wanted": 9}}
+    found = read_summary(written(tmp_path / "summary.json", old))
+    assert (found["samples"], found["seed"], found["shots_seed"]) == (9, None, None)
+    new = {"part": "select", "samples": 4, "seed": 1, "shots_seed": 2}
+    found = read_summary(written(tmp_path / "summary.json", {**old, **new}))
+    assert {**found, **new} == found
+
+
+def test_the_draw_of_a_sweep_is_what_its_results_share():
+    config = {"part": "confirm", "samples": 8, "seed": 3, "shots_seed": 5, "shots": 2}
+    assert sweep_sample([config, dict(config)]) == {"part": "confirm", "samples": 8, "seed": 3, "shots_seed": 5}
+    other = sweep_sample([config, {**config, "seed": 4}])
+    assert (other["seed"], other["shots_seed"]) == (None, 5)

@@ -14,7 +14,18 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data, shipped_split_path
+from latentwire.data.examples import (
+    HALVES,
+    Dataset,
+    DataSpec,
+    Example,
+    choose_examples,
+    draw_examples,
+    first_examples,
+    half_of,
+    load_data,
+    shipped_split_path,
+)
 from latentwire.evaluation.metrics import normalize_answer
 from latentwire.harness.errors import UserError
 from tests.helpers.random import shifted
@@ -462,6 +473,50 @@ def test_only_passages_of_the_shots_are_excluded():
     shots, asked = draw(data, samples=6, shots=10, seed=0)
     assert {example.context for example in asked} == {e.context for e in ONE_FILE} - {shot[0].context for shot in shots}
     assert len(draw(Dataset(ONE_FILE, passages(1, 1, "v")), samples=1, shots=12, seed=0)[0]) == 12
+
+
+MANY = passages(60, 2, "p")
+
+
+def test_each_passage_is_in_one_half():
+    """The halves depend neither on the seed nor on the order of the data, and white space and case do not matter."""
+    data = Dataset(MANY, MANY)
+    for seed in (0, 1):
+        shots, every = draw_examples(data, 4, 1, seed)
+        halves = [draw_examples(data, 4, 1, seed, part=half) for half in HALVES]
+        assert [half[0] for half in halves] == [shots, shots]
+        first, second = ({example.context for example in half[1]} for half in halves)
+        assert not first & second
+        assert min(len(first), len(second)) >= 15  # of 56 passages
+        for name, half in zip(HALVES, halves, strict=True):
+            assert half[1] == [example for example in every if half_of(example.context) == name]
+    assert draw_examples(Dataset(MANY, MANY[::-1]), 0, 1, 0, part="confirm")[1] != []
+    assert {half_of("A passage."), half_of(" a   PASSAGE.")} == {half_of("A passage.")}
+
+
+def test_another_shots_seed_keeps_the_examples():
+    """Of one file, only the examples about a shot's passage differ; the others keep their order."""
+    two = Dataset(passages(30, 2, "t"), MANY)
+    shots, examples = draw_examples(two, 3, 1, seed=5)
+    other, same = draw_examples(two, 3, 1, seed=5, shots_seed=6)
+    assert same == examples and other != shots
+    assert draw_examples(two, 3, 1, seed=7, shots_seed=6)[0] == other  # they depend on their seed alone
+    assert draw_examples(two, 3, 1, seed=5, shots_seed=5) == (shots, examples)
+    one = Dataset(MANY, MANY)
+    every = draw_examples(one, 0, 1, seed=5)[1]
+    for shots_seed in (6, 7):
+        shots, examples = draw_examples(one, 3, 1, seed=5, shots_seed=shots_seed)
+        shown = {shot[0].context for shot in shots}
+        assert examples == [example for example in every if example.context not in shown]
+        assert len(examples) == len(every) - 6
+
+
+def test_a_half_with_too_few_examples_counts_them():
+    _, half = draw_examples(Dataset(ONE_FILE, ONE_FILE), 0, 1, 0, part="select")
+    with pytest.raises(
+        UserError, match=rf"samples=30: part=select, .* has only {len(half)} examples .*samples={len(half)} or less"
+    ):
+        first_examples(half, 30, "select")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from accelerate import PartialState
 
-from latentwire.data.examples import Dataset, Example
+from latentwire.data.examples import HALVES, Dataset, Example, draw_examples, half_of
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.setup import Component, Settings, prepare_with
+from latentwire.harness.errors import UserError
 from latentwire.lm.models import LanguageModel
 
 STATE = PartialState(cpu=True)
@@ -26,6 +27,34 @@ ONE_FILE = [
 def measured(tiny: LanguageModel, data: Dataset, settings: Settings, source: str = "text"):
     setup = prepare_with(tiny, data, settings)
     return evaluate(setup, Component(source, {}), Component("baseline"), STATE, "")
+
+
+def test_later_settings_leave_hashes_at_their_defaults():
+    assert SETTINGS.identity() == {
+        "samples": 3, "seed": 0, "shots": 2, "questions_per_shot": 1, "max_new_tokens": 2, "batch_tokens": 2000,
+        "dtype": "float32",
+    }  # fmt: skip
+    assert replace(SETTINGS, shots_seed=0).identity() == SETTINGS.identity()
+    assert replace(SETTINGS, seed=4, shots_seed=0).identity() == {**SETTINGS.identity(), "seed": 4, "shots_seed": 0}
+    assert replace(SETTINGS, part="select").identity() == {**SETTINGS.identity(), "part": "select"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"part": "half"}, "part=half: use one of all, select, confirm"), ({"shots_seed": -1}, "shots_seed=-1: must be")],
+)
+def test_settings_of_the_draw_are_checked(change, message):
+    with pytest.raises(UserError, match=message):
+        replace(SETTINGS, **change).check()
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_half_is_evaluated_alone(tiny, half):
+    data = Dataset(ONE_FILE, ONE_FILE)
+    found, rows = measured(tiny, data, replace(SETTINGS, part=half))
+    contexts = {example.id: example.context for example in ONE_FILE}
+    assert {half_of(contexts[row["id"]]) for row in rows} == {half}
+    assert found["available"] == len(draw_examples(data, 2, 1, 0, part=half)[1])
 
 
 @pytest.mark.parametrize(("shots", "expected"), [(0, 27), (2, 21), (5, 12)])
