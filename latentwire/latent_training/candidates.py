@@ -152,7 +152,7 @@ def _largest_t(candidates: int, seeds: int) -> Scores:
     return np.sort(np.concatenate(found))
 
 
-def level_with_best(ranking: Sequence[CandidateRow]) -> list[str]:
+def not_distinguishable(ranking: Sequence[CandidateRow]) -> list[str]:
     """Return the candidates that are not distinguishable from the best one, by `p_against_best()`."""
     rows = [(row["candidate"], row["against_best"]) for row in ranking[1:]]
     return [name for name, own in rows if own is None or own["p_value"] is None or own["p_value"] >= ALPHA]

@@ -23,7 +23,7 @@ from latentwire.harness.optimization import NonFiniteError
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import FORMAT, write_json
 from latentwire.harness.session import Session, job
-from latentwire.latent_training.candidates import cross_fit_mean, level_with_best, promoted, rank_candidates
+from latentwire.latent_training.candidates import cross_fit_mean, not_distinguishable, promoted, rank_candidates
 from latentwire.latent_training.records import CandidateRow, LatentResult, ScreenedRun, Screening, ScreeningRound
 from latentwire.latent_training.task import latent
 
@@ -159,7 +159,7 @@ def render_ranking(screen: Screening, choices: str = "") -> str:
     failed = [run for run in screen["runs"] if run["status"] != "ok"]
     lines += [f"FAILED {run['name']}: {run['error']}" for run in failed]
     last = screen["rounds"][-1]["ranking"]
-    level = level_with_best(last)
+    level = not_distinguishable(last)
     also = f"; not distinguishable from it: {', '.join(level)}" if level else ""
     lines += ["", f"Best: {last[0]['candidate']}{also}"]
     if len(screen["rounds"]) > 1:

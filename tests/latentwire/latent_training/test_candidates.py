@@ -9,7 +9,7 @@ from scipy import stats
 from latentwire.latent_training.candidates import (
     cross_fit_mean,
     interval,
-    level_with_best,
+    not_distinguishable,
     p_against_best,
     promoted,
     rank_candidates,
@@ -85,7 +85,7 @@ def test_differences_are_paired_by_seed():
     low, high = found["interval"]
     assert found["p_value"] < 0.01
     assert -0.055 < low < -0.05 < high < -0.045
-    assert level_with_best(rows) == []
+    assert not_distinguishable(rows) == []
     mixed = rank_candidates([run for run in runs(a=[0.9, 0.5, 0.8], b=[0.0, 0.1, 0.5]) if run["name"] != "b0"])
     assert mixed[1]["against_best"]["difference"] == pytest.approx(-0.35)  # b has no seed 0
     assert mixed[1]["against_best"]["seeds"] == 2
@@ -107,7 +107,7 @@ def test_equal_candidates_are_rarely_called_worse():
     named = 0
     for _ in range(600):
         scores = 0.5 + 0.2 * generator.standard_normal(3) + 0.04 * generator.standard_normal((9, 3))
-        named += len(level_with_best(ranked(scores))) < 8
+        named += len(not_distinguishable(ranked(scores))) < 8
     assert 0.015 < named / 600 < 0.05 + 4 * (0.05 * 0.95 / 600) ** 0.5
 
 
@@ -118,7 +118,7 @@ def test_quiet_candidates_do_not_make_equal_ones_differ():
     named = 0
     for _ in range(300):
         scores = np.vstack([0.5 + 0.04 * generator.standard_normal((2, 3)), np.zeros((7, 3))])
-        named += not {"c0", "c1"} <= {*level_with_best(rows := ranked(scores)), rows[0]["candidate"]}
+        named += not {"c0", "c1"} <= {*not_distinguishable(rows := ranked(scores)), rows[0]["candidate"]}
     assert named / 300 <= 0.05
 
 
@@ -127,7 +127,7 @@ def test_a_worse_candidate_is_found():
     scores = 0.5 + 0.2 * generator.standard_normal(5) + 0.01 * generator.standard_normal((9, 5))
     scores[4] -= 0.3
     rows = ranked(scores)
-    assert "c4" not in level_with_best(rows)
+    assert "c4" not in not_distinguishable(rows)
     assert rows[-1]["candidate"] == "c4"
 
 
