@@ -9,11 +9,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latentwire.analysis.controls import AUTO, CLEAN_SOURCE, NOT_SINGLE, SEED, ById, common, scores_on
-from latentwire.analysis.records import AutoGoal, AutoSource, GroupAnalysis, Harm
+from latentwire.analysis.controls import (
+    AUTO,
+    CLEAN_SOURCE,
+    LARGEST,
+    NOT_SINGLE,
+    SEED,
+    ById,
+    common,
+    paired,
+    passages_of,
+    scores_on,
+)
+from latentwire.analysis.records import AutoGoal, AutoSource, Decision, GroupAnalysis, Harm, RankingRow, Share
 from latentwire.records import ShownMetric
-from latentwire.stats.comparison import paired_bootstrap
-from latentwire.stats.intervals import FEW, Interval, Scores, resampled_means
+from latentwire.stats.comparison import paired_differences
+from latentwire.stats.intervals import Interval
+from latentwire.stats.selection import cross_fit
 
 SHARE = 0.9  # auto should reach this share of the clean score on each source where a single transform does
 HARM = 0.01  # score that auto may cost on clean text
@@ -22,15 +34,17 @@ HARM = 0.01  # score that auto may cost on clean text
 def judge_auto(groups: Sequence[GroupAnalysis], scores: dict[str, ById], metric: ShownMetric) -> AutoGoal | None:
     """Check the goal of the automatic repair, source by source.
 
+    A statement holds ("met") if the 95% interval is above the limit, does not hold ("not met") if it is below, and is
+    undecided otherwise. The best single transform is cross-fit, because it was chosen among many.
+
     Args:
         groups: Analysis of each source.
-        scores: Example ids and scores of each result and control, by its name.
+        scores: Scores of each result and control, by its name.
         metric: Metric of the scores.
 
     Returns:
-        For each source the best single transform, auto's score, and its share of the clean score. The share has a 95%
-        interval, by paired bootstrap over the examples that all three answered. `met` is whether the goal is met; None
-        if no source is recovered or no harm was measured. None if no source was evaluated with auto.
+        The check, or None if no source was evaluated with auto. The whole goal is not met if it is not met on one
+        source or on clean text. It is met if every source that a single transform recovers is met, and clean text too.
     """
     with_auto = [(group, row) for group in groups for row in group["ranking"] if row["family"] == AUTO]
     if not with_auto:
@@ -38,101 +52,116 @@ def judge_auto(groups: Sequence[GroupAnalysis], scores: dict[str, ById], metric:
     sources = [_source(group, row["name"], scores, metric) for group, row in with_auto]
     on_text = [_harm(group, row["name"], scores) for group, row in with_auto if group["source"] == CLEAN_SOURCE]
     harm = [one for one in on_text if one is not None]
-    recovered = [source for source in sources if source["recovered"]]
-    failed = [source["group"] for source in recovered if not source["met"]]
-    judged = [source["met"] for source in recovered] + [one["met"] for one in harm]
+    recovered = [source for source in sources if _is(source["best_share"], "met")]
+    failed = [source["group"] for source in recovered if source["met"] == "not met"]
     return {
         "share_wanted": SHARE,
         "harm_allowed": HARM,
         "definition": _definition(metric["label"]),
-        "bias": (
-            "The best of many single transforms is chosen on the examples that score it. "
-            f"Its {metric['label']} is too high on average, and some sources count as recovered by luck."
-        ),
         "sources": sources,
-        "recovered": len(recovered),
-        "reached": len(recovered) - len(failed),
+        "recovered": [source["group"] for source in recovered],
+        "reached": [source["group"] for source in recovered if source["met"] == "met"],
         "failed": failed,
-        "auto_alone": [source["group"] for source in sources if source["auto_alone"]],
+        "auto_alone": [s["group"] for s in sources if _is(s["auto_share"], "met") and _is(s["best_share"], "not met")],
         "harm": harm,
-        "met": all(judged) if recovered and harm else None,
+        "met": _goal([source["met"] for source in recovered], [one["met"] for one in harm]),
     }
+
+
+def _is(share: Share | None, decision: Decision) -> bool:
+    return share is not None and share["reached"] == decision
+
+
+def _goal(on_sources: Sequence[Decision | None], on_text: Sequence[Decision]) -> Decision:
+    """Return whether the whole goal is met."""
+    every = [*on_sources, *on_text]
+    if "not met" in every:
+        return "not met"
+    return "met" if on_sources and on_text and all(one == "met" for one in every) else "undecided"
 
 
 def _definition(score: str) -> str:
     return (
-        f"A source counts as recovered if a single transform reaches {SHARE:.0%} of the clean {score} on the same "
-        "examples. The baseline counts as a single transform; chains and controls do not. "
-        "The goal is met on a recovered source if auto reaches that share too. "
-        f"On clean text auto may cost {HARM:g} {score} against the baseline."
+        f"A source counts as recovered if a single transform reaches {SHARE:.0%} of the clean {score}: it is chosen on "
+        "half of the passages and scored on the other half, both ways. The baseline counts as a single transform; "
+        f"chains and controls do not. The goal is that auto reaches {SHARE:.0%} on every recovered source, and costs "
+        f"at most {HARM:g} {score} on clean text. Met and not met mean that the 95% interval is on that side."
     )
+
+
+def _decided(interval: Interval) -> Decision:
+    """Return whether an interval is above 0, below 0, or contains it."""
+    return "met" if interval[0] >= 0 else "not met" if interval[1] < 0 else "undecided"
 
 
 def _source(group: GroupAnalysis, auto: str, scores: dict[str, ById], metric: ShownMetric) -> AutoSource:
     """Return how auto and the best single transform do on one source."""
     found: AutoSource = {
-        "group": group["group"], "num_samples": None, "clean_score": None, "best": None, "best_score": None,
-        "best_share": None, "auto": auto, "auto_score": None, "share": None, "share_interval": None,
-        "recovered": None, "met": None, "auto_alone": None, "clear": None, "reason": group["reason"],
+        "group": group["group"], "num_samples": None, "clean_score": None, "best": None, "best_share": None,
+        "auto": auto, "auto_share": None, "met": None, "reason": group["reason"],
     }  # fmt: skip
     single = [row for row in group["ranking"] if row["family"] not in NOT_SINGLE and not row["supervised"]]
     if group["controls"] is None or not single:
         missing = "clean control" if single else "single transform"
         found["reason"] = f"the sweep has no {missing} to compare with"
         return found
-    best = single[0]  # the ranking begins with the highest score among results of the most examples
     clean = group["controls"]["clean"]["name"]
-    ids = common([auto, clean, best["name"]], scores)
+    # The ranking begins with the results of the most examples; the choice is among results that share all of them.
+    together = [row for row in single if set(scores[row["name"]].ids) == set(scores[single[0]["name"]].ids)]
+    ids = common([auto, clean, *(row["name"] for row in together)], scores)
     if not ids:
         found["reason"] = "auto, the clean control and the best single transform share no examples"
         return found
-    table = np.stack([scores_on(ids, scores[name]) for name in (auto, clean, best["name"])])
-    auto_score, clean_score, best_score = (float(score) for score in table.mean(axis=1))
-    found["num_samples"], found["clean_score"], found["auto_score"] = len(ids), clean_score, auto_score
-    found["best"], found["best_score"] = best["experiment"], best_score
-    if group["reason"] is not None:
-        return found
-    if clean_score == 0:
+    reference = scores_on(ids, scores[clean])
+    clean_score = float(reference.mean())
+    found["num_samples"], found["clean_score"], found["best"] = len(ids), clean_score, together[0]["experiment"]
+    if group["reason"] is None and clean_score == 0:
         found["reason"] = f"the clean control has {metric['label']} 0 on these examples"
+    if found["reason"] is not None:
         return found
-    recovered, reaches = _reaches(best_score, clean_score), _reaches(auto_score, clean_score)
-    met, interval = reaches if recovered else None, _share_interval(table[:2])
-    found["best_share"], found["share"] = best_score / clean_score, auto_score / clean_score
-    found["share_interval"], found["recovered"], found["met"] = interval, recovered, met
-    found["auto_alone"] = reaches and not recovered  # beyond the goal
-    if met is not None and interval is not None:
-        found["clear"] = interval[0] >= SHARE if met else interval[1] < SHARE
+    found["best_share"] = _best_share(together, clean, ids, scores)
+    found["auto_share"] = own = _share(auto, clean, ids, scores)
+    if found["best_share"] is None:
+        found["reason"] = "the examples have too few passages to choose a transform on half of them"
+    elif _is(found["best_share"], "met"):
+        found["met"] = own["reached"]
     return found
 
 
-def _reaches(score: float, clean_score: float) -> bool:
-    return score >= SHARE * clean_score - 1e-12
+def _share(name: str, clean: str, ids: tuple[str, ...], scores: dict[str, ById]) -> Share:
+    """Return a result's share of the clean score on the given examples."""
+    own, reference = (scores_on(ids, scores[one]) for one in (name, clean))
+    clusters = passages_of(ids, scores[clean])
+    (above,) = paired_differences(own[None], SHARE * reference, SEED, clusters, LARGEST)
+    share = float(own.mean() / reference.mean())
+    return {"score": float(own.mean()), "share": share, "above": above.interval, "reached": _decided(above.interval)}
 
 
-def _share_interval(table: Scores) -> Interval | None:
-    """Return the 95% interval of the ratio of two mean scores, (2, N); None for too few examples."""
-    if table.shape[1] < FEW:
+def _best_share(rows: Sequence[RankingRow], clean: str, ids: tuple[str, ...], scores: dict[str, ById]) -> Share | None:
+    """Return the share of the clean score that the choice of the best row reaches; None for too few passages."""
+    if len(rows) == 1:
+        return _share(rows[0]["name"], clean, ids, scores)
+    systems = np.stack([scores_on(ids, scores[row["name"]]) for row in rows])  # (S, N)
+    reference, clusters = scores_on(ids, scores[clean]), passages_of(ids, scores[clean])
+    above = cross_fit(systems, clusters, SEED, systems - SHARE * reference)
+    if above is None:
         return None
-    own, clean = resampled_means(table, SEED)  # (R,) each
-    low, high = np.quantile(own[clean > 0] / clean[clean > 0], [0.025, 0.975])
-    return float(low), float(high)
+    score = above.mean + SHARE * float(reference.mean())
+    share = score / float(reference.mean())
+    return {"score": score, "share": share, "above": above.interval, "reached": _decided(above.interval)}
 
 
 def _harm(group: GroupAnalysis, auto: str, scores: dict[str, ById]) -> Harm | None:
     """Return the difference of auto from the baseline on clean text, or None without a baseline."""
     baseline = next((row["name"] for row in group["ranking"] if row["verdict"] == "baseline"), None)
-    ids = () if baseline is None else common([auto, baseline], scores)
-    if baseline is None or not ids:
+    difference = None if baseline is None else paired(auto, baseline, scores)
+    if baseline is None or difference is None:
         return None
-    own, reference = (scores_on(ids, scores[name]) for name in (auto, baseline))
-    (difference,) = paired_bootstrap(own[None], reference, SEED)
-    interval = difference.interval if len(ids) >= FEW else None
-    met = difference.difference >= -HARM - 1e-12
+    low, high = difference.interval
     return {
         "group": group["group"],
-        "num_samples": len(ids),
+        "num_samples": len(common([auto, baseline], scores)),
         "difference": difference.difference,
-        "difference_interval": interval,
-        "met": met,
-        "clear": None if interval is None else (interval[0] >= -HARM) if met else interval[1] < -HARM,
+        "difference_interval": difference.interval,
+        "met": _decided((low + HARM, high + HARM)),
     }

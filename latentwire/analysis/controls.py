@@ -1,27 +1,24 @@
-"""Comparisons, statistical power and controls of the results of one source.
-
-Main entries: `compare_with_baseline()`, `group_controls()` and `answerable()`.
-"""
+"""Baseline, controls and scores of one source. Main entries: `Evidence`, `group_controls()` and `answerable()`."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from latentwire.analysis.records import Configuration, ControlScore, GroupControls, LowerControl, Power
+from latentwire.analysis.records import Configuration, ControlScore, GroupControls, LowerControl
 from latentwire.harness.errors import UserError
 from latentwire.records import ScoredResult, ShownMetric
-from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap, recovered_shares
+from latentwire.stats.clusters import Clusters
+from latentwire.stats.comparison import PairedDifference, paired_differences
 from latentwire.stats.formatting import format_score
-from latentwire.stats.intervals import Difference, Interval, Scores
-from latentwire.stats.power import ALPHA, POWER, POWER_FORMULA, detectable_difference, samples_needed, std
+from latentwire.stats.intervals import Interval, Scores, mean_interval
 
-ById = tuple[list[str], Scores]  # ids of the examples and their scores, both (N,)
-
-SEED = 0  # seed of the bootstrap
+SEED = 0  # seed of all resampling
+LARGEST = 1.0  # largest difference of two scores of an example
 
 # The families and the source to which the analysis gives a role. It knows no other names.
 BASELINE = "baseline"  # no repair
@@ -35,6 +32,23 @@ WINNERS = {
     "anchor_offset": ("Anchor+offset wins", "inputs must stay near tokens", "add manifold regularization"),
     "nearest_k": ("K-nearest wins", "arbitrary embeddings fail", "force convex combinations of tokens"),
 }
+
+
+class ById(NamedTuple):
+    """The scores of one result by example."""
+
+    ids: list[str]  # ids of the examples, (N,)
+    scores: Scores  # primary metric in [0, 1], oriented so that higher is better, (N,)
+    passages: list[str]  # passage of each example, (N,); passages are the units that are resampled
+
+
+class Shared(NamedTuple):
+    """Results that answered the same examples, with the scores of others on them."""
+
+    names: list[str]
+    scores: Scores  # of the S named results, (S, N)
+    references: list[Scores]  # of the results that they are compared with, (N,) each
+    clusters: Clusters  # the passages
 
 
 def is_supervised(result: ScoredResult) -> bool:
@@ -66,14 +80,30 @@ def label(row: Configuration) -> str:
 
 def common(names: Sequence[str], scores: dict[str, ById]) -> tuple[str, ...]:
     """Return the ids of the examples that all named results answered, in the order of the first result."""
-    others = [set(scores[name][0]) for name in names[1:]]
-    return tuple(i for i in scores[names[0]][0] if all(i in other for other in others))
+    others = [set(scores[name].ids) for name in names[1:]]
+    return tuple(i for i in scores[names[0]].ids if all(i in other for other in others))
 
 
-def scores_on(ids: tuple[str, ...], by: ById) -> Scores:
+def scores_on(ids: Sequence[str], by: ById) -> Scores:
     """Return a result's scores on the given examples, (N,)."""
-    index_of = {identifier: index for index, identifier in enumerate(by[0])}
-    return by[1][[index_of[identifier] for identifier in ids]]
+    index_of = {identifier: index for index, identifier in enumerate(by.ids)}
+    return by.scores[[index_of[identifier] for identifier in ids]]
+
+
+def passages_of(ids: Sequence[str], by: ById) -> Clusters:
+    """Return the passages of the given examples of a result."""
+    passage_of = dict(zip(by.ids, by.passages, strict=True))
+    return Clusters([passage_of[identifier] for identifier in ids])
+
+
+def paired(one: str, other: str, scores: dict[str, ById]) -> PairedDifference | None:
+    """Return the difference of one result from another on the examples that both answered; None without any."""
+    ids = common([one, other], scores)
+    if not ids:
+        return None
+    own, reference = (scores_on(ids, scores[name]) for name in (one, other))
+    (found,) = paired_differences(own[None], reference, SEED, passages_of(ids, scores[one]), LARGEST)
+    return found
 
 
 @dataclass
@@ -106,15 +136,7 @@ class Evidence:
     settings: AnalysisSettings
     metric: ShownMetric
 
-    def on(self, name: str, ids: list[str]) -> Scores | None:
-        """Return a result's scores on the given examples, (N,), or None if it did not answer all of them."""
-        own, values = self.scores[name]
-        if own[: len(ids)] == ids:
-            return values[: len(ids)]
-        index_of = {identifier: index for index, identifier in enumerate(own)}
-        return values[[index_of[i] for i in ids]] if all(i in index_of for i in ids) else None
-
-    def families(self, names: list[str], *references: str) -> list[tuple[list[str], list[Scores]]]:
+    def shared(self, names: Sequence[str], *references: str) -> list[Shared]:
         """Group results by the examples that they answered.
 
         Args:
@@ -122,90 +144,23 @@ class Evidence:
             references: Names of results to compare with.
 
         Returns:
-            For each group its names and the references' scores on its examples, (N,) each. Groups with an example
-            that a reference did not answer are left out.
+            The groups. A group with an example that a reference did not answer is left out.
         """
         groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for name in names:
-            groups[tuple(self.scores[name][0])].append(name)
+            groups[tuple(self.scores[name].ids)].append(name)
         found = []
         for ids, members in groups.items():
-            others = [self.on(name, list(ids)) for name in references]
-            if all(other is not None for other in others):
-                found.append((members, [other for other in others if other is not None]))
+            if all(set(ids) <= set(self.scores[reference].ids) for reference in references):
+                stacked = np.stack([self.scores[name].scores for name in members])
+                others = [scores_on(ids, self.scores[reference]) for reference in references]
+                found.append(Shared(members, stacked, others, passages_of(ids, self.scores[members[0]])))
         return found
 
-    def stacked(self, names: list[str]) -> Scores:
-        """Return the scores of S results that answered the same N examples, (S, N)."""
-        return np.stack([self.scores[name][1] for name in names])
-
-
-def compare_with_baseline(names: list[str], evidence: Evidence) -> dict[str, Comparison]:
-    """Compare results with the baseline on their own examples; correct for all comparisons together.
-
-    Args:
-        names: Names of the results to compare.
-        evidence: Baseline and scores of the source.
-
-    Returns:
-        The comparison of each result whose examples the baseline answered too, by its name.
-    """
-    if evidence.baseline is None:
-        return {}
-    found: dict[str, Difference] = {}
-    for members, (reference,) in evidence.families(names, evidence.baseline["name"]):
-        found |= zip(members, paired_bootstrap(evidence.stacked(members), reference, SEED), strict=True)
-    return dict(zip(found, corrected(list(found.values())), strict=True))
-
-
-def difference_stds(names: list[str], evidence: Evidence) -> dict[str, float]:
-    """Return the standard deviation of each result's paired differences from the baseline."""
-    if evidence.baseline is None:
-        return {}
-    return {
-        name: std(evidence.scores[name][1] - reference)
-        for members, (reference,) in evidence.families(names, evidence.baseline["name"])
-        for name in members
-    }
-
-
-def power(sds: Iterable[float], baseline: ScoredResult | None, target_difference: float) -> Power | None:
-    """Return which differences the examples of a source can show, or None if no result differs from the baseline.
-
-    Args:
-        sds: Standard deviation of each comparison's paired differences; their median above 0 is used.
-        baseline: Result of the baseline.
-        target_difference: Difference of scores for which the needed number of examples is computed.
-    """
-    every = list(sds)
-    comparisons, positive = len(every), [sd for sd in every if sd > 0]
-    if baseline is None or not positive:
-        return None
-    median_sd, count = float(np.median(positive)), baseline["num_samples"]
-    return {
-        "num_samples": count,
-        "comparisons": comparisons,
-        "power": POWER,
-        "alpha": ALPHA,
-        "alpha_corrected": ALPHA / comparisons,
-        "std": median_sd,
-        "detectable": detectable_difference(median_sd, count, ALPHA),
-        "detectable_corrected": detectable_difference(median_sd, count, ALPHA / comparisons),
-        "target_difference": target_difference,
-        "samples_needed": samples_needed(median_sd, target_difference, ALPHA),
-        "samples_needed_corrected": samples_needed(median_sd, target_difference, ALPHA / comparisons),
-        "formula": POWER_FORMULA,
-    }
-
-
-def recovered(names: list[str], evidence: Evidence) -> dict[str, tuple[float | None, Interval | None]]:
-    """Return each result's share of the clean score, (score - empty) / (clean - empty), with a 95% interval."""
-    found: dict[str, tuple[float | None, Interval | None]] = dict.fromkeys(names, (None, None))
-    if evidence.clean is None or evidence.empty is None:
-        return found
-    for members, (clean, empty) in evidence.families(names, evidence.clean["name"], evidence.empty["name"]):
-        found |= zip(members, recovered_shares(evidence.stacked(members), clean, empty, SEED), strict=True)
-    return found
+    def score(self, name: str) -> tuple[float, Interval]:
+        """Return a result's mean score with its 95% interval over passages."""
+        own = self.scores[name]
+        return float(own.scores.mean()), mean_interval(own.scores, Clusters(own.passages))
 
 
 def group_controls(results: list[ScoredResult], evidence: Evidence) -> GroupControls | None:
@@ -231,25 +186,24 @@ def group_controls(results: list[ScoredResult], evidence: Evidence) -> GroupCont
     lower += [result for result in random if result["num_samples"] >= enough]
     compared = [_below(control, evidence.clean, evidence) for control in lower]
     return {
-        "clean": _control_score(evidence.clean, evidence.metric),
+        "clean": _control_score(evidence.clean, evidence),
         "lower": [control for control in compared if control is not None],
     }
 
 
-def _control_score(result: ScoredResult, metric: ShownMetric) -> ControlScore:
-    score, interval = score_of(result, metric)
-    return {"name": result["name"], "score": score, "score_interval": interval, "num_samples": result["num_samples"]}
+def _control_score(result: ScoredResult, evidence: Evidence) -> ControlScore:
+    name = result["name"]
+    score, interval = evidence.score(name)
+    return {"name": name, "score": score, "score_interval": interval, "num_samples": len(evidence.scores[name].ids)}
 
 
 def _below(control: ScoredResult, clean: ScoredResult, evidence: Evidence) -> LowerControl | None:
     """Return a lower control compared with the clean one, or None if they share no examples."""
-    ids = [i for i in evidence.scores[clean["name"]][0] if i in set(evidence.scores[control["name"]][0])]
-    upper, own = evidence.on(clean["name"], ids), evidence.on(control["name"], ids)
-    if not ids or upper is None or own is None:
+    comparison = paired(clean["name"], control["name"], evidence.scores)
+    if comparison is None:
         return None
-    (comparison,) = paired_bootstrap(upper[None], own, SEED)
     return {
-        **_control_score(control, evidence.metric),
+        **_control_score(control, evidence),
         "control": RANDOM if control["family"] == RANDOM else "empty",
         "difference": comparison.difference,
         "difference_interval": comparison.interval,
@@ -295,9 +249,5 @@ def above_empty(name: str, evidence: Evidence) -> bool:
     """Return whether a result is clearly above the empty context on the examples that both answered."""
     if evidence.empty is None:
         return True  # `answerable` handles a missing control
-    ids = [i for i in evidence.scores[name][0] if i in set(evidence.scores[evidence.empty["name"]][0])]
-    own, empty = evidence.on(name, ids), evidence.on(evidence.empty["name"], ids)
-    if not ids or own is None or empty is None:
-        return False
-    (comparison,) = paired_bootstrap(own[None], empty, SEED)
-    return comparison.interval[0] > 0
+    comparison = paired(name, evidence.empty["name"], evidence.scores)
+    return comparison is not None and comparison.interval[0] > 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from latentwire.analysis.controls import ById, is_supervised
+from latentwire.analysis.controls import Evidence, is_supervised
 from latentwire.analysis.ladder import Ladder
 from latentwire.analysis.records import (
     Atlas,
@@ -17,38 +17,65 @@ from latentwire.analysis.records import (
     RankingRow,
     Table,
 )
+from latentwire.analysis.selected import cross_fit_columns
 from latentwire.analysis.tolerance import tolerances
-from latentwire.records import ScoredResult, ShownMetric
+from latentwire.records import ScoredResult
 
 
 def make_atlas(
     results: Sequence[ScoredResult],
     groups: Sequence[GroupAnalysis],
-    scores: dict[str, ById],
+    evidence: Mapping[str, Evidence],
     ladders: Sequence[Ladder],
-    metric: ShownMetric,
 ) -> Atlas:
     """Return the results of several sources as one matrix.
 
     Args:
-        results: Successful results, in the order run.
+        results: Successful results with the baselines, in the order run.
         groups: Analysis of each source.
-        scores: Example ids and scores of each result and control, by its name.
+        evidence: Controls and scores of each source.
         ladders: Ladders of the sources.
-        metric: Metric of the scores.
     """
     of_group = {result["group"]: result for result in reversed(results)}
     sources = [_source(of_group[group["group"]]) for group in groups]
     transforms = {result["experiment"]: _transform(result) for result in results}
     cells = {(group["group"], row["experiment"]): _cell(row) for group in groups for row in group["ranking"]}
     matrix = [[cells.get((source["group"], experiment)) for experiment in transforms] for source in sources]
+    columns = _columns(list(transforms.values()), matrix)
+    of_each = [evidence[source["group"]] for source in sources]
+    some = of_each[0]
     return {
         "sources": sources,
         "transforms": list(transforms.values()),
         "matrix": matrix,
-        "columns": _columns(list(transforms.values()), matrix),
-        "tolerance": tolerances(results, groups, scores, ladders, metric),
+        "columns": columns,
+        "column_scores": _column_scores(columns, list(transforms.values()), matrix, of_each),
+        "tolerance": tolerances(results, groups, some.scores, ladders, some.metric),
     }
+
+
+def _column_scores(
+    columns: Sequence[str],
+    transforms: Sequence[AtlasTransform],
+    matrix: Sequence[Sequence[Cell | None]],
+    evidence: Sequence[Evidence],
+) -> list[list[float | None]]:
+    """Return the cross-fit score of each column on each source, (sources, columns).
+
+    It is None for a family of one configuration, and where the results do not share their examples.
+    """
+    found: list[list[float | None]] = [[None] * len(columns) for _ in matrix]
+    own = {transform["experiment"]: (transform["family"], transform["supervised"]) for transform in transforms}
+    for column, experiment in enumerate(columns):
+        places = [
+            place for place, transform in enumerate(transforms)
+            if own[transform["experiment"]] == own[experiment] and all(cells[place] is not None for cells in matrix)
+        ]  # fmt: skip
+        names = [[cell["name"] for place in places if (cell := cells[place]) is not None] for cells in matrix]
+        scores = cross_fit_columns(names, evidence) if len(places) > 1 else None
+        for source, score in enumerate(scores or []):
+            found[source][column] = score.mean
+    return found
 
 
 def _source(result: ScoredResult) -> AtlasSource:

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from latentwire.analysis.auto_goal import judge_auto
+from latentwire.analysis.comparisons import (
+    Spread,
+    across_sources,
+    corrected_over_sources,
+    differences,
+    power,
+    recovered,
+    spreads,
+)
 from latentwire.analysis.controls import (
     BASELINE,
     RANDOM,
-    SEED,
     AnalysisSettings,
     ById,
     Evidence,
     above_empty,
     answerable,
-    compare_with_baseline,
-    difference_stds,
     group_controls,
     is_clean,
     is_supervised,
-    power,
-    recovered,
-    score_of,
 )
 from latentwire.analysis.findings import joined_findings
 from latentwire.analysis.ladder import Ladder
@@ -38,11 +42,13 @@ from latentwire.analysis.records import (
     RankingRow,
     Verdict,
 )
+from latentwire.analysis.selected import level_with, selected
+from latentwire.analysis.suspicions import leaking
 from latentwire.analysis.verdict import Ranked, conclude, observe
 from latentwire.records import ScoredResult, ShownMetric, SummaryResult, succeeded
-from latentwire.stats.comparison import Comparison, corrected, paired_bootstrap
-from latentwire.stats.intervals import Difference
-from latentwire.stats.power import ALPHA, detectable_difference
+from latentwire.stats.clusters import Clusters
+from latentwire.stats.comparison import Comparison
+from latentwire.stats.power import ALPHA
 
 SIGNIFICANT = ALPHA  # for Holm-corrected p-values
 
@@ -72,27 +78,18 @@ def analyze(
         of the detectors, the matrix and tolerances of several sources, and the check of the automatic repair. Other
         varied settings, such as the seed, make groups of their own.
     """
-    groups: dict[str, list[ScoredResult]] = defaultdict(list)
-    for result in results:
-        groups[result["group"]].append(result)
-    controlled = {control["variant"] for control in controls}
+    sources = _sources(results, scores, controls, settings, metric)
+    compared = {source.group: source.compared() for source in sources}
+    count = sum(len(names) for names in compared.values())
+    found = {source.group: differences(compared[source.group], source.evidence, count) for source in sources}
+    comparisons = corrected_over_sources(found)
+    testable = sum(difference.testable for own in found.values() for difference in own.values())
+    analysed = [_analyze_group(source, comparisons, testable) for source in sources]
+    contenders = {name for source in sources for name in source.contenders()}
     usable = [control for control in controls if succeeded(control)]
-    analysed = []
-    for group, members in groups.items():
-        variant = members[0]["variant"]
-        of_variant = [result for result in [*usable, *results] if result["variant"] == variant]
-        clean = next((r for r in of_variant if r["control"] == "clean"), None)
-        evidence = Evidence(
-            baseline=next((result for result in members if result["family"] == BASELINE), None),
-            clean=clean or next((r for r in of_variant if r["control"] is None and is_clean(r)), None),
-            empty=next((r for r in of_variant if r["control"] == "empty"), None),
-            random=_random_control(of_variant),
-            controlled=variant in controlled,
-            scores=scores,
-            settings=settings,
-            metric=metric,
-        )
-        analysed.append(_analyze_group(group, members, evidence))
+    several = len(analysed) > 1
+    every = [result for source in sources for result in source.members]
+    evidence = {source.group: source.evidence for source in sources}
     return {
         "metric": metric,
         "min_clean_score": settings.min_clean_score,
@@ -100,9 +97,69 @@ def analyze(
         "warnings": joined_findings([*results, *usable]),
         "groups": analysed,
         "coverage": coverage(analysed),
-        "atlas": make_atlas(results, analysed, scores, ladders, metric) if len(analysed) > 1 else None,
+        "across": across_sources(found, contenders),
+        "atlas": make_atlas(every, analysed, evidence, ladders) if several else None,
         "auto": judge_auto(analysed, scores, metric),
     }
+
+
+@dataclass(frozen=True)
+class _SourceResults:
+    """The results of one source, with what they are compared with."""
+
+    group: str
+    members: list[ScoredResult]  # with the baseline, even if the sweep ran it as a control
+    evidence: Evidence
+
+    def compared(self) -> list[str]:
+        """Return the names of the results that are compared with the baseline."""
+        return [r["name"] for r in self.members if r["family"] != BASELINE and not r["identity"]]
+
+    def contenders(self) -> list[str]:
+        """Return the names of the results with the most examples among which the best is chosen."""
+        most = max(result["num_samples"] for result in self.members)
+        leaks = leaking(self.members)
+        return [
+            r["name"]
+            for r in self.members
+            if r["family"] not in (BASELINE, RANDOM) and not is_supervised(r)
+            if r["num_samples"] == most and r["name"] not in leaks
+        ]
+
+
+def _sources(
+    results: Sequence[ScoredResult],
+    scores: dict[str, ById],
+    controls: Sequence[SummaryResult],
+    settings: AnalysisSettings,
+    metric: ShownMetric,
+) -> list[_SourceResults]:
+    """Return the results of each source with its baseline and controls, in the order run."""
+    groups: dict[str, list[ScoredResult]] = defaultdict(list)
+    for result in results:
+        groups[result["group"]].append(result)
+    controlled = {control["variant"] for control in controls}
+    usable = [control for control in controls if succeeded(control)]
+    found = []
+    for group, members in groups.items():
+        variant = members[0]["variant"]
+        of_variant = [result for result in [*usable, *results] if result["variant"] == variant]
+        own = [r for r in usable if r["control"] == BASELINE and r["group"] == group]
+        baseline = next((result for result in [*members, *own] if result["family"] == BASELINE), None)
+        clean = next((r for r in of_variant if r["control"] == "clean"), None)
+        evidence = Evidence(
+            baseline=baseline,
+            clean=clean or next((r for r in of_variant if r["control"] in (None, BASELINE) and is_clean(r)), None),
+            empty=next((r for r in of_variant if r["control"] == "empty"), None),
+            random=_random_control(of_variant),
+            controlled=variant in controlled,
+            scores=scores,
+            settings=settings,
+            metric=metric,
+        )
+        with_baseline = members if baseline is None or baseline in members else [baseline, *members]
+        found.append(_SourceResults(group, with_baseline, evidence))
+    return found
 
 
 def coverage(groups: Sequence[GroupAnalysis]) -> Coverage:
@@ -123,35 +180,46 @@ def _random_control(results: Sequence[ScoredResult]) -> ScoredResult | None:
     return max(random, key=lambda result: result["num_samples"], default=None)
 
 
-def _analyze_group(group: str, results: list[ScoredResult], evidence: Evidence) -> GroupAnalysis:
-    """Return the analysis of one source."""
-    rows, sds = _ranking(results, evidence)
-    most = max(row["num_samples"] for row in rows)
-    baseline = None if evidence.baseline is None else score_of(evidence.baseline, evidence.metric)[0]
+def _analyze_group(source: _SourceResults, comparisons: dict[str, Comparison], testable: int) -> GroupAnalysis:
+    """Return the analysis of one source.
+
+    Args:
+        source: Its results.
+        comparisons: Comparisons of all sources, by name of the result.
+        testable: Number of comparisons of the sweep that a test can decide.
+    """
+    results, evidence, contenders = source.members, source.evidence, source.contenders()
+    of_contenders = spreads([name for name in contenders if name in comparisons], evidence)
+    rows = _ranking(results, evidence, comparisons, of_contenders, testable)
+    examples = max((evidence.scores[result["name"]] for result in results), key=lambda own: len(own.ids))
+    scored = None if evidence.baseline is None else evidence.score(evidence.baseline["name"])
+    baseline = None if scored is None else scored[0]
     controls = group_controls(results, evidence)
     can_answer, reason = answerable(controls, evidence.settings.min_clean_score, evidence.metric)
     needed = {"the clean control": evidence.clean, "the empty context (lower control)": evidence.empty}
     missing = [control for control, result in needed.items() if result is None]
     if evidence.controlled and missing:
         can_answer, reason = False, f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing or failed"
-    winners = [row for row in rows if _may_win(row, most, evidence)] if reason is None else []
-    level = _level_with(winners[0]["name"], [row["name"] for row in winners[1:]], evidence) if winners else []
-    ranked = Ranked(evidence.baseline, rows, evidence.metric, reason, winners, level)
-    best: dict[str, RankingRow] = {}
-    for row in rows:
-        best.setdefault(row["family"], row)
+    winners = [row for row in rows if _may_win(row, contenders, evidence)] if reason is None else []
+    for row in [*winners, *(row for row in rows if row["name"] in contenders)][:1]:
+        row["cross_fit"] = selected(row["name"], contenders, evidence)
+    level = level_with(winners[0]["name"], [row["name"] for row in winners[1:]], evidence) if winners else []
+    ranked = Ranked(evidence.baseline, scored, rows, evidence.metric, reason, winners, level)
+    effects = [spread.design_effect for spread in of_contenders.values()]
     return {
-        "group": group,
-        "source": results[0]["source"],
-        "num_samples": most,
+        "group": source.group,
+        "source": results[-1]["source"],
+        "num_samples": len(examples.ids),
+        "passages": Clusters(examples.passages).count,
+        "design_effect": float(np.median(effects)) if effects else None,
         "baseline_score": baseline,
         "answerable": can_answer,
         "reason": reason,
         "controls": controls,
-        "power": power(sds, evidence.baseline, evidence.settings.target_difference),
+        "power": power(list(of_contenders.values()), testable, evidence.baseline, evidence.settings.target_difference),
         "ranking": rows,
-        "best_of_family": list(best.values()),
-        "dial_means": _dial_means(results, evidence.metric),
+        "best_of_family": _best_of_family(rows, evidence),
+        "dial_means": _dial_means(results, evidence),
         "reached_80_percent": None if baseline is None else sum(row["score"] >= 0.8 * baseline - 1e-12 for row in rows),
         "more_than_half_empty": sum(row["empty_rate"] > 0.5 for row in rows),
         "observations": observe(ranked),
@@ -159,37 +227,49 @@ def _analyze_group(group: str, results: list[ScoredResult], evidence: Evidence) 
     }
 
 
-def _ranking(results: list[ScoredResult], evidence: Evidence) -> tuple[list[RankingRow], list[float]]:
-    """Return the rows of a ranking, and the standard deviation of the paired differences of each compared one."""
+def _best_of_family(rows: Sequence[RankingRow], evidence: Evidence) -> list[RankingRow]:
+    """Return the best row of each family, with its cross-fit score among the family's rows of as many examples."""
+    families: dict[str, list[RankingRow]] = defaultdict(list)
+    for row in rows:
+        families[row["family"]].append(row)
+    found = []
+    for members in families.values():
+        names = [row["name"] for row in members if row["num_samples"] == members[0]["num_samples"]]
+        found.append(members[0] | {"cross_fit": selected(names[0], names, evidence)})
+    return found
+
+
+def _ranking(
+    results: list[ScoredResult],
+    evidence: Evidence,
+    comparisons: dict[str, Comparison],
+    spread_of: dict[str, Spread],
+    testable: int,
+) -> list[RankingRow]:
+    """Return the rows of a ranking."""
     # A budget gives weaker configurations fewer examples; they rank behind the others.
-    ranked = sorted(results, key=lambda r: (-r["num_samples"], -score_of(r, evidence.metric)[0], r["name"]))
-    compared = [r["name"] for r in ranked if r is not evidence.baseline and not r["identity"]]
-    comparisons = compare_with_baseline(compared, evidence)
+    ranked = sorted(results, key=lambda r: (-r["num_samples"], -evidence.score(r["name"])[0], r["name"]))
     shares = recovered([result["name"] for result in ranked], evidence)
-    sd_of = difference_stds(list(comparisons), evidence)
     rows = []
     for result in ranked:
         name = result["name"]
-        row = _row(result, comparisons.get(name), evidence.metric)
+        row = _row(result, comparisons.get(name), evidence)
         row["recovered"], row["recovered_interval"] = shares[name]
-        if sd := sd_of.get(name):  # a standard deviation of 0 gives no estimate for other differences
-            count = len(evidence.scores[name][0])
-            row["detectable"] = detectable_difference(sd, count, ALPHA)
-            row["detectable_corrected"] = detectable_difference(sd, count, ALPHA / len(comparisons))
+        if (spread := spread_of.get(name)) is not None:
+            row["detectable"] = spread.detectable(ALPHA)
+            row["detectable_corrected"] = spread.detectable(ALPHA / max(1, testable))
         rows.append(row)
-    return rows, list(sd_of.values())
+    return rows
 
 
-def _may_win(row: RankingRow, most: int, evidence: Evidence) -> bool:
-    """Return whether a configuration can win: better than the baseline and the empty context, and not a control."""
-    if row["verdict"] != "better" or row["supervised"] or row["family"] == RANDOM:
-        return False
-    return row["num_samples"] == most and above_empty(row["name"], evidence)
+def _may_win(row: RankingRow, contenders: Sequence[str], evidence: Evidence) -> bool:
+    """Return whether a configuration can win: a contender, better than the baseline and the empty context."""
+    return row["verdict"] == "better" and row["name"] in contenders and above_empty(row["name"], evidence)
 
 
-def _row(result: ScoredResult, comparison: Comparison | None, metric: ShownMetric) -> RankingRow:
+def _row(result: ScoredResult, comparison: Comparison | None, evidence: Evidence) -> RankingRow:
     """Return the row of a configuration, still without its recovered share and detectable differences."""
-    score, interval = score_of(result, metric)
+    score, interval = evidence.score(result["name"])
     row: RankingRow = {
         "name": result["name"],
         "experiment": result["experiment"],
@@ -201,7 +281,7 @@ def _row(result: ScoredResult, comparison: Comparison | None, metric: ShownMetri
         "em": result["em"],
         "empty_rate": result["empty_rate"],
         "identity": result["identity"],
-        "num_samples": result["num_samples"],
+        "num_samples": len(evidence.scores[result["name"]].ids),
         "warnings": result["warnings"],
         "supervised": is_supervised(result),
         "verdict": _verdict(result, comparison),
@@ -213,6 +293,7 @@ def _row(result: ScoredResult, comparison: Comparison | None, metric: ShownMetri
         "recovered_interval": None,
         "detectable": None,
         "detectable_corrected": None,
+        "cross_fit": None,
     }
     if comparison is not None and result["family"] != BASELINE:
         row["difference"], row["difference_interval"] = comparison.difference, comparison.interval
@@ -233,27 +314,12 @@ def _verdict(result: ScoredResult, comparison: Comparison | None) -> Verdict:
     return "better" if comparison.difference > 0 else "worse"
 
 
-def _level_with(best: str, others: list[str], evidence: Evidence) -> list[str]:
-    """Return the configurations within noise of the best one, on the examples that both answered."""
-    found: dict[str, Difference] = {}
-    for members, _ in evidence.families(others):
-        ids = evidence.scores[members[0]][0]
-        ids = ids if len(ids) <= len(evidence.scores[best][0]) else evidence.scores[best][0]
-        reference = evidence.on(best, ids)
-        own = [evidence.on(name, ids) for name in members]
-        if reference is not None:
-            systems = np.stack([scores for scores in own if scores is not None])
-            found |= zip(members, paired_bootstrap(systems, reference, SEED), strict=True)
-    compared = zip(found, corrected(list(found.values())), strict=True)
-    return [name for name, comparison in compared if comparison.p_holm >= SIGNIFICANT]
-
-
-def _dial_means(results: list[ScoredResult], metric: ShownMetric) -> list[DialMeans]:
+def _dial_means(results: list[ScoredResult], evidence: Evidence) -> list[DialMeans]:
     """Return the mean score at each value of each varied dial, by family."""
     by: dict[tuple[str, str], dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         for dial, value in result["dials"].items():
-            by[result["family"], dial][value].append(score_of(result, metric)[0])
+            by[result["family"], dial][value].append(evidence.score(result["name"])[0])
     return [
         {
             "family": family,

@@ -14,6 +14,7 @@ from latentwire.stats.intervals import Interval
 
 Verdict = Literal["baseline", "identity", "not compared", "better", "worse", "within noise"]
 Table = tuple[list[str], list[list[object]]]  # names of the columns, and rows of plain values
+Decision = Literal["met", "not met", "undecided"]  # whether an interval is above a limit, below it, or contains it
 DialValue = str | float | None  # value of a dial in a config
 
 
@@ -22,6 +23,17 @@ class Configuration(TypedDict):
 
     experiment: str
     supervised: bool  # whether it was fitted to the true tokens, which makes it a control
+
+
+class Selected(TypedDict):
+    """Cross-fit scores of the best of several configurations: chosen on half of the passages, scored on the others."""
+
+    score: float
+    score_interval: Interval
+    difference: float | None  # from the baseline
+    difference_interval: Interval | None
+    among: int  # configurations in the choice
+    chosen: float  # share of the halves that choose this configuration
 
 
 class RankingRow(TypedDict):
@@ -49,6 +61,7 @@ class RankingRow(TypedDict):
     recovered_interval: Interval | None
     detectable: float | None  # smallest detectable difference from the baseline
     detectable_corrected: float | None
+    cross_fit: Selected | None  # of the best contender; None for the others
 
 
 class ControlScore(TypedDict):
@@ -81,11 +94,13 @@ class Power(TypedDict):
     """Which differences the examples of a source can show."""
 
     num_samples: int
-    comparisons: int
+    available: int | None  # examples that the data have; None if the results do not say it
+    comparisons: int  # in the whole sweep that a test can decide
     power: float
     alpha: float
     alpha_corrected: float
-    std: float  # median over the comparisons of the standard deviation of the paired differences
+    std: float  # median over the contenders of the standard deviation of the paired differences
+    change: float  # median over the contenders of the mean size of the differences that are not 0
     detectable: float
     detectable_corrected: float
     target_difference: float
@@ -133,17 +148,27 @@ class GroupAnalysis(GroupVerdict):
     group: str
     source: str
     num_samples: int
+    passages: int  # passages of these examples
+    design_effect: float | None  # median over the contenders: by what factor the passages raise the variance
     baseline_score: float | None
     answerable: bool | None  # None without controls
     reason: str | None  # why the source cannot rank repairs
     controls: GroupControls | None
     power: Power | None
     ranking: list[RankingRow]
-    best_of_family: list[RankingRow]
+    best_of_family: list[RankingRow]  # with the cross-fit score of the choice within the family
     dial_means: list[DialMeans]
     reached_80_percent: int | None  # configurations with 80% of the baseline's score
     more_than_half_empty: int
     observations: list[RankingObservation]
+
+
+class Across(TypedDict):
+    """How many sources have a repair that is better than the baseline."""
+
+    sources: int
+    helped: int  # at least this number, at level alpha
+    alpha: float
 
 
 class JoinedFinding(Finding):
@@ -236,7 +261,17 @@ class Atlas(TypedDict):
     transforms: list[AtlasTransform]
     matrix: list[list[Cell | None]]  # sources x transforms
     columns: list[str]  # the best configuration of each family
+    column_scores: list[list[float | None]]  # their cross-fit scores, sources x columns; None where nothing was chosen
     tolerance: list[LadderTolerance]
+
+
+class Share(TypedDict):
+    """A share of the clean score."""
+
+    score: float
+    share: float
+    above: Interval  # 95% interval of score - share wanted * clean score
+    reached: Decision
 
 
 class AutoSource(TypedDict):
@@ -246,16 +281,10 @@ class AutoSource(TypedDict):
     num_samples: int | None
     clean_score: float | None
     best: str | None  # the best single transform
-    best_score: float | None
-    best_share: float | None  # of the clean score
+    best_share: Share | None  # cross-fit
     auto: str
-    auto_score: float | None
-    share: float | None  # of the clean score
-    share_interval: Interval | None
-    recovered: bool | None  # whether a single transform reaches the share; None if the source decides nothing
-    met: bool | None
-    auto_alone: bool | None  # whether only the automatic repair reaches the share
-    clear: bool | None  # whether the interval agrees
+    auto_share: Share | None
+    met: Decision | None  # None if no single transform reaches the share, or the source decides nothing
     reason: str | None  # why the source decides nothing
 
 
@@ -265,9 +294,8 @@ class Harm(TypedDict):
     group: str
     num_samples: int
     difference: float
-    difference_interval: Interval | None
-    met: bool
-    clear: bool | None
+    difference_interval: Interval
+    met: Decision
 
 
 class AutoGoal(TypedDict):
@@ -276,14 +304,13 @@ class AutoGoal(TypedDict):
     share_wanted: float
     harm_allowed: float
     definition: str
-    bias: str
     sources: list[AutoSource]
-    recovered: int
-    reached: int
-    failed: list[str]
-    auto_alone: list[str]
+    recovered: list[str]  # sources on which a single transform reaches the share
+    reached: list[str]  # of these, the sources on which auto reaches it too
+    failed: list[str]  # of these, the sources on which auto does not reach it
+    auto_alone: list[str]  # sources on which auto reaches the share and no single transform does
     harm: list[Harm]
-    met: bool | None
+    met: Decision
 
 
 class Analysis(TypedDict):
@@ -295,6 +322,7 @@ class Analysis(TypedDict):
     warnings: list[JoinedFinding]
     groups: list[GroupAnalysis]
     coverage: Coverage
+    across: Across | None  # None for one source
     atlas: Atlas | None
     auto: AutoGoal | None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentwire.analysis.controls import CLEAN_SOURCE, SEED, ById, common, is_supervised, scores_on
+from latentwire.analysis.controls import CLEAN_SOURCE, SEED, ById, common, is_supervised, passages_of, scores_on
 from latentwire.analysis.ladder import Ladder
 from latentwire.analysis.records import (
     Atlas,
@@ -22,7 +22,7 @@ from latentwire.analysis.records import (
 )
 from latentwire.records import ScoredResult, ShownMetric
 from latentwire.stats.formatting import format_score
-from latentwire.stats.intervals import FEW, Scores, resampled_means
+from latentwire.stats.intervals import FEW, Scores
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def _half_is_empty(controls: GroupControls, scores: dict[str, ById], metric: Sho
             continue
         own = scores_on(ids, scores[lower["name"]])
         above = own - scores_on(ids, scores[clean]) / 2
-        high = float(np.quantile(resampled_means(above[None], SEED)[0], 0.975))
+        means = passages_of(ids, scores[clean]).resampled_means(above[None], SEED)[0]
+        high = float(np.quantile(means, 0.975))
         if high >= 0:
             return (
                 f"an empty context scores {metric['label']} {format_score(lower['score'])}, not clearly below half of "
@@ -146,7 +147,7 @@ def _ladder_tolerance(
         "unit": ladder.unit,
         "axis": ladder.axis,
         "levels": rungs.levels,
-        "threshold": float(scores[clean][1].mean() / 2),
+        "threshold": float(scores[clean].scores.mean() / 2),
         "reason": reason,
         "transforms": [rows[experiment] for experiment in rungs.complete() if experiment in rows],
         # A level is missing, or no example was answered at every level.
@@ -174,7 +175,7 @@ def _tolerance_rows(
         parts[experiment] = slice(len(stack), len(stack) + len(members))
         stack += [scores_on(ids, scores[member["name"]]) for member in members]
     table = np.stack(stack)  # (1 + members, N)
-    means = resampled_means(table, SEED)  # (1 + members, R)
+    means = passages_of(ids, scores[clean]).resampled_means(table, SEED)  # (1 + members, R)
     ladder = rungs.ladder
     measured = [ladder.position(level) for level in rungs.levels]
     rows: dict[str, ToleranceRow] = {}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from latentwire.analysis.controls import BASELINE, CLEAN_SOURCE, WINNERS, score_of
+from latentwire.analysis.controls import CLEAN_SOURCE, WINNERS
 from latentwire.analysis.records import GroupVerdict, RankingObservation, RankingRow
-from latentwire.harness.overrides import Grid, grids_override
 from latentwire.records import ScoredResult, ShownMetric
 from latentwire.stats.formatting import format_score
+from latentwire.stats.intervals import Interval
 
 DEAD = 0.05  # below this score the model does not use the passage
 
@@ -19,6 +19,7 @@ class Ranked:
     """The ranking of a source and which of its configurations win."""
 
     baseline: ScoredResult | None
+    baseline_score: tuple[float, Interval] | None  # with its 95% interval
     rows: Sequence[RankingRow]
     metric: ShownMetric
     reason: str | None  # why nothing can be ranked
@@ -44,9 +45,9 @@ def observe(ranked: Ranked) -> list[RankingObservation]:
 
 
 def _baseline_is_high(ranked: Ranked) -> str:
-    if ranked.baseline is None:
+    if ranked.baseline_score is None:
         return "unknown: no baseline among the results"
-    score, (low, high) = score_of(ranked.baseline, ranked.metric)
+    score, (low, high) = ranked.baseline_score
     holds = "yes" if low > 0.5 else "no" if high < 0.5 else "undecided, the interval contains .5"
     return f"{holds}: {format_score(score)} [{format_score(low)}, {format_score(high)}]"
 
@@ -99,38 +100,37 @@ def conclude(ranked: Ranked) -> GroupVerdict:
             "next": "Choose a model that uses the passages (model=...), more shots, or other data. "
             "If the controls are close together, raise samples.",
         }
-    if ranked.baseline is None:
+    if ranked.baseline is None or ranked.baseline_score is None:
         return {
             "winner": None,
-            "verdict": "These results have no baseline to compare with.",
-            "next": f"Include it: only='{BASELINE}|...' with a preset, otherwise {_with_baseline(ranked.rows)}.",
+            "verdict": "The baseline failed, so there is nothing to compare with.",
+            "next": "Fix its error, and run the same command again: finished results are not run twice.",
         }
     if not ranked.winners:
         return _no_winner(ranked, ranked.baseline["source"] == CLEAN_SOURCE)
     best = ranked.winners[0]
-    score, baseline = format_score(best["score"]), format_score(score_of(ranked.baseline, ranked.metric)[0])
     dials = " ".join(f"{dial}={value}" for dial, value in best["dials"].items())
     tied = [row["experiment"] for row in ranked.winners if row["name"] in ranked.level]
     ties = f", level with {', '.join(tied[:4])}{' and more' if len(tied) > 4 else ''}" if tied else ""
     return {
         "winner": best["name"],
-        "verdict": f"{best['experiment']} is best: {ranked.metric['label']} {score}, baseline {baseline}{ties}.",
+        "verdict": f"{best['experiment']} is best{_quoted(best, ranked.metric)}, baseline "
+        f"{format_score(ranked.baseline_score[0])}{ties}.",
         "next": f"Integrate embed_transform={best['family']} {dials}".rstrip()
         + (", or the cheapest configuration level with it" if ranked.level else "")
-        + "; confirm it first on more examples (samples=...).",
+        + "; confirm it first.",
     }
 
 
-def _with_baseline(rows: Sequence[RankingRow]) -> str:
-    """Return the override that sweeps over the baseline and the ranked transforms, each with its dials."""
-    grids: dict[str, Grid] = {BASELINE: {"embed_transform": BASELINE}}
-    for row in rows:
-        grid = grids.setdefault(row["family"], {"embed_transform": row["family"]})
-        for dial, value in row["dials"].items():
-            values = grid.setdefault(dial, [])
-            assert isinstance(values, list)
-            values += [value] if value not in values else []
-    return grids_override(list(grids.values()))
+def _quoted(best: RankingRow, metric: ShownMetric) -> str:
+    """Return the score of the best configuration that may be quoted: the cross-fit one if there was a choice."""
+    chosen = best["cross_fit"]
+    score, (low, high) = best["score"], best["score_interval"]
+    if chosen is not None:
+        score, (low, high) = chosen["score"], chosen["score_interval"]
+    among = "" if chosen is None else f" of {chosen['among']}"
+    where = "" if chosen is None else " on passages that did not choose it"
+    return f"{among}: {metric['label']} {format_score(score)} [{format_score(low)}, {format_score(high)}]{where}"
 
 
 def _no_winner(ranked: Ranked, clean: bool) -> GroupVerdict:

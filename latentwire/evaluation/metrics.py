@@ -16,7 +16,8 @@ from latentwire.records import MetricScore, ShownMetric
 from latentwire.stats.answers import exact_match as exact_match
 from latentwire.stats.answers import f1_score as f1_score
 from latentwire.stats.answers import normalize_answer as normalize_answer
-from latentwire.stats.intervals import bootstrap_interval, wilson_interval
+from latentwire.stats.clusters import Clusters
+from latentwire.stats.intervals import mean_interval
 
 ALWAYS = ("f1", "em")  # metrics that every result has
 MODEL = "model"  # what a metric needs if it needs a forward pass of the model
@@ -32,7 +33,7 @@ class AnswerMetric:
         label: Name for readers.
         higher_is_better: Whether a higher score is a better answer.
         needs: What the function gets apart from the prediction and the references. "model" gives it `answer_logps`.
-        binary: Whether each score is 0 or 1. The interval of the mean is then Wilson's, else a bootstrap interval.
+        binary: Whether each score is 0 or 1.
         define: The function.
     """
 
@@ -77,16 +78,15 @@ class AnswerMetric:
             )
         return number
 
-    def summarize(self, scores: Sequence[float], seed: int) -> MetricScore:
+    def summarize(self, scores: Sequence[float], passages: Sequence[str] | None = None) -> MetricScore:
         """Return the mean of the scores with its 95% interval.
 
         Args:
             scores: Score of each example, (N,).
-            seed: Seed of the bootstrap.
+            passages: Passage of each example, the unit of the interval; None: each example has its own.
         """
-        total = float(sum(scores))
-        interval = wilson_interval(total, len(scores)) if self.binary else bootstrap_interval(scores, seed)
-        return {"mean": total / len(scores), "interval": interval}
+        clusters = None if passages is None else Clusters(passages)
+        return {"mean": float(sum(scores)) / len(scores), "interval": mean_interval(scores, clusters)}
 
     def shown(self) -> ShownMetric:
         """Return how the analysis shows the metric: oriented so that a higher score is better."""

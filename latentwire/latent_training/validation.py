@@ -20,7 +20,8 @@ from latentwire.latent_training.passages import Passage
 from latentwire.latent_training.records import HeldOutScores
 from latentwire.lm.batching import plan_batches
 from latentwire.lm.decoding import Decoder, encode_prefix
-from latentwire.stats.intervals import bootstrap_interval
+from latentwire.stats.clusters import Clusters
+from latentwire.stats.intervals import mean_interval
 
 
 class HeldOut:
@@ -76,7 +77,8 @@ class HeldOut:
         }
         if with_answers:
             f1 = self._answer_scores(all_latents, state)
-            low, high = bootstrap_interval(f1, self.seed)
+            passages = [number for number, passage in enumerate(self.passages) for _ in passage.questions]
+            low, high = mean_interval(f1, Clusters(passages))
             scores |= {"f1": sum(f1) / len(f1), "f1_low": low, "f1_high": high, "questions": len(f1)}
         return scores
 

@@ -24,6 +24,7 @@ from latentwire.records import (
     succeeded,
 )
 from latentwire.reports.figures import draw_all
+from latentwire.reports.goal import goal_lines, goal_on
 from latentwire.reports.panels import (
     COLOUR_OF,
     DARK,
@@ -45,7 +46,7 @@ from latentwire.reports.records import (
     ShownExample,
     ShownExamples,
 )
-from latentwire.reports.text import goal_lines, incomplete, left_out, tolerated
+from latentwire.reports.text import across_line, incomplete, left_out, tolerated
 from latentwire.stats.intervals import FEW
 
 Answers = Mapping[str, Sequence[ExampleRow]]  # name of a result -> its rows
@@ -101,7 +102,7 @@ def collect(summary: Summary, answers: Answers, full: Sequence[EvaluationResult]
     """
     analysis, order = summary["analysis"], _order(summary)
     groups = analysis["groups"]
-    result_of = {result["name"]: result for result in summary["results"] if succeeded(result)}
+    result_of = {result["name"]: result for result in _all_results(summary) if succeeded(result)}
     failures: list[Failure] = [
         {"name": result["name"], "error": result.get("error", "")}
         for result in _all_results(summary)
@@ -129,6 +130,7 @@ def collect(summary: Summary, answers: Answers, full: Sequence[EvaluationResult]
         "most": coverage(groups)["most"],
         "few_examples": FEW,
         "incomplete": incomplete(summary),
+        "across": None if analysis["across"] is None else across_line(analysis["across"]),
         "auto": _auto(analysis),
         "examples": choose_shown_examples(answers, ANSWERS, analysis["metric"]),
         "run": _run_facts(summary, full),
@@ -144,6 +146,8 @@ def _page_group(group: GroupAnalysis, order: list[str], result_of: Mapping[str, 
     return {
         "group": group["group"],
         "num_samples": group["num_samples"],
+        "passages": group["passages"],
+        "design_effect": group["design_effect"],
         "answerable": group["answerable"],
         "winner": group["winner"],
         "verdict": group["verdict"],
@@ -188,7 +192,9 @@ def _ladder(ladder: LadderTolerance) -> PageLadder:
 def _auto(analysis: Analysis) -> PageAuto | None:
     """Return the check of the automatic repair with its verdict in sentences."""
     auto = analysis["auto"]
-    return None if auto is None else {**auto, "text": goal_lines(auto, analysis["metric"])}
+    if auto is None:
+        return None
+    return {**auto, "text": goal_lines(auto, analysis["metric"]), "words": [goal_on(one) for one in auto["sources"]]}
 
 
 def _question(summary: Summary) -> str:

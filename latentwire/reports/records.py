@@ -94,6 +94,8 @@ class PageGroup(GroupVerdict):
 
     group: str
     num_samples: int
+    passages: int
+    design_effect: float | None
     answerable: bool | None
     controls: GroupControls | None
     power: Power | None
@@ -128,6 +130,7 @@ class PageAuto(AutoGoal):
     """The check of the automatic repair with its verdict in sentences."""
 
     text: list[str]
+    words: list[str]  # whether the goal is met on each source
 
 
 class ShownExample(TypedDict):
@@ -182,6 +185,7 @@ class PageData(TypedDict):
     most: int  # largest number of examples
     few_examples: int
     incomplete: str | None
+    across: str | None  # sentence about all sources
     auto: PageAuto | None
     examples: ShownExamples
     run: list[tuple[str, str]]

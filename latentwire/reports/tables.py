@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from latentwire.analysis.controls import oriented, score_of
 from latentwire.analysis.matrix import matrix_table
-from latentwire.analysis.records import Analysis, AutoGoal, JoinedFinding, Summary, Table
+from latentwire.analysis.records import Analysis, AutoGoal, JoinedFinding, Share, Summary, Table
 from latentwire.analysis.tolerance import tolerance_table
 from latentwire.records import ExampleRow, ScoredResult, ShownMetric, SummaryResult, succeeded
 
@@ -40,11 +40,11 @@ def ranking_table(analysis: Analysis) -> Table:
 
     `score` is the primary metric, oriented so that higher is better.
     """
-    columns = ["group", "rank", "name", "family", "score", "score_low", "score_high", "num_samples", "f1", "em",
-               "empty_rate", "recovered", "difference", "p_holm", "verdict", "supervised"]  # fmt: skip
+    columns = ["group", "rank", "name", "family", "score", "score_low", "score_high", "cross_fit", "num_samples",
+               "f1", "em", "empty_rate", "recovered", "difference", "p_holm", "verdict", "supervised"]  # fmt: skip
     rows: list[list[object]] = [
-        [group["group"], rank, row["name"], row["family"], row["score"], *row["score_interval"], row["num_samples"],
-         row["f1"], row["em"], row["empty_rate"], row["recovered"], row["difference"], row["p_holm"], row["verdict"],
+        [group["group"], rank, row["name"], row["family"], row["score"], *row["score_interval"],
+         None if row["cross_fit"] is None else row["cross_fit"]["score"], row["num_samples"], row["f1"], row["em"], row["empty_rate"], row["recovered"], row["difference"], row["p_holm"], row["verdict"],
          row["supervised"]]
         for group in analysis["groups"]
         for rank, row in enumerate(group["ranking"], 1)
@@ -54,14 +54,18 @@ def ranking_table(analysis: Analysis) -> Table:
 
 def auto_table(auto: AutoGoal) -> Table:
     """Return the names of the columns and the rows of a table with the automatic repair on each source."""
-    columns = ["group", "num_samples", "clean_score", "best", "best_score", "auto_score", "share", "share_low",
-               "share_high", "recovered", "met", "reason"]  # fmt: skip
+    columns = ["group", "num_samples", "clean_score", "best", "best_score", "best_share", "best_reaches", "auto_score",
+               "auto_share", "auto_reaches", "met", "reason"]  # fmt: skip
     rows = [
-        [one["group"], one["num_samples"], one["clean_score"], one["best"], one["best_score"], one["auto_score"],
-         one["share"], *(one["share_interval"] or (None, None)), one["recovered"], one["met"], one["reason"]]
+        [one["group"], one["num_samples"], one["clean_score"], one["best"], *_share(one["best_share"]),
+         *_share(one["auto_share"]), one["met"], one["reason"]]
         for one in auto["sources"]
     ]  # fmt: skip
     return columns, rows
+
+
+def _share(share: Share | None) -> list[object]:
+    return [None] * 3 if share is None else [share["score"], share["share"], share["reached"]]
 
 
 def _controls_table(controls: Sequence[ScoredResult], metric: ShownMetric) -> Table:

@@ -7,9 +7,8 @@ import textwrap
 from latentwire.analysis.controls import label
 from latentwire.analysis.ranking import coverage
 from latentwire.analysis.records import (
+    Across,
     Atlas,
-    AutoGoal,
-    AutoSource,
     Cell,
     ControlScore,
     GroupAnalysis,
@@ -22,12 +21,14 @@ from latentwire.analysis.records import (
 )
 from latentwire.analysis.verdict import DEAD
 from latentwire.records import Budget, ShownMetric
+from latentwire.reports.goal import WIDTH, render_goal
 from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import FEW as FEW_EXAMPLES
+from latentwire.stats.intervals import Interval
 
 TOP = 5  # rows of a ranking above the line, or in its short form
 FEW = 6  # up to this number of sources, rankings are printed whole
-WIDTH = 5  # characters of a score
+CHOSEN = "x"  # mark of a score that was chosen on half of the passages and is from the other half
 OTHER_SCORES = {"f1": "F1", "em": "EM"}  # shown in every ranking, next to the primary metric
 
 
@@ -66,9 +67,19 @@ def render(summary: Summary) -> str:
         lines += _render_group(group, metric) if len(analysis["groups"]) <= FEW else _render_briefly(group, metric)
     if analysis["atlas"] is not None:
         lines += _render_matrix(analysis["atlas"], metric) + _render_tolerance(analysis["atlas"], metric)
+    if analysis["across"] is not None:
+        lines += ["", across_line(analysis["across"])]
     if analysis["auto"] is not None:
-        lines += _render_auto(analysis["auto"], metric)
+        lines += render_goal(analysis["auto"], metric)
     return "\n".join(lines)
+
+
+def across_line(across: Across) -> str:
+    """Return a sentence with the number of sources on which a repair helps."""
+    return (
+        f"At least {across['helped']} of {across['sources']} sources have a repair that is better than their baseline, "
+        f"with {1 - across['alpha']:.0%} confidence for all sources together."
+    )
 
 
 def _names(warning: JoinedFinding) -> str:
@@ -108,11 +119,11 @@ def _render_briefly(group: GroupAnalysis, metric: ShownMetric) -> list[str]:
 def _render_group(group: GroupAnalysis, metric: ShownMetric) -> list[str]:
     rows, score = group["ranking"], metric["label"]
     lines = ["", f"=== source {group['group']}, {group['num_samples']} examples ===", ""]
-    lines += _render_controls(group, score) + _render_ranking(rows, metric)
+    lines += _render_controls(group, score) + _render_ranking(rows, metric) + _render_passages(group)
     lines += ["", "Best of each family"]
     for row in group["best_of_family"]:
         few = f"  n={row['num_samples']}" if row["num_samples"] < group["num_samples"] else ""
-        lines.append(f"  {row['family']:20} {format_score(row['score'])}  {label(row)}{few}")
+        lines.append(f"  {row['family']:20} {format_score(quotable(row)[0])}{_mark(row)} {label(row)}{few}")
     if group["dial_means"]:
         lines += ["", f"Mean {score} by dial"]
         for entry in group["dial_means"]:
@@ -146,14 +157,39 @@ def _render_ranking(rows: list[RankingRow], metric: ShownMetric) -> list[str]:
     for rank, row in enumerate(rows, 1):
         if rank == TOP + 1:
             lines.append("    " + "-" * (width + wide + (WIDTH + 1) * len(others) + 54))
-        low, high = row["score_interval"]
-        scores = f"{format_score(row['score']):{wide}} [{format_score(low):{WIDTH}} {format_score(high):{WIDTH}}]  "
+        shown, (low, high) = quotable(row)
+        scores = f"{format_score(shown):{wide}} [{format_score(low):{WIDTH}} {format_score(high):{WIDTH}}]  "
         values = {"f1": row["f1"], "em": row["em"]}
         scores += "".join(f"{format_score(values[name]):{WIDTH}} " for name in others)
         scores += f"{row['empty_rate']:4.0%}  {_percent(row['recovered']):>10}"
         few = f"n={row['num_samples']} " if len(counts) > 1 else ""
-        lines.append(f"{rank:3} {label(row):{width}}  {scores}   {few}{_against(row)}")
+        lines.append(f"{rank:3}{_mark(row)}{label(row):{width}}  {scores}   {few}{_against(row)}")
+    chosen = next((row["cross_fit"] for row in rows if row["cross_fit"] is not None), None)
+    if chosen is not None:
+        lines.append(
+            f"{CHOSEN} the best of {chosen['among']}: chosen on half of the passages, scored on the other half"
+        )
     return lines
+
+
+def quotable(row: RankingRow) -> tuple[float, Interval]:
+    """Return the score of a row that may be quoted, with its interval: the cross-fit one if the row was chosen."""
+    chosen = row["cross_fit"]
+    return (row["score"], row["score_interval"]) if chosen is None else (chosen["score"], chosen["score_interval"])
+
+
+def _mark(row: RankingRow) -> str:
+    return " " if row["cross_fit"] is None else CHOSEN
+
+
+def _render_passages(group: GroupAnalysis) -> list[str]:
+    """Return a line with the number of passages, the unit of all intervals and tests, and the design effect."""
+    if group["design_effect"] is None or group["passages"] == group["num_samples"]:
+        return []
+    return [
+        f"{group['num_samples']} examples are about {group['passages']} passages, which are resampled as a whole: "
+        f"design effect {group['design_effect']:.2f}"
+    ]
 
 
 def _percent(share: float | None) -> str:
@@ -183,12 +219,15 @@ def _render_power(power: Power | None) -> list[str]:
     """Return lines with the detectable difference and the needed number of examples."""
     if power is None:
         return []
+    most = power["available"]
+    needed = max(power["samples_needed"], power["samples_needed_corrected"])
+    capped = f", but the data have only {most}" if most is not None and needed > most else ""
     return [
         f"{power['num_samples']} examples detect a difference of {format_score(power['detectable'])} with power "
         f"{power['power']:.0%} in one comparison, {format_score(power['detectable_corrected'])} corrected for "
         f"{power['comparisons']} comparisons",
         f"a difference of {format_score(power['target_difference'])} needs samples={power['samples_needed']}, "
-        f"corrected samples={power['samples_needed_corrected']}",
+        f"corrected samples={power['samples_needed_corrected']}{capped}",
     ]
 
 
@@ -201,10 +240,19 @@ def _render_matrix(atlas: Atlas, metric: ShownMetric) -> list[str]:
     width = max(len(source["group"]) for source in atlas["sources"])
     lines = ["", f"=== the matrix: {metric['label']} by source and transform ===", ""]
     best = f"the configuration of each family with the highest mean {metric['label']}"
-    lines += [f"{best}; matrix.csv has all configurations", ""]
+    lines += [
+        f"{best}, chosen on half of the passages and scored on the other half",
+        "matrix.csv has all configurations",
+        "",
+    ]
     lines += [f"  {letter}  {label(atlas['transforms'][place])}" for letter, place in zip(letters, places, strict=True)]
     most = max(cell["num_samples"] for cells in atlas["matrix"] for cell in cells if cell is not None)
-    table = [[_cell(cells[place], most) for place in places] for cells in atlas["matrix"]]
+    names = [atlas["transforms"][place]["experiment"] for place in places]
+    chosen = [[scores[atlas["columns"].index(name)] for name in names] for scores in atlas["column_scores"]]
+    table = [
+        [_cell(cells[place], most, score) for place, score in zip(places, scores, strict=True)]
+        for cells, scores in zip(atlas["matrix"], chosen, strict=True)
+    ]
     wide = max(5, *(len(cell) for cells in table for cell in cells)) + 1
     legend = "   * better than the baseline"
     if any("/" in cell for cells in table for cell in cells):
@@ -215,11 +263,13 @@ def _render_matrix(atlas: Atlas, metric: ShownMetric) -> list[str]:
     return lines
 
 
-def _cell(cell: Cell | None, most: int) -> str:
+def _cell(cell: Cell | None, most: int, chosen: float | None) -> str:
+    """Return a cell as text; `chosen` is its cross-fit score, if it was chosen."""
     if cell is None:
         return "-"
     few = f"/{cell['num_samples']}" if cell["num_samples"] < most else ""
-    return format_score(cell["score"]) + ("*" if cell["verdict"] == "better" else "" if few else " ") + few
+    shown = format_score(cell["score"] if chosen is None else chosen)
+    return shown + ("*" if cell["verdict"] == "better" else "" if few else " ") + few
 
 
 def _render_tolerance(atlas: Atlas, metric: ShownMetric) -> list[str]:
@@ -270,81 +320,12 @@ def _ends(row: ToleranceRow) -> str:
     return f"[{', '.join(ends)}]"
 
 
-def _render_auto(auto: AutoGoal, metric: ShownMetric) -> list[str]:
-    """Return lines with the goal of the automatic repair: each source, failures, and harm on clean text."""
-    score = metric["label"]
-    lines = [
-        "",
-        f"=== the goal of auto: {auto['share_wanted']:.0%} of the clean {score} if one transform reaches it ===",
-        "",
-    ]
-    width = max(6, *(len(one["group"]) for one in auto["sources"]))
-    wide = max(WIDTH, len(score) + 1)
-    lines.append(f"{'source':{width}}    n  clean  {'best single':22} {score:>{wide - 1}}    auto  share of clean")
-    for one in auto["sources"]:
-        if one["share"] is None:
-            text = f"{one['group']:{width}}  undecided: {one['reason']}"
-            lines += textwrap.wrap(text, 100, subsequent_indent=" " * (width + 2))
-            continue
-        clean, best, own = (_shown(one[key]) for key in ("clean_score", "best_score", "auto_score"))
-        lines.append(
-            f"{one['group']:{width}} {one['num_samples']:4}  {clean:{WIDTH}}  {one['best']:22} {best:{wide}}  "
-            f"{own:{WIDTH}}  {_share(one)}  {_met(one)}"
-        )
-    return [*lines, "", *(part for line in goal_lines(auto, metric) for part in textwrap.wrap(line, 100))]
-
-
-def _shown(score: float | None) -> str:
-    return "" if score is None else format_score(score)
-
-
-def _met(one: AutoSource) -> str:
-    """Return whether the goal is met on a source, in words."""
-    met = "met" if one["met"] else "NOT met"
-    if not one["recovered"]:
-        met = "by auto alone" if one["auto_alone"] else "not recovered"
-    return met + ("" if one["clear"] in (True, None) else ", not clearly")
-
-
-def _share(one: AutoSource) -> str:
-    """Return auto's share of the clean score with its interval."""
-    share = "" if one["share"] is None else f"{one['share']:4.0%}"
-    if one["share_interval"] is None:
-        return f"{share} (no interval below {FEW_EXAMPLES})"
-    low, high = one["share_interval"]
-    return f"{share} [{low:.0%}, {high:.0%}]"
-
-
-def goal_lines(auto: AutoGoal, metric: ShownMetric) -> list[str]:
-    """Return the verdict on the automatic repair in sentences: met or not, failures, harm, definition, bias.
-
-    Args:
-        auto: Return value of `judge_auto`.
-        metric: Metric of its scores.
-    """
-    score = metric["label"]
-    verdict = {True: "The goal is met", False: "The goal is NOT met", None: "The goal is undecided"}[auto["met"]]
-    lines = [f"{verdict}: auto reaches {auto['share_wanted']:.0%} of the clean {score} on {auto['reached']} of "
-             f"the {auto['recovered']} sources that a single transform recovers."]  # fmt: skip
-    if auto["failed"]:
-        lines.append(f"It fails on: {', '.join(auto['failed'])}.")
-    if auto["auto_alone"]:
-        lines.append(f"Beyond the goal, auto alone reaches that share on: {', '.join(auto['auto_alone'])}.")
-    for one in auto["harm"]:
-        interval = one["difference_interval"]
-        ends = "no interval" if interval is None else f"[{format_score(interval[0])}, {format_score(interval[1])}]"
-        sure = "" if one["clear"] in (True, None) else ", not clearly"
-        lines.append(
-            f"Harm on clean text ({one['group']}, n={one['num_samples']}): {score} {format_score(one['difference'])} "
-            f"{ends} against the baseline, {'within' if one['met'] else 'NOT within'} the {auto['harm_allowed']:g} "
-            f"allowed{sure}."
-        )
-    return [*lines, auto["definition"], auto["bias"]]
-
-
 def _against(row: RankingRow) -> str:
     """Return how a configuration compares with the baseline."""
     difference, interval, p_holm = row["difference"], row["difference_interval"], row["p_holm"]
+    chosen = row["cross_fit"]
+    if chosen is not None and chosen["difference"] is not None:
+        difference, interval = chosen["difference"], chosen["difference_interval"]
     if difference is None or interval is None or p_holm is None:
         words = {"baseline": "is the baseline", "identity": "identity: changed nothing on this source"}
         return words.get(row["verdict"], row["verdict"])

@@ -1,36 +1,48 @@
-"""95% intervals of means: bootstrap, Wilson and Student's t. Main entry: `bootstrap_interval()`."""
+"""95% intervals of means: Wilson, bootstrap and Student's t. Main entry: `mean_interval()`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-RESAMPLES = 10_000
+from latentwire.stats.clusters import RESAMPLES as RESAMPLES
+from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import Scores as Scores
+
+FEW_APART = 10  # fewer scores that differ from 0, or from 1, do not show their variance
 FEW = 16  # fewer examples are too few to resample a ratio, or a level between two others
 
 Interval = tuple[float, float]  # lower and upper end
-Scores = NDArray[np.float64]
 
 
-def bootstrap_interval(scores: Sequence[float], seed: int) -> Interval:
-    """Return the 95% percentile bootstrap interval of a mean over examples.
+def mean_interval(scores: Sequence[float] | Scores, clusters: Clusters | None = None) -> Interval:
+    """Return the 95% interval of a mean of scores in [0, 1].
 
-    If all scores are equal, resampling shows no variance and Wilson's interval of a proportion is returned. It is
-    conservative: a score in [0, 1] has at most the variance of a binary score with the same mean.
+    It is Wilson's interval with an effective number of examples, m (1 - m) / variance, and Student's quantile. The
+    variance comes from the clusters. Wilson's shape fits means near 0 and 1; the effective number fits scores between
+    0 and 1, which vary less than binary ones. Where fewer than FEW_APART scores differ from 0, or from 1, the variance
+    is not known well. The effective number is then at most the number of examples, as for binary scores.
+
+    Source: Kott and Carr 1997, Developing an estimation strategy for a pesticide data program, J. Official Statistics.
 
     Args:
-        scores: One score in [0, 1] per example, (N,).
-        seed: Seed of the resampling.
+        scores: One score in [0, 1] for each example, (N,).
+        clusters: Clusters of the examples; None: each example is a cluster of its own.
     """
     values = np.asarray(scores, dtype=np.float64)
-    if np.ptp(values) == 0:
-        return wilson_interval(float(values.sum()), len(values))
-    return percentile_interval(values, seed)
+    count, mean = len(values), float(values.mean())
+    sampled = Clusters.single(count) if clusters is None else clusters
+    if sampled.count < 2:
+        return wilson_interval(mean, 1)
+    variance = float(sampled.variances(values[None])[0])
+    effective = mean * (1 - mean) / variance if variance > 1e-15 else float(count)
+    apart = min(int((values > 0).sum()), int((values < 1).sum()))
+    if apart < FEW_APART or count * min(mean, 1 - mean) < 2:
+        effective = min(effective, count)
+    return wilson_interval(mean * effective, effective, t_quantile(0.95, sampled.count - 1))
 
 
 def percentile_interval(values: Scores, seed: int) -> Interval:
@@ -54,35 +66,15 @@ def resampled_means(scores: Scores, seed: int) -> Scores:
     Returns:
         Means of each system over R = RESAMPLES resamples, (S, R).
     """
-    count = scores.shape[1]
-    means = np.empty((scores.shape[0], RESAMPLES))
-    block = max(1, 2_000_000 // count)  # bounds the memory for any N
-    if block >= RESAMPLES:
-        return np.asarray(scores @ _draws(count, RESAMPLES, seed).T / count)
-    generator = np.random.default_rng(seed)
-    for start in range(0, RESAMPLES, block):
-        size = min(block, RESAMPLES - start)
-        means[:, start : start + size] = scores @ _multinomial(generator, count, size).T / count
-    return means
+    return Clusters.single(scores.shape[1]).resampled_means(scores, seed)
 
 
-def _multinomial(generator: np.random.Generator, count: int, size: int) -> Scores:
-    """Return the count of each of N examples in each resample, (size, N)."""
-    return generator.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
-
-
-@lru_cache(maxsize=2)
-def _draws(count: int, resamples: int, seed: int) -> Scores:
-    """Return the counts of all resamples, (R, N). They are cached because an analysis uses them many times."""
-    return _multinomial(np.random.default_rng(seed), count, resamples)
-
-
-def wilson_interval(successes: float, count: int, z: float = 1.959963984540054) -> Interval:
+def wilson_interval(successes: float, count: float, z: float = 1.959963984540054) -> Interval:
     """Return Wilson's score interval of a proportion. Unlike the bootstrap interval, it has a width at 0 and 1.
 
     Args:
         successes: Number of successes, or sum of scores in [0, 1].
-        count: Number of examples.
+        count: Number of examples, or an effective number.
         z: Quantile of the standard normal distribution; the default gives 95%.
     """
     rate = successes / count

@@ -5,10 +5,6 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-import numpy as np
-
-from latentwire.stats.intervals import Scores
-
 POWER = 0.8  # probability of detecting a true difference
 ALPHA = 0.05  # probability of a false positive
 POWER_FORMULA = (
@@ -16,33 +12,39 @@ POWER_FORMULA = (
 )
 
 
-def std(differences: Scores) -> float:
-    """Return the standard deviation of paired differences, (N,); 0 for fewer than two."""
-    return float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+def needed_changes(alpha: float) -> int:
+    """Return how many changed examples a test by sign flips needs for a p-value of alpha: 2^(1 - K) <= alpha."""
+    return 1 + math.ceil(math.log2(1 / alpha) - 1e-9)
 
 
-def detectable_difference(sd: float, count: int, alpha: float) -> float:
+def detectable_difference(sd: float, count: int, alpha: float, change: float = 0.0) -> float:
     """Return the smallest difference that `count` paired examples detect with probability POWER: POWER_FORMULA.
+
+    It is at least the difference of `needed_changes` examples of the size `change`, because fewer show nothing.
 
     Args:
         sd: Standard deviation of the paired differences.
         count: Number of examples.
         alpha: Two-sided significance level of one comparison. For a family, divide it by the number of comparisons:
             Bonferroni's level, which Holm applies to the smallest p-value.
+        change: Mean size of the differences that are not 0.
     """
     normal = NormalDist()
-    return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(POWER)) * sd / math.sqrt(count)
+    by_spread = (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(POWER)) * sd / math.sqrt(count)
+    return max(by_spread, needed_changes(alpha) * change / count)
 
 
-def samples_needed(sd: float, difference: float, alpha: float) -> int:
+def samples_needed(sd: float, difference: float, alpha: float, change: float = 0.0) -> int:
     """Return the number of paired examples that detect a difference with probability POWER.
 
     Args:
         sd: Standard deviation of the paired differences.
         difference: Difference to detect, above 0.
         alpha: Two-sided significance level of one comparison.
+        change: Mean size of the differences that are not 0.
 
     Returns:
-        POWER_FORMULA solved for n, rounded up.
+        `detectable_difference` solved for n, rounded up.
     """
-    return max(1, math.ceil((detectable_difference(sd, 1, alpha) / difference) ** 2 - 1e-9))
+    by_spread = (detectable_difference(sd, 1, alpha) / difference) ** 2
+    return max(1, math.ceil(max(by_spread, needed_changes(alpha) * change / difference) - 1e-9))

@@ -1,0 +1,86 @@
+"""Scores of configurations that were chosen among several. Main entries: `selected()` and `level_with()`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from latentwire.analysis.controls import SEED, Evidence, Shared
+from latentwire.analysis.records import Selected
+from latentwire.stats.selection import CrossFit, cross_fit, level_with_best
+
+
+def selected(best: str, names: Sequence[str], evidence: Evidence) -> Selected | None:
+    """Return the cross-fit score of the best of several results, and its difference from the baseline.
+
+    Args:
+        best: Name of the best result.
+        names: Names of the results among which it was chosen, with `best`.
+        evidence: Baseline and scores of the source.
+
+    Returns:
+        The scores, or None if there was no choice, or too few passages to choose on a half of them.
+    """
+    shared = _with(best, evidence.shared(names))
+    if shared is None or len(shared.names) < 2:
+        return None
+    own = cross_fit(shared.scores, shared.clusters, SEED)
+    if own is None:
+        return None
+    gain: CrossFit | None = None
+    if evidence.baseline is not None:
+        against = _with(best, evidence.shared(names, evidence.baseline["name"]))
+        if against is not None:
+            gain = cross_fit(against.scores, against.clusters, SEED, against.scores - against.references[0])
+    low, high = own.interval
+    return {
+        "score": own.mean,
+        "score_interval": (max(0.0, low), min(1.0, high)),
+        "difference": None if gain is None else gain.mean,
+        "difference_interval": None if gain is None else gain.interval,
+        "among": len(shared.names),
+        "chosen": float(own.chosen[shared.names.index(best)]),
+    }
+
+
+def level_with(best: str, names: Sequence[str], evidence: Evidence) -> list[str]:
+    """Return the results that may be as good as the best one, on its examples.
+
+    Args:
+        best: Name of the best result.
+        names: Names of the other results.
+        evidence: Scores of the source.
+    """
+    shared = _with(best, evidence.shared([best, *names]))
+    assert shared is not None, "a result shares its examples with itself"
+    level = level_with_best(shared.scores, shared.clusters, SEED)
+    return [name for name, is_level in zip(shared.names, level, strict=True) if is_level and name != best]
+
+
+def _with(name: str, groups: Sequence[Shared]) -> Shared | None:
+    """Return the group that contains a result."""
+    return next((shared for shared in groups if name in shared.names), None)
+
+
+def cross_fit_columns(systems: Sequence[Sequence[str]], evidence: Sequence[Evidence]) -> list[CrossFit] | None:
+    """Return the cross-fit score on each source of the configuration with the highest mean over the sources.
+
+    Args:
+        systems: Names of the results of C configurations on each of the sources, (sources, C).
+        evidence: Evidence of each source.
+
+    Returns:
+        A score for each source, or None if the results do not share their examples, or have too few passages.
+    """
+    tables = []
+    ids: list[str] | None = None
+    for names, own in zip(systems, evidence, strict=True):
+        groups = own.shared(names)
+        ids = own.scores[names[0]].ids if ids is None else ids
+        if len(groups) != 1 or own.scores[names[0]].ids != ids:
+            return None
+        tables.append(groups[0])
+    mean = np.mean([table.scores for table in tables], axis=0)  # (C, N)
+    found = [cross_fit(mean, table.clusters, SEED, table.scores) for table in tables]
+    return [one for one in found if one is not None] if all(one is not None for one in found) else None

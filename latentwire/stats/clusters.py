@@ -1,0 +1,131 @@
+"""Examples in clusters, such as questions about one passage. Main entry: `Clusters`."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+
+Scores = NDArray[np.float64]
+
+
+class Clusters:
+    """N examples in M clusters. Clusters were sampled independently, so statistics resample them, not examples.
+
+    Args:
+        labels: Cluster of each example, (N,), N >= 1. Equal labels are one cluster.
+
+    >>> Clusters(["a", "b", "a"]).sums(np.array([[1.0, 2.0, 3.0]]))
+    array([[4., 2.]])
+    """
+
+    def __init__(self, labels: Sequence[Hashable]) -> None:
+        numbers: dict[Hashable, int] = {}
+        self.of: NDArray[np.int64] = np.array([numbers.setdefault(label, len(numbers)) for label in labels])  # (N,)
+        self.sizes: Scores = np.bincount(self.of).astype(np.float64)  # (M,)
+
+    @classmethod
+    def single(cls, count: int) -> Clusters:
+        """Return `count` examples, each a cluster of its own."""
+        return cls(range(count))
+
+    @property
+    def count(self) -> int:
+        """Number of clusters, M."""
+        return len(self.sizes)
+
+    @property
+    def examples(self) -> int:
+        """Number of examples, N."""
+        return len(self.of)
+
+    @cached_property
+    def _indicator(self) -> Scores:
+        """Return which example is in which cluster, (N, M)."""
+        found: Scores = np.zeros((self.examples, self.count))
+        found[np.arange(self.examples), self.of] = 1
+        return found
+
+    def sums(self, scores: Scores) -> Scores:
+        """Return the sum of each cluster's scores: (S, N) -> (S, M)."""
+        if self.count == self.examples:
+            return scores  # each example is a cluster, numbered in order
+        found: Scores = scores @ self._indicator
+        return found
+
+    def variances(self, scores: Scores) -> Scores:
+        """Return the estimated variance of each mean over examples: (S, N) -> (S,).
+
+        It is the linearised variance of a ratio of sums over clusters, which with one example each is s² / N. One
+        cluster gives no variance, so the result is infinite.
+
+        Source: Cochran 1977, Sampling Techniques, section 6.3.
+        """
+        if self.count < 2:
+            return np.full(len(scores), np.inf)
+        residuals = self.sums(scores - scores.mean(axis=1, keepdims=True))  # (S, M)
+        found: Scores = self.count / (self.count - 1) * np.square(residuals).sum(axis=1) / self.examples**2
+        return found
+
+    def design_effects(self, scores: Scores) -> Scores:
+        """Return by what factor clustering raises the variance of each mean: (S, N) -> (S,); 1 without variance."""
+        single = scores.var(axis=1, ddof=1) / self.examples if self.examples > 1 else np.zeros(len(scores))
+        variances = self.variances(scores)
+        spread = single > 1e-15
+        found: Scores = np.where(spread, variances / np.where(spread, single, 1.0), 1.0)
+        return found
+
+    def resampled_means(self, scores: Scores, seed: int) -> Scores:
+        """Return bootstrap means over examples, with all systems on the same resamples of the clusters.
+
+        Args:
+            scores: Scores of S systems, (S, N).
+            seed: Seed of the resampling.
+
+        Returns:
+            Means in R = RESAMPLES resamples, (S, R).
+        """
+        sums = self.sums(scores)
+        means = np.empty((len(scores), RESAMPLES))
+        start = 0
+        for draws in _multinomial_draws(self.count, seed):  # (r, M)
+            means[:, start : start + len(draws)] = sums @ draws.T / (draws @ self.sizes)
+            start += len(draws)
+        return means
+
+    def halves(self, generator: np.random.Generator) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return a random half of the clusters and the rest, as masks of the examples, (N,) each."""
+        order = generator.permutation(self.count)
+        first = np.isin(self.of, order[: self.count // 2])
+        return first, ~first
+
+
+def _multinomial_draws(count: int, seed: int) -> Iterator[Scores]:
+    """Yield how often each of `count` units is drawn in each resample, in blocks (r, count) of RESAMPLES rows in all.
+
+    Args:
+        count: Number of units.
+        seed: Seed of the resampling.
+    """
+    block = max(1, 2_000_000 // count)  # bounds the memory for any number of units
+    if block >= RESAMPLES:
+        yield _draws(count, RESAMPLES, seed)
+        return
+    generator = np.random.default_rng(seed)
+    for start in range(0, RESAMPLES, block):
+        yield _multinomial(generator, count, min(block, RESAMPLES - start))
+
+
+def _multinomial(generator: np.random.Generator, count: int, size: int) -> Scores:
+    """Return the count of each of N examples in each resample, (size, N)."""
+    return generator.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+
+
+@lru_cache(maxsize=2)
+def _draws(count: int, resamples: int, seed: int) -> Scores:
+    """Return the counts of all resamples, (R, N). They are cached because an analysis uses them many times."""
+    return _multinomial(np.random.default_rng(seed), count, resamples)

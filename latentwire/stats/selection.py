@@ -1,0 +1,96 @@
+"""Systems that were chosen among many on the same examples. Main entries: `cross_fit()` and `level_with_best()`.
+
+The highest of many means is too high on average, because it was chosen for being high. Cross-fitting chooses on one
+half of the clusters and scores on the other, in both directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentwire.stats.clusters import RESAMPLES, Clusters, Scores
+from latentwire.stats.intervals import Interval, t_quantile
+from latentwire.stats.power import ALPHA
+
+HALVINGS = 100  # random halvings, over which a cross-fit score is averaged
+ROUNDING = 1e-12  # means that differ by less are ties
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """What the choice of the best system gives on examples that did not take part in the choice."""
+
+    mean: float
+    interval: Interval  # 95%
+    chosen: Scores  # share of the halves that choose each system, (S,)
+
+
+def cross_fit(systems: Scores, clusters: Clusters, seed: int, scored: Scores | None = None) -> CrossFit | None:
+    """Choose the best system on one half of the clusters and score it on the other half, in both directions.
+
+    Systems of equal mean share the choice. The result is averaged over HALVINGS random halvings. Its variance is the
+    mean variance of a halving, and the interval uses Student's t.
+
+    Source: Chernozhukov et al. 2018, Double/debiased machine learning, sections 3 and 3.4.
+
+    Args:
+        systems: Scores by which S systems are chosen, (S, N).
+        clusters: Clusters of the examples.
+        seed: Seed of the halvings.
+        scored: Values of the same systems to average, (S, N), if they differ from the scores of the choice.
+
+    Returns:
+        The mean of the chosen systems, or None for fewer than 4 clusters, whose halves cannot choose.
+    """
+    count, values = len(systems), systems if scored is None else scored
+    if clusters.count < 4:
+        return None
+    generator = np.random.default_rng(seed)
+    fitted, chosen = np.empty((HALVINGS, systems.shape[1])), np.zeros(count)
+    for row in fitted:
+        halves = clusters.halves(generator)
+        for own, other in (halves, halves[::-1]):
+            means = systems[:, own].mean(axis=1)
+            best = means >= means.max() - ROUNDING
+            row[other] = values[best][:, other].mean(axis=0)
+            chosen += best / best.sum()
+    mean = float(fitted.mean())
+    half = t_quantile(0.95, clusters.count - 1) * float(clusters.variances(fitted).mean()) ** 0.5
+    return CrossFit(mean, (mean - half, mean + half), chosen / (2 * HALVINGS))
+
+
+def level_with_best(systems: Scores, clusters: Clusters, seed: int) -> NDArray[np.bool_]:
+    """Return which systems may be the best, (S,): systems that no other system exceeds beyond noise.
+
+    All pairs are compared at once. The limit is a quantile of the largest studentised difference among all pairs, with
+    the signs of the clusters' deviations flipped at random. A system of the highest true mean is called not level in
+    at most about 5% of families.
+
+    Source: Hsu 1996, Multiple comparisons, chapter 4; Westfall and Young 1993 for the largest statistic.
+
+    Args:
+        systems: Scores of S systems, (S, N).
+        clusters: Clusters of the examples.
+        seed: Seed of the flips.
+    """
+    count = len(systems)
+    if count == 1 or clusters.count < 2:
+        return np.ones(count, dtype=bool)
+    first, second = np.triu_indices(count, 1)
+    deviations = clusters.sums(systems - systems.mean(axis=1, keepdims=True))  # (S, M)
+    pairs = deviations[first] - deviations[second]  # (P, M)
+    spread = np.sqrt(np.square(pairs).sum(axis=1))  # (P,)
+    unseen = 1.0  # as in `comparison.paired_differences`: pairs of nearly equal answers have no sharp spread
+    spread = np.sqrt(np.square(spread) + 2 * unseen)
+    flips = np.random.default_rng(seed).choice([-1.0, 1.0], (RESAMPLES // 5, clusters.count + 2))  # (R, M + 2)
+    added = np.concatenate([pairs, np.full((len(pairs), 1), unseen), np.full((len(pairs), 1), -unseen)], axis=1)
+    largest = np.abs((added @ flips.T) / spread[:, None]).max(axis=0)  # (R,)
+    limit = float(np.quantile(largest, 1 - ALPHA, method="higher"))
+    differences = (systems[first].mean(axis=1) - systems[second].mean(axis=1)) * clusters.examples / spread  # (P,)
+    level = np.ones(count, dtype=bool)
+    level[second[differences > limit]] = False
+    level[first[differences < -limit]] = False
+    return level
