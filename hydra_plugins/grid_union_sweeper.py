@@ -21,7 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from latentwire.harness.app import JobFunction
-from latentwire.harness.grids import Job, expand, factors, print_jobs, select_jobs, variants
+from latentwire.harness.grids import Job, expand, factors, print_jobs, repetitions, select_jobs, variants
 from latentwire.harness.plugins import require_choices
 
 
@@ -63,6 +63,8 @@ class GridUnionSweeper(BasicSweeper):
             for job, variant in zip(jobs, variants(jobs), strict=True)
         ]
         if self.session.takes_sweeps(self.config.task):
+            if "repeats" in self.config:
+                jobs += [self.compose(overrides) for overrides in repetitions(jobs, self.config.repeats)]
             jobs = select_jobs(jobs, self.config.only)
         if self.config.task == "list":
             print_jobs(jobs)

@@ -156,6 +156,7 @@ class SummaryResult(ResultHead, Measured):
     job_sec: NotRequired[float]  # with loading, saving and tracking; 0.1.0 did not measure it
     num_examples: int | None  # examples that a budget allowed; None: all
     seed: int
+    draw: NotRequired[int]  # number of the draw of shots, sources and transforms; 0.3.0 had only draw 0
     dtype: str
     device: str
     processes: int
@@ -193,6 +194,7 @@ class ScoredResult(ResultHead):
     sketch: NotRequired[list[float]]  # random projections of the first repaired embeddings; 0.3.0 did not store it
     num_examples: int | None  # examples that a budget allowed; None: all
     seed: int
+    draw: NotRequired[int]  # number of the draw of shots, sources and transforms; 0.3.0 had only draw 0
     dtype: str
     device: str
     processes: int

@@ -20,7 +20,6 @@ from latentwire.evaluation.setup import Component, EvaluationSetup, block_ends
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all, in_every_process
 from latentwire.harness.progress import Progress, log
-from latentwire.harness.random import generator_for
 from latentwire.lm.decoding import Generated
 from latentwire.records import ExampleRow, Finding, Fit, LatentAccount, Measured, Timing
 from latentwire.sources.registry import SOURCES
@@ -161,7 +160,6 @@ def _account_for_latents(setup: EvaluationSetup, source: Component, rows: list[E
     """
     if not SOURCES[source.name].passage_only:
         return None
-    seed = setup.settings.seed
     distort = setup.build_source(source)
     prompts = setup.prompts[: len(rows)]
     contexts = [prompt.example.context for prompt in prompts]
@@ -173,7 +171,7 @@ def _account_for_latents(setup: EvaluationSetup, source: Component, rows: list[E
     latents = [
         distort(
             setup.lm.embed(prompt.token_ids[prompt.passage_mask]).float(),
-            generator_for(seed, source.name, prompt.example.id),
+            setup.settings.generator(source.name, prompt.example.id),
             text,
         )
         for text, prompt in list(dict(zip(contexts, prompts, strict=True)).items())[:COMPARED]

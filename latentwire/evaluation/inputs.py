@@ -11,7 +11,6 @@ from latentwire.data.prompts import FewShotPrompt
 from latentwire.evaluation import detectors
 from latentwire.evaluation.setup import Component, EvaluationSetup
 from latentwire.harness.errors import UserError
-from latentwire.harness.random import generator_for
 from latentwire.records import Finding, Fit
 from latentwire.transforms.base import PAIRS
 from latentwire.transforms.registry import build_transform
@@ -78,12 +77,12 @@ class RepairedInputs:
                 f"embed_transform={transform.name}: is fitted on passages outside the evaluation, and the data have "
                 "none; lower samples, or give another file for the shots (shots_path=FILE)"
             )
-        seed = setup.settings.seed
+        settings = setup.settings
         ids = setup.fitting_passages if self.distort.passage_only else setup.fitting
         texts = [str(setup.lm.tokenizer.decode(span.tolist())).strip() for span in ids]
         spans = [setup.lm.embed(span.to(setup.lm.device)).float() for span in ids]
         seen = [
-            self.distort(span, generator_for(seed, source.name, "fitting", index), text)
+            self.distort(span, settings.generator(source.name, "fitting", index), text)
             for index, (span, text) in enumerate(zip(spans, texts, strict=True))
         ]
         if not sum(map(len, seen)):
@@ -98,7 +97,7 @@ class RepairedInputs:
                 f"embed_transform={transform.name}: is fitted to pairs of embedding and token, but the source "
                 f"{source.name} has {len(x)} positions for {len(truth)} tokens; choose a transform that needs no pairs"
             )
-        repair.fit(x, truth, generator_for(seed, transform.name, "fitting"))
+        repair.fit(x, truth, settings.generator(transform.name, "fitting"))
         return {
             "embeddings": len(x),
             "sees": repair.fits,
@@ -113,7 +112,7 @@ class RepairedInputs:
         The LM embeds the prompt, and the draws are those of its example, also if source and transform get other tokens
         (`FewShotPrompt.given`). So a transform that has the prompt's own tokens from elsewhere shows them.
         """
-        setup, identifier, seed = self.setup, prompt.example.id, self.setup.settings.seed
+        setup, identifier, settings = self.setup, prompt.example.id, self.setup.settings
         own = setup.lm.embed(prompt.token_ids).clone()
         span = (prompt.passage_mask if self.distort.passage_only else prompt.source_mask).to(own.device)
         if prompt.given is None:
@@ -122,8 +121,8 @@ class RepairedInputs:
             real = setup.vocabulary.embeddings[prompt.given.to(own.device)[span]]
             text = str(setup.lm.tokenizer.decode(prompt.given[prompt.passage_mask].tolist())).strip()
         real = real.float()  # source and transform compute in float32; the result is rounded once, for the LM
-        seen = self.distort(real, generator_for(seed, self.source.name, identifier), text)
-        repaired = self.repair(seen, generator_for(seed, self.transform.name, identifier)) if len(seen) else seen
+        seen = self.distort(real, settings.generator(self.source.name, identifier), text)
+        repaired = self.repair(seen, settings.generator(self.transform.name, identifier)) if len(seen) else seen
         return RepairedSpan(own, span, real, seen, repaired)
 
     @torch.no_grad()

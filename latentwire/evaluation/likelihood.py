@@ -18,7 +18,6 @@ from latentwire.evaluation.setup import Component, EvaluationSetup
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all, in_every_process
 from latentwire.harness.progress import Progress
-from latentwire.harness.random import generator_for
 from latentwire.lm.batching import pack_joined
 from latentwire.lm.losses import distillation_loss, token_loss
 from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow
@@ -119,7 +118,7 @@ class Likelihoods:
         lm, prompt = self.setup.lm, self.setup.prompts[group[0]]
         example = prompt.example
         real = lm.embed(prompt.token_ids[prompt.passage_mask]).float()  # (T, D)
-        generator = generator_for(self.setup.settings.seed, source.name, example.id)
+        generator = self.setup.settings.generator(source.name, example.id)
         seen = distort(real, generator, example.context)  # (L, D)
         require_finite_values(seen, f"the source {source.label}", example.id)
         row = self._row(seen, group)

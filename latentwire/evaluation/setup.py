@@ -46,6 +46,7 @@ class Settings:
     dtype: str
     part: str = "all"  # one of `data.examples.PARTS`
     shots_seed: int | None = None  # seed of the shots; None: seed
+    draw: int = 0  # number of the draw of shots, sources and transforms
 
     def check(self) -> None:
         """Raise UserError if a value is out of range."""
@@ -54,14 +55,32 @@ class Settings:
                 raise UserError(f"{name}={seed}: must be between 0 and {2**31 - 1}")
         if self.part not in PARTS:
             raise UserError(f"part={self.part}: use one of {', '.join(PARTS)}")
+        if self.draw < 0:
+            raise UserError(f"draw={self.draw}: must be at least 0")
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
 
     def identity(self) -> JsonObject:
         """Return the settings for a config hash, without those at a default that changes no result of before."""
-        unchanged: JsonObject = {"part": "all", "shots_seed": self.seed}
+        unchanged: JsonObject = {"part": "all", "shots_seed": self.seed, "draw": 0}
         given = {name: value for name, value in vars(self).items() if value is not None}
         return {name: value for name, value in given.items() if name not in unchanged or value != unchanged[name]}
+
+    def generator(self, *names: object) -> torch.Generator:
+        """Return the CPU generator of a source or a transform, which depends on the seed, the draw and the names."""
+        return generator_for(self.seed, *self._of_draw(), *names)
+
+    def seed_of_shots(self) -> int:
+        """Return the seed with which this draw chooses the shots."""
+        seed = self.seed if self.shots_seed is None else self.shots_seed
+        return generator_for(seed, *self._of_draw(), "shots").initial_seed() if self.draw else seed
+
+    def seed_of_codes(self) -> int:
+        """Return the seed with which this draw fits the codes of the vocabulary."""
+        return self.generator("codes").initial_seed() % 2**31 if self.draw else self.seed
+
+    def _of_draw(self) -> tuple[object, ...]:
+        return ("draw", self.draw) if self.draw else ()
 
 
 @dataclass
@@ -98,9 +117,8 @@ class EvaluationSetup:
     scoring: Scoring = field(default_factory=Scoring)  # answer metrics to compute
 
     def build_source(self, source: Component) -> Source:
-        """Return a source with the random generator that its name and the seed determine."""
-        generator = generator_for(self.settings.seed, source.name)
-        return build_source(source.name, source.dials, self.vocabulary, generator)
+        """Return a source with the random generator that its name, the seed and the draw determine."""
+        return build_source(source.name, source.dials, self.vocabulary, self.settings.generator(source.name))
 
 
 def prepare(
@@ -129,7 +147,7 @@ def prepare(
 def prepare_with(lm: LanguageModel, dataset: Dataset, settings: Settings, block_size: int = 0) -> EvaluationSetup:
     """Write the prompts for a loaded model, and encode the shots once; arguments and errors as in `prepare`."""
     shots, candidates = draw_examples(
-        dataset, settings.shots, settings.questions_per_shot, settings.seed, settings.shots_seed, settings.part
+        dataset, settings.shots, settings.questions_per_shot, settings.seed, settings.seed_of_shots(), settings.part
     )
     examples = first_examples(candidates, settings.samples, settings.part)
     writer = PromptWriter(lm.tokenizer)
@@ -151,7 +169,7 @@ def prepare_with(lm: LanguageModel, dataset: Dataset, settings: Settings, block_
     others = [example for example in dataset.train if example.context not in evaluated]
     setup = EvaluationSetup(
         lm=lm,
-        vocabulary=Vocabulary(lm.token_embeddings(), seed=settings.seed),
+        vocabulary=Vocabulary(lm.token_embeddings(), seed=settings.seed_of_codes()),
         prompts=fitting,
         batches=[],
         decoder=decoder,

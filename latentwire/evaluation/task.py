@@ -54,6 +54,8 @@ def run(cfg: DictConfig, session: Session | None = None) -> EvaluationResult:
     session = session or Session()
     if cfg.budget_minutes is not None and not session.sweeping:
         raise UserError(f"budget_minutes={cfg.budget_minutes}: limits a sweep; add -m, or leave it out")
+    if cfg.repeats != 1 and not session.sweeping:
+        raise UserError(f"repeats={cfg.repeats}: repeats a sweep; add -m, or choose one draw with draw=NUMBER")
     state = accelerator_state(cfg.device)
     request = read(cfg, state, FIRST_BLOCK if cfg.num_examples is not None else 0)
     store = ResultStore(Path(str(cfg.out)))
@@ -143,6 +145,7 @@ def _result(
         **measured,
         "num_examples": cfg.num_examples,
         "seed": request.settings.seed,
+        "draw": request.settings.draw,
         "dtype": str(request.dtype).removeprefix("torch."),
         **made_on(state),
         "config": plain_values(cfg),

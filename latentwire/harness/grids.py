@@ -42,6 +42,32 @@ def variants(jobs: list[Job]) -> list[str]:
     ]
 
 
+def repetitions(jobs: list[Job], repeats: object) -> list[list[str]]:
+    """Return the overrides of each job for its further draws: 1, 2, ..., `repeats` - 1, with the suffix '@draw1'.
+
+    Args:
+        jobs: Jobs of draw 0.
+        repeats: Number of draws.
+
+    Raises:
+        UserError: The number is not a whole number above 0, or the jobs set their draw themselves.
+    """
+    if not isinstance(repeats, int) or repeats < 1:
+        raise UserError(f"repeats={repeats}: expected a whole number, at least 1")
+    chosen = next((override for job in jobs for override in job.overrides if override.startswith("draw=")), None)
+    if repeats > 1 and chosen is not None:
+        raise UserError(f"{chosen}: repeats={repeats} numbers the draws itself; leave one of them out")
+    return [
+        [
+            *(override for override in job.overrides if not override.startswith("variant=")),
+            f"variant='{job.config.variant}@draw{number}'",
+            f"draw={number}",
+        ]
+        for number in range(1, repeats)
+        for job in jobs
+    ]
+
+
 def factors(sweep: DictConfig) -> list[list[Grid]]:
     """Return the two unions of grids of a preset. A sweep runs each combination of their points.
 
@@ -70,7 +96,7 @@ def expand(preset: list[list[Grid]], command_line: list[Override]) -> list[list[
         key = override.get_key_element()
         if key == "only" and override.is_sweep_override():
             raise UserError(f"{override.input_line}: makes a grid of the patterns; put | between them, only='A|B'")
-        if key in ("experiment", "sweep", "part") and override.is_sweep_override():
+        if key in ("experiment", "sweep", "part", "repeats") and override.is_sweep_override():
             raise UserError(f"{override.input_line}: each is a sweep of its own; run one after the other")
         if not override.is_sweep_override():
             chosen[key] = [f"{key}={override.get_value_element_as_str()}"]

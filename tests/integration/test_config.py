@@ -22,7 +22,7 @@ from latentwire.data.examples import DataSpec
 from latentwire.encoders.base import LMFacts
 from latentwire.encoders.registry import ENCODERS, build_encoder, encoder_lm_config
 from latentwire.harness.errors import UserError
-from latentwire.harness.grids import Job, expand, factors, select_jobs, variants
+from latentwire.harness.grids import Job, expand, factors, repetitions, select_jobs, variants
 from latentwire.harness.paths import CONF
 from latentwire.harness.registry import config_label, dials_of
 from latentwire.harness.typed_config import plain_values, typed
@@ -204,6 +204,28 @@ def test_variants_show_settings_that_the_name_lacks():
     mixed = jobs_of("embed_transform=baseline,batch_distribution", "samples=5,9")
     assert variants(mixed) == ["@samples5", "@samples9"] * 2
     assert variants(jobs_of("embed_source=text,scaled", "seed=3")) == ["", ""]
+
+
+def test_each_repetition_is_a_variant_of_its_job():
+    jobs = jobs_of("embed_transform=baseline,rms_matching", "variant='@seed3'")
+    found = repetitions(jobs, 3)
+    names = [compose("run", overrides=overrides).name for overrides in found]
+    assert names == [f"{name}@seed3@draw{n}" for n in (1, 2) for name in ("baseline", "rms_scale1.0")]
+    assert [compose("run", overrides=overrides).draw for overrides in found] == [1, 1, 2, 2]
+    assert repetitions(jobs, 1) == []
+
+
+@pytest.mark.parametrize("repeats", [0, "two", 1.5])
+def test_repeats_must_be_a_whole_number(repeats):
+    with pytest.raises(UserError, match=rf"repeats={repeats}: expected a whole number, at least 1"):
+        repetitions([], repeats)
+
+
+def test_repeats_and_a_chosen_draw_exclude_each_other():
+    jobs = jobs_of("draw=1")
+    assert repetitions(jobs, 1) == []
+    with pytest.raises(UserError, match="draw=1: repeats=2 numbers the draws itself"):
+        repetitions(jobs, 2)
 
 
 @pytest.mark.parametrize("written", ["1", "1.0", "1.00"])

@@ -309,6 +309,35 @@ def test_a_confirmation_has_the_folder_and_shots_of_its_choice(cli):
 
 
 @pytest.mark.slow
+def test_repeats_run_a_sweep_anew_with_its_controls(cli):
+    small = [*SMALL, "embed_source=rotated", "embed_transform=rms_matching", "min_clean_score=0"]
+    status, _, err = cli("-m", *small, "repeats=2")
+    assert status == 0, err
+    summary = read_json("outputs/single/summary.json")
+    found = [(result["name"], result["group"], result["draw"]) for result in summary["results"]]
+    assert found == [("rms_scale1.0@rotated", "rotated", 0), ("rms_scale1.0@rotated@draw1", "rotated@draw1", 1)]
+    controls = {
+        (control["name"], control["draw"]) for control in summary["controls"] if control["control"] != "scrambled"
+    }
+    names = ("baseline@rotated", "control_clean", "control_empty", "control_random")
+    assert controls == {(name, 0) for name in names} | {(f"{name}@draw1", 1) for name in names}
+    rows = [
+        [json.loads(line) for line in Path(f"outputs/single/{name}.predictions.jsonl").read_text().splitlines()]
+        for name in ("rms_scale1.0@rotated", "rms_scale1.0@rotated@draw1")
+    ]
+    assert [row["id"] for row in rows[0]] == [row["id"] for row in rows[1]]
+    assert [row["prediction"] for row in rows[0]] != [row["prediction"] for row in rows[1]]
+    # The first draw is the sweep without repeats.
+    _, _, err = cli("-m", *small)
+    assert (
+        err.count("(finished before)") >= 5 and not Path("outputs/single/replaced/rms_scale1.0@rotated.json").exists()
+    )
+    assert "repeats=2: repeats a sweep; add -m" in cli(*small, "repeats=2")[2]
+    out = cli("-m", *small, "repeats=2", "task=list")[1]
+    assert [line.split()[0] for line in out.splitlines() if line][-2:] == [name for name, _, _ in found]
+
+
+@pytest.mark.slow
 def test_a_sweep_of_controls_alone_has_a_summary(cli):
     assert cli("-m", *SMALL, "control=clean,empty")[0] == 0
     summary = read_json("outputs/single/summary.json")
