@@ -16,6 +16,7 @@ from latentwire.analysis.findings import too_fast
 from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import analyze
 from latentwire.analysis.records import SortedByF1, SortedByScore, Summary
+from latentwire.analysis.suspicions import KINDS, suspicions
 from latentwire.evaluation.metrics import shown_metric
 from latentwire.evaluation.task import tracker_of
 from latentwire.harness.errors import UserError
@@ -115,14 +116,18 @@ def summarize(stored: StoredSummary, folder: Path, settings: AnalysisSettings) -
         UserError: A result lacks the primary metric.
     """
     metric = stored["primary_metric"]
-    found = too_fast([result for result in [*stored["results"], *stored["controls"]] if succeeded(result)])
+    every = [result for result in [*stored["results"], *stored["controls"]] if succeeded(result)]
+    rows = {result["name"]: _rows(result, folder, metric) for result in every}
+    found = suspicions(every, rows, metric)
+    for name, one in too_fast(every).items():
+        found.setdefault(name, []).append(one)
     results, controls = (
-        [_with_finding(result, found.get(result["name"])) for result in part]
+        [_with_findings(result, found.get(result["name"], [])) for result in part]
         for part in (stored["results"], stored["controls"])
     )
     successful = [result for result in results if succeeded(result)]
     usable = [result for result in controls if succeeded(result)]
-    scores = {result["name"]: _scores(result, folder, metric) for result in [*successful, *usable]}
+    scores = {result["name"]: _scores(rows[result["name"]], metric) for result in [*successful, *usable]}
     return {
         **stored,
         "results": results,
@@ -136,14 +141,15 @@ def summarize(stored: StoredSummary, folder: Path, settings: AnalysisSettings) -
     }
 
 
-def _with_finding(result: SummaryResult, more: Finding | None) -> SummaryResult:
-    """Return a result with one finding more, unless it has the finding already."""
+def _with_findings(result: SummaryResult, more: list[Finding]) -> SummaryResult:
+    """Return a result with the findings of this analysis in place of those of an earlier one."""
     warnings = result.get("warnings", [])
-    return result if more is None or more in warnings else {**result, "warnings": [*warnings, more]}
+    new = [one for one in warnings if one["kind"] not in KINDS and one not in more] + more
+    return result if new == warnings else {**result, "warnings": new}
 
 
-def _scores(result: ScoredResult, folder: Path, metric: ShownMetric) -> ById:
-    """Return the ids of a result's examples and their scores of the primary metric, higher is better, (N,) each."""
+def _rows(result: ScoredResult, folder: Path, metric: ShownMetric) -> list[ExampleRow]:
+    """Return the answers of a result, after checking that they have the primary metric and match the result."""
     name = metric["name"]
     if name not in result["scores"]:
         raise UserError(
@@ -159,7 +165,14 @@ def _scores(result: ScoredResult, folder: Path, metric: ShownMetric) -> ById:
             f"{path} does not match the summary (n = {len(rows)}, expected {result['num_samples']}; mean {name} "
             f"{values.mean():.3f}, expected {expected:.3f}): run the sweep again; finished results are not run twice"
         )
-    return [row["id"] for row in rows], values if metric["higher_is_better"] else 1 - values
+    return rows
+
+
+def _scores(rows: Sequence[ExampleRow], metric: ShownMetric) -> ById:
+    """Return a result's scores of the primary metric by example. An answer without a passage is its own passage."""
+    values = np.array([row["scores"][metric["name"]] for row in rows])
+    scores = values if metric["higher_is_better"] else 1 - values
+    return ById([row["id"] for row in rows], scores, [row.get("passage", row["id"]) for row in rows])
 
 
 def _sorted_by_f1(results: Sequence[ScoredResult]) -> list[SortedByF1]:
