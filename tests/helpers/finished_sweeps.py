@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from latentwire.analysis.findings import too_fast
 from latentwire.analysis.suspicions import suspicions
 from latentwire.records import F1, Finding
 from latentwire.stats.answers import exact_match, f1_score
@@ -132,7 +133,10 @@ class MadeSweep:
             f1 = float(np.mean([row["f1"] for row in rows]))
             self.results[name]["scores"]["f1"] = {"mean": f1, "interval": (max(0.0, f1 - 0.1), min(1.0, f1 + 0.1))}
             self.results[name]["num_samples"] = len(rows)
-        return suspicions(self.results.values(), self.rows, F1)  # type: ignore[arg-type]
+        found = suspicions(self.results.values(), self.rows, F1)  # type: ignore[arg-type]
+        for name, one in too_fast(list(self.results.values())).items():  # type: ignore[arg-type]
+            found.setdefault(name, []).append(one)
+        return found
 
     def warnings(self) -> dict[str, set[str]]:
         """Return the kinds of the warnings, by name of the result."""
