@@ -14,7 +14,7 @@ from latentwire.records import ExampleRow, ScoredResult, ShownMetric
 from latentwire.stats.answers import normalize_answer
 from latentwire.stats.clusters import Clusters, Scores
 
-# Inputs are near real embeddings below this relative distance, about that of noise at 10 dB. There the model reads
+# Inputs are near real embeddings below this relative distance, which noise has at about 10 dB. There the model reads
 # them nearly as well as text, so what its answers look like is not the fault of the distance.
 NEAR = 0.3
 

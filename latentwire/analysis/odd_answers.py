@@ -129,7 +129,7 @@ def _unmatched(one: Answered) -> bool:
 
 
 def _own_f1(one: Answered) -> Scores:
-    """Return the F1 of each answer, whatever the primary metric is, (N,)."""
+    """Return the F1 of each answer, also if another metric is the primary one, (N,)."""
     return np.array([f1_score(row["prediction"], row["references"]) for row in one.rows])
 
 

@@ -94,8 +94,8 @@ def above_clean(sweep: FinishedSweep) -> dict[str, list[Finding]]:
     """Return a warning for each result that is above its clean control beyond noise.
 
     A repair can at best restore the clean text. The test is paired by example and corrected for all results of the
-    sweep, so a sound sweep gives a warning in at most ALPHA / 2 of the cases. A clean control with odd answers of its
-    own is no upper bound and is left out.
+    sweep, so a sound sweep gives a warning in at most ALPHA / 2 of the cases. Clean controls with odd answers of
+    their own give no upper bound and are left out.
     """
     compared = 0
     higher: list[tuple[str, float, str]] = []  # name, p-value, message

@@ -142,7 +142,7 @@ def summarize(stored: StoredSummary, folder: Path, settings: AnalysisSettings) -
 
 
 def _with_findings(result: SummaryResult, more: list[Finding]) -> SummaryResult:
-    """Return a result with the findings of this analysis in place of those of an earlier one."""
+    """Return a result with the findings of this analysis; they replace the findings of an earlier one."""
     warnings = result.get("warnings", [])
     new = [one for one in warnings if one["kind"] not in KINDS and one not in more] + more
     return result if new == warnings else {**result, "warnings": new}
