@@ -223,6 +223,8 @@ def _analyze_group(source: _SourceResults, comparisons: dict[str, Comparison], t
         "reached_80_percent": None if baseline is None else sum(row["score"] >= 0.8 * baseline - 1e-12 for row in rows),
         "more_than_half_empty": sum(row["empty_rate"] > 0.5 for row in rows),
         "observations": observe(ranked),
+        "confirm_command": None,
+        "confirmation": None,
         **conclude(ranked),
     }
 

@@ -142,6 +142,20 @@ class GroupVerdict(TypedDict):
     next: str
 
 
+class Confirmation(TypedDict):
+    """A winner on passages that took no part in the choice, compared with its baseline."""
+
+    experiment: str
+    num_samples: int
+    passages: int
+    score: float
+    score_interval: Interval
+    difference: float  # from the baseline
+    difference_interval: Interval
+    p_value: float  # corrected by Holm for all winners of the sweep
+    confirmed: bool
+
+
 class GroupAnalysis(GroupVerdict):
     """The analysis of one source."""
 
@@ -161,6 +175,8 @@ class GroupAnalysis(GroupVerdict):
     reached_80_percent: int | None  # configurations with 80% of the baseline's score
     more_than_half_empty: int
     observations: list[RankingObservation]
+    confirm_command: str | None  # confirms the winner on other passages; None without a winner
+    confirmation: Confirmation | None  # its result, once it has run
 
 
 class Across(TypedDict):

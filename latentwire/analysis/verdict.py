@@ -118,7 +118,7 @@ def conclude(ranked: Ranked) -> GroupVerdict:
         f"{format_score(ranked.baseline_score[0])}{ties}.",
         "next": f"Integrate embed_transform={best['family']} {dials}".rstrip()
         + (", or the cheapest configuration level with it" if ranked.level else "")
-        + "; confirm it first.",
+        + ".",
     }
 
 

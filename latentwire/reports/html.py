@@ -46,7 +46,7 @@ from latentwire.reports.records import (
     ShownExample,
     ShownExamples,
 )
-from latentwire.reports.text import across_line, incomplete, left_out, tolerated
+from latentwire.reports.text import across_line, confirmation_lines, incomplete, left_out, tolerated
 from latentwire.stats.intervals import FEW
 
 Answers = Mapping[str, Sequence[ExampleRow]]  # name of a result -> its rows
@@ -120,7 +120,7 @@ def collect(summary: Summary, answers: Answers, full: Sequence[EvaluationResult]
         "failures": failures,
         "warnings": analysis["warnings"],
         "budget": summary["budget"],
-        "groups": [_page_group(group, order, result_of) for group in groups],
+        "groups": [_page_group(group, order, result_of, analysis["metric"]) for group in groups],
         "top": scale_top(groups),
         "heat_text_turns": HEAT_TEXT_TURNS,
         "colour_of": COLOUR_OF,
@@ -138,7 +138,9 @@ def collect(summary: Summary, answers: Answers, full: Sequence[EvaluationResult]
     }
 
 
-def _page_group(group: GroupAnalysis, order: list[str], result_of: Mapping[str, ScoredResult]) -> PageGroup:
+def _page_group(
+    group: GroupAnalysis, order: list[str], result_of: Mapping[str, ScoredResult], metric: ShownMetric
+) -> PageGroup:
     """Return what the page shows of a source."""
     rows: list[PageRow] = [
         {**row, "group": group["group"], "time_sec": result_of[row["name"]]["time_sec"]} for row in group["ranking"]
@@ -151,7 +153,9 @@ def _page_group(group: GroupAnalysis, order: list[str], result_of: Mapping[str, 
         "answerable": group["answerable"],
         "winner": group["winner"],
         "verdict": group["verdict"],
+        "confirmation": confirmation_lines(group, metric),
         "next": group["next"],
+        "confirm_command": group["confirm_command"] if group["confirmation"] is None else None,
         "controls": group["controls"],
         "power": group["power"],
         "observations": group["observations"],

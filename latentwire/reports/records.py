@@ -103,6 +103,8 @@ class PageGroup(GroupVerdict):
     ranking: list[PageRow]
     panels: list[Panel]
     lines: list[ReferenceLine]
+    confirmation: list[str]  # lines
+    confirm_command: str | None  # while the winner is not confirmed
     first_shown: list[str]  # names of the results whose answers are shown at first
 
 

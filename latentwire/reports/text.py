@@ -113,6 +113,7 @@ def _render_briefly(group: GroupAnalysis, metric: ShownMetric) -> list[str]:
         f"=== source {group['group']}, {group['num_samples']} examples ===",
         *_render_ranking(group["ranking"][:TOP], metric),
         f"Verdict: {group['verdict']}",
+        *confirmation_lines(group, metric),
     ]
 
 
@@ -141,8 +142,29 @@ def _render_group(group: GroupAnalysis, metric: ShownMetric) -> list[str]:
     lines += ["", f"{'Observation':{width + 2}}holds | meaning | action"]
     for one in group["observations"]:
         lines.append(f"  {one['observation']:{width}} {one['holds']} | {one['meaning']} | {one['action']}")
-    lines += ["", f"Verdict: {group['verdict']}", f"Next: {group['next']}"]
-    return lines
+    lines += ["", f"Verdict: {group['verdict']}"]
+    return [*lines, *confirmation_lines(group, metric), f"Next: {group['next']}", *_confirm(group)]
+
+
+def confirmation_lines(group: GroupAnalysis, metric: ShownMetric) -> list[str]:
+    """Return a line on the winner's confirmation on other passages, or no line if it has not run."""
+    found = group["confirmation"]
+    if found is None:
+        return []
+    (low, high), (lower, upper) = found["score_interval"], found["difference_interval"]
+    sign = "+" if found["difference"] >= 0 else ""
+    return [
+        f"{'Confirmed' if found['confirmed'] else 'NOT confirmed'} on {found['num_samples']} other examples about "
+        f"{found['passages']} other passages: {found['experiment']} {metric['label']} {format_score(found['score'])} "
+        f"[{format_score(low)}, {format_score(high)}], {sign}{format_score(found['difference'])} "
+        f"[{format_score(lower)}, {format_score(upper)}] against the baseline, p={found['p_value']:.3f}"
+    ]
+
+
+def _confirm(group: GroupAnalysis) -> list[str]:
+    """Return a line with the command that confirms the winner, unless it is confirmed."""
+    command = group["confirm_command"]
+    return [] if command is None or group["confirmation"] is not None else [f"Confirm it first: {command}"]
 
 
 def _render_ranking(rows: list[RankingRow], metric: ShownMetric) -> list[str]:

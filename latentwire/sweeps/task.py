@@ -43,6 +43,7 @@ from latentwire.reports.tables import tables
 from latentwire.reports.text import render
 from latentwire.sources.registry import ladders
 from latentwire.sweeps import schedule
+from latentwire.sweeps.confirmation import with_confirmation
 
 NOT_IN_SUMMARY = ("config", "versions", "traceback", "too_long_ids")  # long fields, only in the result's own file
 
@@ -78,6 +79,8 @@ def finish(cfg: DictConfig, results: list[EvaluationResult], session: Session) -
         print(render(summary))
         log(f"summary: {folder / 'summary.json'}")
         log(f"report: {write_report(folder, summary)}")
+        if stored["part"] == "confirm" and (selecting := folder.parent / "summary.json").is_file():
+            log(f"these results confirm or refute a winner: python run.py task=analyze summary={selecting}")
         if other is not None:
             log(f"note: the previous summary also had other configurations; it is kept as {other}")
         figures = sorted((folder / "figures").glob("*.png"))
@@ -104,6 +107,16 @@ def _analysis_settings(cfg: DictConfig) -> AnalysisSettings:
 
 
 def summarize(stored: StoredSummary, folder: Path, settings: AnalysisSettings) -> Summary:
+    """Return the summary of a sweep with its analysis and, if it has run, the confirmation of its winners.
+
+    Arguments and errors as in `analysed`.
+    """
+    return with_confirmation(
+        analysed(stored, folder, settings), folder, lambda other, where: analysed(other, where, settings)
+    )
+
+
+def analysed(stored: StoredSummary, folder: Path, settings: AnalysisSettings) -> Summary:
     """Return the summary of a sweep with its analysis by the primary metric.
 
     Args:
