@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from latentwire.harness.errors import UserError
 from latentwire.records import Finding
 
 T = TypeVar("T")
+Decode = Callable[[list[int]], str]
 
 SAME = 0.01  # outputs count as equal below this relative standard deviation over examples
 DIFFERENT = 0.05  # inputs count as different above this relative standard deviation
@@ -77,6 +78,82 @@ def require_span(positions: int, decoded: str, texts: Sequence[str], identifier:
         )
 
 
+def require_marked_text(ids: Tensor, mask: Tensor, expected: Sequence[int], decode: Decode, identifier: str) -> None:
+    """Refuse a prompt in which a mask marks other tokens than a text's.
+
+    Decoded texts are compared, without white space and case, because a tokenizer may drop or fold characters.
+
+    Args:
+        ids: Token ids of the prompt, (T,).
+        mask: The positions that should hold the text, (T,).
+        expected: Token ids that the tokenizer gives for the text alone.
+        decode: Turns token ids into text.
+        identifier: Id of the example.
+
+    Raises:
+        UserError: The tokens are others.
+    """
+    marked = ids[mask].tolist()
+    if marked == list(expected) or _folded(decode(marked)) == _folded(decode(list(expected))):
+        return
+    size, start = len(expected), int(mask.int().argmax())
+    places = [at for at in range(len(ids) - size + 1) if ids[at : at + size].tolist() == list(expected)]
+    cause = f"{len(marked) - size:+d} positions"
+    if places and len(marked) == size:
+        cause = f"it is shifted by {start - min(places, key=lambda at: abs(at - start)):+d} positions"
+    elif size:
+        missing = (Counter(expected) - Counter(marked)).total()
+        cause = f"{missing / size:.0%} of the tokens are missing, with {len(marked)} marked for {size}"
+    raise UserError(
+        f"the source span of example {identifier} is not its text: {cause}, so source and transform change other "
+        "tokens; correct the masks of the prompt"
+    )
+
+
+def require_placed(embeds: Tensor, own: Tensor, mask: Tensor, repaired: Tensor, identifier: str) -> None:
+    """Refuse an input of the LM in which the repaired embeddings are not exactly on the span.
+
+    Args:
+        embeds: Input of the LM, (T - S + L, D).
+        own: Embeddings of the prompt's tokens, (T, D).
+        mask: The span, (T,), with S positions.
+        repaired: Repaired embeddings of the span, (L, D).
+        identifier: Id of the example.
+
+    Raises:
+        UserError: A row on the span is not the repaired one, or a row outside has changed.
+    """
+    places = mask.nonzero().flatten().tolist()
+    if len(places) == len(repaired):
+        expected = own.clone()
+        expected[places] = repaired
+    else:
+        expected = torch.cat([own[: places[0]], repaired, own[places[-1] + 1 :]])
+    if torch.equal(embeds, expected):
+        return
+    cause = f"it has {len(embeds)} positions, expected {len(expected)}"
+    if len(embeds) == len(expected):
+        wrong = (embeds != expected).any(dim=-1).nonzero().flatten().tolist()
+        cause = f"{len(wrong)} of its {len(expected)} positions hold other embeddings, from position {wrong[0]} on"
+        shifts = [by for by in (-3, -2, -1, 1, 2, 3) if _is_shifted(embeds, places, repaired, by)]
+        cause += f": the span is shifted by {shifts[0]:+d}" if shifts else ""
+    raise UserError(
+        f"the source span of example {identifier} is not where its tokens are in the input of the LM: {cause}; correct "
+        "the place of the repaired embeddings"
+    )
+
+
+def _is_shifted(embeds: Tensor, places: list[int], repaired: Tensor, by: int) -> bool:
+    shifted = [place + by for place in places]
+    inside = len(places) == len(repaired) and min(shifted) >= 0 and max(shifted) < len(embeds)
+    return inside and torch.equal(embeds[shifted], repaired)
+
+
+def _folded(text: str) -> str:
+    """Return a text without white space and case."""
+    return "".join(text.casefold().split())
+
+
 def dtype_changed(what: str, before: torch.dtype, after: torch.dtype) -> list[Finding]:
     """Return a warning if a source or transform returned another dtype than its input's."""
     if before == after:
@@ -85,19 +162,20 @@ def dtype_changed(what: str, before: torch.dtype, after: torch.dtype) -> list[Fi
     return [finding("dtype_changed", "warning", f"{what} returned {names[0]} for {names[1]} input; it was cast")]
 
 
-def same_output(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Finding]:
-    """Return a warning if a transform gives the same output for different inputs.
+def same_output(what: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Finding]:
+    """Return a warning if a source or transform gives the same output for different inputs.
 
     Examples are compared position by position, which finds constant sequences as well as constant vectors.
 
     Args:
+        what: "source" or "transform".
         inputs: First positions of each example's input, (P, D) each.
-        outputs: The transform's output for them, (P, D) each.
+        outputs: The output for them, (P, D) each.
     """
     if len(inputs) < 2 or _relative_std(inputs) < DIFFERENT or _relative_std(outputs) >= SAME:
         return []
     message = (
-        "the transform gives the same output for every input: outputs differ by "
+        f"the {what} gives the same output for every input: outputs differ by "
         f"{_relative_std(outputs):.2%} of their length, inputs by {_relative_std(inputs):.0%}"
     )
     return [finding("same_output", "warning", message)]

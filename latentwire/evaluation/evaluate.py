@@ -17,13 +17,15 @@ from latentwire.evaluation.inputs import RepairedInputs, RepairedSpan
 from latentwire.evaluation.likelihood import first_answer
 from latentwire.evaluation.metrics import ALWAYS, ANSWER_METRICS
 from latentwire.evaluation.setup import Component, EvaluationSetup, block_ends
+from latentwire.evaluation.span_checks import SpanChecks
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import gather_from_all, in_every_process
 from latentwire.harness.progress import Progress, log
 from latentwire.lm.decoding import Generated
 from latentwire.records import ExampleRow, Finding, Fit, LatentAccount, Measured, Timing
 from latentwire.sources.registry import SOURCES
-from latentwire.stats.intervals import wilson_interval
+from latentwire.stats.clusters import Clusters
+from latentwire.stats.intervals import mean_interval
 
 
 def evaluate(
@@ -81,6 +83,8 @@ def evaluate(
         "time_sec": seconds,
         "timing": timing,
     }
+    if sketch := gather_from_all(state, share.sketch):  # the main process has it
+        measured["sketch"] = sketch
     return measured, rows
 
 
@@ -100,6 +104,7 @@ class _Share:
     answers: list[_Answer] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     fit: Fit | None = None
+    sketch: list[float] = field(default_factory=list)
 
 
 def _timing(setup: EvaluationSetup, state: PartialState, answers: list[_Answer], before: tuple[float, int]) -> Timing:
@@ -131,6 +136,7 @@ def _evaluate_share(
 ) -> None:
     """Evaluate the examples of this process, batch by batch."""
     inputs = RepairedInputs(setup, source, transform)
+    checks = SpanChecks(inputs)
     share.fit = inputs.fit
     batches = [batch for batch in setup.batches if all(index in wanted for index in batch)]
     batches = batches[state.process_index :: state.num_processes]
@@ -145,10 +151,15 @@ def _evaluate_share(
                 logps = setup.decoder.answer_logps(list(embeds), answers)
             for index, output, span, logp in zip(batch, outputs, spans, logps, strict=True):
                 share.answers.append(_Answer(index, _row(setup, index, output, span, logp), reused))
+                checks.observe(index, span)
             mean = sum(answer.row["scores"][shown.name] for answer in share.answers) / len(share.answers)
             progress.advance(len(batch), f"{shown.label} {mean:.3f}")
     setup.vocabulary.require_unchanged(f"{source.label}, {transform.label}")
     share.findings = inputs.findings()
+    if wanted.start == 0 and state.process_index == 0:  # an extended result keeps what its first examples showed
+        checks.complete()
+        share.findings += checks.findings()
+        share.sketch = checks.sketch()
 
 
 @torch.no_grad()
@@ -227,20 +238,21 @@ def _row(
 def _summarize(setup: EvaluationSetup, rows: list[ExampleRow]) -> Measured:
     """Return the means over the examples with 95% intervals, and counts."""
     count = len(rows)
+    passages = [row["passage"] for row in rows]
     scores = {
-        metric.name: metric.summarize([row["scores"][metric.name] for row in rows], setup.settings.seed)
+        metric.name: metric.summarize([row["scores"][metric.name] for row in rows], passages)
         for metric in setup.scoring.metrics
     }
     f1, em = (scores[name] for name in ALWAYS)
-    empty = float(sum(not row["prediction"] for row in rows))
+    empty = [float(not row["prediction"]) for row in rows]
     return {
         "f1": f1["mean"],
         "f1_interval": f1["interval"],
         "em": em["mean"],
         "em_interval": em["interval"],
         "scores": scores,
-        "empty_rate": empty / count,
-        "empty_rate_interval": wilson_interval(empty, count),
+        "empty_rate": sum(empty) / count,
+        "empty_rate_interval": mean_interval(empty, Clusters(passages)),
         "num_samples": count,
         "available": setup.available,
         "too_long": len(setup.too_long),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ COMPARED = 32  # spans that it compares
 
 @dataclass(frozen=True)
 class RepairedSpan:
-    """The embeddings of a prompt, and those of its span before and after source and transform."""
+    """The embeddings of a prompt and of its span, before and after source and transform."""
 
     own: Tensor  # embeddings of the prompt's tokens, (T, D), in the LM's dtype
     mask: Tensor  # the span, (T,)
@@ -64,7 +65,7 @@ class RepairedInputs:
         self.repair.to(setup.lm.device)
         self.fit = self._fit()
         self._changed_dtypes: list[Finding] = []
-        self._beginnings: list[tuple[Tensor, Tensor]] = []  # beginnings of spans before and after the repair
+        self._beginnings: list[tuple[Tensor, ...]] = []  # beginnings of spans: real, after source, after transform
 
     @torch.no_grad()
     def _fit(self) -> Fit | None:
@@ -105,11 +106,20 @@ class RepairedInputs:
             "diagnosis": repair.diagnosis,
         }
 
+    def rebuilt(self) -> RepairedInputs:
+        """Return the same source and transform, built again; a fitted transform stays as it is."""
+        again = copy.copy(self)
+        again.distort = self.setup.build_source(self.source)
+        if not self.repair.fits:
+            again.repair = build_transform(self.transform.name, self.transform.dials, self.setup.vocabulary)
+            again.repair.to(self.setup.lm.device)
+        return again
+
     @torch.no_grad()
     def repair_span(self, prompt: FewShotPrompt) -> RepairedSpan:
         """Return the embeddings of a prompt's source span before and after source and transform.
 
-        The LM embeds the prompt, and the draws are those of its example, also if source and transform get other tokens
+        The LM embeds the prompt, and its example decides the draws, also if source and transform get other tokens
         (`FewShotPrompt.given`). So a transform that has the prompt's own tokens from elsewhere shows them.
         """
         setup, identifier, settings = self.setup, prompt.example.id, self.setup.settings
@@ -142,10 +152,12 @@ class RepairedInputs:
             detectors.require_finite_values(after, what, identifier)
             changed = detectors.dtype_changed(what, before.dtype, after.dtype)
             self._changed_dtypes += [finding for finding in changed if finding not in self._changed_dtypes]
-        if len(found.seen) >= BEGINNING and len(self._beginnings) < COMPARED:
-            self._beginnings.append((found.seen[:BEGINNING].cpu(), found.repaired[:BEGINNING].cpu()))
+        if len(found.seen) >= BEGINNING <= len(found.real) and len(self._beginnings) < COMPARED:
+            beginnings = (found.real, found.seen, found.repaired)
+            self._beginnings.append(tuple(part[:BEGINNING].cpu() for part in beginnings))
         repaired = found.repaired.to(found.own.dtype)
         embeds = put_passage(found.own.clone(), found.mask, repaired)
+        detectors.require_placed(embeds, found.own, found.mask, repaired, identifier)
         room = setup.lm.context_length - setup.decoder.prefix.length - setup.decoder.max_new_tokens
         if len(embeds) > room:
             raise UserError(
@@ -155,18 +167,29 @@ class RepairedInputs:
         return embeds, found
 
     def _check_span(self, prompt: FewShotPrompt) -> None:
-        texts = [prompt.example.question]
+        """Refuse a prompt whose masks do not mark its passage and its question."""
+        tokenizer = self.setup.lm.tokenizer
+
+        def decode(ids: list[int]) -> str:
+            return str(tokenizer.decode(ids))
+
+        identifier, question = prompt.example.id, prompt.source_mask & ~prompt.passage_mask
+        texts = [(prompt.example.question, question)]
         if prompt.passage:
-            texts.append(prompt.example.context)
-        decoded = str(self.setup.lm.tokenizer.decode(prompt.token_ids[prompt.source_mask].tolist()))
-        detectors.require_span(int(prompt.source_mask.sum()), decoded, texts, prompt.example.id)
+            texts.append((prompt.example.context, prompt.passage_mask))
+        decoded = decode(prompt.token_ids[prompt.source_mask].tolist())
+        detectors.require_span(int(prompt.source_mask.sum()), decoded, [text for text, _ in texts], identifier)
+        for text, mask in texts:
+            expected = tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+            detectors.require_marked_text(prompt.token_ids, mask, expected, decode, identifier)
 
     def findings(self) -> list[Finding]:
         """Return what the detectors found in the prompts so far."""
         if len(self._beginnings) < 2:
             return self._changed_dtypes
-        befores, afters = zip(*self._beginnings, strict=True)
-        return [*self._changed_dtypes, *detectors.same_output(befores, afters)]
+        real, seen, repaired = zip(*self._beginnings, strict=True)
+        constant = [*detectors.same_output("source", real, seen), *detectors.same_output("transform", seen, repaired)]
+        return [*self._changed_dtypes, *constant]
 
 
 def put_passage(embeds: Tensor, span: Tensor, replacement: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from latentwire.data.examples import PARTS, Dataset, DataSpec, draw_examples, first_examples, load_data
 from latentwire.data.prompts import FewShotPrompt, PromptWriter
 from latentwire.evaluation import detectors
+from latentwire.evaluation.decoding_check import check_decoding
 from latentwire.evaluation.metrics import Scoring
 from latentwire.harness.errors import UserError
 from latentwire.harness.precision import choose_dtype
@@ -178,7 +179,10 @@ def prepare_with(lm: LanguageModel, dataset: Dataset, settings: Settings, block_
         left_out=dict(dataset.left_out),
         available=len(candidates),
         too_long=[prompt.example.id for prompt in prompts if len(prompt.token_ids) > room],
-        warnings=detectors.shots_leak(shots, examples),
+        warnings=[
+            *detectors.shots_leak(shots, examples),
+            *check_decoding(lm, prefix, shot_ids, fitting, settings.max_new_tokens),
+        ],
         settings=settings,
         block_size=block_size,
         shots_sec=shots_sec,

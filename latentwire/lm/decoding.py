@@ -148,20 +148,39 @@ class Decoder:
             self._known_logps[key] = self._answer_logps(prompts, answers)
         return self._known_logps[key]
 
-    @torch.no_grad()
     def _answer_logps(self, prompts: list[Tensor], answers: Sequence[Sequence[int]]) -> list[list[float]]:
         found: list[list[float]] = [[] for _ in prompts]
+        for running, tokens, logits in self._along(prompts, answers):
+            logps = logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]  # (rows still running,)
+            if bool(torch.isnan(logps).any()):
+                raise UserError("the model's logits are NaN, so no answer has a probability; use dtype=float32")
+            for row, logp in zip(running, logps.clamp_max(0).tolist(), strict=True):
+                found[row].append(logp)
+        return found
+
+    def answer_logits(self, prompts: list[Tensor], answers: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return the logits from which each token of an answer is chosen, (tokens, V) float32 for each prompt.
+
+        Arguments are as in `answer_logps`. Nothing is cached.
+        """
+        found: list[list[Tensor]] = [[] for _ in prompts]
+        for running, _, logits in self._along(prompts, answers):
+            for row, one in zip(running, logits.float(), strict=True):
+                found[row].append(one)
+        return [torch.stack(parts) for parts in found]
+
+    @torch.no_grad()
+    def _along(
+        self, prompts: list[Tensor], answers: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Yield for each token of the answers: the rows that have one, their tokens, and the logits before, (R, V)."""
         running = list(range(len(prompts)))
         with _attention(self.lm, attention.SHARED_PREFIX if self.shares else None):
             rows = DecodingRows(self.lm, self.prefix, prompts, self.max_new_tokens, self.shares)
             logits = rows.prefill()  # (B, V)
             for step in range(max(map(len, answers))):
                 tokens = torch.tensor([answers[row][step] for row in running], device=self.lm.device)
-                logps = logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]  # (rows still running,)
-                if bool(torch.isnan(logps).any()):
-                    raise UserError("the model's logits are NaN, so no answer has a probability; use dtype=float32")
-                for row, logp in zip(running, logps.clamp_max(0).tolist(), strict=True):
-                    found[row].append(logp)
+                yield running, tokens, logits
                 unfinished = [place for place, row in enumerate(running) if len(answers[row]) > step + 1]
                 if len(unfinished) < len(running) and unfinished:
                     rows.keep(unfinished)
@@ -169,7 +188,6 @@ class Decoder:
                     tokens = tokens[unfinished]
                 if unfinished:
                     logits = rows.step(tokens)
-        return found
 
     def _text(self, ids: list[int]) -> str:
         return str(self.lm.tokenizer.decode(ids, skip_special_tokens=True))

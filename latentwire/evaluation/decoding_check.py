@@ -1,0 +1,123 @@
+"""Check of the decoder on a few real prompts, once for all configurations. Main entry: `check_decoding()`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentwire.analysis.findings import finding
+from latentwire.data.prompts import FewShotPrompt
+from latentwire.harness.errors import UserError
+from latentwire.lm.decoding import Decoder, Prefix, encode_prefix
+from latentwire.lm.models import LanguageModel
+from latentwire.records import Finding
+
+LENGTHS = (2, 12, 40)  # last tokens of the prompts in the batch, next to one whole prompt: most columns are padding
+SHOTS = 16  # first tokens of the shots before the batch: padding and positions weigh little after all of them
+TOKENS = 3  # tokens of each answer
+# Largest relative distance of two computations of the same logits. In bfloat16, SmolLM2's reach .03, and positions that
+# are one off give .15 or more after SHOTS tokens, but only .04 after 750.
+TOLERANCES = {torch.float32: 0.01, torch.float16: 0.03, torch.bfloat16: 0.08}
+
+
+@dataclass(frozen=True)
+class DecodingProbe:
+    """Relative distances of logits that are computed in two ways."""
+
+    from_plain: float  # the decoder's, alone, and the model's without cache, padding and embeddings
+    from_alone: float  # in a batch with padding, and alone; the largest of the batch
+    gap: float  # of the decoder's answers in the batch below the best ones alone, in standard deviations of the logits
+
+
+def check_decoding(
+    lm: LanguageModel, prefix: Prefix, shot_ids: Tensor, prompts: Sequence[FewShotPrompt], max_new_tokens: int
+) -> list[Finding]:
+    """Return a warning if decoding in a batch, decoding alone and the model's plain path disagree.
+
+    Logits are compared, not answers: near ties between two tokens may fall either way in bfloat16.
+
+    Args:
+        lm: The frozen model.
+        prefix: Keys and values of the shots.
+        shot_ids: Token ids of the shots, (P,).
+        prompts: Prompts of the examples; the first ones are used.
+        max_new_tokens: Largest number of tokens that fits after a prompt.
+    """
+    try:
+        few = [prompt.token_ids for prompt in prompts[: len(LENGTHS) + 1]]
+        probe = probe_decoder(lm, prefix, shot_ids, few, min(TOKENS, max_new_tokens))
+    except UserError as error:  # every configuration fails with it, with its own message
+        return [finding("decoding", "warning", f"real prompts cannot be decoded: {error}")]
+    tolerance = TOLERANCES.get(lm.dtype, TOLERANCES[torch.bfloat16])
+    if probe.from_plain > tolerance:
+        how = f"logits of an example differ by {probe.from_plain:.1%} from the model's plain path"
+        return [_warning(f"{how}: check positions, attention mask and cached shots")]
+    if probe.from_alone > tolerance:
+        how = f"logits of an example differ by {probe.from_alone:.1%} with other examples in its batch"
+        return [_warning(f"{how}: check padding, attention mask and positions")]
+    if probe.gap > 2 * tolerance:
+        return [_warning("the answer of an example is not what the model gives it alone: check the order of the batch")]
+    return []
+
+
+def _warning(message: str) -> Finding:
+    return finding("decoding", "warning", f"the decoder is wrong: {message}")
+
+
+@torch.no_grad()
+def probe_decoder(
+    lm: LanguageModel, prefix: Prefix, shot_ids: Tensor, prompts: Sequence[Tensor], tokens: int = TOKENS
+) -> DecodingProbe:
+    """Return how far the decoder's logits are from the logits of simpler paths.
+
+    Args:
+        lm: The frozen model.
+        prefix: Keys and values of the shots.
+        shot_ids: Token ids of the shots, (P,).
+        prompts: Token ids of a few prompts, (T,) each.
+        tokens: Tokens of each answer.
+    """
+    answer = prompts[0][-tokens:].tolist()  # any tokens will do
+    decoder = Decoder(lm, encode_prefix(lm, shot_ids[:SHOTS]), tokens)
+    parts = [prompt[-length:] for prompt, length in zip(prompts[1:], LENGTHS, strict=False)] + [prompts[0]]
+    embeds = [lm.embed(part) for part in parts]
+    from_plain = [
+        _distance(after.answer_logits([one], [answer])[0], _plain_logits(lm, torch.cat([before, ids]), answer))
+        for after, before, one, ids in (
+            (Decoder(lm, prefix, tokens), shot_ids, embeds[-1], parts[-1]),
+            (decoder, shot_ids[:SHOTS], embeds[0], parts[0]),
+        )
+    ]
+    outputs, _ = decoder.decode(embeds)
+    end = min(decoder.end_ids, default=0)
+    answers = [[*output.token_ids, *([] if output.cut_off else [end])][:tokens] for output in outputs]
+    in_batch = decoder.answer_logits(embeds, answers)
+    alone = [decoder.answer_logits([one], [answer])[0] for one, answer in zip(embeds, answers, strict=True)]
+    return DecodingProbe(
+        from_plain=max(from_plain),
+        from_alone=max(_distance(one, other) for one, other in zip(in_batch, alone, strict=True)),
+        gap=max(_gap(logits, answer) for logits, answer in zip(alone, answers, strict=True)),
+    )
+
+
+def _plain_logits(lm: LanguageModel, ids: Tensor, answer: list[int]) -> Tensor:
+    """Return the logits from which each token of an answer is chosen after token ids, (tokens, V), without a cache."""
+    whole = torch.cat([ids, torch.tensor(answer[:-1], dtype=ids.dtype)]).to(lm.device)
+    kept = torch.arange(len(whole) - len(answer), len(whole), device=lm.device)
+    logits: Tensor = lm.model(input_ids=whole[None], use_cache=False, logits_to_keep=kept).logits
+    return logits[0].float()
+
+
+def _distance(logits: Tensor, expected: Tensor) -> float:
+    """Return the relative distance of logits without their mean, which no probability depends on: (tokens, V)."""
+    centred, right = (values - values.mean(dim=-1, keepdim=True) for values in (logits, expected))
+    return float((centred - right).norm() / right.norm().clamp_min(1e-30))
+
+
+def _gap(logits: Tensor, answer: Sequence[int]) -> float:
+    """Return how far the tokens of an answer are below the best ones, in standard deviations of the logits."""
+    chosen = logits.gather(1, torch.tensor(answer, device=logits.device)[:, None])[:, 0]
+    return float(((logits.amax(dim=-1) - chosen) / logits.std(dim=-1)).max())

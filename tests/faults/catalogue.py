@@ -1,0 +1,7 @@
+"""All planted faults. Main entry: `FAULTS`."""
+
+from __future__ import annotations
+
+from tests.faults import answer_faults, decoding_faults, span_faults
+
+FAULTS = [*span_faults.FAULTS, *decoding_faults.FAULTS, *answer_faults.FAULTS]
