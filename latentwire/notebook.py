@@ -26,6 +26,7 @@ from latentwire.harness.results import JsonObject
 from latentwire.lm.models import LanguageModel
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.records import ExampleRow, Measured
+from latentwire.stats.clusters import Clusters
 from latentwire.stats.comparison import Comparison, compare_paired
 from latentwire.transforms.base import PAIRS
 from latentwire.transforms.registry import build_transform, read_label
@@ -165,20 +166,36 @@ def evaluate_model(
     return Evaluation(measured, rows)
 
 
-def compare_scores(systems: Sequence[Sequence[float]], baseline: Sequence[float], seed: int = 0) -> list[Comparison]:
-    """Compare systems with a baseline on the same examples, by a paired bootstrap with Holm's correction.
+def compare_scores(
+    systems: Sequence[Sequence[float]],
+    baseline: Sequence[float],
+    seed: int = 0,
+    passages: Sequence[str] | None = None,
+) -> list[Comparison]:
+    """Compare systems with a baseline on the same examples, by random flips of signs with Holm's correction.
 
     Args:
-        systems: Scores of S systems on N examples.
+        systems: Scores in [0, 1] of S systems on N examples.
         baseline: Scores of the baseline on the same N examples.
-        seed: Seed of the resampling.
+        seed: Seed of the flips.
+        passages: Passage of each of N examples, as in `Evaluation.rows`, whose signs flip together. None: each example
+            has its own.
 
     Returns:
         For each system the mean difference, its 95% interval, its p-value, and the p-value corrected over all systems.
+
+    Raises:
+        UserError: A score is outside [0, 1], or the numbers of examples differ.
 
     >>> from latentwire import compare_scores
     >>> better, = compare_scores([[1.0] * 40], [0.0, 1.0] * 20)
     >>> better.difference, better.p_holm < 0.05
     (0.5, True)
     """
-    return compare_paired(np.asarray(systems, dtype=np.float64), np.asarray(baseline, dtype=np.float64), seed)
+    own, reference = np.asarray(systems, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    counts = {len(reference), *map(len, systems), len(reference if passages is None else passages)}
+    if len(counts) > 1:
+        raise UserError(f"{sorted(counts)} examples: the systems, the baseline and the passages must have as many each")
+    if len(outside := [value for value in np.append(own, reference) if not 0 <= value <= 1]):
+        raise UserError(f"a score of {outside[0]:g}: must be in [0, 1]; divide all scores by their largest value")
+    return compare_paired(own, reference, seed, None if passages is None else Clusters(passages), 1.0)

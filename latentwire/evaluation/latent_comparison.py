@@ -12,23 +12,15 @@ from typing import TypedDict
 import numpy as np
 
 from latentwire.records import LatentAccount, Measured
+from latentwire.stats.clusters import Clusters
 from latentwire.stats.comparison import Comparison, compare_paired
 from latentwire.stats.formatting import format_score
-from latentwire.stats.intervals import Interval, Scores
+from latentwire.stats.intervals import Interval, Scores, mean_interval
 from latentwire.stats.power import ALPHA
+from latentwire.stats.seeds import interval_over_clusters
 
 TITLES = {"text": "whole text", "latent": "latents", "cut": "text cut to as many tokens",
           "averaged": "averages of neighbouring tokens", "empty": "no passage"}  # fmt: skip
-
-
-class MeanLikelihood(TypedDict):
-    """Likelihood of the first right answers, nats a token: means over the examples with 95% intervals."""
-
-    num_samples: int
-    nll: float  # negative log-likelihood
-    nll_interval: Interval
-    kl: float  # KL(LM given the text || LM given the source)
-    kl_interval: Interval
 
 
 @dataclass(frozen=True)
@@ -36,9 +28,10 @@ class SourceScores:
     """Scores of one source over N examples."""
 
     answers: Measured
-    likelihood: MeanLikelihood
     f1: Scores  # of each example, (N,)
-    nll: Scores  # of each example, (N,)
+    nll: Scores  # negative log-likelihood of each first right answer, nats a token, (N,)
+    kl: Scores  # KL(LM given the text || LM given the source) over that answer, nats a token, (N,)
+    passages: list[str]  # passage of each example, (N,); passages are the units that are resampled
 
 
 class Against(TypedDict):
@@ -49,8 +42,8 @@ class Against(TypedDict):
     p_holm: float
 
 
-class ReportRow(TypedDict):
-    """A source in the report."""
+class SourceRow(TypedDict):
+    """Scores of a source in the report, with 95% intervals over passages."""
 
     source: str
     title: str
@@ -62,6 +55,11 @@ class ReportRow(TypedDict):
     nll_interval: Interval
     kl: float
     kl_interval: Interval
+
+
+class ReportRow(SourceRow):
+    """A source in the report, compared with the latents."""
+
     f1_against: Against | None  # None for the latents
     nll_against: Against | None
 
@@ -85,11 +83,12 @@ def compare_with_controls(encoder: str, sources: Mapping[str, SourceScores], see
     Args:
         encoder: Name of the encoder.
         sources: Scores of each source, by its name, in the same order of examples.
-        seed: Seed of the bootstrap.
+        seed: Seed of the random splits.
     """
     others = [name for name in sources if name != "latent"]
-    f1 = _against_latents({name: own.f1 for name, own in sources.items()}, seed)
-    nll = _against_latents({name: own.nll for name, own in sources.items()}, seed)
+    clusters = Clusters(sources["latent"].passages)
+    f1 = _against_latents({name: own.f1 for name, own in sources.items()}, clusters, seed, 1.0)
+    nll = _against_latents({name: own.nll for name, own in sources.items()}, clusters, seed, None)
     measured = sources["latent"].answers
     latents = measured["latents"]
     assert latents is not None, "the source latent replaces only the passage"
@@ -100,7 +99,12 @@ def compare_with_controls(encoder: str, sources: Mapping[str, SourceScores], see
         "encoder": encoder,
         "num_samples": measured["num_samples"],
         "rows": [
-            _row(name, own, latents["text_positions"], f1.get(name), nll.get(name)) for name, own in sources.items()
+            {
+                **_row(name, own, latents["text_positions"], clusters),
+                "f1_against": _against(f1.get(name)),
+                "nll_against": _against(nll.get(name)),
+            }
+            for name, own in sources.items()
         ],
         "latents": latents,
         "share_of_text": measured["f1"] / of_text if of_text else None,
@@ -110,31 +114,30 @@ def compare_with_controls(encoder: str, sources: Mapping[str, SourceScores], see
     }
 
 
-def _against_latents(values: Mapping[str, Scores], seed: int) -> dict[str, Comparison]:
+def _against_latents(
+    values: Mapping[str, Scores], clusters: Clusters, seed: int, largest: float | None
+) -> dict[str, Comparison]:
     """Return the comparison of each other source with the latents, by its name."""
     others = [name for name in values if name != "latent"]
-    compared = compare_paired(np.array([values[name] for name in others]), values["latent"], seed)
+    systems = np.array([values[name] for name in others])
+    compared = compare_paired(systems, values["latent"], seed, clusters, largest)
     return dict(zip(others, compared, strict=True))
 
 
-def _row(
-    name: str, own: SourceScores, text_positions: float, f1: Comparison | None, nll: Comparison | None
-) -> ReportRow:
-    answers, likelihood = own.answers, own.likelihood
+def _row(name: str, own: SourceScores, text_positions: float, clusters: Clusters) -> SourceRow:
+    answers = own.answers
     latents = answers["latents"]
     return {
         "source": name,
         "title": TITLES[name],
         "positions": text_positions if latents is None else latents["positions"],
         "f1": answers["f1"],
-        "f1_interval": answers["f1_interval"],
+        "f1_interval": mean_interval(own.f1, clusters),
         "em": answers["em"],
-        "nll": likelihood["nll"],
-        "nll_interval": likelihood["nll_interval"],
-        "kl": likelihood["kl"],
-        "kl_interval": likelihood["kl_interval"],
-        "f1_against": _against(f1),
-        "nll_against": _against(nll),
+        "nll": float(own.nll.mean()),
+        "nll_interval": interval_over_clusters(own.nll, clusters, 0.0),
+        "kl": float(own.kl.mean()),
+        "kl_interval": interval_over_clusters(own.kl, clusters, 0.0),
     }
 
 

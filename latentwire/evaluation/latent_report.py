@@ -18,7 +18,6 @@ from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.latent_comparison import (
     TITLES,
     LatentComparison,
-    MeanLikelihood,
     SourceScores,
     compare_with_controls,
     render_report,
@@ -38,7 +37,7 @@ from latentwire.harness.session import Session, job
 from latentwire.harness.typed_config import plain_values
 from latentwire.records import FORMAT, RESTORE, MadeOn, Measured, checked, read_example_rows
 from latentwire.stats.formatting import format_score
-from latentwire.stats.intervals import Interval, Scores, percentile_interval
+from latentwire.stats.intervals import Scores
 
 R = TypeVar("R")
 Rows = Sequence[Mapping[str, object]]
@@ -68,7 +67,15 @@ class _StoredAnswers(_StoredHead, Measured):
     """Scores of the answers with one source."""
 
 
-class _StoredLikelihood(_StoredHead, MeanLikelihood):
+class _MeanLikelihood(TypedDict):
+    """Likelihood of the first right answers, nats a token: means over the examples."""
+
+    num_samples: int
+    nll: float  # negative log-likelihood
+    kl: float  # KL(LM given the text || LM given the source)
+
+
+class _StoredLikelihood(_StoredHead, _MeanLikelihood):
     """Likelihood of the right answers with one source."""
 
 
@@ -93,7 +100,7 @@ def report(cfg: DictConfig, session: Session | None = None) -> LatentReport:
     sources: dict[str, SourceScores] = {}
     for source in control_configs(about["encoder_dials"], cfg.checkpoint):
         sources[source.name] = found = evaluations.of(source)
-        f1, nll = found.answers["f1"], found.likelihood["nll"]
+        f1, nll = found.answers["f1"], float(found.nll.mean())
         log(f"{TITLES[source.name]}  F1 {format_score(f1)}  NLL {nll:.2f}")
     comparison = compare_with_controls(about.get("name", about["encoder"]), sources, request.settings.seed)
     written: LatentReport = {
@@ -153,13 +160,13 @@ def control_configs(encoder_dials: Mapping[str, object], checkpoint: str) -> lis
     return [*chosen, Component("empty")]
 
 
-def _read_nll(path: Path) -> list[float]:
-    """Return the likelihood of each example in the predictions of a likelihood."""
-    found = [row.get("nll") for row in read_jsonl(path)]
-    numbers = [float(nll) for nll in found if isinstance(nll, int | float)]
+def _read_likelihoods(path: Path, name: str) -> Scores:
+    """Return the `nll` or the `kl` of each example in the predictions of a likelihood, (N,)."""
+    found = [row.get(name) for row in read_jsonl(path)]
+    numbers = [float(value) for value in found if isinstance(value, int | float)]
     if len(numbers) < len(found):
-        raise DamagedResultError(f"{path} lacks nll: {RESTORE}")
-    return numbers
+        raise DamagedResultError(f"{path} lacks {name}: {RESTORE}")
+    return np.array(numbers)
 
 
 @dataclass
@@ -190,34 +197,28 @@ class _Evaluations:
             lambda: evaluate(self.likelihoods.setup, source, request.transform, self.state, title),
         )
         name = f"{source.name}_likelihood"
-        likelihoods = self._stored(
+        self._stored(
             _StoredLikelihood,
             name,
             source,
             {**produced_by, "likelihood": likelihood.FORMAT},
             lambda: self._mean_likelihoods(source, title),
         )
-        f1 = [row["f1"] for row in read_example_rows(self.store.predictions_path(source.name))]
-        nll = _read_nll(self.store.predictions_path(name))
-        return SourceScores(answers, likelihoods, np.array(f1), np.array(nll))
+        rows = read_example_rows(self.store.predictions_path(source.name))
+        nll, kl = (_read_likelihoods(self.store.predictions_path(name), each) for each in ("nll", "kl"))
+        passages = [row.get("passage", row["id"]) for row in rows]
+        return SourceScores(answers, np.array([row["f1"] for row in rows]), nll, kl, passages)
 
-    def _mean_likelihoods(self, source: Component, title: str) -> tuple[MeanLikelihood, Rows]:
-        """Return the means of the likelihoods with intervals, and a row for each example."""
+    def _mean_likelihoods(self, source: Component, title: str) -> tuple[_MeanLikelihood, Rows]:
+        """Return the means of the likelihoods, and a row for each example."""
         found = self.likelihoods.over(source, title)
-        nll, kl = np.array([own.nll for own in found]), np.array([own.kl for own in found])
-        nll_interval, kl_interval = (self._over_examples(values) for values in (nll, kl))
-        scores: MeanLikelihood = {
+        scores: _MeanLikelihood = {
             "num_samples": len(found),
-            "nll": float(nll.mean()),
-            "nll_interval": nll_interval,
-            "kl": float(kl.mean()),
-            "kl_interval": kl_interval,
+            "nll": float(np.mean([own.nll for own in found])),
+            "kl": float(np.mean([own.kl for own in found])),
         }
         prompts = self.likelihoods.setup.prompts
         return scores, [{"id": p.example.id, **vars(own)} for p, own in zip(prompts, found, strict=True)]
-
-    def _over_examples(self, values: Scores) -> Interval:
-        return percentile_interval(values, self.request.settings.seed)
 
     def _stored(
         self,

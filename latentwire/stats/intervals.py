@@ -45,17 +45,6 @@ def mean_interval(scores: Sequence[float] | Scores, clusters: Clusters | None = 
     return wilson_interval(mean * effective, effective, t_quantile(0.95, sampled.count - 1))
 
 
-def percentile_interval(values: Scores, seed: int) -> Interval:
-    """Return the 95% percentile bootstrap interval of a mean. Equal values give an interval of width 0.
-
-    Args:
-        values: Numbers, (N,).
-        seed: Seed of the resampling.
-    """
-    low, high = np.quantile(resampled_means(values[None], seed)[0], [0.025, 0.975])
-    return float(low), float(high)
-
-
 def resampled_means(scores: Scores, seed: int) -> Scores:
     """Return bootstrap means of several systems over the same resamples of the examples.
 

@@ -14,14 +14,13 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from latentwire.data.examples import DataSpec, choose_examples, load_data
 from latentwire.data.prompts import PromptWriter
-from latentwire.evaluation.latent_comparison import MeanLikelihood, SourceScores, compare_with_controls, render_report
+from latentwire.evaluation.latent_comparison import SourceScores, compare_with_controls, render_report
 from latentwire.evaluation.latent_report import control_configs
 from latentwire.evaluation.likelihood import Likelihoods
 from latentwire.evaluation.setup import Component, EvaluationSetup, Settings, prepare
 from latentwire.harness.errors import UserError
 from latentwire.records import LatentAccount, Measured
 from latentwire.sources.base import Source
-from latentwire.stats.intervals import percentile_interval
 from tests.helpers.models import model_spec
 from tests.helpers.random import numbers
 
@@ -162,27 +161,16 @@ def test_a_source_with_nan_values_is_named(bench, monkeypatch):
         Likelihoods(bench, STATE).over(Component("cut", HALF), "")
 
 
-@pytest.mark.statistical
-def test_an_interval_of_any_numbers():
-    values = numbers(0).normal(3.0, 2.0, 400)
-    low, high = percentile_interval(values, 0)
-    error = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - error, abs=0.02)
-    assert high == pytest.approx(values.mean() + error, abs=0.02)
-    assert percentile_interval(np.full(5, 2.5), 0) == (2.5, 2.5)
-
-
 SPANS: LatentAccount = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "text_bytes": 50, "text_zlib_bytes": 40,
          "mean_pairwise_cosine": 0.1, "distinct_answers": 2, "distinct_references": 2, "warnings": []}  # fmt: skip
 
 
-def scores(f1: tuple[float, float, float], nll: np.ndarray, nll_interval: tuple[float, float]) -> SourceScores:
-    """Return the scores of a source whose examples all have the same F1; f1 is mean, low and high."""
-    mean, low, high = f1
-    answers: Measured = {"f1": mean, "f1_interval": (low, high), "em": 0.5, "num_samples": len(nll), "latents": SPANS}
-    likelihood: MeanLikelihood = {"num_samples": len(nll), "nll": float(nll.mean()), "nll_interval": nll_interval,
-                                  "kl": 0.25, "kl_interval": (0.2, 0.3)}  # fmt: skip
-    return SourceScores(answers, likelihood, np.full(len(nll), mean), nll)
+def scores(f1: float | np.ndarray, nll: np.ndarray, passages: list[str] | None = None) -> SourceScores:
+    """Return the scores of a source; a single F1 holds for every example."""
+    own = np.broadcast_to(f1, len(nll)).copy()
+    answers: Measured = {"f1": float(own.mean()), "em": 0.5, "num_samples": len(nll), "latents": SPANS}
+    names = [str(number) for number in range(len(nll))] if passages is None else passages
+    return SourceScores(answers, own, nll, np.full(len(nll), 0.25), names)
 
 
 @pytest.mark.statistical
@@ -193,9 +181,7 @@ def test_the_report_names_controls_with_less_likely_answers():
     apart -= apart.mean()
     nll = {"text": noise + 0.5, "latent": noise + 1.5, "cut": noise + 1.52 + apart, "averaged": noise + 1.4,
            "empty": noise + 2.0 + apart}  # fmt: skip
-    judged = compare_with_controls(
-        "some", {name: scores((0.5, 0.4, 0.6), own, (1.25, 1.75)) for name, own in nll.items()}, 0
-    )
+    judged = compare_with_controls("some", {name: scores(0.5, own) for name, own in nll.items()}, 0)
     assert judged["likelier_than"] == ["empty"]  # the cut is within noise; with the averages, answers are likelier
     assert judged["beats"] == []
     against = {row["source"]: row["nll_against"] for row in judged["rows"]}
@@ -206,7 +192,10 @@ def test_the_report_names_controls_with_less_likely_answers():
     assert low < difference < high < 0
     text = render_report(judged)
     lines = {line[:34].strip(): line for line in text.split("nats a token")[1].splitlines()}
-    assert lines["latents"].endswith(f"0.25 [0.20, 0.30]   {nll['latent'].mean():.2f} [1.25, 1.75]")
+    own = judged["rows"][1]
+    ends = own["nll_interval"]
+    assert ends[0] < own["nll"] == nll["latent"].mean() < ends[1]
+    assert lines["latents"].endswith(f"0.25 [0.25, 0.25]   {own['nll']:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]")
     assert lines["whole text"].startswith(f"{'whole text':34}{'0':>20}")
     assert f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] p=0.000" in lines["no passage"]
     assert "Right answers are likelier, p < .05, than with: no passage" in text
@@ -215,10 +204,9 @@ def test_the_report_names_controls_with_less_likely_answers():
 
 def test_the_report_compares_f1():
     """Paired by example: averages are lower although the intervals overlap, the cut is lower on few examples."""
-    f1 = {"text": (0.8, 0.75, 0.85), "latent": (0.4, 0.3, 0.5), "cut": (0.35, 0.25, 0.45),
-          "averaged": (0.3, 0.2, 0.4), "empty": (0.0, 0.0, 0.1)}  # fmt: skip
-    sources = {name: scores(own, np.ones(12), (1.0, 1.0)) for name, own in f1.items()}
-    sources["cut"].f1[:] = [0.4] * 9 + [0.2] * 3  # mean .35
+    cut = np.array([0.4] * 27 + [0.2] * 9)  # mean .35
+    f1 = {"text": 0.8, "latent": 0.4, "cut": cut, "averaged": 0.3, "empty": 0.0}
+    sources = {name: scores(own, np.ones(36)) for name, own in f1.items()}
     judged = compare_with_controls("s", sources, 0)
     assert judged["beats"] == ["averaged", "empty"]
     assert "F1 is higher, p < .05, than with: averages of neighbouring tokens, no passage" in render_report(judged)
@@ -228,6 +216,27 @@ def test_the_report_compares_f1():
     assert judged["share_of_text"] == pytest.approx(0.5)
     against = judged["rows"][2]["f1_against"]
     assert against is not None and against["latents_minus_this"] == pytest.approx(0.05)
+
+
+def clustered(size: int) -> dict[str, SourceScores]:
+    """Return latents that are better on 24 of 30 examples, which are in passages of `size` questions each."""
+    gains = np.array([0.2] * 24 + [-0.2] * 6)
+    passage = np.arange(30) // size
+    names = [str(number) for number in passage]
+    f1, nll = 0.3 + 0.4 * (passage % 2), 3.0 + 1.0 * (passage % 2)
+    sources = {"text": scores(0.9, nll - 1, names), "latent": scores(f1, nll, names)}
+    return sources | {"empty": scores(f1 - gains, nll + gains, names)}
+
+
+def test_questions_about_one_passage_are_one_unit():
+    """Thirty questions about five passages show less than thirty questions about as many passages."""
+    single, together = (compare_with_controls("s", clustered(size), 0) for size in (1, 6))
+    assert (single["beats"], single["likelier_than"]) == (["empty"], ["empty"])
+    assert (together["beats"], together["likelier_than"]) == ([], [])
+    of_latents = [report["rows"][1] for report in (single, together)]
+    for name in ("f1_interval", "nll_interval"):
+        widths = [row[name][1] - row[name][0] for row in of_latents]  # type: ignore[literal-required]
+        assert widths[1] > 1.5 * widths[0]
 
 
 def test_controls_have_as_many_positions_as_the_latents():
