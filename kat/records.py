@@ -105,6 +105,7 @@ class Calibration(TypedDict):
     """Expected calibration error of a reward model, with its bins."""
 
     error: float
+    error_if_calibrated: float  # mean error of a perfectly calibrated model with these confidences
     bins: list[CalibrationBin]
 
 

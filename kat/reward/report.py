@@ -1,8 +1,8 @@
 """Report on a reward model: accuracy with a length-only baseline, log-loss and calibration, as pure functions.
 
-Main entry: `evaluate_by_part()`. Pairs of one prompt are not independent, so every interval is a bootstrap over
-prompts: the sum over the resampled prompts, divided by the number of their pairs. A tie counts half, and the number of
-ties is reported.
+Main entry: `evaluate_by_part()`. Pairs of one prompt are not independent, so prompts are the units of every interval.
+Accuracies have Wilson's interval, their paired difference the interval of random flips of signs, and the log-loss
+Student's with half of the skewness corrected. A tie counts half, and the number of ties is reported.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kat.records import Calibration, CalibrationBin, PairsReport, RewardReport
-from latentwire.stats.intervals import Interval, Scores, resampled_means, wilson_interval
+from latentwire.stats.clusters import Clusters
+from latentwire.stats.comparison import paired_differences
+from latentwire.stats.intervals import Scores, mean_interval
+from latentwire.stats.seeds import interval_over_clusters
 
 BINS = 10  # bins of the confidence, from .5 to 1
+CALIBRATED = 1000  # simulated models that are perfectly calibrated
 
 
 @dataclass(frozen=True)
@@ -49,51 +53,29 @@ def points(values: Sequence[float] | Scores) -> Scores:
     return (np.sign(np.asarray(values, dtype=np.float64)) + 1) / 2
 
 
-def intervals_over_prompts(values: Scores, prompts: Sequence[str], seed: int) -> list[Interval]:
-    """Return 95% intervals of the means of several quantities over pairs, by a percentile bootstrap over prompts.
-
-    If all prompts have the same mean, the bootstrap interval has no width. A quantity between 0 and 1 then gets
-    Wilson's interval with one trial a prompt.
-
-    Args:
-        values: One row for each quantity, (S, N); all rows use the same resamples.
-        prompts: Prompt of each pair, (N,).
-        seed: Seed of the resampling.
-
-    Returns:
-        The interval of each quantity, S of them.
-    """
-    _, prompt_index = np.unique(np.asarray(prompts), return_inverse=True)
-    counts = np.bincount(prompt_index).astype(np.float64)  # (M,)
-    sums = np.stack([np.bincount(prompt_index, weights=row) for row in values])  # (S, M)
-    means = resampled_means(np.vstack([sums, counts]), seed)
-    lows, highs = np.quantile(means[:-1] / means[-1], [0.025, 0.975], axis=1)
-    found = [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
-    for row, rates in enumerate(sums / counts):
-        if np.ptp(rates) == 0 and 0 <= rates[0] <= 1:
-            found[row] = wilson_interval(float(rates.sum()), len(rates))
-    return found
-
-
 def log_loss(margins: Scores) -> Scores:
     """Return -log sigmoid(margin) in nats, (N,) -> (N,); a constant reward gives log 2."""
     return np.logaddexp(0.0, -margins)
 
 
-def calibration(margins: Scores) -> Calibration:
+def calibration(margins: Scores, seed: int) -> Calibration:
     """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599) with its bins.
 
     The confidence of a pair is sigmoid(|margin|), from .5 to 1, in BINS bins of equal width. The error is the mean of
-    |accuracy - confidence| over the bins, weighted by their numbers of pairs.
+    |accuracy - confidence| over the bins, weighted by their numbers of pairs. It is above 0 by chance also for a
+    perfectly calibrated model. `error_if_calibrated` is its mean over CALIBRATED simulations of such a model, whose
+    pairs have the same confidences and are independently right.
 
     Args:
         margins: Reward margins, (N,).
+        seed: Seed of the simulations.
     """
     confidence: NDArray[np.float64] = 1 / (1 + np.exp(-np.abs(margins)))
     right = points(margins)
     number = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
     bins: list[CalibrationBin] = []
-    error = 0.0
+    error, by_chance = 0.0, np.zeros(CALIBRATED)
+    generator = np.random.default_rng(seed)
     for index in range(BINS):
         inside = number == index
         entry: CalibrationBin = {
@@ -107,8 +89,11 @@ def calibration(margins: Scores) -> Calibration:
             expected, found = float(confidence[inside].mean()), float(right[inside].mean())
             entry["confidence"], entry["accuracy"] = expected, found
             error += inside.mean() * abs(found - expected)
+            own = confidence[inside]
+            drawn = np.where(right[inside] == 0.5, 0.5, generator.random((CALIBRATED, len(own))) < own)
+            by_chance += inside.mean() * np.abs(drawn.mean(axis=1) - expected)
         bins.append(entry)
-    return {"error": float(error), "bins": bins}
+    return {"error": float(error), "error_if_calibrated": float(by_chance.mean()), "bins": bins}
 
 
 def evaluate_pairs(pairs: Sequence[ScoredPair], longer: bool | None, seed: int) -> PairsReport:
@@ -117,34 +102,32 @@ def evaluate_pairs(pairs: Sequence[ScoredPair], longer: bool | None, seed: int) 
     Args:
         pairs: At least one pair.
         longer: Whether the rule prefers the longer answer, by `longer_wins` on the training pairs; None for no rule.
-        seed: Seed of the resampling.
+        seed: Seed of the flips of signs and of the simulated models.
     """
     margins = np.array([pair.margin for pair in pairs])
-    right = points(margins)
-    rows = [right, log_loss(margins)]
-    lengths = np.array([pair.chosen_length - pair.rejected_length for pair in pairs], dtype=np.float64)
-    if longer is not None:
-        by_length = points(lengths if longer else -lengths)
-        rows += [by_length, right - by_length]
-    found = intervals_over_prompts(np.stack(rows), [pair.prompt_id for pair in pairs], seed)
+    right, losses = points(margins), log_loss(margins)
+    prompts = Clusters([pair.prompt_id for pair in pairs])
     report: PairsReport = {
         "pairs": len(pairs),
-        "prompts": len({pair.prompt_id for pair in pairs}),
+        "prompts": prompts.count,
         "ties": int((margins == 0).sum()),
         "accuracy": float(right.mean()),
-        "accuracy_interval": list(found[0]),
-        "log_loss": float(rows[1].mean()),
-        "log_loss_interval": list(found[1]),
-        "calibration": calibration(margins),
+        "accuracy_interval": list(mean_interval(right, prompts)),
+        "log_loss": float(losses.mean()),
+        "log_loss_interval": list(interval_over_clusters(losses, prompts, 0.0)),
+        "calibration": calibration(margins, seed),
     }
     if longer is not None:
+        lengths = np.array([pair.chosen_length - pair.rejected_length for pair in pairs], dtype=np.float64)
+        by_length = points(lengths if longer else -lengths)
+        (above,) = paired_differences(right[None], by_length, seed, prompts, 1.0)
         report["length_only"] = {
             "rule": "longer" if longer else "shorter",
             "ties": int((lengths == 0).sum()),
-            "accuracy": float(rows[2].mean()),
-            "accuracy_interval": list(found[2]),
-            "difference": float(rows[3].mean()),  # accuracy of the model minus the rule's, paired
-            "difference_interval": list(found[3]),
+            "accuracy": float(by_length.mean()),
+            "accuracy_interval": list(mean_interval(by_length, prompts)),
+            "difference": above.difference,
+            "difference_interval": list(above.interval),
         }
     return report
 
@@ -174,7 +157,9 @@ def render_reward_report(report: RewardReport, title: str) -> str:
     lines += [_line(f"  decile {ends.get(n, n)}", part, width) for n, part in report["by_density_decile"].items()]
     low, high = report["log_loss_interval"]
     lines.append(f"log-loss {report['log_loss']:.3f} [{low:.3f}, {high:.3f}] (log 2 = 0.693: constant reward)")
-    lines.append(f"expected calibration error {report['calibration']['error']:.3f}; confidence -> accuracy (pairs):")
+    error, by_chance = report["calibration"]["error"], report["calibration"]["error_if_calibrated"]
+    lines.append(f"expected calibration error {error:.3f} (a perfectly calibrated model: {by_chance:.3f} on average)")
+    lines.append("confidence -> accuracy (pairs):")
     filled = [b for b in report["calibration"]["bins"] if b["pairs"]]
     cells = [f"{b['confidence']:.2f} -> {b['accuracy']:.2f} ({b['pairs']})" for b in filled]
     lines += ["  " + "   ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)]

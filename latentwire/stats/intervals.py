@@ -24,7 +24,8 @@ def mean_interval(scores: Sequence[float] | Scores, clusters: Clusters | None = 
     It is Wilson's interval with an effective number of examples, m (1 - m) / variance, and Student's quantile. The
     variance comes from the clusters. Wilson's shape fits means near 0 and 1; the effective number fits scores between
     0 and 1, which vary less than binary ones. Where fewer than FEW_APART scores differ from 0, or from 1, the variance
-    is not known well. The effective number is then at most the number of examples, as for binary scores.
+    is not known well, nor how alike the examples of a cluster are. The effective number is then at most the number of
+    clusters, as for binary scores of clusters whose examples are alike.
 
     Source: Kott and Carr 1997, Developing an estimation strategy for a pesticide data program, J. Official Statistics.
 
@@ -38,10 +39,10 @@ def mean_interval(scores: Sequence[float] | Scores, clusters: Clusters | None = 
     if sampled.count < 2:
         return wilson_interval(mean, 1)
     variance = float(sampled.variances(values[None])[0])
-    effective = mean * (1 - mean) / variance if variance > 1e-15 else float(count)
+    effective = mean * (1 - mean) / variance if variance > 1e-15 else float(sampled.count)
     apart = min(int((values > 0).sum()), int((values < 1).sum()))
     if apart < FEW_APART or count * min(mean, 1 - mean) < 2:
-        effective = min(effective, count)
+        effective = min(effective, sampled.count)
     return wilson_interval(mean * effective, effective, t_quantile(0.95, sampled.count - 1))
 
 
