@@ -14,6 +14,7 @@ from latentwire.harness.results import FORMAT as FORMAT
 from latentwire.harness.results import DamagedResultError, JsonObject, read_json, read_jsonl
 from latentwire.harness.results import MadeBy as MadeBy
 from latentwire.harness.results import MadeOn as MadeOn
+from latentwire.upgrades import upgraded_result, upgraded_summary
 
 R = TypeVar("R")
 
@@ -223,6 +224,7 @@ class Halving(TypedDict):
 
     round: int
     samples: int
+    decided_on: int  # first examples whose scores left a transform out; 0 if none was
     why: str
     groups: list[HalvingGroup]
 
@@ -364,13 +366,11 @@ def read_summary(path: Path) -> StoredSummary:
     if summary.get("format", 1) == 1:
         summary |= {"format": FORMAT, "controls": summary.get("controls", []), "budget": summary.get("budget")}
         summary |= {"command": summary.get("command"), "primary_metric": dict(F1)}
-    summary = {**_old_sample(summary), **summary}
-    checked(StoredSummary, summary, path, AGAIN)
+    found = checked(StoredSummary, upgraded_summary(summary), path, AGAIN)
     needed = MEASURED - {"too_long_ids"}
-    for part in ("results", "controls"):
-        complete = [_complete(result, path, AGAIN, needed) for result in summary[part]]
-        summary[part] = [checked(SummaryResult, result, path, AGAIN) for result in complete]
-    return cast(StoredSummary, summary)
+    for part in (found["results"], found["controls"]):
+        part[:] = [checked(SummaryResult, _complete(result, path, AGAIN, needed), path, AGAIN) for result in part]
+    return found
 
 
 def sweep_sample(configs: Sequence[Mapping[str, object]]) -> SweepSample:
@@ -385,43 +385,13 @@ def sweep_sample(configs: Sequence[Mapping[str, object]]) -> SweepSample:
     }  # fmt: skip
 
 
-def _old_sample(summary: JsonObject) -> SweepSample:
-    """Return the draw of a summary of 0.3.0, which did not store it: all parts, and one seed for both."""
-    results = [result for result in cast(list[object], summary["results"]) if isinstance(result, dict)]
-    drawn = [r["num_samples"] + r["too_long"] for r in results if {"num_samples", "too_long"} <= r.keys()]
-    budget = summary.get("budget")
-    samples = budget["wanted"] if isinstance(budget, dict) else max(drawn, default=None)
-    configs = [{"part": "all", "samples": samples, "seed": r.get("seed"), "shots_seed": r.get("seed")} for r in results]
-    return sweep_sample(configs)
-
-
 def _complete(result: object, path: Path, remedy: str, needed: frozenset[str]) -> object:
     """Return a result, upgraded from format 1, after checking that a successful one has the `needed` fields."""
     if not isinstance(result, dict):
         return result  # `checked` raises the error
     if result.get("format", 1) == 1:
-        result = _upgraded(result)
+        result = upgraded_result(result)
     lacking = needed - result.keys() if result.get("status") == "ok" else None
     if lacking:
         raise DamagedResultError(f"{path} lacks {', '.join(sorted(lacking))}: {remedy}")
-    return result
-
-
-def _upgraded(old: JsonObject) -> JsonObject:
-    """Return a result of format 1 in format 2."""
-    result = {"variant": "", "control": None, "model_id": old.get("model"), **old, "format": FORMAT}
-    result["num_examples"] = result.pop("asked", None)
-    if result.get("status") != "ok":
-        return result
-    result = {"warnings": [], "fit": None, "latents": None, **result}
-    latents, timing = result["latents"], result.get("timing", {})
-    if isinstance(latents, dict) and "likeness" in latents:
-        others = {name: value for name, value in latents.items() if name != "likeness"}
-        result["latents"] = {"mean_pairwise_cosine": latents["likeness"], **others}
-    if {"f1", "f1_interval", "em", "em_interval"} <= result.keys():
-        names = ("f1", "em")
-        result["scores"] = {name: {"mean": result[name], "interval": result[f"{name}_interval"]} for name in names}
-    if isinstance(timing, dict):
-        unmeasured = {"decode_sec": 0.0, "positions": 0, "shots_sec": 0.0, "shots_positions": 0}
-        result["timing"] = {**unmeasured, **timing}
     return result

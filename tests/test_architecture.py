@@ -17,7 +17,7 @@ CODE = ENTRIES + [path for package in PACKAGES for path in sorted(package.rglob(
 # Rooms, lowest first. A module imports from its own room and from lower floors, never from another room of its floor.
 LATENTWIRE = (
     ("harness",),
-    ("stats",),
+    ("stats", "upgrades"),
     ("records",),
     ("data", "analysis"),
     ("lm", "reports"),
@@ -42,7 +42,7 @@ KAT = (
     ("collapse",),
     ("notebook",),
 )
-FILES = ("records", "notebook")  # rooms that are one file of the package
+FILES = ("records", "upgrades", "notebook")  # rooms that are one file of the package
 OPEN_TO_KAT = ("harness", "stats", "records", "lm")  # rooms of latentwire that kat uses
 FLOORS = [*((f"latentwire.{room}" for room in rooms) for rooms in LATENTWIRE), ("latentwire",)]
 FLOORS += [*((f"kat.{room}" for room in rooms) for rooms in KAT), ("kat",), ("hydra_plugins",)]

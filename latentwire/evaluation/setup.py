@@ -31,7 +31,7 @@ from latentwire.sources.registry import build_source
 
 FITTED_ON = 16384  # transforms are fitted on at most this many embeddings; part of the hash
 WARM_UP = 8  # the model encodes this many tokens of the shots before the timing starts
-FIRST_BLOCK = 4  # examples in the first block of a budgeted result
+FIRST_BLOCK = 16  # examples in the first block of a budgeted result; fewer decide nothing
 
 
 @dataclass

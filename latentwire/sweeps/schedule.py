@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 from omegaconf import DictConfig
 
-from latentwire.analysis.controls import BASELINE, CLEAN_SOURCE, RANDOM, oriented
+from latentwire.analysis.controls import AUTO, BASELINE, RANDOM, oriented
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.evaluation.metrics import shown_metric
 from latentwire.evaluation.request import read
@@ -34,22 +34,31 @@ from latentwire.records import (
     succeeded,
 )
 from latentwire.sources.registry import SOURCES
+from latentwire.sweeps.missing_controls import control_jobs, reads_clean_text
 from latentwire.sweeps.scrambled import scrambled_jobs
-from latentwire.sweeps.successive_halving import JobCost, Round, first_round, next_round
+from latentwire.sweeps.successive_halving import (
+    Contender,
+    JobCost,
+    Round,
+    RoundEnd,
+    first_round,
+    next_round,
+    tie_order,
+)
 
 Rounds = Generator[list[Job], list[EvaluationResult], list[EvaluationResult]]
-Standings = dict[str, list[tuple[str, float]]]  # contenders of each source with their mean score, in order of the sweep
+Standings = dict[str, list[Contender]]  # contenders of each source in the random order that decides ties
 
-PROBE = 16  # examples of the clean control that measure the cost of an example
-ALWAYS = (BASELINE, "auto")  # families that are never left out
+ALWAYS = (BASELINE, AUTO)  # families that are never left out
 TIME_MODEL = (
     "seconds for each job and each of its examples, measured in this sweep: first on the clean control, then on the "
     "whole last round. Identical inputs are decoded once and cost little. The budget includes loading, saving and "
     "tracking, but not the analysis at the end"
 )
 BIAS = (
-    "The scores are from the same examples that decided which transforms continue. So the best score of a source is "
-    "somewhat too high. Transforms that were left out have fewer examples and wider intervals."
+    "The transforms that continue score too high on the examples that decided it. So the scores of those that went on "
+    "to the end are from the examples after the last decision. Transforms that were left out have fewer examples and "
+    "wider intervals."
 )
 
 
@@ -86,60 +95,6 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
     return [*results, *((yield scrambled) if scrambled else [])]
 
 
-def control_jobs(jobs: list[Job], compose: Callable[[Sequence[str]], Job]) -> list[Job]:
-    """Return the missing baselines and controls of a sweep, for each combination of model, data and settings.
-
-    The controls are clean (the baseline on text), empty (no passages) and random (random tokens). Each source has a
-    baseline. Configurations of the sweep serve as baselines and controls where they can. A baseline on text is also
-    the clean control. A sweep of nothing but controls gets no others.
-
-    Args:
-        jobs: Configurations of the sweep.
-        compose: Returns a job from command-line overrides.
-    """
-    variants: dict[str, list[Job]] = {}
-    for job in jobs:
-        variants.setdefault(job.config.variant, []).append(job)
-    return [job for members in variants.values() for job in _missing_controls(members, compose)]
-
-
-def _missing_controls(jobs: list[Job], compose: Callable[[Sequence[str]], Job]) -> list[Job]:
-    """Return the missing controls and baselines of the jobs of one variant."""
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        if job.config.control == "none":
-            groups.setdefault(job.config.group, []).append(job)
-    if not groups:
-        return []
-    with_baseline = {
-        job.config.group
-        for job in jobs
-        if job.config.embed_transform.name == BASELINE and job.config.control in ("none", "baseline")
-    }
-    baselines = [
-        compose([*_overrides_without(members[0], "embed_transform"), "control=baseline"])
-        for group, members in groups.items()
-        if group not in with_baseline
-    ]
-    every = [*jobs, *baselines]
-    present = {
-        "clean": any(_is_clean(job) for job in every),
-        "empty": any(job.config.control == "empty" for job in every),
-        "random": any(job.config.embed_transform.name == RANDOM for job in every),
-    }
-    asked = [job for members in groups.values() for job in members]
-    typical = next((job for job in asked if job.config.embed_transform.name == BASELINE), asked[0])
-    settings = _overrides_without(typical, "embed_source", "embed_transform")
-    return [*(compose([*settings, f"control={name}"]) for name, own in present.items() if not own), *baselines]
-
-
-def _overrides_without(job: Job, *nodes: str) -> list[str]:
-    """Return the overrides of a job, but for its control, the given nodes and their dials."""
-    dropped = {"control", *nodes, *(str(dial) for node in nodes for dial in job.config[node].dials)}
-    keys = [(override.split("=", 1)[0], override) for override in job.overrides]
-    return [override for key, override in keys if key not in dropped and key.split(".")[0] not in nodes]
-
-
 def plan_path(folder: Path) -> Path:
     """Return the path of the file with the decisions of a budgeted sweep."""
     return folder / "plan.json"
@@ -148,12 +103,6 @@ def plan_path(folder: Path) -> Path:
 def read_plan(folder: Path) -> Budget:
     """Return the decisions of a budgeted sweep from its file."""
     return read_record(Budget, plan_path(folder), "restore the file, or delete it to plan the sweep again")
-
-
-def _is_clean(job: Job) -> bool:
-    """Return whether a job is the upper control: the baseline on text, with its passages."""
-    about = (job.config.embed_source.name, job.config.embed_transform.name)
-    return about == (CLEAN_SOURCE, BASELINE) and job.config.control != "empty"
 
 
 def measured_cost(results: Sequence[ScoredResult], launches: int) -> JobCost:
@@ -210,13 +159,13 @@ class _BudgetedSweep:
         self.most = min(job.config.samples for job in jobs)
         self.plan = open_plan(cfg, self.state, [*controls, *jobs], self.most)
         self.every = {job.config.name: job for job in [*controls, *jobs]}
-        self.groups = _contenders(jobs)
+        self.groups = {group: tie_order(names, self.plan["key"]) for group, names in _contenders(jobs).items()}
         self.contenders = {name for members in self.groups.values() for name in members}
 
     def plan_first_round(self, launching: float) -> Generator[list[Job], list[EvaluationResult], None]:
         """Measure the cost of an example on the clean control, and plan the number of examples of the first round."""
-        probes = [job for job in self.every.values() if _is_clean(job)]
-        results = yield [_with_examples(job, min(PROBE, self.most)) for job in probes]
+        probes = [job for job in self.every.values() if reads_clean_text(job)]
+        results = yield [_with_examples(job, min(FIRST_BLOCK, self.most)) for job in probes]
         probed = [result for result in results if succeeded(result)]
         if len(probed) < len(results):
             broken = next(result for result in results if not succeeded(result))
@@ -269,7 +218,7 @@ class _BudgetedSweep:
         plan = self.plan
         standings: Standings = {
             group: [
-                (name, score_of_first(self.store, running[name], now, self.metric))
+                Contender(name, running[name]["family"], score_of_first(self.store, running[name], now, self.metric))
                 for name in members
                 if name in running
             ]
@@ -280,9 +229,10 @@ class _BudgetedSweep:
         plan["seconds_spent"] = round(spent, 3)
         plan["seconds_per_example"] = cost.per_example
         always, left = len(self.every) - len(self.contenders), self.seconds - plan["seconds_spent"]
-        decided = next_round(standings, always, now, self.most, cost, left, self.metric["label"])
+        end = RoundEnd(now, self.most, FIRST_BLOCK, always, left)
+        decided = next_round(standings, end, cost, self.metric["label"])
         if decided.kept:
-            plan["halvings"].append(self._halving(decided, standings))
+            plan["halvings"].append(self._halving(decided, standings, now))
             log(f"round {len(plan['halvings']) + 1}: {decided.why}")
         else:
             plan["stopped"] = decided.why
@@ -296,22 +246,27 @@ class _BudgetedSweep:
             if name in kept or name not in self.contenders:
                 num_examples[name] = halving["samples"]
 
-    def _halving(self, decided: Round, standings: Standings) -> Halving:
-        """Return a decision as plain values, for the plan and the summary."""
+    def _halving(self, decided: Round, standings: Standings, now: int) -> Halving:
+        """Return a decision on `now` examples as plain values, for the plan and the summary."""
 
         def experiments(names: list[str]) -> list[str]:
             return [self.every[name].config.experiment for name in names]
 
+        left_out = {
+            group: [one.name for one in standings[group] if one.name not in names]
+            for group, names in decided.kept.items()
+        }
         return {
             "round": len(self.plan["halvings"]) + 1,
             "samples": decided.samples,
+            "decided_on": now if any(left_out.values()) else 0,
             "why": decided.why,
             "groups": [
                 {
                     "group": group,
                     "names": names,
                     "kept": experiments(names),
-                    "left_out": experiments([name for name, _ in standings[group] if name not in names]),
+                    "left_out": experiments(left_out[group]),
                 }
                 for group, names in decided.kept.items()
             ],
@@ -347,7 +302,7 @@ def _seconds(minutes: object) -> float:
 def score_of_first(store: ResultStore, result: ScoredResult, count: int, metric: ShownMetric) -> float:
     """Return the mean score of a result's first examples; an earlier, larger budget may have added more.
 
-    Rounding makes means of the same scores in another order equal, so that the order of the sweep decides ties.
+    Rounding makes means of the same scores in another order equal.
 
     Args:
         store: Results of the sweep.

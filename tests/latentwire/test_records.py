@@ -135,12 +135,17 @@ def test_a_summary_of_format_1_is_upgraded(tmp_path):
         read_summary(written(tmp_path / "summary.json", {**old, "format": 3}))
 
 
+BUDGET = {"wanted": 9, "first": 4, "halvings": [{"samples": 8}, {"samples": 9}]}
+
+
 def test_a_summary_keeps_its_own_draw(tmp_path):
     """Seeds that differ among the results of 0.3.0 give none; a budget names the samples that it wanted."""
     short = {key: value for key, value in OLD.items() if key not in ("config", "versions", "too_long_ids")}
-    old: dict[str, Any] = {"sweep": "smoke", "results": [short, {**short, "seed": 1}], "budget": {"wanted": 9}}
+    old: dict[str, Any] = {"sweep": "smoke", "results": [short, {**short, "seed": 1}], "budget": BUDGET}
     found = read_summary(written(tmp_path / "summary.json", old))
     assert (found["samples"], found["seed"], found["shots_seed"]) == (9, None, None)
+    budget = found["budget"]
+    assert budget is not None and [halving["decided_on"] for halving in budget["halvings"]] == [4, 8]
     new = {"part": "select", "samples": 4, "seed": 1, "shots_seed": 2}
     found = read_summary(written(tmp_path / "summary.json", {**old, **new}))
     assert {**found, **new} == found

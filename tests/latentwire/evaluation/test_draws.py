@@ -108,7 +108,7 @@ def test_a_half_is_evaluated_alone(tiny, half):
 
 @pytest.mark.parametrize(("shots", "expected"), [(0, 27), (2, 21), (5, 12)])
 def test_a_result_counts_the_available_examples(tiny, shots, expected):
-    """Three questions about each of nine passages, but for those of the shots; `samples` does not matter."""
+    """Three questions about each of nine passages, but for the passages of the shots; `samples` does not matter."""
     for samples in (1, 3):
         settings = replace(SETTINGS, shots=shots, samples=samples)
         found, _ = measured(tiny, Dataset(ONE_FILE, ONE_FILE), settings)

@@ -75,6 +75,6 @@ def test_a_sweep_of_controls_alone_gets_no_others():
 
 
 def test_a_control_in_the_sweep_is_not_run_twice():
-    """The empty context is no baseline, although its transform is called so."""
+    """The empty context does not count as a baseline, although its transform is called so."""
     assert added(["control=empty"], ["embed_transform=rms_matching"]) == [LOWER[1], ("baseline", "baseline")]
     assert added(["control=baseline"], ["embed_transform=rms_matching"]) == LOWER
