@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from latentwire.stats.clusters import RESAMPLES, Clusters, Scores
 from latentwire.stats.intervals import Interval, t_quantile
-from latentwire.stats.power import ALPHA
+from latentwire.stats.power import ALPHA, needed_changes
 
 HALVINGS = 100  # random halvings, over which a cross-fit score is averaged
 ROUNDING = 1e-12  # means that differ by less are ties
@@ -66,8 +66,8 @@ def level_with_best(systems: Scores, clusters: Clusters, seed: int) -> NDArray[n
     """Return which systems may be the best, (S,): systems that no other system exceeds beyond noise.
 
     All pairs are compared at once. The limit is a quantile of the largest studentised difference among all pairs, with
-    the signs of the clusters' deviations flipped at random. A system of the highest true mean is called not level in
-    at most about 5% of families.
+    the signs of the clusters' differences flipped at random. Pairs that differ in too few clusters for a test are
+    level. A system of the highest true mean is called not level in at most about 5% of families, also of few clusters.
 
     Source: Hsu 1996, Multiple comparisons, chapter 4; Westfall and Young 1993 for the largest statistic.
 
@@ -80,8 +80,8 @@ def level_with_best(systems: Scores, clusters: Clusters, seed: int) -> NDArray[n
     if count == 1 or clusters.count < 2:
         return np.ones(count, dtype=bool)
     first, second = np.triu_indices(count, 1)
-    deviations = clusters.sums(systems - systems.mean(axis=1, keepdims=True))  # (S, M)
-    pairs = deviations[first] - deviations[second]  # (P, M)
+    sums = clusters.sums(systems)  # (S, M)
+    pairs = sums[first] - sums[second]  # (P, M)
     spread = np.sqrt(np.square(pairs).sum(axis=1))  # (P,)
     unseen = 1.0  # as in `comparison.paired_differences`: pairs of nearly equal answers have no sharp spread
     spread = np.sqrt(np.square(spread) + 2 * unseen)
@@ -89,7 +89,8 @@ def level_with_best(systems: Scores, clusters: Clusters, seed: int) -> NDArray[n
     added = np.concatenate([pairs, np.full((len(pairs), 1), unseen), np.full((len(pairs), 1), -unseen)], axis=1)
     largest = np.abs((added @ flips.T) / spread[:, None]).max(axis=0)  # (R,)
     limit = float(np.quantile(largest, 1 - ALPHA, method="higher"))
-    differences = (systems[first].mean(axis=1) - systems[second].mean(axis=1)) * clusters.examples / spread  # (P,)
+    enough = (np.abs(pairs) > ROUNDING).sum(axis=1) >= needed_changes(ALPHA)
+    differences = np.where(enough, pairs.sum(axis=1) / spread, 0.0)  # (P,)
     level = np.ones(count, dtype=bool)
     level[second[differences > limit]] = False
     level[first[differences < -limit]] = False
