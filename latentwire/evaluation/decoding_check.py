@@ -11,7 +11,7 @@ from torch import Tensor
 from latentwire.analysis.findings import finding
 from latentwire.data.prompts import FewShotPrompt
 from latentwire.harness.errors import UserError
-from latentwire.lm.decoding import Decoder, Prefix, encode_prefix
+from latentwire.lm.decoding import Decoder, encode_prefix
 from latentwire.lm.models import LanguageModel
 from latentwire.records import Finding
 
@@ -32,26 +32,21 @@ class DecodingProbe:
     gap: float  # of the decoder's answers in the batch below the best ones alone, in standard deviations of the logits
 
 
-def check_decoding(
-    lm: LanguageModel, prefix: Prefix, shot_ids: Tensor, prompts: Sequence[FewShotPrompt], max_new_tokens: int
-) -> list[Finding]:
+def check_decoding(decoder: Decoder, shot_ids: Tensor, prompts: Sequence[FewShotPrompt]) -> list[Finding]:
     """Return a warning if decoding in a batch, decoding alone and the model's plain path disagree.
 
     Logits are compared, not answers: near ties between two tokens may fall either way in bfloat16.
 
     Args:
-        lm: The frozen model.
-        prefix: Keys and values of the shots.
+        decoder: Decoder with the shots as its prefix.
         shot_ids: Token ids of the shots, (P,).
         prompts: Prompts of the examples; the first ones are used.
-        max_new_tokens: Largest number of tokens that fits after a prompt.
     """
     try:
-        few = [prompt.token_ids for prompt in prompts[: len(LENGTHS) + 1]]
-        probe = probe_decoder(lm, prefix, shot_ids, few, min(TOKENS, max_new_tokens))
+        probe = probe_decoder(decoder, shot_ids, [prompt.token_ids for prompt in prompts[: len(LENGTHS) + 1]])
     except UserError as error:  # every configuration fails with it, with its own message
         return [finding("decoding", "warning", f"real prompts cannot be decoded: {error}")]
-    tolerance = TOLERANCES.get(lm.dtype, TOLERANCES[torch.bfloat16])
+    tolerance = TOLERANCES.get(decoder.lm.dtype, TOLERANCES[torch.bfloat16])
     if probe.from_plain > tolerance:
         how = f"logits of an example differ by {probe.from_plain:.1%} from the model's plain path"
         return [_warning(f"{how}: check positions, attention mask and cached shots")]
@@ -68,38 +63,37 @@ def _warning(message: str) -> Finding:
 
 
 @torch.no_grad()
-def probe_decoder(
-    lm: LanguageModel, prefix: Prefix, shot_ids: Tensor, prompts: Sequence[Tensor], tokens: int = TOKENS
-) -> DecodingProbe:
+def probe_decoder(decoder: Decoder, shot_ids: Tensor, prompts: Sequence[Tensor]) -> DecodingProbe:
     """Return how far the decoder's logits are from the logits of simpler paths.
 
     Args:
-        lm: The frozen model.
-        prefix: Keys and values of the shots.
+        decoder: Decoder with the shots as its prefix.
         shot_ids: Token ids of the shots, (P,).
         prompts: Token ids of a few prompts, (T,) each.
-        tokens: Tokens of each answer.
     """
+    lm, tokens = decoder.lm, min(TOKENS, decoder.max_new_tokens)
     answer = prompts[0][-tokens:].tolist()  # any tokens will do
-    decoder = Decoder(lm, encode_prefix(lm, shot_ids[:SHOTS]), tokens)
+    short = Decoder(lm, encode_prefix(lm, shot_ids[:SHOTS]), tokens)
     parts = [prompt[-length:] for prompt, length in zip(prompts[1:], LENGTHS, strict=False)] + [prompts[0]]
     embeds = [lm.embed(part) for part in parts]
     from_plain = [
         _distance(after.answer_logits([one], [answer])[0], _plain_logits(lm, torch.cat([before, ids]), answer))
         for after, before, one, ids in (
-            (Decoder(lm, prefix, tokens), shot_ids, embeds[-1], parts[-1]),
-            (decoder, shot_ids[:SHOTS], embeds[0], parts[0]),
+            (decoder, shot_ids, embeds[-1], parts[-1]),
+            (short, shot_ids[:SHOTS], embeds[0], parts[0]),
         )
     ]
-    outputs, _ = decoder.decode(embeds)
-    end = min(decoder.end_ids, default=0)
-    answers = [[*output.token_ids, *([] if output.cut_off else [end])][:tokens] for output in outputs]
-    in_batch = decoder.answer_logits(embeds, answers)
-    alone = [decoder.answer_logits([one], [answer])[0] for one, answer in zip(embeds, answers, strict=True)]
+    outputs, _ = short.decode(embeds)
+    ends = sorted(short.end_ids) or [0]
+    # The ids that each token may be: an empty answer is one of the end tokens.
+    chosen = [[[token] for token in output.token_ids] or [ends] for output in outputs]
+    answers = [[tokens[0] for tokens in answer] for answer in chosen]
+    in_batch = short.answer_logits(embeds, answers)
+    alone = [short.answer_logits([one], [answer])[0] for one, answer in zip(embeds, answers, strict=True)]
     return DecodingProbe(
         from_plain=max(from_plain),
         from_alone=max(_distance(one, other) for one, other in zip(in_batch, alone, strict=True)),
-        gap=max(_gap(logits, answer) for logits, answer in zip(alone, answers, strict=True)),
+        gap=max(_gap(logits, answer) for logits, answer in zip(alone, chosen, strict=True)),
     )
 
 
@@ -117,7 +111,11 @@ def _distance(logits: Tensor, expected: Tensor) -> float:
     return float((centred - right).norm() / right.norm().clamp_min(1e-30))
 
 
-def _gap(logits: Tensor, answer: Sequence[int]) -> float:
-    """Return how far the tokens of an answer are below the best ones, in standard deviations of the logits."""
-    chosen = logits.gather(1, torch.tensor(answer, device=logits.device)[:, None])[:, 0]
-    return float(((logits.amax(dim=-1) - chosen) / logits.std(dim=-1)).max())
+def _gap(logits: Tensor, chosen: Sequence[Sequence[int]]) -> float:
+    """Return how far the tokens of an answer are below the best ones, in standard deviations of the logits.
+
+    Args:
+        logits: Logits from which the tokens are chosen, (tokens, V).
+        chosen: For each token the ids that it may be.
+    """
+    return max(float((row.amax() - row[list(ids)].amax()) / row.std()) for row, ids in zip(logits, chosen, strict=True))

@@ -181,7 +181,7 @@ def prepare_with(lm: LanguageModel, dataset: Dataset, settings: Settings, block_
         too_long=[prompt.example.id for prompt in prompts if len(prompt.token_ids) > room],
         warnings=[
             *detectors.shots_leak(shots, examples),
-            *check_decoding(lm, prefix, shot_ids, fitting, settings.max_new_tokens),
+            *check_decoding(decoder, shot_ids, fitting),
         ],
         settings=settings,
         block_size=block_size,

@@ -24,8 +24,10 @@ Outputs = Callable[[Sequence[RepairedSpan]], list[Tensor]]
 CHECKED = 4  # examples that are checked
 LOOKED_UP = 32  # rows that are compared with their nearest tokens
 CALLS = 8  # calls with one input that tell a state from noise
-# Kinds of the findings about spans, which an extended result keeps.
+# Kinds of the findings about spans, which an extended result keeps: the first examples are not evaluated again.
 SPAN_FINDINGS = (
+    "same_output",
+    "dtype_changed",
     "unseeded",
     "state",
     "leaks_tokens",

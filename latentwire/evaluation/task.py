@@ -16,6 +16,7 @@ from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.metrics import ANSWER_METRICS, Scoring
 from latentwire.evaluation.request import Request, read
 from latentwire.evaluation.setup import FIRST_BLOCK, EvaluationSetup, prepare, scrambled, without_passages
+from latentwire.evaluation.span_checks import SPAN_FINDINGS
 from latentwire.harness.device import accelerator_state, describe_machine
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
@@ -229,8 +230,10 @@ def _add_earlier(before: EvaluationResult | None, measured: Measured) -> None:
         timing["positions"] += earlier["positions"]
         measured["time_sec"] = round(before["time_sec"] + measured["time_sec"], 3)
         # Findings about all answers come from the extended result alone.
-        kept = [one for one in before["warnings"] if one["kind"] in ("same_output", "dtype_changed")]
+        kept = [one for one in before["warnings"] if one["kind"] in SPAN_FINDINGS]
         measured["warnings"] = kept + [one for one in measured["warnings"] if one not in kept]
+        if "sketch" in before:
+            measured["sketch"] = before["sketch"]
     timing["examples_per_sec"] = round(measured["num_samples"] / measured["time_sec"], 3)
 
 
