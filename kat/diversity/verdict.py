@@ -24,7 +24,8 @@ from kat.diversity.report import (
 )
 from latentwire.harness.errors import UserError
 from latentwire.stats.comparison import corrected
-from latentwire.stats.intervals import mean_over_runs, t_quantile
+from latentwire.stats.intervals import t_quantile
+from latentwire.stats.seeds import mean_over_seeds
 
 FEW = 10  # runs of each arm; the report points out smaller numbers
 
@@ -72,7 +73,7 @@ def require_alike(reports: Mapping[str, DiversityResult]) -> None:
 
 
 def pool(reports: Sequence[DiversityResult]) -> list[PooledComparison]:
-    """Return every comparison over the runs: mean differences with Student's intervals.
+    """Return every comparison over the runs: mean differences with intervals by `mean_over_seeds`.
 
     Args:
         reports: At least two reports that pass `require_alike`.
@@ -116,7 +117,7 @@ def _pooled_rows(tables: Sequence[Sequence[ArmRow]]) -> list[PooledRow]:
             "p_holm": over.p_holm,
             "runs": [row["difference"] for row in runs],
         }
-        for runs, over in zip(rows, corrected(mean_over_runs(differences)), strict=True)
+        for runs, over in zip(rows, corrected(mean_over_seeds(differences)), strict=True)
     ]
 
 
@@ -136,9 +137,9 @@ def verdict_summary(comparisons: Sequence[PooledComparison], metrics: Metrics, c
         sentences += [_differences(each, metrics, count) for each in matched]
         if count < FEW:
             sentences.append(
-                f"{count} runs of each arm are few: the interval extends {t_quantile(0.95, count - 1):.1f} standard "
-                "errors to each side. Only differences far above the variation between seeds can be shown, and absence "
-                "of evidence is not evidence of absence."
+                f"{count} runs of each arm are few: the interval extends about {t_quantile(0.95, count - 1):.1f} "
+                "standard errors to each side. Only differences far above the variation between seeds can be shown, "
+                "and absence of evidence is not evidence of absence."
             )
         sentences.append("All runs answered the same prompts with the same random numbers, so these intervals do not "
                          "cover the variation between prompts.")  # fmt: skip
@@ -189,9 +190,9 @@ def verdict_markdown(result: VerdictResult) -> str:
         "## Method",
         "",
         "Each pair of runs gives one difference for each metric, from its diversity.json. Brackets contain the 95% "
-        "interval of the mean difference by Student's t with n - 1 degrees of freedom. It assumes independent pairs "
-        "and normal differences. p-values are corrected by Holm over the metrics of a table; a star marks values below "
-        ".05. If all differences of a metric are equal, p is 1.",
+        "interval of the mean difference by Student's t with n - 1 degrees of freedom, with half of the observed "
+        "skewness corrected (Hall 1992). It assumes independent pairs. p-values are corrected by Holm over the metrics "
+        "of a table; a star marks values below .05. If all differences of a metric are equal, p is 1.",
         "",
         *(f"- {name}" for name in result["reports"]),
         "",

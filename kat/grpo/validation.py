@@ -20,8 +20,9 @@ from kat.grpo.policy import Policy, PolicyRow, micro_batches
 from kat.grpo.rollout import Sampling
 from kat.records import AnsweredCompletion, AnsweredPrompt, PolicyEvaluation
 from latentwire.harness.gather import gather_from_all
-from latentwire.stats.comparison import compare_paired
-from latentwire.stats.intervals import resampled_means
+from latentwire.stats.clusters import Clusters
+from latentwire.stats.comparison import paired_differences
+from latentwire.stats.seeds import interval_over_clusters
 
 
 @torch.no_grad()
@@ -106,12 +107,15 @@ def mean_rewards(answered: Sequence[AnsweredPrompt]) -> list[float]:
 
 
 def evaluate_policy(answered: Sequence[AnsweredPrompt], before: Sequence[float], seed: int) -> PolicyEvaluation:
-    """Return the mean reward and its paired gain since before training, with 95% bootstrap intervals over prompts.
+    """Return the mean reward and its paired gain since before training, with 95% intervals over prompts.
+
+    The reward has Student's interval with half of the observed skewness corrected, the gain the interval of random
+    flips of signs.
 
     Args:
         answered: Result of `HeldOutPrompts.answer`.
         before: Mean rewards of the same N prompts before training.
-        seed: Seed of the resampling.
+        seed: Seed of the flips.
 
     Returns:
         reward, gain and their intervals, length (tokens), truncated (share), and the numbers of prompts and
@@ -119,13 +123,12 @@ def evaluate_policy(answered: Sequence[AnsweredPrompt], before: Sequence[float],
         reference policy also kl, the mean divergence from the policy before training in nats a token.
     """
     now = np.array(mean_rewards(answered))
-    low, high = np.quantile(resampled_means(now[None], seed)[0], [0.025, 0.975])
-    gain = compare_paired(now[None], np.asarray(before, dtype=np.float64), seed)[0]
+    (gain,) = paired_differences(now[None], np.asarray(before, dtype=np.float64), seed)
     completions = [c for row in answered for c in row["completions"]]
     tokens = sum(c["tokens"] for c in completions)
     found: PolicyEvaluation = {
         "reward": float(now.mean()),
-        "reward_interval": [float(low), float(high)],
+        "reward_interval": list(interval_over_clusters(now, Clusters.single(len(now)))),
         "gain": gain.difference,
         "gain_interval": list(gain.interval),
         "length": float(np.mean([c["tokens"] for c in completions])),

@@ -1,4 +1,4 @@
-"""95% intervals of means: Wilson, bootstrap and Student's t. Main entry: `mean_interval()`."""
+"""95% intervals of means, bootstrap means and quantiles of Student's t. Main entry: `mean_interval()`."""
 
 from __future__ import annotations
 
@@ -71,27 +71,6 @@ def wilson_interval(successes: float, count: float, z: float = 1.959963984540054
     centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half_width = z / (1 + z * z / count) * (rate * (1 - rate) / count + z * z / (4 * count * count)) ** 0.5
     return max(0.0, centre - half_width), min(1.0, centre + half_width)
-
-
-def mean_over_runs(values: Scores) -> list[Difference]:
-    """Return the mean difference of each row with its 95% interval and p-value over runs.
-
-    Both use Student's t with n - 1 degrees of freedom. It assumes independent runs and normal differences, which a few
-    runs cannot confirm. If all values of a row are equal, the interval collapses to the mean and p = 1.
-
-    Args:
-        values: One difference for each of n >= 2 runs, (S, n).
-
-    Returns:
-        One Difference for each of S rows.
-    """
-    n = values.shape[1]
-    means, errors = values.mean(axis=1), values.std(axis=1, ddof=1) / math.sqrt(n)
-    half_widths = errors * t_quantile(0.95, n - 1)
-    return [
-        Difference(float(m), (float(m - h), float(m + h)), 1 - t_within(abs(float(m / e)), n - 1) if e else 1.0)
-        for m, h, e in zip(means, half_widths, np.where(np.ptp(values, axis=1) > 0, errors, 0.0), strict=True)
-    ]
 
 
 def t_within(t: float, degrees: int) -> float:
