@@ -207,6 +207,7 @@ class LatentLearning(Learning[LatentOutcome]):
         return {
             "encoder": str(folder),
             "held_out": held_out,
+            "chosen_from": len(self.history),
             "score": self.best.score,
             "scored_by": self.judge_by,
             "history": self.history,
@@ -223,7 +224,7 @@ class LatentLearning(Learning[LatentOutcome]):
 
     def report(self, result: LatentOutcome) -> Mapping[str, float]:
         """Log the scores of the best weights, and return them."""
-        for line in _score_lines(result["held_out"]):
+        for line in _score_lines(result["held_out"], len(result["history"])):
             log(line)
         log(f"encoder: {result['encoder']}")
         choices = repeated_choices(self.run.cfg)
@@ -257,9 +258,10 @@ def _log_data(settings: LatentSettings, data: LatentData, steps: int, updater: U
         log(f"note: {line}")
 
 
-def _score_lines(held_out: LatentEvaluation) -> Iterator[str]:
-    """Yield the held-out scores as a line of text, and a warning if the encoder has collapsed."""
-    yield f"held-out passages, epoch {held_out['epoch']}: cosine with the tokens {held_out['cosine']:.3f}" + (
+def _score_lines(held_out: LatentEvaluation, evaluations: int) -> Iterator[str]:
+    """Yield the held-out scores, which are the best of several evaluations, and a warning if the encoder collapsed."""
+    chosen = f", best of {evaluations} evaluations" if evaluations > 1 else ""
+    yield f"held-out passages, epoch {held_out['epoch']}{chosen}: cosine with the tokens {held_out['cosine']:.3f}" + (
         f", F1 {held_out['f1']:.3f} [{held_out['f1_low']:.3f}, {held_out['f1_high']:.3f}]" if "f1" in held_out else ""
     )
     if held_out["mean_pairwise_cosine"] > COLLAPSED:

@@ -28,7 +28,8 @@ class LatentOutcome(TypedDict):
     """What a run of task=latent trained."""
 
     encoder: str  # its folder
-    held_out: LatentEvaluation  # of the best weights
+    held_out: LatentEvaluation  # of the best weights; chosen for being the highest, so too high on average
+    chosen_from: NotRequired[int]  # number of evaluations among which it is the best; 0.3.0 did not store it
     score: float
     scored_by: str  # "f1" or "cosine"
     history: list[LatentEvaluation]

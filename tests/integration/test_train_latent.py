@@ -434,8 +434,11 @@ def test_splitting_a_step_into_batches_changes_nothing(trains, tmp_path, monkeyp
 def test_the_weights_of_the_best_epoch_are_saved(trains, tmp_path, monkeypatch):
     told = iter([0.9, 0.2, 0.1, 0.9])
     monkeypatch.setattr(HeldOut, "scores", lambda *_: {"cosine": next(told), "mean_pairwise_cosine": 0.0})
-    assert trains(*QUICK, "evaluate_every=1", "out=all")[0] == 0
-    assert trains(*QUICK, "evaluate_every=1", "stop_epoch=1", "out=one")[0] == 0
+    status, _, err = trains(*QUICK, "evaluate_every=1", "out=all")
+    assert status == 0 and "held-out passages, epoch 1, best of 3 evaluations: cosine with the tokens 0.900" in err
+    status, _, err = trains(*QUICK, "evaluate_every=1", "stop_epoch=1", "out=one")
+    assert status == 0 and "held-out passages, epoch 1: cosine with the tokens 0.900" in err
+    assert [read_json(tmp_path / name / "result.json")["chosen_from"] for name in ("all", "one")] == [3, 1]
     ours, theirs = weights_in(tmp_path / "all"), weights_in(tmp_path / "one")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     result = read_json(tmp_path / "one/result.json")
