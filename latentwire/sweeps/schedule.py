@@ -53,7 +53,7 @@ ALWAYS = (BASELINE, AUTO)  # families that are never left out
 TIME_MODEL = (
     "seconds for each job and each of its examples, measured in this sweep: first on the clean control, then on the "
     "whole last round. Identical inputs are decoded once and cost little. The budget includes loading, saving and "
-    "tracking, but not the analysis at the end"
+    "tracking, but not the scrambled control of each source and the analysis at the end"
 )
 BIAS = (
     "The transforms that continue score too high on the examples that decided it. So the scores of those that went on "

@@ -136,7 +136,7 @@ def test_finished_configurations_are_not_run_again_unless_forced(cli):
     before = read_json("outputs/smoke/summary.json")
     written = Path("outputs/smoke/baseline.json").stat().st_mtime_ns
     _, _, err = cli(*command)
-    assert err.count("(finished before)") == 4  # with the empty context and the random tokens
+    assert err.count("(finished before)") == 5  # with the empty context, random tokens and the scrambled control
     assert Path("outputs/smoke/baseline.json").stat().st_mtime_ns == written
     assert read_json("outputs/smoke/summary.json") == before
     _, _, err = cli(*command, "force=true")
@@ -225,7 +225,9 @@ def test_a_sweep_runs_controls_and_does_not_count_them(cli):
     assert status == 0
     summary = read_json("outputs/smoke/summary.json")
     assert (summary["total_experiments"], summary["successful"]) == (16, 16)
-    assert [(c["name"], c["control"], c["variant"]) for c in summary["controls"]] == [
+    unscrambled = [control for control in summary["controls"] if control["control"] != "scrambled"]
+    assert len(summary["controls"]) - len(unscrambled) == 2  # one for each seed
+    assert [(c["name"], c["control"], c["variant"]) for c in unscrambled] == [
         ("control_clean@seed0", "clean", "@seed0"),
         ("control_empty@seed0", "empty", "@seed0"),
         ("control_clean@seed1", "clean", "@seed1"),
@@ -258,7 +260,8 @@ def test_a_sweep_runs_controls_and_does_not_count_them(cli):
 def test_the_baseline_on_text_is_its_own_clean_control(cli):
     cli(*PAIR, *SMALL)
     summary = read_json("outputs/smoke/summary.json")
-    assert [control["name"] for control in summary["controls"]] == ["control_empty", "control_random"]
+    names = ["control_empty", "control_random", "control_scrambled_rms_scale1.0"]
+    assert [control["name"] for control in summary["controls"]] == names
     assert summary["analysis"]["groups"][0]["controls"]["clean"]["name"] == "baseline"
     assert not Path("outputs/smoke/control_clean.json").exists()
 
@@ -350,7 +353,7 @@ def test_random_tokens_are_a_control_unless_in_the_sweep(cli):
     arguments = [*SMALL, "embed_source=text,scaled", "min_clean_score=0"]
     assert cli("-m", *arguments, "embed_transform=baseline,rms_matching")[0] == 0
     summary = read_json("outputs/single/summary.json")
-    assert [(c["name"], c["control"], c["source"]) for c in summary["controls"]] == [
+    assert [(c["name"], c["control"], c["source"]) for c in summary["controls"] if c["control"] != "scrambled"] == [
         ("control_empty", "empty", "text"), ("control_random", "random", "text"),
     ]  # fmt: skip
     for group in summary["analysis"]["groups"]:
