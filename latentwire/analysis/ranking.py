@@ -31,6 +31,7 @@ from latentwire.analysis.controls import (
     is_clean,
     is_supervised,
 )
+from latentwire.analysis.draws import between_draws
 from latentwire.analysis.findings import joined_findings
 from latentwire.analysis.ladder import Ladder
 from latentwire.analysis.matrix import make_atlas
@@ -85,21 +86,22 @@ def analyze(
     comparisons = corrected_over_sources(found)
     testable = sum(difference.testable for own in found.values() for difference in own.values())
     analysed = [_analyze_group(source, comparisons, testable) for source in sources]
-    contenders = {name for source in sources for name in source.contenders()}
-    usable = [control for control in controls if succeeded(control)]
-    several = len(analysed) > 1
-    every = [result for source in sources for result in source.members]
-    evidence = {source.group: source.evidence for source in sources}
+    first = [source for source in sources if source.is_first_draw()]
+    of_first = [group for group, source in zip(analysed, sources, strict=True) if source in first]
+    contenders = {name for source in first for name in source.contenders()}
+    every = [result for source in first for result in source.members]
+    evidence = {source.group: source.evidence for source in first}
     return {
         "metric": metric,
         "min_clean_score": settings.min_clean_score,
         "target_difference": settings.target_difference,
-        "warnings": joined_findings([*results, *usable]),
+        "warnings": joined_findings([*results, *(control for control in controls if succeeded(control))]),
         "groups": analysed,
         "coverage": coverage(analysed),
-        "across": across_sources(found, contenders),
-        "atlas": make_atlas(every, analysed, evidence, ladders) if several else None,
-        "auto": judge_auto(analysed, scores, metric),
+        "across": across_sources({source.group: found[source.group] for source in first}, contenders),
+        "draws": between_draws([result for source in sources for result in source.members], analysed),
+        "atlas": make_atlas(every, of_first, evidence, ladders) if len(of_first) > 1 else None,
+        "auto": judge_auto(of_first, scores, metric),
     }
 
 
@@ -110,6 +112,10 @@ class _SourceResults:
     group: str
     members: list[ScoredResult]  # with the baseline, even if the sweep ran it as a control
     evidence: Evidence
+
+    def is_first_draw(self) -> bool:
+        """Return whether the results are of the first draw of the shots and sources, or of the only one."""
+        return self.members[0].get("draw", 0) == 0
 
     def compared(self) -> list[str]:
         """Return the names of the results that are compared with the baseline."""

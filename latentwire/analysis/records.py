@@ -187,6 +187,23 @@ class Across(TypedDict):
     alpha: float
 
 
+class DrawnRow(TypedDict):
+    """A configuration in several draws of the shots and of the seeded sources, on the same examples."""
+
+    group: str  # of the first draw
+    experiment: str
+    family: str
+    supervised: bool
+    draws: int
+    scores: list[float]  # of each draw
+    mean: float
+    spread: float  # standard deviation between the draws
+    difference: float | None  # mean difference from the baseline of the same draw
+    difference_spread: float | None
+    better: int  # draws in which it is better than the baseline
+    wins: int  # draws in which it is the winner
+
+
 class JoinedFinding(Finding):
     """A finding with all results that have it."""
 
@@ -339,6 +356,7 @@ class Analysis(TypedDict):
     groups: list[GroupAnalysis]
     coverage: Coverage
     across: Across | None  # None for one source
+    draws: list[DrawnRow]  # of a sweep with repeats
     atlas: Atlas | None
     auto: AutoGoal | None
 

@@ -23,6 +23,7 @@ from latentwire.records import (
     read_result,
     succeeded,
 )
+from latentwire.reports.draws import render_draws
 from latentwire.reports.figures import draw_all
 from latentwire.reports.goal import goal_lines, goal_on
 from latentwire.reports.panels import (
@@ -130,6 +131,7 @@ def collect(summary: Summary, answers: Answers, full: Sequence[EvaluationResult]
         "most": coverage(groups)["most"],
         "few_examples": FEW,
         "incomplete": incomplete(summary),
+        "draws": render_draws(analysis["draws"], groups),
         "across": None if analysis["across"] is None else across_line(analysis["across"]),
         "auto": _auto(analysis),
         "examples": choose_shown_examples(answers, ANSWERS, analysis["metric"]),

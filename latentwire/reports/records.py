@@ -187,6 +187,7 @@ class PageData(TypedDict):
     most: int  # largest number of examples
     few_examples: int
     incomplete: str | None
+    draws: list[str]  # lines on the spread between draws
     across: str | None  # sentence about all sources
     auto: PageAuto | None
     examples: ShownExamples

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 
 from latentwire.analysis.controls import label
-from latentwire.analysis.ranking import coverage
 from latentwire.analysis.records import (
     Across,
     Atlas,
@@ -20,7 +19,8 @@ from latentwire.analysis.records import (
     ToleranceRow,
 )
 from latentwire.analysis.verdict import DEAD
-from latentwire.records import Budget, ShownMetric
+from latentwire.records import Budget, ShownMetric, succeeded
+from latentwire.reports.draws import render_draws
 from latentwire.reports.goal import WIDTH, render_goal
 from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import FEW as FEW_EXAMPLES
@@ -34,16 +34,15 @@ OTHER_SCORES = {"f1": "F1", "em": "EM"}  # shown in every ranking, next to the p
 
 def incomplete(summary: Summary) -> str | None:
     """Return a sentence that reports missing examples, which a budget can cause, or None."""
-    found, budget = coverage(summary["analysis"]["groups"]), summary["budget"]
-    wanted = found["most"] if budget is None else budget["wanted"]
-    if not found["fewer"] and found["most"] >= wanted:
+    budget = summary["budget"]
+    counts = [result["num_samples"] for result in summary["results"] if succeeded(result)]
+    most, fewest = max(counts, default=0), min(counts, default=0)
+    fewer, wanted = sum(count < most for count in counts), most if budget is None else budget["wanted"]
+    if not fewer and most >= wanted:
         return None
-    text = f"Incomplete matrix: at most {found['most']} of {wanted} examples were evaluated"
-    if found["fewer"]:
-        text += (
-            f", and {found['fewer']} of {found['configurations']} configurations have fewer ({found['fewest']} or "
-            "more); each shows its n"
-        )
+    text = f"Incomplete matrix: at most {most} of {wanted} examples were evaluated"
+    if fewer:
+        text += f", and {fewer} of {len(counts)} configurations have fewer ({fewest} or more); each shows its n"
     return text + "."
 
 
@@ -63,8 +62,11 @@ def render(summary: Summary) -> str:
     if summary["budget"] is not None:
         lines += _render_budget(summary["budget"])
     lines += [text for text in [incomplete(summary)] if text is not None]
-    for group in analysis["groups"]:
-        lines += _render_group(group, metric) if len(analysis["groups"]) <= FEW else _render_briefly(group, metric)
+    first = {row["group"] for row in analysis["draws"]}  # sources of the first draw, in a sweep with repeats
+    shown = [group for group in analysis["groups"] if not first or group["group"] in first]
+    for group in shown:
+        lines += _render_group(group, metric) if len(shown) <= FEW else _render_briefly(group, metric)
+    lines += render_draws(analysis["draws"], shown)
     if analysis["atlas"] is not None:
         lines += _render_matrix(analysis["atlas"], metric) + _render_tolerance(analysis["atlas"], metric)
     if analysis["across"] is not None:

@@ -140,7 +140,8 @@ def analysed(stored: StoredSummary, folder: Path, settings: AnalysisSettings) ->
     )
     successful = [result for result in results if succeeded(result)]
     usable = [result for result in controls if succeeded(result)]
-    scores = {result["name"]: _scores(rows[result["name"]], metric) for result in [*successful, *usable]}
+    decided = _decided_on(stored)
+    scores = {result["name"]: _scores(rows[result["name"]], metric, decided) for result in [*successful, *usable]}
     return {
         **stored,
         "results": results,
@@ -181,8 +182,18 @@ def _rows(result: ScoredResult, folder: Path, metric: ShownMetric) -> list[Examp
     return rows
 
 
-def _scores(rows: Sequence[ExampleRow], metric: ShownMetric) -> ById:
-    """Return a result's scores of the primary metric by example. An answer without a passage is its own passage."""
+def _decided_on(stored: StoredSummary) -> int:
+    """Return how many of the first examples decided which transforms a budgeted sweep left out."""
+    halvings = [] if stored["budget"] is None else stored["budget"]["halvings"]
+    return max((halving["decided_on"] for halving in halvings), default=0)
+
+
+def _scores(rows: Sequence[ExampleRow], metric: ShownMetric, decided_on: int) -> ById:
+    """Return a result's scores of the primary metric by example. An answer without a passage is its own passage.
+
+    A result that went on after the last decision of a budgeted sweep is scored on the examples that follow it.
+    """
+    rows = rows[decided_on:] if len(rows) > decided_on else rows
     values = np.array([row["scores"][metric["name"]] for row in rows])
     scores = values if metric["higher_is_better"] else 1 - values
     return ById([row["id"] for row in rows], scores, [row.get("passage", row["id"]) for row in rows])
