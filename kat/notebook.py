@@ -75,7 +75,7 @@ def compare_completions(
         model: A causal LM of transformers, whose hidden states embed the completions.
         tokenizer: The tokenizer that counts their tokens.
         matched: Whether to cut each completion to the shorter one of both models, so that lengths do not decide.
-        seed: Seed of the bootstrap over prompts.
+        seed: Seed of the random flips of signs over prompts.
 
     Returns:
         A row for each metric: within (K completions of one prompt) and across (one completion of each prompt), with

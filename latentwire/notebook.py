@@ -148,7 +148,7 @@ def evaluate_model(
     >>> lm = load_model_by_name("tiny_random")
     >>> options, dials = EvaluationOptions(samples=4, shots=1), {"factor": 117.0}
     >>> evaluate_model(lm.model, lm.tokenizer, "scaled", "rms_scale1.0", source_dials=dials, options=options)
-    Evaluation(f1=0.000 [0.000, 0.490], n=4)
+    Evaluation(f1=0.000 [0.000, 0.717], n=4)
     """
     options = options or EvaluationOptions()
     state = accelerator_state(model.device.type)

@@ -1,7 +1,7 @@
 """Comparison of two arms prompt by prompt, with paired intervals. Main entry: `compare_arms()`.
 
-Every metric is written as one value for each prompt, with the metric as their mean. One paired bootstrap over prompts
-then gives all intervals. The levels are:
+Every metric is written as one value for each prompt, with the metric as their mean. Prompts are then the units of all
+intervals. The levels are:
 
 - "within": the diversity of the K completions of a prompt.
 - "across": the diversity of a set with one completion of each prompt, averaged over K sets. Such a set does not divide
@@ -33,8 +33,9 @@ from kat.diversity.metrics import (
 from kat.diversity.records import ArmRow, DensityThresholds
 from latentwire.harness.errors import UserError
 from latentwire.stats.comparison import compare_paired
+from latentwire.stats.seeds import mean_over_seeds
 
-MIN_GROUP = 10  # smallest number of prompts in a group; a bootstrap over fewer is unreliable
+MIN_GROUP = 10  # smallest number of prompts in a group; an interval over fewer is unreliable
 LEVELS = {
     "within": "K completions of one prompt",
     "across": "one completion of each prompt",
@@ -216,19 +217,17 @@ def rate(counts: Sequence[float], sizes: Sequence[float]) -> Array:
 def compare_arms(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: int) -> list[ArmRow]:
     """Return the metrics of two arms over the same n prompts, and second minus first, all with intervals.
 
-    The 95% intervals come from a paired bootstrap over prompts. Holm's correction covers the given metrics. A bootstrap
-    shows only (n - 1) / n of the variance (Hesterberg 2015), which matters for groups of about twenty prompts. So the
-    deviations from the mean are first multiplied by sqrt(n / (n - 1)).
+    A difference has the 95% interval and the p-value of random flips of signs over prompts. Holm's correction covers
+    the given metrics. The value of an arm has Student's interval with half of the observed skewness corrected.
 
     Args:
         first: The value of each prompt for each metric, (n,).
         second: The same for the other arm.
-        seed: The seed of the bootstrap.
+        seed: The seed of the flips.
     """
     keys = list(first)
     a, b = np.stack([first[key] for key in keys]), np.stack([second[key] for key in keys])  # (S, n)
-    n = a.shape[1]
-    rows = zip(*(compare_paired(_widened(values), np.zeros(n), seed) for values in (a, b, b - a)), strict=True)
+    rows = zip(mean_over_seeds(a), mean_over_seeds(b), compare_paired(b - a, np.zeros(a.shape[1]), seed), strict=True)
     return [
         {
             "level": level,
@@ -242,10 +241,3 @@ def compare_arms(first: Mapping[Key, Array], second: Mapping[Key, Array], seed: 
         }
         for (level, name), (one, two, both) in zip(keys, rows, strict=True)
     ]
-
-
-def _widened(values: Array) -> Array:
-    """Return values (S, n) with the same means and n / (n - 1) times the variance."""
-    means = values.mean(axis=1, keepdims=True)
-    result: Array = means + (values - means) * (values.shape[1] / (values.shape[1] - 1)) ** 0.5
-    return result

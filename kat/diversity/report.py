@@ -108,9 +108,9 @@ def _method(result: DiversityResult) -> Iterator[str]:
     yield "## Method"
     yield ""
     yield (
-        "Brackets contain 95% intervals from a paired bootstrap with 10,000 resamples of the prompts. With fewer than "
-        "30 prompts they are slightly too narrow. Across prompts, each prompt is represented by its leave-one-out "
-        "pseudo-value, because drawing a prompt twice would add copies to the set. p-values are corrected by Holm over "
+        "Brackets contain 95% intervals over the prompts: of differences by random flips of signs, of single values by "
+        "Student's t with half of the observed skewness corrected. Across prompts, each prompt is represented by its "
+        "leave-one-out pseudo-value, because the set does not divide into prompts. p-values are corrected by Holm over "
         "the metrics of a table; a star marks values below .05. For matched lengths, every completion is cut to the "
         "shortest of all checkpoints with the same prompt and number. The distance and the Vendi score use embeddings "
         f"from {embedder}."

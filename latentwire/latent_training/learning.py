@@ -82,7 +82,7 @@ class LatentLearning(Learning[LatentOutcome]):
         }  # fmt: skip
         self.judge_by = spec.judge_by or ("f1" if self.loss_weights.needs_lm() else "cosine")
         self.held_out = HeldOut(
-            self.objective, self.data.held_out, self.data.shots, spec.max_new_tokens, spec.batch_tokens, self.seed
+            self.objective, self.data.held_out, self.data.shots, spec.max_new_tokens, spec.batch_tokens
         )
         self.best = _Best()
         self.history: list[LatentEvaluation] = []

@@ -33,7 +33,6 @@ class HeldOut:
         shots: Examples shown before each question, grouped by passage.
         max_new_tokens: Maximum number of tokens of an answer.
         batch_tokens: Maximum number of positions decoded at a time.
-        seed: Seed of the bootstrap.
     """
 
     def __init__(
@@ -43,10 +42,9 @@ class HeldOut:
         shots: list[list[Example]],
         max_new_tokens: int,
         batch_tokens: int,
-        seed: int,
     ) -> None:
         self.objective, self.passages, self.shots = objective, passages, shots
-        self.max_new_tokens, self.batch_tokens, self.seed = max_new_tokens, batch_tokens, seed
+        self.max_new_tokens, self.batch_tokens = max_new_tokens, batch_tokens
         self._decoder: Decoder | None = None
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from kat.diversity.comparison import (
     LEVELS,
@@ -151,7 +152,7 @@ def test_each_completion_by_hand():
 
 
 @pytest.mark.statistical
-def test_the_bootstrap_is_paired_and_gives_second_minus_first():
+def test_a_comparison_is_paired_and_gives_second_minus_first():
     draws = numbers(0)
     base = draws.normal(0, 5, 40)
     key, other = ("within", "vendi"), ("within", "ead")
@@ -160,7 +161,7 @@ def test_the_bootstrap_is_paired_and_gives_second_minus_first():
     assert row["difference"] == pytest.approx(1, abs=0.1)
     assert row["interval"][1] - row["interval"][0] < 0.1 < row["first"]["interval"][1] - row["first"]["interval"][0]
     assert row["second"]["value"] - row["first"]["value"] == pytest.approx(row["difference"])
-    assert row["p_holm"] == pytest.approx(2 * row["p_value"]) and row["p_value"] < 0.001
+    assert row["p_holm"] == row["p_value"] < 0.001  # a metric without a change does not enter the family
     assert none["difference"] == 0 and none["interval"] == [0, 0] and none["p_holm"] == 1
 
 
@@ -169,7 +170,10 @@ def test_an_interval_uses_the_std_with_n_minus_1():
     values = numbers(0).normal(size=20)
     (row,) = compare_arms({("each", "ended"): np.zeros(20)}, {("each", "ended"): values}, seed=0)
     width = row["interval"][1] - row["interval"][0]
-    assert width == pytest.approx(2 * 1.96 * values.std(ddof=1) / 20**0.5, rel=0.04)
+    assert width == pytest.approx(2 * stats.t.ppf(0.975, 19) * values.std(ddof=1) / 20**0.5, rel=0.06)
+    far = {("each", "ended"): values + 5}  # a value far from 0 is known as well as a difference
+    low, high = compare_arms(far, far, seed=0)[0]["first"]["interval"]
+    assert high - low == pytest.approx(width, rel=0.1) and low < 5 + values.mean() < high
 
 
 @pytest.mark.statistical

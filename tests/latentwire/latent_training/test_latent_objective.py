@@ -184,7 +184,7 @@ def test_held_out_questions_follow_the_shots(tiny, monkeypatch):
         return [Generated((), text, False) for text in said], False
 
     monkeypatch.setattr(Decoder, "decode", decode)
-    scores = HeldOut(objective, [PASSAGE, OTHER], SHOWN, 2, 9999, 0).scores(True, PartialState(cpu=True))
+    scores = HeldOut(objective, [PASSAGE, OTHER], SHOWN, 2, 9999).scores(True, PartialState(cpu=True))
     assert (scores["f1"], scores["questions"]) == (1.0, 3)
     assert scores["cosine"] == pytest.approx(1)
 
@@ -194,7 +194,7 @@ def test_a_nan_held_out_latent_stops_the_run(tiny):
     with torch.no_grad():
         objective.latents.adapter.norm.bias[0] = float("nan")
     with pytest.raises(NonFiniteError, match="the held-out passage 'The ferry"):
-        HeldOut(objective, [PASSAGE, OTHER], SHOWN, 2, 9999, 0).scores(False, PartialState(cpu=True))
+        HeldOut(objective, [PASSAGE, OTHER], SHOWN, 2, 9999).scores(False, PartialState(cpu=True))
 
 
 def test_answer_targets_stop_at_answer_tokens_or_the_end(tiny):
