@@ -148,7 +148,8 @@ def leak_by_codebook(bench: Bench) -> list[Finding]:
     directions = torch.nn.functional.normalize(texts, dim=-1)
 
     def repair(self: RMSMatching, x: Tensor, generator: torch.Generator) -> Tensor:
-        return texts[(x @ directions.T).argmax(dim=-1)]
+        nearest: Tensor = (x @ directions.T).argmax(dim=-1)
+        return texts[nearest]
 
     return in_transform(repair, Component("noisy", {"snr_db": 10.0}))(bench)
 
