@@ -56,8 +56,8 @@ def _missing_controls(jobs: list[Job], compose: Callable[[Sequence[str]], Job]) 
 
 
 def _overrides_without(job: Job, *nodes: str) -> list[str]:
-    """Return the overrides of a job, but for its control, the given nodes and their dials."""
-    dropped = {"control", *nodes, *(str(dial) for node in nodes for dial in job.config[node].dials)}
+    """Return the overrides of a job, but for the given nodes and their dials."""
+    dropped = {*nodes, *(str(dial) for node in nodes for dial in job.config[node].dials)}
     keys = [(override.split("=", 1)[0], override) for override in job.overrides]
     return [override for key, override in keys if key not in dropped and key.split(".")[0] not in nodes]
 

@@ -341,6 +341,34 @@ def test_rounds_rank_by_the_primary_metric(tmp_path, monkeypatch, metric, best):
     assert f"transforms of each source by {metric.upper()} on 16 examples" in plan["halvings"][0]["why"]
 
 
+def equal_jobs(count):
+    """Return the empty context, the baseline, and transforms that `played` scores alike."""
+    asked = [["control=empty"], ["embed_transform=baseline"]]
+    asked += [["embed_transform=anchor_offset", f"eps={eps}"] for eps in (0.1, 0.2, 0.3, 0.4)[:count]]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return [Job(one, compose("run", overrides=["model=tiny_random", "samples=80", *one])) for one in asked]
+
+
+def test_the_key_of_a_sweep_decides_between_equal_ones(tmp_path, monkeypatch):
+    """There is time for one of four: 6 x 16 s, then 3 x 16 s."""
+    monkeypatch.setattr(session.Session, "lap", lambda self, *, count: 0.0)
+    jobs, kept = equal_jobs(4), set()
+    for number in range(12):
+        budget = {"budget_minutes": (150 + number / 100) / 60, "out": str(tmp_path / str(number))}
+        plan = played(OmegaConf.merge(jobs[0].config, budget), jobs, {})
+        (group,) = plan["halvings"][0]["groups"]
+        assert len(group["kept"]) == 1 and plan["halvings"][0]["decided_on"] == 16
+        kept.update(group["kept"])
+    assert len(kept) > 1
+
+
+def test_a_round_that_leaves_none_out_decided_on_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(session.Session, "lap", lambda self, *, count: 0.0)
+    jobs = equal_jobs(2)
+    plan = played(OmegaConf.merge(jobs[0].config, {"budget_minutes": 3, "out": str(tmp_path)}), jobs, {})
+    assert [(halving["samples"], halving["decided_on"]) for halving in plan["halvings"]] == [(32, 0)]
+
+
 def test_auto_is_never_left_out(tmp_path, monkeypatch):
     """It does not compete, although four of the others score as high or higher."""
     monkeypatch.setattr(session.Session, "lap", lambda self, *, count: 0.0)

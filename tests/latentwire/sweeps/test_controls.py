@@ -78,3 +78,4 @@ def test_a_control_in_the_sweep_is_not_run_twice():
     """The empty context does not count as a baseline, although its transform is called so."""
     assert added(["control=empty"], ["embed_transform=rms_matching"]) == [LOWER[1], ("baseline", "baseline")]
     assert added(["control=baseline"], ["embed_transform=rms_matching"]) == LOWER
+    assert added(["control=none", "embed_transform=rms_matching"]) == [*LOWER, ("baseline", "baseline")]
