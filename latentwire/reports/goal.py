@@ -62,8 +62,9 @@ def goal_lines(auto: AutoGoal, metric: ShownMetric) -> list[str]:
     """
     score = metric["label"]
     words = {"met": "The goal is met", "not met": "The goal is NOT met", "undecided": "The goal is undecided"}
+    recovered = f"{len(auto['recovered'])} sources that a single transform recovers"
     lines = [f"{words[auto['met']]}: auto reaches {auto['share_wanted']:.0%} of the clean {score} on "
-             f"{len(auto['reached'])} of the {len(auto['recovered'])} sources that a single transform recovers."]  # fmt: skip
+             f"{len(auto['reached'])} of the {recovered}."]  # fmt: skip
     if auto["failed"]:
         lines.append(f"It fails on: {', '.join(auto['failed'])}.")
     if auto["auto_alone"]:

@@ -44,8 +44,8 @@ def ranking_table(analysis: Analysis) -> Table:
                "f1", "em", "empty_rate", "recovered", "difference", "p_holm", "verdict", "supervised"]  # fmt: skip
     rows: list[list[object]] = [
         [group["group"], rank, row["name"], row["family"], row["score"], *row["score_interval"],
-         None if row["cross_fit"] is None else row["cross_fit"]["score"], row["num_samples"], row["f1"], row["em"], row["empty_rate"], row["recovered"], row["difference"], row["p_holm"], row["verdict"],
-         row["supervised"]]
+         None if row["cross_fit"] is None else row["cross_fit"]["score"], row["num_samples"], row["f1"], row["em"],
+         row["empty_rate"], row["recovered"], row["difference"], row["p_holm"], row["verdict"], row["supervised"]]
         for group in analysis["groups"]
         for rank, row in enumerate(group["ranking"], 1)
     ]  # fmt: skip

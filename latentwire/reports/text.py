@@ -70,7 +70,7 @@ def render(summary: Summary) -> str:
     if analysis["atlas"] is not None:
         lines += _render_matrix(analysis["atlas"], metric) + _render_tolerance(analysis["atlas"], metric)
     if analysis["across"] is not None:
-        lines += ["", across_line(analysis["across"])]
+        lines += ["", *textwrap.wrap(across_line(analysis["across"]), 100)]
     if analysis["auto"] is not None:
         lines += render_goal(analysis["auto"], metric)
     return "\n".join(lines)
@@ -265,8 +265,8 @@ def _render_matrix(atlas: Atlas, metric: ShownMetric) -> list[str]:
     lines = ["", f"=== the matrix: {metric['label']} by source and transform ===", ""]
     best = f"the configuration of each family with the highest mean {metric['label']}"
     lines += [
-        f"{best}, chosen on half of the passages and scored on the other half",
-        "matrix.csv has all configurations",
+        f"{best},",
+        "chosen on half of the passages and scored on the other half; matrix.csv has all configurations",
         "",
     ]
     lines += [f"  {letter}  {label(atlas['transforms'][place])}" for letter, place in zip(letters, places, strict=True)]

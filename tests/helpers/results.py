@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from latentwire.analysis.controls import ById
 from latentwire.records import FORMAT
 
 COUNT = 200
@@ -30,13 +32,20 @@ def result_of(family: str, name: str, values: np.ndarray, group: str, **more: ob
     }  # fmt: skip
 
 
+def scored(values: np.ndarray, ids: Sequence[str] = IDS, passages: Sequence[str] | None = None) -> ById:
+    """Return the scores of the first examples; each is about a passage of its own unless `passages` are given."""
+    own = list(ids[: len(values)])
+    return ById(own, values, own if passages is None else list(passages[: len(values)]))
+
+
 def summary_with(analysis: dict, results: list[dict] | None = None) -> dict:
     """Return a summary with an analysis; without `results`, only its counts are as in a real one."""
     count = sum(len(group["ranking"]) for group in analysis["groups"])
     return {
         "format": FORMAT, "sweep": "s", "command": "python run.py", "primary_metric": analysis["metric"],
         "total_experiments": count, "successful": count, "failed": 0, "results": results or [], "controls": [],
-        "sorted_by_f1": [], "sorted_by_score": [], "budget": None, "analysis": analysis,
+        "sorted_by_f1": [], "sorted_by_score": [], "budget": None, "analysis": analysis, "part": None, "samples": 200,
+        "seed": 3, "shots_seed": 3,
     }  # fmt: skip
 
 

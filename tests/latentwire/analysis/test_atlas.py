@@ -15,7 +15,7 @@ from latentwire.analysis.tolerance import crossing, tolerance_table
 from latentwire.records import F1
 from latentwire.reports.text import render, tolerated
 from tests.helpers.random import numbers
-from tests.helpers.results import COUNT, IDS, result_of, right, summary_with
+from tests.helpers.results import COUNT, result_of, right, scored, summary_with
 
 LADDERS = (
     Ladder("snr_db", "dB", "linear", rising=False, clean=None, source="noisy"),
@@ -38,11 +38,11 @@ def analysis_of(
         for family, f1 in row.items():
             name = family if source == "text" else f"{family}@{group}"
             values = right(f1, (counts or {}).get(name, COUNT))
-            scores[name] = (IDS[: len(values)], values)
+            scores[name] = scored(values)
             dials = {} if level is None else {dial[source]: level}
             results.append(result_of(family, name, values, group, experiment=family, source=source, source_dials=dials))
     control = result_of("baseline", "control_empty", right(empty), "text", control="empty", variant="")
-    scores["control_empty"] = (IDS, right(empty))
+    scores["control_empty"] = scored(right(empty))
     return analyze(results, scores, [control], AnalysisSettings(0.1, 0.05), F1, LADDERS)
 
 
@@ -136,7 +136,7 @@ def test_a_supervised_chain_does_not_represent_its_family():
         for group in "xy"
         for family, experiment, f1 in (("baseline", "b", 0.2), ("chain", "seen", 0.9), ("chain", "blind", 0.5))
     ]  # fmt: skip
-    scores = {result["name"]: (IDS, right(result["f1"])) for result in results}
+    scores = {result["name"]: scored(right(result["f1"])) for result in results}
     atlas = analyze(results, scores, [], AnalysisSettings(0.1, 0.05), F1, LADDERS)["atlas"]
     assert atlas["columns"] == ["b", "seen", "blind"]
     assert [transform["supervised"] for transform in atlas["transforms"]] == [False, True, False]
@@ -151,7 +151,7 @@ def test_the_interval_covers_the_level_as_often_as_stated():
     held = 0
     for _ in range(60):
         answered = generator.random((3, COUNT)) < np.array([[0.8], [0.6], [0.2]])
-        scores = {name: (IDS, row.astype(float)) for name, row in zip("tab", answered, strict=True)}
+        scores = {name: scored(row.astype(float)) for name, row in zip("tab", answered, strict=True)}
         results = [result_of("baseline", "t", scores["t"][1], "text", source_dials={})]
         for name, level in (("a", 6.0), ("b", 0.0)):
             dials = {"snr_db": level}
@@ -261,7 +261,7 @@ def test_one_configuration_represents_each_family():
         for experiment, f1 in row.items()
         for family in [{"b": "baseline"}.get(experiment, "nearest_k")]
     ]
-    scores = {result["name"]: (IDS, right(result["f1"])) for result in results}
+    scores = {result["name"]: scored(right(result["f1"])) for result in results}
     assert analyze(results, scores, [], AnalysisSettings(0.1, 0.05), F1, LADDERS)["atlas"]["columns"] == ["b", "k2"]
 
 
@@ -290,7 +290,7 @@ def test_the_ladders_of_two_seeds_are_kept_apart():
     for variant, f1s in (("@seed0", (0.8, 0.6, 0.2)), ("@seed1", (0.8, 0.5, 0.1))):
         for level, f1 in zip((None, 6.0, 0.0), f1s, strict=True):
             name, values = f"{level}{variant}", right(f1)
-            scores[name] = (IDS, values)
+            scores[name] = scored(values)
             about = {"source": "text"} if level is None else {"source": "noisy", "source_dials": {"snr_db": level}}
             results.append(result_of("baseline", name, values, name, experiment="baseline", variant=variant) | about)
     found = analyze(results, scores, [], AnalysisSettings(0.1, 0.05), F1, LADDERS)["atlas"]["tolerance"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
 from latentwire.analysis import records
+from latentwire.analysis.confirmation import confirmations
 from latentwire.analysis.controls import AnalysisSettings
 from latentwire.analysis.ladder import Ladder
 from latentwire.analysis.ranking import analyze
@@ -14,9 +17,11 @@ from latentwire.reports import records as page_records
 from latentwire.reports.html import collect
 from latentwire.reports.tables import tables
 from latentwire.reports.text import render
+from latentwire.stats.formatting import format_score
+from latentwire.stats.intervals import mean_interval
 from tests.helpers.random import numbers
 from tests.helpers.records import mismatches
-from tests.helpers.results import IDS, result_of, right, summary_with
+from tests.helpers.results import IDS, result_of, right, scored, summary_with
 
 WER = {"name": "wer", "label": "1 - WER", "higher_is_better": False}
 EM = {"name": "em", "label": "exact match", "higher_is_better": True}
@@ -51,7 +56,7 @@ def analysis_by(metric: dict, means: dict, empty: float, other: dict[str, float]
         group = source if level is None else f"{source}{level}"
         name = family if source == "text" else f"{family}@{group}"
         values = right(mean)
-        scores[name] = (IDS, values if metric["higher_is_better"] else 1 - values)
+        scores[name] = scored(values if metric["higher_is_better"] else 1 - values)
         result = result_of(family, name, right((other or {}).get(family, 0.5)), group, experiment=family, source=source)
         result["source_dials"] = {} if level is None else {"snr_db": level}
         result["scores"][metric["name"]] = {"mean": mean, "interval": (mean - 0.02, mean + 0.08)}
@@ -69,13 +74,16 @@ def test_with_an_error_rate_the_lowest_wins():
     assert [row["experiment"] for row in milder["ranking"]] == ["auto", "nearest_k", "baseline"]
     best = milder["ranking"][0]
     assert best["score"] == pytest.approx(0.85) and best["f1"] == pytest.approx(0.1)
-    assert best["score_interval"] == pytest.approx((0.77, 0.87))  # the ends of .13 to .23 swap
+    low, high = mean_interval(right(0.15))
+    assert best["score_interval"] == pytest.approx((1 - high, 1 - low))  # the ends of the error rate swap
     assert best["difference"] == pytest.approx(0.45)
     assert milder["baseline_score"] == pytest.approx(0.4)
     assert milder["controls"]["clean"]["score"] == pytest.approx(0.9)
     assert milder["controls"]["lower"][0]["score"] == pytest.approx(0.05)
     assert best["recovered"] == pytest.approx(0.8 / 0.85)
-    assert milder["verdict"].startswith("auto is best: 1 - WER .850, baseline .400")
+    shown = f"{format_score(1 - high)}, {format_score(1 - low)}"
+    assert milder["verdict"].startswith("auto is best of 2: 1 - WER .8")
+    assert milder["verdict"].endswith("baseline .400, level with nearest_k.") and shown
     assert text["winner"] is None
 
 
@@ -91,8 +99,9 @@ def test_an_error_rate_orients_matrix_tolerance_and_goal():
     assert baseline["scores"] == pytest.approx([0.4, 0.1])
     assert baseline["status"] == "before"  # .4 at the first level is below the half of .9
     milder = auto["sources"][1]
-    assert (milder["best"], milder["best_score"]) == ("nearest_k", pytest.approx(0.8))
-    assert (milder["auto_score"], milder["share"]) == (pytest.approx(0.85), pytest.approx(0.85 / 0.9))
+    assert (milder["best"], milder["best_share"]["score"]) == ("nearest_k", pytest.approx(0.8))
+    share = milder["auto_share"]
+    assert (share["score"], share["share"]) == (pytest.approx(0.85), pytest.approx(0.85 / 0.9))
     assert "of the clean 1 - WER" in auto["definition"]
 
 
@@ -110,12 +119,12 @@ def test_the_text_names_the_primary_metric():
     text = render(summary_with(analysis))
     heads = [line for line in text.splitlines() if "95% interval" in line and "empty" in line]
     assert all(line.split()[:6] == ["exact", "match", "95%", "interval", "F1", "empty"] for line in heads)
-    first = next(line for line in text.splitlines() if line.startswith("  1 auto "))
+    first = next(line for line in text.splitlines() if line.startswith("  1xauto "))
     assert [first[heads[0].index(name) :].split()[0] for name in ("exact match", "F1")] == [".900", ".300"]
     for shown in (
         "Baseline exact match > 0.5", "Upper control  baseline exact match .900", "80% of the baseline's exact match",
         "(exact match - empty) / (clean - empty)", "=== the matrix: exact match by source and transform ===",
-        "highest mean exact match", "where exact match falls to half", "90% of the clean exact match if one",
+        "highest mean exact match", "where exact match falls to half", "90% of the clean exact match, if one",
         "Harm on clean text (text, n=200): exact match",
     ):  # fmt: skip
         assert shown in " ".join(text.split()) or shown in text, shown
@@ -126,7 +135,7 @@ def test_f1_and_em_stand_next_to_a_third_metric():
     analysis, scores = analysis_by(WER, {("text", None): {"baseline": 0.1, "nearest_k": 0.2}}, 0.9)
     (head,) = [line for line in render(summary_with(analysis)).splitlines() if "95% interval" in line]
     assert head.split()[:7] == ["1", "-", "WER", "95%", "interval", "F1", "EM"]
-    assert scores["baseline"][1].mean() == pytest.approx(0.9)
+    assert scores["baseline"].scores.mean() == pytest.approx(0.9)
 
 
 def test_the_ranking_table_has_the_score_and_f1():
@@ -138,7 +147,8 @@ def test_the_ranking_table_has_the_score_and_f1():
     columns, rows = found["ranking"]
     first = dict(zip(columns, rows[0], strict=True))
     assert (first["score"], first["f1"]) == (pytest.approx(0.9), pytest.approx(0.5))
-    assert (first["score_low"], first["score_high"]) == pytest.approx((0.82, 0.92))
+    assert (first["score_low"], first["score_high"]) == pytest.approx(mean_interval(1 - right(0.1)))
+    assert first["cross_fit"] is None  # the baseline was not chosen
     columns, (row,) = found["controls"]
     assert dict(zip(columns, row, strict=True))["score"] == pytest.approx(0.1)
     columns, (row,) = found["examples"]
@@ -148,6 +158,7 @@ def test_the_ranking_table_has_the_score_and_f1():
 # --- records ----------------------------------------------------------------------------------------------------
 
 
+@functools.cache  # tests only read it
 def rich_summary() -> tuple[dict, dict[str, list[dict]]]:
     """Return a summary whose analysis contains every kind of record, and its predictions."""
     generator = numbers(0)
@@ -159,11 +170,11 @@ def rich_summary() -> tuple[dict, dict[str, list[dict]]]:
     def add(family: str, name: str, source: str, level: float | None, values: np.ndarray, **more: object) -> dict:
         dials = {} if level is None else {{"noisy": "snr_db", "mixed": "rate"}[source]: level}
         group = source if level is None else f"{source}{level}"
-        scores[name] = (IDS[: len(values)], values)
+        scores[name] = scored(values)
         answers[name] = [
             {"id": i, "question": "?", "references": ["a"], "prediction": "p", "f1": value, "em": 0.0,
              "scores": {"f1": value, "em": 0.0}, "cut_off": False, "change": 0.5}
-            for i, value in zip(*scores[name], strict=True)
+            for i, value in zip(IDS, values, strict=False)
         ]  # fmt: skip
         return result_of(family, name, values, group, source=source, source_dials=dials, **more)
 
@@ -179,13 +190,20 @@ def rich_summary() -> tuple[dict, dict[str, list[dict]]]:
             values = (generator.random(count) < share).astype(float)
             results.append(add(family, f"{experiment}@{source}{level}", source, level, values, experiment=experiment,
                                dials=dials, fit=fit, warnings=finding))  # fmt: skip
+    for family in ("baseline", "auto"):
+        values = (generator.random(len(IDS)) < 0.8).astype(float)
+        again = add(family, f"{family}@draw1", "text", None, values, experiment=family, variant="@draw1", draw=1)
+        results.append(again | {"group": "text@draw1"})
     control = add("baseline", "control_empty", "text", None, right(0.05), control="empty")
     head = ("format", "name", "experiment", "family", "dials", "source", "source_dials", "group", "variant", "control",
             "config_hash", "model", "model_id", "data", "num_examples", "seed", "dtype", "device", "processes",
             "git_commit")  # fmt: skip
     failed = {key: results[-1][key] for key in head} | {"name": "broken", "status": "failed", "error": "k=0: too low"}
     analysis = analyze(results, scores, [control], SETTINGS, F1, [NOISY, MIXED])
-    halving = {"round": 1, "samples": 8, "why": "Time.",
+    confirmed = confirmations(analysis["groups"], analysis["groups"])
+    for group in analysis["groups"]:
+        group["confirmation"] = confirmed.get(group["group"])
+    halving = {"round": 1, "samples": 8, "decided_on": 8, "why": "Time.",
                "groups": [{"group": "text", "names": ["a"], "kept": ["a"], "left_out": ["b"]}]}  # fmt: skip
     budget = {"key": "k", "minutes": 30.0, "configurations": 9, "wanted": 200, "first": 16, "samples": 200,
               "estimate": {"names": ["baseline"], "samples": 16, "seconds_per_example": 0.1}, "stopped": "done",

@@ -1,4 +1,4 @@
-"""Clusters of examples: sums, variances, resampling and halves against hand computation and theory."""
+"""SampledClusters of examples: sums, variances, resampling and halves against hand computation and theory."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latentwire.stats import clusters as module
-from latentwire.stats.clusters import RESAMPLES, Clusters
+from latentwire.stats.clusters import RESAMPLES, SampledClusters
 from latentwire.stats.intervals import resampled_means
 from tests.helpers.random import numbers
 
@@ -22,42 +22,42 @@ SCORES = np.array([[1.0, 0.0, 1.0, 0.5, 0.0, 0.5], [0.0, 1.0, 0.5, 0.0, 0.0, 1.0
 
 
 def test_sums_and_sizes_by_hand():
-    clusters = Clusters(LABELS)
+    clusters = SampledClusters(LABELS)
     assert (clusters.count, clusters.examples, clusters.sizes.tolist()) == (3, 6, [2.0, 1.0, 3.0])
     np.testing.assert_allclose(clusters.sums(SCORES), [[2.0, 0.0, 1.0], [0.5, 1.0, 1.0]])
-    np.testing.assert_array_equal(Clusters.single(6).sums(SCORES), SCORES)
+    np.testing.assert_array_equal(SampledClusters.single(6).sums(SCORES), SCORES)
 
 
 def test_labels_may_be_of_any_kind_and_in_any_order():
-    np.testing.assert_allclose(Clusters([7, "x", 7]).sums(np.array([[1.0, 2.0, 4.0]])), [[5.0, 2.0]])
+    np.testing.assert_allclose(SampledClusters([7, "x", 7]).sums(np.array([[1.0, 2.0, 4.0]])), [[5.0, 2.0]])
 
 
 def test_variances_are_those_of_a_ratio_estimator():
     """The ratio of cluster totals to cluster sizes, as in Cochran 6.3: means 1/2 and 5/12 by hand."""
     first = ((2 - 2 * 0.5) ** 2 + (0 - 0.5) ** 2 + (1 - 3 * 0.5) ** 2) * 3 / 2 / 36
     second = ((0.5 - 2 * 5 / 12) ** 2 + (1 - 5 / 12) ** 2 + (1 - 3 * 5 / 12) ** 2) * 3 / 2 / 36
-    np.testing.assert_allclose(Clusters(LABELS).variances(SCORES), [first, second])
+    np.testing.assert_allclose(SampledClusters(LABELS).variances(SCORES), [first, second])
 
 
 def test_variances_of_single_examples_are_those_of_a_mean():
     scores = like_f1(40)[None]
-    np.testing.assert_allclose(Clusters.single(40).variances(scores), scores.var(axis=1, ddof=1) / 40)
-    assert Clusters(["a"] * 40).variances(scores).tolist() == [math.inf]
+    np.testing.assert_allclose(SampledClusters.single(40).variances(scores), scores.var(axis=1, ddof=1) / 40)
+    assert SampledClusters(["a"] * 40).variances(scores).tolist() == [math.inf]
 
 
 def test_design_effects_of_single_and_of_identical_examples():
     scores = like_f1(50)
-    single, fourfold = Clusters.single(50), Clusters(np.repeat(np.arange(50), 4).tolist())
+    single, fourfold = SampledClusters.single(50), SampledClusters(np.repeat(np.arange(50), 4).tolist())
     np.testing.assert_allclose(single.design_effects(scores[None]), [1.0])
     # s² over 50 clusters against s² over 200 examples: 4 but for the two degrees of freedom
     np.testing.assert_allclose(fourfold.design_effects(np.repeat(scores, 4)[None]), [4 * (199 / 200) / (49 / 50)])
     np.testing.assert_allclose(fourfold.design_effects(np.full((1, 200), 0.3)), [1.0])
-    assert Clusters(["a"]).design_effects(np.array([[0.5]])).tolist() == [1.0]
+    assert SampledClusters(["a"]).design_effects(np.array([[0.5]])).tolist() == [1.0]
 
 
 def test_clusters_are_resampled_as_a_whole():
     """The means are ratios: a large cluster that is drawn twice counts twice, with all of its examples."""
-    clusters = Clusters(LABELS)
+    clusters = SampledClusters(LABELS)
     draws = np.random.default_rng(3).multinomial(3, np.full(3, 1 / 3), size=RESAMPLES).astype(float)
     totals, sizes = draws @ np.array([2.0, 0.0, 1.0]), draws @ np.array([2.0, 1.0, 3.0])
     means = clusters.resampled_means(SCORES, seed=3)
@@ -70,7 +70,7 @@ def test_resampled_means_of_clusters_have_their_variance():
     generator = numbers(0)
     labels = generator.integers(0, 60, 240)
     scores = (generator.random(60)[labels] + generator.random(240) > 1).astype(float)
-    clusters = Clusters(labels.tolist())
+    clusters = SampledClusters(labels.tolist())
     means = clusters.resampled_means(scores[None], seed=0)[0]
     assert means.mean() == pytest.approx(scores.mean(), abs=0.005)
     assert means.var() == pytest.approx(clusters.variances(scores[None])[0] * 59 / 60, rel=0.12)
@@ -79,7 +79,7 @@ def test_resampled_means_of_clusters_have_their_variance():
 
 def test_halves_never_split_a_cluster():
     labels = numbers(0).integers(0, 21, 100)
-    clusters = Clusters(labels.tolist())
+    clusters = SampledClusters(labels.tolist())
     count = len(set(labels.tolist()))
     firsts = set()
     for seed in range(20):

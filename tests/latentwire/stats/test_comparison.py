@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.comparison import (
     PairedDifference,
     compare_paired,
@@ -43,7 +43,7 @@ def test_interval_and_p_value_agree(count):
         chance = generator.random((60, count))
         values = (chance < chances[:, :1]).astype(float) - (chance > 1 - chances[:, 1:])
         values *= generator.choice([0.25, 0.5, 1.0], values.shape)
-        clusters = Clusters(generator.integers(0, count // 2, count).tolist()) if clustered else None
+        clusters = SampledClusters(generator.integers(0, count // 2, count).tolist()) if clustered else None
         for one in paired_differences(values, np.zeros(count), 3, clusters, 1.0):
             low, high = one.interval
             assert (one.p_value < 0.05) == (low > 1e-9 or high < -1e-9), one
@@ -68,13 +68,14 @@ def flipped_p(sums, sizes, unseen):
     [
         ([1, 1, 1, 1, 1, 1, -1, 0], None),
         ([0.5, 1, 1, -0.25, 1, 1, 1, 0.5, 0], None),
-        ([-1, -1, -1, 0, -1, -1, -1, -1, 0, 0, 0], None),  # eleven clusters: the last that are enumerated
+        ([-1, -1, 1, 0, -1, -0.5, -1, -1, 0, 0, 1], None),  # eleven clusters: the last that are enumerated
         ([1, 1, 1, 1, 1, -0.5, 1, 1, 1, 1, 0, 0], "aabbccdefghi"),
+        ([0, -0.5, 1, 1, 1, 1, 1, -0.5, -1, 1, 1, 1], "abbbcceeefff"),  # changes that come together
     ],
 )
 def test_few_clusters_have_all_their_splits_enumerated(differences, labels):
     differences = np.array(differences, dtype=float)
-    clusters = Clusters(labels or range(len(differences)))
+    clusters = SampledClusters(labels or range(len(differences)))
     count, changed = len(differences), np.count_nonzero(differences)
     sums = clusters.sums(differences[None])[0]
     together = max(1.0, (sums**2).sum() / (differences**2).sum())
@@ -127,7 +128,7 @@ def test_clustering_widens_the_interval():
     """Four equal answers for each passage are as one, but for the unseen changes."""
     single = np.array([1.0] * 8 + [-1.0] * 2 + [0.0] * 10)
     fourfold = np.repeat(single, 4)
-    clusters = Clusters(np.repeat(np.arange(20), 4).tolist())
+    clusters = SampledClusters(np.repeat(np.arange(20), 4).tolist())
     alone, clustered = difference_of(fourfold), difference_of(fourfold, clusters)
     assert clustered.difference == alone.difference
     assert np.ptp(clustered.interval) > 1.6 * np.ptp(alone.interval)
@@ -142,7 +143,7 @@ def test_passages_keep_the_error_rate():
     values = numbers(0).choice([-1.0, 0.0, 1.0], (400, 25))[:, labels]
     rates = [
         np.mean([one.p_value < 0.05 for one in paired_differences(values, np.zeros(100), 0, clusters, 1.0, 1)])
-        for clusters in (Clusters(labels.tolist()), None)
+        for clusters in (SampledClusters(labels.tolist()), None)
     ]
     assert rates[0] <= 0.094  # 5% and four standard errors
     assert rates[1] >= 0.2  # as if the questions were independent
@@ -177,15 +178,17 @@ def test_few_changed_clusters_have_a_minimum_p_value(count, least):
         found = difference_of([1.0] * count + [0.0] * unchanged)
         assert found.p_value >= least
         assert (found.interval[0] > 1e-9) == (found.p_value < 0.05) == (count > 5)
+        worse = difference_of([-1.0] * count + [0.0] * unchanged)
+        assert (worse.interval[1] < -1e-9) == (worse.p_value < 0.05) == (count > 5)
         assert found.testable == (count > 5)
         assert found.changed == count
-    clustered = difference_of([1.0] * 2 * count + [0.0] * 60, Clusters([*np.repeat(range(count), 2), *range(100, 160)]))
+    clustered = difference_of([1.0] * 2 * count + [0.0] * 60, SampledClusters([*np.repeat(range(count), 2), *range(100, 160)]))
     assert clustered.p_value >= least and clustered.changed == count
 
 
 def test_changes_that_cancel_in_a_cluster_are_no_change():
     values = [1.0, -1.0] * 8 + [0.0] * 10
-    clusters = Clusters([*np.repeat(range(8), 2), *range(8, 18)])
+    clusters = SampledClusters([*np.repeat(range(8), 2), *range(8, 18)])
     assert (difference_of(values, clusters).changed, difference_of(values).changed) == (0, 16)
 
 
@@ -316,7 +319,7 @@ def test_recovered_share_is_relative_to_empty_and_clean():
     room = clean - empty
     error = (half - empty - share * room).std() / room.mean() / np.sqrt(200)
     assert interval == pytest.approx((share - 1.96 * error, share + 1.96 * error), abs=0.2 * error)
-    fourfold = Clusters(np.repeat(np.arange(50), 4).tolist())
+    fourfold = SampledClusters(np.repeat(np.arange(50), 4).tolist())
     rows = [np.repeat(row[:50], 4) for row in (half, clean, empty)]
     ((_, clustered),) = recovered_shares(rows[0][None], rows[1], rows[2], 0, fourfold)
     ((_, alone),) = recovered_shares(half[None, :50], clean[:50], empty[:50], 0)

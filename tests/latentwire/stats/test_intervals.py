@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.intervals import mean_interval, t_quantile, wilson_interval
 from tests.helpers.random import numbers
 
@@ -88,14 +88,14 @@ def test_too_few_scores_apart_from_0_do_not_show_their_variance():
 
 def test_members_of_a_cluster_count_once_if_they_are_equal():
     scores = np.array([1.0] * 12 + [0.0] * 28)
-    fourfold = Clusters(np.repeat(np.arange(40), 4).tolist())
+    fourfold = SampledClusters(np.repeat(np.arange(40), 4).tolist())
     assert mean_interval(np.repeat(scores, 4), fourfold) == pytest.approx(mean_interval(scores))
     low, high = mean_interval(np.repeat(scores, 4))
     assert high - low < 0.6 * np.ptp(mean_interval(scores))
 
 
 def test_one_cluster_is_one_example():
-    assert mean_interval([1.0, 0.0, 1.0, 0.0], Clusters(["p"] * 4)) == wilson_interval(0.5, 1)
+    assert mean_interval([1.0, 0.0, 1.0, 0.0], SampledClusters(["p"] * 4)) == wilson_interval(0.5, 1)
     assert mean_interval([1.0]) == wilson_interval(1.0, 1)
 
 

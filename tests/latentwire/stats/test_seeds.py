@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.seeds import (
     detectable_over_seeds,
     equivalence_over_seeds,
@@ -64,24 +64,24 @@ def test_equal_values_have_no_width_and_p_of_1():
 
 def test_single_examples_have_the_interval_over_seeds():
     (found,) = mean_over_seeds(SKEWED[None])
-    assert interval_over_clusters(SKEWED, Clusters.single(6)) == pytest.approx(found.interval)
+    assert interval_over_clusters(SKEWED, SampledClusters.single(6)) == pytest.approx(found.interval)
     repeated, labels = SKEWED.repeat(4), np.arange(6).repeat(4).tolist()
-    assert interval_over_clusters(repeated, Clusters(labels)) == pytest.approx(found.interval)
+    assert interval_over_clusters(repeated, SampledClusters(labels)) == pytest.approx(found.interval)
 
 
 def test_clusters_weigh_by_their_examples():
     """Without skewness the half width is Student's quantile times the standard error of the ratio."""
-    values, clusters = np.array([0.0, 0.0, 2.0, 2.0, 4.0, 4.0, 1.0, 3.0]), Clusters([0, 0, 1, 1, 2, 2, 3, 3])
+    values, clusters = np.array([0.0, 0.0, 2.0, 2.0, 4.0, 4.0, 1.0, 3.0]), SampledClusters([0, 0, 1, 1, 2, 2, 3, 3])
     error = (4 / 3 * (16 + 0 + 16 + 0)) ** 0.5 / 8
     half = stats.t.ppf(0.975, 3) * error
     assert interval_over_clusters(values, clusters) == pytest.approx((2 - half, 2 + half))
     assert interval_over_clusters(values, clusters, 0.0) == pytest.approx((0, 2 + half))
-    assert interval_over_clusters(np.array([1.0, 1.0, 1.0, 9.0]), Clusters([0, 0, 0, 1]))[1] > 9  # two clusters
+    assert interval_over_clusters(np.array([1.0, 1.0, 1.0, 9.0]), SampledClusters([0, 0, 0, 1]))[1] > 9  # two clusters
 
 
 def test_one_cluster_and_equal_values_have_no_width():
-    assert interval_over_clusters(np.array([1.0, 3.0]), Clusters(["a", "a"])) == (2, 2)
-    assert interval_over_clusters(np.full(5, 2.5), Clusters([0, 1, 1, 2, 3])) == (2.5, 2.5)
+    assert interval_over_clusters(np.array([1.0, 3.0]), SampledClusters(["a", "a"])) == (2, 2)
+    assert interval_over_clusters(np.full(5, 2.5), SampledClusters([0, 1, 1, 2, 3])) == (2.5, 2.5)
 
 
 @pytest.mark.statistical
@@ -89,7 +89,7 @@ def test_one_cluster_and_equal_values_have_no_width():
 def test_intervals_over_clusters_cover_skewed_means(each):
     """Losses of 20 passages with a common half of their variance; a bootstrap of the examples covers .90 and .76."""
     generator, covered = numbers(0), 0
-    clusters = Clusters(np.arange(20).repeat(each).tolist())
+    clusters = SampledClusters(np.arange(20).repeat(each).tolist())
     for _ in range(1000):
         values = generator.gamma(0.5, size=20).repeat(each) + generator.gamma(0.5, size=20 * each)  # mean 1
         low, high = interval_over_clusters(values, clusters, 0.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.selection import cross_fit, level_with_best
 from tests.helpers.random import numbers
 
@@ -22,7 +22,7 @@ def test_the_best_of_equal_systems_is_not_too_high():
     raw, fitted = [], []
     for seed in range(30):
         systems = family_of(generator, 20, 100)
-        found = cross_fit(systems, Clusters.single(100), seed)
+        found = cross_fit(systems, SampledClusters.single(100), seed)
         raw.append(systems.mean(axis=1).max() - systems.mean())
         fitted.append(found.mean - systems.mean())
     assert np.mean(raw) > 0.05
@@ -35,7 +35,7 @@ def test_the_interval_of_a_choice_covers_its_score():
     generator = numbers(0)
     held = []
     for seed in range(60):
-        low, high = cross_fit(family_of(generator, 5, 100), Clusters.single(100), seed).interval
+        low, high = cross_fit(family_of(generator, 5, 100), SampledClusters.single(100), seed).interval
         held.append(low <= 0.5 <= high)
     assert np.mean(held) >= 0.84  # 95% and four standard errors
 
@@ -46,7 +46,7 @@ def test_a_clear_choice_has_the_interval_of_its_mean():
     labels = np.repeat(np.arange(20), 3).tolist()
     best = 0.5 + 0.5 * generator.random(60)
     systems = np.stack([best - 0.6, best, best - 0.7])
-    clusters = Clusters(labels)
+    clusters = SampledClusters(labels)
     found = cross_fit(systems, clusters, 0)
     half = student.ppf(0.975, 19) * clusters.variances(best[None])[0] ** 0.5
     assert found.mean == pytest.approx(best.mean())
@@ -57,11 +57,11 @@ def test_a_clear_choice_has_the_interval_of_its_mean():
 def test_equal_systems_share_the_choice():
     scores = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
     systems = np.stack([scores, scores, np.zeros(8)])
-    found = cross_fit(systems, Clusters.single(8), 0)
+    found = cross_fit(systems, SampledClusters.single(8), 0)
     assert found.chosen == pytest.approx([0.5, 0.5, 0.0])
     assert found.mean == pytest.approx(scores.mean())
-    first = cross_fit(systems[1:], Clusters.single(8), 0, systems[1:] + np.array([[0.0], [9.0]]))
-    both = cross_fit(systems, Clusters.single(8), 0, systems + np.array([[1.0], [0.0], [9.0]]))
+    first = cross_fit(systems[1:], SampledClusters.single(8), 0, systems[1:] + np.array([[0.0], [9.0]]))
+    both = cross_fit(systems, SampledClusters.single(8), 0, systems + np.array([[1.0], [0.0], [9.0]]))
     assert first.mean == pytest.approx(scores.mean())
     assert both.mean == pytest.approx(scores.mean() + 0.5)  # the mean of both, where they are level
 
@@ -70,13 +70,13 @@ def test_a_choice_and_its_score_share_no_cluster():
     """Each system answers the questions about one passage only: on other passages, its score is 0."""
     labels = np.repeat(np.arange(8), 10)
     systems = (labels == np.arange(8)[:, None]).astype(float)
-    assert cross_fit(systems, Clusters(labels.tolist()), 0).mean == 0.0
-    assert cross_fit(systems, Clusters.single(80), 0).mean > 0.02
+    assert cross_fit(systems, SampledClusters(labels.tolist()), 0).mean == 0.0
+    assert cross_fit(systems, SampledClusters.single(80), 0).mean > 0.02
 
 
 def test_other_values_of_the_chosen_system_are_averaged():
     systems = family_of(numbers(0), 4, 40)
-    clusters = Clusters.single(40)
+    clusters = SampledClusters.single(40)
     own, below = cross_fit(systems, clusters, 0), cross_fit(systems, clusters, 0, systems - 0.25)
     assert below.mean == pytest.approx(own.mean - 0.25)
     assert below.chosen.tolist() == own.chosen.tolist()
@@ -87,7 +87,7 @@ def test_other_values_of_the_chosen_system_are_averaged():
 @pytest.mark.parametrize("count", [3, 4])
 def test_fewer_than_four_clusters_cannot_choose(count):
     labels = [number % count for number in range(20)]
-    found = cross_fit(family_of(numbers(0), 3, 20), Clusters(labels), 0)
+    found = cross_fit(family_of(numbers(0), 3, 20), SampledClusters(labels), 0)
     assert (found is None) == (count < 4)
 
 
@@ -102,7 +102,7 @@ def test_equal_best_systems_are_rarely_called_not_level():
     for seed in range(200):
         systems = family_of(generator, 6, 100, 0.3)
         systems[5] *= 0.5  # clearly worse
-        called += not level_with_best(systems, Clusters.single(100), seed)[:5].all()
+        called += not level_with_best(systems, SampledClusters.single(100), seed)[:5].all()
     assert called <= 22
 
 
@@ -111,8 +111,8 @@ def test_a_clearly_worse_system_is_not_level():
     best = (generator.random(100) < 0.8).astype(float)
     close = np.where(np.arange(100) < 3, 1 - best, best)
     systems = np.stack([close, best, best * (generator.random(100) < 0.5), best])
-    assert level_with_best(systems, Clusters.single(100), 0).tolist() == [True, True, False, True]
-    assert level_with_best(systems[::-1], Clusters.single(100), 0).tolist() == [True, False, True, True]
+    assert level_with_best(systems, SampledClusters.single(100), 0).tolist() == [True, True, False, True]
+    assert level_with_best(systems[::-1], SampledClusters.single(100), 0).tolist() == [True, False, True, True]
 
 
 def test_passages_decide_what_is_level():
@@ -120,8 +120,8 @@ def test_passages_decide_what_is_level():
     best = np.ones(100)
     worse = np.repeat([1.0] * 7 + [0.0] * 3, 10)
     systems = np.stack([best, worse])
-    assert level_with_best(systems, Clusters.single(100), 0).tolist() == [True, False]
-    assert level_with_best(systems, Clusters(np.repeat(np.arange(10), 10).tolist()), 0).tolist() == [True, True]
+    assert level_with_best(systems, SampledClusters.single(100), 0).tolist() == [True, False]
+    assert level_with_best(systems, SampledClusters(np.repeat(np.arange(10), 10).tolist()), 0).tolist() == [True, True]
 
 
 @pytest.mark.statistical
@@ -129,22 +129,22 @@ def test_passages_decide_what_is_level():
 def test_few_passages_seldom_make_equal_systems_differ(passages):
     """Twenty systems answer four questions about each passage alike. Of 100 families, 14 are four deviations more."""
     generator = numbers(0)
-    clusters = Clusters(np.repeat(np.arange(passages), 4).tolist())
+    clusters = SampledClusters(np.repeat(np.arange(passages), 4).tolist())
     families = np.repeat(generator.integers(0, 2, (100, 20, passages)).astype(float), 4, axis=2)
     assert sum(not level_with_best(systems, clusters, 0).all() for systems in families) <= 14
 
 
 def test_five_changed_passages_are_level():
     """If all change in one direction, their p-value is 1/16. Eight are enough."""
-    clusters = Clusters(np.repeat(np.arange(100), 4).tolist())
+    clusters = SampledClusters(np.repeat(np.arange(100), 4).tolist())
     for changed, level in ((5, True), (8, False)):
         worse = np.repeat([0.0] * changed + [1.0] * (100 - changed), 4)
         assert level_with_best(np.stack([np.ones(400), worse]), clusters, 0).tolist() == [True, level]
 
 
 def test_without_a_comparison_every_system_is_level():
-    assert level_with_best(np.array([[1.0, 0.0]]), Clusters.single(2), 0).tolist() == [True]
-    one = Clusters(["p", "p"])
+    assert level_with_best(np.array([[1.0, 0.0]]), SampledClusters.single(2), 0).tolist() == [True]
+    one = SampledClusters(["p", "p"])
     assert level_with_best(np.array([[1.0, 1.0], [0.0, 0.0]]), one, 0).tolist() == [True, True]
     same = np.ones((3, 20))
-    assert level_with_best(same, Clusters.single(20), 0).all()
+    assert level_with_best(same, SampledClusters.single(20), 0).all()
