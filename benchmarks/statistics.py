@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from latentwire.stats.clusters import Clusters, Scores
+from latentwire.stats.clusters import SampledClusters, Scores
 from latentwire.stats.comparison import corrected, holm, paired_differences, partial_conjunction
 from latentwire.stats.intervals import mean_interval
 from latentwire.stats.selection import cross_fit, level_with_best
@@ -125,7 +125,7 @@ def clustered(experiments: int, generator: Generator) -> Iterator[list[str]]:
         values = np.sqrt(correlation) * together + np.sqrt(1 - correlation) * own
         differences = np.where(np.abs(values) > 1.0, np.sign(values), 0.0)
         cells = [f"{correlation:g}"]
-        for clusters in (None, Clusters(labels.tolist())):
+        for clusters in (None, SampledClusters(labels.tolist())):
             found = paired_differences(differences, np.zeros(200), 0, clusters, 1.0, 1)
             cells += [percent(float(np.mean([one.p_value < 0.05 for one in found])))]
         yield cells
@@ -145,7 +145,7 @@ def best_of_many(experiments: int, generator: Generator) -> Iterator[list[str]]:
     runs = max(20, experiments // 5)
     for what, gains in (("20 equal", np.zeros(20)), ("one better by about .1", np.eye(20)[0] * 0.32)):
         for count in (100, 200, 400):
-            clusters = Clusters.single(count)
+            clusters = SampledClusters.single(count)
             raw, fitted, found, separated = [], [], [], []
             for _ in range(runs):
                 systems = family(generator, 20, count, gains)
@@ -172,7 +172,7 @@ def budgets(experiments: int, generator: Generator) -> Iterator[list[str]]:
                 kept = np.argsort(-systems[:, :count].mean(axis=1), kind="stable")[: (len(systems) + 1) // 2]
                 systems, decided, count = systems[kept], count, 2 * count
             every.append(systems.mean(axis=1).max() - F1_MEAN)
-            chosen = cross_fit(systems[:, decided:], Clusters.single(most - decided), 0)
+            chosen = cross_fit(systems[:, decided:], SampledClusters.single(most - decided), 0)
             assert chosen is not None, "single examples are enough clusters"
             fresh.append(chosen.mean - F1_MEAN)
         yield [str(most), f"{np.mean(every):+.3f}", f"{np.mean(fresh):+.3f} ({np.std(fresh) / experiments**0.5:.3f})"]

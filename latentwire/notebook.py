@@ -26,7 +26,7 @@ from latentwire.harness.results import JsonObject
 from latentwire.lm.models import LanguageModel
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.records import ExampleRow, Measured
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.comparison import Comparison, compare_paired
 from latentwire.transforms.base import PAIRS
 from latentwire.transforms.registry import build_transform, read_label
@@ -198,4 +198,4 @@ def compare_scores(
         raise UserError(f"{sorted(counts)} examples: the systems, the baseline and the passages must have as many each")
     if len(outside := [value for value in np.append(own, reference) if not 0 <= value <= 1]):
         raise UserError(f"a score of {outside[0]:g}: must be in [0, 1]; divide all scores by their largest value")
-    return compare_paired(own, reference, seed, None if passages is None else Clusters(passages), 1.0)
+    return compare_paired(own, reference, seed, None if passages is None else SampledClusters(passages), 1.0)

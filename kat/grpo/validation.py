@@ -20,7 +20,7 @@ from kat.grpo.policy import Policy, PolicyRow, micro_batches
 from kat.grpo.rollout import Sampling
 from kat.records import AnsweredCompletion, AnsweredPrompt, PolicyEvaluation
 from latentwire.harness.gather import gather_from_all
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.comparison import paired_differences
 from latentwire.stats.seeds import interval_over_clusters
 
@@ -128,7 +128,7 @@ def evaluate_policy(answered: Sequence[AnsweredPrompt], before: Sequence[float],
     tokens = sum(c["tokens"] for c in completions)
     found: PolicyEvaluation = {
         "reward": float(now.mean()),
-        "reward_interval": list(interval_over_clusters(now, Clusters.single(len(now)))),
+        "reward_interval": list(interval_over_clusters(now, SampledClusters.single(len(now)))),
         "gain": gain.difference,
         "gain_interval": list(gain.interval),
         "length": float(np.mean([c["tokens"] for c in completions])),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kat.records import Calibration, CalibrationBin, PairsReport, RewardReport
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.comparison import paired_differences
 from latentwire.stats.intervals import Scores, mean_interval
 from latentwire.stats.seeds import interval_over_clusters
@@ -106,7 +106,7 @@ def evaluate_pairs(pairs: Sequence[ScoredPair], longer: bool | None, seed: int) 
     """
     margins = np.array([pair.margin for pair in pairs])
     right, losses = points(margins), log_loss(margins)
-    prompts = Clusters([pair.prompt_id for pair in pairs])
+    prompts = SampledClusters([pair.prompt_id for pair in pairs])
     report: PairsReport = {
         "pairs": len(pairs),
         "prompts": prompts.count,

@@ -10,7 +10,7 @@ import numpy as np
 from latentwire.analysis.controls import LARGEST, SEED, Evidence
 from latentwire.analysis.records import Across, Power
 from latentwire.records import ScoredResult
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.comparison import (
     ROUNDING,
     Comparison,
@@ -101,7 +101,7 @@ def spreads(names: Iterable[str], evidence: Evidence) -> dict[str, Spread]:
     return found
 
 
-def _spread(values: Scores, clusters: Clusters) -> Spread | None:
+def _spread(values: Scores, clusters: SampledClusters) -> Spread | None:
     """Return the spread of paired differences, (N,); None if they have no variance."""
     changed = np.abs(values) > ROUNDING
     if clusters.count < 2 or np.ptp(values) <= ROUNDING:

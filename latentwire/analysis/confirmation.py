@@ -11,9 +11,7 @@ from latentwire.stats.comparison import holm
 from latentwire.stats.power import ALPHA
 
 
-def confirmations(
-    selecting: Sequence[GroupAnalysis], confirming: Sequence[GroupAnalysis]
-) -> dict[str, Confirmation]:
+def confirmations(selecting: Sequence[GroupAnalysis], confirming: Sequence[GroupAnalysis]) -> dict[str, Confirmation]:
     """Return how the winners of a sweep do on other passages, by source.
 
     Each winner is compared with its baseline once. Holm's method corrects for several winners.

@@ -12,7 +12,7 @@ import numpy as np
 from latentwire.analysis.records import Configuration, ControlScore, GroupControls, LowerControl
 from latentwire.harness.errors import UserError
 from latentwire.records import ScoredResult, ShownMetric
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.comparison import PairedDifference, paired_differences
 from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import Interval, Scores, mean_interval
@@ -48,7 +48,7 @@ class Shared(NamedTuple):
     names: list[str]
     scores: Scores  # of the S named results, (S, N)
     references: list[Scores]  # of the results that they are compared with, (N,) each
-    clusters: Clusters  # the passages
+    clusters: SampledClusters  # the passages
 
 
 def is_supervised(result: ScoredResult) -> bool:
@@ -90,10 +90,10 @@ def scores_on(ids: Sequence[str], by: ById) -> Scores:
     return by.scores[[index_of[identifier] for identifier in ids]]
 
 
-def passages_of(ids: Sequence[str], by: ById) -> Clusters:
+def passages_of(ids: Sequence[str], by: ById) -> SampledClusters:
     """Return the passages of the given examples of a result."""
     passage_of = dict(zip(by.ids, by.passages, strict=True))
-    return Clusters([passage_of[identifier] for identifier in ids])
+    return SampledClusters([passage_of[identifier] for identifier in ids])
 
 
 def paired(one: str, other: str, scores: dict[str, ById]) -> PairedDifference | None:
@@ -160,7 +160,7 @@ class Evidence:
     def score(self, name: str) -> tuple[float, Interval]:
         """Return a result's mean score with its 95% interval over passages."""
         own = self.scores[name]
-        return float(own.scores.mean()), mean_interval(own.scores, Clusters(own.passages))
+        return float(own.scores.mean()), mean_interval(own.scores, SampledClusters(own.passages))
 
 
 def group_controls(results: list[ScoredResult], evidence: Evidence) -> GroupControls | None:

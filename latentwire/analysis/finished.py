@@ -12,7 +12,7 @@ import numpy as np
 from latentwire.analysis.controls import BASELINE, CLEAN_SOURCE, is_clean
 from latentwire.records import ExampleRow, ScoredResult, ShownMetric
 from latentwire.stats.answers import normalize_answer
-from latentwire.stats.clusters import Clusters, Scores
+from latentwire.stats.clusters import SampledClusters, Scores
 
 # Inputs are near real embeddings below this relative distance, which noise has at about 10 dB. There the model reads
 # them nearly as well as text, so what its answers look like is not the fault of the distance.
@@ -61,9 +61,9 @@ class Answered:
         """Return the ids of the examples that both answered, in order."""
         return [identifier for identifier in self.row_of if identifier in other.row_of]
 
-    def passages(self, ids: Sequence[str]) -> Clusters:
+    def passages(self, ids: Sequence[str]) -> SampledClusters:
         """Return examples in clusters by their passage. An answer without a stored passage is its own passage."""
-        return Clusters([self.row_of[identifier].get("passage", identifier) for identifier in ids])
+        return SampledClusters([self.row_of[identifier].get("passage", identifier) for identifier in ids])
 
     def agreement(self, other: Answered) -> float:
         """Return the share of their common examples with equal answers, or 0 without common examples."""

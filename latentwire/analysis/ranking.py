@@ -47,7 +47,7 @@ from latentwire.analysis.selected import level_with, selected
 from latentwire.analysis.suspicions import leaking
 from latentwire.analysis.verdict import Ranked, conclude, observe
 from latentwire.records import ScoredResult, ShownMetric, SummaryResult, succeeded
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.comparison import Comparison
 from latentwire.stats.power import ALPHA
 
@@ -216,7 +216,7 @@ def _analyze_group(source: _SourceResults, comparisons: dict[str, Comparison], t
         "group": source.group,
         "source": results[-1]["source"],
         "num_samples": len(examples.ids),
-        "passages": Clusters(examples.passages).count,
+        "passages": SampledClusters(examples.passages).count,
         "design_effect": float(np.median(effects)) if effects else None,
         "baseline_score": baseline,
         "answerable": can_answer,

@@ -24,7 +24,7 @@ from latentwire.harness.progress import Progress, log
 from latentwire.lm.decoding import Generated
 from latentwire.records import ExampleRow, Finding, Fit, LatentAccount, Measured, Timing
 from latentwire.sources.registry import SOURCES
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.intervals import mean_interval
 
 
@@ -252,7 +252,7 @@ def _summarize(setup: EvaluationSetup, rows: list[ExampleRow]) -> Measured:
         "em_interval": em["interval"],
         "scores": scores,
         "empty_rate": sum(empty) / count,
-        "empty_rate_interval": mean_interval(empty, Clusters(passages)),
+        "empty_rate_interval": mean_interval(empty, SampledClusters(passages)),
         "num_samples": count,
         "available": setup.available,
         "too_long": len(setup.too_long),

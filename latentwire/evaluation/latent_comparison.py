@@ -12,7 +12,7 @@ from typing import TypedDict
 import numpy as np
 
 from latentwire.records import LatentAccount, Measured
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.comparison import Comparison, compare_paired
 from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import Interval, Scores, mean_interval
@@ -86,7 +86,7 @@ def compare_with_controls(encoder: str, sources: Mapping[str, SourceScores], see
         seed: Seed of the random splits.
     """
     others = [name for name in sources if name != "latent"]
-    clusters = Clusters(sources["latent"].passages)
+    clusters = SampledClusters(sources["latent"].passages)
     f1 = _against_latents({name: own.f1 for name, own in sources.items()}, clusters, seed, 1.0)
     nll = _against_latents({name: own.nll for name, own in sources.items()}, clusters, seed, None)
     measured = sources["latent"].answers
@@ -115,7 +115,7 @@ def compare_with_controls(encoder: str, sources: Mapping[str, SourceScores], see
 
 
 def _against_latents(
-    values: Mapping[str, Scores], clusters: Clusters, seed: int, largest: float | None
+    values: Mapping[str, Scores], clusters: SampledClusters, seed: int, largest: float | None
 ) -> dict[str, Comparison]:
     """Return the comparison of each other source with the latents, by its name."""
     others = [name for name in values if name != "latent"]
@@ -124,7 +124,7 @@ def _against_latents(
     return dict(zip(others, compared, strict=True))
 
 
-def _row(name: str, own: SourceScores, text_positions: float, clusters: Clusters) -> SourceRow:
+def _row(name: str, own: SourceScores, text_positions: float, clusters: SampledClusters) -> SourceRow:
     answers = own.answers
     latents = answers["latents"]
     return {

@@ -16,7 +16,7 @@ from latentwire.records import MetricScore, ShownMetric
 from latentwire.stats.answers import exact_match as exact_match
 from latentwire.stats.answers import f1_score as f1_score
 from latentwire.stats.answers import normalize_answer as normalize_answer
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.intervals import mean_interval
 
 ALWAYS = ("f1", "em")  # metrics that every result has
@@ -85,7 +85,7 @@ class AnswerMetric:
             scores: Score of each example, (N,).
             passages: Passage of each example, the unit of the interval; None: each example has its own.
         """
-        clusters = None if passages is None else Clusters(passages)
+        clusters = None if passages is None else SampledClusters(passages)
         return {"mean": float(sum(scores)) / len(scores), "interval": mean_interval(scores, clusters)}
 
     def shown(self) -> ShownMetric:

@@ -20,7 +20,7 @@ from latentwire.latent_training.passages import Passage
 from latentwire.latent_training.records import HeldOutScores
 from latentwire.lm.batching import plan_batches
 from latentwire.lm.decoding import Decoder, encode_prefix
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.intervals import mean_interval
 
 
@@ -76,7 +76,7 @@ class HeldOut:
         if with_answers:
             f1 = self._answer_scores(all_latents, state)
             passages = [number for number, passage in enumerate(self.passages) for _ in passage.questions]
-            low, high = mean_interval(f1, Clusters(passages))
+            low, high = mean_interval(f1, SampledClusters(passages))
             scores |= {"f1": sum(f1) / len(f1), "f1_low": low, "f1_high": high, "questions": len(f1)}
         return scores
 

@@ -1,4 +1,4 @@
-"""Examples in clusters, such as questions about one passage. Main entry: `Clusters`."""
+"""Examples in clusters, such as questions about one passage. Main entry: `SampledClusters`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ RESAMPLES = 10_000
 Scores = NDArray[np.float64]
 
 
-class Clusters:
-    """N examples in M clusters. Clusters were sampled independently, so statistics resample them, not examples.
+class SampledClusters:
+    """N examples in M clusters. SampledClusters were sampled independently, so statistics resample them, not examples.
 
     Args:
         labels: Cluster of each example, (N,), N >= 1. Equal labels are one cluster.
 
-    >>> Clusters(["a", "b", "a"]).sums(np.array([[1.0, 2.0, 3.0]]))
+    >>> SampledClusters(["a", "b", "a"]).sums(np.array([[1.0, 2.0, 3.0]]))
     array([[4., 2.]])
     """
 
@@ -29,7 +29,7 @@ class Clusters:
         self.sizes: Scores = np.bincount(self.of).astype(np.float64)  # (M,)
 
     @classmethod
-    def single(cls, count: int) -> Clusters:
+    def single(cls, count: int) -> SampledClusters:
         """Return `count` examples, each a cluster of its own."""
         return cls(range(count))
 

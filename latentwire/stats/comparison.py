@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentwire.stats.clusters import RESAMPLES, Clusters, Scores
+from latentwire.stats.clusters import RESAMPLES, SampledClusters, Scores
 from latentwire.stats.intervals import Difference, Interval
 from latentwire.stats.power import ALPHA
 
@@ -42,7 +42,7 @@ class Comparison(Difference):
 
 
 def compare_paired(
-    systems: Scores, baseline: Scores, seed: int, clusters: Clusters | None = None, largest: float | None = None
+    systems: Scores, baseline: Scores, seed: int, clusters: SampledClusters | None = None, largest: float | None = None
 ) -> list[Comparison]:
     """Compare each system with the baseline, and correct for the family; arguments as in `paired_differences`.
 
@@ -69,7 +69,7 @@ def paired_differences(
     systems: Scores,
     baseline: Scores,
     seed: int,
-    clusters: Clusters | None = None,
+    clusters: SampledClusters | None = None,
     largest: float | None = None,
     comparisons: int | None = None,
 ) -> list[PairedDifference]:
@@ -91,7 +91,7 @@ def paired_differences(
         systems: Scores of S systems on N examples, (S, N).
         baseline: Scores of the baseline on the same examples, (N,).
         seed: Seed of the random splits. Up to 2^13 splits are enumerated instead.
-        clusters: Clusters of the examples; None: each example is a cluster of its own.
+        clusters: SampledClusters of the examples; None: each example is a cluster of its own.
         largest: Largest possible difference of an example; None: the largest one of each system.
         comparisons: Number of comparisons of the family, which needs more splits for smaller p-values; None: S.
 
@@ -101,7 +101,7 @@ def paired_differences(
     differences = systems - baseline
     if len(differences) == 0:
         return []
-    sampled = Clusters.single(differences.shape[1]) if clusters is None else clusters
+    sampled = SampledClusters.single(differences.shape[1]) if clusters is None else clusters
     sums = sampled.sums(differences)  # (S, M)
     size = np.abs(differences).max(axis=1) if largest is None else np.full(len(differences), largest)  # (S,)
     unseen = size * _unseen_changes(differences, sums)  # (S,)
@@ -113,19 +113,28 @@ def paired_differences(
     rare = p_values < FEW_SPLITS / RESAMPLES
     if splits > RESAMPLES and sampled.count > ENUMERATED and bool(rare.any()):
         p_values[rare] = _p_values(_means_of_parts(sums[rare], sampled.sizes, unseen[rare], splits, seed + 1))
-    lows = np.quantile(lower, 0.05, axis=1, method="lower")
-    highs = np.quantile(upper, 0.95, axis=1, method="higher")
     changed = (np.abs(sums) > ROUNDING).sum(axis=1)
-    smallest = np.minimum(2.0 ** (1 - changed), 1.0)  # what the changed clusters reach if all change the same way
+    smallest = np.minimum(2.0 ** (1 - changed), 1.0)  # p-value of the changed clusters if all change the same way
     p_values = np.maximum(p_values, smallest)
+    lows, highs = _ends(lower, upper, size, largest)
     undecided = smallest >= ALPHA
     lows, highs = np.where(undecided, np.minimum(lows, 0), lows), np.where(undecided, np.maximum(highs, 0), highs)
     return [
         PairedDifference(float(d), (float(low), float(high)), float(p), int(count))
-        for d, low, high, p, count in zip(
-            observed, np.maximum(lows, -size), np.minimum(highs, size), p_values, changed, strict=True
-        )
+        for d, low, high, p, count in zip(observed, lows, highs, p_values, changed, strict=True)
     ]
+
+
+def _ends(lower: Scores, upper: Scores, size: Scores, largest: float | None) -> tuple[Scores, Scores]:
+    """Return both ends of each 95% interval, (S,) each, from the means of the parts of splits, (S, R) each.
+
+    Too few clusters have no end; it is then the size of a change.
+    """
+    lows = np.quantile(lower, 0.05, axis=1, method="lower")
+    highs = np.quantile(upper, 0.95, axis=1, method="higher")
+    if largest is not None:
+        lows, highs = np.maximum(lows, -largest), np.minimum(highs, largest)
+    return np.where(np.isinf(lows), -size, lows), np.where(np.isinf(highs), size, highs)
 
 
 def _unseen_changes(differences: Scores, sums: Scores) -> Scores:
@@ -219,7 +228,7 @@ def partial_conjunction(p_values: Scores, alpha: float) -> int:
 
 
 def recovered_shares(
-    systems: Scores, clean: Scores, empty: Scores, seed: int, clusters: Clusters | None = None
+    systems: Scores, clean: Scores, empty: Scores, seed: int, clusters: SampledClusters | None = None
 ) -> list[tuple[float | None, Interval | None]]:
     """Return (score - empty) / (clean - empty) of each system with its 95% bootstrap interval over examples.
 
@@ -230,9 +239,9 @@ def recovered_shares(
         clean: Scores of the clean control on the same examples, (N,).
         empty: Scores of the empty context on the same examples, (N,).
         seed: Seed of the resampling.
-        clusters: Clusters of the examples, which are resampled; None: each example is a cluster of its own.
+        clusters: SampledClusters of the examples, which are resampled; None: each example is a cluster of its own.
     """
-    sampled = Clusters.single(len(clean)) if clusters is None else clusters
+    sampled = SampledClusters.single(len(clean)) if clusters is None else clusters
     headroom = float(clean.mean() - empty.mean())
     means = sampled.resampled_means(np.vstack([systems, clean, empty]), seed)
     headrooms = means[-2] - means[-1]  # (R,)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentwire.stats.clusters import RESAMPLES as RESAMPLES
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.clusters import Scores as Scores
 
 FEW_APART = 10  # fewer scores that differ from 0, or from 1, do not show their variance
@@ -18,7 +18,7 @@ FEW = 16  # fewer examples are too few to resample a ratio, or a level between t
 Interval = tuple[float, float]  # lower and upper end
 
 
-def mean_interval(scores: Sequence[float] | Scores, clusters: Clusters | None = None) -> Interval:
+def mean_interval(scores: Sequence[float] | Scores, clusters: SampledClusters | None = None) -> Interval:
     """Return the 95% interval of a mean of scores in [0, 1].
 
     It is Wilson's interval with an effective number of examples, m (1 - m) / variance, and Student's quantile. The
@@ -31,11 +31,11 @@ def mean_interval(scores: Sequence[float] | Scores, clusters: Clusters | None = 
 
     Args:
         scores: One score in [0, 1] for each example, (N,).
-        clusters: Clusters of the examples; None: each example is a cluster of its own.
+        clusters: SampledClusters of the examples; None: each example is a cluster of its own.
     """
     values = np.asarray(scores, dtype=np.float64)
     count, mean = len(values), float(values.mean())
-    sampled = Clusters.single(count) if clusters is None else clusters
+    sampled = SampledClusters.single(count) if clusters is None else clusters
     if sampled.count < 2:
         return wilson_interval(mean, 1)
     variance = float(sampled.variances(values[None])[0])
@@ -56,7 +56,7 @@ def resampled_means(scores: Scores, seed: int) -> Scores:
     Returns:
         Means of each system over R = RESAMPLES resamples, (S, R).
     """
-    return Clusters.single(scores.shape[1]).resampled_means(scores, seed)
+    return SampledClusters.single(scores.shape[1]).resampled_means(scores, seed)
 
 
 def wilson_interval(successes: float, count: float, z: float = 1.959963984540054) -> Interval:

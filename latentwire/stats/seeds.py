@@ -22,7 +22,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import gammaincinv, stdtr, stdtrit
 
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.intervals import Difference, Interval, Scores
 from latentwire.stats.power import POWER
 
@@ -57,7 +57,7 @@ def mean_over_seeds(values: Scores) -> list[Difference]:
     ]
 
 
-def interval_over_clusters(values: Scores, clusters: Clusters, least: float = -math.inf) -> Interval:
+def interval_over_clusters(values: Scores, clusters: SampledClusters, least: float = -math.inf) -> Interval:
     """Return the 95% interval of a mean of skewed values, such as losses and rewards, over clusters of examples.
 
     It is the interval of `mean_over_seeds` for the linearised values of the clusters. With 20, 50 and 200 exponential
@@ -66,7 +66,7 @@ def interval_over_clusters(values: Scores, clusters: Clusters, least: float = -m
 
     Args:
         values: A number for each example, (N,).
-        clusters: Clusters of the examples.
+        clusters: SampledClusters of the examples.
         least: Smallest possible mean, below which the interval does not extend.
     """
     mean = float(values.mean())

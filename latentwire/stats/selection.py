@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from latentwire.stats.clusters import RESAMPLES, Clusters, Scores
+from latentwire.stats.clusters import RESAMPLES, SampledClusters, Scores
 from latentwire.stats.intervals import Interval, t_quantile
 from latentwire.stats.power import ALPHA, needed_changes
 
@@ -28,7 +28,7 @@ class CrossFit:
     chosen: Scores  # share of the halves that choose each system, (S,)
 
 
-def cross_fit(systems: Scores, clusters: Clusters, seed: int, scored: Scores | None = None) -> CrossFit | None:
+def cross_fit(systems: Scores, clusters: SampledClusters, seed: int, scored: Scores | None = None) -> CrossFit | None:
     """Choose the best system on one half of the clusters and score it on the other half, in both directions.
 
     Systems of equal mean share the choice. The result is averaged over HALVINGS random halvings. Its variance is the
@@ -38,7 +38,7 @@ def cross_fit(systems: Scores, clusters: Clusters, seed: int, scored: Scores | N
 
     Args:
         systems: Scores by which S systems are chosen, (S, N).
-        clusters: Clusters of the examples.
+        clusters: SampledClusters of the examples.
         seed: Seed of the halvings.
         scored: Values of the same systems to average, (S, N), if they differ from the scores of the choice.
 
@@ -62,7 +62,7 @@ def cross_fit(systems: Scores, clusters: Clusters, seed: int, scored: Scores | N
     return CrossFit(mean, (mean - half, mean + half), chosen / (2 * HALVINGS))
 
 
-def level_with_best(systems: Scores, clusters: Clusters, seed: int) -> NDArray[np.bool_]:
+def level_with_best(systems: Scores, clusters: SampledClusters, seed: int) -> NDArray[np.bool_]:
     """Return which systems may be the best, (S,): systems that no other system exceeds beyond noise.
 
     All pairs are compared at once. The limit is a quantile of the largest studentised difference among all pairs, with
@@ -73,7 +73,7 @@ def level_with_best(systems: Scores, clusters: Clusters, seed: int) -> NDArray[n
 
     Args:
         systems: Scores of S systems, (S, N).
-        clusters: Clusters of the examples.
+        clusters: SampledClusters of the examples.
         seed: Seed of the flips.
     """
     count = len(systems)

@@ -20,7 +20,7 @@ from kat.reward.report import (
     points,
     render_reward_report,
 )
-from latentwire.stats.clusters import Clusters
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.intervals import mean_interval, wilson_interval
 from tests.helpers.random import numbers
 
@@ -119,7 +119,7 @@ def test_pairs_that_are_all_right_count_as_one_trial_a_prompt():
 @pytest.mark.statistical
 def test_accuracies_near_1_cover_where_the_pairs_are_alike():
     """Thirty prompts of six equal pairs, right with probability .97: one trial a pair would cover .53."""
-    generator, prompts, covered = numbers(0), Clusters(np.arange(30).repeat(6).tolist()), 0
+    generator, prompts, covered = numbers(0), SampledClusters(np.arange(30).repeat(6).tolist()), 0
     for _ in range(1000):
         low, high = mean_interval((generator.random(30) < 0.97).repeat(6), prompts)
         covered += low <= 0.97 <= high

@@ -111,7 +111,7 @@ def test_the_size_of_unseen_changes_is_the_largest_of_the_metric():
     assert by_metric.interval[0] < 0 < by_system.interval[0]
     assert by_metric.p_value > 0.05 > by_system.p_value
     assert difference_of(np.ones(8)).interval[1] == 1.0  # no difference exceeds the largest
-    assert difference_of(-np.ones(8), largest=None).interval[0] == -1.0
+    assert difference_of(-np.ones(8), largest=None).interval[0] < -1.0  # an unseen one may go further
 
 
 @pytest.mark.statistical
@@ -182,7 +182,9 @@ def test_few_changed_clusters_have_a_minimum_p_value(count, least):
         assert (worse.interval[1] < -1e-9) == (worse.p_value < 0.05) == (count > 5)
         assert found.testable == (count > 5)
         assert found.changed == count
-    clustered = difference_of([1.0] * 2 * count + [0.0] * 60, SampledClusters([*np.repeat(range(count), 2), *range(100, 160)]))
+    clustered = difference_of(
+        [1.0] * 2 * count + [0.0] * 60, SampledClusters([*np.repeat(range(count), 2), *range(100, 160)])
+    )
     assert clustered.p_value >= least and clustered.changed == count
 
 
