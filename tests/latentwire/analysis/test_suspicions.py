@@ -51,6 +51,37 @@ def test_a_dial_that_saturates_is_a_note():
     assert not [one for one in found.get(third, []) if one["kind"] == "no_effect"]
 
 
+def test_other_sketches_show_that_a_dial_has_an_effect():
+    """Answers and changes are equal, but the embeddings are not."""
+    made = sound_sweep(count=20)
+    first, second, _ = made.names("nearest_k", "noisy")
+    sketch = made.results[second]["sketch"]
+    made.copy_inputs(second, first)
+    made.results[second]["sketch"] = sketch
+    assert "no_effect" not in {one["kind"] for one in made.findings().get(first, [])}
+
+
+@pytest.mark.parametrize("control", ["baseline", "control_empty"])
+def test_answers_of_a_control_are_natural(control):
+    """Without distances, as for latents: two families answer as on clean text, or as without a passage."""
+    made = sound_sweep(count=40)
+    names = ["nearest_k_k3@noisy", "soft_vocab_tau0.1@noisy"]
+    for name in names:
+        made.answer(name, made.answers(control))
+        for row in made.rows[name]:
+            del row["distance"]
+    assert not set(names) & set(made.warnings())
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_endless_answers_accuse_no_references(cut):
+    made = sound_sweep(count=20)
+    for rows in made.rows.values():
+        for place, row in enumerate(rows):
+            row["references"], row["cut_off"] = [f"other {place}"], cut
+    assert ("wrong_references" in made.warnings()["baseline"]) is (not cut)
+
+
 def answered(name: str, right: np.ndarray, **more: object) -> Answered:
     """Return a result with answers that are right or wrong."""
     rows = [
