@@ -220,7 +220,6 @@ def test_a_budgeted_sweep_halves_and_resumes(cli, exact_costs, monkeypatch):
         80, {"names": ["baseline"], "samples": 16, "seconds_per_example": 1.0},
     )  # fmt: skip
     assert "first estimate: 1.000 s an example, from 16 of baseline" in out
-    assert summary["analysis"]["coverage"] == {"configurations": 8, "most": 64, "fewest": 16, "fewer": 4}
     assert "Incomplete matrix: at most 64 of 80 examples were evaluated, and 4 of 8 configurations" in out
     samples = {result["name"]: result["num_samples"] for result in summary["results"]}
     assert samples["baseline"] == samples["baseline@scaled117.0"] == 64
@@ -243,7 +242,7 @@ def test_a_budgeted_sweep_halves_and_resumes(cli, exact_costs, monkeypatch):
     assert "2 left out" in out
     for group in summary["analysis"]["groups"]:
         lower = [(row["name"], row["num_samples"]) for row in group["controls"]["lower"]]
-        assert lower == [("control_empty", 64), ("control_random", 64)]
+        assert lower == [("control_empty", 32), ("control_random", 32)]  # of 64 examples, the last 32 decided nothing
     assert " n=16 " in out
     assert not list(Path("outputs/single/replaced").glob("*"))
     # The same command again runs nothing and prints the same.
