@@ -41,8 +41,9 @@ def test_one_configuration_writes_its_result_and_predictions(cli):
     assert result["config"]["samples"] == 6
     rows = [json.loads(line) for line in Path("outputs/single/rms_scale1.0.predictions.jsonl").read_text().splitlines()]
     assert [set(row) for row in rows] == [
-        {"id", "question", "references", "prediction", "f1", "em", "scores", "cut_off", "change"}
-    ] * 6
+        {"id", "question", "references", "prediction", "f1", "em", "scores", "cut_off", "change", "passage", "tokens",
+         "distance"}
+    ] * 6  # fmt: skip
     assert all(row["f1"] == f1_score(row["prediction"], row["references"]) for row in rows)
     assert all(row["scores"] == {"f1": row["f1"], "em": row["em"]} for row in rows)
     assert result["f1"] == pytest.approx(np.mean([row["f1"] for row in rows]))
