@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.faults import answer_faults, decoding_faults, span_faults
+from tests.faults import answer_faults, decoding_faults, leak_faults, span_faults
 
-FAULTS = [*span_faults.FAULTS, *decoding_faults.FAULTS, *answer_faults.FAULTS]
+FAULTS = [*span_faults.FAULTS, *leak_faults.FAULTS, *decoding_faults.FAULTS, *answer_faults.FAULTS]

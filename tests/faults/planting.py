@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
+import torch
 from accelerate import PartialState
+from torch import Tensor
 
 from latentwire.data.examples import Dataset
+from latentwire.data.prompts import FewShotPrompt
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.setup import Component, EvaluationSetup, Settings, prepare_with
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import LanguageModel
 from latentwire.records import Finding
+from latentwire.sources.distortions import Noisy
+from latentwire.transforms.scaling import RMSMatching
 
 
 @dataclass(frozen=True)
@@ -86,3 +91,40 @@ def planted(*patches: Patch) -> Iterator[None]:
 def replaced(owner: object, name: str, value: object) -> Patch:
     """Return a patch that replaces an attribute while its context lasts."""
     return patch.object(owner, name, value)
+
+
+NOISY, VERY_NOISY = Component("noisy", {"snr_db": 0.0}), Component("noisy", {"snr_db": -15.0})
+RMS = Component("rms_matching", {"target_scale": 1.0})
+BASELINE = Component("baseline")
+Repair = Callable[[RMSMatching, Tensor, torch.Generator], Tensor]
+Distort = Callable[[Noisy, Tensor, torch.Generator], Tensor]
+
+
+def in_transform(repair: Repair, source: Component = NOISY) -> Callable[[Bench], list[Finding]]:
+    """Plant a function in place of the repair of a transform."""
+
+    def find(bench: Bench) -> list[Finding]:
+        with replaced(RMSMatching, "repair", repair):
+            return bench.configuration(source, RMS)
+
+    return find
+
+
+def in_source(distort: Distort, source: Component = NOISY) -> Callable[[Bench], list[Finding]]:
+    """Plant a function in place of the distortion of a source."""
+
+    def find(bench: Bench) -> list[Finding]:
+        with replaced(Noisy, "distort", distort):
+            return bench.configuration(source, RMS)
+
+    return find
+
+
+def in_prompts(change: Callable[[FewShotPrompt], FewShotPrompt]) -> Callable[[Bench], list[Finding]]:
+    """Plant a change in every prompt."""
+
+    def find(bench: Bench) -> list[Finding]:
+        changed = replace(bench.setup, prompts=[change(prompt) for prompt in bench.setup.prompts])
+        return bench.configuration(NOISY, RMS, changed)
+
+    return find
