@@ -74,7 +74,7 @@ def across_sources(by_group: Mapping[str, dict[str, PairedDifference]], contende
 
     Args:
         by_group: Differences from the baseline of each source, by name of the result.
-        contenders: Names of results that are no controls.
+        contenders: Names of results apart from controls.
     """
     smallest = []
     for found in by_group.values():

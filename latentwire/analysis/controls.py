@@ -131,6 +131,7 @@ class Evidence:
     clean: ScoredResult | None  # the upper control
     empty: ScoredResult | None  # a lower control: no passage
     random: ScoredResult | None  # a lower control: random tokens, which are the same on each source
+    scrambled: ScoredResult | None  # the best contender on passages of other examples
     controlled: bool  # whether the sweep ran controls, successful or not
     scores: dict[str, ById]  # of every result and control, by its name
     settings: AnalysisSettings
@@ -188,6 +189,7 @@ def group_controls(results: list[ScoredResult], evidence: Evidence) -> GroupCont
     return {
         "clean": _control_score(evidence.clean, evidence),
         "lower": [control for control in compared if control is not None],
+        "scrambled": None if evidence.scrambled is None else _control_score(evidence.scrambled, evidence),
     }
 
 

@@ -158,6 +158,7 @@ def _sources(
             clean=clean or next((r for r in of_variant if r["control"] in (None, BASELINE) and is_clean(r)), None),
             empty=next((r for r in of_variant if r["control"] == "empty"), None),
             random=_random_control(of_variant),
+            scrambled=next((r for r in usable if r["control"] == "scrambled" and r["group"] == group), None),
             controlled=variant in controlled,
             scores=scores,
             settings=settings,

@@ -88,6 +88,7 @@ class GroupControls(TypedDict):
 
     clean: ControlScore
     lower: list[LowerControl]
+    scrambled: ControlScore | None  # the best contender on passages of other examples
 
 
 class Power(TypedDict):

@@ -20,7 +20,7 @@ def selected(best: str, names: Sequence[str], evidence: Evidence) -> Selected | 
         evidence: Baseline and scores of the source.
 
     Returns:
-        The scores, or None if there was no choice, or too few passages to choose on a half of them.
+        The scores, or None for a single result, or for too few passages to choose on half of them.
     """
     shared = _with(best, evidence.shared(names))
     if shared is None or len(shared.names) < 2:

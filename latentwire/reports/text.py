@@ -228,6 +228,8 @@ def _render_controls(group: GroupAnalysis, score: str) -> list[str]:
     for lower in group["controls"]["lower"]:
         unclear = "" if lower["clearly_below"] else "  NOT clearly below the upper control"
         lines.append(f"Lower control  {_scored(lower, score)}{unclear}")
+    if (scrambled := group["controls"]["scrambled"]) is not None:
+        lines.append(f"Other passages {_scored(scrambled, score)}")
     if group["reason"] is not None:
         lines.append(f"Cannot be answered: {group['reason']}")
     share = f"({score} - empty) / (clean - empty)"

@@ -70,7 +70,7 @@ def wilson_interval(successes: float, count: float, z: float = 1.959963984540054
     rate = successes / count
     centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half_width = z / (1 + z * z / count) * (rate * (1 - rate) / count + z * z / (4 * count * count)) ** 0.5
-    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+    return max(0.0, min(rate, centre - half_width)), min(1.0, max(rate, centre + half_width))
 
 
 def t_within(t: float, degrees: int) -> float:

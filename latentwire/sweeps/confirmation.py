@@ -81,7 +81,7 @@ def _not_a_confirmation(summary: StoredSummary, folder: Path, other: StoredSumma
     if summary["shots_seed"] != other["shots_seed"]:
         return "its shots_seed differs, so the shots differ"
     shared = _passages(summary, folder) & _passages(other, confirm)
-    return f"{len(shared)} passages are in both" if shared else None
+    return f"both have the same passages ({len(shared)})" if shared else None
 
 
 def _values(summary: StoredSummary, setting: str) -> set[object]:

@@ -140,8 +140,11 @@ def analysed(stored: StoredSummary, folder: Path, settings: AnalysisSettings) ->
     )
     successful = [result for result in results if succeeded(result)]
     usable = [result for result in controls if succeeded(result)]
-    decided = _decided_on(stored)
-    scores = {result["name"]: _scores(rows[result["name"]], metric, decided) for result in [*successful, *usable]}
+    fresh = _fresh_from(stored)
+    scores = {
+        result["name"]: _scores(rows[result["name"]][fresh.get(result["name"], 0) :], metric)
+        for result in [*successful, *usable]
+    }
     return {
         **stored,
         "results": results,
@@ -158,7 +161,7 @@ def analysed(stored: StoredSummary, folder: Path, settings: AnalysisSettings) ->
 def _with_findings(result: SummaryResult, more: list[Finding]) -> SummaryResult:
     """Return a result with the findings of this analysis; they replace the findings of an earlier one."""
     warnings = result.get("warnings", [])
-    new = [one for one in warnings if one["kind"] not in KINDS and one not in more] + more
+    new = [one for one in warnings if one["kind"] not in {*KINDS, "too_fast"}] + more
     return result if new == warnings else {**result, "warnings": new}
 
 
@@ -182,18 +185,20 @@ def _rows(result: ScoredResult, folder: Path, metric: ShownMetric) -> list[Examp
     return rows
 
 
-def _decided_on(stored: StoredSummary) -> int:
-    """Return how many of the first examples decided which transforms a budgeted sweep left out."""
-    halvings = [] if stored["budget"] is None else stored["budget"]["halvings"]
-    return max((halving["decided_on"] for halving in halvings), default=0)
+def _fresh_from(stored: StoredSummary) -> dict[str, int]:
+    """Return from which example on a transform that went on in a budgeted sweep is scored, by name of the result.
 
-
-def _scores(rows: Sequence[ExampleRow], metric: ShownMetric, decided_on: int) -> ById:
-    """Return a result's scores of the primary metric by example. An answer without a passage is its own passage.
-
-    A result that went on after the last decision of a budgeted sweep is scored on the examples that follow it.
+    The examples before it decided that the transform goes on, so its score on them is too high.
     """
-    rows = rows[decided_on:] if len(rows) > decided_on else rows
+    halvings = [] if stored["budget"] is None else stored["budget"]["halvings"]
+    deciding = [halving for halving in halvings if halving["decided_on"]]
+    return {
+        name: halving["decided_on"] for halving in deciding[-1:] for own in halving["groups"] for name in own["names"]
+    }
+
+
+def _scores(rows: Sequence[ExampleRow], metric: ShownMetric) -> ById:
+    """Return a result's scores of the primary metric by example. An answer without a passage is its own passage."""
     values = np.array([row["scores"][metric["name"]] for row in rows])
     scores = values if metric["higher_is_better"] else 1 - values
     return ById([row["id"] for row in rows], scores, [row.get("passage", row["id"]) for row in rows])

@@ -79,7 +79,8 @@ def made_up_sweep(metric: dict = F1) -> tuple[dict, dict[str, list[dict]]]:
                       "detectable_corrected": 0.234, "target_difference": 0.05, "samples_needed": 1234,
                       "samples_needed_corrected": 2345},
             "controls": {"clean": {"name": "baseline", "score": 0.6875, "score_interval": [0.5, 0.8]},
-                         "lower": [{"name": "control_empty", "control": "empty", "score": 0.0625}]},
+                         "lower": [{"name": "control_empty", "control": "empty", "score": 0.0625}],
+                         "scrambled": None},
         })  # fmt: skip
     answers["control_empty"] = [
         {**row, "prediction": "", "scores": {"f1": 0.0, "em": 0.0}} for row in answers["baseline"]

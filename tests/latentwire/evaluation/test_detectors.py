@@ -173,6 +173,12 @@ def test_with_most_too_fast_the_slowest_is_the_measure():
     assert len(too_fast([*usual, timed("slow", 501, 500)])) == 4
 
 
+def test_a_pause_of_the_machine_accuses_no_other():
+    shots = (2.0, 200)  # 10 ms a position
+    usual = [timed(f"c{i}", 5, 1000, shots) for i in range(4)]
+    assert too_fast([*usual, timed("paused", 1000, 1000, shots)]) == {}
+
+
 def test_with_all_too_fast_the_shots_are_the_measure():
     shots = (2.0, 200)  # 10 ms a position
     assert list(too_fast([timed("broken", 0.19, 1000, shots)])) == ["broken"]

@@ -100,7 +100,7 @@ def test_the_matrix_has_a_blank_for_a_missing_result():
 def test_scales_end_at_the_tenth_above_what_is_drawn():
     def group(high: float, clean: float | None = None) -> dict:
         rows = [{"name": "b", "verdict": "baseline", "score": 0.0, "score_interval": [0.0, high]}]
-        controls = clean and {"clean": {"name": "c", "score": clean}, "lower": []}
+        controls = clean and {"clean": {"name": "c", "score": clean}, "lower": [], "scrambled": None}
         return {"ranking": rows, "controls": controls}
 
     assert scale_top([group(0.41), group(0.32)]) == 0.5

@@ -58,7 +58,7 @@ def test_binary_scores_have_wilsons_interval_with_one_less(ones):
     assert (1 - high, 1 - low) == pytest.approx(expected)
 
 
-def test_large_samples_have_the_interval_of_the_normal_distribution():
+def test_large_samples_have_the_normal_interval():
     scores = np.tile([0.0, 0.2, 0.5, 1.0, 1.0], 200)
     half = 1.96 * scores.std() / math.sqrt(1000)
     assert mean_interval(scores) == pytest.approx((scores.mean() - half, scores.mean() + half), abs=0.03 * half)
@@ -75,7 +75,7 @@ def test_scores_that_vary_little_have_a_narrow_interval():
 
 
 def test_too_few_scores_apart_from_0_do_not_show_their_variance():
-    """With fewer than ten such scores, the interval is at least as wide as that of binary ones."""
+    """With fewer than ten such scores, the interval is at least as wide as for binary ones."""
     for apart, narrow in ((9, False), (10, True)):
         scores = np.concatenate([np.full(apart, 0.5), np.zeros(90)])
         binary = wilson_interval(scores.sum(), len(scores), float(student.ppf(0.975, len(scores) - 1)))
