@@ -103,8 +103,8 @@ def conclude(ranked: Ranked) -> GroupVerdict:
     if ranked.baseline is None or ranked.baseline_score is None:
         return {
             "winner": None,
-            "verdict": "The baseline failed, or an earlier version ran this sweep without one; nothing can be compared.",
-            "next": "Fix its error, if it has one, and run the same command again; finished results are not run twice.",
+            "verdict": "Nothing can be compared: the baseline failed, or an earlier version ran the sweep without one.",
+            "next": "Fix its error, if any, and run the same command again; finished results are not run twice.",
         }
     if not ranked.winners:
         return _no_winner(ranked, ranked.baseline["source"] == CLEAN_SOURCE)
