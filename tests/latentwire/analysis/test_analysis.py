@@ -87,8 +87,8 @@ def test_worse_results_and_total_failure_are_reported():
 def test_without_a_baseline_nothing_is_compared():
     """Every sweep runs its baseline, so a missing one has failed."""
     group = analysis_of("text", {("nearest_k", "n"): 5, ("rms_matching", "r"): 50})
-    assert group["verdict"] == "The baseline failed, so there is nothing to compare with."
-    assert group["next"].startswith("Fix its error, and run the same command again")
+    assert "baseline failed" in group["verdict"]
+    assert "run the same command again" in group["next"]
     assert group["winner"] is None
     assert {row["verdict"] for row in group["ranking"]} == {"not compared"}
     assert group["reached_80_percent"] is None
