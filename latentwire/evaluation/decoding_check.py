@@ -15,7 +15,7 @@ from latentwire.lm.decoding import Decoder, encode_prefix
 from latentwire.lm.models import LanguageModel
 from latentwire.records import Finding
 
-LENGTHS = (2, 12, 40)  # last tokens of the prompts in the batch, next to one whole prompt: most columns are padding
+LENGTHS = (2, 12, 30, 60)  # last tokens of the prompts in the batch: most columns are padding
 SHOTS = 16  # first tokens of the shots before the batch: padding and positions weigh little after all of them
 TOKENS = 2  # tokens of each answer
 # Largest relative distance of two computations of the same logits. In bfloat16, SmolLM2's reach .03, and positions that
@@ -43,7 +43,7 @@ def check_decoding(decoder: Decoder, shot_ids: Tensor, prompts: Sequence[FewShot
         prompts: Prompts of the examples; the first ones are used.
     """
     try:
-        probe = probe_decoder(decoder, shot_ids, [prompt.token_ids for prompt in prompts[: len(LENGTHS) + 1]])
+        probe = probe_decoder(decoder, shot_ids, [prompt.token_ids for prompt in prompts[: len(LENGTHS)]])
     except UserError as error:  # every configuration fails with it, with its own message
         return [finding("decoding", "warning", f"real prompts cannot be decoded: {error}")]
     tolerance = TOLERANCES.get(decoder.lm.dtype, TOLERANCES[torch.bfloat16])
@@ -74,12 +74,12 @@ def probe_decoder(decoder: Decoder, shot_ids: Tensor, prompts: Sequence[Tensor])
     lm, tokens = decoder.lm, min(TOKENS, decoder.max_new_tokens)
     answer = prompts[0][-tokens:].tolist()  # any tokens will do
     short = Decoder(lm, encode_prefix(lm, shot_ids[:SHOTS]), tokens)
-    parts = [prompt[-length:] for prompt, length in zip(prompts[1:], LENGTHS, strict=False)] + [prompts[0]]
+    parts = [prompt[-length:] for prompt, length in zip(prompts, LENGTHS, strict=False)]
     embeds = [lm.embed(part) for part in parts]
     from_plain = [
         _distance(after.answer_logits([one], [answer])[0], _plain_logits(lm, torch.cat([before, ids]), answer))
         for after, before, one, ids in (
-            (decoder, shot_ids, embeds[-1], parts[-1]),
+            (decoder, shot_ids, lm.embed(prompts[0]), prompts[0]),
             (short, shot_ids[:SHOTS], embeds[0], parts[0]),
         )
     ]

@@ -16,6 +16,7 @@ from latentwire.evaluation.detectors import (
     dtype_changed,
     odd_predictions,
     require_finite_values,
+    require_marked_text,
     require_span,
     same_output,
     shots_leak,
@@ -54,6 +55,22 @@ def test_a_span_must_decode_to_its_text():
     with pytest.raises(UserError, match=r"only 38% of the words"):
         require_span(5, "Who sold boat", texts, "q1")
     require_span(5, "Who sold the boat", texts, "q1")  # 4 of 8 words
+
+
+def test_marked_tokens_are_compared_as_the_tokenizer_writes_them():
+    """A tokenizer may have several tokens for a text that it writes alike; other texts are refused with the cause."""
+    names = ["a", "b ", " B", "c", "d"]
+
+    def decode(ids: list[int]) -> str:
+        return "".join(names[index] for index in ids)
+
+    ids, mask = torch.tensor([4, 0, 1, 3, 4, 4]), torch.tensor([0, 1, 1, 1, 0, 0]).bool()
+    require_marked_text(ids, mask, [0, 1, 3], decode, "q1")
+    require_marked_text(ids, mask, [0, 2, 3], decode, "q1")  # "a Bc" for "ab c"
+    with pytest.raises(UserError, match=r"example q1 is not its text: it is shifted by \+1 positions"):
+        require_marked_text(ids, mask.roll(1), [0, 1, 3], decode, "q1")
+    with pytest.raises(UserError, match=r"33% of the tokens are missing, with 2 marked for 3"):
+        require_marked_text(ids, mask & (ids != 3), [0, 1, 3], decode, "q1")
 
 
 def test_a_changed_dtype_is_reported_with_both_names():
