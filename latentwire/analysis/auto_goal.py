@@ -132,7 +132,8 @@ def _share(name: str, clean: str, ids: tuple[str, ...], scores: dict[str, ById])
     """Return a result's share of the clean score on the given examples."""
     own, reference = (scores_on(ids, scores[one]) for one in (name, clean))
     clusters = passages_of(ids, scores[clean])
-    (above,) = paired_differences(own[None], SHARE * reference, SEED, clusters, LARGEST)
+    equal = (1 - SHARE) * reference  # difference of an answer that is as on clean text
+    (above,) = paired_differences(own[None], SHARE * reference, SEED, clusters, LARGEST, unchanged=equal)
     share = float(own.mean() / reference.mean())
     return {"score": float(own.mean()), "share": share, "above": above.interval, "reached": _decided(above.interval)}
 
@@ -143,7 +144,7 @@ def _best_share(rows: Sequence[RankingRow], clean: str, ids: tuple[str, ...], sc
         return _share(rows[0]["name"], clean, ids, scores)
     systems = np.stack([scores_on(ids, scores[row["name"]]) for row in rows])  # (S, N)
     reference, clusters = scores_on(ids, scores[clean]), passages_of(ids, scores[clean])
-    above = cross_fit(systems, clusters, SEED, systems - SHARE * reference)
+    above = cross_fit(systems, clusters, SEED, systems - SHARE * reference, (1 - SHARE) * reference)
     if above is None:
         return None
     score = above.mean + SHARE * float(reference.mean())

@@ -43,6 +43,14 @@ class SampledClusters:
         """Number of examples, N."""
         return len(self.of)
 
+    @property
+    def effective(self) -> float:
+        """Number of clusters of equal size that show as much, N² / sum of the squared sizes: M for equal sizes.
+
+        Source: Kish 1965, Survey Sampling, section 5.4.
+        """
+        return float(self.examples**2 / np.square(self.sizes).sum())
+
     @cached_property
     def _indicator(self) -> Scores:
         """Return which example is in which cluster, (N, M)."""
@@ -60,15 +68,17 @@ class SampledClusters:
     def variances(self, scores: Scores) -> Scores:
         """Return the estimated variance of each mean over examples: (S, N) -> (S,).
 
-        It is the linearised variance of a ratio of sums over clusters, which with one example each is s² / N. One
-        cluster gives no variance, so the result is infinite.
+        It is the jackknife variance over clusters, which with one example each is s² / N. A cluster with most of the
+        examples pulls the mean towards itself, so its residual is compared with the mean of the others. One cluster
+        gives no variance, so the result is infinite.
 
-        Source: Cochran 1977, Sampling Techniques, section 6.3.
+        Source: Cochran 1977, Sampling Techniques, sections 6.3 and 6.17.
         """
         if self.count < 2:
             return np.full(len(scores), np.inf)
         residuals = self.sums(scores - scores.mean(axis=1, keepdims=True))  # (S, M)
-        found: Scores = self.count / (self.count - 1) * np.square(residuals).sum(axis=1) / self.examples**2
+        without = residuals / (self.examples - self.sizes)  # by how much each cluster moves the mean, (S, M)
+        found: Scores = (self.count - 1) / self.count * np.square(without).sum(axis=1)
         return found
 
     def design_effects(self, scores: Scores) -> Scores:

@@ -72,6 +72,7 @@ def paired_differences(
     clusters: SampledClusters | None = None,
     largest: float | None = None,
     comparisons: int | None = None,
+    unchanged: Scores | None = None,
 ) -> list[PairedDifference]:
     """Return the mean difference of each system from the baseline, with its interval and p-value by sign flips.
 
@@ -94,6 +95,8 @@ def paired_differences(
         clusters: SampledClusters of the examples; None: each example is a cluster of its own.
         largest: Largest possible difference of an example; None: the largest one of each system.
         comparisons: Number of comparisons of the family, which needs more splits for smaller p-values; None: S.
+        unchanged: Difference of each example where nothing changed, (N,); None: 0. Differences from a share of a
+            score are not 0 there.
 
     Returns:
         A difference for each of S systems.
@@ -104,7 +107,7 @@ def paired_differences(
     sampled = SampledClusters.single(differences.shape[1]) if clusters is None else clusters
     sums = sampled.sums(differences)  # (S, M)
     size = np.abs(differences).max(axis=1) if largest is None else np.full(len(differences), largest)  # (S,)
-    unseen = size * _unseen_changes(differences, sums)  # (S,)
+    unseen = size * unseen_changes(differences if unchanged is None else differences - unchanged, sampled)  # (S,)
     observed = differences.mean(axis=1)
     parts = list(_means_of_parts(sums, sampled.sizes, unseen, RESAMPLES, seed))
     lower, upper = (np.concatenate(means, axis=1) for means in zip(*parts, strict=True))  # (S, R)
@@ -137,8 +140,8 @@ def _ends(lower: Scores, upper: Scores, size: Scores, largest: float | None) -> 
     return np.where(np.isinf(lows), -size, lows), np.where(np.isinf(highs), size, highs)
 
 
-def _unseen_changes(differences: Scores, sums: Scores) -> Scores:
-    """Return the size of each of the two unseen changes of size 1: (S, N) and (S, M) -> (S,).
+def unseen_changes(differences: Scores, clusters: SampledClusters) -> Scores:
+    """Return the size of each of the two unseen changes of size 1: (S, N) -> (S,).
 
     Its square is the share of unchanged examples, (N - K + 2) / (N + 2) with K changes. It is larger if the changes
     come together in clusters, as their sums show. Below FEW_CHANGES the size grows, up to UNSEEN without any change:
@@ -147,7 +150,8 @@ def _unseen_changes(differences: Scores, sums: Scores) -> Scores:
     count = differences.shape[1]
     changed = (np.abs(differences) > ROUNDING).sum(axis=1)
     squares = np.square(differences).sum(axis=1)
-    together = np.where(squares > 0, np.square(sums).sum(axis=1) / np.where(squares > 0, squares, 1.0), 1.0)
+    together = np.square(clusters.sums(differences)).sum(axis=1)
+    together = np.where(squares > 0, together / np.where(squares > 0, squares, 1.0), 1.0)
     few = np.maximum(1 - changed / FEW_CHANGES, 0)
     sizes = np.sqrt((count - changed + 2) / (count + 2) * np.maximum(together, 1.0))
     found: Scores = sizes * (1 + (UNSEEN - 1) * few)

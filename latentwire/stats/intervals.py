@@ -25,7 +25,8 @@ def mean_interval(scores: Sequence[float] | Scores, clusters: SampledClusters | 
     variance comes from the clusters. Wilson's shape fits means near 0 and 1; the effective number fits scores between
     0 and 1, which vary less than binary ones. Where fewer than FEW_APART scores differ from 0, or from 1, the variance
     is not known well, nor how alike the examples of a cluster are. The effective number is then at most the number of
-    clusters, as for binary scores of clusters whose examples are alike.
+    clusters, as for binary scores of clusters whose examples are alike. Clusters count by `SampledClusters.effective`,
+    because one cluster with most of the examples shows little.
 
     Source: Kott and Carr 1997, Developing an estimation strategy for a pesticide data program, J. Official Statistics.
 
@@ -34,16 +35,32 @@ def mean_interval(scores: Sequence[float] | Scores, clusters: SampledClusters | 
         clusters: SampledClusters of the examples; None: each example is a cluster of its own.
     """
     values = np.asarray(scores, dtype=np.float64)
-    count, mean = len(values), float(values.mean())
-    sampled = SampledClusters.single(count) if clusters is None else clusters
+    mean = float(values.mean())
+    sampled = SampledClusters.single(len(values)) if clusters is None else clusters
     if sampled.count < 2:
         return wilson_interval(mean, 1)
-    variance = float(sampled.variances(values[None])[0])
-    effective = mean * (1 - mean) / variance if variance > 1e-15 else float(sampled.count)
     apart = min(int((values > 0).sum()), int((values < 1).sum()))
-    if apart < FEW_APART or count * min(mean, 1 - mean) < 2:
-        effective = min(effective, sampled.count)
-    return wilson_interval(mean * effective, effective, t_quantile(0.95, sampled.count - 1))
+    return interval_of(mean, float(sampled.variances(values[None])[0]), sampled, apart)
+
+
+def interval_of(mean: float, variance: float, clusters: SampledClusters, apart: float) -> Interval:
+    """Return the interval of `mean_interval` from the estimated variance of the mean.
+
+    Args:
+        mean: Mean of the scores.
+        variance: Its estimated variance.
+        clusters: At least two SampledClusters of the examples.
+        apart: Number of scores that differ from 0, or from 1, whichever are fewer.
+    """
+    effective = mean * (1 - mean) / variance if variance > 1e-15 else clusters.effective
+    if apart < FEW_APART or clusters.examples * min(mean, 1 - mean) < 2:
+        effective = min(effective, clusters.effective)
+    return wilson_interval(mean * effective, effective, t_quantile(0.95, degrees_of_freedom(clusters)))
+
+
+def degrees_of_freedom(clusters: SampledClusters) -> int:
+    """Return the degrees of freedom of a variance over clusters: the effective number of clusters - 1, at least 1."""
+    return max(1, math.floor(clusters.effective + 1e-9) - 1)
 
 
 def resampled_means(scores: Scores, seed: int) -> Scores:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentwire.stats.clusters import RESAMPLES, SampledClusters, Scores
-from latentwire.stats.intervals import Interval, t_quantile
+from latentwire.stats.comparison import unseen_changes
+from latentwire.stats.intervals import Interval, degrees_of_freedom, interval_of, t_quantile
 from latentwire.stats.power import ALPHA, needed_changes
 
 HALVINGS = 100  # random halvings, over which a cross-fit score is averaged
@@ -28,11 +29,18 @@ class CrossFit:
     chosen: Scores  # share of the halves that choose each system, (S,)
 
 
-def cross_fit(systems: Scores, clusters: SampledClusters, seed: int, scored: Scores | None = None) -> CrossFit | None:
+def cross_fit(
+    systems: Scores,
+    clusters: SampledClusters,
+    seed: int,
+    scored: Scores | None = None,
+    unchanged: Scores | None = None,
+) -> CrossFit | None:
     """Choose the best system on one half of the clusters and score it on the other half, in both directions.
 
     Systems of equal mean share the choice. The result is averaged over HALVINGS random halvings. Its variance is the
-    mean variance of a halving, and the interval uses Student's t.
+    mean variance of a halving. The interval of scores in [0, 1] is the one of `intervals.mean_interval`. The interval
+    of differences uses Student's t, and adds two unseen changes as in `comparison.paired_differences`.
 
     Source: Chernozhukov et al. 2018, Double/debiased machine learning, sections 3 and 3.4.
 
@@ -40,7 +48,8 @@ def cross_fit(systems: Scores, clusters: SampledClusters, seed: int, scored: Sco
         systems: Scores by which S systems are chosen, (S, N).
         clusters: SampledClusters of the examples.
         seed: Seed of the halvings.
-        scored: Values of the same systems to average, (S, N), if they differ from the scores of the choice.
+        scored: Differences of the same systems to average, (S, N); None: the scores of the choice.
+        unchanged: Difference of each example where nothing changed, (N,); None: 0.
 
     Returns:
         The mean of the chosen systems, or None for fewer than 4 clusters, whose halves cannot choose.
@@ -57,8 +66,13 @@ def cross_fit(systems: Scores, clusters: SampledClusters, seed: int, scored: Sco
             best = means >= means.max() - ROUNDING
             row[other] = values[best][:, other].mean(axis=0)
             chosen += best / best.sum()
-    mean = float(fitted.mean())
-    half = t_quantile(0.95, clusters.count - 1) * float(clusters.variances(fitted).mean()) ** 0.5
+    mean, variance = float(fitted.mean()), float(clusters.variances(fitted).mean())
+    if scored is None:
+        apart = np.minimum((fitted > 0).sum(axis=1), (fitted < 1).sum(axis=1)).mean()
+        return CrossFit(mean, interval_of(mean, variance, clusters, float(apart)), chosen / (2 * HALVINGS))
+    unseen = unseen_changes(fitted if unchanged is None else fitted - unchanged, clusters)  # (HALVINGS,)
+    variance += 2 * float(np.square(unseen).mean()) / clusters.examples**2
+    half = t_quantile(0.95, degrees_of_freedom(clusters)) * variance**0.5
     return CrossFit(mean, (mean - half, mean + half), chosen / (2 * HALVINGS))
 
 

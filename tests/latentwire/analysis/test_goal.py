@@ -117,12 +117,15 @@ def test_the_goal_is_met_only_if_text_is_unharmed():
     a = {"baseline": 0.1, "nearest_k": 0.8, "auto": 0.8}
     for on_text, harm, met, words in (
         (0.88, "met", "met", "The goal is met: auto reaches 90% of the clean F1 on 2 of the 2"),
+        (0.82, "met", "met", "The goal is met: auto reaches"),  # its interval begins between -.01 and 0
         (0.8, "undecided", "undecided", "The goal is undecided: auto reaches"),
         (0.74, "not met", "not met", "The goal is NOT met: auto reaches"),
     ):
         auto = auto_of({"text": TEXT | {"auto": on_text}, "a": a})
         assert (auto["harm"][0]["met"], auto["met"], auto["failed"]) == (harm, met, [])
         assert goal_lines(auto, F1)[0].startswith(words)
+    not_on_text = auto_of({"text": {"baseline": 0.8}, "a": a})
+    assert (not_on_text["reached"], not_on_text["harm"], not_on_text["met"]) == (["a"], [], "undecided")
     close = auto_of({"text": TEXT | {"auto": 0.88}, "close": SOURCES["close"]})
     assert (close["sources"][1]["met"], close["harm"][0]["met"], close["met"]) == ("undecided", "met", "undecided")
 
@@ -151,10 +154,25 @@ def test_the_best_of_many_transforms_is_cross_fit():
         results.append(result_of("nearest_k", f"k{number}", values, "x"))
     best = analyze(results, scores, [], SETTINGS, F1, [])["auto"]["sources"][1]["best_share"]
     order = np.argsort(-systems.mean(axis=1), kind="stable")
-    expected = cross_fit(systems[order], SampledClusters.single(COUNT), 0, systems[order] - 0.9)
+    above = systems[order] - 0.9
+    expected = cross_fit(systems[order], SampledClusters.single(COUNT), 0, above, np.full(COUNT, 0.1))
     assert best["above"] == pytest.approx(expected.interval, abs=1e-9)
     assert best["score"] == pytest.approx(expected.mean + 0.9) and best["share"] == best["score"]
     assert best["share"] < systems.mean(axis=1).max()
+
+
+@pytest.mark.parametrize("singles", [1, 2])
+def test_few_right_answers_do_not_reach_the_share(singles):
+    """A repair with 89% of the clean score answers 20 of 20 in 10% of cases, so 20 of 20 decide nothing."""
+    about = {"b": "text", "auto": "text", "auto@x": "x", **{f"k{n}@x": "x" for n in range(singles)}}
+    right = np.ones(20)
+    results = [
+        result_of({"b": "baseline", "a": "auto"}.get(name[0], "nearest_k"), name, right, group)
+        for name, group in about.items()
+    ]
+    analysis = analyze(results, {name: scored(right) for name in about}, [], SETTINGS, F1, [])
+    source = analysis["auto"]["sources"][1]
+    assert (source["best_share"]["reached"], source["auto_share"]["reached"]) == ("undecided", "undecided")
 
 
 def test_the_best_single_transform_excludes_some_families():

@@ -32,11 +32,16 @@ def test_labels_may_be_of_any_kind_and_in_any_order():
     np.testing.assert_allclose(SampledClusters([7, "x", 7]).sums(np.array([[1.0, 2.0, 4.0]])), [[5.0, 2.0]])
 
 
-def test_variances_are_those_of_a_ratio_estimator():
-    """The ratio of cluster totals to cluster sizes, as in Cochran 6.3: means 1/2 and 5/12 by hand."""
-    first = ((2 - 2 * 0.5) ** 2 + (0 - 0.5) ** 2 + (1 - 3 * 0.5) ** 2) * 3 / 2 / 36
-    second = ((0.5 - 2 * 5 / 12) ** 2 + (1 - 5 / 12) ** 2 + (1 - 3 * 5 / 12) ** 2) * 3 / 2 / 36
+def test_variances_are_those_of_the_jackknife():
+    """The means 1/2 and 5/12 without each cluster of 2, 1 and 3 examples, by hand."""
+    first = ((1 / 4 - 1 / 2) ** 2 + (3 / 5 - 1 / 2) ** 2 + (2 / 3 - 1 / 2) ** 2) * 2 / 3
+    second = ((2 / 4 - 5 / 12) ** 2 + (1.5 / 5 - 5 / 12) ** 2 + (1.5 / 3 - 5 / 12) ** 2) * 2 / 3
     np.testing.assert_allclose(SampledClusters(LABELS).variances(SCORES), [first, second])
+
+
+def test_clusters_of_unequal_size_show_less():
+    assert SampledClusters.single(7).effective == SampledClusters(list("abcabc")).effective + 4 == 7
+    assert SampledClusters(LABELS).effective == pytest.approx(36 / 14)  # 6² / (2² + 1² + 3²)
 
 
 def test_variances_of_single_examples_are_those_of_a_mean():

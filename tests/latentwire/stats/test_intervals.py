@@ -100,6 +100,16 @@ def test_one_cluster_is_one_example():
 
 
 @pytest.mark.statistical
+def test_a_cluster_with_most_examples_is_no_evidence():
+    """Of 81 clusters one has half of the examples. The examples of a cluster are right together."""
+    labels = np.array([0] * 80 + list(range(1, 81)))
+    clusters = SampledClusters(labels.tolist())
+    drawn = (numbers(0).random((200, 81)) < 0.6).astype(float)[:, labels]
+    held = [low <= 0.6 <= high for low, high in (mean_interval(scores, clusters) for scores in drawn)]
+    assert np.mean(held) >= 0.92
+
+
+@pytest.mark.statistical
 @pytest.mark.parametrize(("mean", "count"), [(0.02, 100), (0.3, 8), (0.5, 30), (0.97, 100)])
 def test_intervals_cover_the_mean_as_often_as_stated(mean, count):
     """Of 1,000 intervals at least 921 cover it: 93% less four standard errors of 95%, and a little for steps."""

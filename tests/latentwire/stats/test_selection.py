@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import t as student
 
 from latentwire.stats.clusters import SampledClusters
+from latentwire.stats.intervals import mean_interval
 from latentwire.stats.selection import cross_fit, level_with_best
 from tests.helpers.random import numbers
 
@@ -45,13 +46,27 @@ def test_a_clear_choice_has_the_interval_of_its_mean():
     generator = numbers(0)
     labels = np.repeat(np.arange(20), 3).tolist()
     best = 0.5 + 0.5 * generator.random(60)
-    systems = np.stack([best - 0.6, best, best - 0.7])
+    systems = np.stack([best - 0.5, best, best - 0.4])
     clusters = SampledClusters(labels)
     found = cross_fit(systems, clusters, 0)
-    half = student.ppf(0.975, 19) * clusters.variances(best[None])[0] ** 0.5
     assert found.mean == pytest.approx(best.mean())
-    assert found.interval == pytest.approx((best.mean() - half, best.mean() + half))
+    assert found.interval == pytest.approx(mean_interval(best, clusters))
+    gain = cross_fit(systems, clusters, 0, systems - 0.1)  # all changed: two changes of sqrt(2 / 62) are added
+    together = np.square(clusters.sums(best[None] - 0.1)).sum() / np.square(best - 0.1).sum()
+    variance = clusters.variances(best[None])[0] + 2 * (2 / 62 * together) / 60**2
+    half = student.ppf(0.975, 19) * variance**0.5
+    assert gain.interval == pytest.approx((best.mean() - 0.1 - half, best.mean() - 0.1 + half))
     assert found.chosen.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_scores_without_spread_have_an_interval():
+    """Twenty right answers do not prove 1, also where the twenty were chosen among copies."""
+    systems, clusters = np.ones((3, 20)), SampledClusters.single(20)
+    assert cross_fit(systems, clusters, 0).interval == pytest.approx(mean_interval(systems[0]))
+    low, high = cross_fit(systems, clusters, 0, systems - 1).interval
+    assert low == -high < -0.13  # the exact two-sided bound of a share that 20 examples do not show is .168
+    share = cross_fit(systems, clusters, 0, systems - 0.9, np.full(20, 0.1)).interval
+    assert share[0] < 0 < share[1]  # a true share of .9 shows 20 of 20 in 12% of cases
 
 
 def test_equal_systems_share_the_choice():
