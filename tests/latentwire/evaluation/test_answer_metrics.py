@@ -73,15 +73,17 @@ def test_one_metric_needs_no_list():
     assert read_scoring("likelihood", "f1") == WITH_MODEL
 
 
-def test_the_interval_belongs_to_the_metric(registered):
-    """Wilson's for scores of 0 or 1, by hand; else the bootstrap, whose width follows from the standard error."""
-    mean, interval = ANSWER_METRICS["em"].summarize([1.0, 0.0, 0.0, 0.0], 0).values()
-    z, p, n = 1.959964, 0.25, 4
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+def test_the_interval_of_a_metric_is_over_passages(registered):
+    """By hand: Wilson's with Student's t of 3 degrees and 3 examples, as the variance of 4 has n - 1."""
+    mean, interval = ANSWER_METRICS["em"].summarize([1.0, 0.0, 0.0, 0.0]).values()
+    t, p, n = 3.182446, 0.25, 3
+    half = t / (1 + t * t / n) * math.sqrt(p * (1 - p) / n + t * t / (4 * n * n))
+    centre = (p + t * t / (2 * n)) / (1 + t * t / n)
     assert (mean, interval) == (0.25, pytest.approx((centre - half, centre + half), abs=1e-6))
+    twice = ANSWER_METRICS["em"].summarize([1.0, 1.0, *[0.0] * 6], ["a", "a", "b", "b", "c", "c", "d", "d"])
+    assert twice["interval"] == pytest.approx(interval)
     scores = [0.2, 0.8] * 50
-    low, high = ANSWER_METRICS["f1"].summarize(scores, 0)["interval"]
+    low, high = ANSWER_METRICS["f1"].summarize(scores)["interval"]
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.03, 0.5 + 1.96 * 0.03), abs=0.006)
 
 

@@ -242,7 +242,9 @@ def test_a_budgeted_sweep_halves_and_resumes(cli, exact_costs, monkeypatch):
     assert "2 left out" in out
     for group in summary["analysis"]["groups"]:
         lower = [(row["name"], row["num_samples"]) for row in group["controls"]["lower"]]
-        assert lower == [("control_empty", 32), ("control_random", 32)]  # of 64 examples, the last 32 decided nothing
+        assert lower == [("control_empty", 64), ("control_random", 64)]  # controls are in no decision
+        scored = {row["experiment"]: row["num_samples"] for row in group["ranking"]}  # on examples without a decision
+        assert scored == {"baseline": 64, "rms_scale1.0": 32, "rms_scale1.2": 32, "rms_scale0.8": 16}
     assert " n=16 " in out
     assert not list(Path("outputs/single/replaced").glob("*"))
     # The same command again runs nothing and prints the same.
