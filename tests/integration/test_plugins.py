@@ -117,7 +117,9 @@ def test_a_sweep_over_the_dials_of_a_plugin(cli, plugin):
     status, _, err = cli("-m", *SMALL, "embed_transform=norm_clip", "limit=0.5,1", "embed_source=quantized", "bits=2,4")
     assert status == 0, err
     found = results()
-    assert set(found) == {f"norm_clip{limit}@quantized{bits}" for limit in (0.5, 1.0) for bits in (2, 4)}
+    own = {name for name, result in found.items() if result["control"] is None}
+    assert own == {f"norm_clip{limit}@quantized{bits}" for limit in (0.5, 1.0) for bits in (2, 4)}
+    assert {"baseline@quantized2", "baseline@quantized4"} <= set(found) - own  # the sweep adds its baselines
     one = found["norm_clip0.5@quantized2"]
     assert (one["family"], one["dials"], one["source_dials"]) == ("norm_clip", {"limit": 0.5}, {"bits": 2})
     assert one["relative_change"] > 0
@@ -261,7 +263,7 @@ def test_experiments_and_presets_name_their_plugins(plugin, tmp_path, monkeypatc
         (TRANSFORM.replace("limit", "factor"), [], "its dial factor is also a setting of embed_source=scaled; rename"),
         ("", ["plugins=[repairs.py]"], "plugins=[repairs.py]: not a list of modules; write plugins=[repairs]"),
         (TRANSFORM.replace("limit", "bits") + SOURCE, ["embed_transform=norm_clip", "embed_source=quantized"],
-         "embed_source=quantized: its dial bits is also a setting of embed_transform=norm_clip; rename the dial"),
+         "its dial bits is also a setting of embed_"),  # the one that is composed first names the other
         (TRANSFORM.replace('"norm_clip"', '"auto"'), [], "transform auto: latentwire.transforms.auto.Auto and repairs"),
         (TRANSFORM.replace("norm_clip{", "random_k{"), [], "the labels 'random_k{k}' of random_interpolation and"),
         (TRANSFORM, ["limit=2"], "limit=2: embed_transform=baseline has no such dial (its dials: none); limit belongs"
