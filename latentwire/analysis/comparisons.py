@@ -22,7 +22,7 @@ from latentwire.stats.comparison import (
     recovered_shares,
 )
 from latentwire.stats.intervals import Interval, Scores
-from latentwire.stats.power import ALPHA, POWER, POWER_FORMULA, detectable_difference, samples_needed
+from latentwire.stats.power import ALPHA, POWER, POWER_FORMULA, detectable_difference, needed_changes, samples_needed
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,20 @@ class Spread:
     change: float  # mean size of the differences that are not 0
     design_effect: float
     count: int  # number of examples
+    passages: int
 
-    def detectable(self, alpha: float) -> float:
+    def detectable(self, alpha: float) -> float | None:
         """Return the smallest difference that a test at the level alpha detects with probability POWER."""
-        return detectable_difference(self.sd, self.count, alpha, self.change)
+        return _detectable(self.sd, self.change, self.count, self.passages, alpha)
+
+
+def _detectable(sd: float, change: float, count: int, passages: int, alpha: float) -> float | None:
+    """Return the smallest detectable difference, or None if no difference of scores is detectable.
+
+    Passages are flipped as a whole, so fewer than `needed_changes` of them show nothing.
+    """
+    found = detectable_difference(sd, count, alpha, change)
+    return found if passages >= needed_changes(alpha) and found <= LARGEST else None
 
 
 def differences(names: Sequence[str], evidence: Evidence, comparisons: int) -> dict[str, PairedDifference]:
@@ -109,7 +119,7 @@ def _spread(values: Scores, clusters: SampledClusters) -> Spread | None:
     variance = float(clusters.variances(values[None])[0])
     effect = float(clusters.design_effects(values[None])[0])
     count = len(values)
-    return Spread((variance * count) ** 0.5, float(np.abs(values[changed]).mean()), effect, count)
+    return Spread((variance * count) ** 0.5, float(np.abs(values[changed]).mean()), effect, count, clusters.count)
 
 
 def power(
@@ -126,7 +136,7 @@ def power(
     if baseline is None or not found:
         return None
     sd, change = (float(np.median([getattr(one, field) for one in found])) for field in ("sd", "change"))
-    count = max(one.count for one in found)
+    count, passages = max((one.count, one.passages) for one in found)
     level = ALPHA / max(1, comparisons)
     return {
         "num_samples": count,
@@ -137,8 +147,8 @@ def power(
         "alpha_corrected": level,
         "std": sd,
         "change": change,
-        "detectable": detectable_difference(sd, count, ALPHA, change),
-        "detectable_corrected": detectable_difference(sd, count, level, change),
+        "detectable": _detectable(sd, change, count, passages, ALPHA),
+        "detectable_corrected": _detectable(sd, change, count, passages, level),
         "target_difference": target_difference,
         "samples_needed": samples_needed(sd, target_difference, ALPHA, change),
         "samples_needed_corrected": samples_needed(sd, target_difference, level, change),

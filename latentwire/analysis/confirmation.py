@@ -10,11 +10,14 @@ from latentwire.analysis.records import Confirmation, GroupAnalysis, RankingRow
 from latentwire.stats.comparison import holm
 from latentwire.stats.power import ALPHA
 
+LEAKS = "leaks"  # kind of a finding: the score does not come from the passage
+
 
 def confirmations(selecting: Sequence[GroupAnalysis], confirming: Sequence[GroupAnalysis]) -> dict[str, Confirmation]:
     """Return how the winners of a sweep do on other passages, by source.
 
-    Each winner is compared with its baseline once. Holm's method corrects for several winners.
+    Each winner is compared with its baseline once. Holm's method corrects for all winners of the sweep, also for
+    winners without a result on the other passages. A winner that leaks there is not confirmed.
 
     Args:
         selecting: Analysis of the sweep that chose the winners.
@@ -26,10 +29,11 @@ def confirmations(selecting: Sequence[GroupAnalysis], confirming: Sequence[Group
         for row in group["ranking"]:
             if row["name"] == winners.get(group["group"]) and row["p_value"] is not None:
                 found[group["group"]] = group, row
-    corrected = holm(np.array([row["p_value"] for _, row in found.values()], dtype=np.float64))
+    p_values = np.ones(len(winners))
+    p_values[: len(found)] = [row["p_value"] for _, row in found.values()]
     return {
         name: _confirmation(group, row, float(p))
-        for (name, (group, row)), p in zip(found.items(), corrected, strict=True)
+        for (name, (group, row)), p in zip(found.items(), holm(p_values), strict=False)
     }
 
 
@@ -46,5 +50,5 @@ def _confirmation(group: GroupAnalysis, row: RankingRow, p_value: float) -> Conf
         "difference": difference,
         "difference_interval": interval,
         "p_value": p_value,
-        "confirmed": p_value < ALPHA and difference > 0,
+        "confirmed": p_value < ALPHA and difference > 0 and not any(one["kind"] == LEAKS for one in row["warnings"]),
     }

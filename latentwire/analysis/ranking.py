@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ from latentwire.analysis.suspicions import leaking
 from latentwire.analysis.verdict import Ranked, conclude, observe
 from latentwire.records import ScoredResult, ShownMetric, SummaryResult, succeeded
 from latentwire.stats.clusters import SampledClusters
-from latentwire.stats.comparison import Comparison
+from latentwire.stats.comparison import Comparison, PairedDifference
 from latentwire.stats.power import ALPHA
 
 SIGNIFICANT = ALPHA  # for Holm-corrected p-values
@@ -98,7 +99,7 @@ def analyze(
         "warnings": joined_findings([*results, *(control for control in controls if succeeded(control))]),
         "groups": analysed,
         "coverage": coverage(analysed),
-        "across": across_sources({source.group: found[source.group] for source in first}, contenders),
+        "across": across_sources(_by_source(first, found), contenders),
         "draws": between_draws([result for source in sources for result in source.members], analysed),
         "atlas": make_atlas(every, of_first, evidence, ladders) if len(of_first) > 1 else None,
         "auto": judge_auto(of_first, scores, metric),
@@ -169,6 +170,17 @@ def _sources(
     return found
 
 
+def _by_source(
+    sources: Sequence[_SourceResults], found: dict[str, dict[str, PairedDifference]]
+) -> dict[str, dict[str, PairedDifference]]:
+    """Return the differences of each source; models, seeds and other varied settings of one source come together."""
+    joined: dict[str, dict[str, PairedDifference]] = defaultdict(dict)
+    for source in sources:
+        some = source.members[0]
+        joined[json.dumps([some["source"], some["source_dials"]], sort_keys=True)] |= found[source.group]
+    return dict(joined)
+
+
 def coverage(groups: Sequence[GroupAnalysis]) -> Coverage:
     """Return the number of configurations and their numbers of examples, which a budget makes unequal."""
     counts = [row["num_samples"] for group in groups for row in group["ranking"]]
@@ -208,9 +220,12 @@ def _analyze_group(source: _SourceResults, comparisons: dict[str, Comparison], t
     if evidence.controlled and missing:
         can_answer, reason = False, f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing or failed"
     winners = [row for row in rows if _may_win(row, contenders, evidence)] if reason is None else []
-    for row in [*winners, *(row for row in rows if row["name"] in contenders)][:1]:
-        row["cross_fit"] = selected(row["name"], contenders, evidence)
-    level = level_with(winners[0]["name"], [row["name"] for row in winners[1:]], evidence) if winners else []
+    ranked_contenders = [row for row in rows if row["name"] in contenders]
+    for row in [*winners[:1], *ranked_contenders[:1]]:
+        # The highest score was chosen among all. A winner that is not the highest was chosen among those behind it.
+        row["cross_fit"] = selected(row["name"], _from(row, ranked_contenders), evidence)
+    others = [row["name"] for row in ranked_contenders if row not in winners[:1] and not row["identity"]]
+    level = level_with(winners[0]["name"], others, evidence) if winners else []
     ranked = Ranked(evidence.baseline, scored, rows, evidence.metric, reason, winners, level)
     effects = [spread.design_effect for spread in of_contenders.values()]
     return {
@@ -271,6 +286,12 @@ def _ranking(
     return rows
 
 
+def _from(row: RankingRow, rows: Sequence[RankingRow]) -> list[str]:
+    """Return the names of a row and of those behind it."""
+    names = [other["name"] for other in rows]
+    return names[names.index(row["name"]) :]
+
+
 def _may_win(row: RankingRow, contenders: Sequence[str], evidence: Evidence) -> bool:
     """Return whether a configuration can win: a contender, better than the baseline and the empty context."""
     return row["verdict"] == "better" and row["name"] in contenders and above_empty(row["name"], evidence)
@@ -323,6 +344,12 @@ def _verdict(result: ScoredResult, comparison: Comparison | None) -> Verdict:
     return "better" if comparison.difference > 0 else "worse"
 
 
+def _numbers_first(entry: tuple[Any, list[float]]) -> tuple[bool, float, str]:
+    """Return what orders the values of a dial: numbers by size, then texts and None."""
+    is_number = isinstance(entry[0], int | float)
+    return not is_number, entry[0] if is_number else 0.0, str(entry[0])
+
+
 def _dial_means(results: list[ScoredResult], evidence: Evidence) -> list[DialMeans]:
     """Return the mean score at each value of each varied dial, by family."""
     by: dict[tuple[str, str], dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -335,7 +362,7 @@ def _dial_means(results: list[ScoredResult], evidence: Evidence) -> list[DialMea
             "dial": dial,
             "means": [
                 {"value": value, "score": float(np.mean(scores)), "configurations": len(scores)}
-                for value, scores in sorted(values.items())
+                for value, scores in sorted(values.items(), key=_numbers_first)
             ],
         }
         for (family, dial), values in by.items()

@@ -102,8 +102,8 @@ class Power(TypedDict):
     alpha_corrected: float
     std: float  # median over the contenders of the standard deviation of the paired differences
     change: float  # median over the contenders of the mean size of the differences that are not 0
-    detectable: float
-    detectable_corrected: float
+    detectable: float | None  # None if these examples detect no difference of scores
+    detectable_corrected: float | None
     target_difference: float
     samples_needed: int
     samples_needed_corrected: int

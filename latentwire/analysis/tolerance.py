@@ -175,7 +175,8 @@ def _tolerance_rows(
         parts[experiment] = slice(len(stack), len(stack) + len(members))
         stack += [scores_on(ids, scores[member["name"]]) for member in members]
     table = np.stack(stack)  # (1 + members, N)
-    means = passages_of(ids, scores[clean]).resampled_means(table, SEED)  # (1 + members, R)
+    passages = passages_of(ids, scores[clean])
+    means = passages.resampled_means(table, SEED)  # (1 + members, R)
     ladder = rungs.ladder
     measured = [ladder.position(level) for level in rungs.levels]
     rows: dict[str, ToleranceRow] = {}
@@ -196,7 +197,7 @@ def _tolerance_rows(
             "anchored": anchored,
             "status": end["status"] if usable else "unknown",
             "level": end["level"] if usable else None,
-            "interval": [_end(ladder, float(one)) for one in ends] if usable and len(ids) >= FEW else None,
+            "interval": [_end(ladder, float(one)) for one in ends] if usable and passages.count >= FEW else None,
         }
     return rows
 

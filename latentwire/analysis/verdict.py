@@ -24,13 +24,13 @@ class Ranked:
     metric: ShownMetric
     reason: str | None  # why nothing can be ranked
     winners: Sequence[RankingRow] = ()  # configurations that may win, best first
-    level: Sequence[str] = field(default=())  # names of configurations within noise of the best
+    level: Sequence[str] = field(default=())  # names of configurations that may be as good as the best
 
 
 def observe(ranked: Ranked) -> list[RankingObservation]:
     """Return the five observations, each with "yes", "no", or why the results do not decide it."""
     score = ranked.metric["label"]
-    top = {ranked.winners[0]["name"], *ranked.level} if ranked.winners else set()
+    top = {row["name"] for place, row in enumerate(ranked.winners) if place == 0 or row["name"] in ranked.level}
     table = [
         (f"Baseline {score} > 0.5", "the LM can use these embeddings", "look at the encoder's distribution",
          _baseline_is_high(ranked)),
@@ -110,11 +110,11 @@ def conclude(ranked: Ranked) -> GroupVerdict:
         return _no_winner(ranked, ranked.baseline["source"] == CLEAN_SOURCE)
     best = ranked.winners[0]
     dials = " ".join(f"{dial}={value}" for dial, value in best["dials"].items())
-    tied = [row["experiment"] for row in ranked.winners if row["name"] in ranked.level]
+    tied = [row["experiment"] for row in ranked.rows if row["name"] in ranked.level]
     ties = f", level with {', '.join(tied[:4])}{' and more' if len(tied) > 4 else ''}" if tied else ""
     return {
         "winner": best["name"],
-        "verdict": f"{best['experiment']} is best{_quoted(best, ranked.metric)}, baseline "
+        "verdict": f"{best['experiment']} is best{_quoted(ranked)}, baseline "
         f"{format_score(ranked.baseline_score[0])}{ties}.",
         "next": f"Integrate embed_transform={best['family']} {dials}".rstrip()
         + (", or the cheapest configuration level with it" if ranked.level else "")
@@ -122,13 +122,16 @@ def conclude(ranked: Ranked) -> GroupVerdict:
     }
 
 
-def _quoted(best: RankingRow, metric: ShownMetric) -> str:
+def _quoted(ranked: Ranked) -> str:
     """Return the score of the best configuration that may be quoted: the cross-fit one if there was a choice."""
+    best, metric = ranked.winners[0], ranked.metric
     chosen = best["cross_fit"]
     score, (low, high) = best["score"], best["score_interval"]
     if chosen is not None:
         score, (low, high) = chosen["score"], chosen["score_interval"]
     among = "" if chosen is None else f" of {chosen['among']}"
+    if any(row["name"] in ranked.level and row["score"] > best["score"] for row in ranked.rows):
+        among = " of those better than the baseline"  # a higher score is within noise of the baseline
     where = "" if chosen is None else " on passages that did not choose it"
     return f"{among}: {metric['label']} {format_score(score)} [{format_score(low)}, {format_score(high)}]{where}"
 

@@ -14,7 +14,7 @@ import numpy as np
 from latentwire.records import LatentAccount, Measured
 from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.comparison import Comparison, compare_paired
-from latentwire.stats.formatting import format_score
+from latentwire.stats.formatting import format_p, format_score
 from latentwire.stats.intervals import Interval, Scores, mean_interval
 from latentwire.stats.power import ALPHA
 from latentwire.stats.seeds import interval_over_clusters
@@ -191,7 +191,7 @@ def _difference(against: Against | None) -> str:
     if against is None:
         return ""
     low, high = against["interval"]
-    return f"   {against['latents_minus_this']:+.3f} [{low:+.3f}, {high:+.3f}] p={against['p_holm']:.3f}"
+    return f"   {against['latents_minus_this']:+.3f} [{low:+.3f}, {high:+.3f}] {format_p(against['p_holm'])}"
 
 
 def _named(sources: list[str]) -> str:

@@ -26,6 +26,7 @@ from latentwire.harness.session import Session, job
 from latentwire.latent_training.candidates import cross_fit_mean, not_distinguishable, promoted, rank_candidates
 from latentwire.latent_training.records import CandidateRow, LatentResult, ScreenedRun, Screening, ScreeningRound
 from latentwire.latent_training.task import latent
+from latentwire.stats.formatting import format_p
 
 
 @job
@@ -197,4 +198,4 @@ def _difference_text(row: CandidateRow) -> str:
     if found["interval"] is None or found["p_value"] is None:
         return f"{found['difference']:+.3f}"
     low, high = found["interval"]
-    return f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}] p={found['p_value']:.3f}"
+    return f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}] {format_p(found['p_value'])}"

@@ -22,8 +22,8 @@ from latentwire.analysis.verdict import DEAD
 from latentwire.records import Budget, ShownMetric, succeeded
 from latentwire.reports.draws import render_draws
 from latentwire.reports.goal import WIDTH, render_goal
-from latentwire.stats.formatting import format_score
-from latentwire.stats.intervals import FEW as FEW_EXAMPLES
+from latentwire.stats.formatting import format_p, format_score
+from latentwire.stats.intervals import FEW as FEW_PASSAGES
 from latentwire.stats.intervals import Interval
 
 TOP = 5  # rows of a ranking above the line, or in its short form
@@ -159,7 +159,7 @@ def confirmation_lines(group: GroupAnalysis, metric: ShownMetric) -> list[str]:
         f"{'Confirmed' if found['confirmed'] else 'NOT confirmed'} on {found['num_samples']} other examples about "
         f"{found['passages']} other passages: {found['experiment']} {metric['label']} {format_score(found['score'])} "
         f"[{format_score(low)}, {format_score(high)}], {sign}{format_score(found['difference'])} "
-        f"[{format_score(lower)}, {format_score(upper)}] against the baseline, p={found['p_value']:.3f}"
+        f"[{format_score(lower)}, {format_score(upper)}] against the baseline, {format_p(found['p_value'])}"
     ]
 
 
@@ -249,12 +249,16 @@ def _render_power(power: Power | None) -> list[str]:
     needed = max(power["samples_needed"], power["samples_needed_corrected"])
     capped = f", but the data have only {most}" if most is not None and needed > most else ""
     return [
-        f"{power['num_samples']} examples detect a difference of {format_score(power['detectable'])} with power "
-        f"{power['power']:.0%} in one comparison, {format_score(power['detectable_corrected'])} corrected for "
+        f"{power['num_samples']} examples detect {_difference_of(power['detectable'])} with power "
+        f"{power['power']:.0%} in one comparison, {_difference_of(power['detectable_corrected'])} corrected for "
         f"{power['comparisons']} comparisons",
         f"a difference of {format_score(power['target_difference'])} needs samples={power['samples_needed']}, "
         f"corrected samples={power['samples_needed_corrected']}{capped}",
     ]
+
+
+def _difference_of(size: float | None) -> str:
+    return "no difference" if size is None else f"a difference of {format_score(size)}"
 
 
 def _render_matrix(atlas: Atlas, metric: ShownMetric) -> list[str]:
@@ -340,7 +344,7 @@ def tolerated(row: ToleranceRow) -> str:
 
 def _ends(row: ToleranceRow) -> str:
     if row["interval"] is None:
-        return f"no interval below {FEW_EXAMPLES} examples"
+        return f"no interval below {FEW_PASSAGES} passages"
     words = {"beyond": "after the last", "before": "before the first"}
     ends = [words.get(end["status"], "") or f"{end['level']:.3g}" for end in row["interval"]]
     return f"[{', '.join(ends)}]"
@@ -359,5 +363,5 @@ def _against(row: RankingRow) -> str:
     control = " (saw the true tokens: a control)" if row["supervised"] else ""
     return (
         f"{sign}{format_score(difference)} [{format_score(interval[0])}, {format_score(interval[1])}] "
-        f"p={p_holm:.3f} {row['verdict']}{control}"
+        f"{format_p(p_holm)} {row['verdict']}{control}"
     )

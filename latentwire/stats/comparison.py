@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentwire.stats.clusters import RESAMPLES, SampledClusters, Scores
-from latentwire.stats.intervals import Difference, Interval
+from latentwire.stats.intervals import FEW, Difference, Interval
 from latentwire.stats.power import ALPHA
 
 ENUMERATED = 11  # up to this number of clusters, all splits are enumerated
@@ -236,7 +236,8 @@ def recovered_shares(
 ) -> list[tuple[float | None, Interval | None]]:
     """Return (score - empty) / (clean - empty) of each system with its 95% bootstrap interval over examples.
 
-    Both are None unless the mean of clean is above the mean of empty in at least 97.5% of the resamples.
+    Both are None unless the mean of clean is above the mean of empty in at least 97.5% of the resamples. The interval
+    is None for fewer than FEW clusters, which are too few to resample a ratio.
 
     Args:
         systems: Scores of S systems on N examples, (S, N).
@@ -255,6 +256,9 @@ def recovered_shares(
     found: list[tuple[float | None, Interval | None]] = []
     for system, resampled in zip(systems, means, strict=False):
         share = float(system.mean() - empty.mean()) / headroom
+        if sampled.count < FEW:
+            found.append((share, None))
+            continue
         low, high = np.quantile((resampled - means[-1])[usable] / headrooms[usable], [0.025, 0.975])
         found.append((share, (float(low), float(high))))
     return found

@@ -13,7 +13,7 @@ from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.clusters import Scores as Scores
 
 FEW_APART = 10  # fewer scores that differ from 0, or from 1, do not show their variance
-FEW = 16  # fewer examples are too few to resample a ratio, or a level between two others
+FEW = 16  # fewer clusters are too few to resample a ratio, or a level between two others
 
 Interval = tuple[float, float]  # lower and upper end
 

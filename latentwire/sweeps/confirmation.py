@@ -60,7 +60,7 @@ def confirm_command(summary: Summary, folder: Path) -> str | None:
     if not winners or summary["command"] is None or summary["part"] == "confirm":
         return None
     arguments = [one for one in shlex.split(summary["command"]) if not one.startswith(REPLACED)]
-    if summary["part"] == "all":
+    if summary["part"] != "select":
         return shlex.join([*arguments, *_only(summary), "part=select", f"out={folder / 'select'}"])
     kept = [one for one in arguments if not one.startswith("budget_minutes=")]
     return shlex.join([*kept, "part=confirm", f"only={'|'.join(winners)}", f"out={folder / 'confirm'}"])
@@ -76,7 +76,7 @@ def _not_a_confirmation(summary: StoredSummary, folder: Path, other: StoredSumma
     if other["part"] != "confirm":
         return "it was not made with part=confirm"
     for setting in ("model_id", "data", "dtype"):
-        if _values(summary, setting) != _values(other, setting):
+        if not _values(other, setting) <= _values(summary, setting):
             return f"its {setting} differs"
     if summary["shots_seed"] != other["shots_seed"]:
         return "its shots_seed differs, so the shots differ"

@@ -28,7 +28,10 @@ LADDERS = (
 
 
 def analysis_of(
-    f1s: dict[tuple[str, float | None], dict[str, float]], counts: dict[str, int] | None = None, empty: float = 0.1
+    f1s: dict[tuple[str, float | None], dict[str, float]],
+    counts: dict[str, int] | None = None,
+    empty: float = 0.1,
+    passages: int = COUNT,
 ) -> dict:
     """Analyse (source, level) -> transform -> F1."""
     dial = {ladder.source: ladder.dial for ladder in LADDERS}
@@ -38,11 +41,11 @@ def analysis_of(
         for family, f1 in row.items():
             name = family if source == "text" else f"{family}@{group}"
             values = right(f1, (counts or {}).get(name, COUNT))
-            scores[name] = scored(values)
+            scores[name] = scored(values, passages=[f"p{i % passages}" for i in range(COUNT)])
             dials = {} if level is None else {dial[source]: level}
             results.append(result_of(family, name, values, group, experiment=family, source=source, source_dials=dials))
     control = result_of("baseline", "control_empty", right(empty), "text", control="empty", variant="")
-    scores["control_empty"] = scored(right(empty))
+    scores["control_empty"] = scored(right(empty), passages=[f"p{i % passages}" for i in range(COUNT)])
     return analyze(results, scores, [control], AnalysisSettings(0.1, 0.05), F1, LADDERS)
 
 
@@ -118,7 +121,7 @@ def test_no_tolerance_if_the_clean_baseline_scores_too_low():
     assert tolerance_of(analysis, "noisy", "baseline")["level"] is None
 
 
-def test_no_interval_from_fewer_than_sixteen_examples():
+def test_no_interval_from_fewer_than_sixteen_passages():
     for count in (15, 16):
         analysis = analysis_of(NOISY, {"baseline@noisy0.0": count})
         row = tolerance_of(analysis, "noisy", "baseline")
@@ -126,7 +129,9 @@ def test_no_interval_from_fewer_than_sixteen_examples():
         columns, rows = tolerance_table(analysis["atlas"])
         (written,) = [dict(zip(columns, one, strict=True)) for one in rows if one[2] == "baseline"]
         assert (written["from"] is None) == (written["to"] is None) == (count < 16)
-        assert ("no interval below 16 examples  n=15" in render(summary_with(analysis))) == (count < 16)
+        fewer = tolerance_of(analysis_of(NOISY, passages=count), "noisy", "baseline")  # of all examples
+        assert (fewer["num_samples"], fewer["interval"] is None) == (COUNT, count < 16)
+        assert ("no interval below 16 passages  n=15" in render(summary_with(analysis))) == (count < 16)
 
 
 def test_a_supervised_chain_does_not_represent_its_family():

@@ -189,9 +189,9 @@ def test_more_examples_than_the_data_have_cannot_be_run(available, capped):
 
 
 def test_passages_are_the_units_of_every_figure():
-    """Four equal answers for each of fifteen passages; the same answers about sixty passages are more evidence."""
-    passages = [f"p{i // 4}" for i in range(COUNT)]
-    base, better = (np.repeat(values[:15], 4) for values in (first(3), first(9)))
+    """Three equal answers for each of twenty passages; the same answers about sixty passages are more evidence."""
+    passages = [f"p{i // 3}" for i in range(COUNT)]
+    base, better = (np.repeat(values[:20], 3) for values in (first(3), first(9)))
     sources = {"text": {("baseline", "b"): base, ("rms_matching", "r"): better}}
     controls = {("clean", "text"): first(52), ("empty", "text"): np.zeros(COUNT)}
     clustered, single = (analysed(sources, controls, labels)["groups"][0] for labels in (passages, None))
@@ -200,14 +200,14 @@ def test_passages_are_the_units_of_every_figure():
     row, alone = clustered["ranking"][0], single["ranking"][0]
     assert row["difference_interval"] == expected.interval and row["p_value"] == expected.p_value
     assert row["score_interval"] == mean_interval(better, clusters)
-    assert (clustered["passages"], single["passages"]) == (15, 60)
-    assert clustered["design_effect"] == pytest.approx(4 * (59 / 60) / (14 / 15))
+    assert (clustered["passages"], single["passages"]) == (20, 60)
+    assert clustered["design_effect"] == pytest.approx(3 * (59 / 60) / (19 / 20))
     assert single["design_effect"] == pytest.approx(1)
     assert clustered["power"]["std"] == pytest.approx(single["power"]["std"] * clustered["design_effect"] ** 0.5)
     for name in ("score_interval", "difference_interval", "recovered_interval"):
         assert np.ptp(row[name]) > 1.4 * np.ptp(alone[name]), name
     lower = [group["controls"]["lower"][0]["difference_interval"] for group in (clustered, single)]
     assert np.ptp(lower[0]) > 1.2 * np.ptp(lower[1])
-    line = "60 examples are about 15 passages, which are resampled as a whole: design effect 4.21"
+    line = "60 examples are about 20 passages, which are resampled as a whole: design effect 3.11"
     assert line in render(summary_with(analysed(sources, controls, passages)))
     assert "resampled as a whole" not in render(summary_with(analysed(sources, controls)))

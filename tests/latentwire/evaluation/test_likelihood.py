@@ -197,7 +197,7 @@ def test_the_report_names_controls_with_less_likely_answers():
     assert ends[0] < own["nll"] == nll["latent"].mean() < ends[1]
     assert lines["latents"].endswith(f"0.25 [0.25, 0.25]   {own['nll']:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]")
     assert lines["whole text"].startswith(f"{'whole text':34}{'0':>20}")
-    assert f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] p=0.000" in lines["no passage"]
+    assert f"{difference:+.3f} [{low:+.3f}, {high:+.3f}] p<0.001" in lines["no passage"]
     assert "Right answers are likelier, p < .05, than with: no passage" in text
     assert "F1 is higher, p < .05, than with: none of the controls" in text
 

@@ -328,6 +328,15 @@ def test_recovered_share_is_relative_to_empty_and_clean():
     assert clustered == pytest.approx(alone)
 
 
+def test_few_clusters_give_a_share_no_interval():
+    """All resamples of one cluster are equal, so its interval would have no width."""
+    clean, empty, half = np.ones(60), np.zeros(60), np.arange(60) % 2.0
+    for clusters, known in ((1, False), (15, False), (16, True)):
+        labels = SampledClusters((np.arange(60) % clusters).tolist())
+        ((share, interval),) = recovered_shares(half[None], clean, empty, 0, labels)
+        assert (share, interval is not None) == (0.5, known), clusters
+
+
 def test_no_recovered_share_if_clean_is_not_above_empty():
     zeros, ones = np.zeros(10), np.ones(10)
     assert recovered_shares(np.stack([ones, zeros]), zeros, ones, 0) == [(None, None)] * 2

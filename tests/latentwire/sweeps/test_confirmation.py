@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentwire.analysis.confirmation import confirmations
 from latentwire.analysis.controls import AnalysisSettings
 from latentwire.records import F1, read_summary
 from latentwire.reports.text import render
@@ -85,6 +86,38 @@ def test_the_result_on_the_other_half_is_shown(tmp_path, share, word):
     assert found["score"] == pytest.approx(right(share, 40).mean())
     assert f"{word} on 40 other examples about 20 other passages: anchor" in render(summary)
     assert "Confirm it first" not in render(summary)
+
+
+def test_a_winner_that_leaks_is_not_confirmed(tmp_path):
+    save(tmp_path, SELECTING, "select")
+    confirm = tmp_path / "confirm"
+    save(confirm, {"base": right(0.1, 40), "anchor": right(0.7, 40)}, "confirm", first=100)
+    analysis = analysed(tmp_path)["analysis"]["groups"]
+    other = analysed(confirm)["analysis"]["groups"]
+    (row,) = [row for row in other[0]["ranking"] if row["name"] == "anchor"]
+    row["warnings"] = [{"kind": "leaks", "level": "warning", "message": "m"}]
+    (found,) = confirmations(analysis, other).values()
+    assert (found["p_value"] < 0.001, found["confirmed"]) == (True, False)
+
+
+def test_holm_counts_winners_without_a_result(tmp_path):
+    save(tmp_path, SELECTING, "select")
+    save(tmp_path / "confirm", {"base": right(0.1, 40), "anchor": right(0.3, 40)}, "confirm", first=100)
+    own, other = (analysed(folder)["analysis"]["groups"] for folder in (tmp_path, tmp_path / "confirm"))
+    missing = [own[0] | {"group": f"s{n}", "winner": f"w{n}"} for n in range(3)]
+    (alone,), (among,) = (confirmations(groups, other).values() for groups in (own, [*own, *missing]))
+    assert among["p_value"] == pytest.approx(min(1, 4 * alone["p_value"]))
+
+
+def test_a_winner_of_one_of_two_models_can_be_confirmed(tmp_path):
+    """The command evaluates the winner alone, so the other model has no result there."""
+    summary = save(tmp_path, {**SELECTING, "other": right(0.1, 60)}, "select")
+    for result in summary["results"]:
+        if result["name"] == "other":
+            result |= {"model_id": "second", "variant": "@model=second", "group": "scaled117.0@model=second"}
+    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    save(tmp_path / "confirm", {"base": right(0.1, 40), "anchor": right(0.7, 40)}, "confirm", first=100)
+    assert group_of(tmp_path)["confirmation"]["confirmed"]
 
 
 def test_the_same_passages_confirm_nothing(tmp_path, capsys):
