@@ -62,7 +62,7 @@ def _column_scores(
 ) -> list[list[float | None]]:
     """Return the cross-fit score of each column on each source, (sources, columns).
 
-    It is None for a family of one configuration, and where the results do not share their examples.
+    It is None for a family of one configuration, and where the results of a source do not share their examples.
     """
     found: list[list[float | None]] = [[None] * len(columns) for _ in matrix]
     own = {transform["experiment"]: (transform["family"], transform["supervised"]) for transform in transforms}
@@ -74,7 +74,7 @@ def _column_scores(
         names = [[cell["name"] for place in places if (cell := cells[place]) is not None] for cells in matrix]
         scores = cross_fit_columns(names, evidence) if len(places) > 1 else None
         for source, score in enumerate(scores or []):
-            found[source][column] = score.mean
+            found[source][column] = score
     return found
 
 

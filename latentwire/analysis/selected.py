@@ -8,6 +8,7 @@ import numpy as np
 
 from latentwire.analysis.controls import SEED, Evidence, Shared
 from latentwire.analysis.records import Selected
+from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.selection import CrossFit, cross_fit, level_with_best
 
 
@@ -63,7 +64,7 @@ def _with(name: str, groups: Sequence[Shared]) -> Shared | None:
     return next((shared for shared in groups if name in shared.names), None)
 
 
-def cross_fit_columns(systems: Sequence[Sequence[str]], evidence: Sequence[Evidence]) -> list[CrossFit] | None:
+def cross_fit_columns(systems: Sequence[Sequence[str]], evidence: Sequence[Evidence]) -> list[float] | None:
     """Return the cross-fit score on each source of the configuration with the highest mean over the sources.
 
     Args:
@@ -71,16 +72,23 @@ def cross_fit_columns(systems: Sequence[Sequence[str]], evidence: Sequence[Evide
         evidence: Evidence of each source.
 
     Returns:
-        A score for each source, or None if the results do not share their examples, or have too few passages.
+        A mean score for each source, or None if the results of a source do not share their examples, or for too few
+        passages.
     """
-    tables = []
-    ids: list[str] | None = None
-    for names, own in zip(systems, evidence, strict=True):
-        groups = own.shared(names)
-        ids = own.scores[names[0]].ids if ids is None else ids
-        if len(groups) != 1 or own.scores[names[0]].ids != ids:
-            return None
-        tables.append(groups[0])
-    mean = np.mean([table.scores for table in tables], axis=0)  # (C, N)
-    found = [cross_fit(mean, table.clusters, SEED, table.scores) for table in tables]
-    return [one for one in found if one is not None] if all(one is not None for one in found) else None
+    groups = [own.shared(names) for names, own in zip(systems, evidence, strict=True)]
+    if any(len(shared) != 1 for shared in groups):
+        return None
+    # All examples side by side, each source with the same weight. The sources of another seed have other examples.
+    counts = [shared.scores.shape[1] for (shared,) in groups]  # N_s
+    passages = [
+        passage for names, own in zip(systems, evidence, strict=True) for passage in own.scores[names[0]].passages
+    ]
+    weighted = np.concatenate([shared.scores / shared.scores.shape[1] for (shared,) in groups], axis=1)  # (C, sum N_s)
+    source_of = np.repeat(np.arange(len(groups)), counts)
+    clusters = SampledClusters(passages)
+    found = [
+        cross_fit(weighted, clusters, SEED, np.where(source_of == source, weighted, 0.0) * len(source_of))
+        for source in range(len(groups))
+    ]
+    means = [one.mean for one in found if one is not None]
+    return means if len(means) == len(groups) else None

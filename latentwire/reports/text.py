@@ -269,12 +269,10 @@ def _render_matrix(atlas: Atlas, metric: ShownMetric) -> list[str]:
     letters = [chr(ord("a") + number) if number < 26 else f"a{number - 26}" for number in range(len(places))]
     width = max(len(source["group"]) for source in atlas["sources"])
     lines = ["", f"=== the matrix: {metric['label']} by source and transform ===", ""]
-    best = f"the configuration of each family with the highest mean {metric['label']}"
-    lines += [
-        f"{best},",
-        "chosen on half of the passages and scored on the other half; matrix.csv has all configurations",
-        "",
-    ]
+    lines.append(f"the configuration of each family with the highest mean {metric['label']}; matrix.csv has all")
+    if any(score is not None for scores in atlas["column_scores"] for score in scores):
+        lines.append(f"{CHOSEN} chosen among several on half of the passages, and scored on the other half")
+    lines.append("")
     lines += [f"  {letter}  {label(atlas['transforms'][place])}" for letter, place in zip(letters, places, strict=True)]
     most = max(cell["num_samples"] for cells in atlas["matrix"] for cell in cells if cell is not None)
     names = [atlas["transforms"][place]["experiment"] for place in places]
@@ -298,7 +296,7 @@ def _cell(cell: Cell | None, most: int, chosen: float | None) -> str:
     if cell is None:
         return "-"
     few = f"/{cell['num_samples']}" if cell["num_samples"] < most else ""
-    shown = format_score(cell["score"] if chosen is None else chosen)
+    shown = format_score(cell["score"]) if chosen is None else CHOSEN + format_score(chosen)
     return shown + ("*" if cell["verdict"] == "better" else "" if few else " ") + few
 
 

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from omegaconf import DictConfig
 
-from latentwire.analysis.controls import AnalysisSettings, ById, score_of
+from latentwire.analysis.controls import AUTO, AnalysisSettings, ById, score_of
 from latentwire.analysis.findings import too_fast
 from latentwire.analysis.matrix import matrix_table
 from latentwire.analysis.ranking import analyze
@@ -188,13 +188,21 @@ def _rows(result: ScoredResult, folder: Path, metric: ShownMetric) -> list[Examp
 def _fresh_from(stored: StoredSummary) -> dict[str, int]:
     """Return from which example on a transform that went on in a budgeted sweep is scored, by name of the result.
 
-    The examples before it decided that the transform goes on, so its score on them is too high.
+    The examples before it decided that the transform goes on, so its score on them is too high. The automatic repair
+    always goes on. It is scored on the same examples, so that it can be compared with the others.
     """
     halvings = [] if stored["budget"] is None else stored["budget"]["halvings"]
     deciding = [halving for halving in halvings if halving["decided_on"]]
-    return {
-        name: halving["decided_on"] for halving in deciding[-1:] for own in halving["groups"] for name in own["names"]
-    }
+    if not deciding:
+        return {}
+    last = deciding[-1]
+    names = [name for own in last["groups"] for name in own["names"]]
+    names += [
+        result["name"]
+        for result in stored["results"]
+        if succeeded(result) and result["family"] == AUTO and result["num_samples"] > last["decided_on"]
+    ]
+    return dict.fromkeys(names, last["decided_on"])
 
 
 def _scores(rows: Sequence[ExampleRow], metric: ShownMetric) -> ById:

@@ -108,15 +108,29 @@ def test_columns_of_the_matrix_are_cross_fit_over_the_sources():
     assert [row[0] for row in atlas["column_scores"]] == [None, None]
     assert [row[1] for row in atlas["column_scores"]] == pytest.approx(expected)
     shown = render(summary_with(analysis)).split("=== the matrix")[1]
-    line = next(line for line in shown.splitlines() if line.startswith("x "))
-    assert line.split()[2].removesuffix("*") == format_score(expected[0])
+    line = next(line for line in shown.splitlines() if line.startswith("x ") and "chosen" not in line)
+    assert line.split()[2].removesuffix("*") == f"x{format_score(expected[0])}"
+    assert "\nx chosen among several on half of the passages, and scored on the other half" in shown
 
 
-def test_columns_without_common_examples_have_their_own_scores():
-    analysis = analysed({"x": ROWS, "y": [(family, name, values[:40]) for family, name, values in ROWS]})
-    assert analysis["atlas"]["column_scores"] == [[None, None], [None, None]]
-    missing = analysed({"x": ROWS, "y": ROWS[:2]})["atlas"]  # only k0 has both sources
+def test_columns_are_cross_fit_over_sources_of_other_examples():
+    """Another seed has other examples. A source of half as many examples has the same weight in the choice."""
+    second = [("baseline", "b", np.zeros(40)), *(("nearest_k", f"k{i}", row[:40]) for i, row in enumerate(SYSTEMS))]
+    found = analysed({"x": ROWS, "y": second})["atlas"]["column_scores"]
+    means = np.array([[row.mean(), row[:40].mean()] for row in SYSTEMS])
+    best = means.mean(axis=1).argmax()
+    assert [row[0] for row in found] == [None, None]
+    assert np.mean([row[1] for row in found]) < means[best].mean()
+    sure = [("nearest_k", "sure", np.ones(80)), ("nearest_k", "none", np.zeros(80))]
+    always = analysed({"x": [ROWS[0], *sure], "y": [second[0], *((f, n, v[:40] * 0.5) for f, n, v in sure)]})["atlas"]
+    assert [row[1] for row in always["column_scores"]] == pytest.approx([1.0, 0.5])
+
+
+def test_a_column_that_was_not_chosen_has_no_mark():
+    analysis = analysed({"x": ROWS, "y": ROWS[:2]})  # only k0 has both sources
+    missing = analysis["atlas"]
     assert missing["columns"] == ["b", "k0"] and missing["column_scores"] == [[None, None], [None, None]]
+    assert "scored on the other half" not in render(summary_with(analysis)).split("=== the matrix")[1]
 
 
 def test_too_few_passages_leave_the_score_as_it_is():

@@ -153,3 +153,20 @@ def test_survivors_are_scored_after_the_last_decision(tmp_path):
     assert rows["anchor"]["difference"] == pytest.approx(0.5 - right(0.25, 64)[32:].mean())
     assert (rows["base"]["num_samples"], rows["rms"]["num_samples"]) == (64, 32)
     assert rows["rms"]["difference"] == pytest.approx(0.5 - right(0.25, 64)[:32].mean())
+
+
+def test_the_automatic_repair_competes_on_the_same_examples(tmp_path):
+    """It always goes on. On other examples than the survivors, it could win without having been chosen among them."""
+    kept = {"group": "scaled117.0", "names": ["anchor"], "kept": ["anchor"], "left_out": ["rms"]}
+    halving = {"round": 1, "samples": 64, "why": "", "groups": [kept], "decided_on": 32}
+    budget = {"wanted": 64, "samples": 64, "first": 32, "halvings": [halving], "minutes": 1.0, "estimate": None,
+              "key": "k", "configurations": 3, "seconds_per_example": 0.1, "seconds_spent": 60.0, "time_model": "",
+              "stopped": "done", "note": ""}  # fmt: skip
+    equal = right(0.7, 64)
+    values = {"base": right(0.1, 64), "anchor": equal, "auto": equal, "rms": right(0.3, 32)}
+    save(tmp_path, values, "all", budget=budget)
+    group = group_of(tmp_path)
+    rows = {row["name"]: row for row in group["ranking"]}
+    assert rows["auto"]["num_samples"] == rows["anchor"]["num_samples"] == 32
+    assert group["ranking"][0]["cross_fit"]["among"] == 2
+    assert "level with au" in group["verdict"] or "level with an" in group["verdict"]
