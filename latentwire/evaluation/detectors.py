@@ -203,12 +203,16 @@ def changes_nothing(family: str, changes: Iterable[float]) -> list[Finding]:
     return [finding("changes_nothing", "note", "the transform changes nothing on this source")]
 
 
-def odd_predictions(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Finding]:
-    """Return a warning if a share of ODD of the answers is empty, or equal although the right answers differ.
+def odd_predictions(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], far: bool = False
+) -> list[Finding]:
+    """Return a finding if a share of ODD of the answers is empty, or equal although the right answers differ.
 
     Args:
         predictions: Answers, compared after the normalization of the scores, (N,).
         references: Right answers of each example, (N,).
+        far: Whether the inputs are far from real embeddings. A model that cannot read them answers like that, so the
+            finding is a note; else it is a warning.
     """
     if len(predictions) < 2:
         return []
@@ -217,11 +221,12 @@ def odd_predictions(predictions: Sequence[str], references: Sequence[Sequence[st
         return []
     # The exact share would keep equal findings of different configurations from being joined.
     what = "all answers" if share == 1 else f"{ODD:.0%} of the answers or more"
+    level = "note" if far else "warning"
     if not answer:
-        return [finding("all_empty", "warning", f"{what} are empty")]
+        return [finding("all_empty", level, f"{what} are empty")]
     if _most_common([tuple(sorted(map(normalize_answer, answers))) for answers in references])[1] >= ODD:
         return []
-    return [finding("all_alike", "warning", f"{what} are the same: {answer!r}")]
+    return [finding("all_alike", level, f"{what} are the same: {answer!r}")]
 
 
 def _most_common(values: Sequence[T]) -> tuple[T, float]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import PartialState
 
+from latentwire.analysis.controls import CLEAN_SOURCE
+from latentwire.analysis.finished import NEAR
 from latentwire.data.fingerprints import fingerprint
 from latentwire.encoders.checkpoint import about_latents
 from latentwire.encoders.cost import COMPARED, LatentCost, account
@@ -74,7 +76,9 @@ def evaluate(
     rows = [*known, *(answer.row for answer in answers)]
     findings = [*setup.warnings, *gather_from_all(state, share.findings)]
     findings += detectors.changes_nothing(transform.name, [row["change"] for row in rows])
-    findings += detectors.odd_predictions([row["prediction"] for row in rows], [row["references"] for row in rows])
+    findings += detectors.odd_predictions(
+        [row["prediction"] for row in rows], [row["references"] for row in rows], _is_far(source, rows)
+    )
     seconds = round(time.perf_counter() - started, 3)
     measured = _summarize(setup, rows) | {
         "warnings": _distinct(findings),
@@ -86,6 +90,12 @@ def evaluate(
     if sketch := gather_from_all(state, share.sketch):  # the main process has it
         measured["sketch"] = sketch
     return measured, rows
+
+
+def _is_far(source: Component, rows: Sequence[ExampleRow]) -> bool:
+    """Return whether the inputs are far from real embeddings, as `analysis.finished` decides it."""
+    distances = [row["distance"] for row in rows if "distance" in row]
+    return sum(distances) >= NEAR * len(distances) if distances else source.name != CLEAN_SOURCE
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ def test_answers_that_are_all_empty_or_all_alike():
     (alike,) = odd_predictions(["x", "x", "x"], references)
     assert kinds([alike]) == [("all_alike", "warning")]
     assert "'x'" in alike["message"]
+    assert kinds(odd_predictions(["", "", ""], references, far=True)) == [("all_empty", "note")]
+    assert kinds(odd_predictions(["x", "x", "x"], references, far=True)) == [("all_alike", "note")]
     assert odd_predictions(["x", "x", "y"], references) == []
     assert odd_predictions(["", "", "x"], references) == []
     assert odd_predictions(["x", "x", "x"], [["x"]] * 3) == []
