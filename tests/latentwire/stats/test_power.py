@@ -1,10 +1,12 @@
 """Detectable differences and needed numbers of examples: by hand, and against the test whose power they predict."""
 
+import math
+
 import numpy as np
 import pytest
 
 from latentwire.stats.comparison import paired_differences
-from latentwire.stats.power import detectable_difference, needed_changes, samples_needed
+from latentwire.stats.power import detectable_difference, expected_changes, needed_changes, samples_needed
 from tests.helpers.random import numbers
 
 
@@ -28,11 +30,18 @@ def test_fewer_changes_than_a_test_needs_are_not_detectable():
     """One changed answer of 100 has a small standard deviation, but no test can show it."""
     sd = 0.1
     assert detectable_difference(sd, 100, 0.05) == pytest.approx(0.028, abs=1e-3)
-    assert detectable_difference(sd, 100, 0.05, 1.0) == pytest.approx(0.06)  # 6 answers
-    assert detectable_difference(sd, 100, 0.05, 0.2) == pytest.approx(0.028, abs=1e-3)  # 6 small changes are less
-    assert detectable_difference(sd, 100, 0.05 / 27, 1.0) == pytest.approx(0.11)
-    assert samples_needed(sd, 0.05, 0.05, 1.0) == 120  # 6 / .05
+    assert detectable_difference(sd, 100, 0.05, 1.0) == pytest.approx(0.0791, abs=1e-4)  # 7.91 expected answers
+    assert detectable_difference(sd, 100, 0.05, 0.2) == pytest.approx(0.028, abs=1e-3)  # 8 small changes are less
+    assert detectable_difference(sd, 100, 0.05 / 27, 1.0) == pytest.approx(0.1365, abs=1e-4)
+    assert samples_needed(sd, 0.05, 0.05, 1.0) == 159  # 7.91 / .05
     assert samples_needed(sd, 0.05, 0.05) == 32
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 27])
+def test_the_expected_changes_come_four_times_in_five(alpha):
+    expected, needed = expected_changes(alpha), needed_changes(alpha)
+    fewer = sum(math.exp(-expected) * expected**k / math.factorial(k) for k in range(needed))
+    assert fewer == pytest.approx(0.2)
 
 
 def test_the_needed_changes_are_what_a_comparison_needs():
