@@ -50,7 +50,7 @@ def judge_auto(groups: Sequence[GroupAnalysis], scores: dict[str, ById], metric:
     if not with_auto:
         return None
     sources = [_source(group, row["name"], scores, metric) for group, row in with_auto]
-    on_text = [_harm(group, row["name"], scores) for group, row in with_auto if group["source"] == CLEAN_SOURCE]
+    on_text = [_harm(group, row, scores) for group, row in with_auto if group["source"] == CLEAN_SOURCE]
     harm = [one for one in on_text if one is not None]
     recovered = [source for source in sources if _is(source["best_share"], "met")]
     failed = [source["group"] for source in recovered if source["met"] == "not met"]
@@ -152,17 +152,20 @@ def _best_share(rows: Sequence[RankingRow], clean: str, ids: tuple[str, ...], sc
     return {"score": score, "share": share, "above": above.interval, "reached": _decided(above.interval)}
 
 
-def _harm(group: GroupAnalysis, auto: str, scores: dict[str, ById]) -> Harm | None:
-    """Return the difference of auto from the baseline on clean text, or None without a baseline."""
+def _harm(group: GroupAnalysis, auto: RankingRow, scores: dict[str, ById]) -> Harm | None:
+    """Return the difference of auto from the baseline on clean text, or None without a baseline.
+
+    If auto returned every input bit for bit, other examples would have the same answers too. The interval is then 0.
+    """
     baseline = next((row["name"] for row in group["ranking"] if row["verdict"] == "baseline"), None)
-    difference = None if baseline is None else paired(auto, baseline, scores)
+    difference = None if baseline is None else paired(auto["name"], baseline, scores)
     if baseline is None or difference is None:
         return None
-    low, high = difference.interval
+    low, high = (0.0, 0.0) if auto["identity"] else difference.interval
     return {
         "group": group["group"],
-        "num_samples": len(common([auto, baseline], scores)),
+        "num_samples": len(common([auto["name"], baseline], scores)),
         "difference": difference.difference,
-        "difference_interval": difference.interval,
+        "difference_interval": (low, high),
         "met": _decided((low + HARM, high + HARM)),
     }

@@ -142,6 +142,18 @@ def test_harm_has_its_interval_and_its_limit():
     assert sentence.endswith("against the baseline, at most 0.01 allowed: undecided.")
 
 
+def test_unchanged_inputs_do_no_harm():
+    """Bit-identical inputs have the same answers on all examples; equal answers to changed inputs may still differ."""
+    scores = {name: scored(nested(0.8)) for name in ("b", "a", "n")}
+    results = [result_of(f, name, nested(0.8), "text") for f, name in (("baseline", "b"), ("nearest_k", "n"))]
+    found = []
+    for identity in (True, False):
+        auto = result_of("auto", "a", nested(0.8), "text", identity=identity)
+        found.append(analyze([*results, auto], scores, [], SETTINGS, F1, [])["auto"]["harm"][0])
+    assert (found[0]["met"], found[0]["difference_interval"]) == ("met", (0.0, 0.0))
+    assert (found[1]["met"], found[1]["difference"]) == ("undecided", 0.0)
+
+
 def test_the_best_of_many_transforms_is_cross_fit():
     """Twenty equal transforms reach 83% of the clean score; the luckiest of them reaches more."""
     systems = (numbers(0).random((20, COUNT)) < 0.83).astype(float)
