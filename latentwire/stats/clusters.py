@@ -65,6 +65,12 @@ class SampledClusters:
         found: Scores = scores @ self._indicator
         return found
 
+    def apart(self, scores: Scores) -> Scores:
+        """Return how many clusters have a score above 0, or below 1, whichever are fewer: (S, N) -> (S,)."""
+        above, below = (self.sums(found.astype(np.float64)) > 0 for found in (scores > 0, scores < 1))
+        fewer: Scores = np.minimum(above.sum(axis=1), below.sum(axis=1)).astype(np.float64)
+        return fewer
+
     def variances(self, scores: Scores) -> Scores:
         """Return the estimated variance of each mean over examples: (S, N) -> (S,).
 

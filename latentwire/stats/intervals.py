@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import betaincinv
 
 from latentwire.stats.clusters import RESAMPLES as RESAMPLES
 from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.clusters import Scores as Scores
 
-FEW_APART = 10  # fewer scores that differ from 0, or from 1, do not show their variance
+FEW_APART = 10  # fewer clusters with scores that differ from 0, or from 1, do not show their variance
 FEW = 16  # fewer clusters are too few to resample a ratio, or a level between two others
 
 Interval = tuple[float, float]  # lower and upper end
@@ -23,10 +24,12 @@ def mean_interval(scores: Sequence[float] | Scores, clusters: SampledClusters | 
 
     It is Wilson's interval with an effective number of examples, m (1 - m) / variance, and Student's quantile. The
     variance comes from the clusters. Wilson's shape fits means near 0 and 1; the effective number fits scores between
-    0 and 1, which vary less than binary ones. Where fewer than FEW_APART scores differ from 0, or from 1, the variance
-    is not known well, nor how alike the examples of a cluster are. The effective number is then at most the number of
-    clusters, as for binary scores of clusters whose examples are alike. Clusters count by `SampledClusters.effective`,
-    because one cluster with most of the examples shows little.
+    0 and 1, which vary less than binary ones.
+
+    Where scores of fewer than FEW_APART clusters differ from 0, or from 1, the variance is not known well, nor how alike
+    the examples of a cluster are. The effective number is then at most the number of clusters, as for binary scores of
+    clusters whose examples are alike, and the interval is the wider one of Wilson's and the exact one. Clusters count by
+    `SampledClusters.effective`, because one cluster with most of the examples shows little.
 
     Source: Kott and Carr 1997, Developing an estimation strategy for a pesticide data program, J. Official Statistics.
 
@@ -39,8 +42,8 @@ def mean_interval(scores: Sequence[float] | Scores, clusters: SampledClusters | 
     sampled = SampledClusters.single(len(values)) if clusters is None else clusters
     if sampled.count < 2:
         return wilson_interval(mean, 1)
-    apart = min(int((values > 0).sum()), int((values < 1).sum()))
-    return interval_of(mean, float(sampled.variances(values[None])[0]), sampled, apart)
+    variance, apart = float(sampled.variances(values[None])[0]), float(sampled.apart(values[None])[0])
+    return interval_of(mean, variance, sampled, apart)
 
 
 def interval_of(mean: float, variance: float, clusters: SampledClusters, apart: float) -> Interval:
@@ -50,12 +53,15 @@ def interval_of(mean: float, variance: float, clusters: SampledClusters, apart: 
         mean: Mean of the scores.
         variance: Its estimated variance.
         clusters: At least two SampledClusters of the examples.
-        apart: Number of scores that differ from 0, or from 1, whichever are fewer.
+        apart: Number of clusters with a score above 0, or below 1, whichever are fewer.
     """
+    t = t_quantile(0.95, degrees_of_freedom(clusters))
     effective = mean * (1 - mean) / variance if variance > 1e-15 else clusters.effective
-    if apart < FEW_APART or clusters.examples * min(mean, 1 - mean) < 2:
-        effective = min(effective, clusters.effective)
-    return wilson_interval(mean * effective, effective, t_quantile(0.95, degrees_of_freedom(clusters)))
+    if apart >= FEW_APART and clusters.examples * min(mean, 1 - mean) >= 2:
+        return wilson_interval(mean * effective, effective, t)
+    effective = min(effective, clusters.effective)
+    by_wilson, exact = wilson_interval(mean * effective, effective, t), exact_interval(mean * effective, effective)
+    return min(by_wilson[0], exact[0]), max(by_wilson[1], exact[1])
 
 
 def degrees_of_freedom(clusters: SampledClusters) -> int:
@@ -88,6 +94,20 @@ def wilson_interval(successes: float, count: float, z: float = 1.959963984540054
     centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half_width = z / (1 + z * z / count) * (rate * (1 - rate) / count + z * z / (4 * count * count)) ** 0.5
     return max(0.0, min(rate, centre - half_width)), min(1.0, max(rate, centre + half_width))
+
+
+def exact_interval(successes: float, count: float) -> Interval:
+    """Return the exact 95% interval of a proportion, which never covers less.
+
+    Source: Clopper and Pearson 1934, The use of confidence or fiducial limits, Biometrika 26.
+
+    Args:
+        successes: Number of successes, or sum of scores in [0, 1].
+        count: Number of examples, or an effective number.
+    """
+    low = float(betaincinv(successes, count - successes + 1, 0.025)) if successes > 0 else 0.0
+    high = float(betaincinv(successes + 1, count - successes, 0.975)) if successes < count else 1.0
+    return low, high
 
 
 def t_within(t: float, degrees: int) -> float:

@@ -68,8 +68,8 @@ def cross_fit(
             chosen += best / best.sum()
     mean, variance = float(fitted.mean()), float(clusters.variances(fitted).mean())
     if scored is None:
-        apart = np.minimum((fitted > 0).sum(axis=1), (fitted < 1).sum(axis=1)).mean()
-        return CrossFit(mean, interval_of(mean, variance, clusters, float(apart)), chosen / (2 * HALVINGS))
+        apart = float(clusters.apart(fitted).mean())
+        return CrossFit(mean, interval_of(mean, variance, clusters, apart), chosen / (2 * HALVINGS))
     unseen = unseen_changes(fitted if unchanged is None else fitted - unchanged, clusters)  # (HALVINGS,)
     variance += 2 * float(np.square(unseen).mean()) / clusters.examples**2
     half = t_quantile(0.95, degrees_of_freedom(clusters)) * variance**0.5

@@ -69,15 +69,15 @@ def over_prompts(margins: list[float], lengths: list[int], prompts: list[str]) -
 
 
 def test_each_quantity_has_its_own_interval():
-    """Eight prompts of one pair each: Wilson's interval with variance m (1 - m) / 7, and Student's for even losses."""
-    margins, lengths = [1.0, -1.0] * 4, [1, -1, -1, -1, 1, 1, 1, 1]
-    found = over_prompts(margins, lengths, list("abcdefgh"))
-    t = float(stats.t.ppf(0.975, 7))
-    assert found["accuracy_interval"] == pytest.approx(wilson_interval(4 / 8 * 7, 7, t))
+    """32 prompts of one pair each: Wilson's interval with variance m (1 - m) / 31, and Student's for even losses."""
+    margins, lengths = [1.0, -1.0] * 16, [1, -1, -1, -1, 1, 1, 1, 1] * 4
+    found = over_prompts(margins, lengths, [f"p{n}" for n in range(32)])
+    t = float(stats.t.ppf(0.975, 31))
+    assert found["accuracy_interval"] == pytest.approx(wilson_interval(4 / 8 * 31, 31, t))
     rule = found["length_only"]
-    assert rule["accuracy_interval"] == pytest.approx(wilson_interval(5 / 8 * 7, 7, t))
+    assert rule["accuracy_interval"] == pytest.approx(wilson_interval(5 / 8 * 31, 31, t))
     losses = np.array([math.log(1 + math.exp(-margin)) for margin in margins])
-    half = t * losses.std(ddof=1) / math.sqrt(8)
+    half = t * losses.std(ddof=1) / math.sqrt(32)
     assert found["log_loss_interval"] == pytest.approx([losses.mean() - half, losses.mean() + half])
     low, high = rule["difference_interval"]
     assert low < rule["difference"] == -0.125 < high

@@ -74,13 +74,13 @@ def test_one_metric_needs_no_list():
 
 
 def test_the_interval_of_a_metric_is_over_passages(registered):
-    """By hand: Wilson's with Student's t of 3 degrees and 3 examples, as the variance of 4 has n - 1."""
-    mean, interval = ANSWER_METRICS["em"].summarize([1.0, 0.0, 0.0, 0.0]).values()
-    t, p, n = 3.182446, 0.25, 3
+    """By hand: Wilson's with Student's t of 19 degrees and 19 examples, as the variance of 20 has n - 1."""
+    mean, interval = ANSWER_METRICS["em"].summarize([1.0, 0.0] * 10).values()
+    t, p, n = 2.093024, 0.5, 19
     half = t / (1 + t * t / n) * math.sqrt(p * (1 - p) / n + t * t / (4 * n * n))
-    centre = (p + t * t / (2 * n)) / (1 + t * t / n)
-    assert (mean, interval) == (0.25, pytest.approx((centre - half, centre + half), abs=1e-6))
-    twice = ANSWER_METRICS["em"].summarize([1.0, 1.0, *[0.0] * 6], ["a", "a", "b", "b", "c", "c", "d", "d"])
+    assert (mean, interval) == (0.5, pytest.approx((0.5 - half, 0.5 + half), abs=1e-6))
+    passages = [f"p{n}" for n in range(20) for _ in range(2)]
+    twice = ANSWER_METRICS["em"].summarize([1.0, 1.0, 0.0, 0.0] * 10, passages)
     assert twice["interval"] == pytest.approx(interval)
     scores = [0.2, 0.8] * 50
     low, high = ANSWER_METRICS["f1"].summarize(scores)["interval"]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from latentwire.stats.clusters import SampledClusters
-from latentwire.stats.intervals import mean_interval, t_quantile, wilson_interval
+from latentwire.stats.intervals import exact_interval, mean_interval, t_quantile, wilson_interval
 from tests.helpers.random import numbers
 
 
@@ -50,12 +51,30 @@ def test_equal_scores_get_the_interval_of_a_proportion(score, count):
 
 @pytest.mark.parametrize("ones", [1, 3, 25, 49])
 def test_binary_scores_have_wilsons_interval_with_one_less(ones):
-    """The variance of N binary scores is m (1 - m) / (N - 1), also near 0 and near 1."""
+    """The variance of N binary scores is m (1 - m) / (N - 1). Near 0 and 1 the exact interval may be wider."""
     scores = np.array([1.0] * ones + [0.0] * (50 - ones))
     expected = wilson_interval(ones / 50 * 49, 49, float(student.ppf(0.975, 49)))
+    if ones != 25:
+        exact = exact_interval(ones / 50 * 49, 49)
+        expected = min(expected[0], exact[0]), max(expected[1], exact[1])
     assert mean_interval(scores) == pytest.approx(expected)
     low, high = mean_interval(1 - scores)
     assert (1 - high, 1 - low) == pytest.approx(expected)
+
+
+def test_the_exact_interval_is_clopper_and_pearsons():
+    for successes, count in ((0, 20), (3, 100), (20, 20)):
+        expected = binomtest(successes, count).proportion_ci(method="exact")
+        assert exact_interval(successes, count) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("count", [50, 100])
+def test_a_mean_near_0_is_covered(count):
+    """Wilson's interval alone covers .90 to .92 here."""
+    scores = (numbers(0).random((600, count)) < 0.01).astype(float)
+    held = [low <= 0.01 <= high for low, high in map(mean_interval, scores)]
+    assert np.mean(held) >= 0.95
 
 
 def test_large_samples_have_the_normal_interval():
@@ -83,7 +102,9 @@ def test_too_few_scores_apart_from_0_do_not_show_their_variance():
         low, high = mean_interval(1 - scores)
         assert (1 - high, 1 - low) == pytest.approx(mean_interval(scores))
     tiny = np.full(100, 0.01) + np.linspace(-0.002, 0.002, 100)  # a mean of less than 2 / N
-    assert mean_interval(tiny) == pytest.approx(wilson_interval(tiny.sum(), 100, float(student.ppf(0.975, 99))))
+    by_wilson = wilson_interval(tiny.sum(), 100, float(student.ppf(0.975, 99)))
+    low, high = mean_interval(tiny)
+    assert low <= by_wilson[0] < by_wilson[1] <= high
 
 
 def test_members_of_a_cluster_count_once_if_they_are_equal():
