@@ -32,6 +32,7 @@ class Selected(TypedDict):
     score_interval: Interval
     difference: float | None  # from the baseline
     difference_interval: Interval | None
+    recovered: float | None  # (score - empty) / (clean - empty); None without both controls
     among: int  # configurations in the choice
     chosen: float  # share of the halves that choose this configuration
 

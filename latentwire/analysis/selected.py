@@ -9,7 +9,7 @@ import numpy as np
 from latentwire.analysis.controls import SEED, Evidence, Shared
 from latentwire.analysis.records import Selected
 from latentwire.stats.clusters import SampledClusters
-from latentwire.stats.selection import CrossFit, cross_fit, level_with_best
+from latentwire.stats.selection import ROUNDING, CrossFit, cross_fit, level_with_best
 
 
 def selected(best: str, names: Sequence[str], evidence: Evidence) -> Selected | None:
@@ -40,9 +40,20 @@ def selected(best: str, names: Sequence[str], evidence: Evidence) -> Selected | 
         "score_interval": (max(0.0, low), min(1.0, high)),
         "difference": None if gain is None else gain.mean,
         "difference_interval": None if gain is None else gain.interval,
+        "recovered": _recovered(own.mean, best, evidence),
         "among": len(shared.names),
         "chosen": float(own.chosen[shared.names.index(best)]),
     }
+
+
+def _recovered(score: float, best: str, evidence: Evidence) -> float | None:
+    """Return the share of the clean score that a cross-fit score recovers, on the examples of the best result."""
+    if evidence.clean is None or evidence.empty is None:
+        return None
+    for shared in evidence.shared([best], evidence.clean["name"], evidence.empty["name"]):
+        clean, empty = (float(values.mean()) for values in shared.references)
+        return (score - empty) / (clean - empty) if abs(clean - empty) > ROUNDING else None
+    return None
 
 
 def level_with(best: str, names: Sequence[str], evidence: Evidence) -> list[str]:

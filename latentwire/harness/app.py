@@ -64,7 +64,9 @@ def launch(
 
 def command_line() -> str:
     """Return the command line of this run, quoted so that it can be typed again."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    program, here = Path(sys.argv[0]).resolve(), Path.cwd()
+    shown = str(program.relative_to(here)) if program.is_relative_to(here) else program.name
+    return shlex.join(["python", shown, *sys.argv[1:]])
 
 
 class _StoppedError(BaseException):

@@ -166,19 +166,21 @@ class WandbTracker(_Wandb):
 def _bars(columns: list[str], rows: list[list[object]], label: str) -> dict[str, object]:
     """Return a bar chart of the score for each group of a ranking. The chart's table also has the intervals.
 
+    A row that was chosen among several has its cross-fit score.
+
     Args:
-        columns: Column names of the ranking, with group, name, score, score_low and score_high among them.
+        columns: Column names of the ranking: group, name, score and cross_fit, both with _low and _high, and others.
         rows: Rows of the ranking.
         label: Label of the score.
     """
     import wandb
 
-    shown = ["name", "score", "score_low", "score_high"]
-    indices = [columns.index(column) for column in ("group", *shown)]
     bars: dict[str, list[list[object]]] = {}
     for row in rows:
-        group, *bar = (row[index] for index in indices)
-        bars.setdefault(str(group), []).append(bar)
+        cell = dict(zip(columns, row, strict=True))
+        shown = "score" if cell["cross_fit"] is None else "cross_fit"
+        bar = [cell["name"], cell[shown], cell[f"{shown}_low"], cell[f"{shown}_high"]]
+        bars.setdefault(str(cell["group"]), []).append(bar)
     charts: dict[str, object] = {}
     for group, data in bars.items():
         table = wandb.Table(columns=["name", label, "low", "high"], data=data)

@@ -24,7 +24,9 @@ from latentwire.reports.panels import (
 )
 from latentwire.reports.panels import LIGHT as COLOURS
 from latentwire.reports.records import LinesPanel, ReferenceLine
+from latentwire.reports.text import CHOSEN, chosen_line, quotable
 from latentwire.stats.formatting import format_score
+from latentwire.stats.intervals import Interval
 
 HEAT = LinearSegmentedColormap.from_list("heat", [COLOURS["low"], COLOURS["high"]])
 STYLES = {"baseline": "-", "clean": "--", "empty": ":"}
@@ -59,21 +61,29 @@ def draw_all(analysis: Analysis, order: Sequence[str], folder: Path) -> list[Pat
 
 
 def ranking(group: GroupAnalysis, score: str, top: float) -> Figure:
-    """Return the ranking of a source as bars with 95% intervals, coloured by verdict."""
+    """Return the ranking of a source as bars with 95% intervals, coloured by verdict.
+
+    A row that was chosen among several has its cross-fit score.
+    """
     rows = group["ranking"]
     figure = Figure(figsize=(8, 1.1 + 0.21 * len(rows)), dpi=110, layout="constrained")
     axes = figure.subplots()
     places = range(len(rows))
-    scores = [row["score"] for row in rows]
+    quoted = [quotable(row) for row in rows]
+    scores = [value for value, _ in quoted]
+    whiskers = _whiskers(scores, [interval for _, interval in quoted])
     colours = [COLOURS[COLOUR_OF.get(row["verdict"], "noise")] for row in rows]
     axes.barh(places, scores, color=colours, height=0.72)
     for name, width in (("ground", 3.2), ("ink", 1.2)):  # a light edge separates the interval from its bar
-        axes.errorbar(scores, places, xerr=_whiskers(rows), fmt="none", ecolor=COLOURS[name], elinewidth=width)
+        axes.errorbar(scores, places, xerr=whiskers, fmt="none", ecolor=COLOURS[name], elinewidth=width)
     for line in reference_lines(group):
         axes.axvline(line["score"], color=COLOURS[line["kind"]], linestyle=STYLES[line["kind"]], linewidth=1,
                      label=f"{line['label']} {format_score(line['score'])}")  # fmt: skip
-    axes.set_yticks(places, [label(row) + _few(row, group["num_samples"]) for row in rows], fontsize=8)
-    axes.set(xlim=(0, top), ylim=(len(rows) - 0.4, -0.6), xlabel=f"{score}, 95% interval")
+    names = [label(row) + (f" {CHOSEN}" if row["cross_fit"] else "") + _few(row, group["num_samples"]) for row in rows]
+    axes.set_yticks(places, names, fontsize=8)
+    how = chosen_line(rows)
+    below = f"{score}, 95% interval" + ("" if how is None else f"\n{how}")
+    axes.set(xlim=(0, top), ylim=(len(rows) - 0.4, -0.6), xlabel=below)
     axes.set_title(f"{group['group']}, {group['num_samples']} examples", loc="left", fontsize=10)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(fontsize=8, frameon=False, loc="outside lower right", ncols=3)  # below the bars
@@ -114,7 +124,9 @@ def _draw_lines(
 ) -> None:
     for number, line in enumerate(panel["lines"]):
         rows = [row_of[point["name"]] for point in line["points"]]
-        axes.errorbar([point["at"] for point in line["points"]], [row["score"] for row in rows], yerr=_whiskers(rows),
+        scores = [row["score"] for row in rows]
+        whiskers = _whiskers(scores, [row["score_interval"] for row in rows])
+        axes.errorbar([point["at"] for point in line["points"]], scores, yerr=whiskers,
                       color=COLOURS[f"line-{number % LINES}"], marker="o", markersize=4, linewidth=1.4, capsize=2,
                       label=line["label"])  # fmt: skip
     for reference in references:
@@ -185,10 +197,10 @@ def _heat(
     _small(axes)
 
 
-def _whiskers(rows: list[RankingRow]) -> list[list[float]]:
-    """Return the distances from the score to the lower and upper ends of the intervals, (2, rows)."""
-    below = [max(0.0, row["score"] - row["score_interval"][0]) for row in rows]
-    return [below, [max(0.0, row["score_interval"][1] - row["score"]) for row in rows]]
+def _whiskers(scores: Sequence[float], intervals: Sequence[Interval]) -> list[list[float]]:
+    """Return the distances from the scores to the lower and upper ends of their intervals, (2, rows)."""
+    below = [max(0.0, score - low) for score, (low, _) in zip(scores, intervals, strict=True)]
+    return [below, [max(0.0, high - score) for score, (_, high) in zip(scores, intervals, strict=True)]]
 
 
 def _bare(axes: Axes) -> None:

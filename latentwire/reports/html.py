@@ -47,7 +47,7 @@ from latentwire.reports.records import (
     ShownExample,
     ShownExamples,
 )
-from latentwire.reports.text import across_line, confirmation_lines, incomplete, left_out, tolerated
+from latentwire.reports.text import across_line, confirmation_lines, how_to_confirm, incomplete, left_out, tolerated
 from latentwire.stats.intervals import FEW
 
 Answers = Mapping[str, Sequence[ExampleRow]]  # name of a result -> its rows
@@ -147,6 +147,7 @@ def _page_group(
     rows: list[PageRow] = [
         {**row, "group": group["group"], "time_sec": result_of[row["name"]]["time_sec"]} for row in group["ranking"]
     ]
+    command = group["confirm_command"] if group["confirmation"] is None else None
     return {
         "group": group["group"],
         "num_samples": group["num_samples"],
@@ -157,7 +158,8 @@ def _page_group(
         "verdict": group["verdict"],
         "confirmation": confirmation_lines(group, metric),
         "next": group["next"],
-        "confirm_command": group["confirm_command"] if group["confirmation"] is None else None,
+        "confirm_command": command,
+        "how_to_confirm": None if command is None else how_to_confirm(command),
         "controls": group["controls"],
         "power": group["power"],
         "observations": group["observations"],

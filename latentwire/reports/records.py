@@ -105,6 +105,7 @@ class PageGroup(GroupVerdict):
     lines: list[ReferenceLine]
     confirmation: list[str]  # lines
     confirm_command: str | None  # while the winner is not confirmed
+    how_to_confirm: str | None  # what the command does
     first_shown: list[str]  # names of the results whose answers are shown at first
 
 

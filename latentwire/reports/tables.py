@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from latentwire.analysis.controls import oriented, score_of
 from latentwire.analysis.matrix import matrix_table
-from latentwire.analysis.records import Analysis, AutoGoal, JoinedFinding, Share, Summary, Table
+from latentwire.analysis.records import Analysis, AutoGoal, DrawnRow, JoinedFinding, RankingRow, Share, Summary, Table
 from latentwire.analysis.tolerance import tolerance_table
 from latentwire.records import ExampleRow, ScoredResult, ShownMetric, SummaryResult, succeeded
 
@@ -14,14 +14,14 @@ Answers = Sequence[tuple[SummaryResult, Sequence[ExampleRow]]]  # results with t
 
 
 def tables(summary: Summary, examples: Answers) -> dict[str, Table]:
-    """Return the tables of a sweep by name: ranking, controls, warnings, matrix, tolerance, auto, examples.
+    """Return the tables of a sweep by name, from "ranking" to "examples"; docs/tracking.md lists them.
 
     Args:
         summary: Summary of the sweep, with its analysis.
         examples: Results with their predictions, for the table of examples.
     """
     analysis = summary["analysis"]
-    found = {"ranking": ranking_table(analysis)}
+    found = {"ranking": ranking_table(analysis), "sources": sources_table(analysis)}
     if controls := [control for control in summary["controls"] if succeeded(control)]:
         found["controls"] = _controls_table(controls, analysis["metric"])
     if analysis["warnings"]:
@@ -29,6 +29,10 @@ def tables(summary: Summary, examples: Answers) -> dict[str, Table]:
     if analysis["atlas"] is not None:
         found["matrix"] = matrix_table(analysis["atlas"])
         found["tolerance"] = tolerance_table(analysis["atlas"])
+    if (across := analysis["across"]) is not None:
+        found["across"] = ["sources", "helped", "alpha"], [[across["sources"], across["helped"], across["alpha"]]]
+    if analysis["draws"]:
+        found["draws"] = _draws_table(analysis["draws"])
     if analysis["auto"] is not None:
         found["auto"] = auto_table(analysis["auto"])
     found["examples"] = _examples_table(examples, analysis["metric"])
@@ -38,16 +42,45 @@ def tables(summary: Summary, examples: Answers) -> dict[str, Table]:
 def ranking_table(analysis: Analysis) -> Table:
     """Return the names of the columns and the rows of a table with the rankings of all sources.
 
-    `score` is the primary metric, oriented so that higher is better.
+    `score` is the primary metric, oriented so that higher is better. A row that was chosen among several also has its
+    cross-fit score.
     """
-    columns = ["group", "rank", "name", "family", "score", "score_low", "score_high", "cross_fit", "num_samples",
+    columns = ["group", "rank", "name", "family", "score", "score_low", "score_high", "cross_fit",
+               "cross_fit_low", "cross_fit_high", "num_samples",
                "f1", "em", "empty_rate", "recovered", "difference", "p_holm", "verdict", "supervised"]  # fmt: skip
     rows: list[list[object]] = [
         [group["group"], rank, row["name"], row["family"], row["score"], *row["score_interval"],
-         None if row["cross_fit"] is None else row["cross_fit"]["score"], row["num_samples"], row["f1"], row["em"],
-         row["empty_rate"], row["recovered"], row["difference"], row["p_holm"], row["verdict"], row["supervised"]]
+         *_cross_fit(row), row["num_samples"], row["f1"], row["em"], row["empty_rate"],
+         row["recovered"], row["difference"], row["p_holm"], row["verdict"], row["supervised"]]
         for group in analysis["groups"]
         for rank, row in enumerate(group["ranking"], 1)
+    ]  # fmt: skip
+    return columns, rows
+
+
+def _cross_fit(row: RankingRow) -> list[object]:
+    chosen = row["cross_fit"]
+    return [None] * 3 if chosen is None else [chosen["score"], *chosen["score_interval"]]
+
+
+def sources_table(analysis: Analysis) -> Table:
+    """Return the names of the columns and the rows of a table with the verdict on each source."""
+    columns = ["group", "num_samples", "passages", "design_effect", "detectable", "winner", "verdict", "confirmed"]
+    rows: list[list[object]] = [
+        [group["group"], group["num_samples"], group["passages"], group["design_effect"],
+         None if group["power"] is None else group["power"]["detectable_corrected"], group["winner"], group["verdict"],
+         None if group["confirmation"] is None else group["confirmation"]["confirmed"]]
+        for group in analysis["groups"]
+    ]  # fmt: skip
+    return columns, rows
+
+
+def _draws_table(drawn: Sequence[DrawnRow]) -> Table:
+    columns = ["group", "experiment", "draws", "mean", "std", "difference", "difference_std", "better", "wins"]
+    rows: list[list[object]] = [
+        [row["group"], row["experiment"], row["draws"], row["mean"], row["spread"], row["difference"],
+         row["difference_spread"], row["better"], row["wins"]]
+        for row in drawn
     ]  # fmt: skip
     return columns, rows
 

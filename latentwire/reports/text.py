@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 from latentwire.analysis.controls import label
 from latentwire.analysis.records import (
@@ -166,7 +167,14 @@ def confirmation_lines(group: GroupAnalysis, metric: ShownMetric) -> list[str]:
 def _confirm(group: GroupAnalysis) -> list[str]:
     """Return a line with the command that confirms the winner, unless it is confirmed."""
     command = group["confirm_command"]
-    return [] if command is None or group["confirmation"] is not None else [f"Confirm it first: {command}"]
+    return [] if command is None or group["confirmation"] is not None else [f"{how_to_confirm(command)}: {command}"]
+
+
+def how_to_confirm(command: str) -> str:
+    """Return what the command of a source does: confirm its winner, or choose one that can be confirmed."""
+    if "part=confirm" in command:
+        return "Confirm it first"
+    return "These examples chose it. To confirm a winner, choose it on half of the passages first"
 
 
 def _render_ranking(rows: list[RankingRow], metric: ShownMetric) -> list[str]:
@@ -185,15 +193,19 @@ def _render_ranking(rows: list[RankingRow], metric: ShownMetric) -> list[str]:
         scores = f"{format_score(shown):{wide}} [{format_score(low):{WIDTH}} {format_score(high):{WIDTH}}]  "
         values = {"f1": row["f1"], "em": row["em"]}
         scores += "".join(f"{format_score(values[name]):{WIDTH}} " for name in others)
-        scores += f"{row['empty_rate']:4.0%}  {_percent(row['recovered']):>10}"
+        scores += f"{row['empty_rate']:4.0%}  {_percent((row['cross_fit'] or row)['recovered']):>10}"
         few = f"n={row['num_samples']} " if len(counts) > 1 else ""
         lines.append(f"{rank:3}{_mark(row)}{label(row):{width}}  {scores}   {few}{_against(row)}")
+    how = chosen_line(rows)
+    return lines if how is None else [*lines, how]
+
+
+def chosen_line(rows: Sequence[RankingRow]) -> str | None:
+    """Return how the score of the chosen row was made, or None if no row was chosen among several."""
     chosen = next((row["cross_fit"] for row in rows if row["cross_fit"] is not None), None)
-    if chosen is not None:
-        lines.append(
-            f"{CHOSEN} the best of {chosen['among']}: chosen on half of the passages, scored on the other half"
-        )
-    return lines
+    if chosen is None:
+        return None
+    return f"{CHOSEN} the best of {chosen['among']}: chosen on half of the passages, scored on the other half"
 
 
 def quotable(row: RankingRow) -> tuple[float, Interval]:

@@ -67,8 +67,8 @@ def made_up_sweep(metric: dict = F1) -> tuple[dict, dict[str, list[dict]]]:
         rows.sort(key=lambda row: (-row["score"], row["name"]))
         best = rows[0]
         best["cross_fit"] = {"score": best["score"] - 0.0625, "score_interval": [0.4375, best["score"]],
-                             "difference": 0.3125, "difference_interval": [0.125, 0.5], "among": 19,
-                             "chosen": 0.4}  # fmt: skip
+                             "difference": 0.3125, "difference_interval": [0.125, 0.5], "recovered": 0.5,
+                             "among": 19, "chosen": 0.4}  # fmt: skip
         groups.append({
             "group": source, "source": source, "num_samples": COUNT, "ranking": rows, "passages": 16 - 4 * g,
             "design_effect": 1.25, "confirmation": None, "confirm_command": None, "best_of_family": [best],

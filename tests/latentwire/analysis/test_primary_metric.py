@@ -149,6 +149,8 @@ def test_the_ranking_table_has_the_score_and_f1():
     assert (first["score"], first["f1"]) == (pytest.approx(0.9), pytest.approx(0.5))
     assert (first["score_low"], first["score_high"]) == pytest.approx(mean_interval(1 - right(0.1)))
     assert first["cross_fit"] is None  # the baseline was not chosen
+    columns, (source,) = found["sources"]
+    assert dict(zip(columns, source, strict=True))["winner"] is None
     columns, (row,) = found["controls"]
     assert dict(zip(columns, row, strict=True))["score"] == pytest.approx(0.1)
     columns, (row,) = found["examples"]

@@ -68,6 +68,25 @@ def test_the_winner_is_quoted_with_its_cross_fit_score():
     assert text.count("\n  2 k") == 1  # the others have no mark
 
 
+def test_the_recovered_share_of_the_winner_is_cross_fit():
+    """The share next to a cross-fit score is of this score, not of the too high one."""
+    clean, empty = (np.arange(COUNT) < count for count in (72, 8))
+    names = {"control_clean": clean.astype(float), "control_empty": empty.astype(float)}
+    made = {f"{experiment}@x": (family, values) for family, experiment, values in ROWS}
+    results = [result_of(family, name, values, "x") for name, (family, values) in made.items()]
+    controls = [result_of("baseline", f"control_{kind}", names[f"control_{kind}"], "text", control=kind)
+                for kind in ("clean", "empty")]  # fmt: skip
+    scores = {name: scored(values, passages=LABELS) for name, (_, values) in made.items()}
+    scores |= {name: scored(values, passages=LABELS) for name, values in names.items()}
+    (group,) = (analysis := analyze(results, scores, controls, SETTINGS, F1, []))["groups"]
+    best = group["ranking"][0]
+    share = best["cross_fit"]["recovered"]
+    assert share == pytest.approx((best["cross_fit"]["score"] - 0.1) / 0.8)
+    assert share < best["recovered"] == pytest.approx((best["score"] - 0.1) / 0.8)
+    line = next(line for line in render(summary_with(analysis)).splitlines() if line.startswith("  1x"))
+    assert f" {share:.0%} " in line
+
+
 def test_a_single_contender_was_not_chosen():
     (group,) = analysed({"x": ROWS[:2]})["groups"]
     assert group["winner"] == "k0@x" and group["ranking"][0]["cross_fit"] is None

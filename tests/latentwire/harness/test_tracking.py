@@ -31,11 +31,12 @@ RESULT = {
     "config": {"seed": 3, "embed_transform": {"name": "anchor_offset", "dials": {"eps": 0.05}}},
 }
 SUMMARY = {"sweep": "embed35", "total_experiments": 35, "failed": 1, "results": [RESULT]}
-COLUMNS = ["group", "rank", "name", "score", "em", "score_low", "score_high"]
+CROSS_FIT = ["cross_fit", "cross_fit_low", "cross_fit_high"]
+COLUMNS = ["group", "rank", "name", "score", "em", "score_low", "score_high", *CROSS_FIT]
 ROWS = [
-    ["text", 1, "anchor_eps0.05", 0.5, 0.1, 0.375, 0.625],
-    ["text", 2, "baseline", 0.25, 0.2, 0.125, 0.5],
-    ["noisy", 1, "baseline@noisy", 0.125, 0.0, 0.0, 0.25],
+    ["text", 1, "anchor_eps0.05", 0.5, 0.1, 0.375, 0.625, 0.4375, 0.3125, 0.5625],
+    ["text", 2, "baseline", 0.25, 0.2, 0.125, 0.5, None, None, None],
+    ["noisy", 1, "baseline@noisy", 0.125, 0.0, 0.0, 0.25, None, None, None],
 ]
 MATRIX = ["source", "f1", "recovered"], [["text", 0.5, None], ["noisy", 0.125, 0.25]]
 EXAMPLES = ["name", "id", "prediction"], [["baseline", "q1", "Anna"], ["anchor_eps0.05", "q1", ""]]
@@ -88,10 +89,10 @@ def test_offline_the_runs_hold_config_scores_and_table(tmp_path, capsys):
         assert (all_of_them.files / all_of_them.summary[f"figures/{figure.stem}/path"]).read_bytes() == (
             figure.read_bytes()
         )
-    # Each source has a chart and a table with the intervals.
+    # Each source has a chart and a table with the intervals; the chosen row has its cross-fit score.
     assert read_table(all_of_them, "bars/text_table") == {
         "columns": ["name", "1 - WER", "low", "high"],
-        "data": [["anchor_eps0.05", 0.5, 0.375, 0.625], ["baseline", 0.25, 0.125, 0.5]],
+        "data": [["anchor_eps0.05", 0.4375, 0.3125, 0.5625], ["baseline", 0.25, 0.125, 0.5]],
     }
     assert read_table(all_of_them, "bars/noisy_table")["data"] == [["baseline@noisy", 0.125, 0.0, 0.25]]
     charts = all_of_them.charts

@@ -20,6 +20,7 @@ from latentwire.reports import html as report
 from latentwire.reports.figures import draw_all
 from latentwire.reports.html import choose_shown_examples, page, shared
 from latentwire.reports.panels import DARK, LIGHT, dial_panels, matrix, reference_lines, scale_top
+from latentwire.reports.tables import tables
 from latentwire.sweeps import task
 from tests.helpers.made_up_sweep import EM, HOSTILE, KINDS, made_up_sweep, page_content
 from tests.helpers.records import mismatches
@@ -177,6 +178,12 @@ def test_the_command_can_be_typed_again(monkeypatch):
     assert app.command_line() == "python run.py -m 'only=baseline|anchor_*' seed=1,2"
 
 
+def test_the_command_has_the_path_of_a_program_in_a_subfolder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["examples/own.py", "seed=1"])
+    assert app.command_line() == "python examples/own.py seed=1"
+
+
 def test_the_page_holds_its_data_and_makes_no_requests():
     shown = page_content()
     html = page(shown)
@@ -239,12 +246,40 @@ def test_figures_name_the_primary_metric():
     analysis = made_up_sweep(EM)[0]["analysis"]
     group, order, score = analysis["groups"][0], [kind[0] for kind in KINDS], analysis["metric"]["label"]
     (bars,) = figures.ranking(group, score, 1.0).axes
-    assert bars.get_xlabel() == "exact match, 95% interval"
-    assert [bar.get_width() for bar in bars.patches] == [row["em"] for row in group["ranking"]]
+    assert bars.get_xlabel().startswith("exact match, 95% interval\n")
+    assert [bar.get_width() for bar in bars.patches][1:] == [row["em"] for row in group["ranking"]][1:]
     labels = {axes.get_ylabel() for axes in figures.dials(group, order, score, 1.0).axes}
     assert "exact match" in labels and "F1" not in labels
     (heat,) = figures.matrix_figure(analysis["groups"], order, score, 1.0).axes
     assert heat.get_title(loc="left") == "exact match"
+
+
+def test_the_figure_of_a_ranking_has_the_cross_fit_score():
+    group = made_up_sweep()[0]["analysis"]["groups"][0]
+    best, second = group["ranking"][:2]
+    (bars,) = figures.ranking(group, "F1", 1.0).axes
+    assert [bar.get_width() for bar in bars.patches][:2] == [best["cross_fit"]["score"], second["score"]]
+    (edge, *_), *_ = (line.get_segments() for line in bars.collections if hasattr(line, "get_segments"))
+    assert edge[:, 0].tolist() == pytest.approx(best["cross_fit"]["score_interval"])
+    assert [tick.get_text()[-2:] == " x" for tick in bars.get_yticklabels()[:2]] == [True, False]
+    assert "x the best of 19: chosen on half of the passages" in bars.get_xlabel()
+
+
+def test_tables_have_the_sources_and_the_draws():
+    summary = made_up_sweep()[0]
+    drawn = {"group": "text", "experiment": "nearest_k", "family": "nearest_k", "supervised": False, "draws": 3,
+             "scores": [0.5, 0.25, 0.75], "mean": 0.5, "spread": 0.25, "difference": 0.125, "difference_spread": 0.0625,
+             "better": 1, "wins": 2}  # fmt: skip
+    analysis = summary["analysis"] | {"draws": [drawn], "atlas": None, "auto": None}
+    found = tables(summary | {"analysis": analysis, "controls": []}, [])
+    made = {name: [dict(zip(columns, row, strict=True)) for row in rows] for name, (columns, rows) in found.items()}
+    assert [(row["passages"], row["design_effect"], row["detectable"]) for row in made["sources"]] == [
+        (16, 1.25, 0.234), (12, 1.25, 0.234)
+    ]  # fmt: skip
+    assert made["sources"][0]["winner"] == made["ranking"][0]["name"]
+    assert made["across"] == [{"sources": 2, "helped": 1, "alpha": 0.05}]
+    shown = {"mean": 0.5, "std": 0.25, "difference": 0.125, "difference_std": 0.0625, "better": 1, "wins": 2}
+    assert made["draws"] == [{"group": "text", "experiment": "nearest_k", "draws": 3, **shown}]
 
 
 class Logged(NoTracker):

@@ -60,12 +60,14 @@ def test_the_command_confirms_the_winner_on_the_other_half(tmp_path):
         "sweep=embed35", "embed_source=scaled", "factor=117", "samples=60", "part=confirm", "only=anchor",
         f"out={tmp_path / 'confirm'}",
     ]  # fmt: skip
+    assert "Confirm it first: python run.py" in render(analysed(tmp_path))
 
 
 def test_a_sweep_of_all_passages_is_first_split(tmp_path):
     save(tmp_path, SELECTING, "all", command="python run.py -m sweep=smoke only='rms*'")
     words = shlex.split(group_of(tmp_path)["confirm_command"])
     assert words[3:] == ["sweep=smoke", "only=rms*", "part=select", f"out={tmp_path / 'select'}"]
+    assert "choose it on half of the passages first: python run.py" in render(analysed(tmp_path))
 
 
 def test_no_command_without_a_winner_or_on_the_second_half(tmp_path):
