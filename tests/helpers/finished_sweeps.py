@@ -7,6 +7,7 @@ answers, one common answer, or random words.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -62,8 +63,8 @@ class MadeSweep:
 
     seed: int
     count: int  # examples
-    results: dict[str, dict] = field(default_factory=dict)
-    rows: dict[str, list[dict]] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.generator = np.random.default_rng(self.seed)

@@ -14,7 +14,7 @@ COUNT = 200
 IDS = [f"q{i}" for i in range(COUNT)]
 
 
-def result_of(family: str, name: str, values: np.ndarray, group: str, **more: object) -> dict:
+def result_of(family: str, name: str, values: np.ndarray, group: str, **more: object) -> dict[str, Any]:
     """Return a result as the analysis reads it: each example has the same F1 and EM, its value."""
     f1 = float(values.mean())
     scored = {"mean": f1, "interval": (max(0, f1 - 0.1), min(1, f1 + 0.1))}
@@ -38,7 +38,7 @@ def scored(values: np.ndarray, ids: Sequence[str] = IDS, passages: Sequence[str]
     return ById(own, values, own if passages is None else list(passages[: len(values)]))
 
 
-def summary_with(analysis: dict, results: list[dict] | None = None) -> dict:
+def summary_with(analysis: dict[str, Any], results: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """Return a summary with an analysis; without `results`, only its counts are as in a real one."""
     count = sum(len(group["ranking"]) for group in analysis["groups"])
     return {
@@ -52,7 +52,8 @@ def summary_with(analysis: dict, results: list[dict] | None = None) -> dict:
 def right(share: float, count: int = COUNT) -> np.ndarray:
     """Return scores of 0 and 1, evenly mixed, so that each prefix has nearly the same mean."""
     places = np.arange(count)
-    return (np.floor((places + 1) * share + 1e-9) - np.floor(places * share + 1e-9)).astype(float)
+    found: np.ndarray = (np.floor((places + 1) * share + 1e-9) - np.floor(places * share + 1e-9)).astype(float)
+    return found
 
 
 TIMINGS = ("time_sec", "job_sec", "timing")
