@@ -110,8 +110,8 @@ def same_draws_for_all(bench: Bench) -> list[Finding]:
     """A source draws its noise from a seed of its own, and ignores the input."""
 
     def distort(self: Noisy, x: Tensor, generator: torch.Generator) -> Tensor:
-        size = float(x.norm()) / x.numel() ** 0.5
-        return torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) * size
+        own: Tensor = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) * x.norm() / x.numel() ** 0.5
+        return own
 
     return in_source(distort)(bench)
 
