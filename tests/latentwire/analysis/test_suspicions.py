@@ -33,6 +33,13 @@ def test_empty_answers_are_a_note_where_inputs_are_far(distance, level):
     assert found == [("half_empty", level)]
 
 
+def test_nearly_all_empty_answers_are_not_called_half():
+    """`all_empty` reports them, while the configuration runs."""
+    made = sound_sweep(count=20)
+    made.answer(REPAIRED, [""] * 19 + ["paper"])
+    assert odd_halves(Answered(made.results[REPAIRED], made.rows[REPAIRED])) == {}
+
+
 def test_only_the_clean_control_warns_of_what_it_shows_too():
     made = sound_sweep(count=20)
     for name in ("baseline", REPAIRED):

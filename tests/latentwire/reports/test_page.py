@@ -109,6 +109,9 @@ def test_the_page_shows_the_numbers_of_the_summary(report_file, tmp_path):
             sign = "+" if fitted["difference"] >= 0 else ""
             assert f"{sign}{format_score(fitted['difference'])} p={row['p_holm']:.3f} {row['verdict']}" in words
     assert [row["cross_fit"] is not None for row in ranking] == [True, *[False] * 20]
+    quoted = ranking[0]["cross_fit"]
+    hint = f"{ranking[0]['experiment']} on scaled117.0: F1 {format_score(quoted['score'])} ["
+    assert text.count(hint) == 1  # of the bar
     how = "\u2020 The best of 19: chosen on half of the passages and scored on the other half, both ways."
     assert text.count(how) == 1
     assert "12 passages, resampled as a whole (design effect 1.25)" in text

@@ -282,6 +282,18 @@ def test_tables_have_the_sources_and_the_draws():
     assert made["draws"] == [{"group": "text", "experiment": "nearest_k", "draws": 3, **shown}]
 
 
+def test_the_page_has_the_spread_between_draws():
+    summary, answers = made_up_sweep()
+    best = summary["analysis"]["groups"][0]["best_of_family"][0]
+    drawn = {"group": "text", "experiment": best["experiment"], "family": best["family"], "supervised": False,
+             "draws": 3, "scores": [0.5, 0.25, 0.75], "mean": 0.5, "spread": 0.25, "difference": None,
+             "difference_spread": None, "better": 0, "wins": 0}  # fmt: skip
+    analysis = summary["analysis"] | {"draws": [drawn]}
+    shown = report.collect(summary | {"analysis": analysis}, answers, [])["draws"]
+    assert shown[1].startswith("3 draws of shots and sources on text")
+    assert shown[2].split() == [best["experiment"], ".500", "\u00b1", ".250"]
+
+
 class Logged(NoTracker):
     """A tracker that records the figures of a sweep."""
 

@@ -171,4 +171,6 @@ def test_the_automatic_repair_competes_on_the_same_examples(tmp_path):
     rows = {row["name"]: row for row in group["ranking"]}
     assert rows["auto"]["num_samples"] == rows["anchor"]["num_samples"] == 32
     assert group["ranking"][0]["cross_fit"]["among"] == 2
+    save(tmp_path, values | {"auto": right(0.7, 32)}, "all", budget=budget)  # no examples after the decision
+    assert {row["name"]: row["num_samples"] for row in group_of(tmp_path)["ranking"]}["auto"] == 32
     assert "level with au" in group["verdict"] or "level with an" in group["verdict"]

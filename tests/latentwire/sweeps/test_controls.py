@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,11 @@ from latentwire.evaluation.request import read
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.grids import Job
 from latentwire.harness.paths import CONF
+from latentwire.harness.results import ResultStore
+from latentwire.records import F1
 from latentwire.sweeps.schedule import control_jobs
+from latentwire.sweeps.scrambled import scrambled_jobs
+from tests.helpers.results import result_of, right
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +32,23 @@ def job_of(overrides):
 def added(*asked):
     """Return the names of the added jobs with what they control."""
     return [(job.config.name, job.config.control) for job in control_jobs([job_of(one) for one in asked], job_of)]
+
+
+@pytest.mark.parametrize(("identity", "scrambled"), [(True, "rms_scale1.0"), (False, "anchor_eps0.05")])
+def test_what_changes_nothing_gets_no_scrambled_control(tmp_path, identity, scrambled):
+    """The best contender gets it; a transform that returns its input is not a contender."""
+    jobs = [job_of(["embed_transform=anchor_offset", "eps=0.05"]), job_of(["embed_transform=rms_matching"])]
+    results = [
+        result_of("anchor_offset", "anchor", right(0.9, 4), "text", identity=identity),
+        result_of("rms_matching", "rms", right(0.5, 4), "text"),
+    ]
+    row = {"question": "?", "references": ["a"], "prediction": "a", "f1": 1.0, "em": 1.0, "scores": {}}
+    store = ResultStore(tmp_path)
+    for result in results:
+        text = "".join(json.dumps({**row, "id": f"q{i}", "passage": f"p{i}"}) + "\n" for i in range(4))
+        store.predictions_path(result["name"]).write_text(text, encoding="utf-8")
+    found = scrambled_jobs(jobs, results, [job_of(["control=empty"])], job_of, F1, store)
+    assert [job.config.name for job in found] == [f"control_scrambled_{scrambled}"]
 
 
 LOWER = [("control_empty", "empty"), ("control_random", "random")]
