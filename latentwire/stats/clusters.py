@@ -14,7 +14,7 @@ Scores = NDArray[np.float64]
 
 
 class SampledClusters:
-    """N examples in M clusters. SampledClusters were sampled independently, so statistics resample them, not examples.
+    """N examples in M clusters. Clusters were sampled independently, so statistics resample them, not examples.
 
     Args:
         labels: Cluster of each example, (N,), N >= 1. Equal labels are one cluster.

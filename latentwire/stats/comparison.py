@@ -95,8 +95,7 @@ def paired_differences(
         clusters: SampledClusters of the examples; None: each example is a cluster of its own.
         largest: Largest possible difference of an example; None: the largest one of each system.
         comparisons: Number of comparisons of the family, which needs more splits for smaller p-values; None: S.
-        unchanged: Difference of each example where nothing changed, (N,); None: 0. Differences from a share of a
-            score are not 0 there.
+        unchanged: Difference of each unchanged example, (N,); from a share of a score it is not 0. None: 0.
 
     Returns:
         A difference for each of S systems.

@@ -26,10 +26,10 @@ def mean_interval(scores: Sequence[float] | Scores, clusters: SampledClusters | 
     variance comes from the clusters. Wilson's shape fits means near 0 and 1; the effective number fits scores between
     0 and 1, which vary less than binary ones.
 
-    Where scores of fewer than FEW_APART clusters differ from 0, or from 1, the variance is not known well, nor how alike
-    the examples of a cluster are. The effective number is then at most the number of clusters, as for binary scores of
-    clusters whose examples are alike, and the interval is the wider one of Wilson's and the exact one. Clusters count by
-    `SampledClusters.effective`, because one cluster with most of the examples shows little.
+    Where scores of fewer than FEW_APART clusters differ from 0, or from 1, the variance is not known well, nor how
+    alike the examples of a cluster are. The effective number is then at most the number of clusters, as for binary
+    scores of clusters whose examples are alike, and the interval is the wider one of Wilson's and the exact one.
+    Clusters count by `SampledClusters.effective`, because one cluster with most of the examples shows little.
 
     Source: Kott and Carr 1997, Developing an estimation strategy for a pesticide data program, J. Official Statistics.
 
