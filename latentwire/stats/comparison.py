@@ -13,8 +13,8 @@ from latentwire.stats.power import ALPHA
 
 ENUMERATED = 11  # up to this number of clusters, all splits are enumerated
 FEW_SPLITS = 20  # fewer splits against a difference give no sharp p-value, so more splits follow
-RESOLUTION = 200  # splits for each comparison of a family
-MOST_SPLITS = 2_000_000  # splits of one comparison, which bounds the time
+RESOLUTION = 2_000  # splits for each comparison of a family
+MOST_SPLITS = 200_000  # splits of one comparison, which bounds the time
 Parts = tuple[Scores, Scores]  # lower and upper means of the parts of splits, (S, r) each
 
 FEW_CHANGES = 5  # fewer changed examples do not show the size of the changes that may follow
