@@ -118,13 +118,13 @@ from kat.grpo.rewards import register_reward
 from kat.sampling.arms import AdaptiveWeights, register_arm
 from latentwire.transforms.base import Transform, register_transform
 
-@register_transform("halve", label="halve{part}")
+@register_transform("halve", label="halve{share}")
 class Halve(Transform):
-    def __init__(self, vocabulary, *, part: float = 0.5):
+    def __init__(self, vocabulary, *, share: float = 0.5):
         super().__init__(vocabulary)
-        self.part = part
+        self.share = share
     def repair(self, x, generator):
-        return x * self.part
+        return x * self.share
 
 @register_arm("turns")
 class Turns(AdaptiveWeights):
@@ -147,7 +147,7 @@ def says_it(completions, answer):
     ("entry_name", "function", "overrides", "file"),
     [
         ("run", "latentwire.evaluation.task:run",
-         [*EVALUATE[:4], "embed_source=scaled", "embed_transform=halve", "part=0.25"],
+         [*EVALUATE[:4], "embed_source=scaled", "embed_transform=halve", "share=0.25"],
          "outputs/single/halve0.25@scaled117.0.predictions.jsonl"),
         ("train", "kat.grpo.task:grpo",
          ["sampler=turns", "model=tiny_random", "prompts_file=sums.jsonl", "grpo.reward_funcs=[says_it]", "steps=2",
