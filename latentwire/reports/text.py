@@ -259,7 +259,7 @@ def _render_power(power: Power | None) -> list[str]:
         return []
     most = power["available"]
     needed = max(power["samples_needed"], power["samples_needed_corrected"])
-    capped = f", but the data have only {most}" if most is not None and needed > most else ""
+    capped = f", but only {most} are available" if most is not None and needed > most else ""
     return [
         f"{power['num_samples']} examples detect {_difference_of(power['detectable'])} with power "
         f"{power['power']:.0%} in one comparison, {_difference_of(power['detectable_corrected'])} corrected for "

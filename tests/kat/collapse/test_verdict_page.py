@@ -19,6 +19,7 @@ from kat.collapse.records import CollapseResult
 from kat.collapse.task import verdict_of_folder
 from tests.helpers.collapse_runs import STRENGTHS, Experiment, write_experiment
 from tests.helpers.files import read_json, read_rows, write_rows
+from tests.helpers.page_measure import MEASURE
 from tests.helpers.records import mismatches
 
 HOSTILE = "</script><img src=x onerror='throw 1'> | `*_[x](y)_*` & \u2028 end"
@@ -142,12 +143,6 @@ def test_colours_have_enough_contrast(scheme):
     assert contrast("good", "ground") > 4.5 and contrast("bad", "ground") > 4.5
 
 
-MEASURE = """<script>
-root.dataset.overflow = String(root.scrollWidth - innerWidth); root.dataset.width = String(innerWidth);
-root.dataset.loaded = String(performance.getEntriesByType("resource").length);
-root.dataset.dark = String(matchMedia("(prefers-color-scheme: dark)").matches);
-if (parent !== window) parent.postMessage({ ...root.dataset }, "*");
-</script></body>"""
 FRAME = """<html><body><script>addEventListener("message", event => {
 for (const [name, value] of Object.entries(event.data)) document.documentElement.dataset[name] = value; });</script>
 <iframe src="page.html" style="width:360px;height:600px"></iframe></body></html>"""

@@ -182,7 +182,7 @@ def test_more_examples_than_the_data_have_cannot_be_run(available, capped):
     analysis = analysed({"x": drawn_row(numbers(0))}, available=available)
     assert analysis["groups"][0]["power"]["available"] == available
     text = render(summary_with(analysis))
-    assert ("but the data have only" in text) == ("but the data have only 60" in text) == capped
+    assert ("are available" in text) == ("but only 60 are available" in text) == capped
 
 
 # --- passages ---------------------------------------------------------------------------------------------------

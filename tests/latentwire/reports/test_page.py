@@ -15,6 +15,7 @@ from latentwire.reports.html import page, write_report
 from latentwire.reports.panels import DARK, LIGHT
 from latentwire.stats.formatting import format_score
 from tests.helpers.made_up_sweep import EM, made_up_sweep, page_content
+from tests.helpers.page_measure import MEASURE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
@@ -68,15 +69,6 @@ class Document(HTMLParser):
 
     def of(self, section: str) -> list[tuple[dict[str, str], str]]:
         return [(attributes, " ".join(texts)) for found, attributes, texts in self.found if found == section]
-
-
-# Records the width of the page and the number of loaded resources.
-MEASURE = """<script>
-root.dataset.overflow = String(root.scrollWidth - innerWidth); root.dataset.width = String(innerWidth);
-root.dataset.loaded = String(performance.getEntriesByType("resource").length);
-root.dataset.dark = String(matchMedia("(prefers-color-scheme: dark)").matches);
-if (parent !== window) parent.postMessage({ ...root.dataset }, "*");
-</script></body>"""
 
 
 @pytest.fixture(scope="module")
