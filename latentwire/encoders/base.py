@@ -81,6 +81,7 @@ class Encoder(nn.Module, ABC):
     shortest = 1  # fewest tokens of a passage
     needs_lm_config = False  # whether the constructor uses `LMFacts.config`; the encoder's folder then stores it
     encodes_tokens = False  # whether single tokens can be encoded without their text, for the loss `vocabulary`
+    embeds_directly = False  # whether latents are embeddings of the LM already, so that no adapter follows
 
     def __init__(self, lm: LMFacts) -> None:
         super().__init__()

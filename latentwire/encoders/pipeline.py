@@ -47,7 +47,11 @@ class Latents(nn.Module):
         self.spec, self.mean_token_rms = spec, mean_token_rms
         lm = LMFacts(vocabulary.width, mean_token_rms, spec.lm_config)
         self.encoder = build_encoder(spec.encoder, spec.encoder_dials, lm)
-        self.adapter = Adapter(self.encoder.z_width, vocabulary.width, spec.adapter_hidden)
+        self.adapter: nn.Module = (
+            nn.Identity()
+            if self.encoder.embeds_directly
+            else Adapter(self.encoder.z_width, vocabulary.width, spec.adapter_hidden)
+        )
         self.transform = build_transform(spec.transform, spec.transform_dials, vocabulary)
         if self.transform.gradient == "none":
             raise UserError(

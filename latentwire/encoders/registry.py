@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
-from latentwire.encoders import bottleneck, byte, lm_layers  # noqa: F401 (they register encoders)
+from latentwire.encoders import bottleneck, byte, cut_text, lm_layers  # noqa: F401 (they register encoders)
 from latentwire.encoders.base import ENCODERS, Encoder, LMFacts
 from latentwire.harness.errors import UserError
 from latentwire.harness.registry import check_dials

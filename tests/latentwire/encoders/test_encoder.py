@@ -299,13 +299,13 @@ def test_single_tokens_are_encoded_without_their_text(tiny):
     encoder = build_encoder("bottleneck", {"d_z": 4}, LMFacts(64, 0.3))
     assert encoder.encodes_tokens
     assert torch.equal(encoder(make_passages([""], [x]))[:, :1], encoder(make_passages([TEXTS[0]], [x]))[:, :1])
-    assert not any(ENCODERS[name].encodes_tokens for name in ("byte", "lm_layers"))
+    assert not any(ENCODERS[name].encodes_tokens for name in ("byte", "cut_text", "lm_layers"))
 
 
 @pytest.mark.parametrize(
     ("name", "dials", "message"),
     [
-        ("pca", {}, "encoder=pca: unknown; use one of bottleneck, byte, lm_layers"),
+        ("pca", {}, "encoder=pca: unknown; use one of bottleneck, byte, cut_text, lm_layers"),
         ("bottleneck", {"d_z": 0}, "d_z=0: must be at least 1"),
         ("bottleneck", {"d_z": 4, "ratio": 2}, "ratio=2: bottleneck has no such dial"),
         ("byte", {"latent_len": 0, "byte_width": 16, "byte_layers": 1}, "latent_len=0"),
