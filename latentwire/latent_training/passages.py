@@ -5,16 +5,17 @@ Main entry: `load_latent_data()`; `order_of()` gives their order in an epoch.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 
 from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data
 from latentwire.data.fingerprints import fingerprint, holder
+from latentwire.data.generator import GeneratedSpec
+from latentwire.data.passages import Passage as Passage
+from latentwire.data.passages import group_by_context, read_passages, split_passage
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 
@@ -32,14 +33,6 @@ REASONS = {
 }
 
 
-@dataclass(frozen=True)
-class Passage:
-    """A passage and the questions about it."""
-
-    text: str
-    questions: tuple[Example, ...]  # empty for text without questions
-
-
 @dataclass
 class LatentData:
     """The training passages and the held-out passages of a run."""
@@ -49,6 +42,7 @@ class LatentData:
     held_out: list[Passage]  # never trained on; their score decides when the run stops
     counts: Counter[str] = field(default_factory=Counter)  # skipped passages and questions, by reason
     wholes: dict[str, str] = field(default_factory=dict)  # fingerprint of a part -> fingerprint of its whole passage
+    generated: int = 0  # number of generated passages in `train`; they are its last
 
     def marks(self) -> list[str]:
         """Return the sorted fingerprints of all passages, and of the whole passages that parts were split from."""
@@ -62,6 +56,7 @@ class PassageSpec:
 
     Attributes:
         samples: Maximum number of questions to train on. Passages are drawn at random, from the extra file last.
+            Generated passages do not count.
         extra_words: Maximum number of words of the parts into which extra passages are split; None keeps them whole.
         held_out: Share of the data's passages to hold out, chosen by a hash of their content.
         shots: Number of passages shown before each question; they are not trained on.
@@ -83,7 +78,9 @@ class PassageSpec:
             raise UserError(f"extra_words={self.extra_words}: must be at least 1; null leaves the passages whole")
 
 
-def load_latent_data(data: DataSpec, extra: str, spec: PassageSpec, seed: int) -> LatentData:
+def load_latent_data(
+    data: DataSpec, extra: str, spec: PassageSpec, seed: int, generated: GeneratedSpec | None = None
+) -> LatentData:
     """Read the data, remove the evaluation's passages, and split the rest into training and held-out passages.
 
     If the data have two parts, the second is the evaluation's. Passages that equal or contain one of its passages are
@@ -93,7 +90,9 @@ def load_latent_data(data: DataSpec, extra: str, spec: PassageSpec, seed: int) -
         data: The data; their first part is trained on.
         extra: Path of a file with more passages, or "": a .txt (passages between empty lines) or a file for data=file.
         spec: Which passages are trained on.
-        seed: Seed for the choice of shots and samples.
+        seed: Seed for the choice of shots and samples, and of the generated passages.
+        generated: Generated passages to train on as well. All are kept but duplicates and those that contain a passage
+            of the evaluation, of the shots or of the held-out set. None: no such passages.
 
     Returns:
         The passages, the shots and the counts of what was skipped.
@@ -103,7 +102,7 @@ def load_latent_data(data: DataSpec, extra: str, spec: PassageSpec, seed: int) -
     """
     dataset = load_data(data)
     shown, _ = choose_examples(dataset, 1, spec.shots, spec.questions_per_shot, seed)
-    passages, extra_passages = _group_by_context(dataset.train), _extra_passages(extra) if extra else []
+    passages, extra_passages = group_by_context(dataset.train), read_passages(extra, "extra") if extra else []
     selection = _Selection(dataset, shown)
     train: list[Passage] = []
     kept_out: list[Passage] = []
@@ -114,13 +113,15 @@ def load_latent_data(data: DataSpec, extra: str, spec: PassageSpec, seed: int) -
     selection.reserve(passage.text for passage in kept_out)
     train = selection.free_of_reserved(train)
     parts, wholes = selection.parts(extra_passages, spec.extra_words)
-    if (left := len(train) + len(parts)) == 0 or not kept_out:
+    made = [Passage(group[0].context, tuple(group)) for group in generated.examples(seed)] if generated else []
+    new = selection.free_of_reserved(filter(selection.is_new, made))
+    if (left := len(train) + len(parts) + len(new)) == 0 or not kept_out:
         raise UserError(
-            f"held_out={spec.held_out}: of {len(passages) + len(extra_passages)} passages {left} are left to train on "
+            f"held_out={spec.held_out}: of {len(passages) + len(extra_passages) + len(made)} passages {left} are left to train on "
             f"and {len(kept_out)} are held out; both are needed: give more data, or another held_out"
         )
     drawn = _draw_samples([train, parts], spec.samples, seed, selection.counts)
-    return LatentData(shown, drawn, kept_out, selection.counts, wholes)
+    return LatentData(shown, [*drawn, *new], kept_out, selection.counts, wholes, len(new))
 
 
 class _Selection:
@@ -186,60 +187,6 @@ class _Selection:
 def _is_one_file(dataset: Dataset) -> bool:
     """Return whether both parts of the data are the same file."""
     return dataset.train == dataset.validation  # by content: the ids of rows without ids are the same in every file
-
-
-def _group_by_context(examples: Iterable[Example]) -> list[Passage]:
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.context, []).append(example)
-    return [Passage(text, tuple(questions)) for text, questions in groups.items()]
-
-
-def _extra_passages(path: str) -> list[Passage]:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"extra={path}: no such file; give a .txt, or a file in the format of data=file")
-    if path.endswith(".txt"):
-        try:
-            texts = [" ".join(part.split()) for part in file.read_text(encoding="utf-8").split("\n\n")]
-        except UnicodeDecodeError as error:
-            raise UserError(f"extra={path}: not UTF-8 text ({error.reason}); convert it") from error
-        passages = [Passage(text, ()) for text in texts if text]
-        if not passages:
-            raise UserError(f"extra={path}: the file holds no text; give one with passages between empty lines")
-        return passages
-    return _group_by_context(load_data(DataSpec("extra", "file", path=path)).train)
-
-
-def split_passage(passage: Passage, words: int, counts: Counter[str]) -> list[Passage]:
-    """Split a passage at the ends of sentences; each question goes to the one part that contains its first answer.
-
-    Args:
-        passage: The passage. If it has questions, only parts with questions are returned.
-        words: Maximum number of words of a part; a longer sentence is a part of its own.
-        counts: Number of skipped questions by reason; grows by questions whose answer is in none or several parts.
-
-    Returns:
-        The parts, in the order of the text.
-    """
-    parts: list[list[str]] = []
-    for sentence in re.split(r"(?<=[.!?])\s+", passage.text):
-        fits = parts and sum(len(each.split()) for each in [*parts[-1], sentence]) <= words
-        if fits:
-            parts[-1].append(sentence)
-        else:
-            parts.append([sentence])
-    texts = [" ".join(part) for part in parts]
-    if not passage.questions:
-        return [Passage(text, ()) for text in texts]
-    by_part: dict[str, list[Example]] = {text: [] for text in texts}
-    for example in passage.questions:
-        holding = [text for text in texts if example.answers[0] in text]
-        if len(holding) == 1:
-            by_part[holding[0]].append(replace(example, context=holding[0]))
-        else:
-            counts["questions of no one part of a split passage"] += 1
-    return [Passage(text, tuple(examples)) for text, examples in by_part.items() if examples]
 
 
 def _draw_samples(groups: list[list[Passage]], samples: int, seed: int, counts: Counter[str]) -> list[Passage]:

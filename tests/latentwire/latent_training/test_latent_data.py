@@ -9,8 +9,9 @@ import pytest
 
 from latentwire.data.examples import DataSpec, Example, choose_examples, load_data
 from latentwire.data.fingerprints import fingerprint, holder
+from latentwire.data.passages import Passage, split_passage
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.passages import Passage, PassageSpec, load_latent_data, order_of, split_passage
+from latentwire.latent_training.passages import PassageSpec, load_latent_data, order_of
 
 SHORT_QA = DataSpec("short_qa", "short_qa")
 
