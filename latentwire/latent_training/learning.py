@@ -60,7 +60,7 @@ class LatentLearning(Learning[LatentOutcome]):
         super().__init__(run)
         self.settings, self.spec, self.loss_weights = settings, settings.spec, settings.loss_weights
         self.seed, self.stop_epoch, spec = settings.run.seed, settings.stop_epoch, settings.spec
-        self.data = load_latent_data(settings.data, settings.run.extra, spec.passages(), self.seed)
+        self.data = load_latent_data(settings.data, settings.run.extra, spec.passages(), self.seed, settings.generated)
         with self.state.local_main_process_first():
             self.lm = load_model(settings.model, self.state.device, settings.dtype)
         vocabulary = Vocabulary(self.lm.token_embeddings(), seed=self.seed)
@@ -217,6 +217,7 @@ class LatentLearning(Learning[LatentOutcome]):
                 **self.data.counts,
                 "train_passages": len(self.data.train),
                 "train_questions": sum(len(passage.questions) for passage in self.data.train),
+                **({"generated_passages": self.data.generated} if self.settings.generated.count else {}),
                 "held_out_passages": len(self.data.held_out),
             },
             "trained_weights": sum(parameter.numel() for parameter in self.updater.parameters.values()),

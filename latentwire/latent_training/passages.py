@@ -116,9 +116,10 @@ def load_latent_data(
     made = [Passage(group[0].context, tuple(group)) for group in generated.examples(seed)] if generated else []
     new = selection.free_of_reserved(filter(selection.is_new, made))
     if (left := len(train) + len(parts) + len(new)) == 0 or not kept_out:
+        found = len(passages) + len(extra_passages) + len(made)
         raise UserError(
-            f"held_out={spec.held_out}: of {len(passages) + len(extra_passages) + len(made)} passages {left} are left to train on "
-            f"and {len(kept_out)} are held out; both are needed: give more data, or another held_out"
+            f"held_out={spec.held_out}: of {found} passages {left} are left to train on and {len(kept_out)} are held "
+            "out; both are needed: give more data, or another held_out"
         )
     drawn = _draw_samples([train, parts], spec.samples, seed, selection.counts)
     return LatentData(shown, [*drawn, *new], kept_out, selection.counts, wholes, len(new))

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from latentwire.data.examples import DataSpec
+from latentwire.data.generator import GeneratedSpec
 from latentwire.encoders.registry import encoder_identity, latents_plugins
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import accelerator_state
@@ -32,6 +33,8 @@ class LatentRunSpec(RunSpec):
 
     stop_epoch: int | None
     extra: str
+    generated: int
+    templates: str
     adapter_hidden: int
 
 
@@ -58,6 +61,7 @@ class LatentSettings:
     optimizer: OptimizerSpec
     model: ModelSpec
     data: DataSpec
+    generated: GeneratedSpec
     encoder: Chosen
     transform: Chosen
     dtype: torch.dtype  # of the frozen LM
@@ -84,6 +88,7 @@ class LatentSettings:
             optimizer=typed(OptimizerSpec, cfg.optimizer, "optimizer."),
             model=typed(ModelSpec, cfg.model, "model."),
             data=typed(DataSpec, cfg.data, "data."),
+            generated=GeneratedSpec(run.generated, run.templates),
             encoder=Chosen.of(cfg.encoder),
             transform=Chosen.of(cfg.embed_transform),
             dtype=choose_dtype(cfg.dtype, device),
@@ -98,6 +103,7 @@ class LatentSettings:
             "data": self.data.identity(),
             "passages": passages.FORMAT,
             "extra_sha256": file_sha256(extra) if self.run.extra and extra.is_file() else None,
+            **({"generated": self.generated.identity()} if self.generated.count else {}),
             "dtype": str(self.dtype),
             "seed": self.run.seed,
             "encoder": encoder_identity(self.encoder.name, self.encoder.dials),
