@@ -62,11 +62,12 @@ def save_latents(latents: Latents, folder: Path, about: Mapping[str, object]) ->
         file.write(content)
 
 
-def find_latents(checkpoint: object) -> Path:
+def find_latents(checkpoint: object, setting: str = "checkpoint") -> Path:
     """Return the folder of a trained encoder: `checkpoint` itself, or the folder `encoder` in it.
 
     Args:
         checkpoint: Folder of the encoder, or of the run that trained it, as a config gives it.
+        setting: Setting that names the folder, for messages.
 
     Raises:
         UserError: `checkpoint` is empty, or holds no trained encoder.
@@ -80,21 +81,22 @@ def find_latents(checkpoint: object) -> Path:
         if (candidate / "model.safetensors").is_file() and (candidate / "config.json").is_file():
             return candidate
     reason = "holds no trained encoder (encoder/model.safetensors)" if folder.is_dir() else "no such folder"
-    raise UserError(f"checkpoint={checkpoint}: {reason}; give the folder of a finished train.py task=latent")
+    raise UserError(f"{setting}={checkpoint}: {reason}; give the folder of a finished train.py task=latent")
 
 
-def about_latents(checkpoint: object, lm: JsonObject | None = None) -> EncoderRecord:
+def about_latents(checkpoint: object, lm: JsonObject | None = None, setting: str = "checkpoint") -> EncoderRecord:
     """Return a trained encoder's config.json.
 
     Args:
         checkpoint: Folder of the encoder or of the run that trained it.
         lm: Identity of the LM that will get the latents, to check it; None for no check.
+        setting: Setting that names the folder, for messages.
 
     Raises:
         UserError: The encoder does not exist, is damaged, or was trained for another LM. Also: the plugin that defines
             it is not loaded.
     """
-    folder = find_latents(checkpoint)
+    folder = find_latents(checkpoint, setting)
     about = read_json(folder / "config.json")
     needed = required_fields(EncoderRecord)
     if not isinstance(about, dict) or not needed <= about.keys() or about["format"] != FORMAT:
@@ -102,7 +104,7 @@ def about_latents(checkpoint: object, lm: JsonObject | None = None) -> EncoderRe
     # Through JSON, because the file has lists for tuples.
     if lm is not None and about["lm"] != json.loads(json.dumps(lm)):
         raise UserError(
-            f"checkpoint={checkpoint}: was trained for the model {about['lm_name']}, not for this one; "
+            f"{setting}={checkpoint}: was trained for the model {about['lm_name']}, not for this one; "
             "choose that model with model=..., or train an encoder for this one"
         )
     known = {
@@ -111,7 +113,7 @@ def about_latents(checkpoint: object, lm: JsonObject | None = None) -> EncoderRe
     }
     for choice in [choice for choice, is_known in known.items() if not is_known]:
         raise UserError(
-            f"checkpoint={checkpoint}: was trained with {choice}, which is unknown; name its module in plugins=[...]"
+            f"{setting}={checkpoint}: was trained with {choice}, which is unknown; name its module in plugins=[...]"
         )
     return cast(EncoderRecord, about)
 

@@ -11,6 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from latentwire.evaluation.answer_kinds import KindRow, by_kind, render_kinds
 from latentwire.records import LatentAccount, Measured
 from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.comparison import Comparison, compare_paired
@@ -20,7 +21,10 @@ from latentwire.stats.power import ALPHA
 from latentwire.stats.seeds import interval_over_clusters
 
 TITLES = {"text": "whole text", "latent": "latents", "cut": "text cut to as many tokens",
+          "style": "cut text with a learned style", "chosen": "chosen words as real tokens",
           "averaged": "averages of neighbouring tokens", "empty": "no passage"}  # fmt: skip
+KIND_TITLES = {"latent": "latents", "cut": "text cut", "style": "with style", "chosen": "chosen words",
+               "text": "whole text"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class SourceScores:
     nll: Scores  # negative log-likelihood of each first right answer, nats a token, (N,)
     kl: Scores  # KL(LM given the text || LM given the source) over that answer, nats a token, (N,)
     passages: list[str]  # passage of each example, (N,); passages are the units that are resampled
+    references: list[str]  # first right answer to each example, (N,)
 
 
 class Against(TypedDict):
@@ -75,6 +80,7 @@ class LatentComparison(TypedDict):
     beats: list[str]  # controls with at most as many positions and a lower F1, at a Holm-corrected 5%
     beats_all: bool
     likelier_than: list[str]  # controls under which the right answers are less likely, at a Holm-corrected 5%
+    kinds: list[KindRow]  # F1 by kind of answer
 
 
 def compare_with_controls(encoder: str, sources: Mapping[str, SourceScores], seed: int) -> LatentComparison:
@@ -111,6 +117,9 @@ def compare_with_controls(encoder: str, sources: Mapping[str, SourceScores], see
         "beats": below,
         "beats_all": below == equal,
         "likelier_than": [name for name in equal if nll[name].difference > 0 and nll[name].p_holm < ALPHA],
+        "kinds": by_kind(
+            {name: own.f1 for name, own in sources.items()}, sources["latent"].references, sources["latent"].passages
+        ),
     }
 
 
@@ -168,6 +177,7 @@ def render_report(comparison: LatentComparison) -> str:
         kl = "0" if row["source"] == "text" else _nats(row["kl"], row["kl_interval"])
         line = f"{row['title']:34}{kl:>20}{_nats(row['nll'], row['nll_interval']):>20}"
         lines.append(line + _difference(row["nll_against"]))
+    lines += ["", *render_kinds(comparison["kinds"], KIND_TITLES)]
     share = comparison["share_of_text"]
     lines += [
         "",

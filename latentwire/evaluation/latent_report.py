@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import PartialState
 from omegaconf import DictConfig
 
-from latentwire.encoders.checkpoint import about_latents
+from latentwire.encoders.checkpoint import EncoderRecord, about_latents
 from latentwire.evaluation import likelihood
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.latent_comparison import (
@@ -26,6 +26,7 @@ from latentwire.evaluation.likelihood import Likelihoods
 from latentwire.evaluation.metrics import Scoring
 from latentwire.evaluation.request import Request, read, read_scoring
 from latentwire.evaluation.setup import Component, prepare
+from latentwire.harness.config_files import repeated_choices
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
@@ -40,6 +41,7 @@ from latentwire.stats.formatting import format_score
 from latentwire.stats.intervals import Scores
 
 R = TypeVar("R")
+STYLE_ENCODER = "cut_text"  # the encoder of the control `style`
 Rows = Sequence[Mapping[str, object]]
 
 
@@ -49,6 +51,7 @@ class LatentReport(LatentComparison, MadeOn):
     format: int
     checkpoint: str
     sha256: str  # of the encoder's weights
+    notes: list[str]  # what limits the comparison
     config: JsonObject
 
 
@@ -93,27 +96,29 @@ def report(cfg: DictConfig, session: Session | None = None) -> LatentReport:
     state = accelerator_state(cfg.device)
     request = read(cfg, state, 0)
     about = about_latents(cfg.checkpoint, request.model.identity())
+    notes = _notes_on_style(cfg, about, request.model.identity())
     store = ResultStore(Path(str(cfg.out)))
     if state.is_main_process:
         store.require_writable()
     evaluations = _Evaluations(request, store, state, cfg.force)
     sources: dict[str, SourceScores] = {}
-    for source in control_configs(about["encoder_dials"], cfg.checkpoint):
-        sources[source.name] = found = evaluations.of(source)
+    for name, source in control_configs(about["encoder_dials"], cfg.checkpoint, cfg.style).items():
+        sources[name] = found = evaluations.of(name, source)
         f1, nll = found.answers["f1"], float(found.nll.mean())
-        log(f"{TITLES[source.name]}  F1 {format_score(f1)}  NLL {nll:.2f}")
+        log(f"{TITLES[name]}  F1 {format_score(f1)}  NLL {nll:.2f}")
     comparison = compare_with_controls(about.get("name", about["encoder"]), sources, request.settings.seed)
     written: LatentReport = {
         "format": FORMAT,
         **comparison,
         "checkpoint": str(cfg.checkpoint),
         "sha256": about["sha256"],
+        "notes": notes,
         **made_on(state),
         "config": plain_values(cfg),
     }
     if is_main_process():
         write_json(store.folder / "report.json", written)
-        print(render_report(comparison))
+        print("\n".join([render_report(comparison), *(f"note: {note}" for note in notes)]))
         log(f"report: {store.folder / 'report.json'}")
     return written
 
@@ -134,15 +139,67 @@ def _require_defaults(cfg: DictConfig) -> None:
         )
 
 
-def control_configs(encoder_dials: Mapping[str, object], checkpoint: str) -> list[Component]:
+def _notes_on_style(cfg: DictConfig, about: EncoderRecord, lm: JsonObject) -> list[str]:
+    """Return what limits the comparison with the cut text in the answers' style.
+
+    Args:
+        cfg: Config of the report.
+        about: The encoder's record.
+        lm: Identity of the LM.
+
+    Raises:
+        UserError: `style` is not a control of the same ratio for the same LM.
+    """
+    ratio = about["encoder_dials"].get("ratio", 1)
+    if not cfg.style:
+        if isinstance(ratio, int) and ratio > 1:
+            command = f"train.py task=latent encoder={STYLE_ENCODER} ratio={ratio} loss=answers{repeated_choices(cfg)}"
+            return [
+                f"no row of the cut text with a learned style: train it on the encoder's data with python {command}, "
+                "then add style=FOLDER"
+            ]
+        return []
+    style = about_latents(cfg.style, lm, "style")
+    if style["encoder"] != STYLE_ENCODER:
+        raise UserError(
+            f"style={cfg.style}: is encoder={style['encoder']}; give the folder of a train.py task=latent "
+            f"encoder={STYLE_ENCODER}"
+        )
+    if "ratio" not in about["encoder_dials"] or ratio == 1:
+        raise UserError(
+            f"style={cfg.style}: has ceil(T / ratio) positions, and encoder={about['encoder']} has others; leave style "
+            "out"
+        )
+    if style["encoder_dials"]["ratio"] != ratio:
+        raise UserError(
+            f"style={cfg.style}: has ratio={style['encoder_dials']['ratio']}, and the encoder has ratio={ratio}; train "
+            f"encoder={STYLE_ENCODER} with ratio={ratio}"
+        )
+    if style["transform"] != "baseline":
+        raise UserError(
+            f"style={cfg.style}: was trained with embed_transform={style['transform']}, which changes the tokens; "
+            f"train encoder={STYLE_ENCODER} without a transform"
+        )
+    missing = len(set(about["trained_on"]) - set(style["trained_on"]))
+    if missing:
+        return [f"style={cfg.style} was not trained on {missing} of the encoder's {len(about['trained_on'])} passages"]
+    return []
+
+
+def control_configs(encoder_dials: Mapping[str, object], checkpoint: str, style: str) -> dict[str, Component]:
     """Return the sources to compare: the whole text, the latents, and controls with at most as many positions.
 
-    The controls are the cut text, averages of neighbouring tokens, and no passage. For an encoder with one
-    position for each token, only the last is used: the cut text would be the whole text.
+    The controls are the cut text, the cut text with a learned style, chosen words, averages of neighbouring tokens, and
+    no passage. For an encoder with one position for each token, only the last is used: the cut text would be the whole
+    text.
 
     Args:
         encoder_dials: Dials of the encoder.
         checkpoint: Folder of the encoder.
+        style: Folder of the trained control `cut_text` of the same ratio; "" leaves it out.
+
+    Returns:
+        Sources by the name of their rows.
 
     Raises:
         UserError: The encoder is a plugin's and has a dial `ratio` that is not a number.
@@ -153,11 +210,15 @@ def control_configs(encoder_dials: Mapping[str, object], checkpoint: str) -> lis
             f"ratio={ratio}: not a number of tokens for each latent, so the controls cannot get equal positions; give "
             "this dial of the encoder another name"
         )
-    chosen = [Component("text"), Component("latent", {"checkpoint": checkpoint})]
+    sources = {"text": Component("text"), "latent": Component("latent", {"checkpoint": checkpoint})}
     if "latent_len" in encoder_dials or ratio > 1:
         equal: JsonObject = {"ratio": float(ratio), "positions": encoder_dials.get("latent_len")}
-        chosen += [Component("cut", dict(equal)), Component("averaged", dict(equal))]
-    return [*chosen, Component("empty")]
+        sources["cut"] = Component("cut", dict(equal))
+        if style:
+            sources["style"] = Component("latent", {"checkpoint": style})
+        sources["chosen"] = Component("chosen", {**equal, "checkpoint": checkpoint})
+        sources["averaged"] = Component("averaged", dict(equal))
+    return {**sources, "empty": Component("empty")}
 
 
 def _read_likelihoods(path: Path, name: str) -> Scores:
@@ -184,19 +245,19 @@ class _Evaluations:
         request = self.request
         return Likelihoods(prepare(request.model, request.data, request.settings, self.state), self.state)
 
-    def of(self, source: Component) -> SourceScores:
-        """Return the scores of a source."""
-        title = TITLES[source.name]
+    def of(self, row: str, source: Component) -> SourceScores:
+        """Return the scores of the source of a row."""
+        title = TITLES[row]
         request = replace(self.request, source=source)
         produced_by = {"answers": request.key, "format": FORMAT}
         answers = self._stored(
             _StoredAnswers,
-            source.name,
+            row,
             source,
             produced_by,
             lambda: evaluate(self.likelihoods.setup, source, request.transform, self.state, title),
         )
-        name = f"{source.name}_likelihood"
+        name = f"{row}_likelihood"
         self._stored(
             _StoredLikelihood,
             name,
@@ -204,10 +265,11 @@ class _Evaluations:
             {**produced_by, "likelihood": likelihood.FORMAT},
             lambda: self._mean_likelihoods(source, title),
         )
-        rows = read_example_rows(self.store.predictions_path(source.name))
+        rows = read_example_rows(self.store.predictions_path(row))
         nll, kl = (_read_likelihoods(self.store.predictions_path(name), each) for each in ("nll", "kl"))
-        passages = [row.get("passage", row["id"]) for row in rows]
-        return SourceScores(answers, np.array([row["f1"] for row in rows]), nll, kl, passages)
+        passages = [each.get("passage", each["id"]) for each in rows]
+        references = [each["references"][0] for each in rows]
+        return SourceScores(answers, np.array([each["f1"] for each in rows]), nll, kl, passages, references)
 
     def _mean_likelihoods(self, source: Component, title: str) -> tuple[_MeanLikelihood, Rows]:
         """Return the means of the likelihoods, and a row for each example."""

@@ -119,7 +119,9 @@ class EvaluationSetup:
 
     def build_source(self, source: Component) -> Source:
         """Return a source with the random generator that its name, the seed and the draw determine."""
-        return build_source(source.name, source.dials, self.vocabulary, self.settings.generator(source.name))
+        built = build_source(source.name, source.dials, self.vocabulary, self.settings.generator(source.name))
+        built.learn(self.fitting_passages, self.lm.tokenizer)
+        return built
 
 
 def prepare(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from latentwire.analysis.ladder import Axis, Ladder
 from latentwire.encoders.cost import BYTES_PER_NUMBER
@@ -39,6 +40,14 @@ class Source:
         Such a source is identified by the encoder's weights, and is refused for another LM than the encoder's.
         """
         return None
+
+    def learn(self, passages: Sequence[Tensor], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Compute what the source needs from passages outside the evaluation, such as word counts, before any call.
+
+        Args:
+            passages: Token ids of the passages, each (T,).
+            tokenizer: The LM's tokenizer.
+        """
 
     def __call__(self, x: Tensor, generator: torch.Generator, passage: str = "") -> Tensor:
         """Distort or replace the embeddings of one example.

@@ -295,7 +295,7 @@ def test_embed_plus_has_its_controls_and_each_name_once():
 
 
 @pytest.mark.parametrize("name", options("embed_source"))
-def test_every_source_file_builds_its_source(name, vocabulary):
+def test_every_source_file_builds_its_source(name, tiny, vocabulary):
     cfg = compose("run", overrides=[f"embed_source={name}"])
     dials = OmegaConf.to_container(cfg.embed_source.dials, resolve=True)
     if name == "latent":
@@ -305,7 +305,8 @@ def test_every_source_file_builds_its_source(name, vocabulary):
         return
     source = build_source(cfg.embed_source.name, dials, vocabulary, draws(0))
     assert type(source) is SOURCES[name]
-    positions = {"cut": 3, "averaged": 3, "empty": 0}.get(name, 5)
+    source.learn([torch.arange(300)], tiny.tokenizer)
+    positions = {"cut": 3, "averaged": 3, "chosen": 3, "empty": 0}.get(name, 5)
     assert source(torch.randn(5, 64), draws(1)).shape == (positions, 64)
 
 

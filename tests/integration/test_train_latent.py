@@ -130,8 +130,8 @@ def test_each_loss_is_logged_and_the_report_has_controls(trains, cli, tmp_path, 
     assert status == 0, err
     report = json.loads((tmp_path / "report/report.json").read_text())
     rows = {row["source"]: row for row in report["rows"]}
-    assert list(rows) == ["text", "latent", "cut", "averaged", "empty"]
-    assert rows["cut"]["positions"] == rows["averaged"]["positions"] == rows["latent"]["positions"]
+    assert list(rows) == ["text", "latent", "cut", "chosen", "averaged", "empty"]
+    assert len({rows[name]["positions"] for name in ("latent", "cut", "chosen", "averaged")}) == 1
     assert rows["text"]["positions"] / 2 <= rows["cut"]["positions"] <= rows["text"]["positions"] / 2 + 0.5
     assert rows["empty"]["positions"] == 0
     assert "no passage" in out

@@ -16,7 +16,7 @@ from latentwire.harness.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LENGTHS = [23, 17, 9, 2]  # 23 and 17 are no multiple of the ratio
+LENGTHS = [23, 17, 9, 2]  # the ratio does not divide 23 and 17
 
 
 def latents_of(tiny, vocabulary, ratio: int = 3, style_tokens: int = 2) -> Latents:

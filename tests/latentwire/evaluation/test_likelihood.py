@@ -165,12 +165,16 @@ SPANS: LatentAccount = {"positions": 5.0, "text_positions": 10.0, "bytes": 9, "t
          "mean_pairwise_cosine": 0.1, "distinct_answers": 2, "distinct_references": 2, "warnings": []}  # fmt: skip
 
 
+ANSWERS = ["noon", "in 1912", "Old Anna", "the 4 boats"]
+
+
 def scores(f1: float | np.ndarray, nll: np.ndarray, passages: list[str] | None = None) -> SourceScores:
     """Return the scores of a source; a single F1 holds for every example."""
     own = np.broadcast_to(f1, len(nll)).copy()
     answers: Measured = {"f1": float(own.mean()), "em": 0.5, "num_samples": len(nll), "latents": SPANS}
     names = [str(number) for number in range(len(nll))] if passages is None else passages
-    return SourceScores(answers, own, nll, np.full(len(nll), 0.25), names)
+    references = (ANSWERS * len(nll))[: len(nll)]
+    return SourceScores(answers, own, nll, np.full(len(nll), 0.25), names, references)
 
 
 @pytest.mark.statistical
@@ -240,15 +244,16 @@ def test_questions_about_one_passage_are_one_unit():
 
 
 def test_controls_have_as_many_positions_as_the_latents():
-    assert [choice.name for choice in control_configs({"d_z": 8}, "x")] == [
-        "text",
-        "latent",
-        "empty",
-    ]
-    same = control_configs({"layers": 1, "ratio": 1}, "x")
-    assert [choice.name for choice in same] == ["text", "latent", "empty"]
-    byte = control_configs({"latent_len": 3, "byte_width": 8, "byte_layers": 1}, "x")
-    assert [choice.name for choice in byte] == ["text", "latent", "cut", "averaged", "empty"]
-    assert [choice.dials for choice in byte[2:4]] == [{"ratio": 1.0, "positions": 3}] * 2
+    assert list(control_configs({"d_z": 8}, "x", "")) == ["text", "latent", "empty"]
+    assert list(control_configs({"layers": 1, "ratio": 1}, "x", "")) == ["text", "latent", "empty"]
+    byte = control_configs({"latent_len": 3, "byte_width": 8, "byte_layers": 1}, "x", "")
+    assert list(byte) == ["text", "latent", "cut", "chosen", "averaged", "empty"]
+    equal = {"ratio": 1.0, "positions": 3}
+    assert byte["cut"].dials == byte["averaged"].dials == equal
+    assert byte["chosen"] == Component("chosen", {**equal, "checkpoint": "x"})
+    layers = control_configs({"layers": 1, "ratio": 4}, "x", "y")
+    assert list(layers) == ["text", "latent", "cut", "style", "chosen", "averaged", "empty"]
+    assert layers["style"] == Component("latent", {"checkpoint": "y"})
+    assert layers["chosen"].dials == {"ratio": 4.0, "positions": None, "checkpoint": "x"}
     with pytest.raises(UserError, match=r"^ratio=many: not a number of tokens for each latent"):
-        control_configs({"ratio": "many"}, "x")
+        control_configs({"ratio": "many"}, "x", "")

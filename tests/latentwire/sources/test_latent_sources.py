@@ -1,4 +1,4 @@
-"""Sources that replace only the passage (cut, averaged, empty, latent), and the account of their cost."""
+"""Sources that replace only the passage (cut, chosen, averaged, empty, latent), and the account of their cost."""
 
 from __future__ import annotations
 
@@ -69,6 +69,79 @@ def test_averaged_takes_means_of_neighbours(vocabulary):
     x = torch.randn(4, 64)
     found = source("averaged", vocabulary, ratio=2.0, positions=None)(x, torch.Generator())
     assert torch.allclose(found, torch.stack([x[:2].mean(dim=0), x[2:].mean(dim=0)]), atol=1e-6)
+
+
+COUNTED = " the the the ferry ferry left"  # one token a word: `the` is the most frequent, `left` the rarest
+PASSAGE = " old the ferry left the"
+
+
+def ids_of(tiny, text: str) -> torch.Tensor:
+    return torch.tensor(tiny.tokenizer(text)["input_ids"])
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(2.0, [0, 2, 3]), (3.0, [0, 3]), (5.0, [0]), (1.0, [0, 1, 2, 3, 4])])
+def test_chosen_keeps_the_rarest_words_in_order(tiny, vocabulary, ratio, kept):
+    """By the counts above: `old` does not occur, then come `left`, `ferry` and `the`. Neither 2 nor 3 divides 5."""
+    built = source("chosen", vocabulary, ratio=ratio, positions=None, checkpoint="")
+    built.learn([ids_of(tiny, COUNTED)], tiny.tokenizer)
+    x = tiny.embed(ids_of(tiny, PASSAGE))
+    assert len(x) == 5
+    assert torch.equal(built(x, torch.Generator()), x[kept])
+    assert built.positions(5) == len(kept) == -(-5 // int(ratio))
+    assert len(source("cut", vocabulary, ratio=ratio, positions=None)(x, torch.Generator())) == len(kept)
+
+
+def test_chosen_words_stay_whole(tiny, vocabulary):
+    """`harbour` has two tokens, which are kept together or, without room for both, give way to `old`."""
+    x = tiny.embed(ids_of(tiny, " the harbour the old"))
+    assert len(x) == 5
+    for positions, kept in ((2, [1, 2]), (1, [4]), (3, [1, 2, 4])):
+        built = source("chosen", vocabulary, ratio=1.0, positions=positions, checkpoint="")
+        built.learn([ids_of(tiny, COUNTED)], tiny.tokenizer)
+        assert torch.equal(built(x, torch.Generator()), x[kept])
+
+
+def word_encoder(tiny, vocabulary, groups: str) -> Latents:
+    dials = {"layers": 1, "ratio": 2, "groups": groups, "pool": "mean"}
+    lm = encoder_lm_config("lm_layers", tiny.model)
+    identity = model_spec("tiny_random").identity()
+    return Latents(LatentSpec("lm_layers", dials, 8, "baseline", {}, identity, "tiny_random", lm), vocabulary)
+
+
+def test_chosen_follows_the_information_of_its_encoder(tiny, vocabulary, tmp_path):
+    """The encoder's word counts decide, although the passages that the source may count say otherwise."""
+    latents = word_encoder(tiny, vocabulary, "words")
+    latents.encoder.learn([ids_of(tiny, " old left ferry ferry old left old left").tolist()], tiny.tokenizer)
+    save_latents(latents, tmp_path, {"trained_on": []})
+    built = source("chosen", vocabulary, ratio=2.0, positions=None, checkpoint=str(tmp_path))
+    built.learn([ids_of(tiny, COUNTED)], tiny.tokenizer)
+    x = tiny.embed(ids_of(tiny, PASSAGE))
+    assert torch.equal(built(x, torch.Generator()), x[[1, 2, 4]])  # `the` is unknown to the encoder, `ferry` rare
+    heads = latents.encoder.stands_for(make_passages([PASSAGE], [x], [ids_of(tiny, PASSAGE).tolist()]))[0]
+    assert torch.equal(heads, x[[1, 2, 4]])  # what the encoder itself gives positions
+
+
+def test_chosen_counts_words_for_an_encoder_without_them(tiny, vocabulary, tmp_path):
+    save_latents(word_encoder(tiny, vocabulary, "equal"), tmp_path, {"trained_on": []})
+    built = source("chosen", vocabulary, ratio=2.0, positions=None, checkpoint=str(tmp_path))
+    built.learn([ids_of(tiny, COUNTED)], tiny.tokenizer)
+    x = tiny.embed(ids_of(tiny, PASSAGE))
+    assert torch.equal(built(x, torch.Generator()), x[[0, 2, 3]])
+
+
+def test_chosen_counts_words_outside_the_evaluation(bench):
+    """The set-up hands on its other passages; without any, the source cannot choose."""
+    choice = Component("chosen", {"ratio": 3.0, "positions": None, "checkpoint": ""})
+    scores, _ = evaluate(bench, choice, NONE, STATE, "chosen")
+    tokens = [int(prompt.passage_mask.sum()) for prompt in bench.prompts]
+    assert scores["latents"]["positions"] == pytest.approx(sum(-(-n // 3) for n in tokens) / len(tokens))
+    assert "seen_in_training" not in scores["latents"]  # no encoder
+    by_hand = source("chosen", bench.vocabulary, **choice.dials)
+    by_hand.learn(bench.fitting_passages, bench.lm.tokenizer)
+    x = bench.lm.embed(bench.prompts[0].token_ids[bench.prompts[0].passage_mask])
+    assert torch.equal(bench.build_source(choice)(x, torch.Generator()), by_hand(x, torch.Generator()))
+    with pytest.raises(UserError, match=r"source chosen: counts words in passages outside .* lower samples, give"):
+        replace(bench, fitting_passages=[]).build_source(choice)
 
 
 def test_empty_has_no_positions(vocabulary):
