@@ -21,7 +21,7 @@ LATENTWIRE = (
     ("records",),
     ("data", "analysis"),
     ("lm", "reports"),
-    ("transforms",),
+    ("transforms", "questions"),
     ("encoders",),
     ("sources",),
     ("evaluation",),
@@ -81,6 +81,7 @@ PURE_MODULES = [
     "latentwire.lm.attention",
     "latentwire.lm.decoding",
     "latentwire.lm.reader",
+    "latentwire.questions.selection",
     "latentwire.sweeps.successive_halving",
 ]
 JOB = re.compile(r"([a-z]\w*(\.\w+)+):\w+")
