@@ -71,7 +71,7 @@ class Decoder:
         self.lm, self.prefix, self.max_new_tokens = lm, prefix, max_new_tokens
         ends = lm.model.generation_config.eos_token_id
         self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
-        self.shares = bool(prefix.layers) and _can_share(lm, prefix)
+        self.shares = bool(prefix.layers) and can_share(lm, prefix)
         self.added = max_new_tokens + (0 if self.shares else prefix.length)  # positions of a row without its prompt
         self._known: dict[bytes, list[Generated]] = {}
         self._known_logps: dict[tuple[bytes, str], list[list[float]]] = {}  # by prompts and answers
@@ -101,7 +101,7 @@ class Decoder:
     @torch.no_grad()
     def generate(self, prompts: list[Tensor]) -> list[Generated]:
         """Decode one batch of prompts without the cache; arguments as in `decode`."""
-        with _attention(self.lm, attention.SHARED_PREFIX if self.shares else None):
+        with switched_attention(self.lm, attention.SHARED_PREFIX if self.shares else None):
             return self._generate_rows(DecodingRows(self.lm, self.prefix, prompts, self.max_new_tokens, self.shares))
 
     def _generate_rows(self, rows: DecodingRows) -> list[Generated]:
@@ -175,7 +175,7 @@ class Decoder:
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Yield for each token of the answers: the rows that have one, their tokens, and the logits before, (R, V)."""
         running = list(range(len(prompts)))
-        with _attention(self.lm, attention.SHARED_PREFIX if self.shares else None):
+        with switched_attention(self.lm, attention.SHARED_PREFIX if self.shares else None):
             rows = DecodingRows(self.lm, self.prefix, prompts, self.max_new_tokens, self.shares)
             logits = rows.prefill()  # (B, V)
             for step in range(max(map(len, answers))):
@@ -340,7 +340,7 @@ class _RowLayer(DynamicLayer):
 
 
 @contextlib.contextmanager
-def _attention(lm: LanguageModel, name: str | None) -> Iterator[None]:
+def switched_attention(lm: LanguageModel, name: str | None) -> Iterator[None]:
     """Switch the model to another attention implementation while the context lasts; None changes nothing."""
     previous = lm.model.config._attn_implementation
     if name is not None:
@@ -353,7 +353,7 @@ def _attention(lm: LanguageModel, name: str | None) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _can_share(lm: LanguageModel, prefix: Prefix) -> bool:
+def can_share(lm: LanguageModel, prefix: Prefix) -> bool:
     """Return whether the model computes the same logits with a shared prefix as with a copied one.
 
     transformers reports sliding windows. A trial run detects every other obstacle, such as capped scores or a custom
@@ -365,7 +365,7 @@ def _can_share(lm: LanguageModel, prefix: Prefix) -> bool:
     prompts = [probe, probe[:2]]
     expected = DecodingRows(lm, prefix, prompts, 1, share=False).prefill().float()
     try:
-        with _attention(lm, attention.SHARED_PREFIX):
+        with switched_attention(lm, attention.SHARED_PREFIX):
             got = DecodingRows(lm, prefix, prompts, 1, share=True).prefill().float()
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         log(f"note: {type(lm.model).__name__} cannot share the shots' cache ({type(error).__name__}); copying it")

@@ -2,7 +2,8 @@
 
 A row holds the embeddings of one passage, followed by branches. A branch is a question with its answer. Branches do not
 attend to one another, so the LM encodes the passage once for all its questions. The keys and values of the shots are
-computed once, without gradients. The LM's own weights are never trained.
+computed once, without gradients, and all rows attend to that one copy where the LM's attention allows it. The LM's own
+weights are never trained.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
 from latentwire.harness.errors import UserError
-from latentwire.lm.attention import additive
-from latentwire.lm.decoding import Prefix
+from latentwire.lm.attention import SHARED_PREFIX, additive
+from latentwire.lm.decoding import Prefix, can_share, switched_attention
 from latentwire.lm.models import LanguageModel
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # names of layer types in transformers
@@ -69,6 +70,7 @@ class Reader:
                 f"{type(lm.model).__name__}: has layers of {', '.join(unsupported)}, which cannot separate branches; "
                 f"choose another model=..., with layers of {FULL} or {SLIDING} only"
             )
+        self.shares = can_share(lm, prefix)
         self.window: int | None = getattr(config, "sliding_window", None) if slides_window(config) else None
 
     def targets(self, rows: list[ReaderRow]) -> Tensor:
@@ -95,15 +97,26 @@ class Reader:
         """
         self.require_room(max(len(r.beginning) + max(len(b.token_ids) for b in r.branches) for r in rows))
         embeds, positions, visible, predicted = self._lay_out(rows)
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self.prefix.layers):
-            cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), layer)
-        hidden = self.body(
-            inputs_embeds=embeds, attention_mask=self._masks(visible, positions), position_ids=positions,
-            past_key_values=cache, use_cache=True,
-        ).last_hidden_state  # (B, S, D)  # fmt: skip
+        hidden = self._hidden(embeds, positions, visible)
         states: Tensor = hidden[predicted[0], predicted[1]]
         return states
+
+    def _hidden(self, embeds: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """Return the final hidden states of all positions, (B, S, D); arguments as `_lay_out` returns them."""
+        inputs = {"inputs_embeds": embeds, "position_ids": positions}
+        if self.shares:
+            own = additive(visible[:, :, self.prefix.length :], self.lm.dtype)[:, None]  # (B, 1, S, S)
+            options = {"shared_prefix": self.prefix.layers, "by_products": True}
+            with switched_attention(self.lm, SHARED_PREFIX):
+                output = self.body(**inputs, **options, attention_mask=own, use_cache=False)
+        else:
+            cache, rows = DynamicCache(), len(embeds)
+            for layer, (keys, values) in enumerate(self.prefix.layers):
+                cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+            masks = self._masks(visible, positions)
+            output = self.body(**inputs, attention_mask=masks, past_key_values=cache, use_cache=True)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
     def require_room(self, positions: int) -> None:
         """Check that the LM's context has room for the prefix and further positions.
