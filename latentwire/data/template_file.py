@@ -15,7 +15,7 @@ A file is YAML with two keys. `kinds` are words and patterns that slots draw fro
             cars: How many cars fit on board?
           - say: The ferry [left late|was late] because of {why}.
             why: [Why was the ferry late?, What delayed it?]
-          - {say: It was built in {year}., year: When was the ferry built?}
+          - {say: "It was built in {year}.", year: When was the ferry built?}
 
 `latentwire.data.patterns` has the signs of a pattern. `open` comes first, then facts in random order, then `close`.
 Every key of a fact besides `say` is a slot with the questions that it answers.
