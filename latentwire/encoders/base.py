@@ -21,6 +21,8 @@ from latentwire.harness.registry import ClassRegistry, node_with_dials
 from latentwire.harness.results import JsonObject
 from latentwire.transforms.base import require
 
+SCALES = ("norm", "free")  # of the adapter: a LayerNorm, or a learned scale
+
 
 @dataclass(frozen=True)
 class Passages:
@@ -160,35 +162,43 @@ def register_encoder(name: str, *, label: str, unlabelled: tuple[str, ...] = ())
 
 
 class Adapter(nn.Module):
-    """Maps z to the LM's width: a linear layer plus a small MLP, then a LayerNorm.
+    """Maps z to the LM's width: a linear layer plus a small MLP, then a LayerNorm or a learned scale.
 
-    The LayerNorm gives every position an RMS of 1. The LM's tokens are shorter; transforms repair the difference. If z
-    is as wide as the LM's embeddings, linear layer and MLP start as the identity.
+    The LayerNorm gives every position an RMS of 1. The LM's tokens are shorter; transforms repair the difference. A
+    learned scale leaves the lengths free; it starts at the tokens' RMS. If z is as wide as the LM's embeddings, linear
+    layer and MLP start as the identity.
 
     Args:
         z_width: Width of a latent, Z.
-        width: Width of the LM's embeddings, D.
+        lm: Width of the LM's embeddings, D, and the tokens' RMS.
         hidden: Hidden width of the MLP.
+        scale: One of SCALES.
 
     Raises:
-        UserError: `hidden` is below 1.
+        UserError: `hidden` is below 1, or `scale` is unknown.
     """
 
-    def __init__(self, z_width: int, width: int, hidden: int) -> None:
+    def __init__(self, z_width: int, lm: LMFacts, hidden: int, scale: str) -> None:
         super().__init__()
+        width = lm.width
         require(hidden >= 1, "adapter_hidden", hidden, "must be at least 1")
+        if scale not in SCALES:
+            raise UserError(f"adapter_scale={scale}: unknown; use one of {', '.join(SCALES)}")
         self.line = nn.Linear(z_width, width)
         first, last = nn.Linear(z_width, hidden), nn.Linear(hidden, width)
         self.mlp = nn.Sequential(first, nn.GELU(), last)
-        self.norm = nn.LayerNorm(width)
+        if scale == "norm":
+            self.norm: nn.LayerNorm | None = nn.LayerNorm(width)
+        else:
+            self.norm, self.log_scale = None, nn.Parameter(torch.tensor(math.log(lm.mean_token_rms)))
         if z_width == width:
             zeros(last)
             nn.init.eye_(zeros(self.line).weight)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return LayerNorm(W z + MLP(z)): (..., Z) -> (..., D)."""
-        y: Tensor = self.norm(self.line(z) + self.mlp(z))
-        return y
+        """Return LayerNorm(W z + MLP(z)), or the sum times the learned scale: (..., Z) -> (..., D)."""
+        y: Tensor = self.line(z) + self.mlp(z)
+        return y * self.log_scale.exp() if self.norm is None else self.norm(y)
 
 
 def zeros(layer: nn.Linear) -> nn.Linear:

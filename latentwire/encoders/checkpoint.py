@@ -37,6 +37,7 @@ class EncoderRecord(TypedDict):
     lm: JsonObject  # identity of the LM that gets the latents
     lm_name: str
     lm_config: JsonObject
+    adapter_scale: NotRequired[str]  # "norm" where it is missing
     trained_on: list[str]  # fingerprints of the passages that trained or stopped it
     name: NotRequired[str]  # of the run that trained it
     identity: NotRequired[JsonObject]  # of that run
@@ -141,6 +142,7 @@ def load_latents(checkpoint: str, vocabulary: Vocabulary) -> Latents:
     spec = LatentSpec(
         about["encoder"], about["encoder_dials"], about["adapter_hidden"], about["transform"],
         about["transform_dials"], about["lm"], about["lm_name"], about["lm_config"],
+        about.get("adapter_scale", "norm"),
     )  # fmt: skip
     content = _content(folder / "model.safetensors", about["sha256"])
     try:

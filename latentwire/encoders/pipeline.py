@@ -28,6 +28,7 @@ class LatentSpec:
     lm: JsonObject  # identity of the LM that gets the latents
     lm_name: str
     lm_config: JsonObject = field(default_factory=dict)  # config of that LM, for encoders that need it
+    adapter_scale: str = "norm"  # one of base.SCALES
 
 
 class Latents(nn.Module):
@@ -50,7 +51,7 @@ class Latents(nn.Module):
         self.adapter: nn.Module = (
             nn.Identity()
             if self.encoder.embeds_directly
-            else Adapter(self.encoder.z_width, vocabulary.width, spec.adapter_hidden)
+            else Adapter(self.encoder.z_width, lm, spec.adapter_hidden, spec.adapter_scale)
         )
         self.transform = build_transform(spec.transform, spec.transform_dials, vocabulary)
         if self.transform.gradient == "none":

@@ -239,7 +239,7 @@ def _first_latents(settings: LatentSettings, lm: LanguageModel, vocabulary: Voca
         encoder=settings.encoder.name, encoder_dials=settings.encoder.dials,
         adapter_hidden=settings.run.adapter_hidden, transform=settings.transform.name,
         transform_dials=settings.transform.dials, lm=settings.model.identity(), lm_name=settings.model.name,
-        lm_config=encoder_lm_config(settings.encoder.name, lm.model),
+        lm_config=encoder_lm_config(settings.encoder.name, lm.model), adapter_scale=settings.run.adapter_scale,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(settings.run.seed, "encoder").initial_seed())

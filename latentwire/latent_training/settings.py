@@ -36,6 +36,7 @@ class LatentRunSpec(RunSpec):
     generated: int
     templates: str
     adapter_hidden: int
+    adapter_scale: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class LatentSettings:
             "seed": self.run.seed,
             "encoder": encoder_identity(self.encoder.name, self.encoder.dials),
             "adapter_hidden": self.run.adapter_hidden,
+            **({"adapter_scale": self.run.adapter_scale} if self.run.adapter_scale != "norm" else {}),
             "transform": {"name": self.transform.name, **self.transform.dials},
             **latents_plugins(self.encoder.name, self.transform.name, self.transform.dials),
             "weights": dict(vars(self.loss_weights)),

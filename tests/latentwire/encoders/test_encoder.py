@@ -269,11 +269,11 @@ def test_positions_differ_and_their_first_is_known():
 
 
 def test_the_adapter_ends_in_a_layer_norm():
-    adapter = Adapter(5, 64, 16)
+    adapter = Adapter(5, LMFacts(64, 0.3), 16, "norm")
     y = adapter(100 * torch.randn(3, 5) + 7)
     assert torch.allclose(y.mean(dim=-1), torch.zeros(3), atol=1e-5)
     assert torch.allclose(y.square().mean(dim=-1), torch.ones(3), atol=1e-3)
-    same = Adapter(64, 64, 16)
+    same = Adapter(64, LMFacts(64, 0.3), 16, "norm")
     z = torch.randn(3, 64)
     assert torch.allclose(same(z), nn.functional.layer_norm(z, (64,)), atol=1e-6)  # z of the LM's width is unchanged
     nn.init.zeros_(adapter.line.weight)  # the input goes through both paths
@@ -322,9 +322,24 @@ def test_invalid_dials_are_named(tiny, name, dials, message):
         build_encoder(name, dials, facts(tiny))
 
 
-def test_an_adapter_of_no_width_is_refused():
-    with pytest.raises(UserError, match="adapter_hidden=0"):
-        Adapter(5, 64, 0)
+def test_a_free_adapter_keeps_the_lengths_and_learns_their_scale():
+    adapter, z = Adapter(64, LMFacts(64, 0.3), 16, "free"), torch.randn(3, 64)
+    assert torch.allclose(adapter(z), 0.3 * z)  # starts at the RMS of the tokens
+    assert torch.allclose(adapter(10 * z), 10 * adapter(z))
+    adapter(z).square().sum().backward()
+    assert adapter.log_scale.grad != 0
+
+
+@pytest.mark.parametrize(
+    ("hidden", "scale", "message"),
+    [
+        (0, "norm", "adapter_hidden=0: must be at least 1"),
+        (4, "no", "adapter_scale=no: unknown; use one of norm, free"),
+    ],
+)
+def test_an_adapter_without_width_or_scale_is_refused(hidden, scale, message):
+    with pytest.raises(UserError, match=message):
+        Adapter(5, LMFacts(64, 0.3), hidden, scale)
 
 
 @pytest.mark.parametrize(
