@@ -24,7 +24,7 @@ subjects:
       - say: ["It carries {cars} cars on its lower deck.", "There is room for {cars} cars on the lower deck."]
         cars: How many cars fit on board?
       - say: The ferry [left late|was late] because of {why}.
-        why: [Why was the ferry late?, What delayed it?]
+        why: ["Why was the ferry late?", "What delayed it?"]
       - {say: "It was built in {year}.", year: When was the ferry built?}
 """
 
@@ -49,7 +49,7 @@ def test_a_file_of_ones_own_is_used(tmp_path):
         captain = re.match(r"(\w+ \w+) is the captain", text)
         cars = re.search(r"(\d\d) cars", text)
         assert captain and by_question.get("Who commands it?", captain[1]) == captain[1]
-        assert cars and by_question["How many cars fit on board?"] == cars[1]
+        assert cars and by_question.get("How many cars fit on board?", cars[1]) == cars[1]
 
 
 @pytest.mark.parametrize(
@@ -103,5 +103,6 @@ def test_a_subject_needs_three_facts_with_questions(tmp_path):
 def test_templates_that_give_no_passage_are_refused(tmp_path):
     """All sentences are too short for the least length of a passage."""
     short = GOOD.replace(" is the captain of the small ferry to the island in the lake", " sails")
+    short = short.replace("on its lower deck", "").replace(" on the lower deck", "")
     with pytest.raises(UserError, match=r"subject ferry: none of \d+ drafts"):
         generate_examples(load(tmp_path, short), 1, 0)
