@@ -28,7 +28,8 @@ def passages_of(tmp_path, text, settings=SETTINGS, shown=(), name="a.txt"):
 
 
 def test_long_passages_are_split_and_each_skip_has_a_reason(tmp_path):
-    text = f"{LONG}\n\nAda  came at noon today.\n\nToo short.\n\nCarl saw the heron at dawn.\n\nDora   has\nsix oak planks."
+    more = ("Ada  came at noon today.", "Too short.", "Carl saw the heron at dawn.", "Dora   has\nsix oak planks.")
+    text = "\n\n".join((LONG, *more))
     found = passages_of(tmp_path, text, shown=["Carl saw the HERON at dawn."])
     assert found.passages == [
         "Ada came at noon today.", "Bob left the old house in the evening.", "Dora has six oak planks.",
