@@ -38,7 +38,7 @@ from latentwire.questions.passages import QuestionPassages, read_question_passag
 from latentwire.questions.records import PartRecord, QuestionRow, QuestionsResult
 from latentwire.questions.selection import REASONS, choose_questions
 from latentwire.questions.settings import QuestionSettings
-from latentwire.questions.writer import QuestionWriter, ShownExamples, draw_shown
+from latentwire.questions.writer import QuestionWriter, ShownTexts, draw_shown
 from latentwire.records import read_record
 
 REMEDY = "delete it, and run the same command again"
@@ -60,7 +60,7 @@ class QuestionWork:
     folder: Path
     settings: QuestionSettings
     model: ModelSpec
-    shown: ShownExamples
+    shown: ShownTexts
     text: QuestionPassages
     identity: JsonObject
 

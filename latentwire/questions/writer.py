@@ -41,7 +41,7 @@ class SentenceExample:
 
 
 @dataclass(frozen=True)
-class ShownExamples:
+class ShownTexts:
     """What the model is shown: sentences with questions before it writes, and shots before it answers."""
 
     sentences: list[SentenceExample]
@@ -52,7 +52,7 @@ class ShownExamples:
         return [*(each.sentence for each in self.sentences), *(shot[0].context for shot in self.shots)]
 
 
-def draw_shown(data: Dataset, settings: QuestionSettings) -> ShownExamples:
+def draw_shown(data: Dataset, settings: QuestionSettings) -> ShownTexts:
     """Draw what the model is shown from the first part of a data set.
 
     The shots are those of an evaluation with the same seed. The sentences are from other passages.
@@ -78,7 +78,7 @@ def draw_shown(data: Dataset, settings: QuestionSettings) -> ShownExamples:
             f"beginnings={settings.beginnings}: no question of the data begins like this with its answer in one "
             "sentence; choose other first words, or other data=..."
         )
-    return ShownExamples(sentences, shots)
+    return ShownTexts(sentences, shots)
 
 
 class QuestionWriter:
@@ -90,7 +90,7 @@ class QuestionWriter:
         settings: Settings of the task.
     """
 
-    def __init__(self, lm: LanguageModel, shown: ShownExamples, settings: QuestionSettings) -> None:
+    def __init__(self, lm: LanguageModel, shown: ShownTexts, settings: QuestionSettings) -> None:
         self.lm, self.settings, self.prompts = lm, settings, PromptWriter(lm.tokenizer)
         shots, sentences = self.prompts.shots(shown.shots), self._sentence_shots(shown.sentences)
         self.room = lm.context_length - max(len(shots), len(sentences)) - settings.max_new_tokens

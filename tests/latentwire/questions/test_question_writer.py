@@ -9,7 +9,7 @@ import torch
 
 from latentwire.data.examples import Example
 from latentwire.questions.settings import QuestionSettings
-from latentwire.questions.writer import QuestionWriter, SentenceExample, ShownExamples
+from latentwire.questions.writer import QuestionWriter, SentenceExample, ShownTexts
 
 SETTINGS = QuestionSettings(
     seed=0, samples=None, part_words=8, passages_per_part=2, beginnings=["Who", "How many"], examples_per_beginning=2,
@@ -17,7 +17,7 @@ SETTINGS = QuestionSettings(
     max_f1_without=0.5, shots=1, questions_per_shot=1, max_new_tokens=4, batch_tokens=512, dtype="float32",
 )  # fmt: skip
 SHOT = Example("s", "Bob fed two herons.", "Who fed the herons?", ("Bob",))
-SHOWN = ShownExamples([SentenceExample("Carl saw a boat.", "Who saw a boat?", "Carl")], [[SHOT]])
+SHOWN = ShownTexts([SentenceExample("Carl saw a boat.", "Who saw a boat?", "Carl")], [[SHOT]])
 SENTENCES = ("Ada came at noon.", "The old causeway near Pellbeck was lost.")
 
 
