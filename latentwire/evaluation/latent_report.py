@@ -210,12 +210,12 @@ def control_configs(encoder_dials: Mapping[str, object], checkpoint: str, style:
             f"ratio={ratio}: not a number of tokens for each latent, so the controls cannot get equal positions; give "
             "this dial of the encoder another name"
         )
-    sources = {"text": Component("text"), "latent": Component("latent", {"checkpoint": checkpoint})}
+    sources = {"text": Component("text"), "latent": Component("latent", {"checkpoint": checkpoint, "factor": 1.0})}
     if "latent_len" in encoder_dials or ratio > 1:
         equal: JsonObject = {"ratio": float(ratio), "positions": encoder_dials.get("latent_len")}
         sources["cut"] = Component("cut", dict(equal))
         if style:
-            sources["style"] = Component("latent", {"checkpoint": style})
+            sources["style"] = Component("latent", {"checkpoint": style, "factor": 1.0})
         sources["chosen"] = Component("chosen", {**equal, "checkpoint": checkpoint})
         sources["averaged"] = Component("averaged", dict(equal))
     return {**sources, "empty": Component("empty")}

@@ -66,6 +66,10 @@ class Request:
             dials = {dial: about["sha256"] if str(value) == folder else value for dial, value in source.dials.items()}
             source = Component(source.name, dials)
             plugins |= latents_plugins(about["encoder"], about["transform"], about["transform_dials"])
+        unchanged = SOURCES[source.name].unchanged.items()
+        source = Component(
+            source.name, {dial: value for dial, value in source.dials.items() if (dial, value) not in unchanged}
+        )
         further = [name for name in self.scoring.names if name not in ALWAYS]
         return {
             "model": self.model.identity(),

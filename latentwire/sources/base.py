@@ -29,6 +29,7 @@ class Source:
     label: ClassVar[str]  # pattern of the source's name in results, set by `register_source`
     ladders: ClassVar[tuple[Ladder, ...]] = ()  # set by `register_source`
     passage_only = False  # True: replaces only the passage, with any number of positions
+    unchanged: ClassVar[Mapping[str, object]] = {}  # dials at values that change nothing; a result's hash lacks them
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator) -> None:
         self.vocabulary = vocabulary

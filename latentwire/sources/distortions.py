@@ -16,6 +16,16 @@ MOST_SPREAD = 5.0  # exp(5 z) already spans ten decimal orders of magnitude
 SPREAD_RANGE = f"is the standard deviation of a log-normal factor's logarithm, between 0 and {MOST_SPREAD:g}"
 
 
+def require_factor(factor: float) -> float:
+    """Return a factor of embeddings.
+
+    Raises:
+        UserError: float32 cannot hold squares of embeddings that are multiplied by it.
+    """
+    require(1e-10 <= factor <= 1e10, "factor", factor, "must be between 1e-10 and 1e10: float32 must hold squares")
+    return factor
+
+
 @register_source(
     "noisy",
     label="noisy{snr_db}dB",
@@ -52,12 +62,18 @@ class Scaled(Source):
 
     def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, factor: float) -> None:
         super().__init__(vocabulary, generator)
-        require(1e-10 <= factor <= 1e10, "factor", factor, "must be between 1e-10 and 1e10: float32 must hold squares")
-        self.factor = factor
+        self.factor = require_factor(factor)
 
     def distort(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return factor x."""
         return self.factor * x
+
+
+@register_source("scaled_passage", label="scaled_passage{factor}")
+class ScaledPassage(Scaled):
+    """Multiplies the embeddings of the passage by factor; the question stays as it is, as after latents."""
+
+    passage_only = True
 
 
 @register_source(

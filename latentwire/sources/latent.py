@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from latentwire.encoders.checkpoint import load_latents
 from latentwire.encoders.cost import BYTES_PER_NUMBER
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.base import Source, register_source
+from latentwire.sources.distortions import require_factor
 
 
-@register_source("latent", label="latent", unlabelled=("checkpoint",))
+@register_source("latent", label="latent", unlabelled=("checkpoint", "factor"))
 class Latent(Source):
     """Replaces the passage by a trained encoder's output, after the transform that the encoder was trained with.
 
@@ -23,15 +25,19 @@ class Latent(Source):
         generator: Unused.
         checkpoint: Folder of the encoder, or of the run that trained it. The caller checks that the encoder was trained
             for this LM (`encoders.checkpoint.about_latents`).
+        factor: Number by which the latents are multiplied.
 
     Raises:
-        UserError: The checkpoint does not exist, is damaged, or fits an LM of another width.
+        UserError: The checkpoint does not exist, is damaged, or fits an LM of another width. Or `factor` is out of
+            range.
     """
 
     passage_only = True
+    unchanged: ClassVar[Mapping[str, object]] = {"factor": 1.0}
 
-    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, checkpoint: str) -> None:
+    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, checkpoint: str, factor: float) -> None:
         super().__init__(vocabulary, generator)
+        self.factor = require_factor(factor)
         self.latents = load_latents(checkpoint, vocabulary)
 
     @classmethod
@@ -40,12 +46,12 @@ class Latent(Source):
         return str(dials["checkpoint"])
 
     def replace(self, x: Tensor, generator: torch.Generator, passage: str) -> Tensor:
-        """Return the latents of the passage, (L, D); the encoder uses its embeddings, token ids or text."""
+        """Return factor times the latents of the passage, (L, D); the encoder uses embeddings, token ids or text."""
         ids = None
         if self.latents.encoder.reads_ids:  # x holds real tokens, so the nearest token is the token itself
             ids = [self.vocabulary.nearest(x, 1).flatten().tolist()]
         latents: Tensor = self.latents(make_passages([passage], [x], ids))[0]
-        return latents
+        return self.factor * latents
 
     def positions(self, tokens: int) -> int:
         """Return the number of latents that the encoder makes of `tokens` tokens."""

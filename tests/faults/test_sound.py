@@ -32,6 +32,7 @@ SOURCES = [
     Component("anisotropic", {"spread": 1.0}),
     Component("averaged", {"ratio": 2.0, "positions": None}),
     Component("cut", {"ratio": 1.0, "positions": None}),
+    Component("scaled_passage", {"factor": 100.0}),
     Component("chosen", {"ratio": 2.0, "positions": None, "checkpoint": ""}),
 ]
 ROUGHEST = {

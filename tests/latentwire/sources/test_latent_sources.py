@@ -18,7 +18,7 @@ from latentwire.encoders.cost import LatentCost, account
 from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.encoders.registry import encoder_lm_config
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.evaluation.inputs import put_passage
+from latentwire.evaluation.inputs import RepairedInputs, put_passage
 from latentwire.evaluation.request import Request
 from latentwire.evaluation.setup import Component, Settings, prepare
 from latentwire.harness.errors import UserError
@@ -181,7 +181,7 @@ def test_only_the_passage_is_replaced(bench, monkeypatch):
 
 def test_latents_are_evaluated_with_an_account(bench, checkpoint):
     state = PartialState(cpu=True)
-    choice = Component("latent", {"checkpoint": checkpoint})
+    choice = Component("latent", {"checkpoint": checkpoint, "factor": 1.0})
     scores, rows = evaluate(bench, choice, Component("rms_matching", {"target_scale": 1.0}), state, "latent")
     assert len(rows) == 6
     assert scores["latents"]["seen_in_training"] == 0
@@ -202,15 +202,52 @@ def test_an_encoder_over_tokens_receives_the_passages_tokens(tiny, vocabulary, t
     latents.encoder.learn([ids, ids[:3]], tiny.tokenizer)
     save_latents(latents, tmp_path, {"trained_on": []})
     x = tiny.embed(torch.tensor(ids))
-    found = source("latent", vocabulary, checkpoint=str(tmp_path))(x, torch.Generator(), text)
+    found = source("latent", vocabulary, checkpoint=str(tmp_path), factor=1.0)(x, torch.Generator(), text)
     assert torch.allclose(found, latents(make_passages([text], [x], [ids]))[0], atol=1e-5)
+
+
+def test_a_factor_multiplies_the_latents_exactly(bench, checkpoint, vocabulary):
+    x, none = torch.randn(5, 64), torch.Generator()
+    plain = source("latent", vocabulary, checkpoint=checkpoint, factor=1.0)(x, none)
+    assert torch.equal(source("latent", vocabulary, checkpoint=checkpoint, factor=0.25)(x, none), plain / 4)
+    assert torch.equal(source("scaled_passage", vocabulary, factor=0.25)(x, none), x / 4)
+    longer = Component("latent", {"checkpoint": checkpoint, "factor": 8.0})
+    inputs, same = (
+        RepairedInputs(bench, each, NONE) for each in (longer, Component("scaled_passage", {"factor": 8.0}))
+    )
+    prompt = bench.prompts[0]
+    tokens = bench.lm.embed(prompt.token_ids)
+    passage, scaled = tokens[prompt.passage_mask], same.embed(prompt)[0]
+    assert torch.equal(scaled[prompt.passage_mask], 8 * passage)
+    assert torch.equal(scaled[~prompt.passage_mask], tokens[~prompt.passage_mask])  # the question stays
+    eightfold = 8 * source("latent", vocabulary, checkpoint=checkpoint, factor=1.0)(passage, none)
+    assert torch.allclose(inputs.embed(prompt)[0][prompt.passage_mask], eightfold)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf"), 1e11])
+@pytest.mark.parametrize("name", ["latent", "scaled", "scaled_passage"])
+def test_a_factor_out_of_range_is_refused(checkpoint, vocabulary, name, factor):
+    dials = {"checkpoint": checkpoint} if name == "latent" else {}
+    with pytest.raises(UserError, match=f"factor={factor}: must be between 1e-10 and 1e10".replace("+", r"\+")):
+        source(name, vocabulary, **dials, factor=factor)
+
+
+def test_a_factor_of_1_keeps_the_hash_of_stored_results(checkpoint):
+    """Results from before the dial have no factor in their identity."""
+
+    def identity(factor: float) -> dict:
+        latent = Component("latent", {"checkpoint": checkpoint, "factor": factor})
+        return Request(model_spec("tiny_random"), DATA, SETTINGS, torch.float32, latent, NONE).identity()["source"]
+
+    assert identity(1.0)["dials"].keys() == {"checkpoint"}
+    assert identity(10.0)["dials"] == {**identity(1.0)["dials"], "factor": 10.0}
 
 
 def test_a_passage_that_was_trained_on_is_counted(bench, checkpoint, vocabulary, capfd):
     spec = LatentSpec("bottleneck", {"d_z": 4}, 8, "baseline", {}, model_spec("tiny_random").identity(), "tiny_random")
     context = bench.prompts[0].example.context
     save_latents(Latents(spec, vocabulary), Path(checkpoint), {"trained_on": [fingerprint(context)]})
-    scores, _ = evaluate(bench, Component("latent", {"checkpoint": checkpoint}), NONE, STATE, "latent")
+    scores, _ = evaluate(bench, Component("latent", {"checkpoint": checkpoint, "factor": 1.0}), NONE, STATE, "latent")
     seen = sum(prompt.example.context == context for prompt in bench.prompts)
     assert scores["latents"]["seen_in_training"] == seen >= 1
     assert "their scores are not evidence" in capfd.readouterr().err
@@ -220,7 +257,7 @@ def test_a_result_is_identified_by_the_checkpoints_content(checkpoint, tmp_path,
     """The path of the folder does not matter."""
 
     def key(folder: str) -> dict:
-        source = Component("latent", {"checkpoint": folder})
+        source = Component("latent", {"checkpoint": folder, "factor": 1.0})
         return Request(model_spec("tiny_random"), DATA, SETTINGS, torch.float32, source, NONE).identity()["source"]
 
     first = key(checkpoint)
@@ -242,7 +279,7 @@ def test_more_positions_than_fit_are_refused(bench, checkpoint, vocabulary, tmp_
     save_latents(Latents(spec, vocabulary), tmp_path / "byte", {"trained_on": []})
     one = replace(bench, batches=[[0]])
     with pytest.raises(UserError, match="makes 4090 positions from the passage"):
-        evaluate(one, Component("latent", {"checkpoint": str(tmp_path / "byte")}), NONE, STATE, "byte")
+        evaluate(one, Component("latent", {"checkpoint": str(tmp_path / "byte"), "factor": 1.0}), NONE, STATE, "byte")
 
 
 def test_the_cost_of_latents_by_hand():
@@ -269,7 +306,7 @@ def test_the_cost_of_latents_by_hand():
 
 def test_transforms_for_latents_are_fitted_to_passages(bench, checkpoint):
     state = PartialState(cpu=True)
-    latent = Component("latent", {"checkpoint": checkpoint})
+    latent = Component("latent", {"checkpoint": checkpoint, "factor": 1.0})
     scores, _ = evaluate(bench, latent, Component("moment_matching"), state, "fitted")
     assert scores["fit"]["embeddings"] == sum(map(len, bench.fitting_passages)) > 100
     assert len(bench.fitting_passages) < len(bench.fitting)
