@@ -24,6 +24,11 @@ TASKS = {
         finish="latentwire.latent_training.screening:finish",
         direct="latentwire.latent_training.screening:direct",
     ),
+    "latent_norm": Task(
+        run="latentwire.latent_training.norm:run",
+        finish="latentwire.latent_training.norm:finish",
+        direct="latentwire.latent_training.norm:direct",
+    ),
 }
 
 if __name__ == "__main__":

@@ -74,12 +74,12 @@ def options(group: str) -> list[str]:
 
 
 @functools.cache
-def jobs_of(*command_line: str) -> list[Job]:
+def jobs_of(*command_line: str, entry: str = "run") -> list[Job]:
     """Compose the jobs of a command line as the sweeper does."""
     overrides = OverridesParser.create().parse_overrides(list(command_line))
     preset = next((o for o in command_line if o.startswith("sweep=")), "sweep=none")
-    unions = factors(compose("run", overrides=[preset]).sweep)
-    return [Job(job, compose("run", overrides=job)) for job in expand(unions, overrides)]
+    unions = factors(compose(entry, overrides=[preset]).sweep)
+    return [Job(job, compose(entry, overrides=job)) for job in expand(unions, overrides)]
 
 
 @pytest.mark.slow
@@ -386,18 +386,30 @@ def test_a_screening_varies_the_transform_and_the_seed_alone():
         assert set(grid) - {"embed_transform", "seed"} <= {"target_scale", "k", "alpha", "eps", "codebook_size", "tau"}
 
 
+def test_the_norm_sweep_varies_length_and_seed_alone():
+    """Four kinds with three seeds each. No loss pulls the lengths to the tokens', and each run has its own name."""
+    jobs = jobs_of("sweep=latent_norm", entry="train")
+    kinds = [(str(job.config.experiment), job.config.adapter_scale, job.config.seed) for job in jobs]
+    lengths = [("rms_scale1.0", "norm"), ("rms_scale10.0", "norm"), ("rms_scale100.0", "norm"), ("baseline", "free")]
+    assert kinds == [(*own, seed) for own in lengths for seed in (0, 1, 2)]
+    assert {(job.config.task, job.config.weights.rms, job.config.encoder.name) for job in jobs} == {
+        ("latent_norm", 0, "lm_layers")
+    }
+    assert len({job.config.out for job in jobs}) == 12
+
+
 def test_the_latent_report_evaluates_the_checkpoint():
     assert compose("run", overrides=["task=latent_report", "checkpoint=x"]).embed_source.dials.checkpoint == "x"
 
 
-TRAINED = ("latent_screen", "mode_collapse", "mode_collapse_smollm2")  # presets of train.py
+TRAINED = ("latent", "latent_norm", "latent_screen", "mode_collapse", "mode_collapse_smollm2")  # choices of train.py
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["task", "sweep", "tracker", "control"])
 def test_every_other_file_composes_under_its_name(group):
     for name in options(group):
-        entry = "train" if (group, name) == ("task", "latent") or name in TRAINED else "run"
+        entry = "train" if name in TRAINED else "run"
         cfg = compose(entry, overrides=[f"{group}={name}"])
         node = cfg[group]
         written = node if group in ("task", "control") else node.name
