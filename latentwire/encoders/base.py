@@ -82,6 +82,8 @@ class Encoder(nn.Module, ABC):
     reads_ids = False  # whether forward() needs the token ids
     shortest = 1  # fewest tokens of a passage
     needs_lm_config = False  # whether the constructor uses `LMFacts.config`; the encoder's folder then stores it
+    ratio: int  # tokens for each latent, of encoders with `any_ratio`
+    any_ratio = False  # whether `ratio` may change from step to step
     encodes_tokens = False  # whether single tokens can be encoded without their text, for the loss `vocabulary`
     embeds_directly = False  # whether latents are embeddings of the LM already, so that no adapter follows
 
@@ -91,6 +93,10 @@ class Encoder(nn.Module, ABC):
 
     def start_from(self, lm: PreTrainedModel) -> None:
         """Set the first weights from the LM, for encoders that copy them."""
+
+    def copied(self) -> set[str]:
+        """Return the names of parameters that `start_from` copies, which may get a learning rate of their own."""
+        return set()
 
     def learn(self, texts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
         """Set what the encoder computes from the training passages before training, such as word counts.

@@ -1,198 +1,181 @@
-"""The encoder `lm_layers`: a trainable copy of the LM's first layers, then pooling. Main entry: `LMLayers`."""
+"""The encoders `lm_layers` and `lm_attention`: a trainable copy of the LM's first layers, then pooling.
+
+Main entries: `LMLayers` and `LMAttention`.
+"""
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from latentwire.encoders.base import Encoder, LMFacts, Passages, register_encoder, zeros
-from latentwire.encoders.grouping import (
-    FORMAT,
-    bounds_around,
-    choose_heads,
-    group_bounds,
-    information,
-    pooling_matrix,
-    word_begins,
-)
+from latentwire.encoders.base import LMFacts, Passages, register_encoder
+from latentwire.encoders.grouping import pooling_matrix
+from latentwire.encoders.pooled import POOLS, PooledEncoder, config_size
 from latentwire.harness.errors import UserError
 from latentwire.transforms.base import require
 
-GROUPS = ("equal", "words")
-POOLS = ("mean", "query")
-GATE_OFFSET = 2.0  # subtracted before the sigmoid for tokens that are not heads: their gates start at .24
+HALVING = "halving"
 
 
-@register_encoder("lm_layers", label="lm_layers{layers}_{groups}_{pool}{ratio}")
-class LMLayers(Encoder):
-    """A trainable copy of the LM's first layers with attention in both directions; `ratio` positions become one latent.
+@register_encoder("lm_layers", label="lm_layers{layers}_{groups}_{pool}{ratio}", unlabelled=("markers",))
+class LMLayers(PooledEncoder):
+    """A trainable copy of the LM's first layers with attention in both directions, pooled to fewer positions.
 
-    A passage of T tokens becomes ceil(T / ratio) groups of neighbouring tokens:
-
-    - `groups=equal`: groups of nearly equal size. A latent starts as the mean of its group.
-    - `groups=words`: each group has one head and the tokens before it. Heads are whole words with the most information,
-      by their frequency in the training passages. A latent starts as its head plus a small share of the other tokens.
-
-    A latent has two parts: the sum (`words`) or mean (`equal`) of its group's gated token embeddings, and the mean of a
-    linear map of the layers' outputs. The first part matters because a frozen LM processes tokens well, sums of a few
-    tokens somewhat, and the layers' own outputs not at all.
-
-    With `pool=query` each group attends once more to the whole passage, as in ARC-Encoder (arXiv 2510.20535). There the
-    last layer's attention does this. Here a separate attention does, which works for any architecture and adds nothing
-    at the start.
+    With `pool=halving`, each of the last log2(ratio) layers works on means of two neighbouring positions. So the layers
+    themselves pool. ARC-Encoder (arXiv 2510.20535) averages the queries of its last layers in this way.
 
     Args:
         lm: What the encoder knows of the LM.
         layers: Number of layers to copy.
         ratio: Number of tokens for each latent.
-        groups: One of GROUPS.
-        pool: One of POOLS.
+        groups: One of `pooled.GROUPS`.
+        pool: One of `pools`.
+        markers: Number of learned vectors at the end, which are among the positions.
 
     Raises:
         UserError: A dial is out of range.
     """
 
-    needs_lm_config = True
-    information: Tensor  # (V,) information of each token in nats; only for groups=words
-    begins: Tensor  # (V,) whether each token begins a word; only for groups=words
+    pools = (*POOLS, HALVING)
 
-    def __init__(self, lm: LMFacts, *, layers: int, ratio: int, groups: str, pool: str) -> None:
-        super().__init__(lm)
-        require(ratio >= 1, "ratio", ratio, "is the number of tokens for each position: must be at least 1")
-        for dial, value, known in (("groups", groups, GROUPS), ("pool", pool, POOLS)):
-            if value not in known:
-                raise UserError(f"{dial}={value}: unknown; use one of {', '.join(known)}")
-        lm_layers = _size(lm.config, "num_hidden_layers")
-        require(1 <= layers <= lm_layers, "layers", layers, f"must be between 1 and the LM's {lm_layers} layers")
-        config = copy.deepcopy(dict(lm.config))
-        config["num_hidden_layers"] = layers
-        if isinstance(kinds := config.get("layer_types"), list):
-            config["layer_types"] = kinds[:layers]
-        self.ratio, self.shortest, self.z_width, self.reads_ids = ratio, ratio, lm.width, groups == "words"
-        body_config = AutoConfig.for_model(str(config.pop("model_type")), **config)
-        self.body: PreTrainedModel = AutoModel.from_config(body_config, dtype=torch.float32)
-        self.body.set_input_embeddings(nn.Identity())  # inputs are embeddings, so the table is not needed
-        self.gate, self.addition = zeros(nn.Linear(lm.width, 1)), zeros(nn.Linear(lm.width, lm.width))
-        self.pooling = QueryPooling(lm.width) if pool == "query" else None
-        if self.reads_ids:
-            size = _size(lm.config, "vocab_size")
-            self.register_buffer("information", torch.zeros(size))
-            self.register_buffer("begins", torch.ones(size, dtype=torch.bool))
+    def __init__(self, lm: LMFacts, *, layers: int, ratio: int, groups: str, pool: str, markers: int = 0) -> None:
+        super().__init__(lm, ratio, groups, pool, markers)
+        known = config_size(lm.config, "num_hidden_layers")
+        require(1 <= layers <= known, "layers", layers, f"must be between 1 and the LM's {known} layers")
+        if pool != HALVING:
+            self.body = first_layers(lm.config, layers)
+            return
+        if groups != "equal":
+            raise UserError(f"groups={groups}: pool=halving makes groups of equal size; use groups=equal")
+        require(not markers, "markers", markers, "cannot be used with pool=halving: use 0")
+        # A model for each layer, as any of the last ones may halve.
+        self.bodies = nn.ModuleList(first_layers(lm.config, 1, first=layer) for layer in range(layers))
+        for model in self.bodies[:-1]:
+            model.norm = nn.Identity()
+        self._require_halves(ratio)
 
     def start_from(self, lm: PreTrainedModel) -> None:
         """Copy the weights of the LM's first layers."""
-        names = self.body.state_dict().keys()
-        lm_weights = lm.base_model.state_dict()
-        self.body.load_state_dict({name: lm_weights[name].float() for name in names})
+        for first, model in enumerate(self.models()):
+            copy_weights(lm, model, first)
 
-    def learn(self, texts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Set the information of each token from word counts, for `groups=words`."""
-        if self.reads_ids:
-            self.begins.copy_(word_begins(tokenizer, len(self.begins)))
-            self.information.copy_(information(texts, self.begins))
+    def copied(self) -> set[str]:
+        """Return the names of the parameters of the copied layers."""
+        return {name for name, _ in self.named_parameters() if name.startswith(("body.", "bodies."))}
 
-    @classmethod
-    def versions(cls, dials: Mapping[str, object]) -> dict[str, int]:
-        """Return the version of the grouping by words, for `groups=words`."""
-        return {"words": FORMAT} if dials["groups"] == "words" else {}
+    def models(self) -> list[PreTrainedModel]:
+        """Return the copied layers: one model, or one for each layer with `pool=halving`."""
+        return [cast(PreTrainedModel, model) for model in (self.bodies if self.pool == HALVING else [self.body])]
 
-    def positions(self, tokens: int) -> int:
-        """Return ceil(T / ratio).
+    def states(self, passages: Passages) -> Tensor:
+        """Return the outputs of the layers, (B, T, D); (B, L, D) with `pool=halving`."""
+        if self.pool == HALVING:
+            return self._halved(passages)
+        return run_both_ways(self.body, passages.embeds, passages.mask)
 
-        Raises:
-            UserError: The passage has fewer than `ratio` tokens.
-        """
-        if self.ratio > tokens:
-            raise UserError(
-                f"ratio={self.ratio}: more than the {tokens} tokens of a passage; use an encoder with ratio={tokens} "
-                "or less, or leave that passage out"
+    def _halved(self, passages: Passages) -> Tensor:
+        """Return the outputs of the layers, of which the last log2(ratio) halve the positions: (B, L, D)."""
+        self._require_halves(self.ratio)
+        hidden, lengths, stride = passages.embeds, passages.lengths, 1
+        for layer, model in enumerate(self.models()):
+            if layer >= len(self.bodies) - (self.ratio.bit_length() - 1):
+                pairs = [[(a, min(a + 2, length)) for a in range(0, length, 2)] for length in lengths]
+                hidden = pooling_matrix(hidden.shape[1], pairs).to(hidden) @ hidden
+                lengths, stride = [len(own) for own in pairs], 2 * stride
+            mask = (
+                torch.arange(hidden.shape[1], device=hidden.device)
+                < torch.tensor(lengths, device=hidden.device)[:, None]
             )
-        return math.ceil(tokens / self.ratio)
+            hidden = run_both_ways(model, hidden, mask, stride)
+        return hidden
 
-    def forward(self, passages: Passages) -> Tensor:
-        """Return the pooled outputs of the layers: (B, L, D)."""
-        mask = passages.mask  # (B, T)
-        additive_mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
-        hidden = self.body(
-            inputs_embeds=passages.embeds, use_cache=False,
-            attention_mask=additive_mask[:, None, None].expand(-1, 1, mask.shape[1], -1),
-        ).last_hidden_state  # (B, T, D)  # fmt: skip
-        heads, sums, means = self._pooling_matrices(passages)  # (B, L, T) each
-        gates = self.gate(hidden)  # (B, T, 1)
-        if self.reads_ids:
-            gates = gates - GATE_OFFSET * (1 - heads.sum(dim=1).unsqueeze(-1))
-        gated, added = 2 * gates.sigmoid() * passages.embeds / self.mean_token_rms, self.addition(hidden)  # (B, T, D)
-        pooled: Tensor = sums @ gated + means @ added  # (B, L, T) (B, T, D) -> (B, L, D)
-        if self.pooling is not None:
-            pooled = self.pooling(pooled, gated + added, mask)
-        return pooled
-
-    def stands_for(self, passages: Passages) -> Tensor:
-        """Return the embedding that each latent represents, the mean of its group or its head: (B, L, D)."""
-        return self._pooling_matrices(passages)[0] @ passages.embeds
-
-    def _pooling_matrices(self, passages: Passages) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the weights of each token in each latent, (B, L, T) each.
-
-        Returns:
-            The weights in the embedding that the latent represents, of gated embeddings, and of the layers' outputs.
-        """
-        longest, device = passages.embeds.shape[1], passages.embeds.device
-        counts = [self.positions(tokens) for tokens in passages.lengths]
-        if not self.reads_ids:
-            groups = [group_bounds(tokens, n) for tokens, n in zip(passages.lengths, counts, strict=True)]
-            means = pooling_matrix(longest, groups).to(device)
-            return means, means, means
-        assert passages.ids is not None, "groups=words needs the token ids"
-        chosen_heads = [
-            choose_heads(self.information[ids].tolist(), self.begins[ids].tolist(), n)
-            for ids, n in zip(passages.ids, counts, strict=True)
-        ]
-        heads = pooling_matrix(longest, [[(head, head + 1) for head in own] for own in chosen_heads]).to(device)
-        groups = [bounds_around(own, tokens) for own, tokens in zip(chosen_heads, passages.lengths, strict=True)]
-        means = pooling_matrix(longest, groups).to(device)
-        return heads, means.sign(), means
+    def _require_halves(self, ratio: int) -> None:
+        require(ratio.bit_count() == 1, "ratio", ratio, "must be a power of 2 with pool=halving")
+        most = 2 ** len(self.bodies)
+        require(
+            ratio <= most, "ratio", ratio, f"{len(self.bodies)} layers can halve to {most} at most; use more layers"
+        )
 
 
-def _size(config: Mapping[str, object], name: str) -> int:
-    """Return a size in the LM's config."""
-    size = config[name]
-    if not isinstance(size, int):
-        raise TypeError(f"{name}={size!r} of the LM's config is not a whole number")
-    return size
+@register_encoder("lm_attention", label="lm_attention{layers}_{groups}_{pool}{ratio}", unlabelled=("markers",))
+class LMAttention(LMLayers):
+    """A trainable copy of the attention of the LM's first layers; their MLPs, most of a layer's weights, are left out.
 
-
-class QueryPooling(nn.Module):
-    """Lets latents attend once more to the whole passage; at the start this adds nothing.
-
-    Args:
-        width: Width of the embeddings, D.
+    AOC (arXiv 2501.06730) compresses prompts with such an encoder. It takes the same arguments as `LMLayers`.
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        heads = next(heads for heads in (8, 4, 2, 1) if width % heads == 0)
-        self.norm = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        zeros(self.attention.out_proj)
+    def __init__(self, lm: LMFacts, *, layers: int, ratio: int, groups: str, pool: str, markers: int = 0) -> None:
+        super().__init__(lm, layers=layers, ratio=ratio, groups=groups, pool=pool, markers=markers)
+        for model in self.models():
+            for layer in cast(nn.ModuleList, model.layers):
+                if not isinstance(getattr(layer, "mlp", None), nn.Module):
+                    raise UserError(
+                        f"encoder=lm_attention: layers of {lm.config['model_type']} have no `mlp` to leave out; use "
+                        "encoder=lm_layers"
+                    )
+                layer.mlp = _Nothing()
 
-    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Return queries + attention(queries, hidden).
 
-        Args:
-            queries: Pooled groups, (B, L, D).
-            hidden: Outputs to attend to, (B, T, D).
-            mask: True on real tokens, (B, T).
+class _Nothing(nn.Module):
+    """Adds nothing to the residual stream."""
 
-        Returns:
-            (B, L, D).
-        """
-        keys = self.norm(hidden)
-        attended, _ = self.attention(self.norm(queries), keys, keys, key_padding_mask=~mask, need_weights=False)
-        result: Tensor = queries + attended
-        return result
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros: (..., D) -> (..., D)."""
+        return torch.zeros_like(x)
+
+
+def first_layers(config: Mapping[str, object], layers: int, first: int = 0) -> PreTrainedModel:
+    """Return a model of some layers of an LM, with random weights and without token embeddings.
+
+    Args:
+        config: Config of the LM's text model.
+        layers: Number of layers.
+        first: First of the layers.
+    """
+    own = copy.deepcopy(dict(config))
+    own["num_hidden_layers"] = layers
+    if isinstance(kinds := own.get("layer_types"), list):
+        own["layer_types"] = kinds[first : first + layers]
+    model: PreTrainedModel = AutoModel.from_config(
+        AutoConfig.for_model(str(own.pop("model_type")), **own), dtype=torch.float32
+    )
+    model.set_input_embeddings(nn.Identity())  # inputs are embeddings, so the table is not needed
+    return model
+
+
+def copy_weights(lm: PreTrainedModel, model: PreTrainedModel, first: int = 0) -> None:
+    """Copy the weights of an LM's layers, from its layer `first` on, to a model of `first_layers()`."""
+    source = lm.base_model.state_dict()
+    weights = {}
+    for name in model.state_dict():
+        parts = name.split(".")
+        if parts[0] == "layers":
+            parts[1] = str(int(parts[1]) + first)
+        weights[name] = source[".".join(parts)].float()
+    model.load_state_dict(weights)
+
+
+def run_both_ways(model: PreTrainedModel, embeds: Tensor, mask: Tensor, stride: int = 1) -> Tensor:
+    """Return a model's last states with attention in both directions.
+
+    Args:
+        model: The model.
+        embeds: Inputs, (B, T, D).
+        mask: True on inputs that are not padding, (B, T).
+        stride: Number of tokens for each input; input i has the position i * stride.
+
+    Returns:
+        The states, (B, T, D).
+    """
+    padding = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+    length = mask.shape[1]
+    hidden: Tensor = model(
+        inputs_embeds=embeds, use_cache=False, attention_mask=padding[:, None, None].expand(-1, 1, length, -1),
+        position_ids=stride * torch.arange(length, device=mask.device)[None],
+    ).last_hidden_state  # fmt: skip
+    return hidden

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from latentwire.encoders.base import Adapter, LMFacts, Passages
+from latentwire.encoders.base import Adapter, Encoder, LMFacts, Passages
 from latentwire.encoders.registry import build_encoder
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import JsonObject
@@ -96,6 +98,25 @@ class Latents(nn.Module):
             return straight_through(self.transform, x, self.mean_token_rms, generator)
         repaired: Tensor = self.transform(x, generator)
         return repaired
+
+
+@contextlib.contextmanager
+def at_ratio(encoder: Encoder, ratio: int | None) -> Iterator[None]:
+    """Encode with another number of tokens for each latent while the context lasts; None changes nothing.
+
+    Raises:
+        UserError: The encoder has one ratio only, or cannot have this one.
+    """
+    if ratio is None:
+        yield
+        return
+    if not encoder.any_ratio:
+        raise UserError(f"ratio={ratio}: {type(encoder).__name__} has no ratio that can change; leave it out")
+    usual, encoder.ratio = encoder.ratio, ratio
+    try:
+        yield
+    finally:
+        encoder.ratio = usual
 
 
 def straight_through(

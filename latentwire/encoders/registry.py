@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
-from latentwire.encoders import bottleneck, byte, cut_text, lm_layers  # noqa: F401 (they register encoders)
+from latentwire.encoders import bottleneck, byte, cut_text, lm_layers, lm_states  # noqa: F401 (they register encoders)
 from latentwire.encoders.base import ENCODERS, Encoder, LMFacts
 from latentwire.harness.errors import UserError
-from latentwire.harness.registry import check_dials
+from latentwire.harness.registry import check_dials, dials_of
 from latentwire.harness.results import JsonObject
 from latentwire.transforms.registry import transform_plugins
 
@@ -75,7 +75,9 @@ def encoder_lm_config(name: str, lm: PreTrainedModel) -> JsonObject:
 
 def encoder_identity(name: str, dials: Mapping[str, object]) -> JsonObject:
     """Return what decides the architecture and the first weights of an encoder, for the identity of a run."""
-    return {"name": name, "dials": dials, "versions": ENCODERS[name].versions(dials)}
+    known = dials_of(ENCODERS[name])
+    chosen = {dial: value for dial, value in dials.items() if value != known[dial].default}  # new dials change nothing
+    return {"name": name, "dials": chosen, "versions": ENCODERS[name].versions(dials)}
 
 
 def latents_plugins(encoder: str, transform: str, transform_dials: Mapping[str, object]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -66,12 +66,26 @@ def make_accelerator(device: str, dtype: str) -> Accelerator:
     return Accelerator(cpu=state.device.type == "cpu", mixed_precision=mixed)
 
 
-def make_optimizer(parameters: dict[str, torch.nn.Parameter], spec: OptimizerSpec) -> AdamW:
-    """Return AdamW over the trainable parameters. One-dimensional parameters (norms, biases) have no weight decay."""
-    decaying = [p for p in parameters.values() if p.ndim > 1]
-    others = [p for p in parameters.values() if p.ndim <= 1]
-    groups = [{"params": decaying, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return AdamW([group for group in groups if group["params"]], lr=spec.learning_rate)
+def make_optimizer(
+    parameters: dict[str, torch.nn.Parameter], spec: OptimizerSpec, rates: Mapping[str, float] | None = None
+) -> AdamW:
+    """Return AdamW over the trainable parameters. One-dimensional parameters (norms, biases) have no weight decay.
+
+    Args:
+        parameters: The trainable parameters by name.
+        spec: Settings of the optimizer.
+        rates: Learning rates of some parameters by name, as shares of the full rate; the others have 1.
+    """
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(((rates or {}).get(name, 1.0), parameter.ndim > 1), []).append(parameter)
+    return AdamW(
+        [
+            {"params": own, "lr": rate * spec.learning_rate, "weight_decay": spec.weight_decay if decays else 0.0}
+            for (rate, decays), own in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+        ],
+        lr=spec.learning_rate,
+    )
 
 
 def make_scheduler(optimizer: AdamW, spec: OptimizerSpec, steps: int) -> LambdaLR:
@@ -105,13 +119,19 @@ class Updater:
         spec: Settings of the optimizer.
         steps: Number of optimizer steps of the whole run.
         accelerator: Processes and precision.
+        rates: Learning rates of some parameters by name, as shares of the full rate; the others have 1.
     """
 
     def __init__(
-        self, parameters: dict[str, torch.nn.Parameter], spec: OptimizerSpec, steps: int, accelerator: Accelerator
+        self,
+        parameters: dict[str, torch.nn.Parameter],
+        spec: OptimizerSpec,
+        steps: int,
+        accelerator: Accelerator,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self.parameters, self.max_norm, self.accelerator = parameters, spec.max_grad_norm, accelerator
-        self.optimizer = make_optimizer(parameters, spec)
+        self.optimizer = make_optimizer(parameters, spec, rates)
         self.scheduler = make_scheduler(self.optimizer, spec, steps)
 
     def zero_grad(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from latentwire.data.fingerprints import fingerprint
 from latentwire.encoders.checkpoint import save_latents
 from latentwire.encoders.cost import COLLAPSED
-from latentwire.encoders.pipeline import Latents, LatentSpec
+from latentwire.encoders.pipeline import Latents, LatentSpec, at_ratio
 from latentwire.encoders.registry import encoder_lm_config
 from latentwire.harness.checkpoint import State
 from latentwire.harness.config_files import repeated_choices
@@ -68,7 +68,7 @@ class LatentLearning(Learning[LatentOutcome]):
         self.objective = LatentObjective(
             self.lm, vocabulary, self.latents, self.loss_weights, self.data.shots, spec.answer_tokens, spec.distance
         )
-        parameters = dict(self.latents.named_parameters())
+        parameters = {name: own for name, own in self.latents.named_parameters() if own.requires_grad}
         self._leave_out_short_parts()
         texts = [self.objective.writer.ids(f" {passage.text}") for passage in self.data.train]
         self.lengths = [len(ids) for ids in texts]
@@ -76,7 +76,9 @@ class LatentLearning(Learning[LatentOutcome]):
         self._require_readable()
         self.plan = plan_steps(self.data.train, self.lengths, spec, self.loss_weights, self.seed)
         self.steps = len(self.plan)
-        self.updater = Updater(parameters, settings.optimizer, self.steps, accelerator)
+        copied = {f"encoder.{name}" for name in self.latents.encoder.copied()}
+        rates = {name: spec.copied_rate for name in parameters if name in copied}
+        self.updater = Updater(parameters, settings.optimizer, self.steps, accelerator, rates)
         self.learner = {
             "latents": self.latents, "optimizer": self.updater.optimizer, "scheduler": self.updater.scheduler
         }  # fmt: skip
@@ -94,7 +96,7 @@ class LatentLearning(Learning[LatentOutcome]):
 
     def _leave_out_short_parts(self) -> None:
         """Skip parts of split passages that are too short for the ratio, since users cannot fix them."""
-        least, wholes = self.latents.encoder.shortest, self.data.wholes
+        least, wholes = self._shortest(), self.data.wholes
         marks = [fingerprint(passage.text) for passage in self.data.train]
         kept = [
             passage
@@ -108,8 +110,22 @@ class LatentLearning(Learning[LatentOutcome]):
     def _require_readable(self) -> None:
         """Check, before any work, that every passage has at least one latent and fits into the LM's context."""
         for passage in [*self.data.train, *self.data.held_out]:
-            self.latents.encoder.positions(self._tokens_read(passage))
-            self.objective.require_room(passage)
+            for ratio in {None, *self._most_and_least()}:
+                with at_ratio(self.latents.encoder, ratio):
+                    self.latents.encoder.positions(self._tokens_read(passage))
+                    self.objective.require_room(passage)
+
+    def _most_and_least(self) -> list[int]:
+        """Return the largest and the smallest ratio that steps draw; nothing if all steps have the encoder's own."""
+        return [max(self.spec.ratios), min(self.spec.ratios)] if self.spec.ratios else []
+
+    def _shortest(self) -> int:
+        """Return the fewest tokens of a passage that can be encoded at every ratio of the run."""
+        found = [self.latents.encoder.shortest]
+        for ratio in self._most_and_least():
+            with at_ratio(self.latents.encoder, ratio):
+                found.append(self.latents.encoder.shortest)
+        return max(found)
 
     def saved_values(self) -> State:
         """Return the best weights and the scores so far."""
@@ -152,7 +168,8 @@ class LatentLearning(Learning[LatentOutcome]):
         sums = LossSums(self.loss_weights, doing)
         for batch in self._batches(step):
             generator = generator_for(self.seed, "noise", number, batch[0])
-            losses = self.objective.losses(step.kind, [self.data.train[index] for index in batch], generator)
+            passages = [self.data.train[index] for index in batch]
+            losses = self.objective.losses(step.kind, passages, generator, step.ratio)
             sums.accumulate(losses, len(step.passages))
         if step.kind == "reconstruction" and self.loss_weights.vocabulary and self.state.is_main_process:
             sums.accumulate({"vocabulary": self.objective.vocabulary_loss(self.seed, number)}, 1)

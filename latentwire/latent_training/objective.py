@@ -17,19 +17,21 @@ from torch import Tensor
 from latentwire.data.examples import Example
 from latentwire.data.prompts import PromptWriter
 from latentwire.encoders.base import Passages, make_passages
-from latentwire.encoders.pipeline import Latents
+from latentwire.encoders.pipeline import Latents, at_ratio
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
+from latentwire.harness.results import JsonObject
 from latentwire.latent_training.losses import embedding_loss, manifold_loss, rms_loss
 from latentwire.latent_training.passages import Passage
 from latentwire.lm.decoding import encode_prefix
-from latentwire.lm.losses import distillation_loss, token_loss
+from latentwire.lm.losses import distillation_loss, hidden_loss, token_loss
 from latentwire.lm.models import LanguageModel
 from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow
 from latentwire.lm.vocabulary import Vocabulary
 
 AGAIN = "\nThe same text again:"  # prompt for the text that the latents encode
 VOCABULARY_TOKENS = 512  # random tokens per step for the loss `vocabulary`
+HIDDEN_EVERY = 3  # the loss `hidden` compares every third layer
 TEACHER_BYTES = 2**30  # upper bound on the memory for cached teacher states
 
 
@@ -43,6 +45,7 @@ class LossWeights:
     continuation: float
     answer: float
     distillation: float
+    hidden: float  # distance of the LM's hidden states at question and answer from its states over the text
     rms: float  # distance from the mean RMS of the tokens
     manifold: float  # distance from the nearest token
 
@@ -51,8 +54,14 @@ class LossWeights:
             if not 0 <= weight < float("inf"):
                 raise UserError(f"weights.{name}={weight}: must be 0 or more")
         if not (self.first_phase_kinds() or self.trains_answers()):
-            raise UserError("weights: all losses are off; give embedding, text, continuation, answer or distillation "
-                            "a weight above 0")  # fmt: skip
+            raise UserError(
+                "weights: all losses are off; give embedding, text, continuation, answer, distillation or hidden a "
+                "weight above 0"
+            )
+
+    def identity(self) -> JsonObject:
+        """Return the weights for the identity of a run; `hidden`, a later one, only if it is on."""
+        return {name: weight for name, weight in vars(self).items() if name != "hidden" or weight}
 
     def first_phase_kinds(self) -> list[str]:
         """Return the kinds of steps of the first phase, in the order in which they alternate."""
@@ -61,11 +70,15 @@ class LossWeights:
 
     def trains_answers(self) -> bool:
         """Return whether the second phase, which trains on answers, has a loss."""
-        return self.answer + self.distillation > 0
+        return self.answer + self.distillation + self.hidden > 0
+
+    def needs_teacher(self) -> bool:
+        """Return whether any loss compares with the LM that reads the text."""
+        return self.distillation + self.hidden > 0
 
     def needs_lm(self) -> bool:
         """Return whether any loss needs a forward pass of the LM."""
-        return self.text + self.continuation + self.answer + self.distillation > 0
+        return self.text + self.continuation > 0 or self.trains_answers()
 
 
 class LatentObjective:
@@ -110,7 +123,8 @@ class LatentObjective:
         if loss_weights.needs_lm():
             self.text_reader = Reader(lm, encode_prefix(lm, self.writer.shots([])))
             self.question_reader = Reader(lm, encode_prefix(lm, self.writer.shots(shots)))
-        self.teacher_states: dict[str, Tensor] = {}
+        self.compared_layers = range(0, len(self.question_reader.layers), HIDDEN_EVERY) if loss_weights.hidden else ()
+        self.teacher_states: dict[str, tuple[Tensor, Tensor]] = {}
         self._teacher_bytes = 0
 
     def embed_texts(self, texts: list[str]) -> Passages:
@@ -118,17 +132,24 @@ class LatentObjective:
         ids = [self.writer.ids(f" {text}") for text in texts]
         return make_passages(texts, [self.lm.embed(torch.tensor(own, dtype=torch.long)) for own in ids], ids)
 
-    def losses(self, kind: str, passages: list[Passage], generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(
+        self, kind: str, passages: list[Passage], generator: torch.Generator, ratio: int | None = None
+    ) -> dict[str, Tensor]:
         """Return the sum of each loss over the passages.
 
         Args:
             kind: `reconstruction`, `continuation` or `answers`.
             passages: The batch.
             generator: Random numbers of the transform's noise.
+            ratio: Number of tokens for each latent in this step; None: the encoder's own.
 
         Returns:
             Scalars with gradient, by the name of the loss; only losses of this kind with a weight above 0.
         """
+        with at_ratio(self.latents.encoder, ratio):
+            return self._losses(kind, passages, generator)
+
+    def _losses(self, kind: str, passages: list[Passage], generator: torch.Generator) -> dict[str, Tensor]:
         texts = [passage.text for passage in passages]
         rests: list[str] = []
         if kind == "continuation":
@@ -187,7 +208,7 @@ class LatentObjective:
         if weights.text + weights.continuation > 0:
             self.text_reader.require_room(latents + len(self.writer.ids(AGAIN)) + words)
         if weights.trains_answers() and passage.questions:
-            context = max(latents, len(self.context_embeds) + words if weights.distillation else 0)
+            context = max(latents, len(self.context_embeds) + words if weights.needs_teacher() else 0)
             longest = max(len(self.question_branch(example).token_ids) for example in passage.questions)
             self.question_reader.require_room(context + longest)
 
@@ -202,9 +223,9 @@ class LatentObjective:
         return [*self.writer.ids(f" {example.answers[0]}"), self.newline][: self.answer_tokens]
 
     def question_branch(self, example: Example) -> ReaderBranch:
-        """Return a question with its answer; with distillation the question's tokens are predicted too."""
+        """Return a question with its answer; with a teacher the question's tokens are predicted too."""
         ids = (*self.writer.asked(example), *self._answer(example))
-        return ReaderBranch(ids, len(ids) if self.loss_weights.distillation else len(self._answer(example)))
+        return ReaderBranch(ids, len(ids) if self.loss_weights.needs_teacher() else len(self._answer(example)))
 
     def packed_rows(self, embeds: list[Tensor], branches: Sequence[tuple[ReaderBranch, ...]]) -> list[ReaderRow]:
         """Return a row for each passage: "Context:", the passage's embeddings (L, D) and its branches."""
@@ -225,18 +246,25 @@ class LatentObjective:
         branches = [tuple(self.question_branch(example) for example in passage.questions) for passage in passages]
         rows = self.packed_rows(latents, branches)
         sizes = [sum(branch.predicted for branch in own) for own in branches]
-        logits = torch.split(self.question_reader.logits(self.question_reader.states(rows)), sizes)
+        final, hidden = self.question_reader.layer_states(rows, self.compared_layers)
+        logits = torch.split(self.question_reader.logits(final), sizes)
         losses: dict[str, Tensor] = {}
         if self.loss_weights.answer:
             targets = torch.split(self.question_reader.targets(rows), sizes)
             masks = [self.answer_mask(p, own) for p, own in zip(passages, branches, strict=True)]
             losses["answer"] = _sum(token_loss(a[m], b[m]) for a, b, m in zip(logits, targets, masks, strict=True))
-        if self.loss_weights.distillation:
+        if self.loss_weights.needs_teacher():
             texts = [padded[:n] for padded, n in zip(embedded.embeds, embedded.lengths, strict=True)]
             teacher = [self._states_over_text(p, e, own) for p, e, own in zip(passages, texts, branches, strict=True)]
-            losses["distillation"] = _sum(
-                distillation_loss(a, self.question_reader.logits(b)) for a, b in zip(logits, teacher, strict=True)
-            )
+            if self.loss_weights.distillation:
+                losses["distillation"] = _sum(
+                    distillation_loss(a, self.question_reader.logits(b))
+                    for a, (b, _) in zip(logits, teacher, strict=True)
+                )
+            if self.loss_weights.hidden:
+                losses["hidden"] = _sum(
+                    hidden_loss(a, b) for a, (_, b) in zip(hidden.split(sizes, dim=1), teacher, strict=True)
+                )
         return losses
 
     def answer_mask(self, passage: Passage, branches: tuple[ReaderBranch, ...]) -> Tensor:
@@ -245,14 +273,21 @@ class LatentObjective:
         return torch.cat([torch.arange(b.predicted) >= b.predicted - len(self._answer(e)) for e, b in pairs])
 
     @torch.no_grad()
-    def _states_over_text(self, passage: Passage, embeds: Tensor, branches: tuple[ReaderBranch, ...]) -> Tensor:
-        """Return the LM's final states with the text as context, (N, D), computed passage by passage and cached."""
+    def _states_over_text(
+        self, passage: Passage, embeds: Tensor, branches: tuple[ReaderBranch, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the LM's states with the text as context, computed passage by passage and cached.
+
+        Returns:
+            The final states, (N, D), and the outputs of the compared layers, (layers, N, D).
+        """
         states = self.teacher_states.get(passage.text)
         if states is None:
-            states = self.question_reader.states(self.packed_rows([embeds], [branches]))
+            rows = self.packed_rows([embeds], [branches])
+            states = self.question_reader.layer_states(rows, self.compared_layers)
             if self._teacher_bytes < TEACHER_BYTES:
                 self.teacher_states[passage.text] = states
-                self._teacher_bytes += states.nbytes
+                self._teacher_bytes += sum(own.nbytes for own in states)
         return states
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from latentwire.data.examples import Dataset, DataSpec, Example, choose_examples, load_data
+from latentwire.data.examples import PARTS, Dataset, DataSpec, Example, choose_examples, half_of, load_data
 from latentwire.data.fingerprints import fingerprint, holder
 from latentwire.data.generator import GeneratedSpec
 from latentwire.data.passages import Passage as Passage
@@ -61,6 +61,7 @@ class PassageSpec:
         held_out: Share of the data's passages to hold out, chosen by a hash of their content.
         shots: Number of passages shown before each question; they are not trained on.
         questions_per_shot: Number of questions of each shown passage.
+        extra_part: Part of the extra file to train on, one of `examples.PARTS`; run.py part=confirm scores the other.
     """
 
     samples: int
@@ -68,6 +69,7 @@ class PassageSpec:
     held_out: float
     shots: int
     questions_per_shot: int
+    extra_part: str = "all"
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
@@ -76,6 +78,8 @@ class PassageSpec:
             raise UserError(f"samples={self.samples}: at least 1 question is needed")
         if self.extra_words is not None and self.extra_words < 1:
             raise UserError(f"extra_words={self.extra_words}: must be at least 1; null leaves the passages whole")
+        if self.extra_part not in PARTS:
+            raise UserError(f"extra_part={self.extra_part}: unknown; use one of {', '.join(PARTS)}")
 
 
 def load_latent_data(
@@ -103,6 +107,7 @@ def load_latent_data(
     dataset = load_data(data)
     shown, _ = choose_examples(dataset, 1, spec.shots, spec.questions_per_shot, seed)
     passages, extra_passages = group_by_context(dataset.train), read_passages(extra, "extra") if extra else []
+    extra_passages = [own for own in extra_passages if spec.extra_part in ("all", half_of(own.text))]
     selection = _Selection(dataset, shown)
     train: list[Passage] = []
     kept_out: list[Passage] = []

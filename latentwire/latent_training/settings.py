@@ -112,7 +112,7 @@ class LatentSettings:
             **({"adapter_scale": self.run.adapter_scale} if self.run.adapter_scale != "norm" else {}),
             "transform": {"name": self.transform.name, **self.transform.dials},
             **latents_plugins(self.encoder.name, self.transform.name, self.transform.dials),
-            "weights": dict(vars(self.loss_weights)),
+            "weights": self.loss_weights.identity(),
             "optimizer": dict(vars(self.optimizer)),
-            **vars(self.spec),
+            **self.spec.identity(),
         }

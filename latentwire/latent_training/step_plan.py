@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, replace
+
+import torch
 
 from latentwire.harness.errors import UserError
+from latentwire.harness.random import generator_for
+from latentwire.harness.results import JsonObject
 from latentwire.latent_training.losses import DISTANCES
 from latentwire.latent_training.objective import LossWeights
 from latentwire.latent_training.passages import Passage, PassageSpec, order_of
@@ -30,6 +35,11 @@ class TrainingSpec:
     evaluate_every: int
     judge_by: str | None
     patience: int
+    continuation_share: float = 0.5
+    ratios: list[int] | None = None
+    mixed_share: float = 0.7
+    copied_rate: float = 1.0
+    extra_part: str = "all"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "passages_per_step", "max_new_tokens", "evaluate_every", "patience"):
@@ -42,9 +52,24 @@ class TrainingSpec:
         if self.distance not in DISTANCES:
             raise UserError(f"distance={self.distance}: unknown; use one of {', '.join(DISTANCES)}")
 
+        for name in ("continuation_share", "mixed_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be a share, from 0 to 1")
+        if self.ratios is not None and (not self.ratios or min(self.ratios) < 1):
+            raise UserError(f"ratios={self.ratios}: must be ratios of 1 or more, such as [8,4,2], or null")
+        if not 0 <= self.copied_rate < math.inf:
+            raise UserError(f"copied_rate={self.copied_rate}: must be 0 or more")
+
+    def identity(self) -> JsonObject:
+        """Return the settings for the identity of a run, without later settings at their defaults."""
+        later = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return {name: value for name, value in vars(self).items() if name not in later or value != later[name]}
+
     def passages(self) -> PassageSpec:
         """Return the settings of the choice of passages."""
-        return PassageSpec(self.samples, self.extra_words, self.held_out, self.shots, self.questions_per_shot)
+        return PassageSpec(
+            self.samples, self.extra_words, self.held_out, self.shots, self.questions_per_shot, self.extra_part
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +80,7 @@ class TrainingStep:
     kind: str  # reconstruction | continuation | answers
     passages: tuple[int, ...]  # indices into the passages to train on
     last_of_epoch: bool
+    ratio: int | None = None  # tokens for each latent in this step; None: the encoder's own
 
 
 def plan_steps(
@@ -87,7 +113,9 @@ def plan_steps(
         share = min(1.0, max(0.0, first_phase_epochs - epoch))  # share of this epoch's steps in the first phase
         drawn = list(order_of(list(lengths), spec.passages_per_step, seed, epoch)) if share else []
         first_phase = drawn[: round(share * len(drawn))]
-        steps = [(kinds[(len(plan) + n) % len(kinds)], tuple(own)) for n, own in enumerate(first_phase)]
+        steps = [
+            (_kind(kinds, len(plan) + n, spec.continuation_share), tuple(own)) for n, own in enumerate(first_phase)
+        ]
         if share < 1:
             seen = {index for own in first_phase for index in own}
             left = [index for index in questioned if index not in seen]
@@ -98,7 +126,23 @@ def plan_steps(
         raise UserError(
             f"first_phase={spec.first_phase}: leaves no step for answers; lower it, or use 1 to train no answers"
         )
-    return plan
+    return _with_ratios(plan, spec, seed)
+
+
+def _kind(kinds: Sequence[str], number: int, continuation_share: float) -> str:
+    """Return the kind of a step of the first phase; continuation gets its share at even distances."""
+    if len(kinds) == 1:
+        return kinds[0]
+    return kinds[int((number + 1) * continuation_share) > int(number * continuation_share)]
+
+
+def _with_ratios(plan: list[TrainingStep], spec: TrainingSpec, seed: int) -> list[TrainingStep]:
+    """Draw a ratio from `ratios` for each of the first steps; the others have the encoder's own."""
+    if spec.ratios is None:
+        return plan
+    mixed = round(spec.mixed_share * len(plan))
+    drawn = torch.randint(len(spec.ratios), (mixed,), generator=generator_for(seed, "ratios")).tolist()
+    return [replace(step, ratio=spec.ratios[n]) for step, n in zip(plan, drawn, strict=False)] + plan[mixed:]
 
 
 def epochs_before_answers(plan: Sequence[TrainingStep]) -> int:

@@ -8,10 +8,11 @@ weights are never trained.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 
 from latentwire.harness.errors import UserError
@@ -95,13 +96,57 @@ class Reader:
         Raises:
             UserError: The rows are longer than the LM's context.
         """
-        self.require_room(max(len(r.beginning) + max(len(b.token_ids) for b in r.branches) for r in rows))
-        embeds, positions, visible, predicted = self._lay_out(rows)
-        hidden = self._hidden(embeds, positions, visible)
-        states: Tensor = hidden[predicted[0], predicted[1]]
+        states, _ = self.layer_states(rows, [])
         return states
 
-    def _hidden(self, embeds: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+    def layer_states(self, rows: list[ReaderRow], layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the states that predict the `targets`, after the last layer and after some others.
+
+        Args:
+            rows: Rows of one batch.
+            layers: Indices of the layers.
+
+        Returns:
+            The final states, (N, D), as `states` gives them, and the outputs of the layers, (layers, N, D).
+
+        Raises:
+            UserError: The rows are longer than the LM's context.
+        """
+        self.require_room(max(len(r.beginning) + max(len(b.token_ids) for b in r.branches) for r in rows))
+        embeds, positions, visible, (row, place) = self._lay_out(rows)
+        outputs: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+                outputs[layer] = (output if isinstance(output, Tensor) else output[0])[row, place]
+
+            return hook
+
+        hooks = [self.layers[layer].register_forward_hook(keep(layer)) for layer in layers]
+        try:
+            hidden = self._run(embeds, positions, visible)  # (B, S, D)
+        finally:
+            for handle in hooks:
+                handle.remove()
+        chosen = [outputs[layer] for layer in layers]
+        return hidden[row, place], torch.stack(chosen) if chosen else hidden.new_zeros(0, len(row), hidden.shape[-1])
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The LM's layers.
+
+        Raises:
+            UserError: The model does not keep them in `layers`.
+        """
+        found = getattr(self.body, "layers", None)
+        if not isinstance(found, nn.ModuleList):
+            raise UserError(
+                f"{type(self.lm.model).__name__}: has no list of layers whose states could be compared; use "
+                "weights.hidden=0"
+            )
+        return found
+
+    def _run(self, embeds: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         """Return the final hidden states of all positions, (B, S, D); arguments as `_lay_out` returns them."""
         inputs = {"inputs_embeds": embeds, "position_ids": positions}
         if self.shares:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latentwire.encoders.checkpoint import load_latents
 from latentwire.encoders.grouping import choose_heads, group_means, information, word_begins
-from latentwire.encoders.lm_layers import LMLayers
+from latentwire.encoders.pooled import PooledEncoder
 from latentwire.harness.errors import UserError
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.base import Source, register_source
@@ -84,7 +84,7 @@ class ChosenWords(Cut):
         self.words: tuple[Tensor, Tensor] | None = None  # information of each token, and whether it begins a word: (V,)
         if checkpoint:
             encoder = load_latents(checkpoint, vocabulary).encoder
-            if isinstance(encoder, LMLayers) and encoder.reads_ids:
+            if isinstance(encoder, PooledEncoder) and encoder.reads_ids:
                 self.words = encoder.information, encoder.begins
 
     @classmethod

@@ -29,7 +29,9 @@ QUICK = [*BASE, "encoder=bottleneck", "d_z=8", "loss=reconstruction", "epochs=3"
 WHOLE = [*BASE, "encoder=lm_layers", "layers=1", "ratio=2", "epochs=2", "first_phase=0.5", "held_out=0.05",
          "passages_per_step=3", "max_new_tokens=2", "checkpoint_every=2"]  # fmt: skip
 
-OFF = dict.fromkeys(("embedding", "vocabulary", "text", "continuation", "answer", "distillation", "rms", "manifold"), 0)
+OFF = dict.fromkeys(
+    ("embedding", "vocabulary", "text", "continuation", "answer", "distillation", "hidden", "rms", "manifold"), 0
+)
 
 
 def full(*_: object) -> None:

@@ -13,7 +13,8 @@ from latentwire.encoders.base import Adapter, LMFacts, make_passages, sinusoids
 from latentwire.encoders.bottleneck import Bottleneck
 from latentwire.encoders.byte import ByteEncoder
 from latentwire.encoders.grouping import FORMAT, group_bounds, group_means, information, word_begins
-from latentwire.encoders.lm_layers import LMLayers, QueryPooling
+from latentwire.encoders.lm_layers import LMLayers
+from latentwire.encoders.pooled import QueryPooling
 from latentwire.encoders.registry import ENCODERS, build_encoder, encoder_identity, encoder_lm_config
 from latentwire.harness.errors import UserError
 from latentwire.lm.models import LanguageModel

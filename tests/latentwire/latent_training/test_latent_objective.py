@@ -39,6 +39,7 @@ ALL = {
     "continuation": 1,
     "answer": 1,
     "distillation": 1,
+    "hidden": 0,
     "rms": 1,
     "manifold": 1,
 }
@@ -94,8 +95,9 @@ def test_with_text_as_latents_losses_equal_the_models_own(tiny):
     assert float(found["continuation"]) == pytest.approx(nll(tiny, [*lead, *first, *rest], len(rest)), abs=1e-3)
 
     found = objective.losses("answers", [PASSAGE, OTHER], torch.Generator())
-    assert set(found) == {"answer", "distillation", "rms", "manifold"}
+    assert set(found) == {"answer", "distillation", "hidden", "rms", "manifold"}
     assert float(found["distillation"]) == pytest.approx(0, abs=1e-4)
+    assert float(found["hidden"]) == pytest.approx(0, abs=1e-4)
     shots = objective.writer.shots(SHOWN).tolist()
     expected = 0.0
     for passage in (PASSAGE, OTHER):
@@ -124,7 +126,7 @@ def test_the_teacher_reads_a_passage_once_and_by_itself(tiny):
     assert objective.teacher_states[TEXT] is known
     alone = float(objective.losses("answers", [OTHER], torch.Generator())["distillation"].detach())
     assert float(both.detach()) == pytest.approx(first + alone, rel=1e-4)
-    assert not known.requires_grad
+    assert not known[0].requires_grad
 
 
 def test_the_teachers_states_are_bounded(tiny, monkeypatch):
