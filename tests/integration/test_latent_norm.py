@@ -93,7 +93,7 @@ def test_a_kind_that_diverges_is_left_out_and_reported(trains, tmp_path):
     assert len(found["curves"]) == 2
 
 
-@pytest.mark.parametrize("factors", ["[1,0.1]", "[0,1]", "[0.1,10]", "[-1,1]", "[1,.nan]", "[1,1e11]", "[]"])
+@pytest.mark.parametrize("factors", ["[1,0.1]", "[0,1]", "[0.1,10]", "[-1,1]", "[1,nan]", "[1,1e11]", "[]"])
 def test_factors_are_checked_before_any_training(trains, tmp_path, factors):
     status, _, err = trains(*SWEEP, f"norm.factors={factors}")
     assert status == 1 and "must be ascending numbers between 1e-10 and 1e10, with 1 among them" in err
