@@ -22,6 +22,7 @@ from latentwire.harness.results import JsonObject
 from latentwire.transforms.base import require
 
 SCALES = ("norm", "free")  # of the adapter: a LayerNorm, or a learned scale
+SCALE_SPEED = 10  # AdamW moves every weight by about its learning rate, which is too slow for a factor of 100
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,8 @@ class Adapter(nn.Module):
         if scale == "norm":
             self.norm: nn.LayerNorm | None = nn.LayerNorm(width)
         else:
-            self.norm, self.log_scale = None, nn.Parameter(torch.tensor(math.log(lm.mean_token_rms)))
+            self.norm = None
+            self.log_scale = nn.Parameter(torch.tensor(math.log(lm.mean_token_rms) / SCALE_SPEED))
         if z_width == width:
             zeros(last)
             nn.init.eye_(zeros(self.line).weight)
@@ -204,7 +206,7 @@ class Adapter(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Return LayerNorm(W z + MLP(z)), or the sum times the learned scale: (..., Z) -> (..., D)."""
         y: Tensor = self.line(z) + self.mlp(z)
-        return y * self.log_scale.exp() if self.norm is None else self.norm(y)
+        return y * (SCALE_SPEED * self.log_scale).exp() if self.norm is None else self.norm(y)
 
 
 def zeros(layer: nn.Linear) -> nn.Linear:

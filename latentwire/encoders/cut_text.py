@@ -32,14 +32,19 @@ class CutText(Encoder):
     """
 
     embeds_directly = True
+    any_ratio = True
 
     def __init__(self, lm: LMFacts, *, ratio: int, style_tokens: int) -> None:
         super().__init__(lm)
         require(ratio >= 1, "ratio", ratio, "is the number of tokens for each position: must be at least 1")
         require(style_tokens >= 1, "style_tokens", style_tokens, "must be at least 1")
         self.ratio, self.z_width = ratio, lm.width
-        self.shortest = ratio  # as in `lm_layers`, so that both train on the same passages
         self.style = nn.Parameter(NOISE * torch.randn(style_tokens, lm.width))
+
+    @property
+    def shortest(self) -> int:  # type: ignore[override]
+        """Fewest tokens of a passage, as in `lm_layers`, so that both train on the same passages."""
+        return self.ratio
 
     @torch.no_grad()
     def start_from(self, lm: PreTrainedModel) -> None:

@@ -110,13 +110,34 @@ def at_ratio(encoder: Encoder, ratio: int | None) -> Iterator[None]:
     if ratio is None:
         yield
         return
-    if not encoder.any_ratio:
-        raise UserError(f"ratio={ratio}: {type(encoder).__name__} has no ratio that can change; leave it out")
-    usual, encoder.ratio = encoder.ratio, ratio
+    usual = encoder.ratio if encoder.any_ratio else 1
+    set_ratio(encoder, ratio)
     try:
         yield
     finally:
         encoder.ratio = usual
+
+
+def set_ratio(encoder: Encoder, ratio: int) -> None:
+    """Encode with another number of tokens for each latent from now on.
+
+    Raises:
+        UserError: The encoder has one ratio only, or the ratio is below 1.
+    """
+    if not encoder.any_ratio:
+        raise UserError(f"ratio={ratio}: {type(encoder).__name__} has no ratio that can change; leave it out")
+    encoder.ratio = require_ratio(ratio)
+
+
+def require_ratio(ratio: object) -> int:
+    """Return a ratio, a whole number of at least 1.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if not isinstance(ratio, int) or isinstance(ratio, bool) or ratio < 1:
+        raise UserError(f"ratio={ratio}: must be a whole number of tokens for each position, at least 1")
+    return ratio
 
 
 def straight_through(

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from omegaconf import DictConfig
 
 from latentwire.encoders.checkpoint import EncoderRecord, about_latents
+from latentwire.encoders.pipeline import require_ratio
 from latentwire.evaluation import likelihood
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.latent_comparison import (
@@ -102,7 +103,9 @@ def report(cfg: DictConfig, session: Session | None = None) -> LatentReport:
         store.require_writable()
     evaluations = _Evaluations(request, store, state, cfg.force)
     sources: dict[str, SourceScores] = {}
-    for name, source in control_configs(about["encoder_dials"], cfg.checkpoint, cfg.style).items():
+    own_ratio = request.source.dials["ratio"]
+    controls = control_configs(_dials(cfg, about), cfg.checkpoint, cfg.style, own_ratio)
+    for name, source in controls.items():
         sources[name] = found = evaluations.of(name, source)
         f1, nll = found.answers["f1"], float(found.nll.mean())
         log(f"{TITLES[name]}  F1 {format_score(f1)}  NLL {nll:.2f}")
@@ -139,6 +142,12 @@ def _require_defaults(cfg: DictConfig) -> None:
         )
 
 
+def _dials(cfg: DictConfig, about: EncoderRecord) -> JsonObject:
+    """Return the encoder's dials, with the ratio at which the report reads it."""
+    ratio = cfg.embed_source.dials.ratio
+    return about["encoder_dials"] if ratio is None else {**about["encoder_dials"], "ratio": require_ratio(ratio)}
+
+
 def _notes_on_style(cfg: DictConfig, about: EncoderRecord, lm: JsonObject) -> list[str]:
     """Return what limits the comparison with the cut text in the answers' style.
 
@@ -148,9 +157,9 @@ def _notes_on_style(cfg: DictConfig, about: EncoderRecord, lm: JsonObject) -> li
         lm: Identity of the LM.
 
     Raises:
-        UserError: `style` is not a control of the same ratio for the same LM.
+        UserError: `style` is not a control for the same LM.
     """
-    ratio = about["encoder_dials"].get("ratio", 1)
+    ratio = _dials(cfg, about).get("ratio", 1)
     if not cfg.style:
         if isinstance(ratio, int) and ratio > 1:
             command = f"train.py task=latent encoder={STYLE_ENCODER} ratio={ratio} loss=answers{repeated_choices(cfg)}"
@@ -170,23 +179,23 @@ def _notes_on_style(cfg: DictConfig, about: EncoderRecord, lm: JsonObject) -> li
             f"style={cfg.style}: has ceil(T / ratio) positions, and encoder={about['encoder']} has others; leave style "
             "out"
         )
-    if style["encoder_dials"]["ratio"] != ratio:
-        raise UserError(
-            f"style={cfg.style}: has ratio={style['encoder_dials']['ratio']}, and the encoder has ratio={ratio}; train "
-            f"encoder={STYLE_ENCODER} with ratio={ratio}"
-        )
     if style["transform"] != "baseline":
         raise UserError(
             f"style={cfg.style}: was trained with embed_transform={style['transform']}, which changes the tokens; "
             f"train encoder={STYLE_ENCODER} without a transform"
         )
+    own = style["encoder_dials"]["ratio"]
+    notes = [f"style={cfg.style} was trained with ratio={own} and is read with ratio={ratio}"] if own != ratio else []
     missing = len(set(about["trained_on"]) - set(style["trained_on"]))
     if missing:
-        return [f"style={cfg.style} was not trained on {missing} of the encoder's {len(about['trained_on'])} passages"]
-    return []
+        trained_on = len(about["trained_on"])
+        notes.append(f"style={cfg.style} was not trained on {missing} of the encoder's {trained_on} passages")
+    return notes
 
 
-def control_configs(encoder_dials: Mapping[str, object], checkpoint: str, style: str) -> dict[str, Component]:
+def control_configs(
+    encoder_dials: Mapping[str, object], checkpoint: str, style: str, read_ratio: object = None
+) -> dict[str, Component]:
     """Return the sources to compare: the whole text, the latents, and controls with at most as many positions.
 
     The controls are the cut text, the cut text with a learned style, chosen words, averages of neighbouring tokens, and
@@ -194,9 +203,10 @@ def control_configs(encoder_dials: Mapping[str, object], checkpoint: str, style:
     text.
 
     Args:
-        encoder_dials: Dials of the encoder.
+        encoder_dials: Dials of the encoder, with the ratio at which it is read.
         checkpoint: Folder of the encoder.
-        style: Folder of the trained control `cut_text` of the same ratio; "" leaves it out.
+        style: Folder of the trained control `cut_text`, read with the same ratio; "" leaves it out.
+        read_ratio: That ratio, if it is not the one of the encoder's training.
 
     Returns:
         Sources by the name of their rows.
@@ -210,12 +220,13 @@ def control_configs(encoder_dials: Mapping[str, object], checkpoint: str, style:
             f"ratio={ratio}: not a number of tokens for each latent, so the controls cannot get equal positions; give "
             "this dial of the encoder another name"
         )
-    sources = {"text": Component("text"), "latent": Component("latent", {"checkpoint": checkpoint, "factor": 1.0})}
+    read: JsonObject = {"checkpoint": checkpoint, "factor": 1.0, "ratio": read_ratio}
+    sources = {"text": Component("text"), "latent": Component("latent", read)}
     if "latent_len" in encoder_dials or ratio > 1:
         equal: JsonObject = {"ratio": float(ratio), "positions": encoder_dials.get("latent_len")}
         sources["cut"] = Component("cut", dict(equal))
         if style:
-            sources["style"] = Component("latent", {"checkpoint": style, "factor": 1.0})
+            sources["style"] = Component("latent", {**read, "checkpoint": style, "ratio": ratio})
         sources["chosen"] = Component("chosen", {**equal, "checkpoint": checkpoint})
         sources["averaged"] = Component("averaged", dict(equal))
     return {**sources, "empty": Component("empty")}

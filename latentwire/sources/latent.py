@@ -11,12 +11,13 @@ from torch import Tensor
 from latentwire.encoders.base import make_passages
 from latentwire.encoders.checkpoint import load_latents
 from latentwire.encoders.cost import BYTES_PER_NUMBER
+from latentwire.encoders.pipeline import set_ratio
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.base import Source, register_source
 from latentwire.sources.distortions import require_factor
 
 
-@register_source("latent", label="latent", unlabelled=("checkpoint", "factor"))
+@register_source("latent", label="latent", unlabelled=("checkpoint", "factor", "ratio"))
 class Latent(Source):
     """Replaces the passage by a trained encoder's output, after the transform that the encoder was trained with.
 
@@ -26,19 +27,30 @@ class Latent(Source):
         checkpoint: Folder of the encoder, or of the run that trained it. The caller checks that the encoder was trained
             for this LM (`encoders.checkpoint.about_latents`).
         factor: Number by which the latents are multiplied.
+        ratio: Number of tokens for each latent; None: as in the encoder's training.
 
     Raises:
-        UserError: The checkpoint does not exist, is damaged, or fits an LM of another width. Or `factor` is out of
-            range.
+        UserError: The checkpoint does not exist, is damaged, or fits an LM of another width. Or `factor` or
+            `ratio` is out of range.
     """
 
     passage_only = True
-    unchanged: ClassVar[Mapping[str, object]] = {"factor": 1.0}
+    unchanged: ClassVar[Mapping[str, object]] = {"factor": 1.0, "ratio": None}
 
-    def __init__(self, vocabulary: Vocabulary, generator: torch.Generator, *, checkpoint: str, factor: float) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        generator: torch.Generator,
+        *,
+        checkpoint: str,
+        factor: float,
+        ratio: int | None = None,
+    ) -> None:
         super().__init__(vocabulary, generator)
         self.factor = require_factor(factor)
         self.latents = load_latents(checkpoint, vocabulary)
+        if ratio is not None:
+            set_ratio(self.latents.encoder, ratio)
 
     @classmethod
     def encoder_folder(cls, dials: Mapping[str, object]) -> str | None:

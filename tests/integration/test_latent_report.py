@@ -83,8 +83,6 @@ def test_the_style_is_trained_and_gets_a_row(trains, cli, tiny, vocabulary, tmp_
 @pytest.mark.parametrize(
     ("encoder", "transform", "dials", "message"),
     [
-        ("cut_text", "baseline", {"ratio": 2, "style_tokens": 1}, "style=x: has ratio=2, and the encoder has ratio=3; "
-                                                                  "train encoder=cut_text with ratio=3"),
         ("cut_text", "rms_matching", {"ratio": 3, "style_tokens": 1}, "style=x: was trained with "
                                                                       "embed_transform=rms_matching, which changes"),
         ("bottleneck", "baseline", {"d_z": 4}, "style=x: is encoder=bottleneck; give the folder of a train.py"),
@@ -131,3 +129,30 @@ def test_a_report_without_controls_of_a_ratio_asks_for_none(cli, tiny, vocabular
     rows = {row["source"]: row for row in report["rows"]}
     assert list(rows) == ["text", "latent", "cut", "chosen", "averaged", "empty"]
     assert {rows[name]["positions"] for name in ("latent", "cut", "chosen", "averaged")} == {3}
+
+
+def test_an_encoder_is_read_at_another_ratio(cli, tiny, vocabulary, tmp_path):
+    save(tiny, vocabulary, tmp_path / "run", "lm_layers", **LAYERS, ratio=3)
+    save(tiny, vocabulary, tmp_path / "x", "cut_text", ratio=3, style_tokens=1)
+    status, _, err = cli(*REPORT, "ratio=6", "style=x")
+    assert status == 0, err
+    report = read_json(tmp_path / "report/report.json")
+    rows = {row["source"]: row["positions"] for row in report["rows"]}
+    assert len({rows[name] for name in ("latent", "cut", "style", "chosen", "averaged")}) == 1
+    assert rows["text"] / 6 <= rows["latent"] < rows["text"] / 6 + 1
+    assert report["notes"][0] == "style=x was trained with ratio=3 and is read with ratio=6"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "dials", "ratio", "message"),
+    [
+        ("lm_layers", {**LAYERS, "ratio": 3}, "x", "ratio=x: must be a whole number of tokens for each position"),
+        ("lm_layers", {**LAYERS, "ratio": 3}, "0", "ratio=0: must be a whole number of tokens for each position"),
+        ("bottleneck", {"d_z": 4}, "2", "ratio=2: Bottleneck has no ratio that can change; leave it out"),
+    ],
+)
+def test_a_ratio_that_cannot_be_read_is_refused(cli, tiny, vocabulary, tmp_path, encoder, dials, ratio, message):
+    save(tiny, vocabulary, tmp_path / "run", encoder, **dials)
+    status, _, err = cli(*REPORT, f"ratio={ratio}")
+    assert status == 1
+    assert f"error: {message}" in err

@@ -253,7 +253,10 @@ def test_controls_have_as_many_positions_as_the_latents():
     assert byte["chosen"] == Component("chosen", {**equal, "checkpoint": "x"})
     layers = control_configs({"layers": 1, "ratio": 4}, "x", "y")
     assert list(layers) == ["text", "latent", "cut", "style", "chosen", "averaged", "empty"]
-    assert layers["style"] == Component("latent", {"checkpoint": "y", "factor": 1.0})
+    assert layers["latent"] == Component("latent", {"checkpoint": "x", "factor": 1.0, "ratio": None})
+    assert layers["style"] == Component("latent", {"checkpoint": "y", "factor": 1.0, "ratio": 4})
+    read = control_configs({"layers": 1, "ratio": 8}, "x", "y", 8)
+    assert read["latent"].dials["ratio"] == read["style"].dials["ratio"] == 8
     assert layers["chosen"].dials == {"ratio": 4.0, "positions": None, "checkpoint": "x"}
     with pytest.raises(UserError, match=r"^ratio=many: not a number of tokens for each latent"):
         control_configs({"ratio": "many"}, "x", "")
