@@ -55,6 +55,8 @@ class LMLayers(PooledEncoder):
         require(not markers, "markers", markers, "cannot be used with pool=halving: use 0")
         # A model for each layer, as any of the last ones may halve.
         self.bodies = nn.ModuleList(first_layers(lm.config, 1, first=layer) for layer in range(layers))
+        for model in self.bodies:
+            layer_list(model, "pool=halving; use pool=mean")
         for model in self.bodies[:-1]:
             model.norm = nn.Identity()
         self._require_halves(ratio)
@@ -72,6 +74,22 @@ class LMLayers(PooledEncoder):
         """Return the copied layers: one model, or one for each layer with `pool=halving`."""
         return [cast(PreTrainedModel, model) for model in (self.bodies if self.pool == HALVING else [self.body])]
 
+    def positions(self, tokens: int) -> int:
+        """Return ceil(T / ratio).
+
+        Raises:
+            UserError: The passage is too short, or the layers cannot halve to this ratio.
+        """
+        if self.pool == HALVING:
+            self._require_halves(self.ratio)
+        return super().positions(tokens)
+
+    def equal_groups(self, tokens: int) -> list[tuple[int, int]]:
+        """Return the groups of a passage: with `pool=halving` the tokens whose positions the layers have pooled."""
+        if self.pool != HALVING:
+            return super().equal_groups(tokens)
+        return [(start, min(start + self.ratio, tokens)) for start in range(0, tokens, self.ratio)]
+
     def states(self, passages: Passages) -> Tensor:
         """Return the outputs of the layers, (B, T, D); (B, L, D) with `pool=halving`."""
         if self.pool == HALVING:
@@ -80,7 +98,6 @@ class LMLayers(PooledEncoder):
 
     def _halved(self, passages: Passages) -> Tensor:
         """Return the outputs of the layers, of which the last log2(ratio) halve the positions: (B, L, D)."""
-        self._require_halves(self.ratio)
         hidden, lengths, stride = passages.embeds, passages.lengths, 1
         for layer, model in enumerate(self.models()):
             if layer >= len(self.bodies) - (self.ratio.bit_length() - 1):
@@ -112,7 +129,7 @@ class LMAttention(LMLayers):
     def __init__(self, lm: LMFacts, *, layers: int, ratio: int, groups: str, pool: str, markers: int = 0) -> None:
         super().__init__(lm, layers=layers, ratio=ratio, groups=groups, pool=pool, markers=markers)
         for model in self.models():
-            for layer in cast(nn.ModuleList, model.layers):
+            for layer in layer_list(model, "encoder=lm_attention; use encoder=lm_layers"):
                 if not isinstance(getattr(layer, "mlp", None), nn.Module):
                     raise UserError(
                         f"encoder=lm_attention: layers of {lm.config['model_type']} have no `mlp` to leave out; use "
@@ -146,6 +163,22 @@ def first_layers(config: Mapping[str, object], layers: int, first: int = 0) -> P
     )
     model.set_input_embeddings(nn.Identity())  # inputs are embeddings, so the table is not needed
     return model
+
+
+def layer_list(model: PreTrainedModel, use: str) -> nn.ModuleList:
+    """Return the layers of a model.
+
+    Args:
+        model: The model.
+        use: What needs the layers, and what to use instead, for the message.
+
+    Raises:
+        UserError: The model does not keep them in `layers`.
+    """
+    found = getattr(model, "layers", None)
+    if not isinstance(found, nn.ModuleList):
+        raise UserError(f"{type(model).__name__}: has no list `layers`, which is needed for {use}")
+    return found
 
 
 def copy_weights(lm: PreTrainedModel, model: PreTrainedModel, first: int = 0) -> None:

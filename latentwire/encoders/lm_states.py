@@ -66,25 +66,27 @@ class LMStates(PooledEncoder):
         return mixed
 
     def _read(self, passages: Passages) -> list[Tensor]:
-        """Return the LM's states of each passage, (T_i, S, D) each, from the cache where it has them."""
-        new = [n for n, text in enumerate(passages.texts) if text not in self._cache]
-        found = dict(zip(new, self._run(passages, new), strict=True)) if new else {}
-        for n, states in found.items():
-            if self.training and self._cached_bytes < CACHE_BYTES:
-                self._cache[passages.texts[n]] = states
-                self._cached_bytes += states.nbytes
-        return [found[n] if n in found else self._cache[text] for n, text in enumerate(passages.texts)]
+        """Return the LM's states of each passage, (T_i, S, D) each, from the cache where it has them.
+
+        Passages are read one by one: in a batch their bits would depend on the others, and so on when a run resumed.
+        """
+        found: list[Tensor] = []
+        for text, embeds, length in zip(passages.texts, passages.embeds, passages.lengths, strict=True):
+            states = self._cache.get(text)
+            if states is None:
+                states = self._run(embeds[:length])
+                if self.training and self._cached_bytes < CACHE_BYTES:
+                    self._cache[text] = states
+                    self._cached_bytes += states.nbytes
+            found.append(states)
+        return found
 
     @torch.no_grad()
-    def _run(self, passages: Passages, rows: list[int]) -> list[Tensor]:
-        """Run the frozen layers over some passages; return states of RMS 1, (T_i, S, D) each."""
-        dtype = choose_dtype("auto", passages.embeds.device)
-        nn.Module.to(self.body, dtype)
-        longest = max(passages.lengths[n] for n in rows)
-        embeds, mask = passages.embeds[rows, :longest].to(dtype), passages.mask[rows, :longest].long()
-        output = self.body(
-            inputs_embeds=embeds, attention_mask=mask, output_hidden_states=True, use_cache=False
-        ).hidden_states
-        states = torch.stack(output[1 :: self.every], dim=2)  # (B, T, S, D)
-        states = rms_norm(states, states.shape[-1:])
-        return [own[: passages.lengths[n]].clone() for own, n in zip(states, rows, strict=True)]
+    def _run(self, embeds: Tensor) -> Tensor:
+        """Run the frozen layers over a passage; return states of RMS 1: (T, D) -> (T, S, D)."""
+        dtype = choose_dtype("auto", embeds.device)
+        for parameter in self.body.parameters():  # buffers, such as rotary frequencies, stay float32
+            parameter.data = parameter.data.to(dtype)
+        output = self.body(inputs_embeds=embeds[None].to(dtype), output_hidden_states=True, use_cache=False)
+        states = torch.stack(output.hidden_states[1 :: self.every], dim=2)[0]  # (T, S, D)
+        return rms_norm(states, states.shape[-1:])

@@ -148,6 +148,10 @@ class PooledEncoder(Encoder):
         own = self._pooling_matrices(passages)[0] @ passages.embeds
         return nn.functional.pad(own, (0, 0, 0, self.marked))
 
+    def equal_groups(self, tokens: int) -> list[tuple[int, int]]:
+        """Return the groups of a passage for `groups=equal`: first token of each, and the token after its last."""
+        return group_bounds(tokens, self.positions(tokens) - self.marked)
+
     def _pooling_matrices(self, passages: Passages) -> tuple[Tensor, Tensor, Tensor]:
         """Return the weights of each token in each latent, (B, L - markers, T) each.
 
@@ -157,8 +161,7 @@ class PooledEncoder(Encoder):
         longest, device = passages.embeds.shape[1], passages.embeds.device
         counts = [self.positions(tokens) - self.marked for tokens in passages.lengths]
         if not self.reads_ids:
-            groups = [group_bounds(tokens, n) for tokens, n in zip(passages.lengths, counts, strict=True)]
-            means = pooling_matrix(longest, groups).to(device)
+            means = pooling_matrix(longest, [self.equal_groups(tokens) for tokens in passages.lengths]).to(device)
             return means, means, means
         assert passages.ids is not None, "groups=words needs the token ids"
         chosen_heads = [

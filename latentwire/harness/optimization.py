@@ -82,7 +82,7 @@ def make_optimizer(
     return AdamW(
         [
             {"params": own, "lr": rate * spec.learning_rate, "weight_decay": spec.weight_decay if decays else 0.0}
-            for (rate, decays), own in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+            for (rate, decays), own in sorted(groups.items(), key=lambda item: (item[0][0] == 1, item[0]), reverse=True)
         ],
         lr=spec.learning_rate,
     )

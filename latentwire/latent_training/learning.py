@@ -18,15 +18,17 @@ from latentwire.encoders.pipeline import Latents, LatentSpec, at_ratio
 from latentwire.encoders.registry import encoder_lm_config
 from latentwire.harness.checkpoint import State
 from latentwire.harness.config_files import repeated_choices
+from latentwire.harness.errors import UserError
 from latentwire.harness.optimization import Updater
 from latentwire.harness.progress import log
 from latentwire.harness.random import generator_for
 from latentwire.harness.run import Metrics, Run
 from latentwire.harness.training import Learning, StepReport
+from latentwire.latent_training.duration import steps_within
 from latentwire.latent_training.gradients import LossSums
 from latentwire.latent_training.objective import LatentObjective, halves
 from latentwire.latent_training.passages import LatentData, Passage, load_latent_data, skipped_lines
-from latentwire.latent_training.records import LatentEvaluation, LatentOutcome
+from latentwire.latent_training.records import HeldOutScores, LatentEvaluation, LatentOutcome
 from latentwire.latent_training.settings import LatentSettings
 from latentwire.latent_training.step_plan import TrainingStep, epochs_before_answers, plan_steps
 from latentwire.latent_training.validation import HeldOut
@@ -74,7 +76,11 @@ class LatentLearning(Learning[LatentOutcome]):
         self.lengths = [len(ids) for ids in texts]
         self.latents.encoder.learn(texts, self.lm.tokenizer)
         self._require_readable()
-        self.plan = plan_steps(self.data.train, self.lengths, spec, self.loss_weights, self.seed)
+        self.held_out = HeldOut(
+            self.objective, self.data.held_out, self.data.shots, spec.max_new_tokens, spec.batch_tokens
+        )
+        self.judge_by = spec.judge_by or ("f1" if self.loss_weights.needs_lm() else "cosine")
+        self.plan = self._plan()
         self.steps = len(self.plan)
         copied = {f"encoder.{name}" for name in self.latents.encoder.copied()}
         rates = {name: spec.copied_rate for name in parameters if name in copied}
@@ -82,12 +88,29 @@ class LatentLearning(Learning[LatentOutcome]):
         self.learner = {
             "latents": self.latents, "optimizer": self.updater.optimizer, "scheduler": self.updater.scheduler
         }  # fmt: skip
-        self.judge_by = spec.judge_by or ("f1" if self.loss_weights.needs_lm() else "cosine")
-        self.held_out = HeldOut(
-            self.objective, self.data.held_out, self.data.shots, spec.max_new_tokens, spec.batch_tokens
-        )
         self.best = _Best()
         self.history: list[LatentEvaluation] = []
+
+    def _plan(self) -> list[TrainingStep]:
+        """Return the steps of the run, as many as `steps` or `minutes` allow."""
+        spec, most = self.spec, self.spec.steps
+        if spec.minutes is not None:
+            everything = plan_steps(self.data.train, self.lengths, spec, self.loss_weights, self.seed)
+            most = steps_within(
+                spec.minutes, everything, self._try_step, self._evaluate, self.run.folder / "plan.json", self.state
+            )
+        return plan_steps(self.data.train, self.lengths, spec, self.loss_weights, self.seed, most)
+
+    def _try_step(self, step: TrainingStep) -> None:
+        """Do a step without an update, to measure its time."""
+        self.latents.train()
+        self._losses_of(step, 0, "the measurement of the time of a step")
+        self.latents.zero_grad(set_to_none=True)
+
+    def _evaluate(self) -> HeldOutScores:
+        """Return the scores on the held-out passages."""
+        self.latents.eval()
+        return self.held_out.scores(self.judge_by == "f1", self.state)
 
     def _tokens_read(self, passage: Passage) -> int:
         """Return the number of tokens to encode of a passage: its first half if `continuation` is trained."""
@@ -120,11 +143,22 @@ class LatentLearning(Learning[LatentOutcome]):
         return [max(self.spec.ratios), min(self.spec.ratios)] if self.spec.ratios else []
 
     def _shortest(self) -> int:
-        """Return the fewest tokens of a passage that can be encoded at every ratio of the run."""
-        found = [self.latents.encoder.shortest]
-        for ratio in self._most_and_least():
-            with at_ratio(self.latents.encoder, ratio):
-                found.append(self.latents.encoder.shortest)
+        """Return the fewest tokens of a passage that can be encoded at every ratio of the run.
+
+        Raises:
+            UserError: The encoder cannot have a ratio of the run.
+        """
+        encoder = self.latents.encoder
+        if self.spec.ratios and not encoder.any_ratio:
+            raise UserError(
+                f"ratios={self.spec.ratios}: encoder={self.settings.encoder.name} has no ratio that can change; "
+                "use ratios=null"
+            )
+        found = [encoder.shortest]
+        for ratio in self.spec.ratios or []:
+            with at_ratio(encoder, ratio):
+                found.append(encoder.shortest)
+                encoder.positions(encoder.shortest)  # refuses a ratio that the encoder cannot have
         return max(found)
 
     def saved_values(self) -> State:
@@ -160,17 +194,12 @@ class LatentLearning(Learning[LatentOutcome]):
         _log_data(self.settings, self.data, self.steps, self.updater, str(self.run.cfg.name))
 
     def step(self, number: int) -> StepReport:
-        """Do one optimizer step on this process's passages, in batches of bounded size."""
+        """Do one optimizer step on this process's passages."""
         step = self.plan[number - 1]
         started, doing = time.perf_counter(), f"step {number} of {self.run.cfg.name}"
         self.latents.train()
         self.updater.zero_grad()
-        sums = LossSums(self.loss_weights, doing)
-        for batch in self._batches(step):
-            generator = generator_for(self.seed, "noise", number, batch[0])
-            passages = [self.data.train[index] for index in batch]
-            losses = self.objective.losses(step.kind, passages, generator, step.ratio)
-            sums.accumulate(losses, len(step.passages))
+        sums = self._losses_of(step, number, doing)
         if step.kind == "reconstruction" and self.loss_weights.vocabulary and self.state.is_main_process:
             sums.accumulate({"vocabulary": self.objective.vocabulary_loss(self.seed, number)}, 1)
         update = self.updater.update(doing)
@@ -183,6 +212,16 @@ class LatentLearning(Learning[LatentOutcome]):
                             "tokens": tokens}  # fmt: skip
         timings = {"seconds": seconds, "tokens_per_second": tokens / seconds}
         return StepReport(metrics, timings, f"{step.kind} {loss:.3f}{self._last_scores()}", len(step.passages))
+
+    def _losses_of(self, step: TrainingStep, number: int, doing: str) -> LossSums:
+        """Return the losses of this process's passages, in batches of bounded size; their gradients are added up."""
+        sums = LossSums(self.loss_weights, doing)
+        for batch in self._batches(step):
+            generator = generator_for(self.seed, "noise", number, batch[0])
+            passages = [self.data.train[index] for index in batch]
+            losses = self.objective.losses(step.kind, passages, generator, step.ratio)
+            sums.accumulate(losses, len(step.passages))
+        return sums
 
     def _last_scores(self) -> str:
         if not self.history:
@@ -201,11 +240,10 @@ class LatentLearning(Learning[LatentOutcome]):
     def validate(self, number: int) -> Metrics | None:
         """Return the scores on the held-out passages at the end of an epoch; keep the weights if they are the best."""
         step = self.plan[number - 1]
-        last = (self.stop_epoch, self.spec.epochs)
+        last = (self.stop_epoch, self.plan[-1].epoch)
         if not (step.last_of_epoch and (step.epoch % self.spec.evaluate_every == 0 or step.epoch in last)):
             return None
-        self.latents.eval()
-        scores = self.held_out.scores(self.judge_by == "f1", self.state)
+        scores = self._evaluate()
         score = scores["f1"] if self.judge_by == "f1" else scores["cosine"]
         self.history.append({"epoch": step.epoch, **scores})
         if score > self.best.score:
@@ -221,7 +259,7 @@ class LatentLearning(Learning[LatentOutcome]):
             self.latents.load_state_dict(self.best.weights)
             about = {"trained_on": self.data.marks(), "name": str(self.run.cfg.name), "identity": self.run.identity}
             save_latents(self.latents, folder, about)
-        return {
+        outcome: LatentOutcome = {
             "encoder": str(folder),
             "held_out": held_out,
             "chosen_from": len(self.history),
@@ -239,6 +277,9 @@ class LatentLearning(Learning[LatentOutcome]):
             },
             "trained_weights": sum(parameter.numel() for parameter in self.updater.parameters.values()),
         }
+        if self.spec.minutes is not None:
+            outcome["steps"] = self.steps
+        return outcome
 
     def report(self, result: LatentOutcome) -> Mapping[str, float]:
         """Log the scores of the best weights, and return them."""
@@ -262,6 +303,7 @@ def _first_latents(settings: LatentSettings, lm: LanguageModel, vocabulary: Voca
         torch.manual_seed(generator_for(settings.run.seed, "encoder").initial_seed())
         latents = Latents(spec, vocabulary)
     latents.encoder.start_from(lm.model)
+    latents.training_dtype = settings.dtype
     return latents.to(lm.device)
 
 

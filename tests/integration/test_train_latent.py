@@ -116,7 +116,7 @@ def test_each_loss_is_logged_and_the_report_has_controls(trains, cli, tmp_path, 
     assert [step["epoch"] for step in steps if "held_out_f1" in step] == [1, 2]
 
     with monkeypatch.context() as patch:  # another version of the word selection
-        patch.setattr("latentwire.encoders.lm_layers.FORMAT", 3)
+        patch.setattr("latentwire.encoders.pooled.FORMAT", 3)
         status, _, err = trains(*WHOLE, "out=run")
     assert status == 1
     assert "encoder.versions.words was 2 and is 3" in err

@@ -114,14 +114,28 @@ def test_a_wrong_size_of_the_lm_is_named(tiny, vocabulary, tmp_path):
         load_latents(str(tmp_path), vocabulary)
 
 
-@pytest.mark.parametrize("encoder", ["bottleneck", "lm_layers", "byte"])
-def test_saved_latents_equal_the_loaded_ones(tiny, vocabulary, passages, tmp_path, encoder):
-    dials = {"bottleneck": {"d_z": 4},
-             "lm_layers": {"layers": 1, "ratio": 2, "groups": "words", "pool": "query"},
-             "byte": {"latent_len": 3, "byte_width": 16, "byte_layers": 1}}[encoder]  # fmt: skip
+POOLED = {"ratio": 2, "groups": "words", "pool": "query"}
+HALVING = {"ratio": 2, "groups": "equal", "pool": "halving"}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "dials"),
+    [
+        ("bottleneck", {"d_z": 4}),
+        ("byte", {"latent_len": 3, "byte_width": 16, "byte_layers": 1}),
+        ("lm_layers", {**POOLED, "layers": 1}),
+        ("lm_layers", {**POOLED, "layers": 1, "ratio": 1, "markers": 1}),
+        ("lm_layers", {**HALVING, "layers": 2}),
+        ("lm_attention", {**POOLED, "layers": 2}),
+        ("lm_attention", {**HALVING, "layers": 1}),
+        ("lm_states", {**POOLED, "every": 1}),
+    ],
+)
+def test_saved_latents_equal_the_loaded_ones(tiny, vocabulary, passages, tmp_path, encoder, dials):
     config = encoder_lm_config(encoder, tiny.model)
-    assert bool(config) == (encoder == "lm_layers")
+    assert bool(config) == encoder.startswith("lm_")
     latents = Latents(replace(SPEC, encoder=encoder, encoder_dials=dials, lm_config=config), vocabulary).eval()
+    latents.encoder.start_from(tiny.model)
     latents.encoder.learn([[5, 5, 7]], tiny.tokenizer)
     save_latents(latents, tmp_path / "encoder", {"trained_on": ["x"]})
     state = torch.get_rng_state()
@@ -132,6 +146,20 @@ def test_saved_latents_equal_the_loaded_ones(tiny, vocabulary, passages, tmp_pat
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert not loaded.training
     assert about_latents(str(tmp_path))["trained_on"] == ["x"]
+
+
+def test_folders_from_before_markers_and_scales_still_load(tiny, vocabulary, passages, tmp_path):
+    """Their config.json has neither the dial `markers` nor `adapter_scale`."""
+    config = encoder_lm_config("lm_layers", tiny.model)
+    dials = {**POOLED, "layers": 1, "markers": 0}
+    spec = replace(SPEC, encoder="lm_layers", encoder_dials=dials, lm_config=config, adapter_scale="norm")
+    latents = Latents(spec, vocabulary).eval()
+    save_latents(latents, tmp_path, {"trained_on": []})
+    about = json.loads((tmp_path / "config.json").read_text())
+    del about["encoder_dials"]["markers"], about["adapter_scale"]
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    for ours, theirs in zip(latents(passages), load_latents(str(tmp_path), vocabulary)(passages), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_checkpoint_without_a_dial_is_refused(vocabulary, tmp_path):
