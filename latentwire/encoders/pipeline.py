@@ -46,6 +46,7 @@ class Latents(nn.Module):
 
     def __init__(self, spec: LatentSpec, vocabulary: Vocabulary) -> None:
         super().__init__()
+        self.training_dtype = torch.float32  # of matrix products in training; weights stay float32
         mean_token_rms = float(vocabulary.mean_rms)
         self.spec, self.mean_token_rms = spec, mean_token_rms
         lm = LMFacts(vocabulary.width, mean_token_rms, spec.lm_config)
@@ -81,7 +82,8 @@ class Latents(nn.Module):
             UserError: The encoder returns another shape than (B, L, Z).
         """
         counts = [self.encoder.positions(tokens) for tokens in passages.lengths]
-        z = self.encoder(passages)
+        with self._in_training_dtype(passages.embeds.device):
+            z = self.encoder(passages)
         wanted = (len(counts), max(counts), self.encoder.z_width)
         if not isinstance(z, Tensor) or z.ndim != 3 or (len(z), z.shape[2]) != wanted[::2] or z.shape[1] < wanted[1]:
             shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
@@ -89,8 +91,14 @@ class Latents(nn.Module):
                 f"encoder={self.spec.encoder}: forward returned {shape}, expected {wanted}: passages, positions, "
                 "z_width; correct forward, positions or z_width"
             )
-        adapted = self.adapter(z)  # (B, L, D)
+        with self._in_training_dtype(passages.embeds.device):
+            adapted = self.adapter(z).float()  # (B, L, D)
         return [self.repair(rows[:n], generator) for rows, n in zip(adapted, counts, strict=True)]
+
+    def _in_training_dtype(self, device: torch.device) -> torch.autocast:
+        """Return a context in which training computes matrix products in `training_dtype`."""
+        lower = self.training and self.training_dtype != torch.float32
+        return torch.autocast(device.type, self.training_dtype if lower else None, enabled=lower)
 
     def repair(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return one passage after the transform, with its own or the straight-through gradient: (L, D) -> (L, D)."""

@@ -35,6 +35,7 @@ class LatentOutcome(TypedDict):
     history: list[LatentEvaluation]
     stop_epoch: int
     stopped: bool  # whether the run stopped before its last epoch
+    steps: NotRequired[int]  # number of steps of the plan, with `minutes`
     counts: dict[str, int]  # passages and questions that were used, and those that were skipped, by reason
     trained_weights: int
 

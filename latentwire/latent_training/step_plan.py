@@ -40,6 +40,8 @@ class TrainingSpec:
     mixed_share: float = 0.7
     copied_rate: float = 1.0
     extra_part: str = "all"
+    steps: int | None = None
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "passages_per_step", "max_new_tokens", "evaluate_every", "patience"):
@@ -59,6 +61,13 @@ class TrainingSpec:
             raise UserError(f"ratios={self.ratios}: must be ratios of 1 or more, such as [8,4,2], or null")
         if not 0 <= self.copied_rate < math.inf:
             raise UserError(f"copied_rate={self.copied_rate}: must be 0 or more")
+
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps={self.steps}: must be at least 1, or null for all epochs")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UserError(f"minutes={self.minutes}: must be above 0, or null for all epochs")
+        if self.steps is not None and self.minutes is not None:
+            raise UserError(f"steps={self.steps} minutes={self.minutes}: both say when to stop; leave one out")
 
     def identity(self) -> JsonObject:
         """Return the settings for the identity of a run, without later settings at their defaults."""
@@ -84,7 +93,12 @@ class TrainingStep:
 
 
 def plan_steps(
-    passages: Sequence[Passage], lengths: Sequence[int], spec: TrainingSpec, loss_weights: LossWeights, seed: int
+    passages: Sequence[Passage],
+    lengths: Sequence[int],
+    spec: TrainingSpec,
+    loss_weights: LossWeights,
+    seed: int,
+    most: int | None = None,
 ) -> list[TrainingStep]:
     """Return the steps of all epochs: first reconstruction and continuation in turn, then answers.
 
@@ -97,14 +111,16 @@ def plan_steps(
         spec: Number of epochs, share of the first phase and size of a step.
         loss_weights: Weight of each loss.
         seed: Seed of the order.
+        most: Largest number of steps; the first phase has its share of them. None: all epochs.
 
     Raises:
         UserError: An answer loss is on, but no passage has questions, or the first phase leaves no step for answers.
     """
     kinds = loss_weights.first_phase_kinds()
-    first_phase_epochs = (
-        spec.epochs if not loss_weights.trains_answers() else spec.first_phase * spec.epochs if kinds else 0.0
-    )
+    epochs = float(spec.epochs)
+    if most is not None:
+        epochs = min(epochs, most / math.ceil(len(passages) / spec.passages_per_step))
+    first_phase_epochs = epochs if not loss_weights.trains_answers() else spec.first_phase * epochs if kinds else 0.0
     questioned = [index for index, passage in enumerate(passages) if passage.questions]
     if loss_weights.trains_answers() and not questioned:
         raise UserError("weights.answer: the data have no questions; give question answering data, or weight 0")
@@ -122,6 +138,8 @@ def plan_steps(
             for places in order_of([lengths[index] for index in left], spec.passages_per_step, seed, epoch):
                 steps.append(("answers", tuple(left[place] for place in places)))
         plan += [TrainingStep(epoch + 1, kind, own, n == len(steps)) for n, (kind, own) in enumerate(steps, 1)]
+    if most is not None and most < len(plan):
+        plan = [*plan[: most - 1], replace(plan[most - 1], last_of_epoch=True)]
     if loss_weights.trains_answers() and spec.first_phase < 1 and all(step.kind != "answers" for step in plan):
         raise UserError(
             f"first_phase={spec.first_phase}: leaves no step for answers; lower it, or use 1 to train no answers"
