@@ -184,10 +184,15 @@ def test_each_loss_is_logged_and_the_report_has_controls(trains, cli, tmp_path, 
     assert made_by("force=true") == {*rows, *(f"{name}_likelihood" for name in rows)}
 
 
+STATES = [*WHOLE[: WHOLE.index("encoder=lm_layers")], "encoder=lm_states", "every=1", *WHOLE[-6:], "ratio=4",
+          "markers=1", "ratios=[4,2]", "weights.hidden=1", "continuation_share=0.4"]  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.float_path
-def test_a_killed_run_resumes_bit_for_bit(trains, tmp_path, monkeypatch):
-    assert trains(*WHOLE, "out=straight")[0] == 0
+@pytest.mark.parametrize("whole", [WHOLE, STATES], ids=["lm_layers", "lm_states"])
+def test_a_killed_run_resumes_bit_for_bit(trains, tmp_path, monkeypatch, whole):
+    assert trains(*whole, "out=straight")[0] == 0
     logged = read_rows(tmp_path / "straight" / "metrics.jsonl")
 
     class KilledError(BaseException):
@@ -205,11 +210,11 @@ def test_a_killed_run_resumes_bit_for_bit(trains, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Run, "log", log)
             with pytest.raises(KilledError):
-                trains(*WHOLE, f"out={folder.name}")
+                trains(*whole, f"out={folder.name}")
         assert not (folder / "result.json").exists()
         saved = [int(path.stem.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*.pt")]
         assert max(saved) < at
-        status, _, err = trains(*WHOLE, f"out={folder.name}")
+        status, _, err = trains(*whole, f"out={folder.name}")
         assert status == 0, err
         assert "going on after step" in err
         assert read_rows(folder / "metrics.jsonl") == logged
@@ -379,6 +384,22 @@ def test_rounds_rise():
         (["dtype=float16"], "dtype=float16"),
         (["eps=0.1"], "eps=0.1: embed_transform=baseline has no such dial"),
         (["latent_len=3"], "latent_len=3: encoder=lm_layers has no such dial"),
+        (["layers=1", "pool=foo"], "pool=foo: unknown; use one of mean, query, halving"),
+        (["encoder=lm_attention", "layers=99"], "layers=99: must be between 1 and the LM's 2 layers"),
+        (["encoder=lm_states", "every=0"], "every=0: must be between 1 and the LM's 2 layers"),
+        (["markers=-1"], "markers=-1: must be 0 or more"),
+        (["markers=30"], "ratio=2 with markers=30: more than the"),
+        (["ratios=[0]"], "ratios=[0]: must be ratios of 1 or more"),
+        (["ratios=[]"], "ratios=[]: must be ratios of 1 or more"),
+        (["ratios=x"], "ratios=x: expected"),
+        (["ratios=[2,36]"], "ratio=36: more than the"),
+        (["encoder=bottleneck", "ratios=[8]"], "ratios=[8]: encoder=bottleneck has no ratio that can change"),
+        (["layers=2", "groups=equal", "pool=halving", "ratios=[4,3,2]"], "ratio=3: must be a power of 2"),
+        (["mixed_share=2"], "mixed_share=2.0: must be a share, from 0 to 1"),
+        (["continuation_share=-1"], "continuation_share=-1.0: must be a share, from 0 to 1"),
+        (["copied_rate=-1"], "copied_rate=-1.0: must be 0 or more"),
+        (["extra_part=x"], "extra_part=x: unknown; use one of all, select, confirm"),
+        (["adapter_scale=no"], "adapter_scale=no: unknown; use one of norm, free"),
     ],
 )
 def test_invalid_settings_are_refused_before_any_work(trains, tmp_path, arguments, message):
@@ -454,6 +475,24 @@ def test_training_starts_from_the_lms_layers(trains, tiny, tmp_path):
     name = "layers.0.self_attn.q_proj.weight"
     saved = weights_in(tmp_path / "run")["encoder.body." + name]
     assert torch.equal(saved, tiny.model.base_model.get_parameter(name))
+
+
+@pytest.mark.slow
+def test_copied_layers_may_stay_as_they_are(trains, tiny, tmp_path):
+    """With copied_rate=0 the other weights train; of lm_states the LM's layers are never among the trained weights."""
+    frozen = {}
+    for name, arguments in (("layers", [*WHOLE, "copied_rate=0"]), ("states", STATES)):
+        status, _, err = trains(*arguments, "stop_epoch=1", f"out={name}")
+        assert status == 0, err
+        saved, counted = weights_in(tmp_path / name), read_json(tmp_path / name / "result.json")["trained_weights"]
+        body = {key.removeprefix("encoder.body."): own for key, own in saved.items() if key.startswith("encoder.body.")}
+        assert body
+        for key, own in body.items():  # lm_states keeps them in the dtype in which it reads
+            assert torch.equal(own, tiny.model.base_model.get_parameter(key).to(own.dtype))
+        assert float(saved["adapter.mlp.2.weight"].norm()) > 0
+        others = sum(own.numel() for key, own in saved.items() if "information" not in key and "begins" not in key)
+        frozen[name] = others - counted
+    assert frozen == {"layers": 0, "states": sum(own.numel() for own in body.values())}
 
 
 @pytest.mark.slow

@@ -56,6 +56,27 @@ def test_the_schedule_drives_the_optimizer():
     assert rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.075])
 
 
+def test_parameters_may_have_a_share_of_the_rate():
+    """The schedule scales every share, and the first group, whose rate is logged, has the full one."""
+    names = ("fast", "frozen", "usual", "bias")
+    parameters = {name: nn.Parameter(torch.ones(2) if name == "bias" else torch.ones(2, 2)) for name in names}
+    optimizer = make_optimizer(parameters, spec(schedule="linear"), {"fast": 3.0, "frozen": 0.0})
+    scheduler = make_scheduler(optimizer, spec(schedule="linear"), 6)
+    for own in parameters.values():
+        own.grad = torch.ones_like(own)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    rates = {id(own): group["lr"] for group in optimizer.param_groups for own in group["params"]}
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.075)
+    found = [rates[id(parameters[name])] for name in names]
+    assert found == pytest.approx([0.225, 0, 0.075, 0.075])
+    assert torch.equal(parameters["frozen"], torch.ones(2, 2))  # neither gradients nor weight decay move it
+    assert all(bool((parameters[name] < 1).all()) for name in ("fast", "usual", "bias"))
+    decays = {id(own): group["weight_decay"] for group in optimizer.param_groups for own in group["params"]}
+    assert [decays[id(parameters[name])] for name in names] == [0.5, 0.5, 0.5, 0.0]
+
+
 def test_only_matrices_decay():
     matrix, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
     optimizer = make_optimizer({"w": matrix, "b": bias}, spec())

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from latentwire.data.examples import DataSpec, Example, choose_examples, load_data
+from latentwire.data.examples import DataSpec, Example, choose_examples, draw_examples, load_data
 from latentwire.data.fingerprints import fingerprint, holder
 from latentwire.data.passages import Passage, split_passage
 from latentwire.harness.errors import UserError
@@ -16,8 +16,10 @@ from latentwire.latent_training.passages import PassageSpec, load_latent_data, o
 SHORT_QA = DataSpec("short_qa", "short_qa")
 
 
-def load(spec=SHORT_QA, extra="", samples=10000, held_out=0.1, shots=5, seed=0, extra_words=None):
-    return load_latent_data(spec, extra, PassageSpec(samples, extra_words, held_out, shots, 3), seed)
+def load(
+    spec=SHORT_QA, extra="", samples=10000, held_out=0.1, shots=5, seed=0, extra_words=None, extra_part="all"
+):  # fmt: skip
+    return load_latent_data(spec, extra, PassageSpec(samples, extra_words, held_out, shots, 3, extra_part), seed)
 
 
 def rows(path, *texts):
@@ -94,6 +96,25 @@ def test_extra_passages_are_split_and_never_held_out(tmp_path):
     assert data.held_out == usual.held_out
     assert data.train[: len(usual.train)] == usual.train
     assert {p.text for p in data.train[len(usual.train) :]} == {text.split(".")[0] + "." for text in texts}
+
+
+@pytest.mark.parametrize("extra_words", [None, 5])
+def test_the_halves_of_an_extra_file_are_those_of_part(tmp_path, extra_words):
+    """A run on extra_part=select sees no passage of run.py part=confirm, also where passages are split."""
+    texts = [f"Name{n} lives here. House number {n} is old." for n in range(40)]
+    file = rows(tmp_path / "a.jsonl", *texts)
+    usual = len(load().train)
+
+    def names(part: str) -> set[str]:
+        """Return the first words of the extra passages, one for each whole passage."""
+        data = load(extra=file.path, extra_words=extra_words, extra_part=part)
+        return {passage.text.split()[0] for passage in data.train[usual:]}
+
+    for part in ("select", "confirm"):
+        _, candidates = draw_examples(load_data(file), 0, 1, 0, part=part)
+        assert names(part) == {example.context.split()[0] for example in candidates}
+    assert not names("select") & names("confirm")
+    assert names("select") | names("confirm") == names("all") == {f"Name{n}" for n in range(40)}
 
 
 def test_evaluation_passages_are_found_before_splitting(tmp_path):
@@ -221,6 +242,7 @@ def test_samples_are_drawn_from_the_whole_file_in_order(tmp_path):
         ({"extra_words": 0}, "extra_words=0: must be at least 1"),
         ({"held_out": 1e-9}, r"115 are left to train on and 0 are held out"),
         ({"extra": "nowhere.txt"}, "extra=nowhere.txt: no such file"),
+        ({"extra_part": "half"}, "extra_part=half: unknown; use one of all, select, confirm"),
     ],
 )
 def test_invalid_settings_are_named(change, message):

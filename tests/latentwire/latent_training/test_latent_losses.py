@@ -10,8 +10,9 @@ import torch
 from latentwire.encoders.collapse import mean_pairwise_cosine
 from latentwire.harness.errors import UserError
 from latentwire.latent_training.losses import embedding_loss, manifold_loss, rms_loss
-from latentwire.lm.losses import distillation_loss, token_loss
+from latentwire.lm.losses import distillation_loss, hidden_loss, token_loss
 from latentwire.lm.vocabulary import Vocabulary
+from tests.helpers.random import draws
 
 
 def test_cosine_ignores_length_and_mse_does_not():
@@ -52,6 +53,26 @@ def test_token_loss_and_distillation():
     # .75 ln(.75 / .25) + .25 ln(.25 / .75) for the first, 0 for the second
     assert float(distillation_loss(logits, teacher)) == pytest.approx(0.5 * math.log(3) / 2)
     assert float(distillation_loss(teacher, teacher)) == pytest.approx(0, abs=1e-7)
+
+
+def test_hidden_loss_by_hand():
+    """The first layer's standard deviation is 2: half of it costs 1/8 and three of it 2.5 (smooth L1)."""
+    first = math.sqrt(3) * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    teacher = torch.stack([first, 700 + 50 * first])
+    assert float(first.std()) == pytest.approx(2)
+    student = teacher.clone()
+    student[0, 0, 0] += 1
+    student[0, 1, 1] -= 6
+    assert float(hidden_loss(student, teacher)) == pytest.approx((0.125 + 2.5) / 8)
+    assert float(hidden_loss(teacher, teacher)) == 0
+
+
+def test_hidden_loss_is_free_of_each_layers_scale():
+    student, teacher = torch.randn(2, 3, 5, 4, generator=draws(0))
+    scales = torch.tensor([1.0, 100.0, 0.01])[:, None, None]
+    found = hidden_loss(student, teacher)
+    assert float(hidden_loss(scales * student, scales * teacher)) == pytest.approx(float(found), rel=1e-4)
+    assert float(hidden_loss(scales * student, teacher)) != pytest.approx(float(found), rel=0.1)
 
 
 def test_mean_cosine_compares_equal_positions_of_passages():

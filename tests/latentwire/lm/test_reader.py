@@ -53,6 +53,37 @@ def test_logits_equal_the_models_over_each_single_branch(tiny, shots):
     assert reader.targets(rows).tolist() == targets == [32, 33, 34, 35, 39, 42]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shares", [True, False])
+def test_layer_states_equal_the_models_hidden_states(tiny, reader, shares):
+    """The layers come in the order of the call, and the final states are the last layer's after the norm."""
+    assert reader.shares
+    reader.shares = shares
+    passages = [ids_of(11, 12, 13), ids_of(21, 22, 23, 24, 25)]
+    branches = [(ReaderBranch((31, 32, 33), 3), ReaderBranch((34, 35), 1)), (ReaderBranch((41, 42), 2),)]
+    rows = [ReaderRow(tiny.embed(ids), own) for ids, own in zip(passages, branches, strict=True)]
+    last, first = [], []
+    for ids, own in zip(passages, branches, strict=True):
+        for branch in own:
+            whole = torch.cat([SHOTS, ids, ids_of(*branch.token_ids)])
+            hidden = tiny.model(input_ids=whole[None], output_hidden_states=True).hidden_states
+            predicting = slice(len(whole) - branch.predicted - 1, -1)
+            first.append(hidden[1][0, predicting])
+            last.append(hidden[2][0, predicting])
+    final, chosen = reader.layer_states(rows, [1, 0])
+    assert torch.allclose(final, torch.cat(last), atol=1e-3)
+    assert torch.allclose(chosen[1], torch.cat(first), atol=1e-3)
+    assert torch.allclose(tiny.model.base_model.norm(chosen[0]), torch.cat(last), atol=1e-3)
+    again, none = reader.layer_states(rows, [])
+    assert torch.equal(again, reader.states(rows)) and none.shape == (0, 6, 64)
+
+
+def test_a_model_without_a_list_of_layers_is_refused(reader):
+    reader.body = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"LlamaForCausalLM: has no list of layers .*; use weights.hidden=0"):
+        reader.layers  # noqa: B018 (the property raises)
+
+
 def test_the_lm_is_not_changed_and_gradients_reach_the_latents(tiny, reader):
     def digest() -> str:
         state = tiny.model.state_dict()
