@@ -54,7 +54,7 @@ def outputs_of_layers(tiny, embeds: Tensor, layers: list[int], last: int) -> Ten
 @torch.no_grad()
 @pytest.mark.parametrize(("every", "layers"), [(3, [0]), (1, [0, 1])])
 def test_the_loss_compares_states_at_question_and_answer(tiny, monkeypatch, every, layers):
-    """The expected states are those of the LM over shots, passage, question and answer as one sequence."""
+    """The LM gives the expected states over shots, passage, question and answer as one sequence."""
     monkeypatch.setattr("latentwire.latent_training.objective.HIDDEN_EVERY", every)
     objective = objective_of(tiny, hidden=1.0)
     assert list(objective.compared_layers) == layers
@@ -76,7 +76,7 @@ def test_the_loss_compares_states_at_question_and_answer(tiny, monkeypatch, ever
     assert float(found["hidden"]) == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_loss_has_gradients_to_the_encoder_but_none_to_its_teacher(tiny):
+def test_gradients_reach_the_encoder_and_not_the_teacher(tiny):
     objective = objective_of(tiny, hidden=1.0)
     objective.losses("answers", [PASSAGE], torch.Generator())["hidden"].backward()
     assert float(objective.latents.adapter.line.weight.grad.norm()) > 0
