@@ -192,14 +192,14 @@ def _write(pattern: Pattern, value: Callable[[str], str], draw: Draw, pieces: li
         elif isinstance(node, Alternatives):
             _write(node.options[draw.below(len(node.options))], value, draw, pieces)
         else:
-            pieces.append(number_text((node.low + draw.below(node.high - node.low + 1)) * node.step, node.style))
+            pieces.append(spelled_number((node.low + draw.below(node.high - node.low + 1)) * node.step, node.style))
 
 
 def _article(found: re.Match[str]) -> str:
     return f"{found[1]}{'n' if _VOWEL.match(found[2]) else ''} "
 
 
-def number_text(number: int, style: str = "") -> str:
+def spelled_number(number: int, style: str = "") -> str:
     """Return a number from 0 to 999,999 as a text; `style` is one of `STYLES`."""
     if style == "year":
         return str(number)

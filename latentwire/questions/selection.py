@@ -46,7 +46,7 @@ class QuestionModel(Protocol):
         """Return answers from sentences alone, from sentences and their questions."""
 
     def answer(self, examples: Sequence[Example], passage: bool) -> list[Generated]:
-        """Return answers to questions, asked in the ordinary way with or without their passages."""
+        """Return answers to questions in the ordinary prompt, with or without their passages."""
 
     def confidence(self, examples: Sequence[Example]) -> list[float]:
         """Return the mean probability of a token of each example's answer, given its passage, in [0, 1]."""

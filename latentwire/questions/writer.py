@@ -55,7 +55,7 @@ class ShownTexts:
 def draw_shown(data: Dataset, settings: QuestionSettings) -> ShownTexts:
     """Draw what the model is shown from the first part of a data set.
 
-    The shots are those of an evaluation with the same seed. The sentences are from other passages.
+    An evaluation with the same seed has the same shots. The sentences are from other passages.
 
     Raises:
         UserError: The data have too few passages, or no question that begins in one of the chosen ways.
@@ -117,7 +117,7 @@ class QuestionWriter:
         return self._decode(self.answering, prompts, [sentence for sentence, _ in questions])
 
     def answer(self, examples: Sequence[Example], passage: bool) -> list[Generated]:
-        """Return answers to questions, asked in the ordinary way with or without their passages."""
+        """Return answers to questions in the ordinary prompt, with or without their passages."""
         prompts = [self.prompts.prompt(example, passage).token_ids.tolist() for example in examples]
         return self._decode(self.asking, prompts, [example.context if passage else "" for example in examples])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentwire.data.patterns import Draw, number_text, parse_pattern, slot_counts, write_pattern
+from latentwire.data.patterns import Draw, spelled_number, parse_pattern, slot_counts, write_pattern
 
 
 def write(text, seed=0, **values):
@@ -21,7 +21,7 @@ def write(text, seed=0, **values):
     ],
 )  # fmt: skip
 def test_numbers_are_written(number, style, expected):
-    assert number_text(number, style) == expected
+    assert spelled_number(number, style) == expected
 
 
 @pytest.mark.parametrize(
