@@ -103,7 +103,7 @@ def test_no_run_of_six_words_is_one_of_short_qa(made, shipped):
 
 
 def test_no_name_occurs_in_short_qa(templates, shipped):
-    """All first and last names and all names made of syllables are compared, not only those of a sample."""
+    """All first and last names and all names made of syllables are compared, not only the ones of a sample."""
     texts = [text for example in shipped for text in (example.context, example.question)]
     theirs = {word for text in texts for word in re.findall(r"[\w'-]+", text) if word[0].isupper()}
     kinds = {name: [pattern[0] for pattern in patterns] for name, patterns in templates.kinds.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentwire.data.patterns import Draw, spelled_number, parse_pattern, slot_counts, write_pattern
+from latentwire.data.patterns import Draw, parse_pattern, slot_counts, spelled_number, write_pattern
 
 
 def write(text, seed=0, **values):

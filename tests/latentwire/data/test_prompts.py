@@ -57,6 +57,14 @@ def test_shots_show_passages_questions_and_first_answers(tokenizer):
     )
 
 
+def test_the_passages_of_shots_are_pieces_of_their_own(tokenizer):
+    pieces = PromptWriter(tokenizer).shot_pieces([[WHO, WHERE], [WHEN]])
+    assert [piece.passage for piece in pieces] == [None, FOX, None, WHEN.context, None]
+    assert [text(tokenizer, piece.token_ids) for piece in pieces if piece.passage] == [f" {FOX}", f" {WHEN.context}"]
+    assert text(tokenizer, pieces[0].token_ids) == "Context:"
+    assert text(tokenizer, pieces[2].token_ids).endswith("Answer: near the old mill\n\nContext:")
+
+
 def test_the_source_span_is_the_passage_and_the_question(tokenizer):
     prompt = PromptWriter(tokenizer).prompt(WHO)
     ids, mask = prompt.token_ids, prompt.source_mask
