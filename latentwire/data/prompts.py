@@ -33,6 +33,14 @@ class FewShotPrompt:
     given: torch.Tensor | None = None  # (T,) token ids that source and transform get instead; None: the prompt's own
 
 
+@dataclass(frozen=True)
+class ShotPiece:
+    """Consecutive tokens of the shots: a passage, or what stands between two passages."""
+
+    token_ids: torch.Tensor  # (T,) int64
+    passage: str | None = None  # the passage's text, if the tokens are a passage
+
+
 class PromptWriter:
     """Writes prompts as token ids of one tokenizer.
 
@@ -55,14 +63,25 @@ class PromptWriter:
         Args:
             passages: Examples of each shot. The examples of one shot share their passage.
         """
+        return torch.cat([piece.token_ids for piece in self.shot_pieces(passages)])
+
+    def shot_pieces(self, passages: list[list[Example]]) -> list[ShotPiece]:
+        """Return the tokens of the shots in pieces, so that each passage is a piece of its own.
+
+        Arguments are as in `shots`. The pieces between two passages hold the questions and answers.
+        """
         beginning = list(self.tokenizer("")["input_ids"])
-        ids = [i for i in beginning if i == self.tokenizer.bos_token_id][:1]
+        between = [i for i in beginning if i == self.tokenizer.bos_token_id][:1]
+        pieces: list[ShotPiece] = []
         for examples in passages:
-            ids += self.ids("Context:") + self.ids(f" {examples[0].context}")
+            text = examples[0].context
+            before = _piece([*between, *self.ids("Context:")])
+            pieces += [before, _piece(self.ids(f" {text}"), text)]
+            between = []
             for example in examples:
-                ids += self.asked(example) + self.ids(f" {example.answers[0]}")
-            ids += self.ids("\n\n")
-        return torch.tensor(ids, dtype=torch.int64)
+                between += self.asked(example) + self.ids(f" {example.answers[0]}")
+            between += self.ids("\n\n")
+        return [*pieces, _piece(between)]
 
     def asked(self, example: Example) -> list[int]:
         """Return the token ids of a question in a prompt, up to the beginning of the answer."""
@@ -113,3 +132,7 @@ class PromptWriter:
             spans.append(torch.tensor(ids, dtype=torch.int64))
             remaining -= len(ids)
         return spans
+
+
+def _piece(ids: list[int], passage: str | None = None) -> ShotPiece:
+    return ShotPiece(torch.tensor(ids, dtype=torch.int64), passage)

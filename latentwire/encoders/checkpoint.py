@@ -38,6 +38,7 @@ class EncoderRecord(TypedDict):
     lm_name: str
     lm_config: JsonObject
     adapter_scale: NotRequired[str]  # "norm" where it is missing
+    compressed_shots: NotRequired[bool]  # whether the shots' passages were latents, too; false where it is missing
     trained_on: list[str]  # fingerprints of the passages that trained or stopped it
     name: NotRequired[str]  # of the run that trained it
     identity: NotRequired[JsonObject]  # of that run
@@ -49,7 +50,7 @@ def save_latents(latents: Latents, folder: Path, about: Mapping[str, object]) ->
     Args:
         latents: The encoder, adapter and transform.
         folder: Folder to write to.
-        about: Further entries of config.json: `trained_on`, `name` and `identity` of `EncoderRecord`.
+        about: Further entries of config.json: `trained_on`, `name`, `identity` and `compressed_shots`.
 
     Raises:
         ResultWriteError: The folder is not writable, or the disk is full.

@@ -67,6 +67,7 @@ def evaluate(
             f"num_examples={num_examples}: must be the end of a block of examples "
             f"({setup.block_size} times 1, 2, 4, ...)"
         )
+    setup = setup.with_shots_of(source)
     before = setup.decoder.seconds, setup.decoder.positions
     share = _Share()
     wanted = range(len(known), end)

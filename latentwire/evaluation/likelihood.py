@@ -108,13 +108,17 @@ class Likelihoods:
         """Append the index and likelihood of each example in this process's share to `found`."""
         distort = self.setup.build_source(source)
         assert distort.passage_only or type(distort) is Source, "the question stays real tokens"
+        reader = self.reader.after(self.setup.with_shots_of(source).decoder.prefix)
         with Progress(f"{title}, likelihood", sum(map(len, self.groups))) as progress:
             for group in self.groups:
-                found += zip(group, self._over_group(group, source, distort), strict=True)
+                found += zip(group, self._over_group(group, source, distort, reader), strict=True)
                 progress.advance(len(group), f"NLL {sum(own.nll for _, own in found) / len(found):.3f}")
 
-    def _over_group(self, group: list[int], source: Component, distort: Source) -> list[Likelihood]:
-        """Return the likelihoods of a group, whose questions share one encoding of the passage."""
+    def _over_group(self, group: list[int], source: Component, distort: Source, reader: Reader) -> list[Likelihood]:
+        """Return the likelihoods of a group, whose questions share one encoding of the passage.
+
+        `reader` has the shots of the source; the LM that reads the text has them as text.
+        """
         lm, prompt = self.setup.lm, self.setup.prompts[group[0]]
         example = prompt.example
         real = lm.embed(prompt.token_ids[prompt.passage_mask]).float()  # (T, D)
@@ -122,7 +126,7 @@ class Likelihoods:
         seen = distort(real, generator, example.context)  # (L, D)
         require_finite_values(seen, f"the source {source.label}", example.id)
         row = self._row(seen, group)
-        states = self.reader.states([row])  # (N, D)
+        states = reader.states([row])  # (N, D)
         if group[0] not in self._states_over_text:
             text_states = states if type(distort) is Source else self.reader.states([self._row(real, group)])
             self._states_over_text[group[0]] = text_states.cpu()

@@ -98,7 +98,7 @@ class NormMeasurements:
         """Return the residual stream of each passage with a source; arguments as in `answers`."""
 
         def compute() -> tuple[Mapping[str, object], Rows]:
-            setup = self.setup
+            setup = self.setup.with_shots_of(source)
             before = setup.lm.embed(torch.tensor(PromptWriter(setup.lm.tokenizer).ids("Context:")))
             found: list[PassageResiduals] = []
             for prompt, embeds in self._replaced(source):

@@ -66,6 +66,7 @@ class Request:
             dials = {dial: about["sha256"] if str(value) == folder else value for dial, value in source.dials.items()}
             source = Component(source.name, dials)
             plugins |= latents_plugins(about["encoder"], about["transform"], about["transform_dials"])
+        compressed_shots = SOURCES[source.name].replaces_shots(self.source.dials)
         unchanged = SOURCES[source.name].unchanged.items()
         source = Component(
             source.name, {dial: value for dial, value in source.dials.items() if (dial, value) not in unchanged}
@@ -81,6 +82,7 @@ class Request:
             **({"fitted_on": FITTED_ON} if is_fitted(transform.name, transform.dials) else {}),
             **({} if self.passage else {"passage": False}),
             **({"scrambled": True} if self.scrambled else {}),
+            **({"compressed_shots": True} if compressed_shots else {}),
             **({"first": self.block_size} if self.block_size else {}),
             **({"metrics": further} if further else {}),
             **({"plugins": plugins} if plugins else {}),

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from latentwire.data.examples import PARTS, Dataset, DataSpec, draw_examples, first_examples, load_data
-from latentwire.data.prompts import FewShotPrompt, PromptWriter
+from latentwire.data.prompts import FewShotPrompt, PromptWriter, ShotPiece
 from latentwire.evaluation import detectors
 from latentwire.evaluation.decoding_check import check_decoding
 from latentwire.evaluation.metrics import Scoring
@@ -21,13 +21,15 @@ from latentwire.harness.precision import choose_dtype
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import JsonObject
 from latentwire.lm.batching import plan_batches
-from latentwire.lm.decoding import Decoder, encode_prefix
+from latentwire.lm.decoding import Decoder, encode_prefix, encode_prefix_embeds
+from latentwire.lm.digest import digest
 from latentwire.lm.models import LanguageModel, load_model
+from latentwire.lm.shots import shots_embeds
 from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.records import Finding
 from latentwire.sources.base import Source
-from latentwire.sources.registry import build_source
+from latentwire.sources.registry import SOURCES, build_source
 
 FITTED_ON = 16384  # transforms are fitted on at most this many embeddings; part of the hash
 WARM_UP = 8  # the model encodes this many tokens of the shots before the timing starts
@@ -116,12 +118,48 @@ class EvaluationSetup:
     block_size: int  # examples in the first block; 0: no blocks
     shots_sec: float  # seconds in which the model encoded the shots
     scoring: Scoring = field(default_factory=Scoring)  # answer metrics to compute
+    shots: list[ShotPiece] = field(default_factory=list)  # the tokens of the shots
+    after_latents: dict[bytes, tuple[Decoder, float]] = field(default_factory=dict)  # last decoder of `with_shots_of`
 
     def build_source(self, source: Component) -> Source:
         """Return a source with the random generator that its name, the seed and the draw determine."""
         built = build_source(source.name, source.dials, self.vocabulary, self.settings.generator(source.name))
         built.learn(self.fitting_passages, self.lm.tokenizer)
         return built
+
+    @torch.no_grad()
+    def with_shots_of(self, source: Component) -> EvaluationSetup:
+        """Return the set-up for a source: if it replaces the shots' passages, with a decoder of its own.
+
+        The last such decoder is kept with the embeddings of its shots as the key. So two sources share a decoder and
+        its answers only if their shots are the same bit for bit.
+
+        Raises:
+            UserError: A dial is out of range, a value is not finite, or the shots are longer than the LM's context.
+        """
+        if not SOURCES[source.name].replaces_shots(source.dials):
+            return self
+        built, lm = self.build_source(source), self.lm
+        passages = []
+        for number, piece in enumerate(piece for piece in self.shots if piece.passage is not None):
+            generator = self.settings.generator(source.name, "shots", number)
+            passages.append(built(lm.embed(piece.token_ids).float(), generator, piece.passage or ""))
+            detectors.require_finite_values(passages[-1], f"the source {source.label}", f"(shot {number + 1})")
+        embeds = shots_embeds(lm, self.shots, passages)
+        if len(embeds) + self.settings.max_new_tokens >= lm.context_length:
+            raise UserError(
+                f"shots={self.settings.shots}: take {len(embeds)} positions with the source {source.label}, and the "
+                f"model has {lm.context_length}; lower shots, or use fewer positions"
+            )
+        key = digest([embeds])
+        if key not in self.after_latents:
+            self.after_latents.clear()
+            started = time.perf_counter()
+            prefix = encode_prefix_embeds(lm, embeds)
+            seconds = time.perf_counter() - started
+            self.after_latents[key] = Decoder(lm, prefix, self.settings.max_new_tokens), seconds
+        decoder, seconds = self.after_latents[key]
+        return replace(self, decoder=decoder, shots_sec=seconds)
 
 
 def prepare(
@@ -154,7 +192,8 @@ def prepare_with(lm: LanguageModel, dataset: Dataset, settings: Settings, block_
     )
     examples = first_examples(candidates, settings.samples, settings.part)
     writer = PromptWriter(lm.tokenizer)
-    shot_ids = writer.shots(shots)
+    pieces = writer.shot_pieces(shots)
+    shot_ids = torch.cat([piece.token_ids for piece in pieces])
     room = lm.context_length - len(shot_ids) - settings.max_new_tokens
     prompts = [writer.prompt(example) for example in examples]
     fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= room]
@@ -188,6 +227,7 @@ def prepare_with(lm: LanguageModel, dataset: Dataset, settings: Settings, block_
         settings=settings,
         block_size=block_size,
         shots_sec=shots_sec,
+        shots=pieces,
     )
     return replace(setup, batches=_plan(setup))
 

@@ -24,6 +24,7 @@ from latentwire.harness.progress import log
 from latentwire.harness.random import generator_for
 from latentwire.harness.run import Metrics, Run
 from latentwire.harness.training import Learning, StepReport
+from latentwire.latent_training.compressed_shots import CompressedShotsObjective
 from latentwire.latent_training.duration import steps_within
 from latentwire.latent_training.gradients import LossSums
 from latentwire.latent_training.objective import LatentObjective, halves
@@ -67,7 +68,8 @@ class LatentLearning(Learning[LatentOutcome]):
             self.lm = load_model(settings.model, self.state.device, settings.dtype)
         vocabulary = Vocabulary(self.lm.token_embeddings(), seed=self.seed)
         self.latents = _first_latents(settings, self.lm, vocabulary)
-        self.objective = LatentObjective(
+        objective = CompressedShotsObjective if spec.compressed_shots else LatentObjective
+        self.objective = objective(
             self.lm, vocabulary, self.latents, self.loss_weights, self.data.shots, spec.answer_tokens, spec.distance
         )
         parameters = {name: own for name, own in self.latents.named_parameters() if own.requires_grad}
@@ -216,6 +218,8 @@ class LatentLearning(Learning[LatentOutcome]):
     def _losses_of(self, step: TrainingStep, number: int, doing: str) -> LossSums:
         """Return the losses of this process's passages, in batches of bounded size; their gradients are added up."""
         sums = LossSums(self.loss_weights, doing)
+        if step.kind == "answers":
+            self.objective.encode_shots(step.ratio)
         for batch in self._batches(step):
             generator = generator_for(self.seed, "noise", number, batch[0])
             passages = [self.data.train[index] for index in batch]
@@ -258,7 +262,8 @@ class LatentLearning(Learning[LatentOutcome]):
         if self.state.is_main_process:
             self.latents.load_state_dict(self.best.weights)
             about = {"trained_on": self.data.marks(), "name": str(self.run.cfg.name), "identity": self.run.identity}
-            save_latents(self.latents, folder, about)
+            how = {"compressed_shots": True} if self.spec.compressed_shots else {}
+            save_latents(self.latents, folder, {**about, **how})
         outcome: LatentOutcome = {
             "encoder": str(folder),
             "held_out": held_out,

@@ -23,7 +23,7 @@ from latentwire.harness.random import generator_for
 from latentwire.harness.results import JsonObject
 from latentwire.latent_training.losses import embedding_loss, manifold_loss, rms_loss
 from latentwire.latent_training.passages import Passage
-from latentwire.lm.decoding import encode_prefix
+from latentwire.lm.decoding import Prefix, encode_prefix
 from latentwire.lm.losses import distillation_loss, hidden_loss, token_loss
 from latentwire.lm.models import LanguageModel
 from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow
@@ -82,7 +82,7 @@ class LossWeights:
 
 
 class LatentObjective:
-    """Computes the losses of passages.
+    """Computes the losses of passages. The shots are text; `CompressedShotsObjective` compresses their passages.
 
     Args:
         lm: The frozen LM.
@@ -97,6 +97,8 @@ class LatentObjective:
         UserError: `answer_tokens` is below 1, or the loss `vocabulary` is on with an encoder that cannot encode single
             tokens.
     """
+
+    compresses_shots = False
 
     def __init__(
         self,
@@ -116,13 +118,13 @@ class LatentObjective:
                 f"encoder={latents.spec.encoder} can encode; use 0, or encoder=bottleneck"
             )
         self.lm, self.vocabulary, self.latents, self.loss_weights = lm, vocabulary, latents, loss_weights
-        self.answer_tokens, self.distance = answer_tokens, distance
+        self.shots, self.answer_tokens, self.distance = shots, answer_tokens, distance
         self.writer = PromptWriter(lm.tokenizer)
         self.context_embeds = lm.embed(torch.tensor(self.writer.ids("Context:")))
         self.newline = self.writer.ids("\nQuestion:")[0]
         if loss_weights.needs_lm():
             self.text_reader = Reader(lm, encode_prefix(lm, self.writer.shots([])))
-            self.question_reader = Reader(lm, encode_prefix(lm, self.writer.shots(shots)))
+            self.teacher_reader = self.question_reader = Reader(lm, encode_prefix(lm, self.writer.shots(shots)))
         self.compared_layers = range(0, len(self.question_reader.layers), HIDDEN_EVERY) if loss_weights.hidden else ()
         self.teacher_states: dict[str, tuple[Tensor, Tensor]] = {}
         self._teacher_bytes = 0
@@ -131,6 +133,17 @@ class LatentObjective:
         """Return texts with the token ids and embeddings that they have in a prompt."""
         ids = [self.writer.ids(f" {text}") for text in texts]
         return make_passages(texts, [self.lm.embed(torch.tensor(own, dtype=torch.long)) for own in ids], ids)
+
+    def encode_shots(self, ratio: int | None) -> None:
+        """Encode the shots anew for a step of kind `answers`, at the ratio of the step; text stays as it is."""
+
+    def shots_prefix(self, shots: list[list[Example]]) -> Prefix:
+        """Return the keys and values of the shots, as the LM that reads latents gets them."""
+        return encode_prefix(self.lm, self.writer.shots(shots))
+
+    def shots_positions(self) -> int:
+        """Return the number of positions of the shots, as the LM that reads latents gets them."""
+        return self.teacher_reader.prefix.length
 
     def losses(
         self, kind: str, passages: list[Passage], generator: torch.Generator, ratio: int | None = None
@@ -195,7 +208,7 @@ class LatentObjective:
         widest = max(words, self.latents.encoder.positions(words))
         if kind != "answers":
             return words + widest
-        return self.question_reader.prefix.length + widest + 24 * len(passage.questions)
+        return self.shots_positions() + widest + 24 * len(passage.questions)
 
     def require_room(self, passage: Passage) -> None:
         """Check that a passage fits into the LM's context together with the tokens that follow it.
@@ -208,9 +221,10 @@ class LatentObjective:
         if weights.text + weights.continuation > 0:
             self.text_reader.require_room(latents + len(self.writer.ids(AGAIN)) + words)
         if weights.trains_answers() and passage.questions:
-            context = max(latents, len(self.context_embeds) + words if weights.needs_teacher() else 0)
             longest = max(len(self.question_branch(example).token_ids) for example in passage.questions)
-            self.question_reader.require_room(context + longest)
+            self.question_reader.require_room(latents + longest, self.shots_positions())
+            if weights.needs_teacher():
+                self.teacher_reader.require_room(len(self.context_embeds) + words + longest)
 
     def _branch(self, prompt: str, target: str) -> ReaderBranch:
         """Return a branch of prompt and target whose target tokens are predicted."""
@@ -258,7 +272,7 @@ class LatentObjective:
             teacher = [self._states_over_text(p, e, own) for p, e, own in zip(passages, texts, branches, strict=True)]
             if self.loss_weights.distillation:
                 losses["distillation"] = _sum(
-                    distillation_loss(a, self.question_reader.logits(b))
+                    distillation_loss(a, self.teacher_reader.logits(b))
                     for a, (b, _) in zip(logits, teacher, strict=True)
                 )
             if self.loss_weights.hidden:
@@ -284,7 +298,7 @@ class LatentObjective:
         states = self.teacher_states.get(passage.text)
         if states is None:
             rows = self.packed_rows([embeds], [branches])
-            states = self.question_reader.layer_states(rows, self.compared_layers)
+            states = self.teacher_reader.layer_states(rows, self.compared_layers)
             if self._teacher_bytes < TEACHER_BYTES:
                 self.teacher_states[passage.text] = states
                 self._teacher_bytes += sum(own.nbytes for own in states)

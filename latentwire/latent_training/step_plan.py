@@ -40,6 +40,7 @@ class TrainingSpec:
     mixed_share: float = 0.7
     copied_rate: float = 1.0
     extra_part: str = "all"
+    compressed_shots: bool = False
     steps: int | None = None
     minutes: float | None = None
 
@@ -61,6 +62,11 @@ class TrainingSpec:
             raise UserError(f"ratios={self.ratios}: must be ratios of 1 or more, such as [8,4,2], or null")
         if not 0 <= self.copied_rate < math.inf:
             raise UserError(f"copied_rate={self.copied_rate}: must be 0 or more")
+        if self.compressed_shots and self.shots < 1:
+            raise UserError(
+                f"compressed_shots=true shots={self.shots}: no shots to compress; raise shots, or use "
+                "compressed_shots=false"
+            )
 
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps={self.steps}: must be at least 1, or null for all epochs")

@@ -19,7 +19,7 @@ from latentwire.latent_training.objective import LatentObjective
 from latentwire.latent_training.passages import Passage
 from latentwire.latent_training.records import HeldOutScores
 from latentwire.lm.batching import plan_batches
-from latentwire.lm.decoding import Decoder, encode_prefix
+from latentwire.lm.decoding import Decoder
 from latentwire.stats.clusters import SampledClusters
 from latentwire.stats.intervals import mean_interval
 
@@ -83,9 +83,8 @@ class HeldOut:
     def _answer_scores(self, latents: list[Tensor], state: PartialState) -> list[float]:
         """Let the LM answer the questions with latents as context; return the F1 of each answer."""
         objective, lm, writer = self.objective, self.objective.lm, self.objective.writer
-        if self._decoder is None:
-            prefix = encode_prefix(lm, writer.shots(self.shots))
-            self._decoder = Decoder(lm, prefix, self.max_new_tokens)
+        if self._decoder is None or objective.compresses_shots:
+            self._decoder = Decoder(lm, objective.shots_prefix(self.shots), self.max_new_tokens)
         questions = [(number, example) for number, p in enumerate(self.passages) for example in p.questions]
         inputs = [
             torch.cat(

@@ -47,12 +47,24 @@ class Generated:
 @torch.no_grad()
 def encode_prefix(lm: LanguageModel, token_ids: Tensor) -> Prefix:
     """Compute the keys and values of the shared prefix from its token ids, (P,)."""
-    if len(token_ids) == 0:
+    return _encode(lm, input_ids=token_ids)
+
+
+@torch.no_grad()
+def encode_prefix_embeds(lm: LanguageModel, embeds: Tensor) -> Prefix:
+    """Compute the keys and values of the shared prefix from its embeddings, (P, D), without gradients."""
+    return _encode(lm, inputs_embeds=embeds.to(lm.dtype))
+
+
+def _encode(lm: LanguageModel, **inputs: Tensor) -> Prefix:
+    """Return the keys and values of one row of inputs, (P,) or (P, D)."""
+    ((name, own),) = inputs.items()
+    if len(own) == 0:
         return Prefix(0, ())
     cache = DynamicCache()
-    lm.model(input_ids=token_ids[None].to(lm.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    lm.model(**{name: own[None].to(lm.device)}, past_key_values=cache, use_cache=True, logits_to_keep=1)
     layers: list[Any] = list(cache.layers)
-    return Prefix(len(token_ids), tuple((layer.keys, layer.values) for layer in layers))
+    return Prefix(len(own), tuple((layer.keys, layer.values) for layer in layers))
 
 
 class Decoder:

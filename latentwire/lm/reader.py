@@ -8,6 +8,7 @@ weights are never trained.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,12 @@ class Reader:
             )
         self.shares = can_share(lm, prefix)
         self.window: int | None = getattr(config, "sliding_window", None) if slides_window(config) else None
+
+    def after(self, prefix: Prefix) -> Reader:
+        """Return a reader for rows that follow another prefix; an empty prefix only in place of an empty one."""
+        again = copy.copy(self)
+        again.prefix = prefix
+        return again
 
     def targets(self, rows: list[ReaderRow]) -> Tensor:
         """Return the ids of the tokens to predict, row by row and branch by branch: (N,)."""
@@ -163,19 +170,21 @@ class Reader:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def require_room(self, positions: int) -> None:
+    def require_room(self, positions: int, shots: int | None = None) -> None:
         """Check that the LM's context has room for the prefix and further positions.
 
         Args:
             positions: Number of positions after the prefix.
+            shots: Length of the prefix; None: of the reader's own.
 
         Raises:
             UserError: The context is too short.
         """
-        longest = self.prefix.length + positions
+        shots = self.prefix.length if shots is None else shots
+        longest = shots + positions
         if longest > self.lm.context_length:
             raise UserError(
-                f"shots: with {self.prefix.length} tokens of shots a passage and its question take {longest} "
+                f"shots: with {shots} tokens of shots a passage and its question take {longest} "
                 f"positions, more than the model's {self.lm.context_length}; lower shots, or leave out long passages"
             )
 

@@ -42,6 +42,11 @@ class Source:
         """
         return None
 
+    @classmethod
+    def replaces_shots(cls, dials: Mapping[str, object]) -> bool:
+        """Return whether the source also replaces the passages of the shots, because its encoder was trained so."""
+        return False
+
     def learn(self, passages: Sequence[Tensor], tokenizer: PreTrainedTokenizerBase) -> None:
         """Compute what the source needs from passages outside the evaluation, such as word counts, before any call.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentwire.encoders.base import make_passages
-from latentwire.encoders.checkpoint import load_latents
+from latentwire.encoders.checkpoint import about_latents, load_latents
 from latentwire.encoders.cost import BYTES_PER_NUMBER
 from latentwire.encoders.pipeline import set_ratio
 from latentwire.lm.vocabulary import Vocabulary
@@ -56,6 +56,11 @@ class Latent(Source):
     def encoder_folder(cls, dials: Mapping[str, object]) -> str | None:
         """Return the folder of the encoder."""
         return str(dials["checkpoint"])
+
+    @classmethod
+    def replaces_shots(cls, dials: Mapping[str, object]) -> bool:
+        """Return whether the shots' passages were latents in the encoder's training."""
+        return about_latents(dials["checkpoint"]).get("compressed_shots", False)
 
     def replace(self, x: Tensor, generator: torch.Generator, passage: str) -> Tensor:
         """Return factor times the latents of the passage, (L, D); the encoder uses embeddings, token ids or text."""

@@ -149,7 +149,7 @@ def test_a_source_receives_the_passage_in_float32(bench, monkeypatch):
     )
     settings = replace(bench.settings, dtype="bfloat16")
     rounded = prepare(model_spec("tiny_random"), DataSpec("short_qa", "short_qa"), settings, STATE)
-    found = Likelihoods(replace(rounded, prompts=bench.prompts), STATE).over(Component("received"), "")
+    found = Likelihoods(replace(rounded, prompts=bench.prompts), STATE).over(Component("text"), "")
     contexts = [bench.prompts[i].example.context for i in (0, 1, 3)]
     assert RecordingSource.received == [(context, torch.float32) for context in contexts]
     assert max(own.kl for own in found) < 1e-6
