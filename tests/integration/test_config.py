@@ -361,9 +361,12 @@ def test_no_task_makes_a_folder_of_the_file_it_writes(task):
     assert compose("run", return_hydra_config=True).hydra.run.dir == "outputs/single"
 
 
+SHALLOW = {"lm_attention": ["layers=1"], "lm_layers": ["layers=1"], "lm_states": ["every=1"]}  # for two layers
+
+
 @pytest.mark.parametrize("name", options("encoder"))
 def test_every_encoder_file_builds_its_encoder(name, tiny):
-    cfg = compose("train", overrides=["task=latent", f"encoder={name}", *(["layers=1"] if name == "lm_layers" else [])])
+    cfg = compose("train", overrides=["task=latent", f"encoder={name}", *SHALLOW.get(name, [])])
     dials = OmegaConf.to_container(cfg.encoder.dials, resolve=True)
     lm = LMFacts(64, 1.0, encoder_lm_config(name, tiny.model))
     assert type(build_encoder(cfg.encoder.name, dials, lm)) is ENCODERS[name]
