@@ -97,7 +97,7 @@ def report(cfg: DictConfig, session: Session | None = None) -> LatentReport:
     state = accelerator_state(cfg.device)
     request = read(cfg, state, 0)
     about = about_latents(cfg.checkpoint, request.model.identity())
-    notes = _notes_on_style(cfg, about, request.model.identity())
+    notes = [*_notes_on_shots(cfg, about), *_notes_on_style(cfg, about, request.model.identity())]
     store = ResultStore(Path(str(cfg.out)))
     if state.is_main_process:
         store.require_writable()
@@ -146,6 +146,15 @@ def _dials(cfg: DictConfig, about: EncoderRecord) -> JsonObject:
     """Return the encoder's dials, with the ratio at which the report reads it."""
     ratio = cfg.embed_source.dials.ratio
     return about["encoder_dials"] if ratio is None else {**about["encoder_dials"], "ratio": require_ratio(ratio)}
+
+
+def _notes_on_shots(cfg: DictConfig, about: EncoderRecord) -> list[str]:
+    """Return which sources have shots with latents; the others have them as text, as a model without training does."""
+    trained = {"latents": about, **({f"style={cfg.style}": about_latents(cfg.style)} if cfg.style else {})}
+    compressed = [name for name, own in trained.items() if own.get("compressed_shots", False)]
+    if not compressed:
+        return []
+    return [f"the shots' passages are latents for {' and '.join(compressed)}, and text for all others"]
 
 
 def _notes_on_style(cfg: DictConfig, about: EncoderRecord, lm: JsonObject) -> list[str]:

@@ -20,6 +20,7 @@ from latentwire.latent_training import validation
 from latentwire.latent_training.compressed_shots import CompressedShotsObjective
 from latentwire.latent_training.objective import LatentObjective, LossWeights
 from latentwire.latent_training.passages import Passage
+from latentwire.latent_training.step_plan import TrainingSpec
 from latentwire.latent_training.validation import HeldOut
 from latentwire.lm.decoding import Decoder, Prefix
 from latentwire.lm.vocabulary import Vocabulary
@@ -75,7 +76,7 @@ def keys(prefix: Prefix) -> torch.Tensor:
 
 
 def test_text_as_latents_gives_the_losses_of_text_shots(tiny):
-    """The losses are compared with those of the objective whose shots are tokens."""
+    """The losses are compared with the losses of the objective whose shots are tokens."""
     weights = {"answer": 1.0, "distillation": 1.0, "hidden": 1.0}
     plain, compressed = (objective_of(tiny, kind, oracle=True, **weights) for kind in (False, True))
     compressed.encode_shots(None)
@@ -181,3 +182,15 @@ def test_held_out_answers_follow_the_present_weights(tiny, monkeypatch):
         assert len(used) == (2 if compressed else 1)
         assert torch.equal(keys(used[-1]), keys(objective.shots_prefix(SHOWN)))
         assert not compressed or not torch.equal(keys(used[0]), keys(used[1]))
+
+
+def test_a_run_without_shots_has_none_to_compress():
+    usual: dict[str, Any] = {
+        "samples": 9, "extra_words": None, "epochs": 5, "first_phase": 0.4, "held_out": 0.1, "questions_per_shot": 1,
+        "answer_tokens": 8, "max_new_tokens": 2, "distance": "cosine", "passages_per_step": 2, "batch_tokens": 99,
+        "evaluate_every": 1, "judge_by": None, "patience": 3,
+    }  # fmt: skip
+    assert "compressed_shots" not in TrainingSpec(**usual, shots=0).identity()
+    assert TrainingSpec(**usual, shots=1, compressed_shots=True).identity()["compressed_shots"] is True
+    with pytest.raises(UserError, match="compressed_shots=true shots=0: no shots to compress"):
+        TrainingSpec(**usual, shots=0, compressed_shots=True)
