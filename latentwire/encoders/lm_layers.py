@@ -55,7 +55,7 @@ class LMLayers(PooledEncoder):
         require(not markers, "markers", markers, "cannot be used with pool=halving: use 0")
         # A model for each layer, as any of the last ones may halve.
         self.bodies = nn.ModuleList(first_layers(lm.config, 1, first=layer) for layer in range(layers))
-        for model in self.bodies:
+        for model in self.models():
             layer_list(model, "pool=halving; use pool=mean")
         for model in self.bodies[:-1]:
             model.norm = nn.Identity()
