@@ -57,8 +57,8 @@ class LMLayers(PooledEncoder):
         self.bodies = nn.ModuleList(first_layers(lm.config, 1, first=layer) for layer in range(layers))
         for model in self.models():
             layer_list(model, "pool=halving; use pool=mean")
-        for model in self.bodies[:-1]:
-            model.norm = nn.Identity()
+        for inner in self.models()[:-1]:
+            inner.norm = nn.Identity()
         self._require_halves(ratio)
 
     def start_from(self, lm: PreTrainedModel) -> None:
