@@ -27,7 +27,7 @@ from latentwire.harness.optimization import OptimizerSpec
 from latentwire.harness.paths import CONF
 from latentwire.harness.typed_config import typed
 from latentwire.latent_training.objective import LossWeights
-from latentwire.latent_training.settings import LatentRunSpec
+from latentwire.latent_training.settings import LatentRunSpec, LatentSettings
 from latentwire.latent_training.step_plan import TrainingSpec
 from latentwire.lm.spec import ModelSpec
 from run import TASKS as RUN_TASKS
@@ -123,3 +123,25 @@ def test_training_accepts_each_sampler(task, sampler):
     cfg = compose("train", overrides=[f"task={task}", f"sampler={sampler}"])
     assert cfg.sampler.name == sampler
     assert LoopSpec.of(cfg).steps > 0
+
+
+def test_an_encoder_trained_with_defaults_keeps_its_identity():
+    """Settings that came later are left out at their defaults, so that finished runs are found again."""
+    cfg = compose("train", overrides=["task=latent", "model=tiny_random", "device=cpu", "layers=1"])
+    identity = LatentSettings.of(cfg).identity()
+    assert sorted(identity) == [
+        "adapter_hidden", "answer_tokens", "batch_tokens", "data", "distance", "dtype", "encoder", "epochs",
+        "evaluate_every", "extra_sha256", "extra_words", "first_phase", "held_out", "judge_by", "max_new_tokens",
+        "model", "optimizer", "passages", "passages_per_step", "patience", "questions_per_shot", "samples", "seed",
+        "shots", "transform", "weights",
+    ]  # fmt: skip
+    assert identity["encoder"] == {
+        "name": "lm_layers", "dials": {"layers": 1, "ratio": 2, "groups": "words", "pool": "mean"},
+        "versions": {"words": 2},
+    }  # fmt: skip
+    assert sorted(identity["weights"]) == [
+        "answer", "continuation", "distillation", "embedding", "manifold", "rms", "text", "vocabulary"
+    ]  # fmt: skip
+    for later in ("markers=1", "ratios=[2]", "weights.hidden=1", "adapter_scale=free", "copied_rate=0.5"):
+        other = compose("train", overrides=["task=latent", "model=tiny_random", "device=cpu", "layers=1", later])
+        assert LatentSettings.of(other).identity() != identity
