@@ -75,7 +75,9 @@ def steps_within(
     found = broadcast_from_main(state, own)
     if state.is_main_process:
         write_json(path, found)
-        log(f"minutes={minutes}: {found['steps']} of {len(plan)} steps fit; steps={found['steps']} repeats this run")
+        log(
+            f"minutes={minutes}: {found['steps']} of {len(plan)} steps fit; max_steps={found['steps']} repeats this run"
+        )
     return found["steps"]
 
 

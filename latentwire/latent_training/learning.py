@@ -94,8 +94,8 @@ class LatentLearning(Learning[LatentOutcome]):
         self.history: list[LatentEvaluation] = []
 
     def _plan(self) -> list[TrainingStep]:
-        """Return the steps of the run, as many as `steps` or `minutes` allow."""
-        spec, most = self.spec, self.spec.steps
+        """Return the steps of the run, as many as `max_steps` or `minutes` allow."""
+        spec, most = self.spec, self.spec.max_steps
         if spec.minutes is not None:
             everything = plan_steps(self.data.train, self.lengths, spec, self.loss_weights, self.seed)
             most = steps_within(

@@ -41,7 +41,7 @@ class TrainingSpec:
     copied_rate: float = 1.0
     extra_part: str = "all"
     compressed_shots: bool = False
-    steps: int | None = None
+    max_steps: int | None = None
     minutes: float | None = None
 
     def __post_init__(self) -> None:
@@ -68,12 +68,12 @@ class TrainingSpec:
                 "compressed_shots=false"
             )
 
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"steps={self.steps}: must be at least 1, or null for all epochs")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f"max_steps={self.max_steps}: must be at least 1, or null for all epochs")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"minutes={self.minutes}: must be above 0, or null for all epochs")
-        if self.steps is not None and self.minutes is not None:
-            raise UserError(f"steps={self.steps} minutes={self.minutes}: both say when to stop; leave one out")
+        if self.max_steps is not None and self.minutes is not None:
+            raise UserError(f"max_steps={self.max_steps} minutes={self.minutes}: both say when to stop; leave one out")
 
     def identity(self) -> JsonObject:
         """Return the settings for the identity of a run, without later settings at their defaults."""

@@ -260,7 +260,7 @@ def test_experiments_and_presets_name_their_plugins(plugin, tmp_path, monkeypatc
         (TRANSFORM.replace(" = 1.0", ""), [], "embed_transform=norm_clip: its dial limit has no default; write limit="),
         (TRANSFORM.replace("limit", "seed"), [],
          "embed_transform=norm_clip: its dial seed is also a setting of run.py and train.py; rename the dial"),
-        (TRANSFORM.replace("limit", "factor"), [], "its dial factor is also a setting of embed_source=scaled; rename"),
+        (TRANSFORM.replace("limit", "factor"), [], "its dial factor is also a setting of embed_source=scaled_passage"),
         ("", ["plugins=[repairs.py]"], "plugins=[repairs.py]: not a list of modules; write plugins=[repairs]"),
         (TRANSFORM.replace("limit", "bits") + SOURCE, ["embed_transform=norm_clip", "embed_source=quantized"],
          "its dial bits is also a setting of embed_"),  # the one that is composed first names the other
@@ -353,7 +353,7 @@ def test_our_own_dials_hide_no_setting():
     for group in ("embed_transform", "embed_source", "encoder"):
         taken = taken_names(group)
         assert not [name for path in choices(group).values() for name in root_settings(path) if name in taken]
-    assert taken_names("embed_transform")["ratio"] == "encoder=lm_layers"
+    assert taken_names("embed_transform")["ratio"] == "encoder=lm_states"
     assert "ratio" not in taken_names("embed_source")  # no config has a source and an encoder
 
 

@@ -60,6 +60,17 @@ def test_the_other_positions_share_all_tokens_of_a_passage(tiny):
     assert torch.allclose(encoder(passages)[0, :4], found[:4] / 0.3, atol=1e-5)
 
 
+@torch.no_grad()
+def test_markers_leave_no_word_group_out(tiny):
+    """The sums of the groups before the markers hold each token once."""
+    encoder, passages = encoder_of(tiny, markers=2, groups="words"), of_lengths(12)
+    encoder.learn(passages.ids, tiny.tokenizer)
+    nn.init.zeros_(encoder.addition.weight)
+    nn.init.constant_(encoder.gate.bias, 50.0)  # all gates are 2
+    assert torch.allclose(encoder(passages)[0, :4].sum(dim=0), 2 * passages.embeds[0].sum(dim=0) / 0.3, atol=1e-3)
+    assert encoder.stands_for(passages).shape == (1, 6, 64)
+
+
 def test_a_shorter_passage_stands_for_nothing_at_its_markers(tiny):
     found = encoder_of(tiny, markers=1).stands_for(of_lengths(12, 6))
     assert found.shape == (2, 6, 64)
