@@ -112,11 +112,14 @@ def test_the_prefix_is_shorter_by_what_the_passages_save(tiny, ratio):
 
 def test_the_prefix_follows_the_weights_without_gradients(tiny):
     objective = objective_of(tiny)
+    with_gradients: list[bool] = []
+    objective.latents.register_forward_hook(lambda module, _, found: with_gradients.append(found[0].requires_grad))
     objective.encode_shots(None)
     before = objective.question_reader.prefix
     assert not any(tensor.requires_grad for layer in before.layers for tensor in layer)
     optimizer = torch.optim.SGD(objective.latents.parameters(), lr=0.1)
     loss = objective.losses("answers", [PASSAGE], torch.Generator())["answer"]
+    assert with_gradients == [False, True]  # shots, then the passage
     loss.backward()
     optimizer.step()
     assert objective.question_reader.prefix is before  # until the next step
