@@ -19,10 +19,10 @@ def test_minutes_fix_a_number_of_steps_that_steps_repeats(trains, tmp_path):
     timed = read_json(tmp_path / "timed/result.json")
     steps = timed["steps"]
     assert read_json(tmp_path / "timed/plan.json")["steps"] == steps == len(read_rows(tmp_path / "timed/metrics.jsonl"))
-    assert f"steps={steps} repeats this run" in err
-    assert 1 <= steps
+    assert f"max_steps={steps} repeats this run" in err
+    assert steps >= 1
 
-    status, _, err = trains(*RUN, f"steps={steps}", "out=counted")
+    status, _, err = trains(*RUN, f"max_steps={steps}", "out=counted")
     assert status == 0, err
     digests = [read_json(tmp_path / name / "encoder/config.json")["sha256"] for name in ("timed", "counted")]
     assert digests[0] == digests[1]
@@ -35,8 +35,8 @@ def test_minutes_fix_a_number_of_steps_that_steps_repeats(trains, tmp_path):
         (["minutes=0"], "minutes=0.0: must be above 0"),
         (["minutes=inf"], "minutes=inf: must be above 0"),
         (["minutes=x"], "minutes=x: expected a number"),
-        (["steps=0"], "steps=0: must be at least 1"),
-        (["steps=5", "minutes=1"], "steps=5 minutes=1.0: both say when to stop; leave one out"),
+        (["max_steps=0"], "max_steps=0: must be at least 1"),
+        (["max_steps=5", "minutes=1"], "max_steps=5 minutes=1.0: both say when to stop; leave one out"),
         (["minutes=1e-9"], "minutes=1e-09: a step takes"),
     ],
 )
