@@ -150,7 +150,10 @@ def _dials(cfg: DictConfig, about: EncoderRecord) -> JsonObject:
 
 def _notes_on_shots(cfg: DictConfig, about: EncoderRecord) -> list[str]:
     """Return which sources have shots with latents; the others have them as text, as a model without training does."""
-    trained = {"latents": about, **({f"style={cfg.style}": about_latents(cfg.style)} if cfg.style else {})}
+    trained = {
+        "latents": about,
+        **({f"style={cfg.style}": about_latents(cfg.style, None, "style")} if cfg.style else {}),
+    }
     compressed = [name for name, own in trained.items() if own.get("compressed_shots", False)]
     if not compressed:
         return []

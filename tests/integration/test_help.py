@@ -94,7 +94,7 @@ def test_a_wrong_choice_lists_the_valid_ones(cli, argument):
     ("arguments", "message"),
     [
         (("experiment=auto_unseen", "eps=1"), "eps=1: embed_transform=baseline has no such dial"),
-        (("experiment=latent_bottleneck_repaired", "factor=2"), "factor=2: embed_source=latent has no such dial"),
+        (("experiment=latent_bottleneck_repaired", "rank=2"), "rank=2: embed_source=latent has no such dial"),
         (("experiment=atlas", "eps=1"), "eps=1: the configurations of sweep=atlas set eps themselves"),
     ],
 )

@@ -441,9 +441,9 @@ def test_splitting_a_step_into_batches_changes_nothing(trains, tmp_path, monkeyp
     real, asked = LatentObjective.losses, {1: [], 4096: []}
     for batch_tokens, sizes in asked.items():
 
-        def noted(self, kind, passages, generator, sizes=sizes):
+        def noted(self, kind, passages, generator, ratio, sizes=sizes):
             sizes.append(len(passages))
-            return real(self, kind, passages, generator)
+            return real(self, kind, passages, generator, ratio)
 
         monkeypatch.setattr(LatentObjective, "losses", noted)
         assert trains(*WHOLE, f"batch_tokens={batch_tokens}", NOWHERE, f"out=r{batch_tokens}")[0] == 0

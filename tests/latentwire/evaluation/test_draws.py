@@ -75,8 +75,8 @@ def test_each_draw_has_numbers_of_its_own():
 
 
 def test_another_draw_has_other_shots_and_the_same_examples(tiny, monkeypatch):
-    shown, write = [], PromptWriter.shots
-    monkeypatch.setattr(PromptWriter, "shots", lambda self, shots: shown.append(shots) or write(self, shots))
+    shown, write = [], PromptWriter.shot_pieces
+    monkeypatch.setattr(PromptWriter, "shot_pieces", lambda self, shots: shown.append(shots) or write(self, shots))
     data = Dataset([replace(example, context=f"{example.context} Shown.") for example in ONE_FILE], ONE_FILE)
     first, other = (prepare_with(tiny, data, replace(SETTINGS, draw=draw)) for draw in (0, 1))
     ids = [[prompt.example.id for prompt in setup.prompts] for setup in (first, other)]
