@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import DynamicCache
 
-from latentwire.harness.errors import UserError
 from latentwire.lm.decoding import Prefix
-from latentwire.lm.models import LanguageModel
+from latentwire.lm.models import LanguageModel, layers_of
 from latentwire.lm.vocabulary import rms
 
 
@@ -76,19 +75,3 @@ def passage_states(lm: LanguageModel, prefix: Prefix, before: Tensor, passage: T
         for handle in handles:
             handle.remove()
     return torch.stack([inputs[0, len(before) :].float(), *found])
-
-
-def layers_of(lm: LanguageModel) -> list[nn.Module]:
-    """Return the layers of an LM, in order.
-
-    Raises:
-        UserError: The LM has no list of its layers.
-    """
-    count = int(lm.model.config.get_text_config().num_hidden_layers)
-    for module in lm.model.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return list(module)
-    raise UserError(
-        f"{type(lm.model).__name__}: has no list of {count} layers, so states between layers are unknown; choose "
-        "another model=..."
-    )

@@ -25,7 +25,7 @@ from latentwire.latent_training.losses import embedding_loss, manifold_loss, rms
 from latentwire.latent_training.passages import Passage
 from latentwire.lm.decoding import Prefix, encode_prefix
 from latentwire.lm.losses import distillation_loss, hidden_loss, token_loss
-from latentwire.lm.models import LanguageModel
+from latentwire.lm.models import LanguageModel, layers_of
 from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow
 from latentwire.lm.vocabulary import Vocabulary
 
@@ -125,7 +125,7 @@ class LatentObjective:
         if loss_weights.needs_lm():
             self.text_reader = Reader(lm, encode_prefix(lm, self.writer.shots([])))
             self.teacher_reader = self.question_reader = Reader(lm, encode_prefix(lm, self.writer.shots(shots)))
-        self.compared_layers = range(0, len(self.question_reader.layers), HIDDEN_EVERY) if loss_weights.hidden else ()
+        self.compared_layers = range(0, len(layers_of(lm)), HIDDEN_EVERY) if loss_weights.hidden else ()
         self.teacher_states: dict[str, tuple[Tensor, Tensor]] = {}
         self._teacher_bytes = 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.harness.assets import cached, file_sha256, hub_commit
@@ -61,6 +62,22 @@ class LanguageModel:
         weight = self.model.get_input_embeddings().weight
         assert isinstance(weight, torch.Tensor)
         return self.embed(torch.arange(len(weight), device=self.device)).clone()
+
+
+def layers_of(lm: LanguageModel) -> list[nn.Module]:
+    """Return the layers of an LM, in order.
+
+    Raises:
+        UserError: The LM has no list of its layers.
+    """
+    count = int(lm.model.config.get_text_config().num_hidden_layers)
+    for module in lm.model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise UserError(
+        f"{type(lm.model).__name__}: has no list of {count} layers, so states between layers are unknown; choose "
+        "another model=..."
+    )
 
 
 def load_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LanguageModel:

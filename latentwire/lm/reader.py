@@ -19,7 +19,7 @@ from transformers import DynamicCache, PretrainedConfig
 from latentwire.harness.errors import UserError
 from latentwire.lm.attention import SHARED_PREFIX, additive
 from latentwire.lm.decoding import Prefix, can_share, switched_attention
-from latentwire.lm.models import LanguageModel
+from latentwire.lm.models import LanguageModel, layers_of
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # names of layer types in transformers
 
@@ -129,7 +129,8 @@ class Reader:
 
             return hook
 
-        hooks = [self.layers[layer].register_forward_hook(keep(layer)) for layer in layers]
+        everything = layers_of(self.lm) if layers else []
+        hooks = [everything[layer].register_forward_hook(keep(layer)) for layer in layers]
         try:
             hidden = self._run(embeds, positions, visible)  # (B, S, D)
         finally:
@@ -137,21 +138,6 @@ class Reader:
                 handle.remove()
         chosen = [outputs[layer] for layer in layers]
         return hidden[row, place], torch.stack(chosen) if chosen else hidden.new_zeros(0, len(row), hidden.shape[-1])
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The LM's layers.
-
-        Raises:
-            UserError: The model does not keep them in `layers`.
-        """
-        found = getattr(self.body, "layers", None)
-        if not isinstance(found, nn.ModuleList):
-            raise UserError(
-                f"{type(self.lm.model).__name__}: has no list of layers whose states could be compared; use "
-                "weights.hidden=0"
-            )
-        return found
 
     def _run(self, embeds: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
         """Return the final hidden states of all positions, (B, S, D); arguments as `_lay_out` returns them."""

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from latentwire.evaluation.residual_stream import layers_of, passage_states, residual_profile
+from latentwire.evaluation.residual_stream import passage_states, residual_profile
 from latentwire.lm.decoding import Prefix, encode_prefix
+from latentwire.lm.models import layers_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, 
 
 from latentwire.harness.errors import UserError
 from latentwire.lm.decoding import encode_prefix
-from latentwire.lm.models import LanguageModel, load_model
+from latentwire.lm.models import LanguageModel, layers_of, load_model
 from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow, slides_window
 from tests.helpers.models import model_spec
 from tests.helpers.random import draws, shifted
@@ -78,10 +78,11 @@ def test_layer_states_equal_the_models_hidden_states(tiny, reader, shares):
     assert torch.equal(again, reader.states(rows)) and none.shape == (0, 6, 64)
 
 
-def test_a_model_without_a_list_of_layers_is_refused(reader):
-    reader.body = torch.nn.Linear(2, 2)
-    with pytest.raises(UserError, match=r"LlamaForCausalLM: has no list of layers .*; use weights.hidden=0"):
-        reader.layers  # noqa: B018 (the property raises)
+def test_a_model_without_a_list_of_layers_is_refused(tiny):
+    model = copy.deepcopy(tiny.model)
+    model.config.num_hidden_layers = 3  # the model has two
+    with pytest.raises(UserError, match=r"LlamaForCausalLM: has no list of 3 layers, .*; choose another model="):
+        layers_of(replace(tiny, model=model))
 
 
 def test_the_lm_is_not_changed_and_gradients_reach_the_latents(tiny, reader):
