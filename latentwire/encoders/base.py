@@ -116,6 +116,10 @@ class Encoder(nn.Module, ABC):
         """Return the number of latents for a passage of `tokens` tokens."""
         return tokens
 
+    def token_positions(self, tokens: int) -> slice:
+        """Return which positions of a passage stand for its tokens; others are the same for every passage."""
+        return slice(0, self.positions(tokens))
+
     def stands_for(self, passages: Passages) -> Tensor:
         """Return the mean token embedding of the group of tokens that each latent represents.
 
@@ -123,7 +127,7 @@ class Encoder(nn.Module, ABC):
             passages: A batch.
 
         Returns:
-            (B, L, D), zero beyond a passage's own latents.
+            (B, L, D), zero except at a passage's `token_positions`.
         """
         groups = [group_bounds(tokens, self.positions(tokens)) for tokens in passages.lengths]
         averages: Tensor = pooling_matrix(passages.embeds.shape[1], groups).to(passages.embeds) @ passages.embeds

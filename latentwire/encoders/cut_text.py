@@ -63,6 +63,19 @@ class CutText(Encoder):
         """Return how many first tokens of a passage are among its positions, at least 1."""
         return max(1, self.positions(tokens) - len(self.style))
 
+    def token_positions(self, tokens: int) -> slice:
+        """Return the positions after the style vectors."""
+        positions = self.positions(tokens)
+        return slice(positions - self.kept(tokens), positions)
+
+    def stands_for(self, passages: Passages) -> Tensor:
+        """Return the first tokens of each passage at their positions, 0 for the style vectors: (B, L, D)."""
+        rows = [
+            nn.functional.pad(embeds[: self.kept(tokens)], (0, 0, self.token_positions(tokens).start, 0))
+            for embeds, tokens in zip(passages.embeds, passages.lengths, strict=True)
+        ]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
     def forward(self, passages: Passages) -> Tensor:
         """Return the style vectors and the first tokens of each passage: (B, L, D)."""
         rows = []

@@ -115,6 +115,10 @@ class PooledEncoder(Encoder):
             )
         return math.ceil(tokens / self.ratio)
 
+    def token_positions(self, tokens: int) -> slice:
+        """Return the positions before the markers."""
+        return slice(0, self.positions(tokens) - self.marked)
+
     @abstractmethod
     def states(self, passages: Passages) -> Tensor:
         """Return a state for each token, (B, T, D), or for each group if the encoder has pooled them, (B, L, D)."""

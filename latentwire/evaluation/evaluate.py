@@ -195,7 +195,7 @@ def _account_for_latents(setup: EvaluationSetup, source: Component, rows: list[E
             setup.lm.embed(prompt.token_ids[prompt.passage_mask]).float(),
             setup.settings.generator(source.name, prompt.example.id),
             text,
-        )
+        )[distort.token_positions(int(prompt.passage_mask.sum()))]
         for text, prompt in list(dict(zip(contexts, prompts, strict=True)).items())[:COMPARED]
     ]
     found = account(costs, latents, [row["prediction"] for row in rows], [row["references"][0] for row in rows])

@@ -174,9 +174,11 @@ class LatentObjective:
         weights = self.loss_weights
         if kind == "reconstruction":
             if weights.embedding:
+                encoder = self.latents.encoder
+                own = [encoder.token_positions(tokens) for tokens in embedded.lengths]
                 losses["embedding"] = _sum(
-                    embedding_loss(x, target[: len(x)], self.latents.mean_token_rms, self.distance)
-                    for x, target in zip(latents, self.latents.encoder.stands_for(embedded), strict=True)
+                    embedding_loss(x[at], target[at], self.latents.mean_token_rms, self.distance)
+                    for x, target, at in zip(latents, encoder.stands_for(embedded), own, strict=True)
                 )
             if weights.text:
                 branches = [(self._branch(AGAIN, f" {text}"),) for text in texts]

@@ -61,17 +61,19 @@ class HeldOut:
         Raises:
             NonFiniteError: A latent is NaN or infinite.
         """
-        all_latents, cosines = [], []
+        encoder = self.objective.latents.encoder
+        all_latents, of_tokens, cosines = [], [], []
         for passage in self.passages:
             embedded = self.objective.embed_texts([passage.text])
             latents = self.objective.latents(embedded)[0]
             require_finite_loss("a latent", latents, f"the held-out passage {passage.text[:40]!r}")
-            targets = self.objective.latents.encoder.stands_for(embedded)[0]
-            cosines.append(cosine_similarity(latents, targets, dim=-1).mean())
             all_latents.append(latents)
+            own = encoder.token_positions(embedded.lengths[0])
+            of_tokens.append(latents[own])
+            cosines.append(cosine_similarity(latents[own], encoder.stands_for(embedded)[0, own], dim=-1).mean())
         scores: HeldOutScores = {
             "cosine": float(torch.stack(cosines).mean()),
-            "mean_pairwise_cosine": mean_pairwise_cosine(all_latents),
+            "mean_pairwise_cosine": mean_pairwise_cosine(of_tokens),
         }
         if with_answers:
             f1 = self._answer_scores(all_latents, state)

@@ -92,6 +92,10 @@ class Source:
         """Return the number of positions for a span of `tokens` tokens."""
         return tokens
 
+    def token_positions(self, tokens: int) -> slice:
+        """Return which positions stand for tokens, all of them by default; others are the same for every passage."""
+        return slice(None)
+
     def size(self, tokens: int) -> int:
         """Return the number of bytes to transmit for a span of `tokens` tokens, in float16."""
         return BYTES_PER_NUMBER * self.positions(tokens) * self.vocabulary.width

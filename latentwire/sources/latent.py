@@ -74,6 +74,10 @@ class Latent(Source):
         """Return the number of latents that the encoder makes of `tokens` tokens."""
         return self.latents.encoder.positions(tokens)
 
+    def token_positions(self, tokens: int) -> slice:
+        """Return the positions that stand for tokens; markers and style vectors do not."""
+        return self.latents.encoder.token_positions(tokens)
+
     def size(self, tokens: int) -> int:
         """Return the number of bytes of z in float16; the adapter runs on the LM's side."""
         return BYTES_PER_NUMBER * self.positions(tokens) * self.latents.encoder.z_width
