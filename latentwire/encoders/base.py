@@ -67,6 +67,7 @@ class LMFacts:
     width: int  # width of the LM's embeddings, D
     mean_token_rms: float  # mean RMS of the LM's token embeddings
     config: Mapping[str, object] = field(default_factory=dict)  # the LM's config, for encoders with `needs_lm_config`
+    dtype: torch.dtype = torch.float32  # of the LM's weights
 
 
 class Encoder(nn.Module, ABC):

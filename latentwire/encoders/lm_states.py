@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from latentwire.encoders.base import LMFacts, Passages, register_encoder, zeros
 from latentwire.encoders.lm_layers import copy_weights, first_layers
 from latentwire.encoders.pooled import PooledEncoder, config_size
-from latentwire.harness.precision import choose_dtype
 from latentwire.transforms.base import require
 
 CACHE_BYTES = 2**31  # upper bound on the memory for states of passages
@@ -23,6 +22,7 @@ class LMStates(PooledEncoder):
     The LM reads the passage once, and its states after every `every`-th layer are kept. Learned gates weigh the depths
     for each dimension. A small MLP and one transformer layer in both directions follow. ComprExIT (arXiv 2602.03784)
     has such gates and local transport between positions. The folder of the encoder holds a copy of the LM's layers.
+    They compute in the dtype of the LM that gets the latents.
 
     Args:
         lm: What the encoder knows of the LM.
@@ -40,7 +40,7 @@ class LMStates(PooledEncoder):
         super().__init__(lm, ratio, groups, pool, markers)
         depth, width = config_size(lm.config, "num_hidden_layers"), lm.width
         require(1 <= every <= depth, "every", every, f"must be between 1 and the LM's {depth} layers")
-        self.every = every
+        self.every, self.lm_dtype = every, lm.dtype
         self.body = first_layers(lm.config, depth).requires_grad_(False)
         self.gates = nn.Parameter(torch.zeros(len(range(0, depth, every)), width))
         last = zeros(nn.Linear(2 * width, width))
@@ -84,9 +84,8 @@ class LMStates(PooledEncoder):
     @torch.no_grad()
     def _run(self, embeds: Tensor) -> Tensor:
         """Run the frozen layers over a passage; return states of RMS 1: (T, D) -> (T, S, D)."""
-        dtype = choose_dtype("auto", embeds.device)
         for parameter in self.body.parameters():  # buffers, such as rotary frequencies, stay float32
-            parameter.data = parameter.data.to(dtype)
-        output = self.body(inputs_embeds=embeds[None].to(dtype), output_hidden_states=True, use_cache=False)
+            parameter.data = parameter.data.to(self.lm_dtype)
+        output = self.body(inputs_embeds=embeds[None].to(self.lm_dtype), output_hidden_states=True, use_cache=False)
         states = torch.stack(output.hidden_states[1 :: self.every], dim=2)[0]  # (T, S, D)
         return rms_norm(states, states.shape[-1:])

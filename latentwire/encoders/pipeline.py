@@ -49,7 +49,7 @@ class Latents(nn.Module):
         self.training_dtype = torch.float32  # of matrix products in training; weights stay float32
         mean_token_rms = float(vocabulary.mean_rms)
         self.spec, self.mean_token_rms = spec, mean_token_rms
-        lm = LMFacts(vocabulary.width, mean_token_rms, spec.lm_config)
+        lm = LMFacts(vocabulary.width, mean_token_rms, spec.lm_config, vocabulary.lm_dtype)
         self.encoder = build_encoder(spec.encoder, spec.encoder_dials, lm)
         self.adapter: nn.Module = (
             nn.Identity()

@@ -26,6 +26,7 @@ class Vocabulary:
     """
 
     def __init__(self, embeddings: Tensor, seed: int = 0) -> None:
+        self.lm_dtype = embeddings.dtype  # of the LM's weights
         self.embeddings = embeddings.detach().float()  # (V, D)
         self.seed = seed
         self.mean_rms = rms(self.embeddings).mean()  # (), mean RMS (root mean square) of a token

@@ -223,6 +223,18 @@ def test_a_killed_run_resumes_bit_for_bit(trains, tmp_path, monkeypatch, whole):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_frozen_states_have_the_dtype_of_the_run(trains, tmp_path, dtype):
+    """The copies of the frozen layers are stored as they computed; what is trained stays float32."""
+    status, _, err = trains(*STATES, f"dtype={dtype}", "loss=reconstruction", "weights.hidden=0", "epochs=1", "out=run")
+    assert status == 0, err
+    weights = load_file(tmp_path / "run/encoder/model.safetensors")
+    frozen = {name: own.dtype for name, own in weights.items() if name.startswith("encoder.body.")}
+    assert set(map(str, frozen.values())) == {f"torch.{dtype}"}
+    assert {own.dtype for name, own in weights.items() if name not in frozen} == {torch.float32, torch.bool}
+
+
 def test_a_run_that_stops_early_keeps_its_best(trains, tmp_path):
     # a learning rate near 0: no epoch is better than the first
     status, _, err = trains(

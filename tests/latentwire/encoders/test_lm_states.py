@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.encoders.base import LMFacts, Passages, make_passages
+from latentwire.encoders.checkpoint import load_latents, save_latents
 from latentwire.encoders.lm_states import LMStates
+from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.encoders.registry import encoder_lm_config
 from latentwire.harness.errors import UserError
+from latentwire.lm.vocabulary import Vocabulary
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.float_path]
 
@@ -17,15 +20,9 @@ IDS = {"a": [5, 9, 2, 7, 11, 30, 31], "b": [8, 8, 3], "c": [40, 41, 42, 43]}
 HIDDEN = "latentwire.encoders.lm_states"
 
 
-@pytest.fixture(autouse=True)
-def in_float32(monkeypatch):
-    """Processors with fast bfloat16 would use it, and the tests compare with the LM in float32."""
-    monkeypatch.setattr(f"{HIDDEN}.choose_dtype", lambda *_: torch.float32)
-
-
-def states_of(tiny, every: int = 1, ratio: int = 1, **dials: object) -> LMStates:
+def states_of(tiny, every: int = 1, ratio: int = 1, dtype: torch.dtype = torch.float32, **dials: object) -> LMStates:
     """Return an encoder whose latents are the tokens plus the gated states."""
-    lm = LMFacts(64, 0.3, encoder_lm_config("lm_states", tiny.model))
+    lm = LMFacts(64, 0.3, encoder_lm_config("lm_states", tiny.model), dtype)
     encoder = LMStates(lm, every=every, ratio=ratio, **{"groups": "equal", "pool": "mean", **dials})
     encoder.start_from(tiny.model)
     nn.init.eye_(encoder.addition.weight)
@@ -144,16 +141,30 @@ def test_the_cache_is_bounded(tiny, monkeypatch):
 
 
 @torch.no_grad()
-def test_bfloat16_keeps_the_rotary_frequencies(tiny, monkeypatch):
+def test_bfloat16_keeps_the_rotary_frequencies(tiny):
     """Rounded frequencies would turn late positions, and the states would not be the LM's."""
     exact = gated_by(states_of(tiny), read(tiny, "a"))
-    monkeypatch.setattr(f"{HIDDEN}.choose_dtype", lambda *_: torch.bfloat16)
-    encoder = states_of(tiny)
+    encoder = states_of(tiny, dtype=torch.bfloat16)
     found = gated_by(encoder, read(tiny, "a"))
     assert {own.dtype for own in encoder.body.parameters()} == {torch.bfloat16}
     assert torch.equal(encoder.body.rotary_emb.inv_freq, tiny.model.base_model.rotary_emb.inv_freq)
     assert found.dtype == torch.float32
     assert torch.allclose(found, exact, atol=0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_frozen_layers_compute_as_the_lm_does(tiny, tmp_path, dtype):
+    """So does an encoder that was loaded for an LM of another dtype than in its training."""
+    given, config = tiny.token_embeddings(), encoder_lm_config("lm_states", tiny.model)
+    dials = {"every": 1, "ratio": 2, "groups": "equal", "pool": "mean"}
+    trained = Latents(LatentSpec("lm_states", dials, 8, "baseline", {}, {}, "tiny", config), Vocabulary(given))
+    save_latents(trained, tmp_path, {"trained_on": []})
+    latents = load_latents(str(tmp_path), Vocabulary(given.to(dtype)))
+    seen: list[torch.dtype] = []
+    latents.encoder.body.layers[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    assert latents(read(tiny, "a"))[0].dtype == torch.float32
+    assert seen == [dtype]
 
 
 def test_the_distance_of_layers_is_within_the_lm(tiny):
