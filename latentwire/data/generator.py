@@ -32,6 +32,11 @@ class GeneratedSpec:
     def __post_init__(self) -> None:
         if self.count < 0:
             raise UserError(f"generated={self.count}: must be 0 or more passages")
+        if self.templates and not self.count:
+            raise UserError(
+                f"templates={self.templates}: no passages are generated from them, because generated=0; give a number "
+                "of passages, or leave templates out"
+            )
 
     def identity(self) -> JsonObject:
         """Return what decides the passages, apart from the seed.

@@ -79,6 +79,11 @@ class LatentSettings:
         run = LatentRunSpec.of(cfg)
         values = {field.name: cfg[field.name] for field in fields(TrainingSpec)}
         spec = typed(TrainingSpec, {**values, "batch_tokens": choose_batch_tokens(cfg.batch_tokens, device)})
+        if spec.passages().extra_part != "all" and not run.extra:
+            raise UserError(
+                f"extra_part={spec.extra_part}: is a part of the extra file, and extra is not set; give extra=FILE, or "
+                "leave extra_part out"
+            )
         stop_epoch = spec.epochs if run.stop_epoch is None else run.stop_epoch
         if not 1 <= stop_epoch <= spec.epochs:
             raise UserError(f"stop_epoch={stop_epoch}: must be an epoch of the run, from 1 to epochs={spec.epochs}")

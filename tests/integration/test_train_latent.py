@@ -411,6 +411,11 @@ def test_rounds_rise():
         (["continuation_share=-1"], "continuation_share=-1.0: must be a share, from 0 to 1"),
         (["copied_rate=-1"], "copied_rate=-1.0: must be 0 or more"),
         (["extra_part=x"], "extra_part=x: unknown; use one of all, select, confirm"),
+        (
+            ["extra_part=select"],
+            "extra_part=select: is a part of the extra file, and extra is not set; give extra=FILE",
+        ),
+        (["templates=x"], "templates=x: no passages are generated from them, because generated=0; give a number"),
         (["adapter_scale=no"], "adapter_scale=no: unknown; use one of norm, free"),
     ],
 )

@@ -127,3 +127,11 @@ def test_the_identity_follows_the_templates(tmp_path):
 def test_a_negative_count_is_refused():
     with pytest.raises(UserError, match=r"generated=-1: must be 0 or more"):
         GeneratedSpec(-1)
+
+
+def test_templates_without_passages_are_refused():
+    with pytest.raises(
+        UserError, match=r"templates=mine\.yaml: no passages are generated from them.*leave templates out"
+    ):
+        GeneratedSpec(0, "mine.yaml")
+    assert GeneratedSpec(0).examples(0) == []
