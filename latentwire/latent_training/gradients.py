@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentwire.harness.gather import gather_from_all
 from latentwire.harness.optimization import require_finite_loss
-from latentwire.latent_training.objective import LossWeights
+from latentwire.latent_training.losses import LossWeights
 
 
 class LossSums:

@@ -11,14 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from latentwire.data.fingerprints import fingerprint
 from latentwire.encoders.checkpoint import save_latents
 from latentwire.encoders.cost import COLLAPSED
-from latentwire.encoders.pipeline import Latents, LatentSpec, at_ratio
+from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.encoders.registry import encoder_lm_config
 from latentwire.harness.checkpoint import State
 from latentwire.harness.config_files import repeated_choices
-from latentwire.harness.errors import UserError
 from latentwire.harness.optimization import Updater
 from latentwire.harness.progress import log
 from latentwire.harness.random import generator_for
@@ -27,8 +25,9 @@ from latentwire.harness.training import Learning, StepReport
 from latentwire.latent_training.compressed_shots import CompressedShotsObjective
 from latentwire.latent_training.duration import steps_within
 from latentwire.latent_training.gradients import LossSums
-from latentwire.latent_training.objective import LatentObjective, halves
-from latentwire.latent_training.passages import LatentData, Passage, load_latent_data, skipped_lines
+from latentwire.latent_training.objective import LatentObjective
+from latentwire.latent_training.passages import LatentData, load_latent_data, skipped_lines
+from latentwire.latent_training.readable import leave_out_short_parts, require_readable
 from latentwire.latent_training.records import HeldOutScores, LatentEvaluation, LatentOutcome
 from latentwire.latent_training.settings import LatentSettings
 from latentwire.latent_training.step_plan import TrainingStep, epochs_before_answers, plan_steps
@@ -73,11 +72,11 @@ class LatentLearning(Learning[LatentOutcome]):
             self.lm, vocabulary, self.latents, self.loss_weights, self.data.shots, spec.answer_tokens, spec.distance
         )
         parameters = {name: own for name, own in self.latents.named_parameters() if own.requires_grad}
-        self._leave_out_short_parts()
+        leave_out_short_parts(self.data, self.objective, spec.ratios)
         texts = [self.objective.writer.ids(f" {passage.text}") for passage in self.data.train]
         self.lengths = [len(ids) for ids in texts]
         self.latents.encoder.learn(texts, self.lm.tokenizer)
-        self._require_readable()
+        require_readable(self.data, self.objective, spec.ratios)
         self.held_out = HeldOut(
             self.objective, self.data.held_out, self.data.shots, spec.max_new_tokens, spec.batch_tokens
         )
@@ -113,55 +112,6 @@ class LatentLearning(Learning[LatentOutcome]):
         """Return the scores on the held-out passages."""
         self.latents.eval()
         return self.held_out.scores(self.judge_by == "f1", self.state)
-
-    def _tokens_read(self, passage: Passage) -> int:
-        """Return the number of tokens to encode of a passage: its first half if `continuation` is trained."""
-        text = halves(passage.text)[0] if self.loss_weights.continuation else passage.text
-        return len(self.objective.writer.ids(f" {text}"))
-
-    def _leave_out_short_parts(self) -> None:
-        """Skip parts of split passages that are too short for the ratio, since users cannot fix them."""
-        least, wholes = self._shortest(), self.data.wholes
-        marks = [fingerprint(passage.text) for passage in self.data.train]
-        kept = [
-            passage
-            for passage, mark in zip(self.data.train, marks, strict=True)
-            if wholes.get(mark, mark) == mark or self._tokens_read(passage) >= least
-        ]
-        if kept and len(kept) < len(marks):
-            self.data.counts[f"parts of split passages, too short for ratio={least}"] += len(marks) - len(kept)
-            self.data.train = kept
-
-    def _require_readable(self) -> None:
-        """Check, before any work, that every passage has at least one latent and fits into the LM's context."""
-        for passage in [*self.data.train, *self.data.held_out]:
-            for ratio in {None, *self._most_and_least()}:
-                with at_ratio(self.latents.encoder, ratio):
-                    self.latents.encoder.positions(self._tokens_read(passage))
-                    self.objective.require_room(passage)
-
-    def _most_and_least(self) -> list[int]:
-        """Return the largest and the smallest ratio that steps draw; nothing if all steps have the encoder's own."""
-        return [max(self.spec.ratios), min(self.spec.ratios)] if self.spec.ratios else []
-
-    def _shortest(self) -> int:
-        """Return the fewest tokens of a passage that can be encoded at every ratio of the run.
-
-        Raises:
-            UserError: The encoder cannot have a ratio of the run.
-        """
-        encoder = self.latents.encoder
-        if self.spec.ratios and not encoder.any_ratio:
-            raise UserError(
-                f"ratios={self.spec.ratios}: encoder={self.settings.encoder.name} has no ratio that can change; "
-                "use ratios=null"
-            )
-        found = [encoder.shortest]
-        for ratio in self.spec.ratios or []:
-            with at_ratio(encoder, ratio):
-                found.append(encoder.shortest)
-                encoder.positions(encoder.shortest)  # refuses a ratio that the encoder cannot have
-        return max(found)
 
     def saved_values(self) -> State:
         """Return the best weights and the scores so far."""
@@ -213,7 +163,7 @@ class LatentLearning(Learning[LatentOutcome]):
                             "grad_norm": update.grad_norm, "learning_rate": update.learning_rate,
                             "tokens": tokens}  # fmt: skip
         timings = {"seconds": seconds, "tokens_per_second": tokens / seconds}
-        return StepReport(metrics, timings, f"{step.kind} {loss:.3f}{self._last_scores()}", len(step.passages))
+        return StepReport(metrics, timings, f"{step.kind} {loss:.3f}{_last_scores(self.history)}", len(step.passages))
 
     def _losses_of(self, step: TrainingStep, number: int, doing: str) -> LossSums:
         """Return the losses of this process's passages, in batches of bounded size; their gradients are added up."""
@@ -226,13 +176,6 @@ class LatentLearning(Learning[LatentOutcome]):
             losses = self.objective.losses(step.kind, passages, generator, step.ratio)
             sums.accumulate(losses, len(step.passages))
         return sums
-
-    def _last_scores(self) -> str:
-        if not self.history:
-            return ""
-        last = self.history[-1]
-        f1 = f"f1 {last['f1']:.3f}  " if "f1" in last else ""
-        return f"  held-out {f1}cosine {last['cosine']:.3f}"
 
     def _batches(self, step: TrainingStep) -> list[list[int]]:
         """Split this process's passages into batches of at most `batch_tokens` positions, padding included."""
@@ -321,6 +264,14 @@ def _log_data(settings: LatentSettings, data: LatentData, steps: int, updater: U
     )
     for line in skipped_lines(data.counts):
         log(f"note: {line}")
+
+
+def _last_scores(history: list[LatentEvaluation]) -> str:
+    """Return the last held-out scores for the progress bar."""
+    if not history:
+        return ""
+    f1 = f"f1 {history[-1]['f1']:.3f}  " if "f1" in history[-1] else ""
+    return f"  held-out {f1}cosine {history[-1]['cosine']:.3f}"
 
 
 def _score_lines(held_out: LatentEvaluation, evaluations: int) -> Iterator[str]:

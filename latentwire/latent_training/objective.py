@@ -9,7 +9,6 @@ Main entry: `LatentObjective.losses()`. A step has one of three kinds:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,65 +19,17 @@ from latentwire.encoders.base import Passages, make_passages
 from latentwire.encoders.pipeline import Latents, at_ratio
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
-from latentwire.harness.results import JsonObject
-from latentwire.latent_training.losses import embedding_loss, manifold_loss, rms_loss
+from latentwire.latent_training.answers import AnswerLosses
+from latentwire.latent_training.losses import LossWeights, embedding_loss, manifold_loss, rms_loss, sum_of
 from latentwire.latent_training.passages import Passage
 from latentwire.lm.decoding import Prefix, encode_prefix
-from latentwire.lm.losses import distillation_loss, hidden_loss, token_loss
-from latentwire.lm.models import LanguageModel, layers_of
+from latentwire.lm.losses import token_loss
+from latentwire.lm.models import LanguageModel
 from latentwire.lm.reader import Reader, ReaderBranch, ReaderRow
 from latentwire.lm.vocabulary import Vocabulary
 
 AGAIN = "\nThe same text again:"  # prompt for the text that the latents encode
 VOCABULARY_TOKENS = 512  # random tokens per step for the loss `vocabulary`
-HIDDEN_EVERY = 3  # the loss `hidden` compares every third layer
-TEACHER_BYTES = 2**30  # upper bound on the memory for cached teacher states
-
-
-@dataclass
-class LossWeights:
-    """Weight of each loss; a loss with weight 0 is not computed."""
-
-    embedding: float  # reconstruction of the token embeddings
-    vocabulary: float  # reconstruction of random tokens' embeddings; encoder=bottleneck only
-    text: float  # reconstruction of the text by the LM
-    continuation: float
-    answer: float
-    distillation: float
-    hidden: float  # distance of the LM's hidden states at question and answer from its states over the text
-    rms: float  # distance from the mean RMS of the tokens
-    manifold: float  # distance from the nearest token
-
-    def __post_init__(self) -> None:
-        for name, weight in vars(self).items():
-            if not 0 <= weight < float("inf"):
-                raise UserError(f"weights.{name}={weight}: must be 0 or more")
-        if not (self.first_phase_kinds() or self.trains_answers()):
-            raise UserError(
-                "weights: all losses are off; give embedding, text, continuation, answer, distillation or hidden a "
-                "weight above 0"
-            )
-
-    def identity(self) -> JsonObject:
-        """Return the weights for the identity of a run; `hidden`, a later one, only if it is on."""
-        return {name: weight for name, weight in vars(self).items() if name != "hidden" or weight}
-
-    def first_phase_kinds(self) -> list[str]:
-        """Return the kinds of steps of the first phase, in the order in which they alternate."""
-        kinds = [("reconstruction", self.embedding + self.vocabulary + self.text), ("continuation", self.continuation)]
-        return [kind for kind, weight in kinds if weight > 0]
-
-    def trains_answers(self) -> bool:
-        """Return whether the second phase, which trains on answers, has a loss."""
-        return self.answer + self.distillation + self.hidden > 0
-
-    def needs_teacher(self) -> bool:
-        """Return whether any loss compares with the LM that reads the text."""
-        return self.distillation + self.hidden > 0
-
-    def needs_lm(self) -> bool:
-        """Return whether any loss needs a forward pass of the LM."""
-        return self.text + self.continuation > 0 or self.trains_answers()
 
 
 class LatentObjective:
@@ -110,24 +61,19 @@ class LatentObjective:
         answer_tokens: int,
         distance: str,
     ) -> None:
-        if answer_tokens < 1:
-            raise UserError(f"answer_tokens={answer_tokens}: must be at least 1")
         if loss_weights.vocabulary and not latents.encoder.encodes_tokens:
             raise UserError(
                 f"weights.vocabulary={loss_weights.vocabulary}: random tokens are not a passage that "
                 f"encoder={latents.spec.encoder} can encode; use 0, or encoder=bottleneck"
             )
         self.lm, self.vocabulary, self.latents, self.loss_weights = lm, vocabulary, latents, loss_weights
-        self.shots, self.answer_tokens, self.distance = shots, answer_tokens, distance
+        self.shots, self.distance = shots, distance
         self.writer = PromptWriter(lm.tokenizer)
+        self.answers = AnswerLosses(lm, self.writer, loss_weights, answer_tokens)
         self.context_embeds = lm.embed(torch.tensor(self.writer.ids("Context:")))
-        self.newline = self.writer.ids("\nQuestion:")[0]
         if loss_weights.needs_lm():
             self.text_reader = Reader(lm, encode_prefix(lm, self.writer.shots([])))
             self.teacher_reader = self.question_reader = Reader(lm, encode_prefix(lm, self.writer.shots(shots)))
-        self.compared_layers = range(0, len(layers_of(lm)), HIDDEN_EVERY) if loss_weights.hidden else ()
-        self.teacher_states: dict[str, tuple[Tensor, Tensor]] = {}
-        self._teacher_bytes = 0
 
     def embed_texts(self, texts: list[str]) -> Passages:
         """Return texts with the token ids and embeddings that they have in a prompt."""
@@ -176,7 +122,7 @@ class LatentObjective:
             if weights.embedding:
                 encoder = self.latents.encoder
                 own = [encoder.token_positions(tokens) for tokens in embedded.lengths]
-                losses["embedding"] = _sum(
+                losses["embedding"] = sum_of(
                     embedding_loss(x[at], target[at], self.latents.mean_token_rms, self.distance)
                     for x, target, at in zip(latents, encoder.stands_for(embedded), own, strict=True)
                 )
@@ -187,11 +133,16 @@ class LatentObjective:
             branches = [(self._branch("", f" {rest}"),) for rest in rests]
             losses["continuation"] = self._token_losses(self.text_reader, self.packed_rows(latents, branches))
         else:
-            losses |= self._answer_losses(passages, latents, embedded)
+            questions = [tuple(self.answers.branch(example) for example in passage.questions) for passage in passages]
+            read = [padded[:n] for padded, n in zip(embedded.embeds, embedded.lengths, strict=True)]
+            losses |= self.answers.losses(
+                passages, self.packed_rows(latents, questions), self.packed_rows(read, questions),
+                self.question_reader, self.teacher_reader,
+            )  # fmt: skip
         if weights.rms:
-            losses["rms"] = _sum(rms_loss(x, self.latents.mean_token_rms) for x in latents)
+            losses["rms"] = sum_of(rms_loss(x, self.latents.mean_token_rms) for x in latents)
         if weights.manifold:
-            losses["manifold"] = _sum(manifold_loss(x, self.vocabulary) for x in latents)
+            losses["manifold"] = sum_of(manifold_loss(x, self.vocabulary) for x in latents)
         return losses
 
     def vocabulary_loss(self, seed: int, step: int) -> Tensor:
@@ -223,7 +174,7 @@ class LatentObjective:
         if weights.text + weights.continuation > 0:
             self.text_reader.require_room(latents + len(self.writer.ids(AGAIN)) + words)
         if weights.trains_answers() and passage.questions:
-            longest = max(len(self.question_branch(example).token_ids) for example in passage.questions)
+            longest = max(len(self.answers.branch(example).token_ids) for example in passage.questions)
             self.question_reader.require_room(latents + longest, self.shots_positions())
             if weights.needs_teacher():
                 self.teacher_reader.require_room(len(self.context_embeds) + words + longest)
@@ -233,15 +184,6 @@ class LatentObjective:
         target_ids = self.writer.ids(target)
         prompt_ids = self.writer.ids(prompt) if prompt else []
         return ReaderBranch((*prompt_ids, *target_ids), len(target_ids))
-
-    def _answer(self, example: Example) -> list[int]:
-        """Return the answer's first `answer_tokens` tokens; the newline that ends an answer counts as one."""
-        return [*self.writer.ids(f" {example.answers[0]}"), self.newline][: self.answer_tokens]
-
-    def question_branch(self, example: Example) -> ReaderBranch:
-        """Return a question with its answer; with a teacher the question's tokens are predicted too."""
-        ids = (*self.writer.asked(example), *self._answer(example))
-        return ReaderBranch(ids, len(ids) if self.loss_weights.needs_teacher() else len(self._answer(example)))
 
     def packed_rows(self, embeds: list[Tensor], branches: Sequence[tuple[ReaderBranch, ...]]) -> list[ReaderRow]:
         """Return a row for each passage: "Context:", the passage's embeddings (L, D) and its branches."""
@@ -253,58 +195,9 @@ class LatentObjective:
         """Return the sum over rows of the mean loss of their predicted tokens."""
         logits, targets = reader.logits(reader.states(rows)), reader.targets(rows)
         sizes = [sum(branch.predicted for branch in row.branches) for row in rows]
-        return _sum(
+        return sum_of(
             token_loss(a, b) for a, b in zip(torch.split(logits, sizes), torch.split(targets, sizes), strict=True)
         )
-
-    def _answer_losses(self, passages: list[Passage], latents: list[Tensor], embedded: Passages) -> dict[str, Tensor]:
-        """Return the losses `answer` and `distillation`, each if its weight is above 0."""
-        branches = [tuple(self.question_branch(example) for example in passage.questions) for passage in passages]
-        rows = self.packed_rows(latents, branches)
-        sizes = [sum(branch.predicted for branch in own) for own in branches]
-        final, hidden = self.question_reader.layer_states(rows, self.compared_layers)
-        logits = torch.split(self.question_reader.logits(final), sizes)
-        losses: dict[str, Tensor] = {}
-        if self.loss_weights.answer:
-            targets = torch.split(self.question_reader.targets(rows), sizes)
-            masks = [self.answer_mask(p, own) for p, own in zip(passages, branches, strict=True)]
-            losses["answer"] = _sum(token_loss(a[m], b[m]) for a, b, m in zip(logits, targets, masks, strict=True))
-        if self.loss_weights.needs_teacher():
-            texts = [padded[:n] for padded, n in zip(embedded.embeds, embedded.lengths, strict=True)]
-            teacher = [self._states_over_text(p, e, own) for p, e, own in zip(passages, texts, branches, strict=True)]
-            if self.loss_weights.distillation:
-                losses["distillation"] = _sum(
-                    distillation_loss(a, self.teacher_reader.logits(b))
-                    for a, (b, _) in zip(logits, teacher, strict=True)
-                )
-            if self.loss_weights.hidden:
-                losses["hidden"] = _sum(
-                    hidden_loss(a, b) for a, (_, b) in zip(hidden.split(sizes, dim=1), teacher, strict=True)
-                )
-        return losses
-
-    def answer_mask(self, passage: Passage, branches: tuple[ReaderBranch, ...]) -> Tensor:
-        """Return which of the N predicted tokens belong to an answer, (N,) bool."""
-        pairs = zip(passage.questions, branches, strict=True)
-        return torch.cat([torch.arange(b.predicted) >= b.predicted - len(self._answer(e)) for e, b in pairs])
-
-    @torch.no_grad()
-    def _states_over_text(
-        self, passage: Passage, embeds: Tensor, branches: tuple[ReaderBranch, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the LM's states with the text as context, computed passage by passage and cached.
-
-        Returns:
-            The final states, (N, D), and the outputs of the compared layers, (layers, N, D).
-        """
-        states = self.teacher_states.get(passage.text)
-        if states is None:
-            rows = self.packed_rows([embeds], [branches])
-            states = self.teacher_reader.layer_states(rows, self.compared_layers)
-            if self._teacher_bytes < TEACHER_BYTES:
-                self.teacher_states[passage.text] = states
-                self._teacher_bytes += sum(own.nbytes for own in states)
-        return states
 
 
 def halves(text: str) -> tuple[str, str]:
@@ -312,7 +205,3 @@ def halves(text: str) -> tuple[str, str]:
     words = text.split(" ")
     middle = len(words) // 2
     return (" ".join(words[:middle]), " ".join(words[middle:])) if middle else (text, text)
-
-
-def _sum(values: object) -> Tensor:
-    return torch.stack(list(values)).sum()  # type: ignore[call-overload]

@@ -22,7 +22,7 @@ from latentwire.harness.results import JsonObject
 from latentwire.harness.run import RunSpec
 from latentwire.harness.typed_config import plain_values, typed
 from latentwire.latent_training import passages
-from latentwire.latent_training.objective import LossWeights
+from latentwire.latent_training.losses import LossWeights
 from latentwire.latent_training.step_plan import TrainingSpec
 from latentwire.lm.spec import ModelSpec
 

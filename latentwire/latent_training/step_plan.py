@@ -11,8 +11,7 @@ import torch
 from latentwire.harness.errors import UserError
 from latentwire.harness.random import generator_for
 from latentwire.harness.results import JsonObject
-from latentwire.latent_training.losses import DISTANCES
-from latentwire.latent_training.objective import LossWeights
+from latentwire.latent_training.losses import DISTANCES, LossWeights
 from latentwire.latent_training.passages import Passage, PassageSpec, order_of
 
 

@@ -26,7 +26,7 @@ from latentwire.harness.grids import Job, expand, factors, repetitions, select_j
 from latentwire.harness.paths import CONF
 from latentwire.harness.registry import config_label, dials_of
 from latentwire.harness.typed_config import plain_values, typed
-from latentwire.latent_training.objective import LossWeights
+from latentwire.latent_training.losses import LossWeights
 from latentwire.lm.spec import ModelSpec
 from latentwire.lm.vocabulary import Vocabulary
 from latentwire.sources.registry import SOURCES, build_source

@@ -26,7 +26,7 @@ from latentwire.evaluation.setup import Settings
 from latentwire.harness.optimization import OptimizerSpec
 from latentwire.harness.paths import CONF
 from latentwire.harness.typed_config import typed
-from latentwire.latent_training.objective import LossWeights
+from latentwire.latent_training.losses import LossWeights
 from latentwire.latent_training.settings import LatentRunSpec, LatentSettings
 from latentwire.latent_training.step_plan import TrainingSpec
 from latentwire.lm.spec import ModelSpec

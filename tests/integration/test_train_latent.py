@@ -16,7 +16,8 @@ from latentwire.harness.optimization import OptimizerSpec, learning_rate_share
 from latentwire.harness.results import read_jsonl
 from latentwire.harness.run import Run
 from latentwire.latent_training.gradients import LossSums
-from latentwire.latent_training.objective import LatentObjective, LossWeights
+from latentwire.latent_training.losses import LossWeights
+from latentwire.latent_training.objective import LatentObjective
 from latentwire.latent_training.screening import rounds_of
 from latentwire.latent_training.validation import HeldOut
 from latentwire.transforms.codebook import SoftCodebook

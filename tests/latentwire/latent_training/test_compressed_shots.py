@@ -18,7 +18,8 @@ from latentwire.encoders.registry import encoder_lm_config
 from latentwire.harness.errors import UserError
 from latentwire.latent_training import validation
 from latentwire.latent_training.compressed_shots import CompressedShotsObjective
-from latentwire.latent_training.objective import LatentObjective, LossWeights
+from latentwire.latent_training.losses import LossWeights
+from latentwire.latent_training.objective import LatentObjective
 from latentwire.latent_training.passages import Passage
 from latentwire.latent_training.step_plan import TrainingSpec
 from latentwire.latent_training.validation import HeldOut
@@ -92,7 +93,7 @@ def test_other_latents_change_the_students_shots_alone(tiny):
     compressed.encode_shots(None)
     for objective in (plain, compressed):
         objective.losses("answers", [PASSAGE], torch.Generator())
-    assert torch.equal(compressed.teacher_states[TEXT][0], plain.teacher_states[TEXT][0])
+    assert torch.equal(compressed.answers.teacher_states[TEXT][0], plain.answers.teacher_states[TEXT][0])
     found, expected = (own.losses("answers", [PASSAGE], torch.Generator())["answer"] for own in (compressed, plain))
     assert abs(float(found.detach()) - float(expected.detach())) > 1e-4
 
@@ -152,7 +153,7 @@ def test_room_is_needed_for_the_compressed_shots(tiny, monkeypatch):
 
     whole = objective_of(tiny, answer=1.0)
     words, lead = len(whole.writer.ids(f" {TEXT}")), len(whole.context_embeds)
-    longest = max(len(whole.question_branch(example).token_ids) for example in PASSAGE.questions)
+    longest = max(len(whole.answers.branch(example).token_ids) for example in PASSAGE.questions)
     whole.encode_shots(None)
     refused(whole.question_reader.prefix.length + lead + math.ceil(words / 2) + longest, answer=1.0)
     refused(len(whole.writer.shots(SHOWN)) + lead + words + longest, distillation=1.0)

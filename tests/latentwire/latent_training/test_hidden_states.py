@@ -10,7 +10,8 @@ from latentwire.data.examples import Example
 from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.encoders.registry import encoder_lm_config
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.objective import LatentObjective, LossWeights
+from latentwire.latent_training.losses import LossWeights
+from latentwire.latent_training.objective import LatentObjective
 from latentwire.latent_training.passages import Passage
 from latentwire.lm.vocabulary import Vocabulary
 from tests.helpers.random import shifted
@@ -55,15 +56,15 @@ def outputs_of_layers(tiny, embeds: Tensor, layers: list[int], last: int) -> Ten
 @pytest.mark.parametrize(("every", "layers"), [(3, [0]), (1, [0, 1])])
 def test_the_loss_compares_states_at_question_and_answer(tiny, monkeypatch, every, layers):
     """The LM gives the expected states over shots, passage, question and answer as one sequence."""
-    monkeypatch.setattr("latentwire.latent_training.objective.HIDDEN_EVERY", every)
+    monkeypatch.setattr("latentwire.latent_training.answers.HIDDEN_EVERY", every)
     objective = objective_of(tiny, hidden=1.0)
-    assert list(objective.compared_layers) == layers
+    assert list(objective.answers.compared_layers) == layers
     shots, expected = tiny.embed(objective.writer.shots(SHOWN)), 0.0
     for passage in (PASSAGE, OTHER):
         read = objective.embed_texts([passage.text])
         states: list[list[Tensor]] = [[], []]
         for example in passage.questions:
-            ids = objective.question_branch(example).token_ids
+            ids = objective.answers.branch(example).token_ids
             for own, context in zip(states, (objective.latents(read)[0], read.embeds[0]), strict=True):
                 parts = [shots, objective.context_embeds, context, tiny.embed(torch.tensor(ids))]
                 own.append(outputs_of_layers(tiny, torch.cat(parts), layers, len(ids)))
@@ -80,11 +81,11 @@ def test_gradients_reach_the_encoder_and_not_the_teacher(tiny):
     objective = objective_of(tiny, hidden=1.0)
     objective.losses("answers", [PASSAGE], torch.Generator())["hidden"].backward()
     assert float(objective.latents.adapter.line.weight.grad.norm()) > 0
-    final, layers = objective.teacher_states[TEXT]
+    final, layers = objective.answers.teacher_states[TEXT]
     assert layers.shape == (1, *final.shape) and not layers.requires_grad
     again = objective.losses("answers", [PASSAGE], torch.Generator())["hidden"].detach()
-    assert objective.teacher_states[TEXT][1] is layers
-    objective.teacher_states[TEXT] = (final, layers + 1)
+    assert objective.answers.teacher_states[TEXT][1] is layers
+    objective.answers.teacher_states[TEXT] = (final, layers + 1)
     other = objective.losses("answers", [PASSAGE], torch.Generator())["hidden"].detach()
     assert float(other) != pytest.approx(float(again))
 
@@ -92,13 +93,13 @@ def test_gradients_reach_the_encoder_and_not_the_teacher(tiny):
 def test_without_the_loss_no_layers_are_compared(tiny):
     objective = objective_of(tiny, distillation=1.0)
     objective.losses("answers", [PASSAGE], torch.Generator())
-    assert list(objective.compared_layers) == []
-    assert len(objective.teacher_states[TEXT][1]) == 0
+    assert list(objective.answers.compared_layers) == []
+    assert len(objective.answers.teacher_states[TEXT][1]) == 0
 
 
 def test_a_teacher_needs_room_for_the_whole_text(tiny, monkeypatch):
     objective = objective_of(tiny, hidden=1.0)
-    longest = max(len(objective.question_branch(example).token_ids) for example in PASSAGE.questions)
+    longest = max(len(objective.answers.branch(example).token_ids) for example in PASSAGE.questions)
     words = len(objective.writer.ids(f" {TEXT}"))
     least = objective.question_reader.prefix.length + len(objective.context_embeds) + words + longest
     monkeypatch.setattr(type(tiny), "context_length", least)

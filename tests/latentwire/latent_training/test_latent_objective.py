@@ -16,7 +16,8 @@ from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.harness.errors import UserError
 from latentwire.harness.optimization import NonFiniteError
 from latentwire.harness.random import generator_for
-from latentwire.latent_training.objective import AGAIN, VOCABULARY_TOKENS, LatentObjective, LossWeights, halves
+from latentwire.latent_training.losses import LossWeights
+from latentwire.latent_training.objective import AGAIN, VOCABULARY_TOKENS, LatentObjective, halves
 from latentwire.latent_training.passages import Passage
 from latentwire.latent_training.step_plan import TrainingSpec, epochs_before_answers, plan_steps
 from latentwire.latent_training.validation import HeldOut
@@ -121,25 +122,25 @@ def test_the_teacher_reads_a_passage_once_and_by_itself(tiny):
     objective = objective_of(tiny, distillation=1.0)
     first = float(objective.losses("answers", [PASSAGE], torch.Generator())["distillation"].detach())
     assert first > 0
-    known = objective.teacher_states[TEXT]
+    known = objective.answers.teacher_states[TEXT]
     both = objective.losses("answers", [PASSAGE, OTHER], torch.Generator())["distillation"]
-    assert objective.teacher_states[TEXT] is known
+    assert objective.answers.teacher_states[TEXT] is known
     alone = float(objective.losses("answers", [OTHER], torch.Generator())["distillation"].detach())
     assert float(both.detach()) == pytest.approx(first + alone, rel=1e-4)
     assert not known[0].requires_grad
 
 
 def test_the_teachers_states_are_bounded(tiny, monkeypatch):
-    monkeypatch.setattr("latentwire.latent_training.objective.TEACHER_BYTES", 1)
+    monkeypatch.setattr("latentwire.latent_training.answers.TEACHER_BYTES", 1)
     objective = objective_of(tiny, distillation=1.0)
     objective.losses("answers", [PASSAGE, OTHER], torch.Generator())
-    assert list(objective.teacher_states) == [TEXT]
+    assert list(objective.answers.teacher_states) == [TEXT]
 
 
 def test_distillation_is_from_the_text_to_the_latents(tiny):
     objective = objective_of(tiny, distillation=1.0)
     read = objective.embed_texts([TEXT])
-    branches = [tuple(objective.question_branch(example) for example in PASSAGE.questions)]
+    branches = [tuple(objective.answers.branch(example) for example in PASSAGE.questions)]
     ours, theirs = (
         objective.question_reader.logits(
             objective.question_reader.states(objective.packed_rows(x, branches))
@@ -203,17 +204,17 @@ def test_answer_targets_stop_at_answer_tokens_or_the_end(tiny):
     ids = objective_of(tiny, embedding=1.0).writer.ids
     answer = [*ids(" The ferry"), ids("\nQuestion:")[0]]
     assert len(answer) > 2
-    assert objective_of(tiny, embedding=1.0).question_branch(PASSAGE.questions[1]).targets == tuple(answer)
-    assert objective_of(tiny, answer_tokens=2, embedding=1.0).question_branch(PASSAGE.questions[1]).targets == tuple(
+    assert objective_of(tiny, embedding=1.0).answers.branch(PASSAGE.questions[1]).targets == tuple(answer)
+    assert objective_of(tiny, answer_tokens=2, embedding=1.0).answers.branch(PASSAGE.questions[1]).targets == tuple(
         answer[:2]
     )
     whole = objective_of(tiny, distillation=1.0)
-    assert whole.question_branch(PASSAGE.questions[1]).targets == (*whole.writer.asked(PASSAGE.questions[1]), *answer)
-    branches = tuple(whole.question_branch(example) for example in PASSAGE.questions)
+    assert whole.answers.branch(PASSAGE.questions[1]).targets == (*whole.writer.asked(PASSAGE.questions[1]), *answer)
+    branches = tuple(whole.answers.branch(example) for example in PASSAGE.questions)
     asked = [len(whole.writer.asked(example)) for example in PASSAGE.questions]
     first = len(branches[0].token_ids) - asked[0]
     expected = [False] * asked[0] + [True] * first + [False] * asked[1] + [True] * len(answer)
-    assert whole.answer_mask(PASSAGE, branches).tolist() == expected
+    assert whole.answers.mask(PASSAGE, branches).tolist() == expected
     with pytest.raises(UserError, match="answer_tokens=0"):
         objective_of(tiny, answer_tokens=0, embedding=1.0)
 
@@ -282,7 +283,7 @@ def test_a_passage_longer_than_the_context_is_refused(tiny, monkeypatch):
 
     whole = objective_of(tiny, distillation=1.0, text=1.0)
     lead, words = len(whole.context_embeds), len(whole.writer.ids(f" {TEXT}"))
-    longest = max(len(whole.question_branch(example).token_ids) for example in PASSAGE.questions)
+    longest = max(len(whole.answers.branch(example).token_ids) for example in PASSAGE.questions)
     bare, asking = whole.text_reader.prefix.length + lead, whole.question_reader.prefix.length + lead
     refused(bare + 2 + len(whole.writer.ids(AGAIN)) + words, text=1.0)
     refused(bare + 2 + len(whole.writer.ids(AGAIN)) + words, continuation=1.0)

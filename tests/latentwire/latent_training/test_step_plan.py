@@ -8,7 +8,7 @@ import pytest
 
 from latentwire.data.examples import Example
 from latentwire.harness.errors import UserError
-from latentwire.latent_training.objective import LossWeights
+from latentwire.latent_training.losses import LossWeights
 from latentwire.latent_training.passages import Passage
 from latentwire.latent_training.step_plan import TrainingSpec, TrainingStep, plan_steps
 

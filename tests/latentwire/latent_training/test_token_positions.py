@@ -16,7 +16,8 @@ from latentwire.encoders.pipeline import Latents, LatentSpec
 from latentwire.encoders.registry import encoder_lm_config
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.setup import Component, Settings, prepare
-from latentwire.latent_training.objective import LatentObjective, LossWeights
+from latentwire.latent_training.losses import LossWeights
+from latentwire.latent_training.objective import LatentObjective
 from latentwire.latent_training.passages import Passage
 from latentwire.latent_training.validation import HeldOut
 from latentwire.lm.vocabulary import Vocabulary
