@@ -187,11 +187,12 @@ def test_each_loss_is_logged_and_the_report_has_controls(trains, cli, tmp_path, 
 
 STATES = [*WHOLE[: WHOLE.index("encoder=lm_layers")], "encoder=lm_states", "every=1", *WHOLE[-6:], "ratio=4",
           "markers=1", "ratios=[4,2]", "weights.hidden=1", "continuation_share=0.4"]  # fmt: skip
+SHOTS = [*WHOLE, "compressed_shots=true", "ratios=[3,2]"]  # each step of answers encodes the shots anew
 
 
 @pytest.mark.slow
 @pytest.mark.float_path
-@pytest.mark.parametrize("whole", [WHOLE, STATES], ids=["lm_layers", "lm_states"])
+@pytest.mark.parametrize("whole", [WHOLE, STATES, SHOTS], ids=["lm_layers", "lm_states", "compressed_shots"])
 def test_a_killed_run_resumes_bit_for_bit(trains, tmp_path, monkeypatch, whole):
     assert trains(*whole, "out=straight")[0] == 0
     logged = read_rows(tmp_path / "straight" / "metrics.jsonl")
