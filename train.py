@@ -18,6 +18,7 @@ TASKS = {
         run="kat.collapse.training:run",
         finish="kat.collapse.training:finish",
         direct="kat.collapse.training:direct",
+        takes_workers=True,
     ),
     "latent": Task(
         run="latentwire.latent_training.screening:run",

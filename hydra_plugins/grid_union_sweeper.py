@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,14 +24,14 @@ from omegaconf import DictConfig, open_dict
 from latentwire.harness.app import JobFunction
 from latentwire.harness.grids import Job, expand, factors, print_jobs, repetitions, select_jobs, variants
 from latentwire.harness.plugins import require_choices
+from latentwire.harness.worker_counts import set_workers
 
 
 @dataclass
 class GridUnionSweeperConf:
-    """Number of jobs that the launcher gets at a time. With a parallel launcher set it to null (all jobs)."""
+    """The sweeper has no settings of its own."""
 
     _target_: str = "hydra_plugins.grid_union_sweeper.GridUnionSweeper"
-    max_batch_size: int | None = 1
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="grid_union", node=GridUnionSweeperConf, provider="latentwire")
@@ -39,17 +40,18 @@ ConfigStore.instance().store(group="hydra/sweeper", name="grid_union", node=Grid
 class GridUnionSweeper(BasicSweeper):
     """Runs a union of grids. Without a preset, it runs the grid of the command line."""
 
-    def __init__(self, max_batch_size: int | None) -> None:
-        super().__init__(max_batch_size)
+    def __init__(self) -> None:
+        super().__init__(max_batch_size=None)
         self.composed: dict[tuple[str, ...], DictConfig] = {}  # by the overrides that choose files
         self.parsed: dict[str, tuple[Override, bool]] = {}  # each override, and whether it chooses a file
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over the session of the command, in which the jobs and the end of the sweep run."""
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         assert isinstance(task_function, JobFunction), "this sweeper runs in a program that launch() started"
         self.session = task_function.session
         self.session.sweeping = True
+        self.session.workers = set_workers(config, takes_workers=self.session.task(config).takes_workers)
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> list[object]:
         """Run the jobs of the preset and the command line, and return their results in order."""
@@ -81,15 +83,30 @@ class GridUnionSweeper(BasicSweeper):
 
     def _run(self, jobs: list[Job]) -> list[object]:
         """Run jobs and return their results in order."""
+        assert self.config is not None
+        assert self.hydra_context is not None
         assert self.launcher is not None
-        size = self.max_batch_size or max(1, len(jobs))
+        if not isinstance(self.launcher, BasicLauncher):
+            return self._run_in_workers(jobs)
         returns: list[object] = []
-        for start in range(0, len(jobs), size):
-            batch = jobs[start : start + size]
-            self.session.position = (start + 1, len(jobs)) if len(batch) == 1 else None
-            for job in self.launcher.launch([job.overrides for job in batch], initial_job_idx=start):
-                returns.append(job.return_value)  # raises the job's exception, if any
+        for start, job in enumerate(jobs):
+            self.session.position = (start + 1, len(jobs))
+            (returned,) = self.launcher.launch([job.overrides], initial_job_idx=start)
+            returns.append(returned.return_value)  # raises the job's exception, if any
         return returns
+
+    def _run_in_workers(self, jobs: list[Job]) -> list[object]:
+        """Run jobs in the launcher's workers, and return their results in order."""
+        from latentwire.harness.launching import launch_in_workers  # imports torch, which other commands do not need
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        copies = self.session.workers if self.session.task(self.config).divides_itself else 1
+        more = ["workers=1"] if copies > 1 else []
+        jobs = [self.compose([*job.overrides, *more]) for job in jobs for _ in range(copies)]
+        results = launch_in_workers(self.launcher, self.hydra_context, self.config, self.session, jobs)
+        return results[::copies]
 
     def compose(self, overrides: Sequence[str]) -> Job:
         """Return a job with its config, equal to Hydra's own.

@@ -23,7 +23,7 @@ from latentwire.harness.overrides import override_value
 from latentwire.harness.progress import is_main_process
 from latentwire.harness.results import FORMAT, JsonObject, write_json
 from latentwire.harness.typed_config import plain_values, typed
-from latentwire.harness.workers import require_workers
+from latentwire.harness.worker_counts import require_workers
 
 RECIPE = "python train.py -m experiment=mode_collapse"
 

@@ -25,12 +25,13 @@ from kat.grpo.task import grpo
 from kat.pipeline.artifacts import locate
 from kat.pipeline.ensure import config_of, ensure, prompt_tasks
 from kat.world.task import world
+from latentwire.harness.claims import CLAIMS, claimed
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
+from latentwire.harness.ownership import BusyError, is_deferring
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import FORMAT, ResultWriteError, write_json, writing
 from latentwire.harness.session import Session, job
-from latentwire.harness.shared_work import claimed
 from latentwire.harness.typed_config import plain_values
 from latentwire.harness.workers import started_workers
 
@@ -77,18 +78,18 @@ def run(cfg: DictConfig, session: Session | None = None) -> Outcome:
     """
     if session is not None and not session.sweeping:
         raise UserError(f"task=mode_collapse: is an experiment of many runs; begin with {RECIPE}")
-    name, out, claims = str(cfg.name), folder_of(cfg), experiment_folder(cfg) / "claims"
+    name, out, claims = str(cfg.name), folder_of(cfg), experiment_folder(cfg) / CLAIMS
     if (out / FAILED).is_file():  # in this command, by whichever process
         return Outcome(name, "failed", error_of(out))
     try:
         if not _has_ground(cfg):
             with claimed(claims, _ground_name(cfg)) as is_mine:
                 if not is_mine:
-                    return Outcome(name, "elsewhere")
+                    return _elsewhere(name)
                 _make_ground(cfg)
         with claimed(claims, name) as is_mine:
             if not is_mine:
-                return Outcome(name, "elsewhere")
+                return _elsewhere(name)
             is_new = not is_over(out)
             own = cfg.copy()
             own.task = "grpo"
@@ -99,6 +100,8 @@ def run(cfg: DictConfig, session: Session | None = None) -> Outcome:
                         shutil.rmtree(folder)
     except ResultWriteError as error:  # the other runs would meet the same disk
         raise ResultWriteError(error.path, error.reason, "experiment_folder=FOLDER") from error
+    except BusyError:
+        raise
     except UserError as error:
         if not (out / "result.json").is_file():
             write_json(out / FAILED, {"format": FORMAT, "arm": cfg.arm, "seed": cfg.seed, "error": str(error)})
@@ -129,7 +132,7 @@ def direct(
     Raises:
         UserError: A setting is out of range, or differs from what was fixed before the first run.
     """
-    workers = count_workers(cfg, len(jobs))
+    workers = 1 if session.workers > 1 else count_workers(cfg, len(jobs))  # a launcher has its own workers
     fix_experiment(cfg, jobs, session.command)
     for one in jobs:
         (folder_of(one.config) / FAILED).unlink(missing_ok=True)  # of an earlier command; the run gets another try
@@ -183,6 +186,17 @@ def finish(cfg: DictConfig, results: list[Outcome], session: Session) -> None:
     if failed:
         raise UserError(f"{len(failed)} of {len(results)} runs failed, such as {failed[0].name}: {failed[0].error}. "
                         "The same command tries them again")  # fmt: skip
+
+
+def _elsewhere(name: str) -> Outcome:
+    """Return the outcome of a run that another process trains. A launcher's worker defers it instead.
+
+    Raises:
+        BusyError: In a launcher's worker.
+    """
+    if is_deferring():
+        raise BusyError(f"{name}: another process trains it")
+    return Outcome(name, "elsewhere")
 
 
 def folder_of(cfg: DictConfig) -> Path:

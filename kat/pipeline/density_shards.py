@@ -39,10 +39,11 @@ from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
 from latentwire.harness.progress import is_main_process, log
-from latentwire.harness.results import config_hash, open_atomically, write_json, writing
+from latentwire.harness.results import config_hash, open_atomically, sweep_up, write_json, writing
 from latentwire.harness.shard_files import FinishedShards, ShardFolder, is_sharded
 from latentwire.harness.shared_work import work_through
-from latentwire.harness.workers import require_workers, started_workers
+from latentwire.harness.worker_counts import require_workers
+from latentwire.harness.workers import started_workers
 from latentwire.records import FORMAT
 
 OWN_FILE = re.compile(r"(\d{5,}\.(json|prompts\.parquet)|density\.(json|png)|weights\.npy|claims|\..*)")
@@ -202,8 +203,7 @@ class _Work:
         }
         plot_weights(density.density, density.weights, self.out / "density.png")
         write_json(self.record, record)
-        for leftover in self.out.glob(".*.tmp"):  # of killed processes
-            leftover.unlink(missing_ok=True)
+        sweep_up(self.out)
 
     def _write_shards(self, found: FoundDensity) -> None:
         import pyarrow as pa

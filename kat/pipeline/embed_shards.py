@@ -28,10 +28,19 @@ from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
 from latentwire.harness.progress import Progress, log
-from latentwire.harness.results import DamagedResultError, JsonObject, config_hash, read_json, write_json, writing
+from latentwire.harness.results import (
+    DamagedResultError,
+    JsonObject,
+    config_hash,
+    read_json,
+    sweep_up,
+    write_json,
+    writing,
+)
 from latentwire.harness.shard_files import FinishedShards, ShardFolder
 from latentwire.harness.shared_work import work_through
-from latentwire.harness.workers import require_workers, started_workers
+from latentwire.harness.worker_counts import require_workers
+from latentwire.harness.workers import started_workers
 from latentwire.records import FORMAT
 
 OWN_FILE = re.compile(r"(\d{5,}\.(json|emb\.npy|prompts\.parquet)|embeddings\.json|claims|\..*)")  # in a folder of ours
@@ -220,8 +229,7 @@ def _merged(work: ShardedWork, shards: Sequence[PromptShard], state: PartialStat
         work.require_unchanged()
         require_unique_ids(shards, lambda name: all_ids(work.files, name))
         write_json(work.record, _record(work, shards, state))
-        for leftover in work.files.folder.glob(".[0-9]*.tmp"):  # of killed processes
-            leftover.unlink(missing_ok=True)
+        sweep_up(work.files.folder)
 
     work_through(work.files.folder, ["embeddings"], lambda _: work.found() is not None, merge)
     result = work.found()

@@ -7,7 +7,7 @@ import traceback
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict, TypeGuard
 
 from accelerate import PartialState
 from omegaconf import DictConfig
@@ -22,8 +22,9 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.memory import is_out_of_memory, out_of_memory
 from latentwire.harness.origin import made_on
+from latentwire.harness.ownership import owned
 from latentwire.harness.progress import is_main_process, log
-from latentwire.harness.results import DamagedResultError, ResultStore, ResultWriteError, config_hash
+from latentwire.harness.results import DamagedResultError, ResultStore, ResultWriteError, config_hash, sweep_up
 from latentwire.harness.session import Session, job
 from latentwire.harness.tracking import Tracker, TrackerSpec, make_tracker
 from latentwire.harness.typed_config import plain_values, typed
@@ -60,13 +61,15 @@ def run(cfg: DictConfig, session: Session | None = None) -> EvaluationResult:
     state = accelerator_state(cfg.device)
     request = read(cfg, state, FIRST_BLOCK if cfg.num_examples is not None else 0)
     store = ResultStore(Path(str(cfg.out)))
-    before = _finished(store, cfg, request, state)
     title = _title(cfg.name, session)
-    if before is not None and _has_enough_examples(before, cfg.num_examples):
-        result = before
+    result = _finished(store, cfg, request, state)
+    if has_enough(result, cfg.num_examples):
         log(_line(title, result, request.scoring) + "  (finished before)")
     else:
-        result = _evaluate(cfg, request, state, session, store, before)
+        with owned(store.folder, cfg.name, state):
+            result = _finished(store, cfg, request, state)  # another process may have finished it by now
+            if not has_enough(result, cfg.num_examples):
+                result = _evaluate(cfg, request, state, session, store, result)
         log(_line(title, result, request.scoring))
     tracker_of(cfg, session).log_result(result)
     if not session.sweeping:
@@ -103,7 +106,7 @@ def _evaluate(
     """Evaluate a configuration, or the examples that its earlier result `before` lacks, and store the result."""
     if state.is_main_process:
         store.require_writable()
-    setup = session.keep("evaluation", _setup_key(request, state), partial(_set_up, request, state))
+    setup = session.keep("evaluation", setup_key(request, state), partial(_set_up, request, state))
     setup = replace(_prompts_of(request, setup), scoring=request.scoring)
     known = [] if before is None else read_example_rows(store.predictions_path(cfg.name))
     title = _title(cfg.name, session)
@@ -158,7 +161,7 @@ def _control(cfg: DictConfig) -> str | None:
     return None if cfg.control == "none" else str(cfg.control)
 
 
-def _setup_key(request: Request, state: PartialState) -> str:
+def setup_key(request: Request, state: PartialState) -> str:
     """Return everything that decides a set-up, so that equal configurations of a sweep share one."""
     settings = vars(request.settings)
     return config_hash(
@@ -201,7 +204,7 @@ def _finished(store: ResultStore, cfg: DictConfig, request: Request, state: Part
     """
     result: EvaluationResult | None = None
     if state.is_main_process and not cfg.force:
-        store.sweep_up()
+        sweep_up(store.folder)
         try:
             found = store.finished(cfg.name, request.key)
             if found is not None:
@@ -212,8 +215,10 @@ def _finished(store: ResultStore, cfg: DictConfig, request: Request, state: Part
     return found_by_main
 
 
-def _has_enough_examples(result: EvaluationResult, num_examples: int | None) -> bool:
-    """Return whether a result has at least num_examples examples; a failed result is never extended."""
+def has_enough(result: EvaluationResult | None, num_examples: int | None) -> TypeGuard[EvaluationResult]:
+    """Return whether a result is there and has at least num_examples examples; a failed one is never extended."""
+    if result is None:
+        return False
     if num_examples is None or result["status"] != "ok":
         return True
     return result["num_examples"] is not None and result["num_examples"] >= num_examples

@@ -10,15 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
 from latentwire.harness import processes, typed_config  # noqa: F401 (typed_config registers resolvers)
 from latentwire.harness.config_errors import explain, refuse_additions, refuse_renamed, require_task
+from latentwire.harness.config_files import choices
 from latentwire.harness.help import help_text
 from latentwire.harness.paths import CONF
 from latentwire.harness.plugins import load_plugins, named_plugins, require_choices
 from latentwire.harness.progress import is_main_process, rank
 from latentwire.harness.session import Session, Task
+from latentwire.harness.worker_counts import require_launcher
 
 
 def launch(
@@ -46,6 +50,7 @@ def launch(
         require_task(arguments, config_name, known_tasks)
         load_plugins(named_plugins(arguments))
         job = JobFunction(Session(config_name, dict(known_tasks), command_line()))
+        _prefer_own_launchers()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except (Exception, _StoppedError) as raised:
         error = raised.error if isinstance(raised, _StoppedError) else raised
@@ -67,6 +72,14 @@ def command_line() -> str:
     program, here = Path(sys.argv[0]).resolve(), Path.cwd()
     shown = str(program.relative_to(here)) if program.is_relative_to(here) else program.name
     return shlex.join(["python", shown, *sys.argv[1:]])
+
+
+def _prefer_own_launchers() -> None:
+    """Drop the config of a launcher's package if conf/ has one of its name: Hydra would take it for a schema."""
+    Plugins.instance()  # imports the packages, which register their configs
+    registered = ConfigStore.instance().repo["hydra"]["launcher"]
+    for name in choices("hydra/launcher"):
+        registered.pop(f"{name}.yaml", None)
 
 
 class _StoppedError(BaseException):
@@ -106,6 +119,8 @@ class JobFunction:
         """Run the task of a config and return its result."""
         try:
             require_choices(cfg)
+            if not self.session.sweeping:
+                require_launcher(cfg, takes_workers=self.session.task(cfg).takes_workers)
             return self.session.run(cfg)
         except Exception as error:
             if self.session.remote:

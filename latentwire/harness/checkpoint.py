@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from latentwire.harness.claims import CLAIMS
 from latentwire.harness.errors import UserError
 from latentwire.harness.progress import log
 from latentwire.harness.registry import is_plugin_source
@@ -19,6 +20,7 @@ from latentwire.harness.results import (
     JsonObject,
     open_atomically,
     read_json,
+    sweep_up,
     write_json,
     writing,
 )
@@ -71,9 +73,7 @@ class Checkpoints:
         Raises:
             UserError: The checkpoint belongs to another configuration, or all checkpoints are damaged.
         """
-        if self.folder.is_dir():
-            for leftover in self.folder.glob(".step-*.tmp"):
-                leftover.unlink(missing_ok=True)
+        sweep_up(self.folder)
         saved = self._saved()
         for step, path in reversed(saved):
             try:
@@ -148,7 +148,7 @@ def start_anew_once(folder: Path, checkpoints: Checkpoints) -> None:
 
 def start_anew(folder: Path) -> None:
     """Move all files of `folder` to `folder`/replaced/NUMBER, so that no finished work is lost."""
-    present = [path for path in folder.iterdir() if path.name != "replaced"] if folder.is_dir() else []
+    present = [path for path in folder.iterdir() if path.name not in ("replaced", CLAIMS)] if folder.is_dir() else []
     if not present:
         return
     number = 1 + max((int(p.name) for p in (folder / "replaced").glob("*") if p.name.isdigit()), default=0)

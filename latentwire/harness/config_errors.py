@@ -25,6 +25,8 @@ PLUGIN_GROUPS = (
     "embedder",
 )  # groups that plugins add to
 
+_BUILT_IN = {"hydra/launcher": ("basic",)}  # choices whose configs come from packages
+
 
 def explain(error: BaseException, arguments: list[str], entry: str) -> str | None:
     """Return the message for the user, or None if the error is a bug of the program.
@@ -42,7 +44,7 @@ def explain(error: BaseException, arguments: list[str], entry: str) -> str | Non
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_setting(match[1], arguments, entry)
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        known = ", ".join(sorted({*choices(match[1]), *plugin_dials(match[1])}))
+        known = ", ".join(sorted({*choices(match[1]), *plugin_dials(match[1]), *_BUILT_IN.get(match[1], ())}))
         hint = registry.PLUGIN_HINT if match[1] in PLUGIN_GROUPS and not named_plugins(arguments) else ""
         return f"{match[1]}={match[2]}: unknown; use one of {known}{hint}"
     if isinstance(error, HydraException | OmegaConfBaseException):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from types import TracebackType
+from typing import Protocol
 
 from tqdm import tqdm
 
 WORKER = "LATENTWIRE_WORKER"  # environment variable with the number of a worker, see `latentwire.harness.workers`
 PLAIN_INTERVAL = 10.0  # seconds between two lines of progress outside a terminal
+_LISTENER: ContextVar[ProgressListener | None] = ContextVar("listener", default=None)
 
 
 def rank() -> int:
@@ -39,6 +44,23 @@ def log(message: str) -> None:
         tqdm.write(message, file=sys.stderr)
 
 
+class ProgressListener(Protocol):
+    """Receives the progress of this process in place of its terminal."""
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """Take note that `done` of the `total` examples of the work called `name` are done."""
+
+
+@contextlib.contextmanager
+def heard_by(listener: ProgressListener) -> Iterator[None]:
+    """Send the progress of all work during the `with` block to a listener; the terminal does not show it."""
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
 class Progress:
     """Progress of one piece of work: examples done, time left and a running score.
 
@@ -51,7 +73,8 @@ class Progress:
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.done = name, total, 0
-        self.live = sys.stderr.isatty()
+        self.listener = _LISTENER.get()
+        self.live = sys.stderr.isatty() and self.listener is None
         self.started = self.last_line = time.monotonic()
         self.bar = tqdm(
             total=total,
@@ -72,6 +95,9 @@ class Progress:
     def advance(self, examples: int, score: str) -> None:
         """Add `examples` to the examples done and show `score`, for example 'F1 .512'."""
         self.done += examples
+        if self.listener is not None:
+            self.listener(self.name, self.done, self.total)
+            return
         self.bar.set_postfix_str(score, refresh=False)
         self.bar.update(examples)
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -80,21 +81,39 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    file = os.fdopen(handle, "wb")
+        file, temporary = _temporary_file(path)
     try:
         yield file
         with writing(path):
             file.flush()
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o666 & ~_umask())
+            temporary.replace(path)
             file.close()
-            Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):  # closing writes what is left, to a disk that may be full
             file.close()
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary_file(path: Path) -> tuple[BinaryIO, Path]:
+    """Return a new temporary file next to a path. It is locked while it is open, so that `sweep_up` leaves it alone."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return os.fdopen(handle, "wb"), Path(name)
+        os.close(handle)  # another process took it for abandoned before it was locked
+
+
+def sweep_up(folder: Path, pattern: str = ".*.tmp") -> None:
+    """Remove temporary files of killed processes from a folder; a file that a process has open stays."""
+    for leftover in folder.glob(pattern):
+        with contextlib.suppress(OSError), leftover.open("rb") as file:  # gone already, in use, or without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -288,11 +307,6 @@ class ResultStore:
         if result["status"] == "ok" and old.exists():
             old.unlink()
             old.with_name(f"{old.stem}.predictions.jsonl").unlink(missing_ok=True)
-
-    def sweep_up(self) -> None:
-        """Remove temporary files that a killed run left in the folder."""
-        for leftover in self.folder.glob(".*.json*.*.tmp"):
-            leftover.unlink(missing_ok=True)
 
     def save_summary(self, summary: Mapping[str, object]) -> Path | None:
         """Write summary.json. If the old summary covers a result that the new one lacks, move it to `replaced/`.

@@ -14,7 +14,9 @@ from omegaconf import DictConfig
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.plugins import load_plugins, plugin_names
+from latentwire.harness.shares import Cost
 
+_KEPT_HERE: dict[str, tuple[str, Any]] = {}  # what the sessions from other processes keep in this one
 T = TypeVar("T")
 R = TypeVar("R", covariant=True)
 
@@ -29,11 +31,19 @@ class Task:
         finish: `finish(cfg, results, session)` receives all results of a sweep.
         direct: `direct(cfg, jobs, compose, session)` decides which jobs of a sweep run. It is a generator that yields
             jobs, receives their results, and returns the final results. Without it, every job runs once.
+        costs: `costs(cfgs)` returns the `Cost` of each job, by which a launcher's workers divide them. Without it, all
+            jobs cost the same.
+        divides_itself: Whether processes with the same config divide the work of one job. Each worker of a launcher
+            then runs the job.
+        takes_workers: Whether the task reads `workers` itself, so that it needs no launcher.
     """
 
     run: str
     finish: str | None = None
     direct: str | None = None
+    costs: str | None = None
+    divides_itself: bool = False
+    takes_workers: bool = False
 
 
 @dataclass
@@ -50,6 +60,7 @@ class Session:
         position: Number of this job and number of all jobs of the sweep, such as (3, 35); None outside a sweep.
         lap_started: Monotonic time in seconds at which the command, or the current lap, began.
         remote: Whether this is a copy in another process.
+        workers: Number of processes among which the sweep's launcher divides the jobs; 1: they run in this process.
     """
 
     entry: str = "run"
@@ -59,6 +70,7 @@ class Session:
     position: tuple[int, int] | None = None
     lap_started: float = field(default_factory=time.monotonic)
     remote: bool = False
+    workers: int = 1
     _kept: dict[str, tuple[str, Any]] = field(default_factory=dict, repr=False)  # purpose -> (key, object)
 
     def __getstate__(self) -> dict[str, object]:
@@ -67,6 +79,7 @@ class Session:
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
         self.lap_started = time.monotonic()  # clocks of two processes do not compare
+        self._kept = _KEPT_HERE  # a launcher's worker takes several shares, one after the other
 
     def run(self, cfg: DictConfig) -> object:
         """Run the task of a config and return its result.
@@ -74,9 +87,17 @@ class Session:
         Raises:
             UserError: This entry does not have the task.
         """
+        return load_function(self.task(cfg).run)(cfg, self)
+
+    def task(self, cfg: DictConfig) -> Task:
+        """Return the task of a config.
+
+        Raises:
+            UserError: This entry does not have it.
+        """
         if cfg.task not in self.tasks:
             raise UserError(f"task={cfg.task}: not a task of {self.entry}.py; use one of {', '.join(self.tasks)}")
-        return load_function(self.tasks[cfg.task].run)(cfg, self)
+        return self.tasks[cfg.task]
 
     def keep(self, purpose: str, key: str, build: Callable[[], T]) -> T:
         """Return the object that jobs share for a purpose; build it anew if the last one had another key.
@@ -119,6 +140,14 @@ class Session:
             return (yield jobs)
         results: list[object] = yield from load_function(task.direct)(cfg, jobs, compose, self)
         return results
+
+    def costs(self, cfgs: Sequence[DictConfig]) -> list[Cost]:
+        """Return the cost of each job of a sweep."""
+        name = self.tasks[cfgs[0].task].costs
+        if name is None:
+            return [Cost() for _ in cfgs]
+        costs: list[Cost] = load_function(name)(cfgs)
+        return costs
 
     def takes_sweeps(self, task: str) -> bool:
         """Return whether a preset makes several jobs of this task. It does not for task=analyze, which runs once."""

@@ -20,6 +20,7 @@ from latentwire.harness.checkpoint import State
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.memory import within_memory
 from latentwire.harness.optimization import make_accelerator
+from latentwire.harness.ownership import owned
 from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import JsonObject, write_json
 from latentwire.harness.run import Metrics, Run, RunSpec, Stateful, Timings
@@ -138,17 +139,20 @@ def train(job: TrainingJob[R]) -> JsonObject:
         The content of result.json, in every process.
 
     Raises:
+        BusyError: Another process trains in this folder; see `latentwire.harness.ownership.owned`.
         UserError: The folder holds a run of another configuration, a loss or gradient is not finite, memory runs out,
             or the disk is full.
     """
     run = Run(job.cfg, job.spec, job.identity, accelerator_state(job.cfg.device))
     word, folder = job.product
-    found = run.finished()
-    if found is not None and job.covers(found):
-        log(f"{word}: {run.folder / folder}  (finished before; force=true trains it anew)")
-        return found
-    with within_memory(run.state.device, job.sizes):
-        return _train(run, job.build(run))
+    found = None if job.spec.force else run.finished()
+    if found is None or not job.covers(found):
+        with owned(run.folder, "run", run.state), within_memory(run.state.device, job.sizes):
+            found = run.finished()  # another process may have finished it by now
+            if found is None or not job.covers(found):
+                return _train(run, job.build(run))
+    log(f"{word}: {run.folder / folder}  (finished before; force=true trains it anew)")
+    return found
 
 
 def _train(run: Run, learning: Learning[R]) -> JsonObject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar, cast
@@ -77,6 +78,14 @@ def _seeds(number: object) -> list[int]:
     return list(range(number))
 
 
+def _minutes_of(hours: object) -> int:
+    """Return a number of hours in whole minutes, rounded up."""
+    if not isinstance(hours, int | float) or isinstance(hours, bool) or not 0 < hours < float("inf"):
+        raise UserError(f"hours={hours}: must be a number of hours above 0")
+    return math.ceil(60 * hours)
+
+
+OmegaConf.register_new_resolver("minutes_of", _minutes_of, replace=True)
 OmegaConf.register_new_resolver("seeds", _seeds, replace=True)
 OmegaConf.register_new_resolver("float", _number(float, "a number"), replace=True)
 OmegaConf.register_new_resolver("int", _number(int, "a whole number"), replace=True)

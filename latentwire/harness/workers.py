@@ -21,6 +21,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.plugins import load_plugins, plugin_names
 from latentwire.harness.progress import WORKER, log
 from latentwire.harness.session import load_function
+from latentwire.harness.worker_counts import require_workers
 
 
 @contextlib.contextmanager
@@ -58,16 +59,6 @@ def started_workers(run: str, cfg: DictConfig, workers: int) -> Iterator[None]:
             if process.poll() is None:
                 process.terminate()
             process.communicate()  # closes its standard input
-
-
-def require_workers(workers: object) -> None:
-    """Check a number of processes.
-
-    Raises:
-        UserError: It is not a whole number above 0.
-    """
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
-        raise UserError(f"workers={workers}: must be a whole number of processes, at least 1")
 
 
 def _plain(cfg: DictConfig) -> dict[str, object]:

@@ -87,6 +87,9 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
     if cfg.budget_minutes is not None:
         launching = (time.monotonic() - began) / max(1, len(controls))  # mostly the time to compose a config
         results = yield from within_budget(cfg, controls, jobs, launching, session)
+    elif session.workers > 1:
+        found = yield [*controls, *jobs]  # at once, so that no worker waits for the last control
+        results = [*found[len(controls) :], *found[: len(controls)]]
     else:
         of_controls = (yield controls) if controls else []
         results = [*(yield jobs), *of_controls]
@@ -146,7 +149,7 @@ class _BudgetedSweep:
     """The rounds of a sweep with a time limit; arguments and errors as in `within_budget`."""
 
     def __init__(self, cfg: DictConfig, controls: list[Job], jobs: list[Job], session: Session) -> None:
-        self.seconds = _seconds(cfg.budget_minutes)
+        self.seconds = _seconds(cfg.budget_minutes) * session.workers  # of all workers together
         if cfg.force:
             raise UserError("force=true: a budgeted sweep extends its own results; choose another out=FOLDER instead")
         if all(job.config.control != "none" for job in jobs):
@@ -198,7 +201,8 @@ class _BudgetedSweep:
             if self.plan["stopped"] or not running:
                 return results
             spent = sum(result.get("job_sec", 0.0) for result in results.values())
-            decided = self._decide(running, now, spent + self.session.lap(count=False))
+            since = self.session.lap(count=False) if self.session.workers == 1 else 0.0  # workers count their own
+            decided = self._decide(running, now, spent + since)
             if decided.kept:
                 self._advance(num_examples, self.plan["halvings"][-1])
             self.plan["samples"] = max(num_examples.values())

@@ -16,9 +16,9 @@ import pytest
 from kat.collapse import training
 from kat.collapse.runs import find_runs
 from latentwire.harness.app import compose_config
+from latentwire.harness.claims import claimed
 from latentwire.harness.grids import expand, factors
 from latentwire.harness.results import ResultWriteError
-from latentwire.harness.shared_work import claimed
 from tests.helpers.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -29,6 +29,7 @@ from latentwire.harness.results import (
     numbered_rows,
     read_json,
     read_jsonl,
+    sweep_up,
     write_json,
     write_jsonl,
     write_text_atomically,
@@ -126,7 +127,7 @@ def test_a_kill_before_the_rename_keeps_the_old_file(tmp_path):
     subprocess.run([sys.executable, "-c", WRITER, str(path), "1"], cwd=ROOT, check=False, timeout=30)
     assert read_json(path) == {"old": True}
     assert len(names_in(tmp_path)) == 2
-    ResultStore(tmp_path).sweep_up()
+    sweep_up(tmp_path)
     assert names_in(tmp_path) == {"a.json"}
 
 
@@ -189,9 +190,9 @@ def test_only_temporary_files_are_swept_up(tmp_path):
     for name in ("a.json", ".a.json.x1.tmp", ".hidden", "b.tmp", "replaced/.c.tmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    ResultStore(tmp_path).sweep_up()
+    sweep_up(tmp_path)
     assert names_in(tmp_path) == {"a.json", ".hidden", "b.tmp", "replaced/.c.tmp"}
-    ResultStore(tmp_path / "not there").sweep_up()
+    sweep_up(tmp_path / "not there")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"f1": 0.', b"\xff\xfe"])
