@@ -16,7 +16,7 @@ from latentwire.harness.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LENGTHS = [23, 17, 9, 2]  # the ratio does not divide 23 and 17
+LENGTHS = [23, 17, 9, 6, 2]  # the ratio does not divide 23 and 17
 
 
 def latents_of(tiny, vocabulary, ratio: int = 3, style_tokens: int = 2) -> Latents:
@@ -33,11 +33,11 @@ def passages(tiny):
 
 
 def test_the_first_tokens_pass_as_they_are(tiny, vocabulary, passages):
-    """Positions are ceil(T / 3): 8, 6, 3 and 1, of which two are style vectors; a single position is a token."""
+    """Positions are ceil(T / 3): 8, 6, 3, 2 and 1, of which two are style vectors; at least one is a token."""
     latents = latents_of(tiny, vocabulary)
     found = latents(passages)
-    assert [len(rows) for rows in found] == [8, 6, 3, 1] == [math.ceil(n / 3) for n in LENGTHS]
-    for rows, tokens, kept in zip(found, LENGTHS, (6, 4, 1, 1), strict=True):
+    assert [len(rows) for rows in found] == [8, 6, 3, 2, 1] == [math.ceil(n / 3) for n in LENGTHS]
+    for rows, tokens, kept in zip(found, LENGTHS, (6, 4, 1, 1, 1), strict=True):
         styles = len(rows) - kept
         assert torch.equal(rows[styles:], tiny.embed(torch.arange(5, 5 + tokens))[:kept])
         assert torch.equal(rows[:styles], latents.encoder.get_parameter("style")[:styles])
@@ -50,6 +50,7 @@ def test_training_reaches_only_the_style_vectors(tiny, vocabulary, passages):
     weights = [torch.randn(rows.shape) for rows in latents(passages)]
     sum((rows * own).sum() for rows, own in zip(latents(passages), weights, strict=True)).backward()
     by_hand = weights[0][:2] + weights[1][:2] + weights[2][:2]  # the shortest passage has no style vector
+    by_hand[0] += weights[3][0]  # the one before it has only the first
     assert torch.allclose(latents.encoder.get_parameter("style").grad, by_hand, atol=1e-6)
 
 

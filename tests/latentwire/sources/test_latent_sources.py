@@ -65,6 +65,16 @@ def test_cut_keeps_the_beginning(vocabulary):
         source("cut", vocabulary, ratio=1.0, positions=0)
 
 
+@pytest.mark.parametrize("name", ["cut", "averaged", "chosen"])
+def test_a_control_has_no_more_positions_than_tokens(tiny, vocabulary, name):
+    """A byte encoder may have more; then each token has a position."""
+    dials = {"checkpoint": ""} if name == "chosen" else {}
+    built, x = source(name, vocabulary, ratio=1.0, positions=9, **dials), tiny.embed(torch.arange(5, 10))
+    built.learn([torch.arange(5, 10)], tiny.tokenizer)
+    assert built.positions(5) == 5
+    assert torch.allclose(built(x, torch.Generator()), x, atol=1e-6)
+
+
 def test_averaged_takes_means_of_neighbours(vocabulary):
     x = torch.randn(4, 64)
     found = source("averaged", vocabulary, ratio=2.0, positions=None)(x, torch.Generator())
@@ -119,6 +129,25 @@ def test_chosen_follows_the_information_of_its_encoder(tiny, vocabulary, tmp_pat
     assert torch.equal(built(x, torch.Generator()), x[[1, 2, 4]])  # `the` is unknown to the encoder, `ferry` rare
     heads = latents.encoder.stands_for(make_passages([PASSAGE], [x], [ids_of(tiny, PASSAGE).tolist()]))[0]
     assert torch.equal(heads, x[[1, 2, 4]])  # what the encoder itself gives positions
+
+
+def test_chosen_is_identified_by_its_encoders_content(tiny, vocabulary, tmp_path):
+    """Other word counts are another choice, so the stored result of the same folder is not used again."""
+
+    def identity(text: str) -> dict:
+        latents = word_encoder(tiny, vocabulary, "words")
+        latents.encoder.learn([ids_of(tiny, text).tolist()], tiny.tokenizer)
+        save_latents(latents, tmp_path, {"trained_on": []})
+        dials = {"ratio": 2.0, "positions": None, "checkpoint": str(tmp_path)}
+        chosen = Component("chosen", dials)
+        return Request(model_spec("tiny_random"), DATA, SETTINGS, torch.float32, chosen, NONE).identity()["source"]
+
+    torch.manual_seed(shifted(0))
+    first = identity(COUNTED)
+    torch.manual_seed(shifted(0))
+    again = identity(COUNTED)
+    torch.manual_seed(shifted(0))
+    assert first == again != identity(PASSAGE)
 
 
 def test_chosen_counts_words_for_an_encoder_without_them(tiny, vocabulary, tmp_path):
