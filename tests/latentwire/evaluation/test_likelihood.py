@@ -249,7 +249,8 @@ def test_controls_have_as_many_positions_as_the_latents():
     byte = control_configs({"latent_len": 3, "byte_width": 8, "byte_layers": 1}, "x", "")
     assert list(byte) == ["text", "latent", "cut", "chosen", "averaged", "empty"]
     equal = {"ratio": 1.0, "positions": 3}
-    assert byte["cut"].dials == byte["averaged"].dials == equal
+    assert [byte[name] for name in ("cut", "averaged")] == [Component(name, equal) for name in ("cut", "averaged")]
+    assert [byte[name] for name in ("text", "empty")] == [Component("text"), Component("empty")]
     assert byte["chosen"] == Component("chosen", {**equal, "checkpoint": "x"})
     layers = control_configs({"layers": 1, "ratio": 4}, "x", "y")
     assert list(layers) == ["text", "latent", "cut", "style", "chosen", "averaged", "empty"]
@@ -257,6 +258,6 @@ def test_controls_have_as_many_positions_as_the_latents():
     assert layers["style"] == Component("latent", {"checkpoint": "y", "factor": 1.0, "ratio": 4})
     read = control_configs({"layers": 1, "ratio": 8}, "x", "y", 8)
     assert read["latent"].dials["ratio"] == read["style"].dials["ratio"] == 8
-    assert layers["chosen"].dials == {"ratio": 4.0, "positions": None, "checkpoint": "x"}
+    assert layers["chosen"] == Component("chosen", {"ratio": 4.0, "positions": None, "checkpoint": "x"})
     with pytest.raises(UserError, match=r"^ratio=many: not a number of tokens for each latent"):
         control_configs({"ratio": "many"}, "x", "")
