@@ -97,6 +97,27 @@ def test_an_unequal_style_is_refused(cli, tiny, vocabulary, tmp_path, encoder, t
     assert not list((tmp_path / "report").glob("*.json*"))  # nothing was evaluated
 
 
+@pytest.mark.float_path
+def test_another_style_is_evaluated_anew(cli, tiny, vocabulary, tmp_path):
+    """A style that was trained with compressed shots is noted, and its row has them."""
+    save(tiny, vocabulary, tmp_path / "run", "lm_layers", **LAYERS, ratio=3)
+    found = {}
+    for style in ("x", "y"):
+        save(tiny, vocabulary, tmp_path / style, "cut_text", ratio=3, style_tokens=2)
+        if style == "y":
+            about = read_json(tmp_path / "y/config.json")
+            (tmp_path / "y/config.json").write_text(json.dumps({**about, "compressed_shots": True}))
+        status, _, err = cli(*REPORT, f"style={style}")
+        assert status == 0, err
+        rows = {row["source"]: row["nll"] for row in read_json(tmp_path / "report/report.json")["rows"]}
+        shots = read_json(tmp_path / "report/style.json")["timing"]["shots_positions"]
+        found[style] = rows, shots, read_json(tmp_path / "report/report.json")["notes"]
+    (first, longer, _), (second, shorter, notes) = found.values()
+    assert {name for name in first if first[name] != second[name]} == {"style"}
+    assert shorter < longer
+    assert notes == ["the shots' passages are latents for style=y, and text for all others"]
+
+
 def test_a_style_must_exist_and_be_for_this_model(cli, tiny, vocabulary, tmp_path):
     save(tiny, vocabulary, tmp_path / "run", "lm_layers", **LAYERS, ratio=3)
     status, _, err = cli(*REPORT, "style=nowhere")
@@ -140,7 +161,7 @@ def test_an_encoder_is_read_at_another_ratio(cli, tiny, vocabulary, tmp_path):
     rows = {row["source"]: row["positions"] for row in report["rows"]}
     assert len({rows[name] for name in ("latent", "cut", "style", "chosen", "averaged")}) == 1
     assert rows["text"] / 6 <= rows["latent"] < rows["text"] / 6 + 1
-    assert report["notes"][0] == "style=x was trained with ratio=3 and is read with ratio=6"
+    assert report["notes"] == ["style=x was trained with ratio=3 and is read with ratio=6"]  # on the same passages
 
 
 @pytest.mark.parametrize(
