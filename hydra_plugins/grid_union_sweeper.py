@@ -102,11 +102,18 @@ class GridUnionSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        copies = self.session.workers if self.session.task(self.config).divides_itself else 1
-        more = ["workers=1"] if copies > 1 else []
-        jobs = [self.compose([*job.overrides, *more]) for job in jobs for _ in range(copies)]
+        count, copies = len(jobs), self.session.workers
+        if copies > 1 and all(self.session.divides(job.config) for job in jobs):
+            jobs = [self._divided(job) for job in jobs] * copies  # each worker gets a copy of every job
         results = launch_in_workers(self.launcher, self.hydra_context, self.config, self.session, jobs)
-        return results[::copies]
+        return results[:count]
+
+    def _divided(self, job: Job) -> Job:
+        """Return a job whose work several workers divide. What force=true replaces is removed here, once."""
+        if not job.config.force:
+            return self.compose([*job.overrides, "workers=1"])
+        self.session.start_anew(job.config)
+        return self.compose([*job.overrides, "workers=1", "force=false"])
 
     def compose(self, overrides: Sequence[str]) -> Job:
         """Return a job with its config, equal to Hydra's own.

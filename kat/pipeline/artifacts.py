@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from latentwire.harness.errors import UserError
 from latentwire.harness.results import JsonObject, ResultWriteError
 from latentwire.harness.session import JobOf, Session, job
+from latentwire.harness.shard_files import is_sharded
+from latentwire.harness.worker_counts import own_workers
 
 T = TypeVar("T")
 
@@ -25,7 +27,6 @@ SIDECARS = {
     "density.json": "weights.jsonl",
     "density.png": "weights.jsonl",
 }
-ALONE = {"workers": 1, "worker": None}  # settings that divide a folder of shards, and their values without a division
 WRITTEN_BY = {"pairs_file": "pairs", "prompts_file": "prompts", "embeddings_file": "embed", "weights_file": "density"}
 
 
@@ -49,7 +50,7 @@ def task(function: Callable[[DictConfig], T]) -> JobOf[T]:
 
 
 def require_one_process(cfg: DictConfig, setting: str, path: Path) -> None:
-    """Check that the settings that divide a folder of shards are left out.
+    """Check that no more than one process is to make a file.
 
     Args:
         cfg: The config.
@@ -57,31 +58,33 @@ def require_one_process(cfg: DictConfig, setting: str, path: Path) -> None:
         path: Its path, one file.
 
     Raises:
-        UserError: A setting divides the file.
+        UserError: `workers` is more than 1.
     """
-    if shared := next((f"{name}={cfg[name]}" for name, alone in ALONE.items() if cfg[name] != alone), None):
+    if own_workers(cfg) > 1:
         raise UserError(
-            f"{shared}: processes share the shards of a folder, and {path} is one file; give a name without an ending, "
-            f"such as {setting}={path.stem}, or leave out {shared.partition('=')[0]}"
+            f"workers={cfg.workers}: processes share the shards of a folder, and {path} is one file; give a name "
+            f"without an ending, such as {setting}={path.stem}, or leave out workers"
         )
 
 
 def require_one_division(cfg: DictConfig, processes: int) -> None:
-    """Check that processes divide a folder of shards in one way.
+    """Check that either workers or the processes of torchrun divide a folder of shards.
 
     Args:
         cfg: The config.
         processes: Number of processes that torchrun has started, or 1.
 
     Raises:
-        UserError: Workers start in each process of torchrun, or a job of a sweep removes what the others made.
+        UserError: Workers would start in each process of torchrun.
     """
-    if cfg.workers != 1 and processes > 1:
+    if own_workers(cfg) > 1 and processes > 1:
         raise UserError(f"workers={cfg.workers}: torchrun has started {processes} processes, which share the shards "
                         "already; leave out workers")  # fmt: skip
-    if cfg.worker is not None and cfg.force:
-        raise UserError(f"worker={cfg.worker} force=true: each job would remove the shards of the others; move "
-                        f"{cfg.out} away instead")  # fmt: skip
+
+
+def writes_shards(cfg: DictConfig) -> bool:
+    """Return whether the result of a task is a folder of shards, which processes divide."""
+    return is_sharded(locate(cfg, "out", folder=True))
 
 
 def require_own_folder(out: Path, own: re.Pattern[str]) -> None:

@@ -18,7 +18,7 @@ from kat.density.records import DensityRecord, DensityReport, WeightRow
 from kat.embedding.store import load_embeddings
 from kat.pipeline.artifacts import destination, locate, require_one_process, sidecar_path, task
 from kat.pipeline.density_report import print_report, report_of
-from kat.pipeline.density_shards import density_in_shards
+from kat.pipeline.density_shards import density_in_shards, start_weights_anew
 from kat.pipeline.origin import prompts_of
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
@@ -90,6 +90,12 @@ def density(cfg: DictConfig) -> DensityReport:
         plot_weights(found.density, found.weights, sidecar_path(out, "density.png"))
         print_report(report, seconds, out, sidecar_path(out, "density.json"), sidecar_path(out, "density.png"))
     return report
+
+
+@task
+def start_density_anew(cfg: DictConfig) -> None:
+    """Remove finished weights in shards, so that workers make them again."""
+    start_weights_anew(cfg, density_spec(cfg))
 
 
 def density_spec(cfg: DictConfig) -> DensitySpec:

@@ -38,11 +38,12 @@ from latentwire.harness.assets import file_sha256
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
+from latentwire.harness.participants import require_idle, taking_part
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import config_hash, open_atomically, sweep_up, write_json, writing
 from latentwire.harness.shard_files import FinishedShards, ShardFolder, is_sharded
 from latentwire.harness.shared_work import work_through
-from latentwire.harness.worker_counts import require_workers
+from latentwire.harness.worker_counts import own_workers
 from latentwire.harness.workers import started_workers
 from latentwire.records import FORMAT
 
@@ -59,7 +60,44 @@ def density_in_shards(cfg: DictConfig, spec: DensitySpec) -> DensityReport:
     Raises:
         UserError: The embeddings are missing or damaged, the estimator needs all of them in memory, or a setting is
             out of range.
+        BusyError: Another process makes other weights there, or any with force=true.
     """
+    state, started = accelerator_state(cfg.device), time.monotonic()
+    work, job = _prepared(cfg, spec)
+    if cfg.force and state.is_main_process:
+        _remove(work)
+    state.wait_for_everyone()
+    before = work.found()
+    if before is not None:
+        log(f"weights: {work.out}  (finished before; force=true makes them again)")
+        return before
+    shared = cfg.copy()
+    shared.force = False
+    with (
+        taking_part(work.out, work.key),
+        started_workers("kat.pipeline.density:density", shared, own_workers(cfg)),
+    ):
+        _work_on(work, job, started)
+    state.wait_for_everyone()
+    result = work.found()
+    assert result is not None
+    if is_main_process():
+        seconds = round(time.monotonic() - started, 3)
+        print_report(result, seconds, work.out, work.record, work.out / "density.png")
+    return result
+
+
+def start_weights_anew(cfg: DictConfig, spec: DensitySpec) -> None:
+    """Remove finished weights and what led to them, so that they are made again. Check all settings before.
+
+    Raises:
+        UserError: As for `density_in_shards`.
+    """
+    _remove(_prepared(cfg, spec)[0])
+
+
+def _prepared(cfg: DictConfig, spec: DensitySpec) -> tuple[_Work, ShardedDensity]:
+    """Return the folder of weights and the computation, after a check of all settings."""
     for name in ("compare_file", "clusters_file"):
         if cfg[name] is not None:
             raise UserError(
@@ -73,43 +111,34 @@ def density_in_shards(cfg: DictConfig, spec: DensitySpec) -> DensityReport:
             "weights_file=weights"
         )
     require_own_folder(out, OWN_FILE)
-    started = time.monotonic()
-    require_workers(cfg.workers)
     emb = ShardedEmbeddings.open(locate(cfg, "embeddings_file", folder=True))
     work = _Work(cfg, emb, spec, out)
     stages = Stages(work.parts, work.search_key)
-    job = ShardedDensity(emb, spec, cfg.near_duplicate, cfg.seed, stages, state.device)  # checks all settings
-    if cfg.force and state.is_main_process:
-        with writing(work.record):
-            work.record.unlink(missing_ok=True)
-        shutil.rmtree(work.parts, ignore_errors=True)
-    state.wait_for_everyone()
-    before = work.found()
-    if before is not None:
-        log(f"weights: {out}  (finished before; force=true makes them again)")
-        return before
-    shared = cfg.copy()
-    shared.force = False
-    with started_workers("kat.pipeline.density:density", shared, cfg.workers):
-        try:
-            job.run()
-            work_through(
-                out, ["density"], lambda _: work.found() is not None, lambda _: work.write(job, job.collect(), started)
-            )
-        except (UserError, OSError):
-            if work.found() is None:  # otherwise another job was faster, and has removed what this one needs
-                raise
-    state.wait_for_everyone()
-    result = work.found()
-    assert result is not None
+    return work, ShardedDensity(emb, spec, cfg.near_duplicate, cfg.seed, stages, state.device)
+
+
+def _remove(work: _Work) -> None:
+    """Remove the weights and what led to them, unless another process makes some."""
+    require_idle(work.out)
+    with writing(work.record):
+        work.record.unlink(missing_ok=True)
+    shutil.rmtree(work.parts, ignore_errors=True)
+
+
+def _work_on(work: _Work, job: ShardedDensity, started: float) -> None:
+    """Do the missing units together with all other processes, and tidy up."""
+    try:
+        job.run()
+        work_through(
+            work.out, ["density"], lambda _: work.found() is not None, lambda _: work.write(job, job.collect(), started)
+        )
+    except (UserError, OSError):
+        if work.found() is None:  # otherwise another job was faster, and has removed what this one needs
+            raise
     job.tidy()
     for other in work.parts.parent.iterdir():  # of other settings, whose weights these have replaced
         if other != work.parts:
             shutil.rmtree(other, ignore_errors=True)
-    if is_main_process():
-        seconds = round(time.monotonic() - started, 3)
-        print_report(result, seconds, out, work.record, out / "density.png")
-    return result
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from kat.embedding.shards import Shards
 from kat.embedding.store import load_embeddings, record_of, save_embeddings
 from kat.embedding.stored import text_digests
 from kat.pipeline.artifacts import destination, locate, require_one_process, task
-from kat.pipeline.embed_shards import embed_in_shards
+from kat.pipeline.embed_shards import embed_in_shards, start_shards_anew
 from kat.pipeline.embedders import BATCH_TOKENS_ON_CPU, chosen_embedder, require_embeddable
 from kat.records import EmbeddingsRecord
 from latentwire.harness.device import accelerator_state
@@ -64,6 +64,12 @@ def embed(cfg: DictConfig) -> EmbeddingsRecord | ShardedEmbeddingsRecord:
         return embed_in_shards(cfg, state)
     require_one_process(cfg, "out", out)
     return _embed_into_file(cfg, state)
+
+
+@task
+def start_embed_anew(cfg: DictConfig) -> None:
+    """Remove finished embeddings in shards, so that workers make them again."""
+    start_shards_anew(cfg)
 
 
 def _embed_into_file(cfg: DictConfig, state: PartialState) -> EmbeddingsRecord:

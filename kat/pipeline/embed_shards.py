@@ -23,10 +23,12 @@ from kat.embedding.sharded import RECORD
 from kat.pipeline.artifacts import destination, locate, require_one_division, require_own_folder
 from kat.pipeline.embedders import BATCH_TOKENS_ON_CPU, chosen_embedder, require_embeddable
 from kat.records import read_kat_record
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
+from latentwire.harness.participants import require_idle, taking_part
 from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import (
     DamagedResultError,
@@ -39,7 +41,7 @@ from latentwire.harness.results import (
 )
 from latentwire.harness.shard_files import FinishedShards, ShardFolder
 from latentwire.harness.shared_work import work_through
-from latentwire.harness.worker_counts import require_workers
+from latentwire.harness.worker_counts import own_workers
 from latentwire.harness.workers import started_workers
 from latentwire.records import FORMAT
 
@@ -133,9 +135,9 @@ def embed_in_shards(cfg: DictConfig, state: PartialState) -> ShardedEmbeddingsRe
     Raises:
         UserError: The prompts are missing or have an id twice, a model cannot be loaded, a text cannot be embedded, or
             the folder has other files.
+        BusyError: Another process makes other embeddings there, or any with force=true.
     """
     require_one_division(cfg, state.num_processes)
-    require_workers(cfg.workers)
     work = sharded_work(cfg, state)
     is_finished = FinishedShards(work.files)
     before = None
@@ -148,11 +150,16 @@ def embed_in_shards(cfg: DictConfig, state: PartialState) -> ShardedEmbeddingsRe
         log(f"embeddings: {work.files.folder} ({size})  (finished before; force=true makes them again)")
         return before
     if state.is_main_process:
-        _make_room(work, force=cfg.force)
+        _move_others(work)
+        if cfg.force:
+            _remove_records(work)
     state.wait_for_everyone()
     shared = cfg.copy()
     shared.force = False  # the records of shards are removed once
-    with started_workers("kat.pipeline.embed:embed", shared, cfg.workers):
+    with (
+        taking_part(work.files.folder, work.files.key),
+        started_workers("kat.pipeline.embed:embed", shared, own_workers(cfg)),
+    ):
         shards = plan_shards(work.prompts_file, work.shard_rows)
         _embed_missing(work, shards, is_finished)
         result = _merged(work, shards, state)
@@ -265,17 +272,34 @@ def _record(work: ShardedWork, shards: Sequence[PromptShard], state: PartialStat
     }
 
 
-def _make_room(work: ShardedWork, *, force: bool) -> None:
-    """Move a folder of other embeddings into the folder `replaced`. With `force`, remove the records of all shards."""
+def start_shards_anew(cfg: DictConfig) -> None:
+    """Remove the records of finished shards, so that all are made again. Check all settings before.
+
+    Raises:
+        UserError: As for `embed_in_shards`.
+    """
+    state = accelerator_state(cfg.device)
+    require_one_division(cfg, state.num_processes)
+    work = sharded_work(cfg, state)
+    _move_others(work)
+    _remove_records(work)
+
+
+def _move_others(work: ShardedWork) -> None:
+    """Move a folder of other embeddings into the folder `replaced`."""
     folder = work.files.folder
     if _other_key(work) is not None:
         moving = folder.parent / f".{folder.name}.moving"
         work_through(moving, ["folder"], lambda _: _other_key(work) is None, lambda _: _move_away(work))
         shutil.rmtree(moving, ignore_errors=True)
-    if force:
-        for record in (work.record, *folder.glob("[0-9]*.json")):
-            with writing(record):
-                record.unlink(missing_ok=True)
+
+
+def _remove_records(work: ShardedWork) -> None:
+    """Remove the records of all shards, unless another process makes some."""
+    require_idle(work.files.folder)
+    for record in (work.record, *work.files.folder.glob("[0-9]*.json")):
+        with writing(record):
+            record.unlink(missing_ok=True)
 
 
 def _other_key(work: ShardedWork) -> str | None:
@@ -296,6 +320,7 @@ def _key(record: Path) -> str | None:
 
 def _move_away(work: ShardedWork) -> None:
     folder, key = work.files.folder, _other_key(work)
+    require_idle(folder)
     replaced = folder.parent / "replaced"
     with writing(replaced):
         replaced.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ import importlib
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from omegaconf import DictConfig
@@ -33,8 +34,10 @@ class Task:
             jobs, receives their results, and returns the final results. Without it, every job runs once.
         costs: `costs(cfgs)` returns the `Cost` of each job, by which a launcher's workers divide them. Without it, all
             jobs cost the same.
-        divides_itself: Whether processes with the same config divide the work of one job. Each worker of a launcher
-            then runs the job.
+        divides_itself: Whether processes with the same config divide the work of one job, or a function of the config
+            that returns it. Each worker of a launcher then runs the job.
+        start_anew: `start_anew(cfg)` removes what force=true makes again. It is called once, before workers divide the
+            job, which they run without force.
         takes_workers: Whether the task reads `workers` itself, so that it needs no launcher.
     """
 
@@ -42,7 +45,8 @@ class Task:
     finish: str | None = None
     direct: str | None = None
     costs: str | None = None
-    divides_itself: bool = False
+    divides_itself: bool | str = False
+    start_anew: str | None = None
     takes_workers: bool = False
 
 
@@ -148,6 +152,23 @@ class Session:
             return [Cost() for _ in cfgs]
         costs: list[Cost] = load_function(name)(cfgs)
         return costs
+
+    def divides(self, cfg: DictConfig) -> bool:
+        """Return whether processes with the config of a job divide its work."""
+        how = self.task(cfg).divides_itself
+        return bool(load_function(how)(cfg)) if isinstance(how, str) else how
+
+    def start_anew(self, cfg: DictConfig) -> None:
+        """Remove what force=true makes again, before workers divide the work of a job."""
+        name = self.task(cfg).start_anew
+        assert name is not None, f"task={cfg.task} divides itself, so it says how force=true begins"
+        load_function(name)(cfg)
+
+    def folder(self, cfg: DictConfig) -> Path:
+        """Return the folder of a job's results; for a task that writes files, the folder of the files."""
+        given = cfg.get("folder") if self.entry == "run" else None  # in train.py it is the folder of the inputs
+        path = Path(str(given or cfg.get("out") or "outputs")).expanduser().resolve()
+        return path.parent if path.suffix and not path.is_dir() else path
 
     def takes_sweeps(self, task: str) -> bool:
         """Return whether a preset makes several jobs of this task. It does not for task=analyze, which runs once."""

@@ -76,6 +76,17 @@ def require_workers(workers: object) -> None:
         raise UserError(f"workers={workers}: must be a whole number of processes, at least 1")
 
 
+def own_workers(cfg: DictConfig) -> int:
+    """Return the number of processes of a task that divides its own work: `workers`, or 1 if it is null.
+
+    Raises:
+        UserError: It is not a whole number above 0.
+    """
+    workers = 1 if cfg.workers is None else cfg.workers
+    require_workers(workers)
+    return int(workers)
+
+
 def _default(launcher: str) -> int:
     """Return how many workers a launcher has means for."""
     import torch

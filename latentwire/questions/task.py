@@ -1,7 +1,7 @@
 """The task questions: a file of questions about any text, written by the frozen model. Main entry: `questions()`.
 
 The passages are divided into parts, and each part is written completely or not at all. So a killed run goes on, and
-several processes share the parts. The first process joins them to questions.jsonl.
+several processes share the parts. The first process at the end joins them to questions.jsonl.
 """
 
 from __future__ import annotations
@@ -24,12 +24,22 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.memory import within_memory
 from latentwire.harness.origin import made_on
+from latentwire.harness.participants import require_idle, taking_part
 from latentwire.harness.precision import DTYPES
-from latentwire.harness.progress import Progress, log, worker
-from latentwire.harness.results import FORMAT, DamagedResultError, JsonObject, read_json, write_json, write_jsonl
+from latentwire.harness.progress import Progress, log
+from latentwire.harness.results import (
+    FORMAT,
+    DamagedResultError,
+    JsonObject,
+    config_hash,
+    read_json,
+    write_json,
+    write_jsonl,
+)
 from latentwire.harness.session import Session, job
 from latentwire.harness.shared_work import work_through
 from latentwire.harness.typed_config import plain_values, typed
+from latentwire.harness.worker_counts import own_workers
 from latentwire.harness.workers import started_workers
 from latentwire.lm.models import load_model
 from latentwire.lm.spec import ModelSpec
@@ -41,6 +51,7 @@ from latentwire.questions.settings import QuestionSettings
 from latentwire.questions.writer import QuestionWriter, ShownTexts, draw_shown
 from latentwire.records import read_record
 
+WORK = "latentwire.questions.task:questions"
 REMEDY = "delete it, and run the same command again"
 
 
@@ -89,15 +100,11 @@ def questions(cfg: DictConfig, session: Session | None = None) -> JsonObject:
     Raises:
         UserError: The file, the data, the model or a setting is invalid, or the folder has a run of another
             configuration.
+        BusyError: Another process writes other questions there, or any with force=true.
     """
-    _require_unused_defaults(cfg)
-    state = accelerator_state(cfg.device)
-    if cfg.workers != 1 and state.num_processes > 1:
-        raise UserError(f"workers={cfg.workers}: torchrun has started {state.num_processes} processes, which share "
-                        "the passages already; leave out workers")  # fmt: skip
-    work = _plan(cfg, state)
+    state, work = _prepared(cfg)
     before = None
-    if state.is_main_process and worker() == 0:
+    if state.is_main_process:
         if cfg.force:
             _start_anew_once(work)
         before = finished_run(work.folder, work.identity)
@@ -113,10 +120,40 @@ def questions(cfg: DictConfig, session: Session | None = None) -> JsonObject:
     state.wait_for_everyone()
     shared = cfg.copy()
     shared.force = False  # the folder is begun anew once
-    with started_workers("latentwire.questions.task:questions", shared, cfg.workers):
+    key = config_hash(work.identity)
+    with taking_part(work.folder, key), started_workers(WORK, shared, own_workers(cfg)):
         _write_missing(work, state)
-    result = _joined(cfg, work, state) if worker() == 0 and state.is_main_process else {}
-    return broadcast_from_main(state, result)
+        work_through(
+            work.folder,
+            ["questions"],
+            lambda _: (work.folder / "result.json").is_file(),
+            lambda _: _join(cfg, work, state),
+        )
+    result = read_record(QuestionsResult, work.folder / "result.json", REMEDY)
+    if state.is_main_process:
+        _print(result)
+        log(f"questions: {work.file}")
+    return dict(result)
+
+
+@job
+def start_questions_anew(cfg: DictConfig, session: Session | None = None) -> None:
+    """Move finished questions to replaced/, so that workers write them again. Check all settings before.
+
+    Raises:
+        UserError: As for `questions`.
+    """
+    _start_anew_once(_prepared(cfg)[1])
+
+
+def _prepared(cfg: DictConfig) -> tuple[PartialState, QuestionWork]:
+    """Return the processes and the work, after a check of all settings."""
+    _require_unused_defaults(cfg)
+    state = accelerator_state(cfg.device)
+    if own_workers(cfg) > 1 and state.num_processes > 1:
+        raise UserError(f"workers={cfg.workers}: torchrun has started {state.num_processes} processes, which share "
+                        "the passages already; leave out workers")  # fmt: skip
+    return state, _plan(cfg, state)
 
 
 def _require_unused_defaults(cfg: DictConfig) -> None:
@@ -156,6 +193,7 @@ def _start_anew_once(work: QuestionWork) -> None:
     if marker.is_file() and not (work.folder / "result.json").is_file() and read_json(marker) == work.identity:
         log(f"note: {work.folder} was begun anew by force=true and is not finished; continuing it")
         return
+    require_idle(work.folder)
     start_anew(work.folder)
     write_json(marker, work.identity)
 
@@ -231,8 +269,8 @@ def _part(work: QuestionWork, writer: QuestionWriter, passages: Sequence[str]) -
     }
 
 
-def _joined(cfg: DictConfig, work: QuestionWork, state: PartialState) -> JsonObject:
-    """Join the parts to questions.jsonl, write result.json, and print the counts."""
+def _join(cfg: DictConfig, work: QuestionWork, state: PartialState) -> None:
+    """Join the parts to questions.jsonl, and write result.json."""
     parts = [read_record(PartRecord, work.part_path(name), REMEDY) for name in work.parts()]
     rows = [row for part in parts for row in part["rows"]]
     dropped = sum((Counter(part["dropped"]) for part in parts), Counter[str]())
@@ -261,9 +299,6 @@ def _joined(cfg: DictConfig, work: QuestionWork, state: PartialState) -> JsonObj
         "config": plain_values(cfg),
     }
     write_json(work.folder / "result.json", result)
-    _print(result)
-    log(f"questions: {work.file}")
-    return dict(result)
 
 
 def _print(result: QuestionsResult) -> None:

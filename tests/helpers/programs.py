@@ -148,7 +148,7 @@ def _server() -> ForkServerContext:
         for tasks in TASKS.values()
         for task in tasks.values()
         for word in vars(task).values()
-        if word
+        if isinstance(word, str)
     }
     context.set_forkserver_preload(["tests.helpers.programs", *sorted(modules)])
     with pytest.MonkeyPatch.context() as patch:

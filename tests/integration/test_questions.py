@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from latentwire.data.examples import DataSpec, load_data
+from latentwire.harness.participants import taking_part
+from latentwire.harness.results import config_hash
 from latentwire.latent_training.passages import PassageSpec, load_latent_data
 from latentwire.questions import task
 from tests.helpers.files import read_json, read_rows
@@ -111,14 +114,52 @@ def test_an_unfinished_folder_of_another_run_is_refused(questions):
     assert status == 1 and "parts.json belongs to another configuration (settings.min_f1" in log
 
 
-def test_a_worker_writes_parts_and_leaves_the_end_to_the_first(questions, monkeypatch):
-    monkeypatch.setenv("LATENTWIRE_WORKER", "1")
+def test_parts_of_another_process_are_joined_and_force_waits_for_it(questions):
+    """This process writes two parts while the other one, whose part appears at its end, takes part."""
     assert questions()[0] == 0
-    assert len(list((OUT / "parts").glob("*.json"))) == 3 and not (OUT / "questions.jsonl").exists()
-    monkeypatch.delenv("LATENTWIRE_WORKER")
-    ScriptedWriter.parts = 0
-    assert questions()[0] == 0 and ScriptedWriter.parts == 0
-    assert len(read_rows(OUT / "questions.jsonl")) == 15
+    whole, key = (OUT / "questions.jsonl").read_bytes(), config_hash(read_json(OUT / "result.json")["identity"])
+    (part,) = OUT.glob("parts/000001.json")
+    for path in (OUT / "result.json", OUT / "questions.jsonl", part):
+        path.unlink()
+    with taking_part(OUT, key):
+        status, _, log = questions("force=true")
+        assert status == 1 and f"{OUT}: process {os.getpid()} on " in log and "does work there; wait until it" in log
+        assert len(list(OUT.glob("parts/*.json"))) == 2
+        ScriptedWriter.parts = 0
+        assert questions()[0] == 0 and ScriptedWriter.parts == 1
+    assert (OUT / "questions.jsonl").read_bytes() == whole
+
+
+PLUGIN = """
+from latentwire.questions import task
+from tests.helpers.questions import ScriptedModel
+
+class Writer(ScriptedModel):
+    def __init__(self, lm, shown, settings):
+        super().__init__()
+        self.lm = lm
+
+    def fits(self, passage):
+        return True
+
+task.QuestionWriter = Writer
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_launcher_write_what_one_process_writes(questions, tmp_path):
+    """With force=true the finished questions are moved once, by no worker."""
+    assert questions()[0] == 0
+    whole = (OUT / "questions.jsonl").read_bytes()
+    (tmp_path / "scripted_writer.py").write_text(PLUGIN)
+    more = ("plugins=[scripted_writer]", "hydra/launcher=joblib", "workers=2", "force=true", "device=cpu")
+    status, _, log = questions(*more, "-m")
+    assert status == 0, log
+    assert (OUT / "questions.jsonl").read_bytes() == whole
+    assert sorted(path.name for path in (OUT / "replaced").iterdir()) == ["1"]
+    assert (OUT / "replaced" / "1" / "questions.jsonl").read_bytes() == whole
+    assert read_json(OUT / "result.json")["config"]["workers"] == 1
+    assert ScriptedWriter.parts == 3  # all of the first command, in this process
 
 
 @pytest.mark.parametrize(

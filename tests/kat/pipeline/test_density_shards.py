@@ -21,6 +21,7 @@ from kat.sampling.weight_files import WeightFolder
 from kat.shards.density import ShardedDensity
 from kat.shards.stages import Stages
 from latentwire.harness.errors import UserError
+from latentwire.harness.participants import taking_part
 from latentwire.harness.results import ResultWriteError
 from latentwire.harness.shard_files import ShardFolder
 from tests.helpers.embeddings import rounded, write_embedding_folder
@@ -128,7 +129,7 @@ def test_finished_weights_are_kept_and_force_makes_them_again(made, cli, monkeyp
         patch.setattr(ShardedDensity, "run", lambda self: pytest.fail("computed again"))
         status, _, err = cli(*COMMAND)
         assert (status, "weights: weights  (finished before; force=true makes them again)" in err) == (0, True), err
-        assert cli(*COMMAND, "workers=2", "worker=3")[0] == 0
+        assert cli(*COMMAND, "workers=2")[0] == 0
     assert times(made) == before
     status, _, err = cli(*COMMAND, "force=true")
     assert (status, "finished before" in err) == (0, False), err
@@ -368,11 +369,26 @@ def test_two_workers_write_what_one_writes(empty, whole, cli, monkeypatch):
     assert contents(empty) == contents(whole / "weights")
 
 
-def test_jobs_of_a_sweep_share_the_work(empty, whole, cli):
-    status, printed, err = cli("-m", *COMMAND, "worker=1,2")
-    assert (status, err.count("finished before")) == (0, 1), err
-    assert printed.count(f"{N} prompts, estimator whitened_knn") == 1
-    assert contents(empty) == contents(whole / "weights")
+@pytest.mark.slow
+def test_workers_of_a_launcher_share_the_work(made, whole, cli):
+    """With force=true the weights are removed once."""
+    before, content = times(made), contents(made)
+    status, _, err = cli("-m", *COMMAND, "hydra/launcher=joblib", "workers=2", "force=true")
+    assert (status, "jobs: 2, workers: 2" in err) == (0, True), err
+    after = times(made)
+    assert not [name for name in content if before[name] == after[name]]
+    assert contents(made) == content
+
+
+def test_weights_in_work_are_left_alone(empty, cli):
+    """Neither force=true nor other settings remove what a process makes."""
+    with taking_part(empty, "another"):
+        status, _, err = cli(*COMMAND)
+        assert (status, "weights: process" in err and "does other work there; wait" in err) == (1, True), err
+        status, _, err = cli(*COMMAND, "force=true")
+        assert (status, "does work there; wait until it ends" in err) == (1, True), err
+    assert not (empty / "density.json").exists()
+    assert cli(*COMMAND)[0] == 0
 
 
 def test_workers_get_the_job_without_force(made, cli, monkeypatch):
@@ -420,7 +436,6 @@ def test_the_other_estimators_for_shards(empty, cli, estimator):
         (["sampler.estimator=knn"], "near_duplicate=0.7 estimator=knn: in shards, near-duplicates come from"),
         (["sampler.k=300"], "k=300 needs at least 301 different prompts, got 185"),
         (["workers=0"], "workers=0: must be a whole number of processes, at least 1"),
-        (["worker=1", "force=true"], "worker=1 force=true: each job would remove the shards of the others"),
         (["weights_file=./one.jsonl"], "out=./one.jsonl: embeddings in shards give weights in shards"),
         (["weights_file=./taken"], "out=taken: is a file, and a name without an ending is a folder"),
         (["weights_file=./mine"], "out=mine: the folder has files of another kind, such as 2024.csv; choose a new"),

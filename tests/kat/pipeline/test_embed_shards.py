@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -150,6 +151,18 @@ def slowly() -> None:
     HiddenEmbedder.embed = embed
 
 
+def stopping() -> None:
+    """Stop after the first shard until the file go exists."""
+    real = HiddenEmbedder.embed
+
+    def embed(self, texts):
+        while list(OUT.glob("0*.json")) and not Path("go").exists():
+            time.sleep(0.01)
+        return real(self, texts)
+
+    HiddenEmbedder.embed = embed
+
+
 @pytest.mark.slow
 def test_a_killed_run_loses_only_the_shard_in_work(whole, cli, tmp_path):
     """Both processes are killed, and a temporary file stays behind; two others finish the rest."""
@@ -196,20 +209,43 @@ def test_workers_get_the_job_without_force(copied, cli, monkeypatch):
     got = []
 
     def started_workers(run, cfg, workers):
-        got.append((run, cfg.force, cfg.worker, workers, len(list(OUT.glob("0*.json")))))
+        got.append((run, cfg.force, workers, len(list(OUT.glob("0*.json")))))
         return contextlib.nullcontext()
 
     monkeypatch.setattr(embed_shards, "started_workers", started_workers)
     assert cli(*FOLDER, "force=true", "workers=3")[0] == 0
-    assert got == [("kat.pipeline.embed:embed", False, None, 3, 0)]
+    assert got == [("kat.pipeline.embed:embed", False, 3, 0)]
 
 
 @pytest.mark.slow
-def test_jobs_of_a_sweep_share_the_shards(whole, cli, tmp_path):
+def test_workers_of_a_launcher_share_the_shards(copied, cli, tmp_path):
+    """With force=true the shards are removed once, and each worker has a log of its own."""
+    made, before = contents(copied), inodes(copied)
+    status, _, err = cli("-m", *FOLDER, "hydra/launcher=joblib", "workers=2", "force=true")
+    assert (status, "jobs: 2, workers: 2" in err) == (0, True), err
+    after = inodes(OUT)
+    assert not [name for name in made if before[name] == after[name]]
+    assert contents(OUT) == made
+    logs = [path.read_text() for path in sorted(Path("outputs/kat/workers").glob("*.log"))]
+    assert len(logs) == 2 and all("in 6 shards" in log or "finished before" in log for log in logs), logs
+
+
+def test_other_embeddings_in_work_are_left_alone(whole, cli, tmp_path):
+    """Neither force=true nor another embedder removes or moves the shards that a process makes."""
     write_prompts()
-    status, _, err = cli("-m", *FOLDER, "worker=1,2")
-    assert (status, err.count("in 6 shards"), err.count("finished before")) == (0, 1, 1), err
+    started = start("run", *FOLDER, folder=tmp_path, before=stopping)
+    while not list(OUT.glob("0*.json")):
+        assert started.running(), started.told()
+        time.sleep(0.001)
+    owner = f"{started.processes[0].pid} on {socket.gethostname()}, since "
+    for settings in (["force=true"], ["embedder=logits"]):
+        status, _, err = cli(*FOLDER, *settings)
+        assert (status, f"error: embeddings: process {owner}" in err) == (1, True), err
+        assert "; wait until it ends, or choose another folder" in err
+    Path("go").touch()
+    assert started.wait() == [0], started.told()
     assert contents(OUT) == contents(whole / "embeddings")
+    assert not (OUT / "claims").exists() and not Path("replaced").exists()
 
 
 def test_long_prompts_are_counted_over_all_shards(cli):
@@ -310,9 +346,7 @@ def test_a_full_disk_stops_the_task_with_a_remedy(cli, monkeypatch):
     ("settings", "reason"),
     [
         (["out=./one.pt", "workers=2"], "workers=2: processes share the shards of a folder, and one.pt is one file"),
-        (["out=./one.pt", "worker=1"], "worker=1: processes share the shards of a folder"),
         (["workers=0"], "workers=0: must be a whole number of processes, at least 1"),
-        (["worker=1", "force=true"], "worker=1 force=true: each job would remove the shards of the others"),
         (["shard_rows=0"], "shard_rows=0: must be a whole number above 0"),
         (["shard_rows=many"], "shard_rows=many: must be a whole number above 0"),
         (["embedder=file", "path=one.pt"], "embedder=file: has rows for one file; give out=FILE.pt"),
