@@ -6,7 +6,8 @@ earlier format is upgraded when it is read, or refused with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, TypeVar, cast, get_origin, get_type_hints
 
@@ -324,8 +325,13 @@ def read_record(kind: type[R], path: Path, remedy: str) -> R:
     return checked(kind, read_json(path), path, remedy)
 
 
+ReadRows = Callable[[Path], Sequence[ExampleRow]]  # returns the rows of a file, from it or from memory
+
+
 def read_example_rows(path: Path) -> list[ExampleRow]:
     """Return the rows of a NAME.predictions.jsonl. Rows of format 1 get their `scores`.
+
+    Rows of several files share their texts and scores, because a sweep has the same examples in each. Change none.
 
     Raises:
         DamagedResultError: A line cannot be read or lacks a field.
@@ -337,7 +343,30 @@ def read_example_rows(path: Path) -> list[ExampleRow]:
             row["scores"] = {"f1": row["f1"], "em": row["em"]}
         if lacking := needed - row.keys():
             raise DamagedResultError(f"{path} lacks {', '.join(sorted(lacking))}: {RESTORE}")
-    return cast(list[ExampleRow], rows)
+    read = cast(list[ExampleRow], rows)
+    for own in read:
+        own["id"], own["question"] = _shared(own["id"]), _shared(own["question"])
+        own["references"] = _shared_list(tuple(own["references"]))
+        own["scores"] = _shared_scores(tuple(own["scores"].items()))
+        if "passage" in own:
+            own["passage"] = _shared(own["passage"])
+    return read
+
+
+@lru_cache(maxsize=2**17)
+def _shared(text: str) -> str:
+    """Return the first text that equals this one, so that equal texts take their memory once."""
+    return text
+
+
+@lru_cache(maxsize=2**17)
+def _shared_list(texts: tuple[str, ...]) -> list[str]:
+    return [_shared(text) for text in texts]
+
+
+@lru_cache(maxsize=2**17)
+def _shared_scores(items: tuple[tuple[str, float], ...]) -> dict[str, float]:
+    return dict(items)
 
 
 def read_result(path: Path) -> EvaluationResult:

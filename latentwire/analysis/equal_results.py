@@ -55,13 +55,12 @@ def _varied(members: Sequence[Answered]) -> Iterator[tuple[str, list[Answered]]]
 
 def _equal_outputs(one: Answered, other: Answered) -> bool:
     """Return whether two results have equal answers, and repaired embeddings that are equal as far as stored."""
+    if _sketch_difference(one, other) > EQUAL:
+        return False
     ids = one.common(other)
-    if not ids or any(one.row_of[i]["prediction"] != other.row_of[i]["prediction"] for i in ids):
+    if not ids or one.predictions(ids) != other.predictions(ids):
         return False
-    changes = [(one.row_of[i].get("change"), other.row_of[i].get("change")) for i in ids]
-    if any(a is None or b is None or abs(a - b) > EQUAL for a, b in changes):
-        return False
-    return _sketch_difference(one, other) <= EQUAL
+    return bool((np.abs(one.changes_of(ids) - other.changes_of(ids)) <= EQUAL).all())  # NaN, a change not stored: no
 
 
 def _sketch_difference(one: Answered, other: Answered) -> float:

@@ -57,9 +57,28 @@ class Answered:
         distances = [row["distance"] for row in self.rows if "distance" in row]
         return float(np.mean(distances)) if distances else None
 
+    @cached_property
+    def ids(self) -> list[str]:
+        """Ids of the examples, in order."""
+        return list(self.row_of)
+
     def common(self, other: Answered) -> list[str]:
         """Return the ids of the examples that both answered, in order."""
-        return [identifier for identifier in self.row_of if identifier in other.row_of]
+        return self.ids if self.ids == other.ids else [own for own in self.ids if own in other.row_of]
+
+    def predictions(self, ids: list[str]) -> list[str]:
+        """Return the answers to examples, as the model gave them."""
+        return self._predictions if ids == self.ids else [self.row_of[own]["prediction"] for own in ids]
+
+    @cached_property
+    def _predictions(self) -> list[str]:
+        return [row["prediction"] for row in self.row_of.values()]
+
+    def changes_of(self, ids: list[str]) -> Scores:
+        """Return the relative change by the transform of examples, (N,); NaN where it is not stored."""
+        if ids == self.ids and len(self.ids) == len(self.rows):
+            return self.changes
+        return np.array([self.row_of[own].get("change", np.nan) for own in ids])
 
     def passages(self, ids: Sequence[str]) -> SampledClusters:
         """Return examples in clusters by their passage. An answer without a stored passage is its own passage."""

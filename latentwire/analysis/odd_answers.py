@@ -162,9 +162,13 @@ def _other_order(one: Answered) -> str | None:
         return None
     best, most = None, own.mean() + GAIN
     orders = _orders(count)
+    answered = [frozenset(answer.split()) for answer in one.answers.values()]
+    right = [frozenset(word for text in texts for word in text.split()) for texts in one.references]
     for name, order in orders.items():
-        others = (rows[k]["references"] for k in order)
-        scores = np.array([f1_score(row["prediction"], texts) for row, texts in zip(rows, others, strict=True)])
+        scores = np.zeros(count)
+        for place, other in enumerate(order):
+            if not answered[place].isdisjoint(right[other]):
+                scores[place] = f1_score(rows[place]["prediction"], rows[other]["references"])
         if scores.mean() >= most and _sign_test(scores - own) < ORDER_LEVEL / len(orders):
             best, most = name, scores.mean()
     return best

@@ -39,7 +39,7 @@ def is_deferring() -> bool:
 
 
 @contextlib.contextmanager
-def owned(folder: Path, name: str, state: PartialState) -> Iterator[None]:
+def owned(folder: Path, name: str, state: PartialState | None) -> Iterator[None]:
     """Own a piece of work during the `with` block. The main process claims it for all processes of the job.
 
     It waits for another owner, except within `deferring()` and in a job of several processes, whose connections would
@@ -48,19 +48,20 @@ def owned(folder: Path, name: str, state: PartialState) -> Iterator[None]:
     Args:
         folder: Folder of the results.
         name: Name of the work, usable as a file name.
-        state: Processes of the job.
+        state: Processes of the job; None if only this one has the work.
     Raises:
         BusyError: Another process owns it, and this job does not wait.
         ResultWriteError: The folder is not writable.
     """
     with contextlib.ExitStack() as until_end:
         refusal: UserError | None = None
-        if state.is_main_process:
+        if state is None or state.is_main_process:
+            is_alone = state is None or state.num_processes == 1
             try:
-                until_end.enter_context(_own(folder, name, wait=state.num_processes == 1 and not _DEFERS.get()))
+                until_end.enter_context(_own(folder, name, wait=is_alone and not _DEFERS.get()))
             except UserError as error:
                 refusal = error
-        refusal = broadcast_from_main(state, refusal)
+        refusal = refusal if state is None else broadcast_from_main(state, refusal)
         if refusal is not None:
             raise refusal
         yield
@@ -68,6 +69,18 @@ def owned(folder: Path, name: str, state: PartialState) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own(folder: Path, name: str, *, wait: bool) -> Iterator[None]:
+    existed = folder.exists()
+    try:
+        with _claim_of(folder, name, wait=wait):
+            yield
+    finally:
+        if not existed:
+            with contextlib.suppress(OSError):  # it has results, or was never made
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _claim_of(folder: Path, name: str, *, wait: bool) -> Iterator[None]:
     claims, told = folder / CLAIMS, None
     while True:
         with contextlib.ExitStack() as until_end:

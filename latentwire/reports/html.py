@@ -16,6 +16,7 @@ from latentwire.harness.results import JsonObject, ResultStore, write_text_atomi
 from latentwire.records import (
     EvaluationResult,
     ExampleRow,
+    ReadRows,
     ScoredResult,
     ShownMetric,
     SummaryResult,
@@ -57,12 +58,13 @@ ANSWERS = 20_000  # answers that the page contains at most
 LONGEST = 300  # characters of a question, reference or answer; longer texts are cut and marked
 
 
-def write_report(folder: Path, summary: Summary) -> Path:
+def write_report(folder: Path, summary: Summary, read: ReadRows = read_example_rows) -> Path:
     """Write report.html and figures/*.png into the folder of a sweep.
 
     Args:
         folder: Folder with the results and predictions of the summary.
         summary: Summary of the sweep, with its analysis.
+        read: Returns the rows of a file; one that remembers what the analysis has read saves time.
 
     Returns:
         Path of report.html.
@@ -72,7 +74,7 @@ def write_report(folder: Path, summary: Summary) -> Path:
     """
     store = ResultStore(folder)
     successful = [result for result in _all_results(summary) if succeeded(result)]
-    answers = {result["name"]: read_example_rows(store.predictions_path(result["name"])) for result in successful}
+    answers = {result["name"]: read(store.predictions_path(result["name"])) for result in successful}
     full = []
     for result in successful:
         path = store.path(result["name"])

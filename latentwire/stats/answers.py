@@ -9,11 +9,13 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+@lru_cache(maxsize=2**16)
 def normalize_answer(text: str) -> str:
     """Return a text in lower case without ASCII punctuation, a/an/the and extra spaces (official v1.1 script)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
@@ -37,15 +39,20 @@ def f1_score(prediction: str, references: Iterable[str]) -> float:
     >>> f1_score("the river Rhine", ["Rhine"])  # precision 1/2, recall 1
     0.6666666666666666
     """
-    words = Counter(normalize_answer(prediction).split())
+    words = _word_counts(prediction)
     best = 0.0
     for reference in references:
-        expected = Counter(normalize_answer(reference).split())
-        common = (words & expected).total()
+        expected = _word_counts(reference)
+        common = 0 if words.keys().isdisjoint(expected) else (words & expected).total()
         if common:
             precision, recall = common / words.total(), common / expected.total()
             best = max(best, 2 * precision * recall / (precision + recall))
     return best
+
+
+@lru_cache(maxsize=2**16)
+def _word_counts(text: str) -> Counter[str]:
+    return Counter(normalize_answer(text).split())
 
 
 def classes_of(texts: Sequence[str], same_from: float) -> list[int]:

@@ -52,17 +52,17 @@ class SampledClusters:
         return float(self.examples**2 / np.square(self.sizes).sum())
 
     @cached_property
-    def _indicator(self) -> Scores:
-        """Return which example is in which cluster, (N, M)."""
-        found: Scores = np.zeros((self.examples, self.count))
-        found[np.arange(self.examples), self.of] = 1
-        return found
+    def _order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the examples cluster by cluster, (N,), and the place at which each cluster begins, (M,)."""
+        begins = np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(np.int64)
+        return np.argsort(self.of, kind="stable"), begins
 
     def sums(self, scores: Scores) -> Scores:
         """Return the sum of each cluster's scores: (S, N) -> (S, M)."""
         if self.count == self.examples:
             return scores  # each example is a cluster, numbered in order
-        found: Scores = scores @ self._indicator
+        order, begins = self._order
+        found: Scores = np.add.reduceat(scores[:, order], begins, axis=1)
         return found
 
     def apart(self, scores: Scores) -> Scores:

@@ -58,14 +58,14 @@ def cross_fit(
     if clusters.count < 4:
         return None
     generator = np.random.default_rng(seed)
+    first = np.array([clusters.halves(generator)[0] for _ in range(HALVINGS)])  # (H, N)
     fitted, chosen = np.empty((HALVINGS, systems.shape[1])), np.zeros(count)
-    for row in fitted:
-        halves = clusters.halves(generator)
-        for own, other in (halves, halves[::-1]):
-            means = systems[:, own].mean(axis=1)
-            best = means >= means.max() - ROUNDING
-            row[other] = values[best][:, other].mean(axis=0)
-            chosen += best / best.sum()
+    for own in (first, ~first):
+        means = systems @ (own / own.sum(axis=1, keepdims=True)).T  # (S, H)
+        best = means >= means.max(axis=0) - ROUNDING
+        share = best / best.sum(axis=0)  # (S, H)
+        fitted[~own] = (share.T @ values)[~own]
+        chosen += share.sum(axis=1)
     mean, variance = float(fitted.mean()), float(clusters.variances(fitted).mean())
     if scored is None:
         apart = float(clusters.apart(fitted).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from latentwire.analysis.suspicions import KINDS, suspicions
 from latentwire.evaluation.metrics import shown_metric
 from latentwire.evaluation.task import tracker_of
 from latentwire.harness.errors import UserError
+from latentwire.harness.ownership import owned
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import DamagedResultError, ResultStore, ResultWriteError, write_text_atomically
 from latentwire.harness.session import Session, job
@@ -29,6 +31,7 @@ from latentwire.records import (
     EvaluationResult,
     ExampleRow,
     Finding,
+    ReadRows,
     ScoredResult,
     ShownMetric,
     StoredSummary,
@@ -73,18 +76,21 @@ def finish(cfg: DictConfig, results: list[EvaluationResult], session: Session) -
             "controls": [result for result in short if result["control"] is not None],
             "budget": schedule.read_plan(folder) if cfg.budget_minutes is not None else None,
         }
-        summary = summarize(stored, folder, _analysis_settings(cfg))
-        other = ResultStore(folder).save_summary(summary)
-        _write_matrix(summary, folder)
+        read = functools.cache(read_example_rows)  # the analysis and the report need the same rows
+        summary = summarize(stored, folder, _analysis_settings(cfg), read)
+        with owned(folder, "summary.json", None):  # files of one command
+            other = ResultStore(folder).save_summary(summary)
+            _write_matrix(summary, folder)
+            report = write_report(folder, summary, read)
         print(render(summary))
         log(f"summary: {folder / 'summary.json'}")
-        log(f"report: {write_report(folder, summary)}")
+        log(f"report: {report}")
         if stored["part"] == "confirm" and (selecting := folder.parent / "summary.json").is_file():
             log(f"these results confirm or refute a winner: python run.py task=analyze summary={selecting}")
         if other is not None:
             log(f"note: the previous summary also had other configurations; it is kept as {other}")
         figures = sorted((folder / "figures").glob("*.png"))
-        found = tables(summary, _examples(summary, folder))
+        found = tables(summary, _examples(summary, folder, read))
         tracker_of(cfg, session).log_summary(summary, found, figures, summary["primary_metric"]["label"])
     if failed:
         listed = "\n".join(f"  {result['name']}: {result.get('error')}" for result in failed)
@@ -106,23 +112,28 @@ def _analysis_settings(cfg: DictConfig) -> AnalysisSettings:
     return settings
 
 
-def summarize(stored: StoredSummary, folder: Path, settings: AnalysisSettings) -> Summary:
+def summarize(
+    stored: StoredSummary, folder: Path, settings: AnalysisSettings, read: ReadRows = read_example_rows
+) -> Summary:
     """Return the summary of a sweep with its analysis and, if it has run, the confirmation of its winners.
 
     Arguments and errors as in `analysed`.
     """
     return with_confirmation(
-        analysed(stored, folder, settings), folder, lambda other, where: analysed(other, where, settings)
+        analysed(stored, folder, settings, read), folder, lambda other, where: analysed(other, where, settings, read)
     )
 
 
-def analysed(stored: StoredSummary, folder: Path, settings: AnalysisSettings) -> Summary:
+def analysed(
+    stored: StoredSummary, folder: Path, settings: AnalysisSettings, read: ReadRows = read_example_rows
+) -> Summary:
     """Return the summary of a sweep with its analysis by the primary metric.
 
     Args:
         stored: Results of the sweep and what else is known of it.
         folder: Folder with the predictions.
         settings: Settings of the analysis.
+        read: Returns the rows of a file.
 
     Raises:
         DamagedResultError: Predictions do not match their result.
@@ -130,7 +141,7 @@ def analysed(stored: StoredSummary, folder: Path, settings: AnalysisSettings) ->
     """
     metric = stored["primary_metric"]
     every = [result for result in [*stored["results"], *stored["controls"]] if succeeded(result)]
-    rows = {result["name"]: _rows(result, folder, metric) for result in every}
+    rows = {result["name"]: _rows(result, folder, metric, read) for result in every}
     found = suspicions(every, rows, metric)
     for name, one in too_fast(every).items():
         found.setdefault(name, []).append(one)
@@ -165,7 +176,7 @@ def _with_findings(result: SummaryResult, more: list[Finding]) -> SummaryResult:
     return result if new == warnings else {**result, "warnings": new}
 
 
-def _rows(result: ScoredResult, folder: Path, metric: ShownMetric) -> list[ExampleRow]:
+def _rows(result: ScoredResult, folder: Path, metric: ShownMetric, read: ReadRows) -> Sequence[ExampleRow]:
     """Return the answers of a result, after checking that they have the primary metric and match the result."""
     name = metric["name"]
     if name not in result["scores"]:
@@ -174,7 +185,7 @@ def _rows(result: ScoredResult, folder: Path, metric: ShownMetric) -> list[Examp
             f"run the sweep again with metrics=[{name}]"
         )
     path = ResultStore(folder).predictions_path(result["name"])
-    rows = read_example_rows(path)
+    rows = read(path)
     values = np.array([row["scores"].get(name, np.nan) for row in rows])
     expected = result["scores"][name]["mean"]
     if len(rows) != result["num_samples"] or not abs(values.mean() - expected) <= 1e-9:
@@ -252,12 +263,12 @@ def _write_matrix(summary: Summary, folder: Path) -> None:
         write_text_atomically(folder / "matrix.csv", text.getvalue())
 
 
-def _examples(summary: Summary, folder: Path) -> list[tuple[SummaryResult, list[ExampleRow]]]:
+def _examples(summary: Summary, folder: Path, read: ReadRows) -> list[tuple[SummaryResult, Sequence[ExampleRow]]]:
     """Return the controls, the baselines and the best result of each source, with their predictions."""
     shown = {row["name"] for group in summary["analysis"]["groups"] for row in group["ranking"][:1]}
     every = [result for result in [*summary["controls"], *summary["results"]] if result["status"] == "ok"]
     chosen = [r for r in every if r["control"] or r["family"] == "baseline" or r["name"] in shown]
-    return [(r, read_example_rows(ResultStore(folder).predictions_path(r["name"]))) for r in chosen]
+    return [(r, read(ResultStore(folder).predictions_path(r["name"]))) for r in chosen]
 
 
 @job
@@ -279,7 +290,8 @@ def analyze_again(cfg: DictConfig, session: Session | None = None) -> Summary:
     if chosen is not None and chosen != stored["primary_metric"]["name"]:
         stored["primary_metric"] = shown_metric(chosen)
     try:
-        summary = summarize(stored, path.parent, _analysis_settings(cfg))
+        read = functools.cache(read_example_rows)
+        summary = summarize(stored, path.parent, _analysis_settings(cfg), read)
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename}: missing, but the analysis compares examples; keep the predictions in the folder of "
@@ -288,7 +300,7 @@ def analyze_again(cfg: DictConfig, session: Session | None = None) -> Summary:
     if is_main_process():
         print(render(summary))
         try:
-            log(f"report: {write_report(path.parent, summary)}")
+            log(f"report: {write_report(path.parent, summary, read)}")
         except ResultWriteError as error:
             raise ResultWriteError(
                 error.path, error.reason, "summary=FOLDER/summary.json (a copy, with the results in the same folder)"
