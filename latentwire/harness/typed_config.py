@@ -14,6 +14,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.results import JsonObject
 
 T = TypeVar("T")
+SHORTEST_TASK = 5  # minutes of the shortest time limit of a Slurm task
 
 _KINDS = {
     "int": "a whole number",
@@ -79,13 +80,26 @@ def _seeds(number: object) -> list[int]:
 
 
 def _minutes_of(hours: object) -> int:
-    """Return a number of hours in whole minutes, rounded up."""
-    if not isinstance(hours, int | float) or isinstance(hours, bool) or not 0 < hours < float("inf"):
-        raise UserError(f"hours={hours}: must be a number of hours above 0")
+    """Return the time limit of a Slurm task in whole minutes, rounded up."""
+    if not isinstance(hours, int | float) or isinstance(hours, bool) or not SHORTEST_TASK <= 60 * hours < float("inf"):
+        raise UserError(f"hours={hours}: must be a number of hours, at least {SHORTEST_TASK} minutes, because Slurm "
+                        "warns a task up to 3 minutes before its time limit")  # fmt: skip
     return math.ceil(60 * hours)
 
 
+def _sbatch_options(given: object) -> dict[str, object]:
+    """Return the given options of sbatch, and `requeue`, by which a preempted task is queued again.
+
+    The value false leaves an option out.
+    """
+    if not isinstance(given, DictConfig | None):
+        raise UserError(f"slurm_options={given}: must map options of sbatch to values, such as {{constraint: h100}}")
+    options = {"requeue": True, **{str(key): value for key, value in (given or {}).items()}}
+    return {key: value for key, value in options.items() if value is not False}
+
+
 OmegaConf.register_new_resolver("minutes_of", _minutes_of, replace=True)
+OmegaConf.register_new_resolver("sbatch_options", _sbatch_options, replace=True)
 OmegaConf.register_new_resolver("seeds", _seeds, replace=True)
 OmegaConf.register_new_resolver("float", _number(float, "a number"), replace=True)
 OmegaConf.register_new_resolver("int", _number(int, "a whole number"), replace=True)
