@@ -18,6 +18,7 @@ TASKS = {
         run="kat.collapse.training:run",
         finish="kat.collapse.training:finish",
         direct="kat.collapse.training:direct",
+        costs="kat.collapse.training:costs",
         takes_workers=True,
     ),
     "latent": Task(

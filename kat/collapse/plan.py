@@ -20,10 +20,11 @@ from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.overrides import override_value
+from latentwire.harness.ownership import owned
 from latentwire.harness.progress import is_main_process
 from latentwire.harness.results import FORMAT, JsonObject, write_json
 from latentwire.harness.typed_config import plain_values, typed
-from latentwire.harness.worker_counts import require_workers
+from latentwire.harness.worker_counts import own_workers
 
 RECIPE = "python train.py -m experiment=mode_collapse"
 
@@ -62,11 +63,12 @@ def fix_experiment(cfg: DictConfig, jobs: Sequence[Job], command: str) -> None:
         calls = calls_of(settings.reward_funcs, settings.reward_settings)
         factors_of(calls, settings.reward_funcs, settings.reward_weights)
     planned = len(set().union(*seeds.values())) if seeds else 0
-    _record(cfg, spec, training_settings(plain_values(jobs[0].config)), None if cfg.only else planned, command)
+    with owned(experiment_folder(cfg), EXPERIMENT, accelerator_state(cfg.device)):
+        _record(cfg, spec, training_settings(plain_values(jobs[0].config)), None if cfg.only else planned, command)
 
 
 def count_workers(cfg: DictConfig, runs: int) -> int:
-    """Return the number of processes. auto: one for each thread on a CPU, and one on another device.
+    """Return the number of processes. auto: one for each thread on a CPU, and one on another device; null: 1.
 
     Args:
         cfg: Config of the sweep.
@@ -83,8 +85,7 @@ def count_workers(cfg: DictConfig, runs: int) -> int:
         raise UserError(f"force=true: move {cfg.experiment_folder} away to train its runs again")
     if cfg.workers == "auto":
         return min(runs, torch.get_num_threads()) if state.device.type == "cpu" else 1
-    require_workers(cfg.workers)
-    return int(cfg.workers)
+    return own_workers(cfg)
 
 
 def _require_measure(name: str) -> None:

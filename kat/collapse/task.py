@@ -21,6 +21,7 @@ from kat.diversity.verdict_task import verdict_of_reports
 from kat.pipeline.artifacts import output_folder, task
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
+from latentwire.harness.ownership import owned
 from latentwire.harness.progress import log
 from latentwire.harness.results import write_json, write_text_atomically
 
@@ -66,10 +67,11 @@ def verdict_of_folder(folder: Path, settings: DictConfig, seed: int, out: Path) 
     experiment = read_experiment(folder, spec.arm, spec.rules, spec.control_seeds)
     experiment.warnings.extend(changed)
     result = collapse_result(str(folder), experiment, spec, seed)
-    draw_figures(result, out / FIGURES)
-    write_text_atomically(out / "verdict.md", verdict_page_markdown(result))
-    write_text_atomically(out / "verdict.html", verdict_page_html(result))
-    write_json(out / "verdict.json", result)
+    with owned(out, "verdict.json", None):
+        draw_figures(result, out / FIGURES)
+        write_text_atomically(out / "verdict.md", verdict_page_markdown(result))
+        write_text_atomically(out / "verdict.html", verdict_page_html(result))
+        write_json(out / "verdict.json", result)
     print(result["sentence"])
     log(f"verdict: {out / 'verdict.html'}, with verdict.md, verdict.json and the figures in the same folder")
     return result

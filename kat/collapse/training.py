@@ -32,6 +32,7 @@ from latentwire.harness.ownership import BusyError, is_deferring
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import FORMAT, ResultWriteError, write_json, writing
 from latentwire.harness.session import Session, job
+from latentwire.harness.shares import Cost
 from latentwire.harness.typed_config import plain_values
 from latentwire.harness.workers import started_workers
 
@@ -132,7 +133,8 @@ def direct(
     Raises:
         UserError: A setting is out of range, or differs from what was fixed before the first run.
     """
-    workers = 1 if session.workers > 1 else count_workers(cfg, len(jobs))  # a launcher has its own workers
+    own = count_workers(cfg, len(jobs))
+    workers = 1 if session.workers > 1 else own  # a launcher has its own workers
     fix_experiment(cfg, jobs, session.command)
     for one in jobs:
         (folder_of(one.config) / FAILED).unlink(missing_ok=True)  # of an earlier command; the run gets another try
@@ -151,6 +153,11 @@ def direct(
                 time.sleep(WAIT)
     log(f"{sum(outcome.status == 'finished' for outcome in found.values())} of {len(jobs)} runs are finished")
     return list(found.values())
+
+
+def costs(cfgs: Sequence[DictConfig]) -> list[Cost]:
+    """Return the cost of each run: 1, or 0 if it is finished. The runs of a world belong together."""
+    return [Cost(str(cfg.folder), 0.0 if is_over(folder_of(cfg)) else 1.0) for cfg in cfgs]
 
 
 def work(cfg: DictConfig) -> None:

@@ -28,6 +28,7 @@ from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
+from latentwire.harness.ownership import owned
 from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import config_hash, read_json, write_json, write_text_atomically
 from latentwire.lm.models import load_model
@@ -52,6 +53,14 @@ def diversity(cfg: DictConfig) -> DiversityResult | None:
     embedder.require_texts("completions")
     work = plan_comparison(cfg, state)
     out = output_folder(cfg, Path("outputs", "diversity", "_vs_".join(model.label for model in work.models)))
+    with owned(out, "diversity.json", None):
+        return _compare(cfg, work, embedder, out, state)
+
+
+def _compare(
+    cfg: DictConfig, work: ComparisonPlan, embedder: EmbedderSpec, out: Path, state: PartialState
+) -> DiversityResult:
+    """Return the finished comparison, or compare and write all files."""
     report, metrics = out / "diversity.json", metric_records()
     key = _key(work, embedder, metrics)
     before = _finished(report, key) if report.is_file() and not cfg.force else None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
+from latentwire.harness.ownership import deferring, owned
 from latentwire.harness.results import JsonObject, ResultWriteError
 from latentwire.harness.session import JobOf, Session, job
 from latentwire.harness.shard_files import is_sharded
@@ -47,6 +50,23 @@ def task(function: Callable[[DictConfig], T]) -> JobOf[T]:
             raise ResultWriteError(error.path, error.reason, "folder=FOLDER (or out=FILE)") from error
 
     return run
+
+
+@contextlib.contextmanager
+def only_writer(path: Path, cfg: DictConfig) -> Iterator[bool]:
+    """Make a file during the `with` block, unless another process makes it. Call this in every process of torchrun.
+
+    Yields:
+        Whether this is the main process, which writes the file.
+
+    Raises:
+        BusyError: Another process makes the file. It may have other settings, so this one does not wait for it.
+    """
+    state = accelerator_state(cfg.device)
+    with contextlib.ExitStack() as until_end:
+        with deferring():
+            until_end.enter_context(owned(path.parent, path.name, state))
+        yield state.is_main_process
 
 
 def require_one_process(cfg: DictConfig, setting: str, path: Path) -> None:

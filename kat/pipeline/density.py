@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import fields
+from pathlib import Path
 
 from omegaconf import DictConfig
 from torch import Tensor
@@ -16,14 +17,13 @@ from kat.density.gates import measure_gates
 from kat.density.plots import plot_weights
 from kat.density.records import DensityRecord, DensityReport, WeightRow
 from kat.embedding.store import load_embeddings
-from kat.pipeline.artifacts import destination, locate, require_one_process, sidecar_path, task
+from kat.pipeline.artifacts import destination, locate, only_writer, require_one_process, sidecar_path, task
 from kat.pipeline.density_report import print_report, report_of
 from kat.pipeline.density_shards import density_in_shards, start_weights_anew
 from kat.pipeline.origin import prompts_of
 from latentwire.harness.assets import file_sha256
 from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
-from latentwire.harness.progress import is_main_process
 from latentwire.harness.results import write_json, write_jsonl
 from latentwire.harness.shard_files import is_sharded
 from latentwire.harness.typed_config import typed
@@ -57,6 +57,12 @@ def density(cfg: DictConfig) -> DensityReport:
             f"out={cfg.out}: embeddings in one file give weights in one file; give a name with an ending, such as "
             f"weights_file={out.name}.jsonl"
         )
+    with only_writer(out, cfg) as is_main:
+        return _density_of_file(cfg, spec, source, out, writes=is_main)
+
+
+def _density_of_file(cfg: DictConfig, spec: DensitySpec, source: Path, out: Path, *, writes: bool) -> DensityReport:
+    """Return the settings and diagnostics of the weights of a file of embeddings, and write them in one process."""
     ids, emb = load_embeddings(source)
     prompts = prompts_of(ids, locate(cfg, "prompts_file"), source)
     clusters = None if cfg.clusters_file is None else read_clusters(locate(cfg, "clusters_file"), ids)
@@ -74,7 +80,7 @@ def density(cfg: DictConfig) -> DensityReport:
         diagnose_weights(found.density, found.weights, [prompt.source for prompt in prompts], clusters, gates,
                          found.weights_error),
     )  # fmt: skip
-    if is_main_process():
+    if writes:
         write_jsonl(out, _weight_rows(ids, found, groups))
         record: DensityRecord = {
             **report,

@@ -29,6 +29,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main, in_every_process
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
+from latentwire.harness.ownership import owned
 from latentwire.harness.progress import Progress, log
 from latentwire.harness.results import JsonObject, MadeOn, config_hash, read_json, write_json, writing
 from latentwire.harness.shard_files import is_sharded
@@ -74,13 +75,25 @@ def start_embed_anew(cfg: DictConfig) -> None:
 
 def _embed_into_file(cfg: DictConfig, state: PartialState) -> EmbeddingsRecord:
     work = plan(cfg, state)
+    before = None if cfg.force else _found(work, state)
+    if before is None:
+        with owned(work.out.parent, work.out.name, state):
+            before = None if cfg.force else _found(work, state)  # another process may have made them by now
+            if before is None:
+                return _make(cfg, work, state)
+    log(f"embeddings: {work.out} ({before['n']} x {before['dim']})  (finished before; force=true makes them again)")
+    return before
+
+
+def _found(work: Plan, state: PartialState) -> EmbeddingsRecord | None:
+    """Return the record of complete embeddings in every process, or None."""
+    found = _finished(work, work.out.with_suffix(".json")) if state.is_main_process else None
+    return broadcast_from_main(state, found)
+
+
+def _make(cfg: DictConfig, work: Plan, state: PartialState) -> EmbeddingsRecord:
+    """Embed the prompts, and write embeddings.pt and embeddings.json."""
     record = work.out.with_suffix(".json")
-    before: EmbeddingsRecord | None = broadcast_from_main(
-        state, None if cfg.force or not state.is_main_process else _finished(work, record)
-    )
-    if before is not None:
-        log(f"embeddings: {work.out} ({before['n']} x {before['dim']})  (finished before; force=true makes them again)")
-        return before
     started = time.perf_counter()
     found = work.embedder.stored().rows(work.prompts) if work.embedder.is_stored else _embedded(cfg, work, state)
     seconds = round(time.perf_counter() - started, 3)

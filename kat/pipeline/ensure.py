@@ -17,6 +17,7 @@ from kat.pipeline.provenance import require_same_origin
 from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
+from latentwire.harness.ownership import owned
 from latentwire.harness.paths import CONF
 from latentwire.harness.progress import log
 
@@ -49,12 +50,14 @@ def ensure(cfg: DictConfig, names: Sequence[str]) -> None:
             raise UserError(_missing(cfg, name, setting, path))
     for name in names:
         path, task_cfg = _located(cfg, name), config_of(cfg, "run", name)
-        if broadcast_from_main(state, path.exists()):
-            require_same_origin(name, path, task_cfg, cfg)
-            continue
-        log(f"{path}: not there yet, so task={name} comes first")
-        JOBS[name][0](task_cfg)
-        state.wait_for_everyone()
+        if not broadcast_from_main(state, path.exists()):
+            with owned(path.parent, f"task={name} for {path.name}", state):  # other runs may need it at this moment
+                if not broadcast_from_main(state, path.exists()):
+                    log(f"{path}: not there yet, so task={name} comes first")
+                    JOBS[name][0](task_cfg)
+                    state.wait_for_everyone()
+                    continue
+        require_same_origin(name, path, task_cfg, cfg)
 
 
 def _located(cfg: DictConfig, name: str) -> Path:

@@ -13,10 +13,9 @@ from omegaconf import DictConfig
 from kat.data.formats import FORMATS
 from kat.data.pairs import Dropped, PairsSpec, PreferencePair, Reading, read_pairs, readings, rows_of
 from kat.data.prompts import Prompt, unique_prompts
-from kat.pipeline.artifacts import destination, locate, sidecar_path, task
+from kat.pipeline.artifacts import destination, locate, only_writer, sidecar_path, task
 from kat.records import PairSetRecord, PairsRecord, PromptsRecord
 from latentwire.harness.assets import file_sha256
-from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.origin import made_by
 from latentwire.harness.progress import log
@@ -35,13 +34,17 @@ def pairs(cfg: DictConfig) -> dict[str, PairSetRecord] | None:
     Raises:
         UserError: A data set cannot be read, or no data set gives a pair.
     """
-    if not accelerator_state(cfg.device).is_main_process:
-        return None
     specs = _specs(cfg)
     given = [
         Path(path).expanduser() for spec in specs if spec.origin == "file" for path in spec.splits.values() if path
     ]
     out = destination(cfg, reads=given)
+    with only_writer(out, cfg) as is_mine:
+        return _write_pairs(out, specs) if is_mine else None
+
+
+def _write_pairs(out: Path, specs: Sequence[PairsSpec]) -> dict[str, PairSetRecord]:
+    """Write the pairs, the dropped rows and pairs.json, and return the counts."""
     side, record = sidecar_path(out, "pairs_dropped.jsonl"), sidecar_path(out, "pairs.json")
     counts: dict[str, PairSetRecord] = {}
     without_pairs: list[str] = []
@@ -136,9 +139,13 @@ def prompts(cfg: DictConfig) -> int | None:
     Raises:
         UserError: The pairs file is missing or damaged, or has no pair of the split.
     """
-    if not accelerator_state(cfg.device).is_main_process:
-        return None
     out, source = destination(cfg), locate(cfg, "pairs_file")
+    with only_writer(out, cfg) as is_mine:
+        return _write_prompts(out, source, cfg) if is_mine else None
+
+
+def _write_prompts(out: Path, source: Path, cfg: DictConfig) -> int:
+    """Write the unique prompts, the prompt of each pair and prompts.json, and return the number of prompts."""
     unique, pair_to_prompt = unique_prompts(read_pairs(source), cfg.split)
     if not unique:
         raise UserError(f"split={cfg.split}: no pair of {source} has this split; choose another, or split=null")

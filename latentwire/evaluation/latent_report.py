@@ -33,6 +33,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.memory import within_memory
 from latentwire.harness.origin import made_on
+from latentwire.harness.ownership import owned
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import DamagedResultError, JsonObject, ResultStore, config_hash, read_jsonl, write_json
 from latentwire.harness.session import Session, job
@@ -101,14 +102,9 @@ def report(cfg: DictConfig, session: Session | None = None) -> LatentReport:
     store = ResultStore(Path(str(cfg.out)))
     if state.is_main_process:
         store.require_writable()
-    evaluations = _Evaluations(request, store, state, cfg.force)
-    sources: dict[str, SourceScores] = {}
-    own_ratio = request.source.dials["ratio"]
-    controls = control_configs(_dials(cfg, about), cfg.checkpoint, cfg.style, own_ratio)
-    for name, source in controls.items():
-        sources[name] = found = evaluations.of(name, source)
-        f1, nll = found.answers["f1"], float(found.nll.mean())
-        log(f"{TITLES[name]}  F1 {format_score(f1)}  NLL {nll:.2f}")
+    controls = control_configs(_dials(cfg, about), cfg.checkpoint, cfg.style, request.source.dials["ratio"])
+    with owned(store.folder, "report.json", state):
+        sources = _evaluated(_Evaluations(request, store, state, cfg.force), controls)
     comparison = compare_with_controls(about.get("name", about["encoder"]), sources, request.settings.seed)
     written: LatentReport = {
         "format": FORMAT,
@@ -124,6 +120,16 @@ def report(cfg: DictConfig, session: Session | None = None) -> LatentReport:
         print("\n".join([render_report(comparison), *(f"note: {note}" for note in notes)]))
         log(f"report: {store.folder / 'report.json'}")
     return written
+
+
+def _evaluated(evaluations: _Evaluations, controls: Mapping[str, Component]) -> dict[str, SourceScores]:
+    """Return the scores of the source of each row."""
+    sources: dict[str, SourceScores] = {}
+    for name, source in controls.items():
+        sources[name] = found = evaluations.of(name, source)
+        f1, nll = found.answers["f1"], float(found.nll.mean())
+        log(f"{TITLES[name]}  F1 {format_score(f1)}  NLL {nll:.2f}")
+    return sources
 
 
 def _require_defaults(cfg: DictConfig) -> None:

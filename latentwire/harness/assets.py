@@ -6,6 +6,7 @@ folder, then renamed. The manifest is checked at every use.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -16,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, SoftFileLock, Timeout
 
+from latentwire.harness.claims import Owner
 from latentwire.harness.errors import UserError, first_line
 from latentwire.harness.progress import log
 
@@ -73,7 +75,7 @@ def cached(key: str, build: Callable[[Path], None]) -> Path:
 
 def _build_locked(folder: Path, build: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(folder.name + ".lock")):
+    with _only_builder(folder):
         if folder.exists():  # another process was faster
             return
         for leftover in folder.parent.glob(f"{folder.name}.part-*"):
@@ -85,6 +87,24 @@ def _build_locked(folder: Path, build: Callable[[Path], None]) -> None:
             part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _only_builder(folder: Path) -> Iterator[None]:
+    """Wait until no other process builds a folder of the cache, and keep others waiting during the block."""
+    path = folder.with_name(folder.name + ".lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log(f"{folder}: waiting for {Owner.of(path) or 'another process'}, which builds it")
+        lock.acquire()
+    try:
+        if not isinstance(lock, SoftFileLock):  # whose file is the lock itself
+            path.write_text(json.dumps(vars(Owner.this_process())), encoding="utf-8")
+        yield
+    finally:
+        lock.release()
 
 
 def _build(build: Callable[[Path], None], part: Path) -> None:

@@ -18,6 +18,7 @@ from latentwire.harness.device import accelerator_state
 from latentwire.harness.errors import UserError
 from latentwire.harness.gather import broadcast_from_main
 from latentwire.harness.grids import Job
+from latentwire.harness.ownership import owned
 from latentwire.harness.progress import log
 from latentwire.harness.results import ResultStore, config_hash, write_json, writing
 from latentwire.harness.session import Session
@@ -49,6 +50,7 @@ from latentwire.sweeps.successive_halving import (
 Rounds = Generator[list[Job], list[EvaluationResult], list[EvaluationResult]]
 Standings = dict[str, list[Contender]]  # contenders of each source in the random order that decides ties
 
+PLAN = "plan.json"
 ALWAYS = (BASELINE, AUTO)  # families that are never left out
 TIME_MODEL = (
     "seconds for each job and each of its examples, measured in this sweep: first on the clean control, then on the "
@@ -86,7 +88,8 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
     controls = control_jobs(jobs, compose)
     if cfg.budget_minutes is not None:
         launching = (time.monotonic() - began) / max(1, len(controls))  # mostly the time to compose a config
-        results = yield from within_budget(cfg, controls, jobs, launching, session)
+        with owned(Path(str(cfg.out)), PLAN, accelerator_state(cfg.device)):  # one command decides at a time
+            results = yield from within_budget(cfg, controls, jobs, launching, session)
     elif session.workers > 1:
         found = yield [*controls, *jobs]  # at once, so that no worker waits for the last control
         results = [*found[len(controls) :], *found[: len(controls)]]
@@ -100,7 +103,7 @@ def direct(cfg: DictConfig, jobs: list[Job], compose: Callable[[Sequence[str]], 
 
 def plan_path(folder: Path) -> Path:
     """Return the path of the file with the decisions of a budgeted sweep."""
-    return folder / "plan.json"
+    return folder / PLAN
 
 
 def read_plan(folder: Path) -> Budget:

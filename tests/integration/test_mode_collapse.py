@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,10 +16,12 @@ import pytest
 
 from kat.collapse import training
 from kat.collapse.runs import find_runs
+from latentwire.harness import worker_reports
 from latentwire.harness.app import compose_config
 from latentwire.harness.claims import claimed
 from latentwire.harness.grids import expand, factors
 from latentwire.harness.results import ResultWriteError
+from tests.helpers.files import read_json
 from tests.helpers.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -142,6 +145,41 @@ def test_workers_share_the_runs_and_more_seeds_extend_them(worlds, trains):
     assert status == 0, err
     assert set(finished(worlds)) - set(runs) == {"density_seed2", "uniform_seed2"}
     assert (worlds / "density_seed1" / "result.json").stat().st_mtime_ns == before
+
+
+def test_workers_of_a_launcher_give_the_same_verdict(worlds, trains, cli, tmp_path, monkeypatch):
+    """The parent reports the runs that are done and the time left. A second command trains nothing."""
+    monkeypatch.setattr(worker_reports, "PLAIN_INTERVAL", 0.0)
+    shutil.copytree(worlds, tmp_path / "alone" / "runs")
+    launched = [*SMALL, FEW, "hydra/launcher=joblib", "workers=2"]
+    status, _, err = trains(*launched)
+    assert status == 0, err
+    assert "jobs: 5, workers: 2; their logs are in " in err and "5 of 5 runs are finished" in err
+    assert re.search(r"^workers  \d/5 done  \d+ s left  ", err, re.MULTILINE), err
+    policies = [re.findall(r"^policy: runs/(\w+)/model", path.read_text(), re.MULTILINE)
+                for path in sorted(worlds.glob("workers/*.log"))]  # fmt: skip
+    assert sorted(name for names in policies for name in names) == finished(worlds)
+    before = {path: path.stat().st_mtime_ns for path in worlds.glob("*_seed*/result.json")}
+    status, _, err = trains(*launched)
+    assert status == 0 and "5 of 5 runs are finished" in err and "jobs: " not in err, err
+    assert {path: path.stat().st_mtime_ns for path in worlds.glob("*_seed*/result.json")} == before
+
+    assert cli("task=verdict", "folder=runs", "out=verdict")[0] == 0
+    found = read_json("verdict/verdict.json")
+    monkeypatch.chdir(tmp_path / "alone")
+    assert trains(*SMALL, FEW, "workers=1")[0] == 0
+    for name in finished(worlds):
+        for file in ("completions.jsonl", "ledger.jsonl", "metrics.jsonl"):
+            assert (worlds / name / file).read_text() == Path("runs", name, file).read_text(), (name, file)
+    assert cli("task=verdict", "folder=runs", "out=verdict")[0] == 0
+    assert read_json("verdict/verdict.json") == found
+
+
+def test_a_preset_of_one_process_runs_by_what_a_launcher_has(trains):
+    """Its setting for a large GPU does not fix the number of workers."""
+    status, _, err = trains("-m", "sweep=mode_collapse_smollm2", "seeds=1", "hydra/launcher=joblib")
+    assert status == 1 and re.search(r"^\d+ workers: .*; workers=N sets another number$", err, re.MULTILINE), err
+    assert "seeds: 1 compared seeds have runs of both" in err
 
 
 def test_a_claimed_run_is_waited_for(worlds):

@@ -114,7 +114,7 @@ def test_an_unfinished_folder_of_another_run_is_refused(questions):
     assert status == 1 and "parts.json belongs to another configuration (settings.min_f1" in log
 
 
-def test_parts_of_another_process_are_joined_and_force_waits_for_it(questions):
+def test_parts_of_others_are_joined_and_force_leaves_them(questions):
     """This process writes two parts while the other one, whose part appears at its end, takes part."""
     assert questions()[0] == 0
     whole, key = (OUT / "questions.jsonl").read_bytes(), config_hash(read_json(OUT / "result.json")["identity"])

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -307,6 +308,37 @@ def test_errors_of_a_build_are_not_blamed_on_the_cache(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has no tokenizer") as caught:
         cached("k", build)
     assert "cannot be written" not in str(caught.value)
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from latentwire.harness.assets import cached
+
+def build(folder):
+    (folder / "content").write_text("built")
+    Path(sys.argv[1], "building").touch()
+    while not Path(sys.argv[1], "go").exists():
+        time.sleep(0.01)
+
+cached("asset", build)
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["finished", "killed"])
+def test_a_second_process_waits_for_the_builder(cache, tmp_path, capfd, killed):
+    """It names the builder, and builds at once if the builder is killed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LATENTWIRE_CACHE": str(cache)}
+    with subprocess.Popen([sys.executable, "-c", BUILDER, str(tmp_path)], env=environment) as other:
+        while not (tmp_path / "building").exists():
+            assert other.poll() is None
+            time.sleep(0.01)
+        threading.Timer(0.3, other.kill if killed else (tmp_path / "go").touch).start()
+        folder = cached("asset", lambda part: (part / "content").write_text("built here"))
+        assert other.wait() == (-signal.SIGKILL if killed else 0)
+    assert (folder / "content").read_text() == ("built here" if killed else "built")
+    told = f"{folder}: waiting for process {other.pid} on {socket.gethostname()}, since "
+    assert capfd.readouterr().err.count(told) == 1
 
 
 def test_a_finished_folder_is_read_without_a_lock_file(cache):
