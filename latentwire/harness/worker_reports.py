@@ -8,6 +8,8 @@ Each worker has a report, LAUNCH.NUMBER.json, with what it has done and what it 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sys
 import threading
 import time
@@ -15,13 +17,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypedDict, cast
+from typing import Literal, TypedDict, cast
 
+import psutil
 from tqdm import tqdm
 
-from latentwire.harness.claims import Owner
+from latentwire.harness.claims import NoLocksError, Owner, claimed
 from latentwire.harness.progress import PLAIN_INTERVAL, heard_by, log, may_speak
-from latentwire.harness.results import DamagedResultError, read_json, write_json
+from latentwire.harness.results import DamagedResultError, read_json, write_json, writing
 from latentwire.harness.shares import Cost
 
 INTERVAL = 1.0  # seconds between two looks at the reports, and between two reports of progress within a job
@@ -60,6 +63,11 @@ class ReportFolder:
         """Return the path of a worker's log."""
         return self.folder / f"{number}.log"
 
+    @property
+    def claims(self) -> Path:
+        """Folder of the workers' claims on jobs."""
+        return self.folder / f"{self.launch}.claims"
+
     def reports(self, workers: int) -> dict[int, Report]:
         """Return the report of each worker that has begun, by its number, from 1."""
         found: dict[int, Report] = {}
@@ -68,12 +76,64 @@ class ReportFolder:
                 found[number] = cast(Report, read_json(self.report(number)))
         return found
 
+    def died(self, workers: int) -> list[int]:
+        """Return the numbers of the workers whose process on this machine ended while a job ran."""
+        found = self.reports(workers)
+        return [number for number, each in found.items() if each["running"] and _process(each) == "ended"]
+
+    def going_on(self, workers: int) -> dict[int, Report]:
+        """Return the reports of the workers that may run a job without this process, on this machine or another."""
+        found = self.reports(workers)
+        return {number: each for number, each in found.items() if each["running"] and _process(each) == "on its own"}
+
+    def has_locks(self) -> bool:
+        """Return whether workers can claim jobs: whether the folder's file system has locks. It makes the folder.
+
+        Raises:
+            ResultWriteError: The folder is not writable.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with claimed(self.claims, "launch"):
+                return True
+        except NoLocksError:
+            return False
+
     def clean(self) -> None:
-        """Remove the reports of this launch, and outdated ones of others."""
-        for path in self.folder.glob("*.json"):
+        """Remove the reports and claims of this launch, and outdated ones of others."""
+        for path in self.folder.glob("*.*"):
             with contextlib.suppress(FileNotFoundError):
-                if path.name.startswith(f"{self.launch}.") or time.time() - path.stat().st_mtime > OUTDATED:
+                if path.suffix == ".log" or not (path.name.startswith(f"{self.launch}.") or _is_outdated(path)):
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
                     path.unlink()
+
+
+def describe_running(report: Report) -> str:
+    """Return what a worker runs, 'baseline 40/100 on node7'."""
+    examples = f" {report['done']}/{report['total']}" if report["total"] else ""
+    here = Owner.this_process().host
+    return f"{report['running']}{examples}" + (f" on {report['host']}" if report["host"] != here else "")
+
+
+def _is_outdated(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > OUTDATED
+
+
+def _process(report: Report) -> Literal["ended", "our own", "on its own"]:
+    """Return what has become of a worker's process, "on its own" on another machine."""
+    if report["host"] != Owner.this_process().host:
+        return "on its own"
+    try:
+        process = psutil.Process(report["pid"])
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return "ended"
+        return "our own" if process.ppid() == os.getpid() else "on its own"
+    except psutil.NoSuchProcess:
+        return "ended"
 
 
 class WorkerReport:
@@ -82,10 +142,15 @@ class WorkerReport:
     Args:
         files: Folder of the reports.
         number: Number of the worker, from 1.
+
+    Attributes:
+        earlier: Places of the jobs that an earlier process of this worker finished, which its launcher restarted.
     """
 
     def __init__(self, files: ReportFolder, number: int) -> None:
         self.files, self.number = files, number
+        before = files.reports(number).get(number)
+        self.earlier = set(before["over"] if before else [])
         me = Owner.this_process()
         self.report: Report = {
             "host": me.host,
@@ -116,6 +181,7 @@ class WorkerReport:
     @contextlib.contextmanager
     def speaking(self) -> Iterator[None]:
         """Send what this process prints to the worker's log, and its progress to the report, during the block."""
+        tqdm.set_lock(threading.RLock())  # its own lock would be shared by processes, and left behind by a killed one
         with contextlib.ExitStack() as until_end:
             file = until_end.enter_context(self.files.log(self.number).open("a", encoding="utf-8", buffering=1))
             until_end.enter_context(contextlib.redirect_stdout(file))
@@ -144,10 +210,13 @@ class Watch:
         workers: Number of workers.
         names: Name of each job.
         costs: Cost of each job.
+        finished: Places of the jobs that were finished before.
     """
 
-    def __init__(self, files: ReportFolder, workers: int, names: Sequence[str], costs: Sequence[Cost]) -> None:
-        self.files, self.workers, self.names, self.costs = files, workers, names, costs
+    def __init__(
+        self, files: ReportFolder, workers: int, names: Sequence[str], costs: Sequence[Cost], finished: set[int]
+    ) -> None:
+        self.files, self.workers, self.names, self.costs, self.finished = files, workers, names, costs, finished
         self.read = {number: self._size(number) for number in range(1, workers + 1)}  # bytes of each log
         self.started = self.last_line = time.monotonic()
         self.ended = threading.Event()
@@ -172,14 +241,15 @@ class Watch:
 
     def over(self) -> set[int]:
         """Return the places of the jobs that are over."""
-        return {place for report in self.files.reports(self.workers).values() for place in report["over"]}
+        reports = self.files.reports(self.workers)
+        return self.finished | {place for report in reports.values() for place in report["over"]}
 
     def describe(self) -> str:
         """Return the state of the launch in a line: jobs done and failed, jobs running and where, time left."""
         reports = self.files.reports(self.workers)
-        over = {place for report in reports.values() for place in report["over"]}
+        over = self.finished | {place for report in reports.values() for place in report["over"]}
         failed = {place for report in reports.values() for place in report["failed"]}
-        running = [f"{number}: {_running(report)}" for number, report in reports.items() if report["running"]]
+        running = [f"{number}: {describe_running(report)}" for number, report in reports.items() if report["running"]]
         done = sum(self.costs[place].seconds for place in over) + sum(
             report["done"] / report["total"] * self.costs[self.names.index(report["running"])].seconds
             for report in reports.values()
@@ -213,10 +283,3 @@ class Watch:
     def _size(self, number: int) -> int:
         path = self.files.log(number)
         return path.stat().st_size if path.exists() else 0
-
-
-def _running(report: Report) -> str:
-    """Return what a worker runs: 'baseline 40/100 on node7'."""
-    examples = f" {report['done']}/{report['total']}" if report["total"] else ""
-    here = Owner.this_process().host
-    return f"{report['running']}{examples}" + (f" on {report['host']}" if report["host"] != here else "")
