@@ -87,10 +87,7 @@ def claimed(claims: Path, name: str) -> Iterator[bool]:
     try:
         yield True
     finally:
-        (claims / name).unlink(missing_ok=True)
-        lock.release()
-        with contextlib.suppress(OSError):  # other claims are in it
-            claims.rmdir()
+        _give_back(lock, claims / name)
 
 
 def _claim(path: Path) -> BaseFileLock | None:
@@ -109,18 +106,25 @@ def _claim(path: Path) -> BaseFileLock | None:
         except (NotImplementedError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise
+            _give_back(lock, path)
             raise _no_locks(path) from error
     if isinstance(lock, SoftFileLock):  # a file that a killed process would leave, so its work would never be free
-        lock.release()
+        _give_back(lock, path)
         raise _no_locks(path)
     try:
         with writing(path):
             path.write_text(json.dumps(vars(Owner.this_process())), encoding="utf-8")
     except BaseException:
-        path.unlink(missing_ok=True)
-        lock.release()
+        _give_back(lock, path)
         raise
     return lock
+
+
+def _give_back(lock: BaseFileLock, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    lock.release()
+    with contextlib.suppress(OSError):  # other claims are in it
+        path.parent.rmdir()
 
 
 def _no_locks(path: Path) -> NoLocksError:

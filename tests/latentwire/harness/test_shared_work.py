@@ -1,10 +1,7 @@
-"""Units of work that real processes share, with kills, errors and disks without locks."""
+"""Units of work that real processes share, with kills and errors."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +12,6 @@ import pytest
 from filelock import FileLock
 
 from latentwire.harness.errors import UserError
-from latentwire.harness.results import ResultWriteError
 from latentwire.harness.shared_work import work_through
 from tests.helpers.programs import environment
 
@@ -131,20 +127,3 @@ def test_an_error_leaves_the_unit_free(tmp_path):
 def test_a_unit_that_stays_unfinished_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"a is not finished after its work; check the disk"):
         work_through(tmp_path, ["a"], lambda _: False, lambda _: None)
-
-
-@pytest.mark.filterwarnings("ignore:flock not supported")
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_disk_without_locks_is_refused_with_a_remedy(tmp_path, monkeypatch, number):
-    def flock(descriptor: int, operation: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(UserError, match=r"claims: the file system has no locks.*choose another folder"):
-        work_through(tmp_path, ["a"], lambda _: False, lambda _: pytest.fail("without a claim"))
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ResultWriteError, match="Not a directory"):
-        work_through(tmp_path / "file" / "folder", ["a"], lambda _: False, lambda _: None)
