@@ -7,7 +7,6 @@ earlier format is upgraded when it is read, or refused with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, TypeVar, cast, get_origin, get_type_hints
 
@@ -15,6 +14,7 @@ from latentwire.harness.results import FORMAT as FORMAT
 from latentwire.harness.results import DamagedResultError, JsonObject, read_json, read_jsonl
 from latentwire.harness.results import MadeBy as MadeBy
 from latentwire.harness.results import MadeOn as MadeOn
+from latentwire.harness.row_memory import shared_numbers, shared_text, shared_texts
 from latentwire.upgrades import upgraded_result, upgraded_summary
 
 R = TypeVar("R")
@@ -345,28 +345,12 @@ def read_example_rows(path: Path) -> list[ExampleRow]:
             raise DamagedResultError(f"{path} lacks {', '.join(sorted(lacking))}: {RESTORE}")
     read = cast(list[ExampleRow], rows)
     for own in read:
-        own["id"], own["question"] = _shared(own["id"]), _shared(own["question"])
-        own["references"] = _shared_list(tuple(own["references"]))
-        own["scores"] = _shared_scores(tuple(own["scores"].items()))
+        own["id"], own["question"] = shared_text(own["id"]), shared_text(own["question"])
+        own["references"] = shared_texts(tuple(own["references"]))
+        own["scores"] = shared_numbers(tuple(own["scores"].items()))
         if "passage" in own:
-            own["passage"] = _shared(own["passage"])
+            own["passage"] = shared_text(own["passage"])
     return read
-
-
-@lru_cache(maxsize=2**17)
-def _shared(text: str) -> str:
-    """Return the first text that equals this one, so that equal texts take their memory once."""
-    return text
-
-
-@lru_cache(maxsize=2**17)
-def _shared_list(texts: tuple[str, ...]) -> list[str]:
-    return [_shared(text) for text in texts]
-
-
-@lru_cache(maxsize=2**17)
-def _shared_scores(items: tuple[tuple[str, float], ...]) -> dict[str, float]:
-    return dict(items)
 
 
 def read_result(path: Path) -> EvaluationResult:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -87,7 +88,14 @@ class Answered:
     def agreement(self, other: Answered) -> float:
         """Return the share of their common examples with equal answers, or 0 without common examples."""
         ids = self.common(other)
-        return sum(self.answers[i] == other.answers[i] for i in ids) / len(ids) if ids else 0.0
+        if not ids:
+            return 0.0
+        equal: int = sum(map(operator.eq, self._answers_to(ids), other._answers_to(ids)))
+        return equal / len(ids)
+
+    def _answers_to(self, ids: list[str]) -> Iterable[str]:
+        """Return the normalized answers to examples, in order."""
+        return self.answers.values() if ids == self.ids else [self.answers[own] for own in ids]
 
     def is_near(self) -> bool:
         """Return whether the inputs are near real embeddings. Where distances are not stored, only text is near."""

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -153,25 +155,36 @@ def _agreeing(clean: Answered, sweep: FinishedSweep) -> str | None:
 def _other_order(one: Answered) -> str | None:
     """Return the order in which the answers match the references better than in their own order, or None."""
     rows, count = one.rows, len(one.rows)
-    words = {word for texts in one.references for text in texts for word in text.split()}
-    known = sum(not words.isdisjoint(answer.split()) for answer in one.answers.values())
+    words = frozenset().union(*map(_words_in, one.references))
+    answered = [_words_in((answer,)) for answer in one.answers.values()]
+    known = sum(not words.isdisjoint(answer) for answer in answered)
     if count < FEW or known < GAIN * count:  # without a common word F1 is 0 in every order
         return None
-    own = _own_f1(one)
-    if own.mean() >= HALF:
-        return None
-    best, most = None, own.mean() + GAIN
-    orders = _orders(count)
-    answered = [frozenset(answer.split()) for answer in one.answers.values()]
-    right = [frozenset(word for text in texts for word in text.split()) for texts in one.references]
-    for name, order in orders.items():
+    right = [_words_in(texts) for texts in one.references]
+
+    def scores_in(order: Sequence[int]) -> Scores:
         scores = np.zeros(count)
         for place, other in enumerate(order):
             if not answered[place].isdisjoint(right[other]):
                 scores[place] = f1_score(rows[place]["prediction"], rows[other]["references"])
+        return scores
+
+    own = scores_in(range(count))
+    if own.mean() >= HALF:
+        return None
+    best, most = None, own.mean() + GAIN
+    orders = _orders(count)
+    for name, order in orders.items():
+        scores = scores_in(order)
         if scores.mean() >= most and _sign_test(scores - own) < ORDER_LEVEL / len(orders):
             best, most = name, scores.mean()
     return best
+
+
+@lru_cache(maxsize=2**17)
+def _words_in(texts: tuple[str, ...]) -> frozenset[str]:
+    """Return the words of some texts. The configurations of a sweep have the same right answers."""
+    return frozenset(word for text in texts for word in text.split())
 
 
 def _orders(count: int) -> dict[str, list[int]]:

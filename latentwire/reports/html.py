@@ -13,6 +13,7 @@ from latentwire.analysis.ranking import coverage
 from latentwire.analysis.records import Analysis, GroupAnalysis, LadderTolerance, Summary
 from latentwire.harness.pages import fill
 from latentwire.harness.results import JsonObject, ResultStore, write_text_atomically
+from latentwire.harness.row_memory import paused_collection
 from latentwire.records import (
     EvaluationResult,
     ExampleRow,
@@ -74,6 +75,16 @@ def write_report(folder: Path, summary: Summary, read: ReadRows = read_example_r
     """
     store = ResultStore(folder)
     successful = [result for result in _all_results(summary) if succeeded(result)]
+    with paused_collection():
+        shown = page(_contents(store, summary, successful, read))
+    path = folder / "report.html"
+    write_text_atomically(path, shown)
+    draw_all(summary["analysis"], _order(summary), folder / "figures")
+    return path
+
+
+def _contents(store: ResultStore, summary: Summary, successful: Sequence[ScoredResult], read: ReadRows) -> PageData:
+    """Return the contents of the page from the files of a sweep."""
     answers = {result["name"]: read(store.predictions_path(result["name"])) for result in successful}
     full = []
     for result in successful:
@@ -81,10 +92,7 @@ def write_report(folder: Path, summary: Summary, read: ReadRows = read_example_r
         if path.is_file():
             found = read_result(path)
             full += [found] if found["config_hash"] == result["config_hash"] else []
-    path = folder / "report.html"
-    write_text_atomically(path, page(collect(summary, answers, full)))
-    draw_all(summary["analysis"], _order(summary), folder / "figures")
-    return path
+    return collect(summary, answers, full)
 
 
 def _all_results(summary: Summary) -> list[SummaryResult]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+MOST_KEPT = 10_000 * 10_000  # counts of resamples that are kept at most, of 2 bytes each
 
 Scores = NDArray[np.float64]
 
@@ -128,20 +129,25 @@ def _multinomial_draws(count: int, seed: int) -> Iterator[Scores]:
         seed: Seed of the resampling.
     """
     block = max(1, 2_000_000 // count)  # bounds the memory for any number of units
-    if block >= RESAMPLES:
-        yield _draws(count, RESAMPLES, seed)
-        return
+    kept = _draws(count, seed) if RESAMPLES * count <= MOST_KEPT else None
     generator = np.random.default_rng(seed)
     for start in range(0, RESAMPLES, block):
-        yield _multinomial(generator, count, min(block, RESAMPLES - start))
+        size = min(block, RESAMPLES - start)
+        drawn = _multinomial(generator, count, size) if kept is None else kept[start : start + size]
+        yield drawn.astype(np.float64)
 
 
-def _multinomial(generator: np.random.Generator, count: int, size: int) -> Scores:
+def _multinomial(generator: np.random.Generator, count: int, size: int) -> NDArray[np.int64]:
     """Return the count of each of N examples in each resample, (size, N)."""
-    return generator.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+    return generator.multinomial(count, np.full(count, 1 / count), size=size)
 
 
 @lru_cache(maxsize=2)
-def _draws(count: int, resamples: int, seed: int) -> Scores:
-    """Return the counts of all resamples, (R, N). They are cached because an analysis uses them many times."""
-    return _multinomial(np.random.default_rng(seed), count, resamples)
+def _draws(count: int, seed: int) -> NDArray[np.uint16]:
+    """Return the counts of all resamples, (R, N). They are kept because an analysis uses them many times."""
+    generator = np.random.default_rng(seed)
+    kept = np.empty((RESAMPLES, count), dtype=np.uint16)  # a unit is drawn at most `count` times
+    block = max(1, 2_000_000 // count)
+    for start in range(0, RESAMPLES, block):
+        kept[start : start + block] = _multinomial(generator, count, min(block, RESAMPLES - start))
+    return kept

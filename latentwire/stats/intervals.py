@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv
+from scipy.special import betaincinv, stdtrit
 
 from latentwire.stats.clusters import RESAMPLES as RESAMPLES
 from latentwire.stats.clusters import SampledClusters
@@ -110,30 +110,9 @@ def exact_interval(successes: float, count: float) -> Interval:
     return low, high
 
 
-def t_within(t: float, degrees: int) -> float:
-    """Return the probability that Student's t is between -t and t.
-
-    Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
-    """
-    angle = math.atan(t / math.sqrt(degrees))
-    square, odd = math.cos(angle) ** 2, degrees % 2
-    term = math.cos(angle) if odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for k in range(2 + odd, degrees - 1, 2):
-        term *= square * (k - 1) / k
-        total += term
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-
-
 def t_quantile(within: float, degrees: int) -> float:
-    """Return the t for which `t_within(t, degrees)` is `within`, by bisection."""
-    low, high = 0.0, 1.0
-    while t_within(high, degrees) < within:
-        low, high = high, 2 * high
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_within(middle, degrees) < within else (low, middle)
-    return high
+    """Return the t for which Student's t is between -t and t with the probability `within`."""
+    return float(stdtrit(degrees, (1 + within) / 2))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.ownership import owned
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import DamagedResultError, ResultStore, ResultWriteError, write_text_atomically
+from latentwire.harness.row_memory import paused_collection
 from latentwire.harness.session import Session, job
 from latentwire.harness.typed_config import typed
 from latentwire.records import (
@@ -119,9 +120,12 @@ def summarize(
 
     Arguments and errors as in `analysed`.
     """
-    return with_confirmation(
-        analysed(stored, folder, settings, read), folder, lambda other, where: analysed(other, where, settings, read)
-    )
+
+    def other(of: StoredSummary, where: Path) -> Summary:
+        return analysed(of, where, settings, read)
+
+    with paused_collection():
+        return with_confirmation(analysed(stored, folder, settings, read), folder, other)
 
 
 def analysed(

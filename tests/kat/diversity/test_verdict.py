@@ -15,7 +15,7 @@ from kat.diversity.files import read_diversity
 from kat.diversity.metrics import metric_records
 from kat.diversity.verdict import arms_of, pool, require_alike, verdict_markdown, verdict_summary
 from latentwire.harness.errors import UserError
-from latentwire.stats.intervals import t_quantile, t_within
+from latentwire.stats.intervals import t_quantile
 from latentwire.stats.seeds import mean_over_seeds
 from tests.helpers.random import numbers
 
@@ -59,8 +59,6 @@ def report(seed: int, *others: str) -> dict:
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 30])
 def test_students_t_equals_scipy(degrees):
-    for t in (0.0, 0.3, 1.0, 4.3, 40.0):
-        assert t_within(t, degrees) == pytest.approx(1 - 2 * stats.t.sf(t, degrees), abs=1e-12)
     for within in (0.5, 0.95, 0.999):
         assert t_quantile(within, degrees) == pytest.approx(stats.t.ppf((1 + within) / 2, degrees))
 
