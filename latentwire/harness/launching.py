@@ -92,6 +92,7 @@ class ShareFunction:
         takes_over: Whether a worker also runs jobs that other workers have not begun. It needs a file system with
             locks.
         maker: Number of the process that made it. A launcher with one worker may call it there.
+        place: Working folder of that process. A worker that served another command has another one.
     """
 
     session: Session
@@ -102,9 +103,11 @@ class ShareFunction:
     means: Means
     takes_over: bool
     maker: int = field(default_factory=os.getpid)
+    place: str = field(default_factory=os.getcwd)
 
     def __call__(self, cfg: DictConfig) -> list[JobOutcome]:
         """Run a worker's share, and what others leave of theirs, and return the outcomes."""
+        os.chdir(self.place)
         number = int(HydraConfig.get().job.num) + 1
         if os.getppid() == self.maker:
             _end_with(self.maker)

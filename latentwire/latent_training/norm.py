@@ -34,6 +34,7 @@ from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.memory import choose_batch_tokens
 from latentwire.harness.origin import made_on
+from latentwire.harness.ownership import owned
 from latentwire.harness.precision import choose_dtype
 from latentwire.harness.progress import is_main_process, log
 from latentwire.harness.results import FORMAT, JsonObject, ResultStore, write_json
@@ -123,15 +124,17 @@ def finish(cfg: DictConfig, results: list[ScreenedRun], session: Session) -> Non
     failed = [each for each in results if each["status"] != "ok"]
     kinds = kinds_of(results)
     if kinds:
-        _compare(cfg, kinds, results)
+        folder = Path(str(cfg.out)).expanduser().parent
+        with owned(folder, "latent_norm.json", accelerator_state(cfg.device)):  # measurements of another are reused
+            _compare(cfg, kinds, results, folder)
     if failed:
         listed = "\n".join(f"  {each['name']}: {each['error']}" for each in failed)
         raise UserError(f"{len(failed)} of {len(results)} runs failed:\n{listed}")
 
 
-def _compare(cfg: DictConfig, kinds: Mapping[str, list[ScreenedRun]], results: list[ScreenedRun]) -> None:
+def _compare(cfg: DictConfig, kinds: Mapping[str, list[ScreenedRun]], results: list[ScreenedRun], folder: Path) -> None:
     """Measure tokens and kinds of latents, and write what the measurements show."""
-    settings, folder = settings_of(cfg), Path(str(cfg.out)).expanduser().parent
+    settings = settings_of(cfg)
     state = accelerator_state(cfg.device)
     store = ResultStore(folder / "measurements")
     if state.is_main_process:

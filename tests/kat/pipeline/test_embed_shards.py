@@ -230,6 +230,16 @@ def test_workers_of_a_launcher_share_the_shards(copied, cli, tmp_path):
     assert len(logs) == 2 and all("in 6 shards" in log or "finished before" in log for log in logs), logs
 
 
+@pytest.mark.slow
+def test_workers_of_a_launcher_divide_files_by_embedder(copied, cli):
+    """Each file is the work of one worker, which starts no other processes."""
+    ids = [f"id{n}" for n in range(21)]
+    given = [*SMALL, "embedder=hidden,logits", "out=./of_${embedder.name}.pt", "hydra/launcher=joblib", "workers=2"]
+    status, _, err = cli("-m", *given)
+    assert (status, "jobs: 2, workers: 2" in err) == (0, True), err
+    assert [load_embeddings(f"of_{name}.pt")[0] for name in ("hidden", "logits")] == [ids, ids]
+
+
 def test_other_embeddings_in_work_are_left_alone(whole, cli, tmp_path):
     """Neither force=true nor another embedder removes or moves the shards that a process makes."""
     write_prompts()
