@@ -14,7 +14,7 @@ from latentwire.harness.results import FORMAT as FORMAT
 from latentwire.harness.results import DamagedResultError, JsonObject, read_json, read_jsonl
 from latentwire.harness.results import MadeBy as MadeBy
 from latentwire.harness.results import MadeOn as MadeOn
-from latentwire.harness.row_memory import shared_numbers, shared_text, shared_texts
+from latentwire.harness.row_memory import share_values
 from latentwire.upgrades import upgraded_result, upgraded_summary
 
 R = TypeVar("R")
@@ -343,14 +343,8 @@ def read_example_rows(path: Path) -> list[ExampleRow]:
             row["scores"] = {"f1": row["f1"], "em": row["em"]}
         if lacking := needed - row.keys():
             raise DamagedResultError(f"{path} lacks {', '.join(sorted(lacking))}: {RESTORE}")
-    read = cast(list[ExampleRow], rows)
-    for own in read:
-        own["id"], own["question"] = shared_text(own["id"]), shared_text(own["question"])
-        own["references"] = shared_texts(tuple(own["references"]))
-        own["scores"] = shared_numbers(tuple(own["scores"].items()))
-        if "passage" in own:
-            own["passage"] = shared_text(own["passage"])
-    return read
+        share_values(row)
+    return cast(list[ExampleRow], rows)
 
 
 def read_result(path: Path) -> EvaluationResult:

@@ -1,4 +1,4 @@
-"""Memory and time of millions of rows. Main entries: `shared_text()`, `paused_collection()`."""
+"""Memory and time of millions of rows. Main entries: `share_values()`, `paused_collection()`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ import contextlib
 import gc
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 MOST = 2**17  # values that are remembered at most
 
 
+def share_values(row: dict[str, Any]) -> None:
+    """Replace texts and numbers of a row by equal ones of earlier rows, which may not be changed.
+
+    The configurations of a sweep have the same examples, so most of their rows' memory is taken once.
+
+    Args:
+        row: A row with `references` and `scores`; its other texts are shared too, except for the answer.
+    """
+    for name in ("id", "question", "passage"):
+        if name in row:
+            row[name] = _text(row[name])
+    row["references"] = _texts(tuple(row["references"]))
+    row["scores"] = _numbers(tuple(row["scores"].items()))
+
+
 @lru_cache(maxsize=MOST)
-def shared_text(text: str) -> str:
-    """Return the first text that equals this one, so that equal texts take their memory once."""
+def _text(text: str) -> str:
     return text
 
 
 @lru_cache(maxsize=MOST)
-def shared_texts(texts: tuple[str, ...]) -> list[str]:
-    """Return the list of some texts, the same list for equal texts. It may not be changed."""
-    return [shared_text(text) for text in texts]
+def _texts(texts: tuple[str, ...]) -> list[str]:
+    return [_text(text) for text in texts]
 
 
 @lru_cache(maxsize=MOST)
-def shared_numbers(items: tuple[tuple[str, float], ...]) -> dict[str, float]:
-    """Return numbers by name, the same dict for equal items. It may not be changed."""
+def _numbers(items: tuple[tuple[str, float], ...]) -> dict[str, float]:
     return dict(items)
 
 
