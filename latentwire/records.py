@@ -329,9 +329,7 @@ ReadRows = Callable[[Path], Sequence[ExampleRow]]  # returns the rows of a file,
 
 
 def read_example_rows(path: Path) -> list[ExampleRow]:
-    """Return the rows of a NAME.predictions.jsonl. Rows of format 1 get their `scores`.
-
-    Rows of several files share their texts and scores, because a sweep has the same examples in each. Change none.
+    """Return the rows of a NAME.predictions.jsonl. They share texts and scores with rows of other files; change none.
 
     Raises:
         DamagedResultError: A line cannot be read or lacks a field.
@@ -339,7 +337,7 @@ def read_example_rows(path: Path) -> list[ExampleRow]:
     rows = read_jsonl(path)
     needed = required_fields(ExampleRow)
     for row in rows:
-        if "scores" not in row and {"f1", "em"} <= row.keys():
+        if "scores" not in row and {"f1", "em"} <= row.keys():  # format 1
             row["scores"] = {"f1": row["f1"], "em": row["em"]}
         if lacking := needed - row.keys():
             raise DamagedResultError(f"{path} lacks {', '.join(sorted(lacking))}: {RESTORE}")
@@ -387,9 +385,8 @@ def sweep_sample(configs: Sequence[Mapping[str, object]]) -> SweepSample:
         values = {config.get(name) for config in configs}
         return values.pop() if len(values) == 1 else None
 
-    return {
-        "part": common("part"), "samples": common("samples"), "seed": common("seed"), "shots_seed": common("shots_seed")
-    }  # fmt: skip
+    names = ("part", "samples", "seed", "shots_seed")
+    return cast(SweepSample, {name: common(name) for name in names})
 
 
 def _complete(result: object, path: Path, remedy: str, needed: frozenset[str]) -> object:
