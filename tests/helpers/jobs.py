@@ -33,3 +33,8 @@ def write_units(cfg: DictConfig) -> None:
         (folder / name).write_text(f"{rank} {cfg.workers} {torch.get_num_threads()} {os.environ['OMP_NUM_THREADS']}")
 
     work_through(folder, UNITS, lambda name: (folder / name).exists(), work)
+
+
+def is_large(cfg: DictConfig) -> bool:
+    """Return whether the size of a job is above 5."""
+    return bool(cfg.size > 5)
