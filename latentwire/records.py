@@ -395,7 +395,6 @@ def _complete(result: object, path: Path, remedy: str, needed: frozenset[str]) -
         return result  # `checked` raises the error
     if result.get("format", 1) == 1:
         result = upgraded_result(result)
-    lacking = needed - result.keys() if result.get("status") == "ok" else None
-    if lacking:
+    if result.get("status") == "ok" and (lacking := needed - result.keys()):
         raise DamagedResultError(f"{path} lacks {', '.join(sorted(lacking))}: {remedy}")
     return result
