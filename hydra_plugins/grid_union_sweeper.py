@@ -24,7 +24,7 @@ from omegaconf import DictConfig, open_dict
 from latentwire.harness.app import JobFunction
 from latentwire.harness.grids import Job, expand, factors, print_jobs, repetitions, select_jobs, variants
 from latentwire.harness.plugins import require_choices
-from latentwire.harness.worker_counts import set_workers
+from latentwire.harness.worker_counts import require_one_number, set_workers
 
 
 @dataclass
@@ -102,18 +102,21 @@ class GridUnionSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
+        require_one_number([job.config.workers for job in jobs])
         count, copies = len(jobs), self.session.workers
-        if copies > 1 and all(self.session.divides(job.config) for job in jobs):
-            jobs = [self._divided(job) for job in jobs] * copies  # each worker gets a copy of every job
+        if self.session.task(self.config).divides_itself:
+            jobs = [self.compose([*job.overrides, "workers=1"]) for job in jobs]  # a worker starts no others
+            if copies > 1 and all(self.session.divides(job.config) for job in jobs):
+                jobs = [self._begun(job) for job in jobs] * copies  # each worker gets a copy of every job
         results = launch_in_workers(self.launcher, self.hydra_context, self.config, self.session, jobs)
         return results[:count]
 
-    def _divided(self, job: Job) -> Job:
+    def _begun(self, job: Job) -> Job:
         """Return a job whose work several workers divide. What force=true replaces is removed here, once."""
         if not job.config.force:
-            return self.compose([*job.overrides, "workers=1"])
+            return job
         self.session.start_anew(job.config)
-        return self.compose([*job.overrides, "workers=1", "force=false"])
+        return self.compose([*job.overrides, "force=false"])
 
     def compose(self, overrides: Sequence[str]) -> Job:
         """Return a job with its config, equal to Hydra's own.

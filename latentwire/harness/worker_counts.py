@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Collection
 
 import psutil
 from hydra.core.hydra_config import HydraConfig
@@ -34,7 +35,7 @@ def set_workers(config: DictConfig, *, takes_workers: bool) -> int:
     if launcher == BASIC:
         _require_reader(config, takes_workers=takes_workers)
         return 1
-    package = module.split(".")[1]
+    package = module.removeprefix("hydra_plugins.").partition(".")[0]
     if package in EXTRAS and importlib.util.find_spec(f"hydra_plugins.{package}") is None:
         raise UserError(f"hydra/launcher: its package is not installed; pip install 'latentwire[{EXTRAS[package]}]'")
     if workers is None:
@@ -56,6 +57,20 @@ def require_launcher(config: DictConfig, *, takes_workers: bool) -> None:
     if chosen != "basic":
         raise UserError(f"hydra/launcher={chosen}: divides the jobs of a sweep; add -m, or leave it out")
     _require_reader(config, takes_workers=takes_workers)
+
+
+def require_one_number(numbers: Collection[object]) -> None:
+    """Check that the jobs of a launcher's sweep all have the same `workers`.
+
+    Args:
+        numbers: The setting of each job.
+
+    Raises:
+        UserError: They differ.
+    """
+    if len(set(numbers)) > 1:
+        shown = ",".join(map(str, dict.fromkeys(numbers)))
+        raise UserError(f"workers={shown}: a launcher has one number of workers for the whole sweep; give one number")
 
 
 def _require_reader(config: DictConfig, *, takes_workers: bool) -> None:
