@@ -4,7 +4,7 @@
 #   benchmarks/slurm_node.sh python run.py -m sweep=smoke hydra/launcher=slurm workers=2 cpus_per_worker=1 memory_per_worker=2
 #   benchmarks/slurm_node.sh bash      # a shell in which sbatch, squeue, scancel and scontrol work
 #
-# Needs Debian's packages: apt-get install slurm-wlm munge. It needs neither systemd nor the network.
+# Needs Debian's packages: apt-get install slurm-wlm munge. It needs neither root, systemd nor the network.
 # Partition `work` is the default one. A job in partition `urgent` preempts jobs in `work`, which are queued again.
 # The database of accounts is off, as on small clusters. SLURM_NODE_FOLDER names the folder of the daemons' logs.
 set -euo pipefail
