@@ -4,6 +4,7 @@
 #   make test-fast  the tests without the slow ones, to run while editing
 #   make matrix     the tests of floating-point paths under each set of CPU instructions
 #   make seeds      the statistical tests with ten seeds
+#   make gpu        tests, sweeps, GRPO and embeddings on a GPU, in one table
 #   make check      lint, formatting and types
 #   make docs       the documentation site in docs/_build, without network
 PYTHON ?= python3
@@ -15,7 +16,7 @@ READY := .venv/.ready
 # One worker for each core, each with one thread: a second thread slows down small tensors.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
-.PHONY: setup sweep test test-fast matrix seeds check docs clean
+.PHONY: setup sweep test test-fast matrix seeds gpu check docs clean
 
 setup: $(READY)
 
@@ -43,6 +44,9 @@ matrix: setup
 
 seeds: setup
 	$(BIN)/python -m tests.matrix --seeds 10
+
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu
 
 check: setup
 	$(BIN)/ruff check .
