@@ -2,7 +2,7 @@
 
 make gpu                                                   # about eight minutes on one H100
 python -m benchmarks.gpu parts=embed35,atlas samples=100
-python -m benchmarks.gpu device=cpu model=tiny_random samples=4 prompts=200 parts=embed35,embed   # a trial without a GPU
+python -m benchmarks.gpu device=cpu model=tiny_random samples=4 prompts=200 parts=embed   # a trial without a GPU
 
 Each part is a command of its own with a time limit. A part that fails or runs out of time is a row with its reason, and
 the others go on. The logs of all parts are in the folder `out`, next to table.md and table.json.
@@ -89,9 +89,7 @@ def decoding(folder: Path) -> str:
     seconds = sum(result["timing"]["decode_sec"] for result in every)
     positions = sum(result["timing"]["positions"] for result in every)
     failed = len(summary["results"]) + len(summary["controls"]) - len(every)
-    shown = (
-        f"{len(every)} configurations and controls, {positions / max(seconds, 1e-9):,.0f} positions/s while decoding"
-    )
+    shown = f"{len(every)} configurations and controls, {positions / max(seconds, 1e-9):,.0f} positions/s of decoding"
     return f"{shown}, {failed} failed" if failed else shown
 
 
