@@ -104,10 +104,11 @@ class GridUnionSweeper(BasicSweeper):
         assert self.launcher is not None
         require_one_number([job.config.workers for job in jobs])
         count, copies = len(jobs), self.session.workers
-        if self.session.task(self.config).divides_itself:
-            jobs = [self.compose([*job.overrides, "workers=1"]) for job in jobs]  # a worker starts no others
-            if copies > 1 and all(self.session.divides(job.config) for job in jobs):
-                jobs = [self._begun(job) for job in jobs] * copies  # each worker gets a copy of every job
+        divisible = bool(self.session.task(self.config).divides_itself)
+        more = ["workers=1"] if divisible else []  # a worker starts no others
+        jobs = [self.compose([*job.overrides, *more]) for job in jobs]  # a round adds overrides, such as num_examples
+        if divisible and copies > 1 and all(self.session.divides(job.config) for job in jobs):
+            jobs = [self._begun(job) for job in jobs] * copies  # each worker gets a copy of every job
         results = launch_in_workers(self.launcher, self.hydra_context, self.config, self.session, jobs)
         return results[:count]
 
