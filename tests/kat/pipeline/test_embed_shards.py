@@ -21,6 +21,7 @@ from kat.embedding.pooling import HiddenEmbedder
 from kat.embedding.sharded import ShardedEmbeddings
 from kat.embedding.store import load_embeddings
 from kat.pipeline import embed_shards
+from latentwire.harness import launching
 from latentwire.harness.errors import UserError
 from tests.helpers.files import read_json, write_rows
 from tests.helpers.programs import start
@@ -228,6 +229,22 @@ def test_workers_of_a_launcher_share_the_shards(copied, cli, tmp_path):
     assert contents(OUT) == made
     logs = [path.read_text() for path in sorted(Path("outputs/kat/workers").glob("*.log"))]
     assert len(logs) == 2 and all("in 6 shards" in log or "finished before" in log for log in logs), logs
+
+
+def test_each_worker_of_a_launcher_gets_every_job_without_force(copied, cli, monkeypatch):
+    """The parent has removed the records of the first folder; the second folder is new."""
+    got = []
+
+    def launch_in_workers(launcher, context, config, session, jobs):
+        got.append([(Path(job.config.out).name, job.config.force, job.config.workers) for job in jobs])
+        return [None] * len(jobs)
+
+    monkeypatch.setattr(launching, "launch_in_workers", launch_in_workers)
+    given = [*SMALL, "shard_rows=4", "out=./embeddings,./new", "hydra/launcher=joblib", "workers=3", "force=true"]
+    status, _, err = cli("-m", *given)
+    assert status == 0, err
+    assert got == [3 * [("embeddings", False, 1), ("new", False, 1)]]
+    assert not list(OUT.glob("*.json")) and len(list(OUT.glob("*.npy"))) == 6
 
 
 @pytest.mark.slow
