@@ -45,8 +45,9 @@ SWEEP = ["-m", "model=tiny_random", "device=cpu", "dtype=float32", "samples=4", 
 
 
 def until_go() -> None:
-    """Wait until the test lets this process go on."""
-    while not Path("go").exists():
+    """Wait until the test lets this process go on, two minutes at most."""
+    deadline = time.monotonic() + 120
+    while not Path("go").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 

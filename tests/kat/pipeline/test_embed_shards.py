@@ -153,11 +153,11 @@ def slowly() -> None:
 
 
 def stopping() -> None:
-    """Stop after the first shard until the file go exists."""
-    real = HiddenEmbedder.embed
+    """Stop after the first shard until the file go exists, a minute at most."""
+    real, deadline = HiddenEmbedder.embed, time.monotonic() + 60
 
     def embed(self, texts):
-        while list(OUT.glob("0*.json")) and not Path("go").exists():
+        while list(OUT.glob("0*.json")) and not Path("go").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         return real(self, texts)
 
