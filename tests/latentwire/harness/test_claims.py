@@ -103,9 +103,10 @@ def test_a_full_disk_leaves_the_work_free(tmp_path, monkeypatch):
         assert is_mine
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+@pytest.mark.parametrize(("folder", "reason"), [("file/claims", "Not a directory"), ("file", "File exists")])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, folder, reason):
     (tmp_path / "file").touch()
-    with pytest.raises(ResultWriteError, match="Not a directory"), claimed(tmp_path / "file" / "claims", "work"):
+    with pytest.raises(ResultWriteError, match=reason), claimed(tmp_path / folder, "work"):
         pytest.fail("without a claim")
 
 

@@ -16,7 +16,7 @@ from latentwire.harness.claims import claimed
 from latentwire.harness.errors import UserError
 from latentwire.harness.grids import Job
 from latentwire.harness.launching import JobOutcome, Means, ShareFunction, launch_in_workers
-from latentwire.harness.results import DamagedResultError, ResultWriteError
+from latentwire.harness.results import DamagedResultError, ResultWriteError, write_json
 from latentwire.harness.session import Session, Task
 from latentwire.harness.worker_reports import ReportFolder, WorkerReport
 from tests.helpers import launched
@@ -114,6 +114,32 @@ def test_a_job_that_another_worker_runs_is_left_to_it(tmp_path):
         thread.join()
 
 
+def test_a_job_that_ends_elsewhere_meanwhile_is_not_run_again(tmp_path, monkeypatch):
+    """Another worker finishes the second job while this one runs the first."""
+    function, real = function_of(tmp_path, [[0, 1], []]), launched.note
+
+    def note(cfg, session):
+        WorkerReport(function.files, 2).end(1)
+        return real(cfg, session)
+
+    monkeypatch.setattr(launched, "note", note)
+    assert [outcome.place for outcome in run_worker(function, 1)] == [0]
+
+
+def test_an_error_that_another_worker_did_not_meet_is_none(tmp_path, monkeypatch):
+    """The first worker stops at it, and the second runs the job."""
+    real, failures = launched.note, [UserError("no memory; wait")]
+
+    def note(cfg, session):
+        if failures:
+            raise failures.pop()
+        return real(cfg, session)
+
+    monkeypatch.setattr(launched, "note", note)
+    assert [result["name"] for result in sweep(tmp_path, 2, 2)] == ["job0", "job1"]
+    assert done(tmp_path) == ["job1", "job0"]
+
+
 def test_a_job_of_another_command_is_waited_for(tmp_path):
     """The log says for whom, once; the job is run as soon as it is free."""
     (tmp_path / "job1.busy").touch()
@@ -174,6 +200,23 @@ def test_a_launcher_that_starts_nothing_is_named(tmp_path):
     message = r"the launcher started no worker \(RuntimeError: no srun here\); check its settings"
     with pytest.raises(UserError, match=message):
         launch_in_workers(launched.BrokenLauncher(), None, CONFIG, session, jobs(tmp_path, 2))
+
+
+def test_an_interrupted_command_names_the_workers_that_go_on(tmp_path, monkeypatch, capfd):
+    """The tasks of a cluster do not end with the command."""
+
+    def launch(launcher, shares, initial_job_idx):
+        files = launcher.function.files
+        report = WorkerReport(files, 1)
+        report.begin("job0")
+        write_json(files.report(1), {**report.report, "host": "node7"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launched.Launcher, "launch", launch)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, 2, 2)
+    note = "note: worker 1 (job0 on node7) may still run; the same command shares the rest with them"
+    assert note in capfd.readouterr().err
 
 
 def test_the_function_needs_nothing_of_its_process(tmp_path):

@@ -38,6 +38,7 @@ def test_no_share_is_a_job_above_the_mean(seconds, workers):
 
 def test_loading_a_group_counts_once():
     """Three jobs of one second each, and one whose group takes as long to load as all of them."""
+    assert divide([Cost("b", 0.0001, 3.0), *[Cost("a", 1.0)] * 3], 2) == [[0], [1, 2, 3]]
     costs = [Cost("a", 1.0), Cost("a", 1.0), Cost("a", 1.0), Cost("b", 0.0001, 3.0)]
     assert divide(costs, 2) == [[0, 1, 2], [3]]
     assert divide([*costs[:3], Cost("b", 0.0001)], 2) == [[0, 1], [2, 3]]

@@ -109,7 +109,7 @@ def test_the_dead_and_the_living_are_told_apart(files):
     for number in (1, 2, 3, 4):
         WorkerReport(files, number).begin(NAMES[number - 1])
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        pids = {1: child.pid, 2: child.pid, 3: os.getppid(), 4: 1}
+        pids = {1: child.pid, 2: child.pid, 3: os.getppid(), 4: child.pid}
         for number, pid in pids.items():
             host = {"host": "node7"} if number == 4 else {}
             write_json(files.report(number), {**files.reports(4)[number], "pid": pid, **host})
