@@ -47,7 +47,7 @@ def test_the_folder_of_a_job_is_never_a_file(entry, settings, folder, tmp_path, 
     assert Session(entry).folder(OmegaConf.create(settings)) == tmp_path / folder
 
 
-def test_a_task_may_decide_by_its_config_whether_it_divides_itself():
+def test_a_task_may_decide_by_its_config_whether_it_divides():
     session = Session(tasks={
         "one": Task("m:f"), "all": Task("m:f", divides_itself=True),
         "some": Task("m:f", divides_itself="tests.helpers.jobs:is_large"),
