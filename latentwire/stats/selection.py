@@ -17,6 +17,7 @@ from latentwire.stats.intervals import Interval, degrees_of_freedom, interval_of
 from latentwire.stats.power import ALPHA, needed_changes
 
 HALVINGS = 100  # random halvings, over which a cross-fit score is averaged
+BLOCK = 10_000_000  # numbers that comparisons of all pairs have in memory at a time
 ROUNDING = 1e-12  # means that differ by less are ties
 
 
@@ -95,16 +96,19 @@ def level_with_best(systems: Scores, clusters: SampledClusters, seed: int) -> ND
         return np.ones(count, dtype=bool)
     first, second = np.triu_indices(count, 1)
     sums = clusters.sums(systems)  # (S, M)
-    pairs = sums[first] - sums[second]  # (P, M)
-    spread = np.sqrt(np.square(pairs).sum(axis=1))  # (P,)
     unseen = 1.0  # as in `comparison.paired_differences`: pairs of nearly equal answers have no sharp spread
-    spread = np.sqrt(np.square(spread) + 2 * unseen)
     flips = np.random.default_rng(seed).choice([-1.0, 1.0], (RESAMPLES // 5, clusters.count + 2))  # (R, M + 2)
-    added = np.concatenate([pairs, np.full((len(pairs), 1), unseen), np.full((len(pairs), 1), -unseen)], axis=1)
-    largest = np.abs((added @ flips.T) / spread[:, None]).max(axis=0)  # (R,)
+    largest, differences = np.zeros(len(flips)), np.zeros(len(first))  # (R,), (P,)
+    block = max(1, BLOCK // (clusters.count + len(flips)))  # bounds the memory for any number of pairs
+    for start in range(0, len(first), block):
+        own = slice(start, start + block)
+        pairs = sums[first[own]] - sums[second[own]]  # (p, M)
+        spread = np.sqrt(np.square(pairs).sum(axis=1) + 2 * unseen)  # (p,)
+        flipped = pairs @ flips[:, :-2].T + unseen * (flips[:, -2] - flips[:, -1])  # (p, R)
+        largest = np.maximum(largest, (np.abs(flipped) / spread[:, None]).max(axis=0))
+        enough = (np.abs(pairs) > ROUNDING).sum(axis=1) >= needed_changes(ALPHA)
+        differences[own] = np.where(enough, pairs.sum(axis=1) / spread, 0.0)
     limit = float(np.quantile(largest, 1 - ALPHA, method="higher"))
-    enough = (np.abs(pairs) > ROUNDING).sum(axis=1) >= needed_changes(ALPHA)
-    differences = np.where(enough, pairs.sum(axis=1) / spread, 0.0)  # (P,)
     level = np.ones(count, dtype=bool)
     level[second[differences > limit]] = False
     level[first[differences < -limit]] = False
