@@ -52,7 +52,9 @@ def be_worker(number: int) -> None:
 
 
 class Launcher(HydraLauncher):
-    """Runs each worker in this process, one after the other."""
+    """Runs each worker in this process, one after the other, or the last one first."""
+
+    backwards = False
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         """Take over the function."""
@@ -60,12 +62,11 @@ class Launcher(HydraLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Return what the function returned in each worker."""
-        found = []
-        for number in range(len(job_overrides)):
+        found = {}
+        for number in sorted(range(len(job_overrides)), reverse=self.backwards):
             be_worker(initial_job_idx + number + 1)
-            value = self.function(OmegaConf.create({}))
-            found.append(JobReturn(_return_value=value, status=JobStatus.COMPLETED))
-        return found
+            found[number] = JobReturn(_return_value=self.function(OmegaConf.create({})), status=JobStatus.COMPLETED)
+        return [found[number] for number in range(len(job_overrides))]
 
 
 class BrokenLauncher(Launcher):

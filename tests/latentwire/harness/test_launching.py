@@ -126,8 +126,10 @@ def test_a_job_that_ends_elsewhere_meanwhile_is_not_run_again(tmp_path, monkeypa
     assert [outcome.place for outcome in run_worker(function, 1)] == [0]
 
 
-def test_an_error_that_another_worker_did_not_meet_is_none(tmp_path, monkeypatch):
-    """The first worker stops at it, and the second runs the job."""
+@pytest.mark.parametrize("backwards", [False, True])
+def test_an_error_that_another_worker_did_not_meet_is_none(tmp_path, monkeypatch, backwards):
+    """The worker that begins stops at it, and the other one runs the job."""
+    monkeypatch.setattr(launched.Launcher, "backwards", backwards)
     real, failures = launched.note, [UserError("no memory; wait")]
 
     def note(cfg, session):
@@ -137,7 +139,7 @@ def test_an_error_that_another_worker_did_not_meet_is_none(tmp_path, monkeypatch
 
     monkeypatch.setattr(launched, "note", note)
     assert [result["name"] for result in sweep(tmp_path, 2, 2)] == ["job0", "job1"]
-    assert done(tmp_path) == ["job1", "job0"]
+    assert done(tmp_path) == (["job0", "job1"] if backwards else ["job1", "job0"])
 
 
 def test_a_job_of_another_command_is_waited_for(tmp_path):
