@@ -15,6 +15,7 @@ from latentwire.harness.errors import UserError, causes
 from latentwire.harness.overrides import Grid, grids_override
 from latentwire.harness.paths import CONF
 from latentwire.harness.plugins import named_plugins, plugin_dials
+from latentwire.harness.processes import lost_process
 
 PLUGIN_GROUPS = (
     "embed_transform",
@@ -40,6 +41,8 @@ def explain(error: BaseException, arguments: list[str], entry: str) -> str | Non
     for cause in chain:
         if isinstance(cause, UserError):
             return str(cause)
+        if (message := lost_process(cause)) is not None:
+            return message
     text = "\n".join(str(cause) for cause in chain)
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_setting(match[1], arguments, entry)

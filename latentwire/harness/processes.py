@@ -1,5 +1,7 @@
 """Start all processes of `accelerate launch --cpu --num_processes N`. Main entry: `start_all_processes()`.
 
+Also the message for the others when one of them ends early: `lost_process()`.
+
 Without MPI, Accelerate 1.x starts only one process for this command. That process reads the number of processes from
 its parent's command line and becomes torchrun, which starts all N.
 """
@@ -7,12 +9,15 @@ its parent's command line and becomes torchrun, which starts all N.
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import psutil
 
 from latentwire.harness.errors import UserError
 
+# In messages of the libraries that connect processes, when the other end is gone.
+LOST = re.compile("connection (closed|reset|refused)|broken pipe|ncclRemoteError|ncclSystemError|timed out", re.I)
 ADDED_BY_ACCELERATE = ("MASTER_ADDR", "MASTER_PORT")  # torchrun chooses an address and a port itself
 
 
@@ -31,6 +36,18 @@ def start_all_processes(arguments: list[str]) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in ADDED_BY_ACCELERATE}
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     os.execve(sys.executable, [sys.executable, *torchrun, sys.argv[0], *arguments], environment)  # noqa: S606
+
+
+def lost_process(error: BaseException) -> str | None:
+    """Return the message for an error of the connection between processes: another process has ended; else None."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not isinstance(error, RuntimeError):
+        return None
+    if not LOST.search(str(error)):
+        return None
+    return (
+        "another process of this command has ended, so this one ends too; run the same command again, and it goes on "
+        "from its last checkpoint or result"
+    )
 
 
 def _alone_under_accelerate() -> bool:
