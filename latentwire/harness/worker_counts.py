@@ -53,7 +53,7 @@ def require_launcher(config: DictConfig, *, takes_workers: bool) -> None:
     Raises:
         UserError: One of them is.
     """
-    chosen = HydraConfig.get().runtime.choices.get("hydra/launcher", "basic")
+    chosen = HydraConfig.get().runtime.choices.get("hydra/launcher", "basic") if HydraConfig.initialized() else "basic"
     if chosen != "basic":
         raise UserError(f"hydra/launcher={chosen}: divides the jobs of a sweep; add -m, or leave it out")
     _require_reader(config, takes_workers=takes_workers)
