@@ -106,7 +106,9 @@ def _claim(path: Path) -> BaseFileLock | None:
         except (NotImplementedError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise
-            _give_back(lock, path)
+            with contextlib.suppress(OSError):
+                if not path.stat().st_size:  # else it names an owner: locks can also fail for a moment
+                    _give_back(lock, path)
             raise _no_locks(path) from error
     if isinstance(lock, SoftFileLock):  # a file that a killed process would leave, so its work would never be free
         _give_back(lock, path)

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -145,6 +145,13 @@ class ShareFunction:
                     awaited = busy
                 time.sleep(POLL)
 
+    def config_again(self, place: int) -> DictConfig:
+        """Return the config of a job that this launch has finished: force=true does not apply again."""
+        config = copy.deepcopy(self.configs[place])
+        if "force" in config:
+            config.force = False
+        return config
+
     def _of_others(self, number: int) -> list[int]:
         """Return the jobs of other workers that this one may take over, beginning with what each would do last."""
         if not self.takes_over:
@@ -174,10 +181,7 @@ class ShareFunction:
             BusyError: A process of another command is at work on it.
         """
         self.session.position = (place + 1, len(self.configs))
-        config = self.configs[place]
-        if place in report.earlier and "force" in config:
-            config = copy.deepcopy(config)
-            config.force = False  # this launch has computed it
+        config = self.config_again(place) if place in report.earlier else self.configs[place]
         report.begin(self.names[place])
         try:
             with deferring():
@@ -244,18 +248,22 @@ def launch_in_workers(
     function = ShareFunction(session, names, configs, shares, files, means, takes_over)
     launcher.setup(hydra_context=context, task_function=function, config=config)
     found = _outcomes(launcher, function, Watch(files, len(shares), names, costs, set(results)))
-    return _merged(names, [*(JobOutcome(place, value) for place, value in results.items()), *found])
+    outcomes = [*(JobOutcome(place, value) for place, value in results.items()), *found]
+    return _merged(names, outcomes, lambda place: session.run(function.config_again(place)))
 
 
 def _outcomes(launcher: Launcher, function: ShareFunction, watch: Watch) -> list[JobOutcome]:
     """Return what became of the jobs of all workers.
 
+    Without an outcome are jobs that other workers finished while a worker died: their results are stored.
+
     Raises:
-        UserError: A worker died, or the launcher failed.
+        UserError: A worker died and jobs are left, or the launcher failed.
     """
     files, workers = function.files, len(function.shares)
     log(f"jobs: {sum(map(len, function.shares))}, workers: {workers}; their logs are in {files.folder}")
-    with watch, _watched(launcher):
+    found: list[JobOutcome] = []
+    with watch, _watched(launcher, watch):
         try:
             returned = launcher.launch([[] for _ in range(workers)], initial_job_idx=0)
             found = [outcome for each in returned for outcome in each.return_value]
@@ -264,11 +272,14 @@ def _outcomes(launcher: Launcher, function: ShareFunction, watch: Watch) -> list
             if not reports:
                 raise UserError(f"the launcher started no worker ({shown}); check its settings") from error
             ended = [f"worker {number} ({describe_running(reports[number])})" for number in files.died(workers)]
-            raise UserError(
-                f"{' and '.join(ended) or 'a worker'} ended before its jobs ({shown}); {len(watch.over())} of "
-                f"{len(function.names)} jobs are finished and kept; {_going_on(files, workers)}the logs are in "
-                f"{files.folder}; run the same command again to finish the rest"
-            ) from error
+            what = f"{' and '.join(ended) or 'a worker'} ended before its jobs ({shown})"
+            if not watch.is_over():
+                raise UserError(
+                    f"{what}; {len(watch.over())} of {len(function.names)} jobs are finished and kept; "
+                    f"{_going_on(files, workers)}the logs are in {files.folder}; run the same command again to finish "
+                    "the rest"
+                ) from error
+            log(f"note: {what}; the other workers finished its jobs")
         except KeyboardInterrupt:
             if going_on := _going_on(files, workers):
                 log(f"note: {going_on}the same command shares the rest with them")
@@ -277,13 +288,13 @@ def _outcomes(launcher: Launcher, function: ShareFunction, watch: Watch) -> list
     return found
 
 
-def _watched(launcher: Launcher) -> contextlib.AbstractContextManager[None]:
+def _watched(launcher: Launcher, watch: Watch) -> contextlib.AbstractContextManager[None]:
     """Return a block that watches the tasks of a launcher in the queue of its cluster."""
     if type(launcher).__name__ != "SlurmLauncher":
         return contextlib.nullcontext()
     from latentwire.harness.slurm_queue import watched_tasks  # imports a package that other launchers do not need
 
-    return watched_tasks()
+    return watched_tasks(watch.is_over)
 
 
 def _going_on(files: ReportFolder, workers: int) -> str:
@@ -297,8 +308,13 @@ def is_on_this_machine(config: DictConfig) -> bool:
     return str(config.hydra.launcher._target_).rpartition(".")[2] in ON_THIS_MACHINE
 
 
-def _merged(names: Sequence[str], found: Sequence[JobOutcome]) -> list[object]:
+def _merged(names: Sequence[str], found: Sequence[JobOutcome], stored: Callable[[int], object]) -> list[object]:
     """Return the results of all jobs in order.
+
+    Args:
+        names: Name of each job.
+        found: What became of jobs.
+        stored: Returns the stored result of a job that is not among them.
 
     Raises:
         UserError: An error stopped workers.
@@ -312,4 +328,4 @@ def _merged(names: Sequence[str], found: Sequence[JobOutcome]) -> list[object]:
     if errors:
         listed = "\n".join(f"  {name}: {error}" for error, name in errors.items())
         raise UserError(f"{kept}; others stopped:\n{listed}")
-    return [by_place[place].value for place in range(len(names))]
+    return [by_place[place].value if place in by_place else stored(place) for place in range(len(names))]

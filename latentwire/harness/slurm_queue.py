@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
@@ -21,7 +21,17 @@ INTERVAL = 60  # most seconds between two looks at the queue
 
 
 class QueueWatcher(SlurmInfoWatcher):
-    """Reads the states of this user's tasks with squeue."""
+    """Reads the states of this user's tasks with squeue.
+
+    Attributes:
+        all_over: Returns whether all jobs are finished. Tasks that have not begun by then are cancelled.
+    """
+
+    all_over: Callable[[], bool] = staticmethod(lambda: False)
+
+    def __init__(self, delay_s: int = INTERVAL) -> None:
+        super().__init__(delay_s=delay_s)
+        self._cancelled: set[str] = set()
 
     def _make_command(self) -> list[str] | None:
         if not self._registered - self._finished:
@@ -41,6 +51,10 @@ class QueueWatcher(SlurmInfoWatcher):
 
     def is_done(self, job_id: str, mode: str = "standard") -> bool:
         """Return whether a task has ended, and all others have too: until then they take over its jobs."""
+        waiting = set(self.left(("PENDING",))) - self._cancelled
+        if waiting and self.all_over():
+            self._cancelled |= waiting
+            _cancel(sorted(waiting))
         return self.get_state(job_id, mode=mode) in ENDED and not self.left()
 
     def left(self, states: Collection[str] = ()) -> list[str]:
@@ -53,14 +67,22 @@ class QueueWatcher(SlurmInfoWatcher):
         return [n for n, state in found.items() if (state in states if states else state not in ENDED)]
 
 
+def _cancel(tasks: Sequence[str]) -> None:
+    subprocess.run(["scancel", *tasks], check=False)  # noqa: S607 (it prints what it could not cancel)
+
+
 @contextlib.contextmanager
-def watched_tasks() -> Iterator[None]:
-    """Watch the tasks that submitit starts within the block.
+def watched_tasks(all_over: Callable[[], bool]) -> Iterator[None]:
+    """Watch the tasks that submitit starts within the block, and cancel those that begin too late.
 
     After success, tasks that wait in the queue once more are cancelled: their jobs are done. Otherwise tasks that are
     left go on, and a message names them.
+
+    Args:
+        all_over: Returns whether all jobs are finished.
     """
-    watcher = QueueWatcher(delay_s=INTERVAL)
+    watcher = QueueWatcher()
+    watcher.all_over = all_over
     SlurmJob.watcher = watcher
     try:
         yield
@@ -70,6 +92,5 @@ def watched_tasks() -> Iterator[None]:
             log(f"note: Slurm's tasks go on; scancel {' '.join(left)} ends them")
         raise
     watcher.update()
-    # Running tasks have delivered their results, and end. scancel prints what it could not cancel.
-    if waiting := watcher.left(("PENDING", "COMPLETING")):
-        subprocess.run(["scancel", *waiting], check=False)  # noqa: S607
+    if waiting := watcher.left(("PENDING", "COMPLETING")):  # running tasks have delivered their results, and end
+        _cancel(waiting)

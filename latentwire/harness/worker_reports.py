@@ -72,7 +72,7 @@ class ReportFolder:
         """Return the report of each worker that has begun, by its number, from 1."""
         found: dict[int, Report] = {}
         for number in range(1, workers + 1):
-            with contextlib.suppress(FileNotFoundError, DamagedResultError):
+            with contextlib.suppress(OSError, DamagedResultError):
                 found[number] = cast(Report, read_json(self.report(number)))
         return found
 
@@ -239,6 +239,10 @@ class Watch:
         self._relay()
         self.bar.close()
 
+    def is_over(self) -> bool:
+        """Return whether all jobs are over."""
+        return len(self.over()) == len(self.names)
+
     def over(self) -> set[int]:
         """Return the places of the jobs that are over."""
         reports = self.files.reports(self.workers)
@@ -273,7 +277,7 @@ class Watch:
     def _relay(self) -> None:
         """Print the whole lines that workers have added to their logs."""
         for number, start in self.read.items():
-            with contextlib.suppress(FileNotFoundError), self.files.log(number).open("rb") as file:
+            with contextlib.suppress(OSError), self.files.log(number).open("rb") as file:
                 file.seek(start)
                 whole, newline, _ = file.read().rpartition(b"\n")
                 self.read[number] += len(whole + newline)

@@ -53,7 +53,7 @@ def test_a_dead_task_is_done_when_the_others_are(slurm, state):
 def test_tasks_that_wait_again_are_cancelled_after_success(slurm, tmp_path):
     """A running task has delivered its result; a task that ended needs nothing."""
     (slurm / "queue").write_text("7_0|RUNNING\n7_1|PENDING\n7_2|COMPLETED\n7_3|COMPLETING\n9|PENDING\n")
-    with watched_tasks():
+    with watched_tasks(lambda: False):
         for number in range(4):
             SlurmJob(tmp_path, f"7_{number}")
     assert (slurm / "cancelled").read_text().split() == ["7_1", "7_3"]
@@ -62,9 +62,24 @@ def test_tasks_that_wait_again_are_cancelled_after_success(slurm, tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_tasks_that_go_on_after_an_error_are_named(slurm, tmp_path, capsys, error):
     (slurm / "queue").write_text("7_0|RUNNING\n7_1|FAILED\n")
-    with pytest.raises(error), watched_tasks():
+    with pytest.raises(error), watched_tasks(lambda: False):
         for number in range(2):
             SlurmJob(tmp_path, f"7_{number}")
         raise error
     assert "scancel 7_0 ends them" in capsys.readouterr().err
     assert not (slurm / "cancelled").exists()
+
+
+def test_tasks_not_begun_are_cancelled_when_all_is_done(slurm):
+    (slurm / "queue").write_text("7_0|COMPLETED\n7_1|PENDING\n")
+    watcher, finished = watcher_of("7_0", "7_1"), False
+    watcher.all_over = lambda: finished
+    watcher.update()
+    assert not watcher.is_done("7_0", mode="cache")
+    assert not (slurm / "cancelled").exists()
+    finished = True
+    assert not watcher.is_done("7_0", mode="cache")  # the queue still lists the other
+    assert (slurm / "cancelled").read_text().split() == ["7_1"]
+    (slurm / "cancelled").unlink()
+    watcher.is_done("7_0", mode="cache")
+    assert not (slurm / "cancelled").exists()  # once is enough
