@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+HALVINGS = 50  # of the interval in which the cost of the dearest piece is searched
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -24,8 +26,8 @@ class Cost:
 def divide(costs: Sequence[Cost], workers: int) -> list[list[int]]:
     """Divide jobs into shares of about equal cost, in which the jobs of a group stay together where they can.
 
-    The jobs are put in a line, group after group, and the line is cut into pieces of equal cost. So each piece loads
-    few groups. Which worker runs a job does not change its result.
+    The jobs are put in a line, group after group, and the line is cut so that the dearest piece costs least. Each piece
+    counts what it loads, and loads few groups. Which worker runs a job does not change its result.
 
     Args:
         costs: Cost of each job.
@@ -34,19 +36,39 @@ def divide(costs: Sequence[Cost], workers: int) -> list[list[int]]:
     Returns:
         The places of the jobs in `costs` for each worker that has any, at most `workers` lists.
     """
+    if not any(cost.seconds for cost in costs):
+        costs = [Cost(cost.group) for cost in costs]  # all finished: divided by number
     groups: dict[str, list[int]] = {}
     for place, cost in enumerate(costs):
         groups.setdefault(cost.group, []).append(place)
     line = [place for members in groups.values() for place in members]
-    loading = [costs[members[0]].load_seconds if any(costs[m].seconds for m in members) else 0.0
-               for members in groups.values()]  # fmt: skip
-    total = sum(cost.seconds for cost in costs) + sum(loading)
-    shares: list[list[int]] = [[] for _ in range(workers)]
-    spent, loads = 0.0, dict(zip(groups, loading, strict=True))
+    low, high = 0.0, sum(cost.seconds + cost.load_seconds for cost in costs)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if len(_pieces(line, costs, middle)) <= workers else (middle, high)
+    return _pieces(line, costs, high, workers)
+
+
+def _pieces(line: Sequence[int], costs: Sequence[Cost], most: float, at_least: int = 1) -> list[list[int]]:
+    """Cut a line of jobs into pieces that cost at most `most` seconds each, as long as the jobs allow.
+
+    Args:
+        line: Places of the jobs.
+        costs: Cost of each job.
+        most: Most seconds of a piece.
+        at_least: Number of pieces, if there are as many jobs.
+    """
+    pieces: list[list[int]] = []
+    spent = 0.0
+    loaded: str | None = None  # the group that the piece has loaded last
     for number, place in enumerate(line):
-        own = costs[place].seconds + loads.pop(costs[place].group, 0.0)
-        # The share in which the middle of the job falls; jobs that cost nothing are divided by their number.
-        middle = (spent + own / 2) / total if total else number / len(line)
-        shares[min(workers - 1, int(middle * workers))].append(place)
+        cost = costs[place]
+        loads = cost.load_seconds if cost.seconds else 0.0  # a finished job loads nothing
+        own = cost.seconds + (0.0 if cost.group == loaded else loads)
+        if not pieces or spent + own > most or len(line) - number <= at_least - len(pieces):
+            pieces.append([])
+            spent, own, loaded = 0.0, cost.seconds + loads, None
+        pieces[-1].append(place)
         spent += own
-    return [share for share in shares if share]
+        loaded = cost.group if cost.seconds else loaded
+    return pieces

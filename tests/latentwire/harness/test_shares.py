@@ -36,8 +36,10 @@ def test_no_share_is_a_job_above_the_mean(seconds, workers):
         assert load(costs, share) <= even + max(seconds) + 1e-9
 
 
-def test_loading_a_group_counts_once():
-    """Three jobs of one second each, and one whose group takes as long to load as all of them."""
+def test_each_share_counts_what_it_loads():
+    """Eight jobs whose group takes long to load, in two shares that both load it; then jobs of two groups."""
+    assert [len(share) for share in divide([Cost("a", 1.0, 4.0)] * 8, 2)] == [4, 4]
+    assert [len(share) for share in divide([Cost("a", 0.2, 4.0)] * 4, 4)] == [1] * 4
     assert divide([Cost("b", 0.0001, 3.0), *[Cost("a", 1.0)] * 3], 2) == [[0], [1, 2, 3]]
     costs = [Cost("a", 1.0), Cost("a", 1.0), Cost("a", 1.0), Cost("b", 0.0001, 3.0)]
     assert divide(costs, 2) == [[0, 1, 2], [3]]
