@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from latentwire.harness.claims import CLAIMS, Owner, claimed
 from latentwire.harness.ownership import BusyError
+
+ENTRY = "entry"  # claim of the process that looks who is there
+MOMENT = 0.02  # seconds between two tries to claim what others have for a moment
 
 
 @contextlib.contextmanager
@@ -28,11 +32,20 @@ def taking_part(folder: Path, key: str) -> Iterator[None]:
         NoLocksError: The file system has no locks.
     """
     own = f"{key}.{socket.gethostname()}.{os.getpid()}"
-    with claimed(folder / CLAIMS, own):
-        for name, owner in _claims_in(folder):
-            if "." in name and name != own and not name.startswith(f"{key}."):
-                raise _busy(folder, owner, "other work")
+    with contextlib.ExitStack() as until_end:
+        with contextlib.ExitStack() as entry:  # one at a time, so that of two the first one may begin
+            _claim(entry, folder, ENTRY)
+            _claim(until_end, folder, own)
+            for name, owner in _claims_in(folder):
+                if "." in name and name != own and not name.startswith(f"{key}."):
+                    raise _busy(folder, owner, "other work")
         yield
+
+
+def _claim(until_end: contextlib.ExitStack, folder: Path, name: str) -> None:
+    """Claim something that other processes have for moments only, while they look who is there."""
+    while not until_end.enter_context(claimed(folder / CLAIMS, name)):
+        time.sleep(MOMENT)
 
 
 def require_idle(folder: Path) -> None:
@@ -42,8 +55,9 @@ def require_idle(folder: Path) -> None:
         BusyError: A process does.
         NoLocksError: The file system has no locks.
     """
-    for _, owner in _claims_in(folder):
-        raise _busy(folder, owner, "work")
+    for name, owner in _claims_in(folder):
+        if name != ENTRY:
+            raise _busy(folder, owner, "work")
 
 
 def _claims_in(folder: Path) -> Iterator[tuple[str, Owner | None]]:
