@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def taking_part(folder: Path, key: str) -> Iterator[None]:
         BusyError: Another process does other work there.
         NoLocksError: The file system has no locks.
     """
-    own = f"{key}.{socket.gethostname()}.{os.getpid()}"
+    own = f"{key}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:6]}"  # a process may take part several times
     with contextlib.ExitStack() as until_end:
-        with contextlib.ExitStack() as entry:  # one at a time, so that of two the first one may begin
+        with contextlib.ExitStack() as entry:  # one at a time, so the first of several may begin
             _claim(entry, folder, ENTRY)
             _claim(until_end, folder, own)
             for name, owner in _claims_in(folder):
