@@ -64,7 +64,7 @@ def test_within_deferring_nobody_waits(tmp_path, alone):
 
 def test_other_work_in_the_folder_is_free(tmp_path, alone):
     with claimed(tmp_path / "claims", "work"), deferring(), owned(tmp_path, "other", alone):
-        pass
+        assert sorted(path.name for path in (tmp_path / "claims").iterdir()) == ["other", "work"]
 
 
 def test_of_several_processes_the_main_one_claims_for_all(tmp_path, alone, monkeypatch):
